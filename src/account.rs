@@ -1,0 +1,388 @@
+//! The handle of an account: seal and open. This file is the data path.
+//!
+//! Nothing here awaits, allocates (but what the caller asked for), or takes a lock that another core contends for.
+//! Every seal and open, in this order: enters as an operation in flight, compares CLOCK_BOOTTIME with the end of its
+//! lease, finds its slot filled in the lease's epoch, derives the block's own DEK, seals or opens, and looks at the
+//! lease again before it reports success.
+
+use crate::{
+    block::{self, Address, Backend, BlockHeader, Sealer, Suite},
+    clock::Instant,
+    error::{Corrupt, Error, Result},
+    in_flight::Operation,
+    keyring::{AccountKeys, Keyring, Owner},
+    name::AccountId,
+    slot::{AekSlot, Selection},
+};
+use std::{fmt, sync::Arc, time::Duration};
+
+/// From this length on a block takes long enough for the clock to be read again before success is reported. A shorter
+/// one counts as of its first look at the clock; a denial that arrived meanwhile is seen in both cases.
+const SECOND_LOOK_BYTES_MIN: usize = 64 * 1024;
+
+/// How often the async forms warm an account that goes cold again at once (evicted, or a TTL shorter than an unwrap) before
+/// they say [`Error::Cold`].
+const WARM_ROUNDS_MAX: usize = 3;
+/// How long [`Account::ready`] waits before it tries again without having heard of a change.
+const READY_RETRY: Duration = Duration::from_secs(1);
+
+/// An account's handle. Cheap to clone; seals and opens from any thread without awaiting.
+///
+/// A handle outlives denial and resumption: while its key may not be used, every call says why
+/// ([`Error::Denied`], [`Error::Lapsed`], [`Error::Unreachable`], [`Error::Cold`]); afterwards the same handle works.
+#[derive(Clone)]
+pub struct Account {
+    keys: Arc<AccountKeys>,
+    owner: Arc<Owner>,
+    backend: Backend,
+    suite: Suite,
+}
+
+impl Selection<'_> {
+    /// True while nothing was denied since the selection, nor, for a long block, the lease has ended.
+    #[inline]
+    pub(crate) fn still_holds(&self, bytes: usize, keyring: &Keyring) -> bool {
+        let runs = |now: Instant| self.leash.runs_at(now);
+        self.leash.epoch() == self.epoch && (bytes < SECOND_LOOK_BYTES_MIN || runs(keyring.clock.now()))
+    }
+}
+
+/// Whether an account can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// Blocks can be sealed.
+    Ready,
+    /// The key is not in memory; [`Account::warm`] brings it there.
+    Cold,
+    /// Denied, lapsed, or cold while the token is unreachable: says since when, why, and what to do.
+    Refused(Error),
+}
+
+/// One block of a batch to be sealed in place.
+#[derive(Debug)]
+pub struct SealItem<'a> {
+    /// What the service says the block is.
+    pub address: Address,
+    /// The plaintext; holds the ciphertext when `header` is there.
+    pub buf: &'a mut [u8],
+    /// Filled by the seal.
+    pub header: Option<BlockHeader>,
+}
+
+/// One block of a batch to be opened in place.
+#[derive(Debug)]
+pub struct OpenItem<'a> {
+    /// What the service says the block is.
+    pub address: Address,
+    /// The block's header.
+    pub header: &'a BlockHeader,
+    /// The ciphertext; holds the plaintext when the item was opened.
+    pub buf: &'a mut [u8],
+}
+
+/// A batch stopped at an item; those before it are done, it and those after it are untouched.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("block {index} of the batch: {error}")]
+pub struct BatchError {
+    /// The item, counted from 0. To skip it, go on with the rest of the batch from `index + 1`.
+    pub index: usize,
+    /// Why it was refused.
+    pub error: Error,
+}
+
+impl Account {
+    pub(crate) fn new(keys: Arc<AccountKeys>, owner: Arc<Owner>, backend: Backend, suite: Suite) -> Self {
+        Self { keys, owner, backend, suite }
+    }
+
+    /// The account's id.
+    pub fn id(&self) -> &AccountId {
+        &self.keys.id
+    }
+
+    /// The AEK version under which new blocks are sealed.
+    pub fn aek_version(&self) -> u32 {
+        self.keys.current().aek_version
+    }
+
+    /// Seals `buf` in place, as the block `address`, and returns the header that opens it again. The ciphertext is as
+    /// long as the plaintext: 0 bytes to 64 MiB.
+    ///
+    /// # Errors
+    /// [`Error::Denied`], [`Error::Lapsed`], [`Error::Unreachable`], [`Error::Cold`] when the key may not be used;
+    /// [`Error::Invalid`] over 64 MiB. `buf` then still holds the plaintext. [`Error::Fatal`] when the cipher fails.
+    pub fn seal_in_place(&self, address: impl Into<Address>, buf: &mut [u8]) -> Result<BlockHeader> {
+        let address = address.into();
+        let operation = Operation::enter();
+        let outcome = self.current(&operation).and_then(|key| {
+            let sealer = self.sealer(&key);
+            let header = sealer.seal_in_place(self.suite, key.aek_version, &address, buf)?;
+            if key.still_holds(buf.len(), self.keyring()) {
+                return Ok(header);
+            }
+            // Nothing is lost: the caller may have no other copy of the plaintext.
+            sealer.open_in_place(&header, &address, buf)?;
+            Err(Unusable::Revoked)
+        });
+        self.explain(operation, self.keys.current(), outcome)
+    }
+
+    /// Opens in place what [`Account::seal_in_place`] sealed.
+    ///
+    /// # Errors
+    /// As sealing, with `buf` as it was. [`Error::Corrupt`] when the block, header, address or account is not what was
+    /// sealed: `buf` is then zero, and so it is when the key was taken away during the call; open into another buffer to
+    /// keep the ciphertext.
+    pub fn open_in_place(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
+        let address = address.into();
+        let slot = self.slot_of(header)?;
+        let operation = Operation::enter();
+        let outcome = self.select(&operation, slot).and_then(|key| {
+            self.sealer(&key).open_in_place(header, &address, buf)?;
+            if key.still_holds(buf.len(), self.keyring()) {
+                return Ok(());
+            }
+            buf.fill(0);
+            Err(Unusable::Revoked)
+        });
+        self.explain(operation, slot, outcome)
+    }
+
+    /// Seals `plaintext`, which is only read, into `ciphertext` of the same length.
+    ///
+    /// # Errors
+    /// As [`Account::seal_in_place`], and [`Error::Invalid`] when the lengths differ.
+    pub fn seal_into(
+        &self,
+        address: impl Into<Address>,
+        plaintext: &[u8],
+        ciphertext: &mut [u8],
+    ) -> Result<BlockHeader> {
+        let address = address.into();
+        let operation = Operation::enter();
+        let outcome = self.current(&operation).and_then(|key| {
+            let header = self.sealer(&key).seal_into(self.suite, key.aek_version, &address, plaintext, ciphertext)?;
+            if key.still_holds(plaintext.len(), self.keyring()) {
+                return Ok(header);
+            }
+            ciphertext.fill(0);
+            Err(Unusable::Revoked)
+        });
+        self.explain(operation, self.keys.current(), outcome)
+    }
+
+    /// Opens `ciphertext`, which is only read, into `plaintext` of the same length.
+    ///
+    /// # Errors
+    /// As [`Account::open_in_place`], and [`Error::Invalid`] when the lengths differ. `plaintext` then holds no byte of it.
+    pub fn open_into(
+        &self,
+        address: impl Into<Address>,
+        header: &BlockHeader,
+        ciphertext: &[u8],
+        plaintext: &mut [u8],
+    ) -> Result<()> {
+        let address = address.into();
+        let slot = self.slot_of(header)?;
+        let operation = Operation::enter();
+        let outcome = self.select(&operation, slot).and_then(|key| {
+            self.sealer(&key).open_into(header, &address, ciphertext, plaintext)?;
+            if key.still_holds(ciphertext.len(), self.keyring()) {
+                return Ok(());
+            }
+            plaintext.fill(0);
+            Err(Unusable::Revoked)
+        });
+        self.explain(operation, slot, outcome)
+    }
+
+    /// Seals into one new `Vec`: header, then ciphertext.
+    ///
+    /// # Errors
+    /// As [`Account::seal_in_place`].
+    pub fn seal_to_vec(&self, address: impl Into<Address>, plaintext: &[u8]) -> Result<Vec<u8>> {
+        block::check_len(plaintext.len())?;
+        let header_len = self.suite.header_len();
+        let mut sealed = vec![0; header_len + plaintext.len()];
+        let (front, ciphertext) = sealed.split_at_mut(header_len);
+        let header = self.seal_into(address, plaintext, ciphertext)?;
+        front.copy_from_slice(header.as_bytes());
+        Ok(sealed)
+    }
+
+    /// Opens what [`Account::seal_to_vec`] made.
+    ///
+    /// # Errors
+    /// As [`Account::open_into`], and [`Error::Corrupt`] naming what is wrong with the header.
+    pub fn open_to_vec(&self, address: impl Into<Address>, sealed: &[u8]) -> Result<Vec<u8>> {
+        let (header, ciphertext) = BlockHeader::split(sealed)?;
+        block::check_len(ciphertext.len())?;
+        let mut plaintext = vec![0; ciphertext.len()];
+        self.open_into(address, &header, ciphertext, &mut plaintext)?;
+        Ok(plaintext)
+    }
+
+    /// Seals many blocks in place. Each asks the lease for itself.
+    ///
+    /// # Errors
+    /// [`BatchError`] at the first item that fails: those before it have their headers, it and the rest still hold plaintext.
+    pub fn seal_batch(&self, items: &mut [SealItem<'_>]) -> Result<(), BatchError> {
+        for (index, item) in items.iter_mut().enumerate() {
+            item.header =
+                Some(self.seal_in_place(item.address, item.buf).map_err(|error| BatchError { index, error })?);
+        }
+        Ok(())
+    }
+
+    /// Opens many blocks in place. Each asks the lease for itself.
+    ///
+    /// # Errors
+    /// [`BatchError`] at the first item that fails: those before it hold plaintext, it is as [`Account::open_in_place`]
+    /// says, the rest are untouched.
+    pub fn open_batch(&self, items: &mut [OpenItem<'_>]) -> Result<(), BatchError> {
+        for (index, item) in items.iter_mut().enumerate() {
+            self.open_in_place(item.address, item.header, item.buf).map_err(|error| BatchError { index, error })?;
+        }
+        Ok(())
+    }
+
+    /// Whether new blocks can be sealed now, and if not, why.
+    pub fn state(&self) -> State {
+        let slot = self.keys.current();
+        let now = self.keyring().clock.now();
+        if slot.is_usable(now) {
+            return State::Ready;
+        }
+        match slot.why_not(now) {
+            Error::Cold { .. } => State::Cold,
+            refused => State::Refused(refused),
+        }
+    }
+
+    /// Resolves when the account can be used again: warms it when it is cold, and waits through denial, lapse and outage
+    /// for as long as they last. Put a time-out around it.
+    ///
+    /// # Errors
+    /// What waiting cannot heal: [`Error::NotFound`], [`Error::Corrupt`], [`Error::Conflict`], [`Error::Misconfigured`],
+    /// [`Error::Fatal`].
+    pub async fn ready(&self) -> Result<()> {
+        let keyring = self.keyring();
+        loop {
+            let changed = keyring.changed.notified();
+            tokio::pin!(changed);
+            // Enlist before the attempt, else a change during it would be missed.
+            changed.as_mut().enable();
+            match self.warm().await {
+                Err(
+                    Error::Denied(_) | Error::Lapsed(_) | Error::Unreachable(_) | Error::Cold { .. } | Error::Store(_),
+                ) => {}
+                settled => return settled,
+            }
+            let again = keyring.clock.now().plus(READY_RETRY);
+            keyring.clock.until(again, changed).await;
+        }
+    }
+
+    /// As [`Account::seal_in_place`], and warms the account first when it is cold.
+    ///
+    /// # Errors
+    /// As [`Account::seal_in_place`] and [`Account::warm`].
+    pub async fn seal(&self, address: impl Into<Address>, buf: &mut [u8]) -> Result<BlockHeader> {
+        let address = address.into();
+        for _ in 0..WARM_ROUNDS_MAX {
+            match self.seal_in_place(address, buf) {
+                Err(Error::Cold { .. }) => self.warm().await?,
+                settled => return settled,
+            }
+        }
+        self.seal_in_place(address, buf)
+    }
+
+    /// As [`Account::open_in_place`], and warms the account first when it is cold.
+    ///
+    /// # Errors
+    /// As [`Account::open_in_place`] and [`Account::warm`].
+    pub async fn open(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
+        let address = address.into();
+        for _ in 0..WARM_ROUNDS_MAX {
+            match self.open_in_place(address, header, buf) {
+                Err(Error::Cold { .. }) => self.warm_for(header).await?,
+                settled => return settled,
+            }
+        }
+        self.open_in_place(address, header, buf)
+    }
+
+    fn keyring(&self) -> &Arc<Keyring> {
+        &self.owner.0
+    }
+
+    /// Brings the key into memory, so that new blocks can be sealed: at once when it is there, else after one unwrap.
+    /// Call it when a seal says [`Error::Cold`].
+    ///
+    /// # Errors
+    /// As [`crate::Engine::account`].
+    pub async fn warm(&self) -> Result<()> {
+        // Through the index, so that an evicted account is counted again.
+        self.keyring().open(self.id()).await.map(drop)
+    }
+
+    /// As [`Account::warm`], for opening the block that `header` belongs to, which may be of an older AEK version.
+    ///
+    /// # Errors
+    /// As [`Account::warm`], and [`Error::Corrupt`] when the account has no such AEK version.
+    pub async fn warm_for(&self, header: &BlockHeader) -> Result<()> {
+        self.keyring().warm(self.slot_of(header)?).await
+    }
+
+    #[inline]
+    fn slot_of(&self, header: &BlockHeader) -> Result<&Arc<AekSlot>> {
+        let aek_version = header.aek_version();
+        self.keys.version(aek_version).ok_or_else(|| Corrupt::AekVersion(aek_version).into())
+    }
+
+    #[inline]
+    fn current<'a>(&'a self, operation: &'a Operation) -> Result<Selection<'a>, Unusable> {
+        self.select(operation, self.keys.current())
+    }
+
+    #[inline]
+    fn select<'a>(&'a self, operation: &'a Operation, slot: &'a AekSlot) -> Result<Selection<'a>, Unusable> {
+        slot.usable(operation, self.keyring().clock.now()).ok_or(Unusable::Revoked)
+    }
+
+    #[inline]
+    fn sealer<'a>(&'a self, key: &Selection<'a>) -> Sealer<'a> {
+        Sealer { backend: self.backend, schedule: key.schedule, account: &self.keys.id }
+    }
+
+    /// Leaves the operation, then says why the key could not be used: a wiper may be waiting for the operation while it
+    /// holds what the reason is read from.
+    #[inline]
+    fn explain<T>(&self, operation: Operation, slot: &AekSlot, outcome: Result<T, Unusable>) -> Result<T> {
+        drop(operation);
+        outcome.map_err(|unusable| match unusable {
+            Unusable::Revoked => slot.why_not(self.keyring().clock.now()),
+            Unusable::Other(error) => error,
+        })
+    }
+}
+
+/// Why an operation ended without success; the reason for a revocation is looked up after the operation was left.
+enum Unusable {
+    Revoked,
+    Other(Error),
+}
+
+impl From<Error> for Unusable {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Account").field("id", self.id()).field("aek_version", &self.aek_version()).finish()
+    }
+}

@@ -1,0 +1,208 @@
+//! The command line.
+
+use crate::exit;
+use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
+use keyleash::token::Profile;
+use std::{ffi::OsString, path::PathBuf};
+
+const EXAMPLES: &str = "\
+Examples:
+  softhsm/with-token keyleash quickstart    the whole way, on a token of its own
+  keyleash token check                      is this token set up well?
+  keyleash kek create tenants
+  keyleash account create alice --kek tenants
+  tar c photos | keyleash seal --account alice -o photos.sealed
+  keyleash open photos.sealed | tar x
+
+Settings come from keyleash.toml (or --config FILE), and over it from
+KEYLEASH_MODULE, KEYLEASH_TOKEN_LABEL, KEYLEASH_PIN_FILE, KEYLEASH_STORE
+(./keyleash.redb) and the other KEYLEASH_* variables.
+
+With --json the result is one JSON object on standard output, or on standard
+error when standard output carries data; a failure is
+{\"error\": {\"kind\", \"message\", \"exit\"}} on standard error.
+";
+
+const SEAL_EXAMPLES: &str = "\
+Examples:
+  keyleash seal --account alice notes.txt -o notes.sealed
+  pg_dump | keyleash seal --account alice > dump.sealed
+
+OUT appears only when it is complete: it is written beside its place and
+renamed. It has mode 0600.";
+
+const OPEN_EXAMPLES: &str = "\
+Examples:
+  keyleash open notes.sealed -o notes.txt
+  keyleash open < dump.sealed | psql
+
+The account is named in the sealed file. Only bytes that were authenticated are
+written, block by block; that a file was cut short shows only at its end. So on
+standard output wait for exit status 0 before you trust that it is the whole.
+OUT appears only when it is.";
+
+/// HSM-backed envelope encryption, whose keys stay on a leash.
+///
+/// Who takes the KEK away from the token takes the data away.
+#[derive(Debug, Parser)]
+#[command(name = "keyleash", version, after_help = format!("{EXAMPLES}\n{}", exit::help()))]
+#[command(disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Show results and failures as JSON.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Read settings from this file [default: keyleash.toml, if there is one].
+    #[arg(long, global = true, value_name = "FILE", env = "KEYLEASH_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a KEK and an account, seal a file, open it, compare, and say what to try next.
+    Quickstart(Quickstart),
+    /// Look at the token.
+    #[command(subcommand)]
+    Token(Token),
+    /// Make and list KEKs (the keys that never leave the token).
+    #[command(subcommand)]
+    Kek(Kek),
+    /// Make and list accounts.
+    #[command(subcommand)]
+    Account(Account),
+    /// Seal a file or a stream of any length for an account.
+    #[command(after_help = SEAL_EXAMPLES)]
+    Seal(Seal),
+    /// Open a sealed file or stream.
+    #[command(after_help = OPEN_EXAMPLES)]
+    Open(Open),
+    /// Show token, KEKs, and the leases that a proof under each KEK gives.
+    ///
+    /// Ends with 0 when all are granted, else as the first that is not.
+    Status {
+        /// Go on, and show each change as it comes, a line (or with --json an object) each, until interrupted.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Rehearse revocation, outage and resumption on the token, under load, and measure them against the promises.
+    #[command(subcommand)]
+    Drill(crate::drill::args::Drill),
+    /// Print shell completions.
+    #[command(
+        after_help = "Example:\n  keyleash completions bash > ~/.local/share/bash-completion/completions/keyleash"
+    )]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Quickstart {
+    /// What to seal, up to 64 MiB [default: README.md, here or keyleash's own].
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Show module, slot, token and mechanisms, try every wrap profile, and say what is wrong and what to do.
+    ///
+    /// Ends with 0 when a profile works. Leaves nothing in the token.
+    Check,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Kek {
+    /// Make a KEK in the token: sensitive, not extractable.
+    #[command(after_help = "Example:\n  keyleash kek create tenants --profile aes-gcm")]
+    Create {
+        /// 1 to 64 of A-Z a-z 0-9 . _ - beginning with a letter or digit.
+        name: OsString,
+        /// How it wraps.
+        #[arg(long, default_value = Profile::ALL[0].name(), value_parser = profiles())]
+        profile: Profile,
+        /// Allow its deletion in the token. Without it a KEK can be disabled, and enabled again, but not deleted by accident.
+        #[arg(long)]
+        destroyable: bool,
+    },
+    /// List the KEKs of the store, and keys in the token that the store does not know.
+    List,
+    /// Show a KEK's versions.
+    Show {
+        /// Its name.
+        name: OsString,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Account {
+    /// Make an account: a new AEK, stored only wrapped by the KEK.
+    #[command(after_help = "Example:\n  keyleash account create alice --kek tenants")]
+    Create {
+        /// 1 to 255 bytes of UTF-8 without control characters.
+        id: OsString,
+        /// The KEK that wraps its AEK.
+        #[arg(long, value_name = "NAME")]
+        kek: OsString,
+    },
+    /// List all accounts, one per line.
+    List,
+    /// Show an account's wrapped AEKs. With --json, enough for another program to unwrap them with the token.
+    Show {
+        /// Its id.
+        id: OsString,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Seal {
+    /// Whose data it is.
+    #[arg(long, value_name = "ID")]
+    pub(crate) account: OsString,
+    #[command(flatten)]
+    pub(crate) streams: Streams,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Open {
+    #[command(flatten)]
+    pub(crate) streams: Streams,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Streams {
+    /// Read this file [default, and -: standard input].
+    #[arg(value_name = "IN")]
+    pub(crate) input: Option<PathBuf>,
+    /// Write this file [default, and -: standard output].
+    #[arg(short, long, value_name = "OUT")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace OUT if it exists.
+    #[arg(long, requires = "output")]
+    pub(crate) force: bool,
+}
+
+/// Parses the name of a wrap profile.
+pub(crate) fn profiles() -> impl TypedValueParser<Value = Profile> {
+    PossibleValuesParser::new(Profile::ALL.map(Profile::name)).try_map(|name| name.parse::<Profile>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_every_exit_status() {
+        let help = Cli::command().render_help().to_string();
+        for (code, meaning) in exit::TABLE {
+            assert!(help.contains(&format!("{code:>3}  {meaning}")), "{code}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The acts: done to the token by a process of its own, as in production, or by a person.
+//!
+//! The process is this binary again with the hidden command `drill __act`; it prints the instant just before the act
+//! (CLOCK_BOOTTIME, which all processes share), so that what is measured from it is never too short.
+
+use super::args::Act;
+use crate::{
+    exit::Failure,
+    setup::{Setup, wait_until_listed},
+};
+use keyleash::{
+    Error,
+    clock::{Clock, Instant},
+    token::{
+        KekId,
+        pkcs11::{self, Pkcs11Token, operator::Operator},
+    },
+};
+use rustix::fs::{FlockOperation, fcntl_lock};
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+/// The other side: does the act in this process.
+pub(crate) async fn act(act: Act, setup: &Setup) -> Result<(), Failure> {
+    let clock = Clock::default();
+    let at = match act {
+        Act::Enable { id, profile } => {
+            operator(setup).await?.set_enabled(&kek_id(&id)?, profile, true).await.map_err(Error::from)?
+        }
+        Act::Disable { id, profile } => {
+            operator(setup).await?.set_enabled(&kek_id(&id)?, profile, false).await.map_err(Error::from)?
+        }
+        Act::Destroy { id } => operator(setup).await?.destroy(&kek_id(&id)?).await.map_err(Error::from)?,
+        Act::SetPin { new } => {
+            let old = setup.token_settings()?.pin;
+            let new = pkcs11::PinSource::File(new);
+            operator(setup).await?.set_pin(&old, &new).await.map_err(Error::from)?
+        }
+        Act::Move { from, to } => {
+            let at = clock.now();
+            fs::rename(&from, &to).map_err(|error| Failure::io(from.display(), error))?;
+            at
+        }
+        Act::Restore { backup, place } => {
+            let at = clock.now();
+            restore(&backup, &place).map_err(|error| Failure::io(place.display(), error))?;
+            at
+        }
+        Act::HoldLock { files } => return hold_lock(&files, &clock),
+    };
+    say(at).map_err(Failure::stdout)
+}
+
+fn say(at: Instant) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", at.as_nanos())?;
+    out.flush()
+}
+
+async fn operator(setup: &Setup) -> Result<Operator, Failure> {
+    let token = Pkcs11Token::open(setup.token_settings()?).await.map_err(Error::from)?;
+    wait_until_listed(&token).await;
+    Ok(Operator::new(token))
+}
+
+fn kek_id(hex: &str) -> Result<KekId, Failure> {
+    let digits: Option<Vec<u32>> = hex.chars().map(|digit| digit.to_digit(16)).collect();
+    let bytes = digits
+        .unwrap_or_default()
+        .chunks_exact(2)
+        .map(|pair| pair.iter().fold(0, |byte, digit| byte * 16 + *digit as u8))
+        .collect::<Vec<u8>>();
+    Ok(KekId::new(bytes)?)
+}
+
+/// Puts the backup in the place of what is there.
+fn restore(backup: &Path, place: &Path) -> io::Result<()> {
+    let gone = place.with_extension("gone");
+    fs::rename(place, &gone)?;
+    fs::rename(backup, place)?;
+    fs::remove_dir_all(&gone)
+}
+
+/// Holds POSIX locks until standard input ends, so that they end with whoever asked for them, however it ends.
+fn hold_lock(files: &[PathBuf], clock: &Clock) -> Result<(), Failure> {
+    let at = clock.now();
+    let mut held = Vec::new();
+    for path in files {
+        let failed = |error: io::Error| Failure::io(path.display(), error);
+        let file = fs::File::options().read(true).write(true).open(path).map_err(failed)?;
+        fcntl_lock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        held.push(file);
+    }
+    say(at).map_err(Failure::stdout)?;
+    // However it ends, the locks end with it.
+    let _ = io::stdin().lock().read(&mut [0]);
+    Ok(())
+}
+
+/// Who does the acts.
+#[derive(Debug, Clone)]
+pub(crate) enum Actor {
+    /// A process of this binary, with this `--config`.
+    Process { config: Option<PathBuf> },
+    /// A person, who is told what to do.
+    Operator,
+}
+
+impl Actor {
+    /// Does the act and gives when. `words` says it to a person.
+    pub(crate) async fn act(&self, words: &str, command: Vec<OsString>) -> Result<Instant, Failure> {
+        match self {
+            Self::Process { config } => {
+                let command = hidden(config.as_deref(), "__act", command)?;
+                blocking(move || run(command)).await
+            }
+            Self::Operator => self.ask(words).await,
+        }
+    }
+
+    /// Tells a person what to do, and waits until it is done.
+    async fn ask(&self, words: &str) -> Result<Instant, Failure> {
+        let words = words.to_owned();
+        blocking(move || {
+            // Also with --json: the person sits at standard error.
+            let _ = writeln!(io::stderr().lock(), "\n>> {words}; then press Enter");
+            let mut line = String::new();
+            let read = io::stdin().lock().read_line(&mut line).map_err(|error| Failure::io("standard input", error))?;
+            if read == 0 {
+                return Err(Failure::Usage("standard input ended before the operator said that it is done".into()));
+            }
+            Ok(Clock::default().now())
+        })
+        .await
+    }
+
+    pub(crate) fn is_operator(&self) -> bool {
+        matches!(self, Self::Operator)
+    }
+}
+
+/// This binary again, with a hidden command.
+pub(crate) fn hidden(config: Option<&Path>, name: &str, arguments: Vec<OsString>) -> Result<Command, Failure> {
+    let binary = env::current_exe().map_err(|error| Failure::io("finding this binary", error))?;
+    let mut command = Command::new(binary);
+    if let Some(config) = config {
+        command.arg("--config").arg(config);
+    }
+    command.arg("drill").arg(name).args(arguments).stdin(Stdio::null());
+    Ok(command)
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::io("a thread of the drill", io::Error::other(error))),
+    }
+}
+
+/// Runs an act to its end.
+pub(crate) fn run(mut command: Command) -> Result<Instant, Failure> {
+    let output = command.output().map_err(|error| Failure::io("starting the act", error))?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(failed(&words));
+    }
+    instant(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| failed(&words))
+}
+
+fn failed(words: &str) -> Failure {
+    Failure::io("the act failed", io::Error::other(words.trim().trim_start_matches("keyleash: ").to_owned()))
+}
+
+fn instant(line: &str) -> Option<Instant> {
+    line.trim().parse().ok().map(Instant::from_nanos)
+}
+
+/// A process that holds the token's locks. They end when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held(Child);
+
+impl Held {
+    /// Starts it, and gives when the locks began.
+    pub(crate) fn start(mut command: Command) -> Result<(Self, Instant), Failure> {
+        let starting = |error| Failure::io("starting the act", error);
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(starting)?;
+        let mut held = Self(child);
+        let mut line = String::new();
+        if let Some(out) = held.0.stdout.take() {
+            BufReader::new(out).read_line(&mut line).map_err(starting)?;
+        }
+        let at = instant(&line).ok_or_else(|| failed("it could not hold the locks"))?;
+        Ok((held, at))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It ends by itself when standard input does; this is quicker.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,126 @@
+//! The command line of the drills.
+
+use clap::{Args, Subcommand};
+use keyleash::token::Profile;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  softhsm/with-token keyleash drill revocation --fast --picture revocation.svg
+  keyleash drill outage --json > new.json && keyleash drill compare old.json new.json
+  keyleash drill revocation --operator     on a real HSM: says what to do, and waits
+
+A drill makes a KEK and a store of its own and leaves neither behind. Ends with 0
+when every promise held, with 9 when one did not.";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = EXAMPLES)]
+pub(crate) enum Drill {
+    /// The KEK is disabled in the token by another process, then enabled again.
+    Revocation(Options),
+    /// The KEK is destroyed, then the token is restored from a backup.
+    Destroy(Options),
+    /// The token vanishes from its module for longer than grace, then comes back.
+    TokenRemoved(Options),
+    /// The user PIN is changed behind the service's back, then the service is given the new one.
+    PinChanged(Options),
+    /// The token is unreachable for less than grace.
+    Outage(Options),
+    /// The token is unreachable for longer than grace.
+    LongOutage(Options),
+    /// The token goes away and comes back again and again.
+    Flapping(Options),
+    /// Calls into the module hang for a while.
+    Hang(Options),
+    /// The process is killed and started while active, while denied, and while unreachable.
+    Restart(Options),
+    /// 10,000 accounts are revoked and resume.
+    Fleet(Options),
+    /// All of the above, one after the other.
+    All(Options),
+    /// Compare two reports made with --json. Ends with 9 when a promise that held does not hold any more.
+    Compare {
+        /// The earlier report.
+        old: PathBuf,
+        /// The later report.
+        new: PathBuf,
+    },
+    /// Does an act in a process of its own.
+    #[command(name = "__act", hide = true, subcommand)]
+    Act(Act),
+    /// The service that `restart` kills.
+    #[command(name = "__serve", hide = true)]
+    Serve(Serve),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {
+    /// Poll 1 s, timeout 1 s, grace 10 s, instead of the settings in force.
+    #[arg(long)]
+    pub(crate) fast: bool,
+    /// Accounts under load [default: 50; fleet: 10000].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) accounts: Option<u32>,
+    /// Threads that seal and open.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) threads: u32,
+    /// How the drill's KEK wraps.
+    #[arg(long, default_value = Profile::ALL[0].name(), value_parser = crate::args::profiles())]
+    pub(crate) profile: Profile,
+    /// Scheduling slack that is added to every promised time and stated in the report, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    pub(crate) slack: u32,
+    /// Draw the timeline.
+    #[arg(long, value_name = "OUT.svg")]
+    pub(crate) picture: Option<PathBuf>,
+    /// Write a report that needs no network.
+    #[arg(long, value_name = "OUT.html")]
+    pub(crate) report: Option<PathBuf>,
+    /// A person does the acts: says what to do, and waits until told that it is done.
+    #[arg(long)]
+    pub(crate) operator: bool,
+    /// Act destructively on the token with this serial, although with-token did not make it.
+    #[arg(long, value_name = "SERIAL")]
+    pub(crate) token_serial: Option<String>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Act {
+    Enable {
+        id: String,
+        #[arg(value_parser = crate::args::profiles())]
+        profile: Profile,
+    },
+    Disable {
+        id: String,
+        #[arg(value_parser = crate::args::profiles())]
+        profile: Profile,
+    },
+    Destroy {
+        id: String,
+    },
+    SetPin {
+        new: PathBuf,
+    },
+    Move {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Restore {
+        backup: PathBuf,
+        place: PathBuf,
+    },
+    HoldLock {
+        files: Vec<PathBuf>,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Serve {
+    /// The drill's directory.
+    pub(crate) directory: PathBuf,
+    pub(crate) accounts: u32,
+    pub(crate) threads: u32,
+    #[arg(long)]
+    pub(crate) fast: bool,
+}

@@ -1,0 +1,169 @@
+//! `drill compare`: two reports side by side. A promise that held and does not hold any more is the only thing that fails.
+
+use super::report::FORMAT;
+use crate::{
+    exit::Failure,
+    output::{Output, columns},
+};
+use keyleash::Error;
+use serde_json::{Value, json};
+use std::{fs::File, io::Read, path::Path};
+
+/// A report of all drills, each with an hour's timeline, is far below this.
+const REPORT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// A value that both reports have, or one.
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    scenario: String,
+    name: String,
+    old: Value,
+    new: Value,
+    /// The promise held and does not any more.
+    worse: bool,
+}
+
+pub(crate) fn run(old: &Path, new: &Path, output: Output) -> Result<(), Failure> {
+    let rows = compare(&read(old)?, &read(new)?);
+    let worse: Vec<_> =
+        rows.iter().filter(|row| row.worse).map(|row| format!("{}: {}", row.scenario, row.name)).collect();
+    let json: Vec<_> = rows
+        .iter()
+        .map(|row| json!({ "scenario": row.scenario, "name": row.name, "old": row.old, "new": row.new, "worse": row.worse }))
+        .collect();
+    let mut lines = vec![["scenario", "what", "old", "new", "change"].map(String::from).to_vec()];
+    lines.extend(rows.iter().map(line));
+    output.result(&json!({ "format": "keyleash.drill-compare.v1", "worse": worse, "rows": json }), &columns(&lines))?;
+    match worse.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Broken(format!("held before and does not hold now: {}", worse.join("; ")))),
+    }
+}
+
+fn line(row: &Row) -> Vec<String> {
+    let change = match (row.old.as_f64(), row.new.as_f64()) {
+        _ if row.worse => "WORSE".into(),
+        (Some(old), Some(new)) if old != 0.0 => format!("{:+.0} %", (new / old - 1.0) * 100.0),
+        _ => String::new(),
+    };
+    vec![row.scenario.clone(), row.name.clone(), shown(&row.old), shown(&row.new), change]
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn read(path: &Path) -> Result<Value, Failure> {
+    let mut text = String::new();
+    let file = File::open(path).map_err(|error| Failure::input(path, error))?;
+    file.take(REPORT_BYTES_MAX).read_to_string(&mut text).map_err(|error| Failure::io(path.display(), error))?;
+    let refused = |what: String| Failure::from(Error::Invalid(format!("{}: {what}", path.display())));
+    let report: Value = serde_json::from_str(&text).map_err(|error| refused(format!("is no JSON report: {error}")))?;
+    match report.get("format").and_then(Value::as_str) {
+        Some(FORMAT) => Ok(report),
+        Some(other) => Err(refused(format!("is a {other:?}, this release reads {FORMAT:?}"))),
+        None => Err(refused("is no report of `keyleash drill --json`".into())),
+    }
+}
+
+/// Every measurement and verdict of every scenario that either report has.
+fn compare(old: &Value, new: &Value) -> Vec<Row> {
+    let mut scenarios: Vec<&str> = Vec::new();
+    for name in drills(old).chain(drills(new)).filter_map(|drill| drill.get("scenario").and_then(Value::as_str)) {
+        if !scenarios.contains(&name) {
+            scenarios.push(name);
+        }
+    }
+    let mut rows = Vec::new();
+    for scenario in scenarios {
+        let of = |report| drills(report).find(|drill| drill.get("scenario").and_then(Value::as_str) == Some(scenario));
+        let (old, new) = (of(old), of(new));
+        let names = keys(old, measurements).into_iter().chain(keys(new, measurements));
+        push(&mut rows, scenario, names, |name| (find(old, measurements, name), find(new, measurements, name)));
+        let names = keys(old, verdicts).into_iter().chain(keys(new, verdicts));
+        push(&mut rows, scenario, names, |name| (find(old, verdicts, name), find(new, verdicts, name)));
+    }
+    rows
+}
+
+type Pairs = Vec<(String, Value)>;
+
+fn drills(report: &Value) -> impl Iterator<Item = &Value> {
+    report.get("drills").and_then(Value::as_array).into_iter().flatten()
+}
+
+fn measurements(drill: &Value) -> Pairs {
+    let object = drill.get("measurements").and_then(Value::as_object);
+    object.into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+fn verdicts(drill: &Value) -> Pairs {
+    let promises = drill.get("promises").and_then(Value::as_array).into_iter().flatten();
+    let pair = |promise: &Value| {
+        let name = promise.get("name").and_then(Value::as_str)?;
+        Some((format!("promise {name}"), promise.get("verdict")?.clone()))
+    };
+    promises.filter_map(pair).collect()
+}
+
+fn keys(drill: Option<&Value>, pairs: impl Fn(&Value) -> Pairs) -> Vec<String> {
+    drill.map(pairs).unwrap_or_default().into_iter().map(|(name, _)| name).collect()
+}
+
+fn find(drill: Option<&Value>, pairs: impl Fn(&Value) -> Pairs, name: &str) -> Value {
+    let pairs = drill.map(pairs).unwrap_or_default();
+    pairs.into_iter().find(|(known, _)| known == name).map_or(Value::Null, |(_, value)| value)
+}
+
+fn push(
+    rows: &mut Vec<Row>,
+    scenario: &str,
+    names: impl Iterator<Item = String>,
+    values: impl Fn(&str) -> (Value, Value),
+) {
+    for name in names {
+        if rows.iter().any(|row| row.scenario == scenario && row.name == name) {
+            continue;
+        }
+        let (old, new) = values(&name);
+        let worse = old == "pass" && new == "fail";
+        rows.push(Row { scenario: scenario.into(), name, old, new, worse });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(scenario: &str, ms: f64, verdict: &str) -> Value {
+        json!({ "format": FORMAT, "drills": [{
+            "scenario": scenario,
+            "measurements": { "last_success_ms": ms },
+            "promises": [{ "name": "last-success", "verdict": verdict }],
+        }] })
+    }
+
+    fn worse(rows: &[Row]) -> usize {
+        rows.iter().filter(|row| row.worse).count()
+    }
+
+    #[test]
+    fn a_promise_that_held_and_does_not_any_more_is_worse_and_a_slower_time_is_not() {
+        let fast = report("outage", 1.0, "pass");
+        assert_eq!(worse(&compare(&fast, &report("outage", 900.0, "pass"))), 0);
+        assert_eq!(worse(&compare(&fast, &report("outage", 900.0, "fail"))), 1);
+        assert_eq!(worse(&compare(&report("outage", 1.0, "fail"), &report("outage", 1.0, "fail"))), 0);
+    }
+
+    #[test]
+    fn scenarios_that_only_one_report_has_are_shown() {
+        let rows = compare(&report("outage", 1.0, "pass"), &report("hang", 2.0, "pass"));
+        assert_eq!(rows.len(), 4);
+        assert!(rows.iter().all(|row| row.old.is_null() != row.new.is_null()));
+        assert_eq!(worse(&rows), 0);
+    }
+}

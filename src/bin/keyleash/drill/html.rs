@@ -1,0 +1,94 @@
+//! The report as one HTML page that needs no network: verdict lines, settings, and the picture of every drill.
+
+use super::{
+    picture::{escape, svg},
+    report::{Report, bound_words, measured_words},
+};
+use std::fmt::Write as _;
+
+const STYLE: &str = "\
+:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}\
+table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #8884}\
+.pass{color:#1a7f37}.fail{color:#cf222e;font-weight:bold}svg{width:100%;height:auto}.mute{opacity:.7}\
+@media(prefers-color-scheme:dark){.pass{color:#3fb950}.fail{color:#ff7b72}}";
+
+/// The page.
+pub(crate) fn html(reports: &[Report]) -> String {
+    let passed = reports.iter().filter(|report| report.passed()).count();
+    let mut body = String::new();
+    let _ = write!(
+        body,
+        "<h1>keyleash drills</h1>\n<p>{passed} of {} drills kept every promise.</p>\n<table>",
+        reports.len()
+    );
+    for report in reports {
+        let name = report.finished.scenario.name();
+        let _ = writeln!(
+            body,
+            "<tr><td><a href=\"#{name}\">{name}</a></td><td>{}</td><td>{}</td></tr>",
+            verdict(report.passed()),
+            escape(report.finished.scenario.story())
+        );
+    }
+    body.push_str("</table>\n");
+    for report in reports {
+        section(&mut body, report);
+    }
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>keyleash drills</title>\
+         <style>{STYLE}</style></head>\n<body>\n{body}</body></html>\n"
+    )
+}
+
+fn section(body: &mut String, report: &Report) {
+    let finished = &report.finished;
+    let name = finished.scenario.name();
+    let token = &finished.token;
+    let _ = writeln!(body, "<h2 id=\"{name}\">{name}</h2>\n{}", svg(&[report]));
+    let who = if finished.operator { "an operator" } else { "another process" };
+    let _ = writeln!(
+        body,
+        "<p class=\"mute\">Token {}, serial {} ({}); profile {}; acts by {who}; begun at {} s (Unix time). {}. Every promised \
+         time carries the slack; counts carry none.</p>\n<table><tr><th></th><th>what</th><th>measured</th><th>promised</th></tr>",
+        escape(&token.label),
+        escape(&token.serial),
+        escape(&token.model),
+        finished.profile,
+        finished.started_unix,
+        escape(&report.settings_words()),
+    );
+    for promise in &report.promises {
+        let _ = writeln!(
+            body,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            verdict(promise.kept),
+            escape(promise.what),
+            escape(&measured_words(promise)),
+            escape(&bound_words(promise))
+        );
+    }
+    let _ = writeln!(body, "</table>\n<p>{}.</p>", escape(&report.count_words()));
+    if let Some(example) = &finished.timeline.wrong_example {
+        let _ = writeln!(body, "<p>A wrong outcome: {}</p>", escape(example));
+    }
+}
+
+fn verdict(passed: bool) -> &'static str {
+    if passed { "<span class=\"pass\">pass</span>" } else { "<span class=\"fail\">FAIL</span>" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drill::{report::tests::finished, scenario::Scenario};
+
+    #[test]
+    fn the_page_needs_no_network_and_escapes_what_the_token_says() {
+        let page = html(&[Report::new(finished(Scenario::Revocation)), Report::new(finished(Scenario::Outage))]);
+        for outside in ["src=", "href=\"http", "url(", "<script"] {
+            assert!(!page.contains(outside), "{outside}");
+        }
+        assert!(page.contains("&lt;&amp;&quot;label&quot;&gt;") && !page.contains("<&"));
+    }
+}

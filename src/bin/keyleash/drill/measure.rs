@@ -1,0 +1,169 @@
+//! What was measured: times in milliseconds from the act or from the undoing, and counts. Pure.
+
+use super::{
+    conduct::Finished,
+    outcome::{Outcome, Run},
+    timeline::Timeline,
+};
+use keyleash::clock::Instant;
+
+/// The measurements of one drill. Times are `None` when what they time did not happen.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Measured {
+    /// Last success after the act and before the undoing; `None` when nothing succeeded after the act.
+    pub(crate) last_success_ms: Option<f64>,
+    /// First refusal after the act, up to the undoing.
+    pub(crate) first_refusal_ms: Option<f64>,
+    /// When the lease was first in grace after the act: the silence of the token was noticed.
+    pub(crate) noticed_ms: Option<f64>,
+    /// When no AEK was left in memory, after the act.
+    pub(crate) wiped_ms: Option<f64>,
+    /// First success after the undoing, by an account that had been refused.
+    pub(crate) first_success_ms: Option<f64>,
+    /// When every account worked again, after the undoing.
+    pub(crate) all_back_ms: Option<f64>,
+    /// The same per account.
+    pub(crate) back_p50_ms: Option<f64>,
+    pub(crate) back_p99_ms: Option<f64>,
+    pub(crate) back_max_ms: Option<f64>,
+    /// When the lease was active again, after the undoing.
+    pub(crate) active_ms: Option<f64>,
+    /// Accounts that did not work when the drill ended.
+    pub(crate) accounts_missing: u64,
+    /// Operations in all, those that succeeded, and those that were refused.
+    pub(crate) operations: u64,
+    pub(crate) succeeded: u64,
+    pub(crate) refused: u64,
+    /// Operations whose outcome was not right at their time.
+    pub(crate) wrong: u64,
+    pub(crate) unverified_bytes: u64,
+    /// Operations that waited for an unwrap of their own.
+    pub(crate) warmed: u64,
+}
+
+fn ms(from: Instant, to_ns: u64) -> f64 {
+    Instant::from_nanos(to_ns).since(from).as_secs_f64() * 1e3
+}
+
+/// Measures a drill.
+pub(crate) fn measure(finished: &Finished) -> Measured {
+    of(&finished.timeline)
+}
+
+fn of(timeline: &Timeline) -> Measured {
+    let operations: u64 = timeline.intervals.iter().flatten().sum();
+    let succeeded = timeline.operations(Outcome::Ok);
+    let mut measured = Measured {
+        operations,
+        succeeded,
+        refused: operations - succeeded,
+        wrong: timeline.wrong.iter().sum(),
+        unverified_bytes: timeline.unverified_bytes,
+        warmed: timeline.warmed,
+        ..Measured::default()
+    };
+    let is_ok = |run: &&Run| run.outcome == Outcome::Ok;
+    let missing = timeline.runs.iter().filter(|runs| runs.last().as_ref().is_none_or(|last| !is_ok(last))).count();
+    measured.accounts_missing = missing as u64;
+    let (Some(act), Some(undoing)) = (timeline.act(), timeline.undoing()) else { return measured };
+    let (act_ns, undoing_ns) = (act.as_nanos(), undoing.as_nanos());
+    let runs = || timeline.runs.iter().flatten();
+    let last = runs().filter(is_ok).filter(|run| run.from < undoing_ns).map(|run| run.to.min(undoing_ns)).max();
+    measured.last_success_ms = last.filter(|last| *last > act_ns).map(|last| ms(act, last));
+    let refused = runs().filter(|run| run.outcome != Outcome::Ok && run.from >= act_ns && run.from < undoing_ns);
+    measured.first_refusal_ms = refused.map(|run| run.first).min().map(|first| ms(act, first));
+    let empty = timeline.lease.iter().find(|sample| sample.at > act && sample.at < undoing && sample.aeks == 0);
+    measured.wiped_ms = empty.map(|sample| ms(act, sample.at.as_nanos()));
+    let in_grace = timeline.lease.iter().find(|sample| sample.at > act && sample.phase == "grace");
+    measured.noticed_ms = in_grace.map(|sample| ms(act, sample.at.as_nanos()));
+    measured.active_ms = active_again(timeline, undoing).map(|at| ms(undoing, at.as_nanos()));
+    let mut back: Vec<f64> =
+        timeline.runs.iter().filter_map(|runs| back_at(runs, undoing_ns)).map(|at| ms(undoing, at)).collect();
+    back.sort_by(f64::total_cmp);
+    let percentile = |percent: usize| back.get((back.len().saturating_sub(1) * percent).div_ceil(100)).copied();
+    measured.first_success_ms = back.first().copied();
+    measured.back_p50_ms = percentile(50);
+    measured.back_p99_ms = percentile(99);
+    measured.back_max_ms = back.last().copied();
+    if missing == 0 {
+        measured.all_back_ms = measured.back_max_ms;
+    }
+    measured
+}
+
+/// When the lease was active after the undoing: at once, if it was so then.
+fn active_again(timeline: &Timeline, undoing: Instant) -> Option<Instant> {
+    let before = timeline.lease.iter().rev().find(|sample| sample.at <= undoing);
+    if before.is_some_and(|sample| sample.phase == "active") {
+        return Some(undoing);
+    }
+    timeline.lease.iter().find(|sample| sample.at > undoing && sample.phase == "active").map(|sample| sample.at)
+}
+
+/// The first success of an account after the undoing that followed a refusal.
+fn back_at(runs: &[Run], undoing_ns: u64) -> Option<u64> {
+    let index = runs.iter().position(|run| run.outcome == Outcome::Ok && run.first > undoing_ns)?;
+    (index > 0).then(|| runs.get(index)).flatten().map(|run| run.first)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::drill::timeline::{Act, LeaseSample};
+
+    const MS: u64 = 1_000_000;
+
+    fn run(outcome: Outcome, from: u64, to: u64) -> Run {
+        Run { outcome, from: from * MS, first: (from + 1) * MS, to: to * MS, count: 2 }
+    }
+
+    pub(crate) fn timeline() -> Timeline {
+        let at = |ms: u64| Instant::from_nanos(ms * MS);
+        let act = |kind, ms| Act { kind, what: kind.into(), at: at(ms) };
+        let lease = |ms, phase: &str, aeks| LeaseSample { at: at(ms), phase: phase.into(), aeks };
+        Timeline {
+            runs: vec![
+                vec![run(Outcome::Ok, 0, 150), run(Outcome::Denied, 151, 300), run(Outcome::Ok, 309, 400)],
+                vec![run(Outcome::Ok, 0, 160), run(Outcome::Denied, 161, 300), run(Outcome::Ok, 319, 400)],
+            ],
+            acts: vec![act("act", 100), act("undoing", 200)],
+            lease: vec![
+                lease(0, "active", 2),
+                lease(165, "denied", 0),
+                lease(305, "resuming", 0),
+                lease(330, "active", 2),
+            ],
+            end: at(400),
+            ..Timeline::default()
+        }
+    }
+
+    #[test]
+    fn times_count_from_the_act_and_from_the_undoing() {
+        let measured = of(&timeline());
+        assert_eq!(measured.last_success_ms, Some(60.0));
+        assert_eq!(measured.first_refusal_ms, Some(52.0));
+        assert_eq!(measured.wiped_ms, Some(65.0));
+        assert_eq!(measured.first_success_ms, Some(110.0));
+        assert_eq!((measured.back_p50_ms, measured.all_back_ms), (Some(120.0), Some(120.0)));
+        assert_eq!(measured.active_ms, Some(130.0));
+        assert_eq!(measured.accounts_missing, 0);
+    }
+
+    #[test]
+    fn an_account_that_is_not_back_is_missing_and_not_all_are_back() {
+        let mut timeline = timeline();
+        timeline.runs[1].pop();
+        let measured = of(&timeline);
+        assert_eq!((measured.accounts_missing, measured.all_back_ms), (1, None));
+    }
+
+    #[test]
+    fn an_outage_that_nobody_notices_has_neither_refusal_nor_return() {
+        let mut timeline = timeline();
+        timeline.runs = vec![vec![run(Outcome::Ok, 0, 400)]];
+        let measured = of(&timeline);
+        assert_eq!(measured.last_success_ms, Some(100.0), "until the undoing");
+        assert_eq!((measured.first_refusal_ms, measured.first_success_ms), (None, None));
+    }
+}

@@ -1,0 +1,301 @@
+//! The report: as JSON (described in `manual::drills`) and as lines.
+
+use super::{
+    conduct::Finished,
+    measure::{Measured, measure},
+    outcome::Outcome,
+    promises::{Promise, Relation, Unit, judge},
+};
+use crate::{output::columns, token::info_json};
+use keyleash::clock::Instant;
+use serde_json::{Value, json};
+
+/// Names the format, and its version.
+pub(crate) const FORMAT: &str = "keyleash.drill.v1";
+
+/// A drill with its measurements and verdicts.
+#[derive(Debug, Clone)]
+pub(crate) struct Report {
+    pub(crate) finished: Finished,
+    pub(crate) measured: Measured,
+    pub(crate) promises: Vec<Promise>,
+}
+
+impl Report {
+    pub(crate) fn new(finished: Finished) -> Self {
+        let measured = measure(&finished);
+        let promises = judge(&finished, &measured);
+        Self { finished, measured, promises }
+    }
+
+    pub(crate) fn passed(&self) -> bool {
+        self.promises.iter().all(|promise| promise.kept)
+    }
+
+    /// Milliseconds from the drill's first operation.
+    pub(crate) fn ms(&self, at: Instant) -> f64 {
+        at.since(self.finished.timeline.origin).as_secs_f64() * 1e3
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let Finished { scenario, settings, timeline, .. } = &self.finished;
+        let acts = timeline
+            .acts
+            .iter()
+            .map(|act| json!({ "kind": act.kind, "what": act.what, "at_ms": round(self.ms(act.at)) }));
+        let lease = timeline
+            .lease
+            .iter()
+            .map(|sample| json!({ "at_ms": round(self.ms(sample.at)), "phase": sample.phase, "aeks": sample.aeks }));
+        let intervals = timeline.intervals.iter().map(|counts| {
+            let of = |outcome: Outcome| counts.get(outcome as usize).copied().unwrap_or(0);
+            json!(Outcome::ALL.map(of))
+        });
+        json!({
+            "scenario": scenario.name(),
+            "passed": self.passed(),
+            "started_unix": self.finished.started_unix,
+            "operator": self.finished.operator,
+            "token": info_json(&self.finished.token),
+            "settings": {
+                "fast": self.finished.fast,
+                "accounts": self.finished.accounts,
+                "threads": self.finished.threads,
+                "profile": self.finished.profile.name(),
+                "poll_interval_ms": ms(settings.poll_interval),
+                "call_timeout_ms": ms(settings.call_timeout),
+                "grace_ms": ms(settings.grace),
+                "aek_ttl_ms": ms(settings.aek_ttl),
+                "resume_rate": settings.resume_rate,
+                "fresh_proof_every": settings.fresh_proof_every,
+                "slack_ms": ms(self.finished.slack),
+            },
+            "acts": acts.collect::<Vec<_>>(),
+            "measurements": self.measurements(),
+            "promises": self.promises.iter().map(promise_json).collect::<Vec<_>>(),
+            "wrong_example": timeline.wrong_example,
+            "timeline": {
+                "interval_ms": ms(timeline.interval),
+                "end_ms": round(self.ms(timeline.end)),
+                "outcomes": Outcome::ALL.map(Outcome::name),
+                "operations": intervals.collect::<Vec<_>>(),
+                "lease": lease.collect::<Vec<_>>(),
+            },
+        })
+    }
+
+    fn measurements(&self) -> Value {
+        let measured = &self.measured;
+        let time = |value: Option<f64>| value.map(round);
+        json!({
+            "last_success_ms": time(measured.last_success_ms),
+            "first_refusal_ms": time(measured.first_refusal_ms),
+            "noticed_ms": time(measured.noticed_ms),
+            "wiped_ms": time(measured.wiped_ms),
+            "first_success_ms": time(measured.first_success_ms),
+            "all_back_ms": time(measured.all_back_ms),
+            "account_back_p50_ms": time(measured.back_p50_ms),
+            "account_back_p99_ms": time(measured.back_p99_ms),
+            "account_back_max_ms": time(measured.back_max_ms),
+            "active_ms": time(measured.active_ms),
+            "accounts_missing": measured.accounts_missing,
+            "operations": measured.operations,
+            "succeeded": measured.succeeded,
+            "refused": measured.refused,
+            "wrong_outcomes": measured.wrong,
+            "unverified_bytes": measured.unverified_bytes,
+            "warmed": measured.warmed,
+            "unwraps_served": self.unwraps().map(|unwraps| unwraps.0),
+            "unwraps_failed": self.unwraps().map(|unwraps| unwraps.1),
+        })
+    }
+
+    /// Nobody counts those of processes that were killed.
+    pub(crate) fn unwraps(&self) -> Option<(u64, u64)> {
+        (self.finished.unwraps != (0, 0)).then_some(self.finished.unwraps)
+    }
+
+    /// Settings, verdicts and counts for people.
+    pub(crate) fn lines(&self) -> String {
+        let Finished { scenario, accounts, threads, token, .. } = &self.finished;
+        let mut lines = format!("drill {}: {}\n", scenario.name(), scenario.story());
+        lines.push_str(&format!(
+            "  {accounts} accounts, {threads} threads, token {:?}; {}\n\n",
+            token.label,
+            self.settings_words()
+        ));
+        let rows: Vec<_> = self.promises.iter().map(promise_row).collect();
+        lines.push_str(&columns(&rows));
+        lines.push_str(&format!("\n  {}\n", self.count_words()));
+        if let Some(example) = &self.finished.timeline.wrong_example {
+            lines.push_str(&format!("  a wrong outcome: {example}\n"));
+        }
+        lines.push_str(&format!("{}: {}\n", scenario.name(), if self.passed() { "pass" } else { "FAIL" }));
+        lines
+    }
+
+    pub(crate) fn settings_words(&self) -> String {
+        let settings = &self.finished.settings;
+        format!(
+            "poll_interval {}, call_timeout {}, grace {}, slack {}",
+            seconds(ms(settings.poll_interval)),
+            seconds(ms(settings.call_timeout)),
+            seconds(ms(settings.grace)),
+            seconds(ms(self.finished.slack)),
+        )
+    }
+
+    pub(crate) fn count_words(&self) -> String {
+        let measured = &self.measured;
+        let mut words = format!("{} operations, {} refused", measured.operations, measured.refused);
+        if let Some((served, failed)) = self.unwraps() {
+            words.push_str(&format!("; the token served {served} unwraps and refused {failed}"));
+        }
+        if let (Some(p50), Some(p99), Some(max)) = (measured.back_p50_ms, measured.back_p99_ms, measured.back_max_ms) {
+            words.push_str(&format!(
+                "; accounts back after {} (p50), {} (p99), {} (max)",
+                seconds(p50),
+                seconds(p99),
+                seconds(max)
+            ));
+        }
+        words
+    }
+}
+
+fn promise_json(promise: &Promise) -> Value {
+    json!({
+        "name": promise.name,
+        "promise": promise.promise,
+        "what": promise.what,
+        "formula": promise.formula,
+        "unit": match promise.unit { Unit::Ms => "ms", Unit::Count => "count" },
+        "relation": match promise.relation { Relation::AtMost => "at-most", Relation::AtLeast => "at-least" },
+        "bound": round(promise.bound),
+        "slack_ms": promise.slack_ms,
+        "measured": promise.measured.map(round),
+        "verdict": if promise.kept { "pass" } else { "fail" },
+    })
+}
+
+fn promise_row(promise: &Promise) -> Vec<String> {
+    vec![
+        if promise.kept { "  pass".into() } else { "  FAIL".into() },
+        promise.what.into(),
+        measured_words(promise),
+        bound_words(promise),
+    ]
+}
+
+/// What was measured, in words.
+pub(crate) fn measured_words(promise: &Promise) -> String {
+    match (promise.measured, promise.unit) {
+        (None, _) => "never".into(),
+        (Some(measured), Unit::Ms) => seconds(measured),
+        (Some(measured), Unit::Count) => format!("{measured}"),
+    }
+}
+
+/// What was promised, in words.
+pub(crate) fn bound_words(promise: &Promise) -> String {
+    let relation = match promise.relation {
+        Relation::AtMost => "at most",
+        Relation::AtLeast => "at least",
+    };
+    match promise.unit {
+        Unit::Count => format!("promised: none (promise {})", promise.promise),
+        Unit::Ms if promise.formula.starts_with(|first: char| first.is_ascii_digit()) => {
+            format!("promised: {relation} {} (promise {})", promise.formula, promise.promise)
+        }
+        Unit::Ms => format!(
+            "promised: {relation} {} = {} (promise {})",
+            seconds(promise.bound),
+            promise.formula,
+            promise.promise
+        ),
+    }
+}
+
+fn ms(duration: std::time::Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// To a tenth of a millisecond: more would be noise.
+fn round(ms: f64) -> f64 {
+    (ms * 10.0).round() / 10.0
+}
+
+/// Milliseconds as people read them.
+pub(crate) fn seconds(ms: f64) -> String {
+    match ms / 1e3 {
+        short if short < 1.0 => format!("{ms:.0} ms"),
+        secs if secs >= 120.0 => format!("{:.0} min", secs / 60.0),
+        secs if secs.fract() == 0.0 => format!("{secs:.0} s"),
+        secs => format!("{secs:.2} s"),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::drill::{measure, scenario::Scenario};
+    use keyleash::{
+        config::Settings,
+        token::{Profile, TokenInfo},
+    };
+    use std::time::Duration;
+
+    /// A drill with fast settings, over the timeline of `measure`'s tests.
+    pub(crate) fn finished(scenario: Scenario) -> Finished {
+        Finished {
+            scenario,
+            settings: scenario.settings(&Settings::default(), true, 2),
+            fast: true,
+            operator: false,
+            accounts: 2,
+            threads: 1,
+            profile: Profile::AesGcm,
+            slack: Duration::from_secs(1),
+            token: TokenInfo {
+                module: "m".into(),
+                slot: 1,
+                label: "<&\"label\">".into(),
+                serial: "s".into(),
+                model: "o".into(),
+                mechanisms: Vec::new(),
+            },
+            started_unix: 7,
+            timeline: measure::tests::timeline(),
+            unwraps: (3, 1),
+        }
+    }
+
+    #[test]
+    fn the_json_has_every_documented_part() {
+        let json = Report::new(finished(Scenario::Revocation)).json();
+        for part in [
+            "scenario",
+            "passed",
+            "started_unix",
+            "operator",
+            "token",
+            "settings",
+            "acts",
+            "measurements",
+            "promises",
+            "timeline",
+        ] {
+            assert!(!json[part].is_null(), "{part}");
+        }
+        assert_eq!(json["measurements"]["last_success_ms"], 60.0);
+        assert_eq!(json["promises"][0]["verdict"], "pass");
+    }
+
+    #[test]
+    fn times_read_as_people_say_them() {
+        let words = [(0.4, "0 ms"), (999.0, "999 ms"), (2000.0, "2 s"), (2345.0, "2.35 s"), (1_800_000.0, "30 min")];
+        for (ms, text) in words {
+            assert_eq!(seconds(ms), text);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What happened when: operations per interval, runs per account, phases of the lease, acts. Written while a drill runs, read
+//! when it is over.
+
+use super::{
+    load::Listener,
+    outcome::{Outcome, Outcomes, Run, append},
+};
+use keyleash::clock::Instant;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Runs that are kept per account; what flaps more often than that is counted, not kept.
+const RUNS_MAX: usize = 10_000;
+
+/// An act on the token or on the process, and what an operator would call it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Act {
+    /// `act` takes the key away, `undoing` gives it back, `step` is anything else.
+    pub(crate) kind: &'static str,
+    pub(crate) what: String,
+    pub(crate) at: Instant,
+}
+
+/// The lease from an instant on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeaseSample {
+    pub(crate) at: Instant,
+    /// As `keyleash status` names it, or `none` while no process runs.
+    pub(crate) phase: String,
+    /// AEKs in memory.
+    pub(crate) aeks: usize,
+}
+
+/// Everything that was recorded.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Timeline {
+    pub(crate) origin: Instant,
+    pub(crate) interval: Duration,
+    pub(crate) end: Instant,
+    /// Operations per interval and outcome.
+    pub(crate) intervals: Vec<[u64; Outcome::COUNT]>,
+    /// Per account, oldest first.
+    pub(crate) runs: Vec<Vec<Run>>,
+    pub(crate) lease: Vec<LeaseSample>,
+    pub(crate) acts: Vec<Act>,
+    /// Operations whose outcome was not right at their time.
+    pub(crate) wrong: [u64; Outcome::COUNT],
+    /// The first of them, in words.
+    pub(crate) wrong_example: Option<String>,
+    /// Bytes that came out other than they went in.
+    pub(crate) unverified_bytes: u64,
+    /// Operations that waited for an unwrap of their own.
+    pub(crate) warmed: u64,
+    /// What is right from an instant (in nanoseconds) on.
+    pub(crate) expected: Vec<(u64, Outcomes)>,
+}
+
+impl Timeline {
+    /// When the key was first taken away.
+    pub(crate) fn act(&self) -> Option<Instant> {
+        self.acts.iter().find(|act| act.kind == "act").map(|act| act.at)
+    }
+
+    /// When it was last given back.
+    pub(crate) fn undoing(&self) -> Option<Instant> {
+        self.acts.iter().rev().find(|act| act.kind == "undoing").map(|act| act.at)
+    }
+
+    pub(crate) fn operations(&self, outcome: Outcome) -> u64 {
+        self.intervals.iter().filter_map(|counts| counts.get(outcome as usize)).sum()
+    }
+
+    /// Right is what was expected at any time that the run touches.
+    fn is_right(&self, run: &Run) -> bool {
+        let mut right = Outcomes::default();
+        for (index, (from, outcomes)) in self.expected.iter().enumerate() {
+            let until = self.expected.get(index + 1).map_or(u64::MAX, |next| next.0);
+            if *from <= run.to && until >= run.from {
+                right = right.with(*outcomes);
+            }
+        }
+        right.has(run.outcome)
+    }
+
+    fn count(&mut self, account: usize, run: Run) {
+        let since = Instant::from_nanos(run.to).since(self.origin).as_nanos();
+        let index = usize::try_from(since / self.interval.as_nanos().max(1)).unwrap_or(usize::MAX);
+        // A day of the shortest intervals; a clock that jumps does not take all memory.
+        if index < 1_000_000 {
+            if self.intervals.len() <= index {
+                self.intervals.resize(index + 1, [0; Outcome::COUNT]);
+            }
+            if let Some(count) = self.intervals.get_mut(index).and_then(|counts| counts.get_mut(run.outcome as usize)) {
+                *count += run.count;
+            }
+        }
+        if !self.is_right(&run)
+            && let Some(wrong) = self.wrong.get_mut(run.outcome as usize)
+        {
+            *wrong += run.count;
+        }
+        if let Some(runs) = self.runs.get_mut(account)
+            && runs.len() < RUNS_MAX
+        {
+            append(runs, run);
+        }
+    }
+}
+
+/// The pen: shared by all who write a timeline.
+#[derive(Debug)]
+pub(crate) struct Recorder(Mutex<Timeline>);
+
+/// What a load thread learned since it last told.
+#[derive(Debug, Default)]
+pub(crate) struct Chunk {
+    /// Account and run, in the order of time per account.
+    pub(crate) runs: Vec<(usize, Run)>,
+    pub(crate) unverified_bytes: u64,
+    pub(crate) warmed: u64,
+    /// Outcome and words of a refusal, one of each kind.
+    pub(crate) examples: Vec<(Outcome, String)>,
+}
+
+impl Recorder {
+    pub(crate) fn new(origin: Instant, interval: Duration, accounts: usize) -> Self {
+        let runs = vec![Vec::new(); accounts];
+        Self(Mutex::new(Timeline { origin, interval, runs, ..Timeline::default() }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Timeline> {
+        // Counters are whole after every step.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From `at` on these outcomes are right, and no other.
+    pub(crate) fn expect(&self, at: Instant, outcomes: Outcomes) {
+        self.lock().expected.push((at.as_nanos(), outcomes));
+    }
+
+    pub(crate) fn act(&self, kind: &'static str, what: impl Into<String>, at: Instant) {
+        self.lock().acts.push(Act { kind, what: what.into(), at });
+    }
+
+    pub(crate) fn lease(&self, at: Instant, phase: &str, aeks: usize) {
+        let mut timeline = self.lock();
+        let changed = timeline.lease.last().is_none_or(|last| last.phase != phase || last.aeks != aeks);
+        if changed {
+            timeline.lease.push(LeaseSample { at, phase: phase.into(), aeks });
+        }
+    }
+
+    /// True when the newest operation of every account came out like this, and began after `since`.
+    pub(crate) fn all_are(&self, outcome: Outcome, since: Instant) -> bool {
+        let timeline = self.lock();
+        timeline.runs.iter().all(|runs| {
+            runs.last().is_some_and(|last| {
+                last.outcome == outcome && last.to > since.as_nanos() && {
+                    // One that began before may still end well.
+                    last.from >= since.as_nanos() || last.count > 1
+                }
+            })
+        })
+    }
+
+    /// The phase of the lease now.
+    pub(crate) fn phase(&self) -> String {
+        self.lock().lease.last().map_or_else(String::new, |last| last.phase.clone())
+    }
+
+    /// What was recorded until `end`.
+    pub(crate) fn read(&self, end: Instant) -> Timeline {
+        Timeline { end, ..self.lock().clone() }
+    }
+}
+
+impl Listener for Recorder {
+    fn absorb(&self, chunk: Chunk) {
+        let mut timeline = self.lock();
+        timeline.unverified_bytes += chunk.unverified_bytes;
+        timeline.warmed += chunk.warmed;
+        let wrong_before = timeline.wrong;
+        chunk.runs.into_iter().for_each(|(account, run)| timeline.count(account, run));
+        if timeline.wrong_example.is_none() {
+            let is_new = |outcome: Outcome| timeline.wrong.get(outcome as usize) != wrong_before.get(outcome as usize);
+            timeline.wrong_example =
+                chunk.examples.into_iter().find(|(outcome, _)| is_new(*outcome)).map(|(_, words)| words);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recorder() -> Recorder {
+        let recorder = Recorder::new(Instant::default(), Duration::from_nanos(10), 1);
+        recorder.expect(Instant::default(), Outcomes::of(&[Outcome::Ok]));
+        recorder
+    }
+
+    fn run(outcome: Outcome, from: u64, to: u64) -> Chunk {
+        Chunk { runs: vec![(0, Run::one(outcome, from, to))], ..Chunk::default() }
+    }
+
+    #[test]
+    fn an_outcome_is_right_when_it_was_expected_at_any_time_it_touches() {
+        let recorder = recorder();
+        recorder.expect(Instant::from_nanos(20), Outcomes::of(&[Outcome::Denied]));
+        recorder.absorb(run(Outcome::Denied, 5, 9));
+        recorder.absorb(run(Outcome::Ok, 19, 25));
+        recorder.absorb(run(Outcome::Ok, 21, 25));
+        recorder.absorb(run(Outcome::Denied, 26, 27));
+        let timeline = recorder.read(Instant::from_nanos(30));
+        assert_eq!(timeline.wrong, [1, 1, 0, 0, 0, 0, 0]);
+        assert_eq!(timeline.intervals[0][Outcome::Denied as usize], 1);
+        assert_eq!(timeline.intervals[2][Outcome::Ok as usize], 2);
+    }
+
+    #[test]
+    fn runs_are_joined_and_the_newest_counts() {
+        let recorder = recorder();
+        recorder.absorb(run(Outcome::Ok, 1, 2));
+        recorder.absorb(run(Outcome::Ok, 3, 4));
+        recorder.absorb(run(Outcome::Denied, 5, 6));
+        let timeline = recorder.read(Instant::from_nanos(7));
+        assert_eq!(timeline.runs[0].len(), 2);
+        assert_eq!((timeline.runs[0][0].first, timeline.runs[0][0].to, timeline.runs[0][0].count), (2, 4, 2));
+        assert!(recorder.all_are(Outcome::Denied, Instant::from_nanos(5)));
+        assert!(!recorder.all_are(Outcome::Denied, Instant::from_nanos(6)));
+        assert!(!recorder.all_are(Outcome::Ok, Instant::default()));
+    }
+}

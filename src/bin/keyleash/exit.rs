@@ -1,0 +1,169 @@
+//! What the command ends with, so that a script can tell failures apart. The numbers never change their meaning.
+
+use keyleash::{Corrupt, Error};
+use std::{fmt, io, path::Path};
+
+/// Every exit status and when it comes; shown by `--help`.
+pub(crate) const TABLE: [(u8, &str); 13] = [
+    (0, "done"),
+    (1, "input or output failed, or the process must be restarted"),
+    (2, "usage, invalid or misconfigured: change the command or the set-up"),
+    (3, "denied: the token says no; the owner of the key acts"),
+    (4, "unreachable or lapsed: the token does not answer; retry, nothing is lost"),
+    (5, "corrupt: bytes were damaged, moved, truncated or forged; restore from a copy"),
+    (6, "not found"),
+    (7, "exists already, or was changed by somebody else meanwhile"),
+    (8, "the key store failed: locked by another process, disk full"),
+    (9, "a drill measured that a promise does not hold"),
+    (129, "SIGHUP"),
+    (130, "SIGINT (143: SIGTERM): nothing is left of an unfinished OUT"),
+    (141, "standard output was closed before all was written"),
+];
+
+/// The table as text, for `--help`.
+pub(crate) fn help() -> String {
+    let mut help = String::from("Exit status:\n");
+    for (code, meaning) in TABLE {
+        help.push_str(&format!("  {code:>3}  {meaning}\n"));
+    }
+    help
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The library says why.
+    Engine(Error),
+    /// Reading or writing `what` failed.
+    Io { what: String, error: io::Error },
+    /// The command line cannot be right.
+    Usage(String),
+    /// A drill measured that promises do not hold; which ones.
+    Broken(String),
+    /// Standard output was closed by its reader.
+    Closed,
+    /// A signal of this number asked to stop.
+    Interrupted(u8),
+}
+
+impl Failure {
+    pub(crate) fn io(what: impl fmt::Display, error: io::Error) -> Self {
+        Self::Io { what: what.to_string(), error }
+    }
+
+    /// For opening and reading a file that was named.
+    pub(crate) fn input(path: &Path, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Error::NotFound(format!("{}: there is no such file", path.display())).into(),
+            _ => Self::io(path.display(), error),
+        }
+    }
+
+    /// For writing to standard output, whose reader may go away.
+    pub(crate) fn stdout(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::io("standard output", error),
+        }
+    }
+
+    /// A damaged sealed file.
+    pub(crate) fn file(what: impl Into<String>) -> Self {
+        Self::Engine(Corrupt::File(what.into()).into())
+    }
+
+    /// One word, for `--json`.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Engine(error) => match error {
+                Error::Denied(_) => "denied",
+                Error::Lapsed(_) => "lapsed",
+                Error::Unreachable(_) => "unreachable",
+                Error::Cold { .. } => "cold",
+                Error::Corrupt(_) => "corrupt",
+                Error::NotFound(_) => "not-found",
+                Error::Exists(_) => "exists",
+                Error::Conflict(_) => "conflict",
+                Error::Invalid(_) => "invalid",
+                Error::Misconfigured(_) => "misconfigured",
+                Error::Store(_) => "store",
+                Error::Fatal(_) => "fatal",
+                _ => "other",
+            },
+            Self::Io { .. } => "io",
+            Self::Usage(_) => "usage",
+            Self::Broken(_) => "broken",
+            Self::Closed => "closed",
+            Self::Interrupted(_) => "interrupted",
+        }
+    }
+
+    /// The exit status; one of [`TABLE`].
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Engine(error) => match error {
+                Error::Invalid(_) | Error::Misconfigured(_) => 2,
+                Error::Denied(_) => 3,
+                Error::Unreachable(_) | Error::Lapsed(_) => 4,
+                Error::Corrupt(_) => 5,
+                Error::NotFound(_) => 6,
+                Error::Exists(_) | Error::Conflict(_) => 7,
+                Error::Store(_) => 8,
+                _ => 1,
+            },
+            Self::Io { .. } => 1,
+            Self::Usage(_) => 2,
+            Self::Broken(_) => 9,
+            Self::Closed => 141,
+            Self::Interrupted(signal) => signal.saturating_add(128),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Engine(error) => error.fmt(f),
+            Self::Io { what, error } => write!(f, "{what}: {error}"),
+            Self::Usage(what) | Self::Broken(what) => f.write_str(what),
+            Self::Closed => f.write_str("standard output was closed before all was written"),
+            Self::Interrupted(signal) => write!(f, "stopped by signal {signal}"),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keyleash::Refusal;
+
+    #[test]
+    fn denied_unreachable_corrupt_and_the_rest_end_with_statuses_of_their_own() {
+        let refusal = || Refusal { subject: "".into(), lasting: None, reason: "".into(), remedy: "".into() };
+        let cases = [
+            (Error::Fatal("".into()), 1, "fatal"),
+            (Error::Invalid("".into()), 2, "invalid"),
+            (Error::Misconfigured("".into()), 2, "misconfigured"),
+            (Error::Denied(refusal()), 3, "denied"),
+            (Error::Unreachable(refusal()), 4, "unreachable"),
+            (Error::Lapsed(refusal()), 4, "lapsed"),
+            (Corrupt::Block.into(), 5, "corrupt"),
+            (Error::NotFound("".into()), 6, "not-found"),
+            (Error::Exists("".into()), 7, "exists"),
+            (Error::Conflict("".into()), 7, "conflict"),
+            (Error::Store("".into()), 8, "store"),
+        ];
+        for (error, code, kind) in cases {
+            let failure = Failure::from(error);
+            assert_eq!((failure.code(), failure.kind()), (code, kind));
+            assert!(TABLE.iter().any(|(listed, _)| *listed == code), "{code} is not in the table");
+        }
+        assert_eq!(Failure::Interrupted(15).code(), 143);
+    }
+}

@@ -1,0 +1,162 @@
+//! `kek create`, `kek list`, `kek show`.
+
+use crate::{
+    args::Kek,
+    exit::Failure,
+    output::{Output, columns},
+    setup::{Setup, Store, kek_name},
+};
+use keyleash::{
+    engine::{KekStatus, KekVersionStatus},
+    token::{KekInfo, TokenError},
+};
+use serde_json::{Value, json};
+
+pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(), Failure> {
+    match command {
+        Kek::Create { name, profile, destroyable } => {
+            let name = kek_name(&name)?;
+            let engine = setup.engine(Store::Create).await?;
+            let info = engine.create_kek(&name, profile, destroyable).await?;
+            let line = format!("KEK {name}/1: {profile}, {} bits, CKA_ID {}\n", info.bits, info.id);
+            let mut result = json!({ "kek": name.as_str(), "kek_version": 1, "kek_id": info.id.to_string() });
+            merge(&mut result, in_token_json(&info));
+            output.result(&result, &line)
+        }
+        Kek::List => {
+            let engine = setup.engine(Store::Optional).await?;
+            let keks = engine.keks().await?;
+            let unknown = engine.unknown_keks().await?;
+            let result = json!({
+                "keks": keks.iter().map(kek_json).collect::<Vec<_>>(),
+                "unknown": unknown.iter().map(unknown_json).collect::<Vec<_>>(),
+            });
+            output.result(&result, &list_lines(&keks, &unknown))
+        }
+        Kek::Show { name } => {
+            let kek = setup.engine(Store::Existing).await?.kek(&kek_name(&name)?).await?;
+            output.result(&kek_json(&kek), &show_lines(&kek))
+        }
+    }
+}
+
+/// A KEK with its versions, as `kek list`, `kek show` and `status` give it.
+pub(crate) fn kek_json(kek: &KekStatus) -> Value {
+    let current = kek.versions.iter().find(|version| version.current).map(|version| version.record.version);
+    let versions: Vec<_> = kek.versions.iter().map(version_json).collect();
+    json!({ "kek": kek.name.as_str(), "current": current, "versions": versions })
+}
+
+fn version_json(version: &KekVersionStatus) -> Value {
+    let mut json = json!({
+        "kek_version": version.record.version,
+        "kek_id": version.record.id.to_string(),
+        "profile": version.record.profile.name(),
+        "created_unix": version.record.created_unix,
+        "in_token": version.in_token.as_ref().ok().map(Option::is_some),
+        "trouble": trouble(version),
+    });
+    if let Ok(Some(info)) = &version.in_token {
+        merge(&mut json, in_token_json(info));
+    }
+    json
+}
+
+fn in_token_json(info: &KekInfo) -> Value {
+    json!({
+        "label": info.label,
+        "profile": info.profile.map(|profile| profile.name()),
+        "bits": info.bits,
+        "enabled": info.enabled,
+        "destroyable": info.destroyable,
+        "modifiable": info.modifiable,
+        "refused": info.refused,
+    })
+}
+
+fn unknown_json(info: &KekInfo) -> Value {
+    let mut json = json!({ "kek_id": info.id.to_string() });
+    merge(&mut json, in_token_json(info));
+    json
+}
+
+/// Adds the fields of `from`; those of `into` stay where both have one.
+fn merge(into: &mut Value, from: Value) {
+    if let (Value::Object(into), Value::Object(from)) = (into, from) {
+        for (key, value) in from {
+            into.entry(key).or_insert(value);
+        }
+    }
+}
+
+/// What keeps a KEK version from working, in words; `None` when nothing does.
+pub(crate) fn trouble(version: &KekVersionStatus) -> Option<String> {
+    match &version.in_token {
+        Err(TokenError { operation, what, .. }) => Some(format!("unknown: {operation}: {what}")),
+        Ok(None) => Some("is not in this token".into()),
+        Ok(Some(info)) => match &info.refused {
+            Some(refused) => Some(format!("refused: {refused}")),
+            None if !info.enabled => Some("disabled".into()),
+            None => None,
+        },
+    }
+}
+
+/// One row: name, profile, CKA_ID, state.
+pub(crate) fn version_row(kek: &KekStatus, version: &KekVersionStatus) -> Vec<String> {
+    let state = trouble(version).unwrap_or_else(|| "ok".into());
+    vec![
+        format!("{}/{}", kek.name, version.record.version),
+        version.record.profile.to_string(),
+        version.record.id.to_string(),
+        state,
+    ]
+}
+
+fn list_lines(keks: &[KekStatus], unknown: &[KekInfo]) -> String {
+    let rows = keks.iter().flat_map(|kek| kek.versions.iter().map(|version| version_row(kek, version)));
+    let mut lines = columns(&rows.collect::<Vec<_>>());
+    if keks.is_empty() {
+        lines.push_str("no KEK in the store: make one with `keyleash kek create NAME`\n");
+    }
+    if !unknown.is_empty() {
+        lines.push_str("in the token, unknown to the store:\n");
+        let row = |info: &KekInfo| {
+            let profile = info.profile.map_or_else(|| "no profile".into(), |profile| profile.to_string());
+            let state = info.refused.as_ref().map_or_else(String::new, |refused| format!("refused: {refused}"));
+            vec![format!("  {:?}", info.label), profile, info.id.to_string(), state]
+        };
+        lines.push_str(&columns(&unknown.iter().map(row).collect::<Vec<_>>()));
+    }
+    lines
+}
+
+fn show_lines(kek: &KekStatus) -> String {
+    let mut lines = String::new();
+    for version in &kek.versions {
+        let mut rows = vec![
+            vec!["CKA_ID".into(), version.record.id.to_string()],
+            vec!["profile".into(), version.record.profile.to_string()],
+        ];
+        if let Ok(Some(info)) = &version.in_token {
+            let or_unknown = |known: Option<bool>| known.map_or("the token does not say", yes_no).to_owned();
+            rows.extend([
+                vec!["label".into(), info.label.clone()],
+                vec!["bits".into(), info.bits.to_string()],
+                vec!["enabled".into(), yes_no(info.enabled).into()],
+                vec!["modifiable".into(), or_unknown(info.modifiable)],
+                vec!["destroyable".into(), or_unknown(info.destroyable)],
+            ]);
+        }
+        rows.push(vec!["state".into(), trouble(version).unwrap_or_else(|| "ok".into())]);
+        let rows: Vec<_> = rows.into_iter().map(|row| [vec![" ".into()], row].concat()).collect();
+        let current = if version.current { " (wraps new AEKs)" } else { "" };
+        lines.push_str(&format!("KEK {}/{}{current}\n", kek.name, version.record.version));
+        lines.push_str(&columns(&rows));
+    }
+    lines
+}
+
+fn yes_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}

@@ -1,0 +1,115 @@
+//! The command line `keyleash`: thin, over the library. One file per group of commands; `file.rs` is the sealed file.
+
+mod account;
+mod args;
+mod completions;
+mod drill;
+mod exit;
+mod file;
+mod kek;
+mod out_file;
+mod output;
+mod progress;
+mod quickstart;
+mod seal;
+mod setup;
+mod shared_store;
+mod signals;
+mod status;
+mod token;
+mod warnings;
+
+use args::{Cli, Command};
+use clap::{Parser, error::ErrorKind};
+use exit::Failure;
+use keyleash::token::pkcs11::end_of_process;
+use output::Output;
+use setup::Setup;
+use std::{
+    env,
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+use tokio::runtime::{Builder, Runtime};
+
+/// Threads of the runtime: the token has its own, and a command does one thing at a time.
+const RUNTIME_THREADS: usize = 2;
+/// How long an interrupted thread may take to come to an end and wipe what it holds. One that waits for input never does.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// How long a token may take to end a call that nobody waits for any more: as long as an RSA key pair takes to make.
+const TOKEN_FAREWELL: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_parsed(&error),
+    };
+    let output = Output::new(cli.json);
+    if !cli.json {
+        warnings::show();
+    }
+    match Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build() {
+        Ok(runtime) => {
+            let outcome = run_to_end(&runtime, cli, output);
+            runtime.shutdown_timeout(FAREWELL);
+            // It says whether all left; who has not by then cannot be helped.
+            let _ = end_of_process(TOKEN_FAREWELL);
+            end(output, outcome)
+        }
+        Err(error) => end(output, Err(Failure::io("starting threads", error))),
+    }
+}
+
+fn end(output: Output, outcome: Result<(), Failure>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// Help and version, or what is wrong with the command line.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    let output = Output::new(env::args_os().any(|arg| arg == "--json"));
+    let text = error.render().to_string();
+    if !error.use_stderr() {
+        let written = io::stdout().lock().write_all(text.as_bytes());
+        return end(output, written.map_err(Failure::stdout));
+    }
+    let text = text.trim_start_matches("error: ").trim_end();
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !output.is_json() {
+        output.note(text);
+        return ExitCode::from(Failure::Usage(String::new()).code());
+    }
+    end(output, Err(Failure::Usage(text.to_owned())))
+}
+
+fn run_to_end(runtime: &Runtime, cli: Cli, output: Output) -> Result<(), Failure> {
+    runtime.block_on(async {
+        let interrupted = signals::interrupted()?;
+        tokio::select! {
+            outcome = run(cli, output) => outcome,
+            // The command's future is dropped here, and with it what it had begun.
+            signal = interrupted => Err(Failure::Interrupted(signal)),
+        }
+    })
+}
+
+async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
+    let Cli { config, command, .. } = cli;
+    let setup = || Setup::read(config.as_deref());
+    match command {
+        Command::Quickstart(args) => quickstart::run(args, &setup()?, output).await,
+        Command::Token(command) => token::run(command, &setup()?, output).await,
+        Command::Kek(command) => kek::run(command, &setup()?, output).await,
+        Command::Account(command) => account::run(command, &setup()?, output).await,
+        Command::Seal(args) => seal::seal(args, &setup()?, output).await,
+        Command::Open(args) => seal::open(args, &setup()?, output).await,
+        Command::Status { watch } => status::run(watch, &setup()?, output).await,
+        Command::Drill(drill) => drill::run(drill, config.as_deref(), &setup()?, output).await,
+        Command::Completions { shell } => completions::run(shell, output),
+    }
+}

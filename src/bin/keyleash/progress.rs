@@ -1,0 +1,70 @@
+//! Progress for a person who waits.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use keyleash::clock::{Clock, Instant};
+use std::{
+    io::{self, IsTerminal},
+    time::Duration,
+};
+
+/// Work that is done sooner shows no bar.
+const QUIET: Duration = Duration::from_secs(1);
+/// Redraws per second.
+const REDRAWS_HZ: u8 = 5;
+const WITH_END: &str = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+const WITHOUT_END: &str = "{spinner} {bytes}, {bytes_per_sec}";
+
+/// A bar with rate and remaining time, if standard error is a terminal and the work takes a while.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    clock: Clock,
+    shown_from: Instant,
+    shown: bool,
+    /// Counts from the start, so that its rate is right when it is shown. `None` where nobody watches.
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// Begins; `bytes_total` where the end is known. Silent unless `wanted`.
+    pub(crate) fn begin(bytes_total: Option<u64>, wanted: bool) -> Self {
+        let clock = Clock::default();
+        let template = if bytes_total.is_some() { WITH_END } else { WITHOUT_END };
+        let bar =
+            || ProgressBar::with_draw_target(bytes_total, ProgressDrawTarget::hidden()).with_style(style(template));
+        let bar = (wanted && io::stderr().is_terminal()).then(bar);
+        Self { shown_from: clock.now().plus(QUIET), clock, shown: false, bar }
+    }
+
+    /// Goes on by `bytes`.
+    pub(crate) fn add(&mut self, bytes: usize) {
+        let Some(bar) = &self.bar else { return };
+        bar.inc(bytes as u64);
+        if !self.shown && self.clock.now() >= self.shown_from {
+            self.shown = true;
+            bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAWS_HZ));
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_well_formed() {
+        assert!(ProgressStyle::with_template(WITH_END).is_ok());
+        assert!(ProgressStyle::with_template(WITHOUT_END).is_ok());
+    }
+}

@@ -1,0 +1,178 @@
+//! `seal` and `open`.
+
+use crate::{
+    args::{Open, Seal, Streams},
+    exit::Failure,
+    file::{self, BLOCK_BYTES, FileHeader, Keys, Totals},
+    out_file::OutFile,
+    output::{Output, hex},
+    progress::Progress,
+    setup::{Setup, Store, account_id},
+};
+use keyleash::Engine;
+use serde_json::json;
+use std::{
+    fs::File,
+    io::{self, BufReader, BufWriter, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::runtime::Handle;
+
+/// Of reads and writes; four blocks.
+const BUFFER_BYTES: usize = 4 * BLOCK_BYTES;
+
+pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<(), Failure> {
+    let id = account_id(&args.account)?;
+    let streams = Opened::new(args.streams, output).await?;
+    if streams.out.is_none() && io::stdout().is_terminal() {
+        return Err(Failure::Usage(
+            "a sealed file is no text: name a file with -o, or redirect standard output".into(),
+        ));
+    }
+    let account = setup.engine(Store::Existing).await?.account(&id).await?;
+    streams
+        .run(output, move |work| {
+            let keys = Keys::new(account, Handle::current());
+            file::seal(&keys, &mut work.input, &mut work.output, |bytes| work.step.done(bytes))
+        })
+        .await
+}
+
+pub(crate) async fn open(args: Open, setup: &Setup, output: Output) -> Result<(), Failure> {
+    let streams = Opened::new(args.streams, output).await?;
+    let engine = setup.engine(Store::Existing).await?;
+    streams.run(output, move |work| open_with(&engine, work)).await
+}
+
+fn open_with(engine: &Engine, work: &mut Work) -> Result<(FileHeader, Totals), Failure> {
+    let file = FileHeader::read(&mut work.input)?;
+    let runtime = Handle::current();
+    let account = runtime.block_on(engine.account(&file.account))?;
+    let keys = Keys::new(account, runtime);
+    let totals = file::open(&file, &keys, &mut work.input, &mut work.output, |bytes| work.step.done(bytes))?;
+    Ok((file, totals))
+}
+
+/// Where the bytes come from and go to.
+struct Opened {
+    input: Box<dyn Read + Send>,
+    input_bytes: Option<u64>,
+    out: Option<Arc<OutFile>>,
+    progress: bool,
+}
+
+/// What the thread works with that seals or opens.
+struct Work {
+    input: BufReader<Box<dyn Read + Send>>,
+    output: BufWriter<Box<dyn Write + Send>>,
+    step: Step,
+}
+
+/// Between two blocks: shows progress, and stops the work when it was interrupted.
+struct Step {
+    progress: Progress,
+    stop: Arc<AtomicBool>,
+}
+
+impl Step {
+    fn done(&mut self, bytes: usize) -> Result<(), Failure> {
+        if self.stop.load(Ordering::Relaxed) {
+            // Nobody reads this: whoever stopped the work went away.
+            return Err(Failure::Interrupted(0));
+        }
+        self.progress.add(bytes);
+        Ok(())
+    }
+}
+
+/// Stops the work when it is dropped: the thread may be waiting for input that never comes, so OUT's remains go at once.
+struct Interrupt {
+    out: Option<Arc<OutFile>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(out) = &self.out {
+            out.abandon();
+        }
+    }
+}
+
+impl Opened {
+    /// Opens IN and begins OUT.
+    async fn new(streams: Streams, output: Output) -> Result<Self, Failure> {
+        let Streams { input, output: out, force } = streams;
+        let named = |path: Option<PathBuf>| path.filter(|path| path != Path::new("-"));
+        // Opening a named pipe waits for its other end, and a signal must be heard meanwhile.
+        let opening = tokio::task::spawn_blocking(move || {
+            let (input, input_bytes) = open_input(named(input))?;
+            let out = named(out).map(|place| OutFile::create(&place, force)).transpose()?.map(Arc::new);
+            Ok(Self { input, input_bytes, out, progress: !output.is_json() })
+        });
+        opening.await.map_err(|error| Failure::io("opening", io::Error::other(error)))?
+    }
+
+    /// Works on a thread that may block, and shows the result. When the future is dropped nothing is left of OUT.
+    async fn run(
+        self,
+        output: Output,
+        work: impl FnOnce(&mut Work) -> Result<(FileHeader, Totals), Failure> + Send + 'static,
+    ) -> Result<(), Failure> {
+        let Self { input, input_bytes, out, progress } = self;
+        let stop = Arc::new(AtomicBool::new(false));
+        let _interrupt = Interrupt { out: out.clone(), stop: stop.clone() };
+        let job = tokio::task::spawn_blocking({
+            let out = out.clone();
+            move || {
+                let sink: Box<dyn Write + Send> = match &out {
+                    Some(out) => Box::new(out.file().try_clone().map_err(|error| Failure::io("OUT", error))?),
+                    None => Box::new(io::stdout()),
+                };
+                let mut job = Work {
+                    input: BufReader::with_capacity(BUFFER_BYTES, input),
+                    output: BufWriter::with_capacity(BUFFER_BYTES, sink),
+                    step: Step { progress: Progress::begin(input_bytes, progress), stop },
+                };
+                let outcome = work(&mut job);
+                if outcome.is_err() {
+                    // What was authenticated is written all the same; why it stopped is said, not this.
+                    let _ = job.output.flush();
+                }
+                let done = outcome?;
+                out.map_or(Ok(()), |out| out.complete())?;
+                Ok::<_, Failure>(done)
+            }
+        });
+        let (file, totals) =
+            job.await.map_err(|error| Failure::io("sealing or opening", io::Error::other(error)))??;
+        let result = json!({
+            "account": file.account.as_str(),
+            "file_id": hex(&file.file_id),
+            "blocks": totals.blocks,
+            "plaintext_bytes": totals.plaintext_bytes,
+        });
+        // A tool that did what it was told says nothing to a person.
+        match out {
+            Some(_) => output.result(&result, ""),
+            None => output.result_beside_data(&result),
+        }
+    }
+}
+
+/// The stream, and its length where that is known.
+fn open_input(path: Option<PathBuf>) -> Result<(Box<dyn Read + Send>, Option<u64>), Failure> {
+    let Some(path) = path else { return Ok((Box::new(io::stdin()), None)) };
+    let failed = |error| Failure::input(&path, error);
+    let file = File::open(&path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(Failure::Usage(format!("{}: is a directory; use tar", path.display())));
+    }
+    Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
+}

@@ -1,0 +1,162 @@
+//! From settings to an engine.
+
+use crate::{exit::Failure, shared_store::SharedStore};
+use keyleash::{
+    Engine, Error,
+    clock::Clock,
+    config::{Config, ConfigFile, PinSource, Settings, TokenSelector},
+    name::{AccountId, KekName},
+    store::{KeyStore, memory::MemoryStore},
+    token::{
+        Token, TokenError, Verdict,
+        pkcs11::{self, Pkcs11Settings, Pkcs11Token, Selector},
+    },
+};
+use std::{env, ffi::OsStr, os::unix::ffi::OsStrExt, path::Path, sync::Arc, time::Duration};
+
+/// Read if it is there and no other file is named.
+const CONFIG_DEFAULT: &str = "keyleash.toml";
+/// A command uses few accounts: a limit made for a service would ask for locked memory that it never needs.
+const CACHED_AEKS_MAX: u64 = 64;
+
+/// How long a command waits for a token that is not listed.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What a command needs of the key store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// It is made if it is missing.
+    Create,
+    /// It must exist.
+    Existing,
+    /// If it is missing it is empty, and is not made.
+    Optional,
+    /// Nothing.
+    None,
+}
+
+/// The settings of this run.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    config: Config,
+}
+
+impl Setup {
+    /// Reads the file and the environment.
+    pub(crate) fn read(file: Option<&Path>) -> Result<Self, Failure> {
+        let file = match file {
+            Some(path) => ConfigFile::read(path)?,
+            None if Path::new(CONFIG_DEFAULT).exists() => ConfigFile::read(Path::new(CONFIG_DEFAULT))?,
+            None => ConfigFile::default(),
+        };
+        let names = env::vars_os().map(|(name, _)| name);
+        let config = file.overlay(names, |name| env::var_os(name))?.resolve()?;
+        Ok(Self { config })
+    }
+
+    /// How an engine behaves.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.config.settings
+    }
+
+    /// Where the store is.
+    pub(crate) fn store_path(&self) -> &Path {
+        &self.config.store
+    }
+
+    pub(crate) async fn store(&self, need: Store) -> Result<Arc<dyn KeyStore>, Failure> {
+        let path = self.config.store.clone();
+        let opened = match need {
+            Store::None => return Ok(Arc::new(MemoryStore::new())),
+            Store::Create => SharedStore::open(path, true).await,
+            Store::Existing | Store::Optional => SharedStore::open(path, false).await,
+        };
+        match opened {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(Error::NotFound(_)) if need == Store::Optional => Ok(Arc::new(MemoryStore::new())),
+            Err(Error::NotFound(what)) => {
+                Err(Error::NotFound(format!("{what}; `keyleash kek create NAME` makes it")).into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// An engine for a command that uses few accounts.
+    pub(crate) async fn engine(&self, need: Store) -> Result<Engine, Failure> {
+        // A store that cannot be opened is said before the token counts a login.
+        let store = self.store(need).await?;
+        self.engine_over(store, CACHED_AEKS_MAX).await
+    }
+
+    /// An engine that is set up as a service's would be, for what judges the set-up.
+    pub(crate) async fn full_engine(&self, store: Arc<dyn KeyStore>) -> Result<Engine, Failure> {
+        self.engine_over(store, u64::MAX).await
+    }
+
+    async fn engine_over(&self, store: Arc<dyn KeyStore>, cached_aeks_max: u64) -> Result<Engine, Failure> {
+        let mut settings = self.config.settings.clone();
+        settings.max_cached_aeks = settings.max_cached_aeks.min(cached_aeks_max);
+        let token = Pkcs11Token::open(self.token_settings()?).await.map_err(Error::from)?;
+        wait_until_listed(&token).await;
+        Ok(Engine::builder(Arc::new(token), store).settings(settings).build()?)
+    }
+
+    /// How the token is reached.
+    pub(crate) fn token_settings(&self) -> Result<Pkcs11Settings, Failure> {
+        let token = &self.config.token;
+        let (Some(module), Some(selector), Some(pin)) = (&token.module, &token.selector, &token.pin) else {
+            return Err(self.no_token());
+        };
+        let selector = match selector {
+            TokenSelector::Label(label) => Selector::Label(label.clone()),
+            TokenSelector::Serial(serial) => Selector::Serial(serial.clone()),
+            TokenSelector::Slot(slot) => Selector::Slot(*slot),
+        };
+        let pin = match pin {
+            PinSource::File(path) => pkcs11::PinSource::File(path.clone()),
+            PinSource::Env(name) => pkcs11::PinSource::Env(name.clone()),
+        };
+        let mut settings = Pkcs11Settings::new(module, selector, pin);
+        settings.workers = token.workers;
+        settings.call_timeout = self.config.settings.call_timeout;
+        Ok(settings)
+    }
+
+    fn no_token(&self) -> Failure {
+        let token = &self.config.token;
+        let missing = [
+            (token.module.is_none(), "KEYLEASH_MODULE"),
+            (token.selector.is_none(), "KEYLEASH_TOKEN_LABEL"),
+            (token.pin.is_none(), "KEYLEASH_PIN_FILE"),
+        ];
+        let missing: Vec<_> = missing.into_iter().filter_map(|(is_missing, name)| is_missing.then_some(name)).collect();
+        let message = format!(
+            "no token: {} not set, nor in {CONFIG_DEFAULT}. To try it on a SoftHSM token: softhsm/with-token keyleash quickstart",
+            missing.join(", ")
+        );
+        Error::Misconfigured(message).into()
+    }
+}
+
+/// SoftHSM does not list a token while another process logs in to it, and a command has no second chance of its own.
+/// Whoever is still unreachable then says so at the first use.
+pub(crate) async fn wait_until_listed(token: &dyn Token) {
+    let clock = Clock::default();
+    let give_up = clock.now().plus(PATIENCE);
+    while let Err(TokenError { verdict: Verdict::Unreachable, .. }) = token.info().await
+        && clock.now() < give_up
+    {
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// An account id from the command line.
+pub(crate) fn account_id(id: &OsStr) -> Result<AccountId, Failure> {
+    Ok(AccountId::from_bytes(id.as_bytes())?)
+}
+
+/// A KEK name from the command line.
+pub(crate) fn kek_name(name: &OsStr) -> Result<KekName, Failure> {
+    Ok(KekName::new(name.to_string_lossy())?)
+}

@@ -1,0 +1,110 @@
+//! The store file, open for one operation at a time: so that `keyleash seal … | keyleash open …` and any number of
+//! commands at once share it, though redb lets one process open it.
+
+use async_trait::async_trait;
+use keyleash::{
+    Error, Result,
+    clock::Clock,
+    store::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, redb::RedbStore},
+};
+use std::{path::PathBuf, time::Duration};
+use tokio::sync::{Mutex, MutexGuard};
+
+/// How long to wait while another process has the file open. A command has it for some milliseconds, a service for ever.
+const WAIT: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The store at a path. Made by the first operation if it is missing and `create` is true.
+#[derive(Debug)]
+pub(crate) struct SharedStore {
+    path: PathBuf,
+    create: bool,
+    clock: Clock,
+    /// One operation at a time in this process, or they would wait for each other's file.
+    turn: Mutex<()>,
+}
+
+impl SharedStore {
+    /// Opens the store once, so that what is wrong with it is said before anything else is done.
+    pub(crate) async fn open(path: PathBuf, create: bool) -> Result<Self> {
+        let store = Self { path, create, clock: Clock::default(), turn: Mutex::default() };
+        store.turn().await?;
+        Ok(store)
+    }
+
+    async fn turn(&self) -> Result<Turn<'_>> {
+        let turn = self.turn.lock().await;
+        let give_up = self.clock.now().plus(WAIT);
+        loop {
+            let opened = match self.create {
+                true => RedbStore::open(&self.path).await,
+                false => RedbStore::open_existing(&self.path).await,
+            };
+            match opened {
+                Ok(store) => return Ok(Turn { store, _turn: turn }),
+                Err(Error::Store(_)) if self.clock.now() < give_up => tokio::time::sleep(PAUSE).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The open file. Dropped in this order: the file is free before the next turn begins.
+struct Turn<'a> {
+    store: RedbStore,
+    _turn: MutexGuard<'a, ()>,
+}
+
+#[async_trait]
+impl KeyStore for SharedStore {
+    async fn get(&self, key: &Key) -> Result<Option<Versioned>> {
+        self.turn().await?.store.get(key).await
+    }
+
+    async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
+        self.turn().await?.store.create(key, put).await
+    }
+
+    async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion> {
+        self.turn().await?.store.replace(key, expected, put).await
+    }
+
+    async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {
+        self.turn().await?.store.delete(key, expected).await
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
+        self.turn().await?.store.list(filter, after, limit).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keyleash::name::{AccountId, KekName};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn two_processes_share_a_file_though_redb_opens_it_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keyleash.redb");
+        let one = SharedStore::open(path.clone(), true).await.unwrap();
+        let other = SharedStore::open(path.clone(), false).await.unwrap();
+        let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new() };
+        for (number, store) in [&one, &other, &one].into_iter().enumerate() {
+            store.create(&Key::Kek(KekName::new(format!("k{number}")).unwrap()), put.clone()).await.unwrap();
+        }
+        assert_eq!(other.list(&Filter::Keks, None, 10).await.unwrap().keys.len(), 3);
+        let both = tokio::join!(one.list(&Filter::Keks, None, 10), other.list(&Filter::Keks, None, 10));
+        assert_eq!(both.0.unwrap(), both.1.unwrap());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_store_that_must_exist_is_not_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keyleash.redb");
+        assert!(matches!(SharedStore::open(path.clone(), false).await, Err(Error::NotFound(_))));
+        assert!(!path.exists());
+        let store = SharedStore::open(path.clone(), true).await.unwrap();
+        assert_eq!(store.get(&Key::Account(AccountId::new("a").unwrap())).await.unwrap(), None);
+    }
+}

@@ -1,0 +1,152 @@
+//! `status`.
+
+use crate::{
+    exit::Failure,
+    kek::{kek_json, trouble, version_row},
+    output::{Output, columns, count},
+    setup::{Setup, Store},
+    token::{info_json, info_rows},
+};
+use keyleash::{
+    Account, Engine, Error,
+    engine::{KekStatus, LeaseStatus, Status},
+    lease::Phase,
+    name::KekVersion,
+    store::{Filter, Key, KeyStore},
+    telemetry::Event,
+};
+use serde_json::{Value, json};
+
+/// Shows everything, then ends as the first thing that is not granted: a monitor need look at the exit status alone. Or
+/// goes on and shows what changes.
+pub(crate) async fn run(watch: bool, setup: &Setup, output: Output) -> Result<(), Failure> {
+    let store = setup.store(Store::Optional).await?;
+    let engine = setup.full_engine(store.clone()).await?;
+    let mut events = engine.events();
+    let keks = engine.keks().await?;
+    let (mut accounts, mut refusal) = (Vec::new(), None);
+    for kek in &keks {
+        for version in &kek.versions {
+            let version = KekVersion::new(kek.name.clone(), version.record.version);
+            match prove(&engine, &*store, &version).await {
+                Ok(account) => accounts.extend(account),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+    }
+    let status = engine.status().await;
+    output.result(&report_json(&status, &keks), &report_lines(&status, &keks))?;
+    if watch {
+        // What the proofs themselves brought about is in the report.
+        while events.try_next().is_some() {}
+        while let Some(event) = events.next().await {
+            let (json, line) = event_shown(&event);
+            output.result(&json, &line)?;
+        }
+    }
+    // Kept until here, so that the engine had keys to watch over.
+    drop(accounts);
+    let silent = status.token.err().map(Error::from);
+    silent.or(refusal).map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Opens an account under a KEK version, if there is one: the proof starts the lease that is shown.
+async fn prove(engine: &Engine, store: &dyn KeyStore, kek: &KekVersion) -> Result<Option<Account>, Error> {
+    let page = store.list(&Filter::WrappedBy(kek.clone()), None, 1).await?;
+    match page.keys.first() {
+        Some(Key::Account(id)) => engine.account(id).await.map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn event_shown(event: &Event) -> (Value, String) {
+    match event {
+        Event::Lease { kek, change, trouble } => {
+            let change = format!("{change:?}").to_lowercase();
+            let because = trouble.as_ref().map_or_else(String::new, |trouble| format!(": {trouble}"));
+            let json =
+                json!({ "event": change, "kek": kek.name.as_str(), "kek_version": kek.version, "trouble": trouble });
+            (json, format!("{kek} {change}{because}\n"))
+        }
+        other => (json!({ "event": "other", "what": format!("{other:?}") }), format!("{other:?}\n")),
+    }
+}
+
+/// One word for where a lease stands.
+pub(crate) fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Unproven => "unproven",
+        Phase::Active => "active",
+        Phase::Grace { .. } => "grace",
+        Phase::Denied { .. } => "denied",
+        Phase::Lapsed { .. } => "lapsed",
+        Phase::Resuming { .. } => "resuming",
+    }
+}
+
+fn lease_json(lease: &LeaseStatus) -> Value {
+    json!({
+        "kek": lease.kek.name.as_str(),
+        "kek_version": lease.kek.version,
+        "phase": phase_name(lease.phase),
+        "proved_ago_s": lease.proved_ago.map(|ago| ago.as_secs_f64()),
+        "ends_in_s": lease.ends_in.as_secs_f64(),
+        "aeks": lease.filled_slots,
+        "trouble": lease.trouble,
+    })
+}
+
+fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
+    json!({
+        "token": status.token.as_ref().ok().map(info_json),
+        "token_trouble": status.token.as_ref().err().map(ToString::to_string),
+        "workers": {
+            "alive": status.workers.alive,
+            "hung": status.workers.hung,
+            "hung_max": status.workers.hung_max,
+        },
+        "keks": keks.iter().map(kek_json).collect::<Vec<_>>(),
+        "leases": status.leases.iter().map(lease_json).collect::<Vec<_>>(),
+        "cached_accounts": status.cached_accounts,
+        "unlocked_bytes": status.unlocked_bytes,
+        "warnings": status.warnings,
+    })
+}
+
+fn report_lines(status: &Status, keks: &[KekStatus]) -> String {
+    let mut rows = match &status.token {
+        Ok(info) => info_rows(info),
+        Err(trouble) => vec![vec!["token".into(), format!("{trouble}; {}", trouble.remedy)]],
+    };
+    let workers = status.workers;
+    rows.push(vec![
+        "workers".into(),
+        format!("{} alive, {} of {} hang", workers.alive, workers.hung, workers.hung_max),
+    ]);
+    rows.push(vec!["cached".into(), count(status.cached_accounts, "account")]);
+    let mut lines = columns(&rows);
+    lines.push('\n');
+    let rows = keks.iter().flat_map(|kek| {
+        kek.versions.iter().map(|version| {
+            let mut row = version_row(kek, version);
+            let of_this =
+                |lease: &&LeaseStatus| lease.kek.name == kek.name && lease.kek.version == version.record.version;
+            if trouble(version).is_none() {
+                row.push(status.leases.iter().find(of_this).map_or_else(|| "no account yet".into(), lease_words));
+            }
+            row
+        })
+    });
+    lines.push_str(&columns(&rows.collect::<Vec<_>>()));
+    if keks.is_empty() {
+        lines.push_str("no KEK in the store: make one with `keyleash kek create NAME`\n");
+    }
+    status.warnings.iter().for_each(|warning| lines.push_str(&format!("\nwarning: {warning}\n")));
+    lines
+}
+
+fn lease_words(lease: &LeaseStatus) -> String {
+    let phase = phase_name(lease.phase);
+    let trouble = lease.trouble.as_ref().map_or_else(String::new, |trouble| format!(", {trouble}"));
+    format!("lease {phase}, ends in {} s{trouble}", lease.ends_in.as_secs())
+}

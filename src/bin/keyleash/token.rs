@@ -1,0 +1,124 @@
+//! `token check`.
+
+use crate::{
+    args::Token,
+    exit::Failure,
+    output::{Output, columns},
+    setup::{Setup, Store},
+};
+use keyleash::{
+    Engine, Error,
+    token::{Probe, Profile, TokenInfo},
+};
+use serde_json::{Value, json};
+
+/// The mechanisms that the profiles and the making of KEKs stand on.
+const RELEVANT: [&str; 7] = [
+    "CKM_AES_GCM",
+    "CKM_AES_KEY_GEN",
+    "CKM_AES_KEY_WRAP",
+    "CKM_RSA_PKCS_KEY_PAIR_GEN",
+    "CKM_RSA_PKCS_OAEP",
+    "CKM_SHA256",
+    "CKM_SHA_1",
+];
+
+pub(crate) async fn run(Token::Check: Token, setup: &Setup, output: Output) -> Result<(), Failure> {
+    let engine = setup.full_engine(setup.store(Store::None).await?).await?;
+    let status = engine.status().await;
+    let info = status.token.map_err(Error::from)?;
+    let mut probes = Vec::new();
+    for profile in Profile::ALL {
+        probes.push((profile, engine.probe(profile).await));
+    }
+    let mut problems = status.warnings;
+    problems.extend(refused_keys(&engine).await?);
+    problems.extend(default_profile_problem(&probes));
+    output.result(&report_json(&info, &probes, &problems), &report_lines(&info, &probes, &problems))?;
+    // The report said why for each; the default profile's reason decides the exit status.
+    let usable = probes.iter().any(|(_, probe)| probe.is_ok());
+    match probes.into_iter().next() {
+        Some((_, Err(error))) if !usable => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+async fn refused_keys(engine: &Engine) -> Result<Vec<String>, Failure> {
+    let keys = engine.unknown_keks().await?;
+    let refused = keys.into_iter().filter_map(|key| Some((key.label, key.refused?)));
+    Ok(refused.map(|(label, why)| format!("the key {label:?} cannot be a KEK: {why}")).collect())
+}
+
+fn default_profile_problem(probes: &[(Profile, Result<Probe, Error>)]) -> Option<String> {
+    let mut usable = probes.iter().filter(|(_, probe)| probe.is_ok()).map(|(profile, _)| profile.name());
+    match usable.next() {
+        None => Some("no wrap profile works: this token cannot hold a KEK".into()),
+        Some(name) if name == Profile::AesGcm.name() => None,
+        Some(name) => {
+            let default = Profile::AesGcm;
+            Some(format!("the default profile {default} does not work here: make KEKs with --profile {name}"))
+        }
+    }
+}
+
+fn report_json(info: &TokenInfo, probes: &[(Profile, Result<Probe, Error>)], problems: &[String]) -> Value {
+    let profiles: Vec<_> = probes
+        .iter()
+        .map(|(profile, probe)| match probe {
+            Ok(probe) => json!({
+                "profile": profile.name(),
+                "usable": true,
+                "wrap_us": probe.wrap.as_secs_f64() * 1e6,
+                "unwrap_us": probe.unwrap.as_secs_f64() * 1e6,
+            }),
+            Err(error) => json!({ "profile": profile.name(), "usable": false, "trouble": error.to_string() }),
+        })
+        .collect();
+    json!({ "token": info_json(info), "profiles": profiles, "problems": problems })
+}
+
+/// What the token says about itself, as `token check` and `status` give it.
+pub(crate) fn info_json(info: &TokenInfo) -> Value {
+    json!({
+        "module": info.module,
+        "slot": info.slot,
+        "label": info.label,
+        "serial": info.serial,
+        "model": info.model,
+        "mechanisms": info.mechanisms,
+    })
+}
+
+/// The same for people.
+pub(crate) fn info_rows(info: &TokenInfo) -> Vec<Vec<String>> {
+    let rows = [
+        ("module", info.module.clone()),
+        ("slot", info.slot.to_string()),
+        ("token", format!("{:?}, serial {}", info.label, info.serial)),
+        ("model", info.model.clone()),
+    ];
+    rows.map(|(name, value)| vec![name.into(), value]).into()
+}
+
+fn report_lines(info: &TokenInfo, probes: &[(Profile, Result<Probe, Error>)], problems: &[String]) -> String {
+    let relevant = info.mechanisms.iter().map(String::as_str).filter(|name| RELEVANT.contains(name));
+    let mut rows = info_rows(info);
+    rows.push(vec!["mechanisms".into(), relevant.collect::<Vec<_>>().join(" ")]);
+    let mut lines = columns(&rows);
+    lines.push('\n');
+    let row = |(profile, probe): &(Profile, Result<Probe, Error>)| {
+        let outcome = match probe {
+            Ok(probe) => format!("works: wrap {:.1?}, unwrap {:.1?}", probe.wrap, probe.unwrap),
+            Err(error) => format!("does not work: {error}"),
+        };
+        vec![profile.to_string(), outcome]
+    };
+    lines.push_str(&columns(&probes.iter().map(row).collect::<Vec<_>>()));
+    if problems.is_empty() {
+        lines.push_str("\nnothing is wrong with the set-up\n");
+    } else {
+        lines.push_str("\nwhat to change:\n");
+        problems.iter().for_each(|problem| lines.push_str(&format!("- {problem}\n")));
+    }
+    lines
+}

@@ -1,0 +1,70 @@
+//! Shows the library's warnings on standard error.
+
+use std::{
+    fmt::{self, Write as _},
+    io::{self, Write},
+};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+/// Warns that the token is unreachable while it is opened. A command fails then, and says more.
+const OPENING: &str = "keyleash::token::pkcs11";
+
+/// Everything from WARN up, a line each; no spans.
+struct Warnings;
+
+/// From here on warnings are shown.
+pub(crate) fn show() {
+    // Fails if it was done before, and then it is done.
+    let _ = tracing::subscriber::set_global_default(Warnings);
+}
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // In tracing's order the graver level is the smaller one.
+        let grave = metadata.is_event() && *metadata.level() <= Level::WARN;
+        grave && metadata.target().starts_with("keyleash") && metadata.target() != OPENING
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line::default();
+        event.record(&mut line);
+        // Nobody is left to be told.
+        let _ = writeln!(io::stderr().lock(), "keyleash: warning: {}{}", line.message, line.fields);
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[derive(Default)]
+struct Line {
+    message: String,
+    fields: String,
+}
+
+impl Visit for Line {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a string does not fail.
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.fields, "; {name}: {value:?}"),
+        };
+    }
+}

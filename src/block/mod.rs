@@ -1,0 +1,194 @@
+//! Blocks: sealed under a key of their own, bound to their account and address.
+//!
+//! A block is sealed with AES-256-GCM under a DEK that is derived from the account's AEK and a random nonce
+//! (C2SP XAES-256-GCM), so that an AEK seals a practically unlimited number of blocks. Its header stands beside the
+//! ciphertext or in front of it; the ciphertext is as long as the plaintext. The bytes are drawn in
+//! [`BlockHeader`]'s page; what binds a block to its place is in [`Address`]'s.
+//!
+//! # When a block is refused
+//! [`Corrupt::Commitment`] or [`Corrupt::Block`], and the whole output
+//! buffer is zero: no byte that was not authenticated is left in it. In place that takes the ciphertext too, so whoever wants
+//! to try again (with another address, or another copy's header) opens into another buffer, which never writes to the
+//! ciphertext. A request that breaks a limit ([`Error::Invalid`]) leaves every buffer as it was.
+
+mod aad;
+mod address;
+mod aead;
+mod header;
+mod kdf;
+mod nonce;
+mod self_test;
+#[cfg(test)]
+mod tests;
+
+pub use address::{ADDRESS_BYTES_MAX, Address};
+pub use aead::Backend;
+pub use header::{BlockHeader, FORMAT_VERSION, HEADER_BYTES_MAX, SUITE_KNOWN_AFTER_BYTES, Suite};
+pub use nonce::NONCE_BYTES;
+pub use self_test::self_test;
+
+use crate::{
+    error::{Corrupt, Error, Result},
+    name::AccountId,
+    secret::Schedule,
+};
+use aad::Aad;
+use aes_gcm::aead::inout::InOutBuf;
+use kdf::Dek;
+use nonce::Nonce;
+use subtle::ConstantTimeEq;
+
+/// Longest block, in bytes of plaintext (and of ciphertext): 64 MiB.
+pub const BLOCK_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Seals and opens blocks of one account under one AEK version. Borrowed for one call; the data path of `Account`.
+#[derive(Clone, Copy)]
+pub(crate) struct Sealer<'a> {
+    /// Does the AES-256-GCM.
+    pub(crate) backend: Backend,
+    /// Of the AEK.
+    pub(crate) schedule: &'a Schedule,
+    /// Bound into every block.
+    pub(crate) account: &'a AccountId,
+}
+
+impl Sealer<'_> {
+    /// Seals `buf`, whose plaintext becomes the ciphertext.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] over [`BLOCK_BYTES_MAX`]; [`Error::Fatal`] without randomness (`buf` is as it was), or when the
+    /// back end fails (`buf` is zero).
+    #[inline]
+    pub(crate) fn seal_in_place(
+        &self,
+        suite: Suite,
+        aek_version: u32,
+        address: &Address,
+        buf: &mut [u8],
+    ) -> Result<BlockHeader> {
+        self.seal(suite, aek_version, address, buf.into())
+    }
+
+    /// Seals `plaintext` into `ciphertext`, which is as long.
+    ///
+    /// # Errors
+    /// As [`Sealer::seal_in_place`]; [`Error::Invalid`] also when the lengths differ.
+    #[inline]
+    pub(crate) fn seal_into(
+        &self,
+        suite: Suite,
+        aek_version: u32,
+        address: &Address,
+        plaintext: &[u8],
+        ciphertext: &mut [u8],
+    ) -> Result<BlockHeader> {
+        self.seal(suite, aek_version, address, pair(plaintext, ciphertext)?)
+    }
+
+    /// Opens `buf`, whose ciphertext becomes the plaintext. The schedule must be that of `header.aek_version()`.
+    ///
+    /// # Errors
+    /// [`Corrupt::Commitment`] or [`Corrupt::Block`]: refused, and `buf` is zero. [`Error::Invalid`] over
+    /// [`BLOCK_BYTES_MAX`]: `buf` is as it was. [`Error::Fatal`] when the back end fails: `buf` is zero.
+    #[inline]
+    pub(crate) fn open_in_place(&self, header: &BlockHeader, address: &Address, buf: &mut [u8]) -> Result<()> {
+        self.open(header, address, buf.into())
+    }
+
+    /// Opens `ciphertext` into `plaintext`, which is as long. Never writes to `ciphertext`.
+    ///
+    /// # Errors
+    /// As [`Sealer::open_in_place`], of `plaintext`; [`Error::Invalid`] also when the lengths differ.
+    #[inline]
+    pub(crate) fn open_into(
+        &self,
+        header: &BlockHeader,
+        address: &Address,
+        ciphertext: &[u8],
+        plaintext: &mut [u8],
+    ) -> Result<()> {
+        self.open(header, address, pair(ciphertext, plaintext)?)
+    }
+
+    #[inline]
+    fn seal(
+        &self,
+        suite: Suite,
+        aek_version: u32,
+        address: &Address,
+        buf: InOutBuf<'_, '_, u8>,
+    ) -> Result<BlockHeader> {
+        check_len(buf.len())?;
+        self.seal_with(Nonce::random()?, suite, aek_version, address, buf)
+    }
+
+    /// The nonce comes in by value, so that it seals once; outside tests it is random.
+    fn seal_with(
+        &self,
+        nonce: Nonce,
+        suite: Suite,
+        aek_version: u32,
+        address: &Address,
+        buf: InOutBuf<'_, '_, u8>,
+    ) -> Result<BlockHeader> {
+        let aad = Aad::new(BlockHeader::prefix_of(suite, aek_version), self.account, address)?;
+        let sealed = self.seal_below(&nonce, suite, aek_version, &aad, buf);
+        self.backend.scrub_stack();
+        sealed
+    }
+
+    // A frame of its own, so that the scrub of its caller reaches everything that it leaves on the stack.
+    #[inline(never)]
+    fn seal_below(
+        &self,
+        nonce: &Nonce,
+        suite: Suite,
+        aek_version: u32,
+        aad: &Aad,
+        buf: InOutBuf<'_, '_, u8>,
+    ) -> Result<BlockHeader> {
+        let mut dek = Dek::blank();
+        dek.derive(self.schedule, nonce);
+        let tag = aead::seal(self.backend, &dek, &nonce.gcm, aad.as_bytes(), buf)?;
+        let commitment = match suite {
+            Suite::XaesGcm => None,
+            Suite::XaesGcmCommit => Some(kdf::commitment(self.schedule, nonce)),
+        };
+        Ok(BlockHeader::assemble(aek_version, nonce, &tag, commitment.as_ref()))
+    }
+
+    fn open(&self, header: &BlockHeader, address: &Address, buf: InOutBuf<'_, '_, u8>) -> Result<()> {
+        check_len(buf.len())?;
+        let aad = Aad::new(BlockHeader::prefix_of(header.suite(), header.aek_version()), self.account, address)?;
+        let opened = self.open_below(header, &aad, buf);
+        self.backend.scrub_stack();
+        opened
+    }
+
+    #[inline(never)] // as `seal_below`
+    fn open_below(&self, header: &BlockHeader, aad: &Aad, buf: InOutBuf<'_, '_, u8>) -> Result<()> {
+        let nonce = header.nonce_halves();
+        if let Some(stored) = header.commitment()
+            && !bool::from(kdf::commitment(self.schedule, &nonce).ct_eq(&stored))
+        {
+            buf.into_out().fill(0);
+            return Err(Corrupt::Commitment.into());
+        }
+        let mut dek = Dek::blank();
+        dek.derive(self.schedule, &nonce);
+        aead::open(self.backend, &dek, &nonce.gcm, aad.as_bytes(), &header.tag(), buf)
+    }
+}
+
+pub(crate) fn check_len(len: usize) -> Result<()> {
+    if len <= BLOCK_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("a block has at most {BLOCK_BYTES_MAX} bytes, this one has {len}: seal it in parts")))
+}
+
+fn pair<'i, 'o>(input: &'i [u8], output: &'o mut [u8]) -> Result<InOutBuf<'i, 'o, u8>> {
+    let (input_len, output_len) = (input.len(), output.len());
+    InOutBuf::new(input, output).map_err(|_| {
+        Error::Invalid(format!("the output has {output_len} bytes and the input {input_len}: they must be as long"))
+    })
+}

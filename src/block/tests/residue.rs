@@ -1,0 +1,116 @@
+//! After a seal or open nothing of the block's key is left on the stack, however it ended.
+
+use super::*;
+use std::os::unix::fs::FileExt;
+
+/// How far below the test's own frame is searched: far deeper than a seal goes.
+const BELOW_BYTES: usize = 96 * 1024;
+
+/// The 15 round keys of AES-256 (FIPS 197, 5.2).
+fn round_keys(key: &[u8; 32]) -> [[u8; 16]; 15] {
+    let times = |mut a: u8, mut b: u8| {
+        let mut product = 0;
+        while b > 0 {
+            product ^= if b & 1 == 1 { a } else { 0 };
+            a = (a << 1) ^ (0x1b * (a >> 7));
+            b >>= 1;
+        }
+        product
+    };
+    let sub = |byte: u8| {
+        let inverse = (0..=255).find(|other| times(byte, *other) == 1).unwrap_or(0);
+        (0..5).fold(0x63, |sum, turn| sum ^ inverse.rotate_left(turn))
+    };
+    let mut words: Vec<[u8; 4]> = key.as_chunks::<4>().0.to_vec();
+    let mut constant = 1;
+    for at in 8..60 {
+        let mut word = words[at - 1];
+        if at % 8 == 0 {
+            word.rotate_left(1);
+            word = word.map(sub);
+            word[0] ^= constant;
+            constant = times(constant, 2);
+        } else if at % 8 == 4 {
+            word = word.map(sub);
+        }
+        words.push(std::array::from_fn(|byte| words[at - 8][byte] ^ word[byte]));
+    }
+    std::array::from_fn(|round| words[4 * round..][..4].concat().try_into().unwrap())
+}
+
+#[test]
+fn round_keys_are_those_of_fips_197() {
+    // FIPS 197, A.3.
+    let key = hex::decode("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4").unwrap();
+    let keys = round_keys(&key.try_into().unwrap());
+    assert_eq!(hex::encode(keys[14]), "fe4890d1e6188d0b046df344706c631e");
+}
+
+/// The stack below the caller.
+#[inline(never)]
+fn stack_below() -> Vec<u8> {
+    let mut below = vec![0; BELOW_BYTES];
+    let here = (&raw const below).addr();
+    std::fs::File::open("/proc/self/mem").unwrap().read_exact_at(&mut below, (here - BELOW_BYTES) as u64).unwrap();
+    below
+}
+
+/// How many bytes below the frame that called it `secret` stands, if it does.
+fn depth_of(stack: &[u8], secret: &[u8; 16]) -> Option<usize> {
+    stack.windows(16).rposition(|bytes| bytes == secret).map(|at| stack.len() - at)
+}
+
+fn assert_clean(aek: &[u8; 32], header: &BlockHeader, what: &str) {
+    let stack = stack_below();
+    let mut dek = Dek::blank();
+    Key::new(*aek).with(Backend::PureRust, &account("a"), |sealer| dek.derive(sealer.schedule, &header.nonce_halves()));
+    for (owner, key) in [("AEK", aek), ("DEK", dek.expose())] {
+        for (round, round_key) in round_keys(key).iter().enumerate() {
+            let depth = depth_of(&stack, round_key);
+            assert_eq!(depth, None, "{what}: round key {round} of the {owner} is on the stack, so deep");
+        }
+    }
+}
+
+/// What the test itself left there.
+fn clear_below() {
+    zeroize::zeroize_stack::<{ 2 * BELOW_BYTES }>();
+}
+
+#[test]
+fn nothing_of_a_key_is_left_on_the_stack() {
+    let aek: [u8; 32] = std::array::from_fn(|at| (at as u8).wrapping_mul(73) ^ 0x5c);
+    let (key, account) = (Key::new(aek), account("a"));
+    let (address, elsewhere) = (Address::from(1_u64), Address::from(2_u64));
+    for &backend in Backend::available() {
+        for suite in SUITES {
+            for len in [0, 100, 4096, 70_000] {
+                let mut buf = vec![7; len];
+                clear_below();
+                let header = key.with(backend, &account, |sealer| sealer.seal_in_place(suite, 1, &address, &mut buf));
+                let header = header.unwrap();
+                assert_clean(&aek, &header, &format!("{backend} {suite:?}, sealed {len}"));
+                let mut copy = buf.clone();
+                for (place, opens) in [(&address, true), (&elsewhere, false)] {
+                    copy.copy_from_slice(&buf);
+                    clear_below();
+                    let opened = key.with(backend, &account, |sealer| sealer.open_in_place(&header, place, &mut copy));
+                    assert_clean(&aek, &header, &format!("{backend} {suite:?}, opened {len}: {opened:?}"));
+                    assert_eq!(opened.is_ok(), opens);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_search_finds_a_key_that_is_left() {
+    #[inline(never)]
+    fn leave(secret: [u8; 16]) {
+        let mut deep = [0; 16 * 1024];
+        deep[16..32].copy_from_slice(&secret);
+        std::hint::black_box(&deep);
+    }
+    leave([0xe7; 16]);
+    assert!(depth_of(&stack_below(), &[0xe7; 16]).is_some());
+}

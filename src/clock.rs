@@ -1,0 +1,252 @@
+//! The time seam: CLOCK_BOOTTIME in production, a manual clock in tests.
+//!
+//! Leases are compared with CLOCK_BOOTTIME because it runs on while a machine is suspended, so that a
+//! machine never wakes with live keys, and because nobody can step it.
+
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+/// An instant of CLOCK_BOOTTIME, in nanoseconds since the machine booted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Instant(u64);
+
+impl Instant {
+    /// The instant `ns` nanoseconds after boot.
+    pub const fn from_nanos(ns: u64) -> Self {
+        Self(ns)
+    }
+
+    /// Nanoseconds since boot.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// This instant plus `duration`, at most the last instant there is (584 years after boot).
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
+    /// Time from `earlier` to this instant; zero when `earlier` is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// Where time comes from. Cheap to clone.
+#[derive(Clone, Default)]
+pub enum Clock {
+    /// The machine's CLOCK_BOOTTIME.
+    #[default]
+    Boottime,
+    /// Time that moves only when a test says so.
+    Manual(ManualClock),
+}
+
+impl Clock {
+    /// Now.
+    #[inline]
+    pub fn now(&self) -> Instant {
+        match self {
+            Self::Boottime => {
+                let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+                // The kernel counts from boot: both fields are non-negative.
+                Instant((now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64))
+            }
+            Self::Manual(manual) => manual.now(),
+        }
+    }
+
+    /// Resolves at `deadline` or later. After a suspend it may resolve late by up to [`SLEEP_SLICE_MAX`].
+    pub async fn sleep_until(&self, deadline: Instant) {
+        match self {
+            Self::Boottime => loop {
+                let left = deadline.since(self.now());
+                if left.is_zero() {
+                    return;
+                }
+                // tokio's timer stands still in suspend, so a long sleep is cut into slices.
+                tokio::time::sleep(left.min(SLEEP_SLICE_MAX)).await;
+            },
+            Self::Manual(manual) => manual.sleep_until(deadline).await,
+        }
+    }
+
+    /// Runs `future` until `deadline`; `None` when the deadline came first.
+    pub async fn until<F: Future>(&self, deadline: Instant, future: F) -> Option<F::Output> {
+        tokio::select! {
+            biased;
+            output = future => Some(output),
+            () = self.sleep_until(deadline) => None,
+        }
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Boottime => "Clock::Boottime",
+            Self::Manual(_) => "Clock::Manual",
+        })
+    }
+}
+
+/// The longest single timer: bounds how late a task notices a resume from suspend.
+pub const SLEEP_SLICE_MAX: Duration = Duration::from_secs(1);
+
+/// A clock that a test moves. Clones share the time.
+#[derive(Clone, Debug, Default)]
+pub struct ManualClock {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    ns: AtomicU64,
+    sleepers: Mutex<Sleepers>,
+}
+
+/// Who sleeps, in the order in which they wake; of one deadline, in the order in which they fell asleep, so that a
+/// simulation sees the same again.
+#[derive(Debug, Default)]
+struct Sleepers {
+    so_far: u64,
+    waiting: BTreeMap<(Instant, u64), Waker>,
+}
+
+impl ManualClock {
+    /// A clock that stands at `start`.
+    pub fn new(start: Instant) -> Self {
+        let clock = Self::default();
+        clock.shared.ns.store(start.0, Ordering::SeqCst);
+        clock
+    }
+
+    /// Where the clock stands.
+    pub fn now(&self) -> Instant {
+        Instant(self.shared.ns.load(Ordering::SeqCst))
+    }
+
+    /// Moves the clock on and wakes every sleeper whose deadline has come.
+    pub fn advance(&self, by: Duration) {
+        let mut sleepers = self.sleepers();
+        let to = self.now().plus(by);
+        self.shared.ns.store(to.0, Ordering::SeqCst);
+        let later = sleepers.waiting.split_off(&(to, u64::MAX));
+        let due = std::mem::replace(&mut sleepers.waiting, later);
+        drop(sleepers);
+        due.into_values().for_each(Waker::wake);
+    }
+
+    /// The earliest deadline that somebody sleeps for: until then nothing happens by itself. It lets a simulation move from
+    /// one happening to the next.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.sleepers().waiting.first_key_value().map(|((deadline, _), _)| *deadline)
+    }
+
+    fn sleepers(&self) -> MutexGuard<'_, Sleepers> {
+        // Nothing panics while it is held.
+        self.shared.sleepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn sleep_until(&self, deadline: Instant) {
+        let place = {
+            let mut sleepers = self.sleepers();
+            sleepers.so_far += 1;
+            Sleeper { clock: self, key: (deadline, sleepers.so_far) }
+        };
+        std::future::poll_fn(|cx| {
+            // The lock, because a move between the look and the enlisting would be missed.
+            let mut sleepers = self.sleepers();
+            if self.now() >= deadline {
+                return Poll::Ready(());
+            }
+            sleepers.waiting.insert(place.key, cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// A place among the sleepers; left when the sleep ends or is given up.
+struct Sleeper<'a> {
+    clock: &'a ManualClock,
+    key: (Instant, u64),
+}
+
+impl Drop for Sleeper<'_> {
+    fn drop(&mut self) {
+        self.clock.sleepers().waiting.remove(&self.key);
+    }
+}
+
+/// Spreads times, so that engines and accounts do not act in step. Not for secrets.
+#[derive(Debug)]
+pub(crate) struct Jitter(Mutex<StdRng>);
+
+impl Jitter {
+    /// Seeded by the operating system, or by a simulation that wants to see the same again.
+    pub(crate) fn new(seed: Option<u64>) -> Self {
+        Self(Mutex::new(seed.map_or_else(|| StdRng::from_rng(&mut rand::rng()), StdRng::seed_from_u64)))
+    }
+
+    /// A number from 0 to `bound` - 1.
+    pub(crate) fn below(&self, bound: u64) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).next_u64() % bound.max(1)
+    }
+}
+
+/// Seconds since 1970 by the wall clock, for records and people. Nothing that protects a key looks at it.
+#[allow(clippy::disallowed_methods)] // the one place
+pub fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boottime_moves_forward() {
+        let clock = Clock::default();
+        let first = clock.now();
+        assert!(clock.now() >= first);
+        assert!(first > Instant::default());
+    }
+
+    #[tokio::test]
+    async fn a_sleeper_on_the_manual_clock_wakes_when_its_deadline_comes_and_not_before() {
+        let manual = ManualClock::new(Instant::from_nanos(5));
+        let clock = Clock::Manual(manual.clone());
+        let deadline = clock.now().plus(Duration::from_secs(2));
+        let sleeper = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep_until(deadline).await }
+        });
+        tokio::task::yield_now().await;
+        manual.advance(Duration::from_secs(1));
+        tokio::task::yield_now().await;
+        assert!(!sleeper.is_finished());
+        manual.advance(Duration::from_secs(1));
+        sleeper.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn until_gives_none_at_the_deadline() {
+        let manual = ManualClock::default();
+        let clock = Clock::Manual(manual.clone());
+        let deadline = Instant::from_nanos(1);
+        assert_eq!(clock.until(deadline, async { 7 }).await, Some(7));
+        manual.advance(Duration::from_nanos(1));
+        assert_eq!(clock.until(deadline, std::future::pending::<()>()).await, None);
+    }
+}

@@ -1,0 +1,256 @@
+//! Settings of the engine with their bounds, and the configuration of the command line.
+//!
+//! A bound that is broken is refused with the promise that would break with it; nothing is clamped silently.
+
+use crate::{
+    error::{Error, Result},
+    secret::MemlockPolicy,
+};
+use std::{path::PathBuf, time::Duration};
+
+mod file;
+
+pub use file::{CONFIG_BYTES_MAX, ConfigFile};
+
+/// Shortest time between two proofs of a KEK version.
+pub const POLL_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Longest time between two proofs of a KEK version: resumption takes one of them.
+pub const POLL_INTERVAL_MAX: Duration = Duration::from_secs(60);
+/// Shortest deadline of a token call.
+pub const CALL_TIMEOUT_MIN: Duration = Duration::from_millis(100);
+/// Longest deadline of a token call.
+pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// Within this time a revocation holds, whatever happens: `grace + poll_interval + call_timeout` at most.
+pub const REVOCATION_MAX: Duration = Duration::from_secs(60 * 60);
+/// Within this time after the token grants again every account works again.
+pub const RESUMPTION_MAX: Duration = Duration::from_secs(30 * 60);
+/// Most AEKs that may be set as the limit of the cache: some 27 GB of locked memory.
+pub const CACHED_AEKS_MAX: u64 = 100_000_000;
+/// Most threads that call the token.
+pub const WORKERS_MAX: usize = 30;
+/// Threads that call the token, where nothing is said: a command asks one thing at a time, and with several workers SoftHSM
+/// was once seen to free memory twice while other processes changed its token. A service sets its own.
+pub const WORKERS_DEFAULT: usize = 1;
+/// The store of the command line, where nothing is said.
+pub const STORE_DEFAULT: &str = "./keyleash.redb";
+
+/// How the engine behaves. [`Settings::validate`] says whether the promises hold with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Time between two proofs of a KEK version, 1 s to 60 s. Default 15 s.
+    pub poll_interval: Duration,
+    /// Deadline of every token call, 100 ms to 60 s and at most `poll_interval`. Default 5 s.
+    pub call_timeout: Duration,
+    /// How long a lease lasts after its last proof while the token is unreachable, at least `poll_interval +
+    /// call_timeout`, and with them at most 60 min. Default 30 min.
+    pub grace: Duration,
+    /// How long an AEK is used without an unwrap of its own, above 0 and at most `grace`. Default 10 min.
+    pub aek_ttl: Duration,
+    /// Most unwraps per second when accounts resume, at least 1. Default 600, which lets the default
+    /// `max_cached_aeks` resume within 30 min. A token that is slower sets its own pace.
+    pub resume_rate: u32,
+    /// Most AEKs in memory, 1 to 100 million. Default 1 million.
+    pub max_cached_aeks: u64,
+    /// What happens when key memory cannot be locked. Default: a warning.
+    pub memlock: MemlockPolicy,
+    /// Every so many proofs one comes from a freshly initialised context of the token, because some modules hide a
+    /// revocation from a context that was open before it. At least 1. Default 20.
+    pub fresh_proof_every: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            poll_interval: Duration::from_secs(15),
+            call_timeout: Duration::from_secs(5),
+            grace: Duration::from_secs(30 * 60),
+            aek_ttl: Duration::from_secs(10 * 60),
+            resume_rate: 600,
+            max_cached_aeks: 1_000_000,
+            memlock: MemlockPolicy::Warn,
+            fresh_proof_every: 20,
+        }
+    }
+}
+
+impl Settings {
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`] with the setting, its value, the bound, and the promise that would break.
+    pub fn validate(&self) -> Result<()> {
+        let Self { poll_interval, call_timeout, grace, aek_ttl, .. } = *self;
+        within("poll_interval", poll_interval, POLL_INTERVAL_MIN, POLL_INTERVAL_MAX, || {
+            if poll_interval < POLL_INTERVAL_MIN {
+                "the token would be flooded with proofs, and an outage would not be told from a busy token (promise 3)"
+            } else {
+                "promise 2 (live handles work again in one poll interval, at most 60 s) would not hold"
+            }
+        })?;
+        within("call_timeout", call_timeout, CALL_TIMEOUT_MIN, CALL_TIMEOUT_MAX, || {
+            if call_timeout < CALL_TIMEOUT_MIN {
+                "a token that is merely busy would pass for unreachable (promise 3)"
+            } else {
+                "promise 1 (revocation within poll_interval + call_timeout) would be too late"
+            }
+        })?;
+        if call_timeout > poll_interval {
+            return broken(
+                "call_timeout",
+                call_timeout,
+                format!("at most poll_interval ({})", show(poll_interval)),
+                "a proof that hangs would delay the next one, and promise 1 (revocation within poll_interval + call_timeout) \
+                 would not hold",
+            );
+        }
+        let proof = poll_interval.saturating_add(call_timeout);
+        if grace < proof {
+            return broken(
+                "grace",
+                grace,
+                format!("at least poll_interval + call_timeout ({})", show(proof)),
+                "a lease would lapse between two proofs, and promise 3 (an outage is not a revocation) would not hold",
+            );
+        }
+        if grace.saturating_add(proof) > REVOCATION_MAX {
+            return broken(
+                "grace",
+                grace,
+                format!(
+                    "at most {}, so that grace + poll_interval ({}) + call_timeout ({}) stay within {}",
+                    show(REVOCATION_MAX.saturating_sub(proof)),
+                    show(poll_interval),
+                    show(call_timeout),
+                    show(REVOCATION_MAX)
+                ),
+                "promise 1 (revocation in under one hour, whatever happens) would not hold",
+            );
+        }
+        if aek_ttl.is_zero() {
+            return broken("aek_ttl", aek_ttl, "more than 0".into(), "no AEK could be used at all");
+        }
+        if aek_ttl > grace {
+            return broken(
+                "aek_ttl",
+                aek_ttl,
+                format!("at most grace ({})", show(grace)),
+                "an AEK would be meant to outlast its lease, which promise 1 (revocation) forbids",
+            );
+        }
+        if self.resume_rate == 0 {
+            return Err(Error::Misconfigured(
+                "resume_rate is 0 unwraps/s, allowed is at least 1: else no account would ever resume, and promise 2 \
+                 (every account within 30 min) would not hold"
+                    .into(),
+            ));
+        }
+        if self.fresh_proof_every == 0 {
+            return Err(Error::Misconfigured(
+                "fresh_proof_every is 0, allowed is at least 1: else a module that hides a revocation from an open context \
+                 would keep promise 1 (revocation) from holding"
+                    .into(),
+            ));
+        }
+        if self.max_cached_aeks == 0 || self.max_cached_aeks > CACHED_AEKS_MAX {
+            return Err(Error::Misconfigured(format!(
+                "max_cached_aeks is {}, allowed are 1 to {CACHED_AEKS_MAX}: else no account could be used, or key memory could \
+                 not be locked (promise 6, nothing lingers)",
+                self.max_cached_aeks
+            )));
+        }
+        Ok(())
+    }
+
+    /// What holds but should be known.
+    pub fn warnings(&self) -> Vec<String> {
+        self.resumption_warning(self.max_cached_aeks).into_iter().collect()
+    }
+
+    /// Says when `accounts` accounts cannot resume within 30 minutes at `resume_rate`, with the numbers to set.
+    pub fn resumption_warning(&self, accounts: u64) -> Option<String> {
+        let rate = u64::from(self.resume_rate);
+        let resumed = rate.saturating_mul(RESUMPTION_MAX.as_secs());
+        (accounts > resumed).then(|| {
+            format!(
+                "{accounts} accounts need {} at resume_rate = {rate} unwraps/s to resume, promised are {} (promise 2): set \
+                 resume_rate to {} or more, or max_cached_aeks to {resumed} or less",
+                // Rounded up, so that it never reads as 30 min.
+                show(Duration::from_secs(accounts.div_ceil(rate.max(1)).div_ceil(60).saturating_mul(60))),
+                show(RESUMPTION_MAX),
+                accounts.div_ceil(RESUMPTION_MAX.as_secs()),
+            )
+        })
+    }
+}
+
+fn within(
+    setting: &str,
+    value: Duration,
+    min: Duration,
+    max: Duration,
+    promise: impl FnOnce() -> &'static str,
+) -> Result<()> {
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        broken(setting, value, format!("{} to {}", show(min), show(max)), promise())
+    }
+}
+
+fn broken(setting: &str, value: Duration, allowed: String, promise: &str) -> Result<()> {
+    Err(Error::Misconfigured(format!("{setting} is {}, allowed is {allowed}: else {promise}", show(value))))
+}
+
+/// A duration in its largest whole unit.
+fn show(duration: Duration) -> String {
+    match (duration.subsec_nanos(), duration.as_secs()) {
+        (0, secs) if secs > 0 && secs % 60 == 0 => format!("{} min", secs / 60),
+        (0, secs) => format!("{secs} s"),
+        (nanos, _) if nanos % 1_000_000 == 0 => format!("{} ms", duration.as_millis()),
+        _ => format!("{duration:?}"),
+    }
+}
+
+/// What the command line works with: the file, with the environment over it, and defaults below.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The token and how to log in.
+    pub token: TokenConfig,
+    /// Where the store is; relative paths are relative to the working directory.
+    pub store: PathBuf,
+    /// How the engine behaves; validated.
+    pub settings: Settings,
+}
+
+/// Which token, and how to log in. What is `None` was said nowhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenConfig {
+    /// The PKCS#11 module.
+    pub module: Option<PathBuf>,
+    /// Which of its tokens.
+    pub selector: Option<TokenSelector>,
+    /// Where the PIN comes from.
+    pub pin: Option<PinSource>,
+    /// Threads that call the token, 1 to [`WORKERS_MAX`].
+    pub workers: usize,
+}
+
+/// Which token of a module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenSelector {
+    /// The one with this label, 1 to 32 bytes.
+    Label(String),
+    /// The one with this serial number, 1 to 16 bytes.
+    Serial(String),
+    /// The one in the slot with this id. Some modules renumber their slots.
+    Slot(u64),
+}
+
+/// Where the PIN comes from. Never the PIN itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PinSource {
+    /// The first line of a file.
+    File(PathBuf),
+    /// An environment variable of this name.
+    Env(String),
+}

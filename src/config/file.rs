@@ -1,0 +1,479 @@
+//! `keyleash.toml`, and the `KEYLEASH_*` variables over it.
+//!
+//! Each thing that can be set has one line in [`ITEMS`], by which both are read. Unknown names are refused with the
+//! near one: a misspelt limit must not be a default.
+
+use super::{Config, PinSource, STORE_DEFAULT, Settings, TokenConfig, TokenSelector, WORKERS_DEFAULT, WORKERS_MAX};
+use crate::{
+    error::{Error, Result},
+    secret::MemlockPolicy,
+};
+use std::{
+    ffi::OsString,
+    io::{ErrorKind, Read},
+    ops::Range,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use toml::de::{DeTable, DeValue};
+
+/// Longest configuration file, in bytes.
+pub const CONFIG_BYTES_MAX: usize = 64 * 1024;
+const LABEL_BYTES_MAX: usize = 32; // CK_TOKEN_INFO.label
+const SERIAL_BYTES_MAX: usize = 16; // CK_TOKEN_INFO.serialNumber
+
+const VARIABLE_PREFIX: &str = "KEYLEASH_";
+/// The PIN itself. Whether it is set is all that is looked at here.
+const PIN_VARIABLE: &str = "KEYLEASH_PIN";
+/// Variables that are read elsewhere: the path of the file itself, and those of the fault shim (softhsm/fault-shim).
+const VARIABLES_ELSEWHERE: [&str; 3] = ["KEYLEASH_CONFIG", "KEYLEASH_SHIM_MODULE", "KEYLEASH_SHIM_CONTROL"];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Item {
+    Module,
+    Label,
+    Serial,
+    Slot,
+    PinFile,
+    PinEnv,
+    Workers,
+    Store,
+    PollInterval,
+    CallTimeout,
+    Grace,
+    AekTtl,
+    ResumeRate,
+    FreshProofEvery,
+    MaxCachedAeks,
+    Memlock,
+}
+
+struct Named {
+    item: Item,
+    section: &'static str,
+    key: &'static str,
+    variable: &'static str,
+}
+
+const fn named(item: Item, section: &'static str, key: &'static str, variable: &'static str) -> Named {
+    Named { item, section, key, variable }
+}
+
+const SECTIONS: [&str; 4] = ["token", "store", "lease", "cache"];
+const ITEMS: [Named; 16] = [
+    named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
+    named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
+    named(Item::Serial, "token", "serial", "KEYLEASH_TOKEN_SERIAL"),
+    named(Item::Slot, "token", "slot", "KEYLEASH_TOKEN_SLOT"),
+    named(Item::PinFile, "token", "pin_file", "KEYLEASH_PIN_FILE"),
+    named(Item::PinEnv, "token", "pin_env", "KEYLEASH_PIN_ENV"),
+    named(Item::Workers, "token", "workers", "KEYLEASH_WORKERS"),
+    named(Item::Store, "store", "path", "KEYLEASH_STORE"),
+    named(Item::PollInterval, "lease", "poll_interval", "KEYLEASH_POLL_INTERVAL"),
+    named(Item::CallTimeout, "lease", "call_timeout", "KEYLEASH_CALL_TIMEOUT"),
+    named(Item::Grace, "lease", "grace", "KEYLEASH_GRACE"),
+    named(Item::AekTtl, "lease", "aek_ttl", "KEYLEASH_AEK_TTL"),
+    named(Item::ResumeRate, "lease", "resume_rate", "KEYLEASH_RESUME_RATE"),
+    named(Item::FreshProofEvery, "lease", "fresh_proof_every", "KEYLEASH_FRESH_PROOF_EVERY"),
+    named(Item::MaxCachedAeks, "cache", "max_cached_aeks", "KEYLEASH_MAX_CACHED_AEKS"),
+    named(Item::Memlock, "cache", "memlock", "KEYLEASH_MEMLOCK"),
+];
+
+/// What a configuration file says, and no more: defaults and bounds come with [`ConfigFile::resolve`].
+///
+/// ```
+/// use keyleash::config::ConfigFile;
+///
+/// let text = r#"
+///     [token]
+///     module = "/usr/lib/softhsm/libsofthsm2.so"
+///     label = "production"
+///     pin_file = "/run/secrets/pin"
+///     [lease]
+///     grace = "20 min"
+/// "#;
+/// let environment = |name: &str| (name == "KEYLEASH_GRACE").then(|| "10 min".into());
+/// let names = ["KEYLEASH_GRACE".into()];
+/// let config = ConfigFile::parse(text, "keyleash.toml")?.overlay(names, environment)?.resolve()?;
+/// assert_eq!(config.settings.grace.as_secs(), 600);
+/// # Ok::<(), keyleash::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConfigFile {
+    module: Option<PathBuf>,
+    selector: Option<TokenSelector>,
+    pin: Option<PinSource>,
+    workers: Option<usize>,
+    store: Option<PathBuf>,
+    poll_interval: Option<Duration>,
+    call_timeout: Option<Duration>,
+    grace: Option<Duration>,
+    aek_ttl: Option<Duration>,
+    resume_rate: Option<u32>,
+    fresh_proof_every: Option<u32>,
+    max_cached_aeks: Option<u64>,
+    memlock: Option<MemlockPolicy>,
+}
+
+impl ConfigFile {
+    /// Reads and parses a file.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none; [`Error::Misconfigured`] when it cannot be read, is longer than
+    /// [`CONFIG_BYTES_MAX`] or no UTF-8; else as [`ConfigFile::parse`].
+    pub fn read(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let mut text = String::new();
+        // One byte more than allowed tells a file that is too long, whatever its length.
+        let limit = CONFIG_BYTES_MAX as u64 + 1;
+        match std::fs::File::open(path).and_then(|file| file.take(limit).read_to_string(&mut text)) {
+            Ok(_) => Self::parse(&text, &name),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(Error::NotFound(format!("configuration {name}: there is no such file")))
+            }
+            Err(error) => Err(Error::Misconfigured(format!("{name}: it cannot be read: {error}"))),
+        }
+    }
+
+    /// Parses the text of a file; `source_name` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`] with the line: no TOML, an unknown section or key (and the near one), a value of the
+    /// wrong type, a duration without a unit.
+    pub fn parse(text: &str, source_name: &str) -> Result<Self> {
+        if text.len() > CONFIG_BYTES_MAX {
+            return Err(Error::Misconfigured(format!("{source_name}: it is longer than {CONFIG_BYTES_MAX} bytes")));
+        }
+        let at = |span: Range<usize>| {
+            let before = text.as_bytes().get(..span.start).unwrap_or_default();
+            format!("{source_name} line {}", before.iter().filter(|byte| **byte == b'\n').count() + 1)
+        };
+        let table = DeTable::parse(text).map_err(|error| {
+            // The message alone: the error's own Display quotes the line, which may hold what nobody should log.
+            bad(&error.span().map_or_else(|| source_name.to_owned(), at), error.message())
+        })?;
+        let mut file = Self::default();
+        for (section, content) in in_order(table.get_ref()) {
+            let origin = at(section.span());
+            let section = section.get_ref();
+            let Some(keys) = content.get_ref().as_table() else {
+                return Err(misplaced(&origin, section, content.get_ref()));
+            };
+            if !SECTIONS.contains(&section.as_ref()) {
+                return Err(bad(&origin, &format!("there is no section [{section}]; {}", near(section, &SECTIONS))));
+            }
+            for (key, value) in in_order(keys) {
+                let origin = at(key.span());
+                let named = find_key(&origin, section, key.get_ref())?;
+                let origin = format!("{origin}: {section}.{}", named.key);
+                file.set(named.item, Given::of_toml(&origin, named.item, value.get_ref())?, &origin)?;
+            }
+        }
+        Ok(file)
+    }
+
+    /// Puts the `KEYLEASH_*` variables over the file. `names` are the environment's, all of them; `lookup` gives a
+    /// value. The value of a PIN is never looked up.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`] with the variable: an unknown name (and the near one), an empty or wrong value, two ways
+    /// to name the token or the PIN.
+    pub fn overlay(
+        self,
+        names: impl IntoIterator<Item = OsString>,
+        lookup: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self> {
+        let mut environment = Self::default();
+        for named in &ITEMS {
+            if let Some(value) = lookup(named.variable) {
+                let origin = format!("environment variable {}", named.variable);
+                environment.set(named.item, Given::of_variable(&origin, named.item, value)?, &origin)?;
+            }
+        }
+        let mut names: Vec<_> = names
+            .into_iter()
+            .map(|name| name.to_string_lossy().into_owned())
+            .filter(|name| name.starts_with(VARIABLE_PREFIX))
+            .collect();
+        names.sort_unstable();
+        if names.iter().any(|name| name == PIN_VARIABLE) {
+            let same = PinSource::Env(PIN_VARIABLE.into());
+            if environment.pin.as_ref().is_some_and(|pin| *pin != same) {
+                return Err(two_pins(&format!("environment variable {PIN_VARIABLE}")));
+            }
+            environment.pin = Some(same);
+        }
+        let layered = environment.over(self);
+        let is_known = |name: &str| {
+            ITEMS.iter().any(|named| named.variable == name)
+                || name == PIN_VARIABLE
+                || VARIABLES_ELSEWHERE.contains(&name)
+                || layered.pin == Some(PinSource::Env(name.into()))
+        };
+        if let Some(unknown) = names.iter().find(|name| !is_known(name)) {
+            let mut known: Vec<_> = ITEMS.iter().map(|named| named.variable).collect();
+            known.extend(VARIABLES_ELSEWHERE.iter().chain([&PIN_VARIABLE]));
+            return Err(bad(
+                &format!("environment variable {unknown}"),
+                &format!("it is unknown; {}", near(unknown, &known)),
+            ));
+        }
+        Ok(layered)
+    }
+
+    /// Fills in the defaults and checks the bounds.
+    ///
+    /// # Errors
+    /// As [`Settings::validate`].
+    pub fn resolve(self) -> Result<Config> {
+        let default = Settings::default();
+        let settings = Settings {
+            poll_interval: self.poll_interval.unwrap_or(default.poll_interval),
+            call_timeout: self.call_timeout.unwrap_or(default.call_timeout),
+            grace: self.grace.unwrap_or(default.grace),
+            aek_ttl: self.aek_ttl.unwrap_or(default.aek_ttl),
+            resume_rate: self.resume_rate.unwrap_or(default.resume_rate),
+            fresh_proof_every: self.fresh_proof_every.unwrap_or(default.fresh_proof_every),
+            max_cached_aeks: self.max_cached_aeks.unwrap_or(default.max_cached_aeks),
+            memlock: self.memlock.unwrap_or(default.memlock),
+        };
+        settings.validate()?;
+        let workers = self.workers.unwrap_or(WORKERS_DEFAULT);
+        let token = TokenConfig { module: self.module, selector: self.selector, pin: self.pin, workers };
+        Ok(Config { token, store: self.store.unwrap_or_else(|| STORE_DEFAULT.into()), settings })
+    }
+
+    /// What this says, and where it says nothing, what `below` says.
+    fn over(self, below: Self) -> Self {
+        Self {
+            module: self.module.or(below.module),
+            selector: self.selector.or(below.selector),
+            pin: self.pin.or(below.pin),
+            workers: self.workers.or(below.workers),
+            store: self.store.or(below.store),
+            poll_interval: self.poll_interval.or(below.poll_interval),
+            call_timeout: self.call_timeout.or(below.call_timeout),
+            grace: self.grace.or(below.grace),
+            aek_ttl: self.aek_ttl.or(below.aek_ttl),
+            resume_rate: self.resume_rate.or(below.resume_rate),
+            fresh_proof_every: self.fresh_proof_every.or(below.fresh_proof_every),
+            max_cached_aeks: self.max_cached_aeks.or(below.max_cached_aeks),
+            memlock: self.memlock.or(below.memlock),
+        }
+    }
+
+    /// Sets one item, which is set once per file and once per environment.
+    fn set(&mut self, item: Item, given: Given, origin: &str) -> Result<()> {
+        match item {
+            Item::Module => self.module = Some(given.path(origin)?),
+            Item::Store => self.store = Some(given.path(origin)?),
+            Item::Label => self.select(TokenSelector::Label(given.text(origin, LABEL_BYTES_MAX)?), origin)?,
+            Item::Serial => self.select(TokenSelector::Serial(given.text(origin, SERIAL_BYTES_MAX)?), origin)?,
+            Item::Slot => self.select(TokenSelector::Slot(given.number(origin, 0, u64::MAX)?), origin)?,
+            Item::PinFile => self.take_pin(PinSource::File(given.path(origin)?), origin)?,
+            Item::PinEnv => self.take_pin(PinSource::Env(given.variable_name(origin)?), origin)?,
+            Item::Workers => self.workers = Some(given.number(origin, 1, WORKERS_MAX as u64)?),
+            Item::PollInterval => self.poll_interval = Some(given.duration(origin)?),
+            Item::CallTimeout => self.call_timeout = Some(given.duration(origin)?),
+            Item::Grace => self.grace = Some(given.duration(origin)?),
+            Item::AekTtl => self.aek_ttl = Some(given.duration(origin)?),
+            Item::FreshProofEvery => self.fresh_proof_every = Some(given.number(origin, 1, u32::MAX.into())?),
+            Item::ResumeRate => self.resume_rate = Some(given.number(origin, 0, u32::MAX.into())?),
+            Item::MaxCachedAeks => self.max_cached_aeks = Some(given.number(origin, 0, u64::MAX)?),
+            Item::Memlock => self.memlock = Some(given.memlock(origin)?),
+        }
+        Ok(())
+    }
+
+    fn select(&mut self, selector: TokenSelector, origin: &str) -> Result<()> {
+        match self.selector.replace(selector) {
+            None => Ok(()),
+            Some(_) => Err(bad(origin, "the token is named twice: use one of label, serial and slot")),
+        }
+    }
+
+    fn take_pin(&mut self, pin: PinSource, origin: &str) -> Result<()> {
+        match self.pin.replace(pin) {
+            None => Ok(()),
+            Some(_) => Err(two_pins(origin)),
+        }
+    }
+}
+
+/// A value as it was given, of the right type but not yet judged.
+enum Given {
+    /// A string of the file, or a variable.
+    Text(OsString),
+    /// A number of the file, as it is written.
+    Number(String),
+}
+
+impl Given {
+    fn of_toml(origin: &str, item: Item, value: &DeValue<'_>) -> Result<Self> {
+        let wants_number =
+            matches!(item, Item::Slot | Item::Workers | Item::ResumeRate | Item::FreshProofEvery | Item::MaxCachedAeks);
+        let is_duration = matches!(item, Item::PollInterval | Item::CallTimeout | Item::Grace | Item::AekTtl);
+        match value {
+            DeValue::String(text) if !wants_number => Ok(Self::Text(text.as_ref().into())),
+            DeValue::Integer(number) if wants_number => {
+                let number = i128::from_str_radix(number.as_str(), number.radix());
+                number.map(|number| Self::Number(number.to_string())).map_err(|_| bad(origin, "is no whole number"))
+            }
+            DeValue::Integer(number) if is_duration => Err(no_unit(origin, number.as_str())),
+            DeValue::Float(number) if is_duration => Err(no_unit(origin, number.as_str())),
+            other => {
+                let wanted = if wants_number { "a whole number without quotes" } else { "a string in quotes" };
+                Err(bad(origin, &format!("must be {wanted}, this is of type {}", other.type_str())))
+            }
+        }
+    }
+
+    fn of_variable(origin: &str, item: Item, value: OsString) -> Result<Self> {
+        let is_path = matches!(item, Item::Module | Item::PinFile | Item::Store);
+        if !is_path && value.to_str().is_none() {
+            return Err(bad(origin, "is not UTF-8"));
+        }
+        Ok(Self::Text(value))
+    }
+
+    fn string(self, origin: &str) -> Result<String> {
+        let text = match self {
+            Self::Number(text) => text,
+            Self::Text(text) => text.into_string().map_err(|_| bad(origin, "is not UTF-8"))?,
+        };
+        if text.is_empty() { Err(empty(origin)) } else { Ok(text) }
+    }
+
+    fn path(self, origin: &str) -> Result<PathBuf> {
+        match self {
+            Self::Text(text) if !text.is_empty() => Ok(text.into()),
+            _ => Err(empty(origin)),
+        }
+    }
+
+    fn text(self, origin: &str, bytes_max: usize) -> Result<String> {
+        let text = self.string(origin)?;
+        if text.len() > bytes_max {
+            return Err(bad(origin, &format!("has {} bytes, tokens have at most {bytes_max}", text.len())));
+        }
+        Ok(text)
+    }
+
+    /// Says nothing about the value: somebody may have put the PIN there.
+    fn variable_name(self, origin: &str) -> Result<String> {
+        let name = self.string(origin)?;
+        let begins_well = name.bytes().next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_');
+        if begins_well && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            return Ok(name);
+        }
+        Err(bad(origin, "is no name of an environment variable; it names the variable that holds the PIN, not the PIN"))
+    }
+
+    fn number<N: TryFrom<u64>>(self, origin: &str, min: u64, max: u64) -> Result<N> {
+        let text = self.string(origin)?;
+        let number = text.parse::<u64>().ok().filter(|number| (min..=max).contains(number));
+        number
+            .and_then(|number| N::try_from(number).ok())
+            .ok_or_else(|| bad(origin, &format!("is {text}; allowed are whole numbers from {min} to {max}")))
+    }
+
+    fn duration(self, origin: &str) -> Result<Duration> {
+        let text = self.string(origin)?;
+        let digits = text.trim().bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.trim().split_at_checked(digits).unwrap_or_default();
+        let unit_ms = match unit.trim() {
+            "" if !number.is_empty() => return Err(no_unit(origin, number)),
+            "ms" => 1,
+            "s" => 1000,
+            "m" | "min" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(bad(origin, &format!("{text:?} is no duration: {DURATION_FORM}"))),
+        };
+        let number: Option<u64> = number.parse().ok();
+        match number.and_then(|number| number.checked_mul(unit_ms)) {
+            Some(ms) => Ok(Duration::from_millis(ms)),
+            None => Err(bad(origin, &format!("{text:?} is no duration that can be counted: {DURATION_FORM}"))),
+        }
+    }
+
+    fn memlock(self, origin: &str) -> Result<MemlockPolicy> {
+        match self.string(origin)?.as_str() {
+            "warn" => Ok(MemlockPolicy::Warn),
+            "refuse" => Ok(MemlockPolicy::Refuse),
+            other => Err(bad(origin, &format!("is {other:?}; use \"warn\" or \"refuse\""))),
+        }
+    }
+}
+
+const DURATION_FORM: &str = "write a whole number and a unit, \"100ms\", \"15s\", \"30 min\" or \"1h\"";
+
+fn bad(origin: &str, what: &str) -> Error {
+    Error::Misconfigured(format!("{origin}: {what}"))
+}
+
+fn empty(origin: &str) -> Error {
+    bad(origin, "is empty; leave it out instead")
+}
+
+fn no_unit(origin: &str, number: &str) -> Error {
+    bad(origin, &format!("{number} has no unit; write \"{number}s\" for seconds, \"{number} min\" or \"{number}ms\""))
+}
+
+fn two_pins(origin: &str) -> Error {
+    bad(
+        origin,
+        "the PIN is given twice: use one of pin_file (KEYLEASH_PIN_FILE), pin_env (KEYLEASH_PIN_ENV) and KEYLEASH_PIN",
+    )
+}
+
+/// The entries as they stand in the file, so that the first mistake is the one that is named.
+fn in_order<'t, 'i>(
+    table: &'t DeTable<'i>,
+) -> Vec<(&'t toml::Spanned<toml::de::DeString<'i>>, &'t toml::Spanned<DeValue<'i>>)> {
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
+}
+
+/// Something at the top of the file that is no section.
+fn misplaced(origin: &str, name: &str, value: &DeValue<'_>) -> Error {
+    if SECTIONS.contains(&name) {
+        return bad(
+            origin,
+            &format!("{name} is a section: write [{name}] and its keys below, not a {}", value.type_str()),
+        );
+    }
+    match ITEMS.iter().find(|named| named.key == name) {
+        Some(named) => bad(origin, &format!("{name} stands outside of a section: it belongs in [{}]", named.section)),
+        None => {
+            let keys: Vec<_> = ITEMS.iter().map(|named| named.key).collect();
+            bad(origin, &format!("there is no key {name}, and keys stand in sections; {}", near(name, &keys)))
+        }
+    }
+}
+
+fn find_key(origin: &str, section: &str, key: &str) -> Result<&'static Named> {
+    let mut here = ITEMS.iter().filter(|named| named.section == section);
+    if let Some(named) = here.clone().find(|named| named.key == key) {
+        return Ok(named);
+    }
+    let what = if section == "token" && key == "pin" {
+        "a PIN does not stand in a configuration; use pin_file or pin_env".into()
+    } else if let Some(elsewhere) = ITEMS.iter().find(|named| named.key == key) {
+        format!("{key} belongs in [{}]", elsewhere.section)
+    } else {
+        let keys: Vec<_> = here.by_ref().map(|named| named.key).collect();
+        format!("there is no key {key} in [{section}]; {}", near(key, &keys))
+    };
+    Err(bad(origin, &what))
+}
+
+/// "did you mean …", or all that there is when nothing is near.
+fn near(name: &str, known: &[&str]) -> String {
+    let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(name, known));
+    let is_near = |known: &&&str| strsim::normalized_damerau_levenshtein(name, known) > 0.5;
+    match nearest.filter(is_near) {
+        Some(known) => format!("did you mean {known}?"),
+        None => format!("known are {}", known.join(", ")),
+    }
+}

@@ -1,0 +1,447 @@
+//! The engine: puts token, store, keyring and clock together, and makes KEKs and accounts.
+//!
+//! ```text
+//! service ── Account::seal / open ──▶ slot ◀── Keyring ──▶ Token (KEK, never leaves it)
+//!               (account.rs)           │        (keyring.rs)  │
+//!                                    lease ◀── verdicts ──────┘
+//!                                  (leash.rs over lease.rs)
+//! ```
+
+use crate::{
+    account::Account,
+    block::{self, Backend, Suite},
+    clock::{Clock, unix_now},
+    config::Settings,
+    error::{Corrupt, Error, Result},
+    keyring::{Keyring, Owner},
+    name::{AccountId, KekName, KekVersion},
+    secret::{self, Aek},
+    store::{
+        self, Filter, Key, KeyStore, Put,
+        record::{AccountRecord, KekRecord, KekVersionRecord, WrappedAek, binding, check_value, context},
+    },
+    telemetry::Events,
+    token::{KekHandle, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers},
+    watch,
+};
+use std::{collections::HashSet, fmt, sync::Arc};
+
+pub use crate::leash::LeaseStatus;
+
+/// Begins the CKA_LABEL of every KEK that keyleash makes; the rest is `NAME/VERSION`.
+const LABEL_PREFIX: &str = "keyleash/";
+
+/// The engine. Cheap to clone; clones share everything. Needs a tokio runtime for all that awaits.
+#[derive(Clone)]
+pub struct Engine {
+    owner: Arc<Owner>,
+    backend: Backend,
+    suite: Suite,
+    warnings: Arc<[String]>,
+}
+
+/// Makes an [`Engine`].
+pub struct EngineBuilder {
+    token: Arc<dyn Token>,
+    store: Arc<dyn KeyStore>,
+    settings: Settings,
+    clock: Clock,
+    backend: Backend,
+    suite: Suite,
+    seed: Option<u64>,
+}
+
+impl EngineBuilder {
+    /// Intervals, grace, TTL and sizes; the defaults are those of DESIGN.md.
+    #[must_use]
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// Where time comes from: CLOCK_BOOTTIME unless a test says otherwise.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Which AEAD implementation; the bytes are the same. The fastest that is compiled in unless said otherwise.
+    #[must_use]
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// The suite of new blocks. Blocks of every suite can be opened.
+    #[must_use]
+    pub fn suite(mut self, suite: Suite) -> Self {
+        self.suite = suite;
+        self
+    }
+
+    /// The seed of everything that is spread in time, so that a simulation can be repeated. Keys and nonces do not depend on
+    /// it. The operating system's randomness unless said otherwise.
+    #[must_use]
+    pub fn jitter_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Checks the settings, runs the ciphers' known-answer tests, makes the engine and starts its watch on the current
+    /// tokio runtime. The token is not asked, so that a service can start during an outage; its first use tells.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`] naming the setting and the promise that it would break; [`Error::Fatal`] when a cipher
+    /// fails its self-test; [`Error::Invalid`] outside a tokio runtime.
+    pub fn build(self) -> Result<Engine> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(Error::Invalid("an engine is built inside a tokio runtime, on which its watch runs".into()));
+        }
+        self.settings.validate()?;
+        block::self_test()?;
+        let cells = usize::try_from(self.settings.max_cached_aeks).unwrap_or(usize::MAX);
+        let mut warnings = self.settings.warnings();
+        warnings.extend(secret::check_memlock(cells, self.settings.memlock)?);
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let keyring = Arc::new(Keyring::new(self.token, self.store, self.clock, self.settings, self.seed));
+        watch::start(&keyring);
+        Ok(Engine {
+            owner: Arc::new(Owner(keyring)),
+            backend: self.backend,
+            suite: self.suite,
+            warnings: warnings.into(),
+        })
+    }
+}
+
+/// A snapshot of the engine.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// What the token says about itself, or why it does not.
+    pub token: Result<TokenInfo, TokenError>,
+    /// The token's workers.
+    pub workers: Workers,
+    /// True when every worker hangs in the module: only a restart of the process brings the token back. Leases run out.
+    pub restart_needed: bool,
+    /// The leases of all KEK versions that were used in this process.
+    pub leases: Vec<LeaseStatus>,
+    /// Accounts in the index.
+    pub cached_accounts: u64,
+    /// Bytes of key memory that could not be locked.
+    pub unlocked_bytes: usize,
+    /// What an operator should change.
+    pub warnings: Vec<String>,
+}
+
+/// One version of a KEK as the store knows it, and as the token has it.
+#[derive(Debug, Clone)]
+pub struct KekVersionStatus {
+    /// As the store knows it.
+    pub record: KekVersionRecord,
+    /// True for the version under which new AEKs are wrapped.
+    pub current: bool,
+    /// As the token has it: `Ok(None)` when it has none with this CKA_ID.
+    pub in_token: Result<Option<KekInfo>, TokenError>,
+}
+
+/// A KEK and its versions.
+#[derive(Debug, Clone)]
+pub struct KekStatus {
+    /// The name.
+    pub name: KekName,
+    /// Oldest first.
+    pub versions: Vec<KekVersionStatus>,
+}
+
+impl Engine {
+    /// Begins an engine over a token and a key store.
+    pub fn builder(token: Arc<dyn Token>, store: Arc<dyn KeyStore>) -> EngineBuilder {
+        EngineBuilder {
+            token,
+            store,
+            settings: Settings::default(),
+            clock: Clock::default(),
+            backend: Backend::default(),
+            suite: Suite::default(),
+            seed: None,
+        }
+    }
+
+    /// Makes version 1 of a KEK in the token and writes it down in the store.
+    ///
+    /// A KEK with its label that is in the token but not in the store is one whose making was cut short by a crash: it is
+    /// taken, if it is sound and of the same profile.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] when the store has a KEK of this name; [`Error::Misconfigured`] when the token cannot make it or
+    /// has several keys with its label; [`Error::Denied`], [`Error::Unreachable`], [`Error::Store`].
+    pub async fn create_kek(&self, name: &KekName, profile: Profile, destroyable: bool) -> Result<KekInfo> {
+        let key = Key::Kek(name.clone());
+        let exists =
+            || Error::Exists(format!("KEK {name}: see it with `keyleash kek show {name}`, or choose another name"));
+        if self.owner.0.store.get(&key).await?.is_some() {
+            return Err(exists());
+        }
+        let label = format!("{LABEL_PREFIX}{}", KekVersion::new(name.clone(), 1));
+        let mut found = self.owner.0.token.list_keks().await?;
+        found.retain(|kek| kek.label == label);
+        let info = match found.as_slice() {
+            [] => {
+                // First with a key that leaves nothing behind: a KEK that turns out to be of no use cannot be deleted.
+                self.owner.0.token.probe(profile).await?;
+                self.owner.0.token.create_kek(&KekSpec { label, profile, destroyable }).await?
+            }
+            [kek] if kek.profile == Some(profile) && kek.refused.is_none() && kek.destroyable != Some(!destroyable) => {
+                kek.clone()
+            }
+            [kek] => {
+                return Err(Error::Misconfigured(format!(
+                    "the token has a key labelled {label:?} already, which the store does not know and which is {}: \
+                 choose another name, or remove that key",
+                    kek.refused.clone().unwrap_or_else(|| format!("no {profile} KEK with destroyable = {destroyable}"))
+                )));
+            }
+            several => {
+                return Err(Error::Misconfigured(format!(
+                    "the token has {} keys labelled {label:?}, which the store does not know: choose another name, or remove them",
+                    several.len()
+                )));
+            }
+        };
+        if let Some(refused) = &info.refused {
+            return Err(Error::Misconfigured(format!("the token made KEK {name} otherwise than asked: {refused}")));
+        }
+        self.prove_kek(name, &KekHandle { id: info.id.clone(), profile }).await?;
+        let version = KekVersionRecord { version: 1, id: info.id.clone(), profile, created_unix: unix_now() };
+        let record = KekRecord { name: name.clone(), versions: vec![version], current: 1 };
+        let put = Put { value: record.encode()?, wrapped_by: Vec::new() };
+        match self.owner.0.store.create(&key, put).await {
+            Err(Error::Exists(_)) => Err(exists()),
+            other => other.map(|_| info),
+        }
+    }
+
+    /// A whole round trip under a KEK before anything is entrusted to it.
+    async fn prove_kek(&self, name: &KekName, kek: &KekHandle) -> Result<()> {
+        let aek = Aek::generate()?;
+        let binding = binding(name.as_str().as_bytes());
+        let wrapped = self.owner.0.token.wrap(kek, &aek, &binding).await?;
+        let back = self.owner.0.token.unwrap(kek, &wrapped, &binding).await?;
+        if back == aek {
+            return Ok(());
+        }
+        Err(Error::Misconfigured(format!("KEK {name} does not give back what it wrapped: do not use this token")))
+    }
+
+    /// Every KEK of the store, in the order of their names.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Corrupt`].
+    pub async fn keks(&self) -> Result<Vec<KekStatus>> {
+        let mut keks = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self.owner.0.store.list(&Filter::Keks, after.as_ref(), store::PAGE_KEYS_MAX).await?;
+            for key in &page.keys {
+                if let Key::Kek(name) = key {
+                    keks.push(self.kek(name).await?);
+                }
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(keks);
+            }
+        }
+    }
+
+    /// One KEK.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Store`], [`Error::Corrupt`].
+    pub async fn kek(&self, name: &KekName) -> Result<KekStatus> {
+        let record = self.kek_record(name).await?;
+        let mut versions = Vec::new();
+        for version in record.versions {
+            let in_token = self.owner.0.token.find_kek(&version.id).await;
+            versions.push(KekVersionStatus { current: version.version == record.current, record: version, in_token });
+        }
+        Ok(KekStatus { name: name.clone(), versions })
+    }
+
+    async fn kek_record(&self, name: &KekName) -> Result<KekRecord> {
+        match store::load_kek(&*self.owner.0.store, name).await? {
+            Some((record, _)) => Ok(record),
+            None => Err(Error::NotFound(format!("KEK {name}: create it first (`keyleash kek create {name}`)"))),
+        }
+    }
+
+    /// Keys in the token that could be KEKs but that no KEK of the store names, in the order of their labels.
+    ///
+    /// # Errors
+    /// As [`Engine::keks`], and what the token fails with.
+    pub async fn unknown_keks(&self) -> Result<Vec<KekInfo>> {
+        let keks = self.keks().await?;
+        let known: HashSet<_> = keks.iter().flat_map(|kek| &kek.versions).map(|version| &version.record.id).collect();
+        let mut found = self.owner.0.token.list_keks().await?;
+        found.retain(|kek| !known.contains(&kek.id));
+        Ok(found)
+    }
+
+    /// Makes an account: a new AEK, wrapped by the current version of `kek`, unwrapped again and compared. It is durable
+    /// in the store before this returns, and so before its first block can be sealed.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::NotFound`] for the KEK; [`Error::Denied`], [`Error::Unreachable`],
+    /// [`Error::Misconfigured`] from the token; [`Error::Store`]: then nothing was acknowledged.
+    pub async fn create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
+        let key = Key::Account(id.clone());
+        let exists = || Error::Exists(format!("account {id}"));
+        if self.owner.0.store.get(&key).await?.is_some() {
+            return Err(exists());
+        }
+        let kek = self.kek_record(kek).await?;
+        let Some(current) = kek.versions.iter().find(|version| version.version == kek.current) else {
+            let what = format!("its current version {} is not among its versions", kek.current);
+            return Err(Corrupt::Record { record: format!("KEK {}", kek.name), what }.into());
+        };
+        let (wrapped, aek) = self.wrap_new(id, &KekVersion::new(kek.name, current.version), current).await?;
+        let proof = self.owner.0.prove_new(id, &wrapped).await?;
+        if proof.aek != aek {
+            return Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)));
+        }
+        let record = AccountRecord { account: id.clone(), created_unix: unix_now(), versions: vec![wrapped] };
+        let put = Put { value: record.encode()?, wrapped_by: record.wrapped_by() };
+        match self.owner.0.store.create(&key, put).await {
+            Err(Error::Exists(_)) => return Err(exists()),
+            other => other?,
+        };
+        // Denied in between: the account exists, and opening it will say so.
+        let Some(wrapped) = record.versions.first() else { return self.account(id).await };
+        let keys = self.owner.0.admit_new(id, wrapped, &proof).await?;
+        Ok(self.handle(keys))
+    }
+
+    /// A new AEK for `id`, and its wrapping.
+    async fn wrap_new(
+        &self,
+        id: &AccountId,
+        kek: &KekVersion,
+        version: &KekVersionRecord,
+    ) -> Result<(WrappedAek, Aek)> {
+        const FIRST: u32 = 1;
+        let aek = Aek::generate()?;
+        let context = context(kek, id, FIRST);
+        let handle = KekHandle { id: version.id.clone(), profile: version.profile };
+        // A KEK that may only unwrap is no denial of its accounts: the lease is not told.
+        let wrapped = self.owner.0.token.wrap(&handle, &aek, &binding(&context)).await?;
+        let wrapped = WrappedAek {
+            aek_version: FIRST,
+            kek: kek.clone(),
+            kek_id: version.id.clone(),
+            profile: version.profile,
+            wrapped,
+            check: check_value(&aek, &context),
+            created_unix: unix_now(),
+        };
+        Ok((wrapped, aek))
+    }
+
+    /// Opens an account: its key is unwrapped if it is not in memory. However many open one cold account at once, the
+    /// token is asked once.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Denied`], [`Error::Unreachable`], [`Error::Lapsed`]; [`Error::Corrupt`] when the
+    /// record or the wrapped AEK was damaged; [`Error::Store`].
+    pub async fn account(&self, id: &AccountId) -> Result<Account> {
+        Ok(self.handle(self.owner.0.open(id).await?))
+    }
+
+    fn handle(&self, keys: Arc<crate::keyring::AccountKeys>) -> Account {
+        Account::new(keys, self.owner.clone(), self.backend, self.suite)
+    }
+
+    /// The record of an account: everything but secrets.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Corrupt`], [`Error::Store`].
+    pub async fn account_record(&self, id: &AccountId) -> Result<AccountRecord> {
+        match store::load_account(&*self.owner.0.store, id).await? {
+            Some((record, _)) => Ok(record),
+            None => Err(Error::NotFound(format!("account {id}"))),
+        }
+    }
+
+    /// A page of account ids, in the order of their bytes, after `after`.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn accounts(&self, after: Option<&AccountId>, limit: usize) -> Result<Vec<AccountId>> {
+        let after = after.map(|id| Key::Account(id.clone()));
+        let page = self.owner.0.store.list(&Filter::Accounts, after.as_ref(), limit).await?;
+        Ok(page.keys.into_iter().filter_map(|key| if let Key::Account(id) = key { Some(id) } else { None }).collect())
+    }
+
+    /// Proves a wrap profile on the token by a whole round trip with a key that does not outlive it.
+    ///
+    /// # Errors
+    /// What the token fails with: [`Error::Misconfigured`] when it cannot do the profile.
+    pub async fn probe(&self, profile: Profile) -> Result<Probe> {
+        Ok(self.owner.0.token.probe(profile).await?)
+    }
+
+    /// What happens to leases, workers and the watch, from now on.
+    pub fn events(&self) -> Events {
+        self.owner.0.teller.subscribe()
+    }
+
+    /// The leases of all KEK versions that were used in this process, at once and without asking the token.
+    pub fn leases(&self) -> Vec<LeaseStatus> {
+        self.owner.0.leases()
+    }
+
+    /// A snapshot. Asks the token who it is, so it takes up to `call_timeout` when the token is silent.
+    pub async fn status(&self) -> Status {
+        let workers = self.owner.0.token.workers();
+        Status {
+            token: self.owner.0.token.info().await,
+            workers,
+            restart_needed: workers.restart_needed(),
+            leases: self.owner.0.leases(),
+            cached_accounts: self.owner.0.cached_accounts().await,
+            unlocked_bytes: secret::unlocked_bytes(),
+            warnings: self.warnings.to_vec(),
+        }
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("backend", &self.backend).field("suite", &self.suite).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for EngineBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineBuilder").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl From<TokenError> for Error {
+    /// For calls outside any lease. A denial of a KEK in use goes through its lease instead, which remembers it.
+    fn from(trouble: TokenError) -> Self {
+        let refusal = |trouble: TokenError| crate::error::Refusal {
+            subject: "the token".into(),
+            lasting: None,
+            reason: format!("{}: {}", trouble.operation, trouble.what),
+            remedy: trouble.remedy,
+        };
+        match trouble.verdict {
+            Verdict::Denied => Self::Denied(refusal(trouble)),
+            Verdict::Unreachable => Self::Unreachable(refusal(trouble)),
+            Verdict::BadRecord => Corrupt::WrappedAek(trouble.what).into(),
+            Verdict::Misconfigured => Self::Misconfigured(format!("{trouble}; {}", trouble.remedy)),
+            Verdict::Fatal => Self::Fatal(format!("{trouble}; {}", trouble.remedy)),
+        }
+    }
+}

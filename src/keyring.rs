@@ -1,0 +1,591 @@
+//! The keyring: which accounts' keys are in memory, and the one way in which they get there.
+//!
+//! moka is an index with single-flight and a bound; it enforces nothing. Use is bounded by the lease and the
+//! TTL on the data path (`account.rs`), and keys are wiped in their slots, wherever the index still points.
+
+use crate::{
+    budget::{Budget, Place},
+    clock::{Clock, Instant, Jitter, unix_now},
+    config::Settings,
+    error::{Corrupt, Error, Result},
+    lease::{Actions, Change, Lease, Phase, Verdict as LeaseVerdict},
+    leash::LeaseStatus,
+    name::{AccountId, KekVersion},
+    secret::Aek,
+    slot::{AekSlot, Leash},
+    store::{
+        self, Key, KeyStore, Put,
+        record::{DenialRecord, WrappedAek, binding, check_matches, context},
+    },
+    telemetry::{Event, Teller},
+    token::{KekHandle, Token, TokenError, Verdict},
+};
+use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::Notify;
+
+/// An AEK in use is refreshed when this part of its TTL has passed, in percent; spread, so that accounts which were
+/// unwrapped together do not come back together.
+const REFRESH_PERCENT: std::ops::Range<u64> = 50..75;
+/// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
+const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
+/// An account that nobody looked up for this long leaves the index. Not shorter than any grace can be, so that an
+/// outage takes nothing away; handles keep their keys all the same.
+const INDEX_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// An account's AEK versions, oldest first. Versions are only ever added, so that the data path walks without a lock.
+#[derive(Debug)]
+pub(crate) struct AccountKeys {
+    pub(crate) id: AccountId,
+    first: Node,
+}
+
+#[derive(Debug)]
+struct Node {
+    slot: Arc<AekSlot>,
+    next: OnceLock<Box<Node>>,
+}
+
+impl AccountKeys {
+    pub(crate) fn slots(&self) -> impl Iterator<Item = &Arc<AekSlot>> {
+        std::iter::successors(Some(&self.first), |node| node.next.get().map(|next| &**next)).map(|node| &node.slot)
+    }
+
+    /// The slot of the current AEK version, under which new blocks are sealed.
+    #[inline]
+    pub(crate) fn current(&self) -> &Arc<AekSlot> {
+        let mut node = &self.first;
+        while let Some(next) = node.next.get() {
+            node = next;
+        }
+        &node.slot
+    }
+
+    /// The slot of an AEK version that a block names.
+    #[inline]
+    pub(crate) fn version(&self, aek_version: u32) -> Option<&Arc<AekSlot>> {
+        self.slots().find(|slot| slot.aek_version == aek_version)
+    }
+}
+
+/// The keys of one engine.
+pub(crate) struct Keyring {
+    pub(crate) token: Arc<dyn Token>,
+    pub(crate) store: Arc<dyn KeyStore>,
+    pub(crate) clock: Clock,
+    pub(crate) settings: Settings,
+    pub(crate) budget: Budget,
+    pub(crate) teller: Teller,
+    pub(crate) jitter: Jitter,
+    /// Wakes the watch: a lease was made, or changed.
+    pub(crate) stir: Notify,
+    /// Wakes the tending of slots: a lease changed.
+    pub(crate) stir_tend: Notify,
+    /// Wakes callers of `ready`: a lease changed.
+    pub(crate) changed: Notify,
+    closed: AtomicBool,
+    /// In the order of their names, so that a simulation sees the same again.
+    leashes: RwLock<BTreeMap<KekVersion, Arc<Leash>>>,
+    index: Cache<AccountId, Arc<AccountKeys>>,
+    /// For each KEK version a wrapped AEK that was read for a proof: while the store fails, it proves on.
+    samples: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
+    /// Every account with a handle or an index entry, so that one account never has two sets of slots.
+    living: Mutex<HashMap<AccountId, Weak<AccountKeys>>>,
+}
+
+/// A wrapped AEK to prove a KEK version with.
+pub(crate) struct Sample {
+    pub(crate) account: AccountId,
+    pub(crate) wrapped: WrappedAek,
+    /// Where it belongs, unless nobody has the account open any more.
+    pub(crate) slot: Option<Arc<AekSlot>>,
+}
+
+/// A wrapped AEK that could not be unwrapped.
+pub(crate) enum Trouble {
+    /// What the token said.
+    Token(TokenError),
+    /// The token gave 32 bytes that are not the AEK: it was moved, or another KEK stands in this one's place.
+    OtherKey,
+}
+
+impl Keyring {
+    pub(crate) fn new(
+        token: Arc<dyn Token>,
+        store: Arc<dyn KeyStore>,
+        clock: Clock,
+        settings: Settings,
+        seed: Option<u64>,
+    ) -> Self {
+        let listener_clock = clock.clone();
+        let index = Cache::builder()
+            .max_capacity(settings.max_cached_aeks)
+            // Not TinyLFU: it may refuse a new entry, and an account that was just opened must be usable.
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_idle(INDEX_IDLE_MAX)
+            .eviction_listener(move |_, keys: Arc<AccountKeys>, cause| match cause {
+                RemovalCause::Size => keys.slots().for_each(|slot| slot.wipe()),
+                RemovalCause::Expired => {
+                    let now = listener_clock.now();
+                    keys.slots().filter(|slot| !slot.is_usable(now)).for_each(|slot| slot.wipe());
+                }
+                RemovalCause::Explicit | RemovalCause::Replaced => {}
+            })
+            .build();
+        Self {
+            budget: Budget::new(settings.resume_rate, clock.clone()),
+            token,
+            store,
+            clock,
+            settings,
+            teller: Teller::new(),
+            jitter: Jitter::new(seed),
+            stir: Notify::new(),
+            stir_tend: Notify::new(),
+            changed: Notify::new(),
+            samples: Mutex::default(),
+            closed: AtomicBool::new(false),
+            leashes: RwLock::default(),
+            index,
+            living: Mutex::default(),
+        }
+    }
+
+    /// The lease of a KEK version; made when it is first asked for, denied if the store remembers a denial.
+    pub(crate) async fn leash(&self, kek: &KekVersion) -> Result<Arc<Leash>> {
+        let known = self.leashes.read().unwrap_or_else(PoisonError::into_inner).get(kek).cloned();
+        if let Some(leash) = known {
+            return Ok(leash);
+        }
+        let grace = self.settings.grace;
+        let lease = match store::load_denial(&*self.store, kek).await {
+            Ok(None) => Lease::new(grace),
+            // A record that cannot be read was a denial all the same.
+            Ok(Some(_)) | Err(Error::Corrupt(_)) => Lease::denied_before(grace, self.clock.now()),
+            Err(error) => return Err(error),
+        };
+        let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Leash::new(kek.clone(), lease, self.clock.clone(), self.settings.aek_ttl));
+        let leash = leashes.entry(kek.clone()).or_insert_with(new).clone();
+        drop(leashes);
+        self.stir.notify_one();
+        Ok(leash)
+    }
+
+    /// The leases of all KEK versions in use.
+    pub(crate) fn leashes(&self) -> Vec<Arc<Leash>> {
+        self.leashes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Forgets a lease that no slot is under; it begins anew, unproven, when an account of its KEK is opened. One that is
+    /// denied is kept, because its denial is. True when it was forgotten.
+    pub(crate) fn forget_unused(&self, leash: &Arc<Leash>) -> bool {
+        let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
+        // The map's and the caller's: no slot has it, and nobody gets it while the map is locked.
+        let unused = Arc::strong_count(leash) == 2 && !matches!(leash.lease().phase(), Phase::Denied { .. });
+        unused && leashes.remove(leash.kek()).is_some()
+    }
+
+    pub(crate) fn leases(&self) -> Vec<LeaseStatus> {
+        let mut leases: Vec<_> = self.leashes().iter().map(|leash| leash.status()).collect();
+        leases.sort_by(|a, b| a.kek.cmp(&b.kek));
+        leases
+    }
+
+    /// How many accounts are in the index.
+    pub(crate) async fn cached_accounts(&self) -> u64 {
+        self.index.run_pending_tasks().await;
+        self.index.entry_count()
+    }
+
+    fn living(&self) -> MutexGuard<'_, HashMap<AccountId, Weak<AccountKeys>>> {
+        self.living.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The keys of an account, its current AEK unwrapped. However many ask at once, the token is asked once; all who
+    /// waited for that attempt share its outcome, and the next to ask starts a new one.
+    pub(crate) async fn open(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
+        if let Some(keys) = self.index.get(id).await {
+            self.warm(keys.current()).await?;
+            return Ok(keys);
+        }
+        let init = async {
+            let alive = self.living().get(id).and_then(Weak::upgrade);
+            let keys = match alive {
+                Some(keys) => keys,
+                None => self.load(id).await?,
+            };
+            self.warm(keys.current()).await?;
+            Ok(keys)
+        };
+        self.index.try_get_with_by_ref(id, init).await.map_err(|error: Arc<Error>| (*error).clone())
+    }
+
+    async fn load(&self, id: &AccountId) -> Result<Arc<AccountKeys>> {
+        let Some((record, _)) = store::load_account(&*self.store, id).await? else {
+            return Err(Error::NotFound(format!("account {id}: create it first (`keyleash account create`)")));
+        };
+        let mut newest_first = None;
+        for wrapped in record.versions.iter().rev() {
+            let slot = AekSlot::new(id.clone(), wrapped.aek_version, self.leash(&wrapped.kek).await?)?;
+            let next = newest_first.take().map_or_else(OnceLock::new, |next| OnceLock::from(Box::new(next)));
+            newest_first = Some(Node { slot, next });
+        }
+        let Some(first) = newest_first else {
+            // The codec refuses such a record; this says so again rather than panicking.
+            let what = "it has no AEK".to_owned();
+            return Err(Corrupt::Record { record: format!("account {id}"), what }.into());
+        };
+        Ok(self.adopt(AccountKeys { id: id.clone(), first }))
+    }
+
+    /// Makes keys the living ones of their account, unless others were faster.
+    fn adopt(&self, keys: AccountKeys) -> Arc<AccountKeys> {
+        let mut living = self.living();
+        if let Some(alive) = living.get(&keys.id).and_then(Weak::upgrade) {
+            return alive;
+        }
+        if living.len() == living.capacity() {
+            living.retain(|_, keys| keys.strong_count() > 0);
+            let alive = living.len();
+            living.reserve(alive.max(8)); // as `Leash::enlist`
+        }
+        let keys = Arc::new(keys);
+        living.insert(keys.id.clone(), Arc::downgrade(&keys));
+        keys
+    }
+
+    /// Fills a slot for somebody who waits, if it is not usable. Single-flight; the unwrap runs on, whoever of those that
+    /// wait goes away.
+    pub(crate) async fn warm(self: &Arc<Self>, slot: &Arc<AekSlot>) -> Result<()> {
+        if slot.is_usable(self.clock.now()) {
+            return Ok(());
+        }
+        self.refill(slot, None).await
+    }
+
+    /// Unwraps a slot's AEK anew, whether or not it is usable; in a place of the budget that was waited for already, or,
+    /// for a caller who waits, in one of its own.
+    pub(crate) async fn refill(self: &Arc<Self>, slot: &Arc<AekSlot>, place: Option<Place>) -> Result<()> {
+        let mut outcome = slot.join(|landing| {
+            let keyring = self.clone();
+            tokio::spawn(async move {
+                let outcome = keyring.unwrap_into(&landing.slot, place).await;
+                landing.land(outcome);
+            });
+        });
+        match outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            _ => Err(Error::Fatal("the task that unwraps keys died: restart the process".into())),
+        }
+    }
+
+    async fn unwrap_into(self: &Arc<Self>, slot: &AekSlot, place: Option<Place>) -> Result<()> {
+        let came = self.clock.now();
+        let _place = match place {
+            Some(place) => place,
+            None if slot.leash.may_ask(came, REFUSED_ASK_PAUSE) => self.budget.on_demand().await,
+            None => return Err(slot.leash.why_not()),
+        };
+        // A queue in front of a silent token is not worked off one deadline after the other.
+        if slot.leash.was_silent(came) {
+            return Err(slot.leash.why_not());
+        }
+        let wrapped = self.wrapped(slot).await?;
+        let epoch = self.asking(&slot.leash);
+        let asked = self.clock.now();
+        match self.unwrap_verified(&slot.account, &wrapped).await {
+            Ok(aek) => {
+                self.feed(&slot.leash, LeaseVerdict::Granted { asked, epoch }, None);
+                if !self.samples().contains_key(&wrapped.kek) {
+                    self.keep_sample(&wrapped.kek, &slot.account, &wrapped);
+                }
+                if slot.differs_from(&aek) {
+                    // An AEK version has one AEK for good. Another one that verifies was made by who can write the store.
+                    return Err(Corrupt::WrappedAek(format!("account {}", slot.account)).into());
+                }
+                self.admit(slot, &aek, epoch, asked)
+            }
+            Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {}", slot.account)).into()),
+            Err(Trouble::Token(trouble)) => Err(self.learn(&slot.leash, &slot.account, &trouble).await),
+        }
+    }
+
+    /// Puts an AEK that was asked for at `asked` into its slot. Its TTL counts from then.
+    ///
+    /// # Errors
+    /// As [`AekSlot::admit`].
+    pub(crate) fn admit(&self, slot: &AekSlot, aek: &Aek, epoch: u64, asked: Instant) -> Result<()> {
+        let ttl = self.settings.aek_ttl;
+        let percent = REFRESH_PERCENT.start + self.jitter.below(REFRESH_PERCENT.end - REFRESH_PERCENT.start);
+        let refresh_after = ttl.mul_f64(percent as f64 / 100.0);
+        slot.admit(aek, epoch, asked.plus(refresh_after), asked.plus(ttl))
+    }
+
+    /// The wrapped AEK that belongs into a slot, from the store.
+    pub(crate) async fn wrapped(&self, slot: &AekSlot) -> Result<WrappedAek> {
+        let Some((record, _)) = store::load_account(&*self.store, &slot.account).await? else {
+            return Err(Error::NotFound(format!("account {}: it was deleted", slot.account)));
+        };
+        let Some(wrapped) = record.versions.into_iter().find(|wrapped| wrapped.aek_version == slot.aek_version) else {
+            return Err(Corrupt::AekVersion(slot.aek_version).into());
+        };
+        if wrapped.kek != *slot.leash.kek() {
+            return Err(Error::Conflict(format!(
+                "account {}: its AEK version {} moved from KEK {} to KEK {}; open the account anew",
+                slot.account,
+                slot.aek_version,
+                slot.leash.kek(),
+                wrapped.kek
+            )));
+        }
+        // A KEK version is one key in the token. A record that names another one is damaged, and must not speak for the KEK.
+        let proved = self.sample(&wrapped.kek);
+        if proved.is_some_and(|(_, good)| (&good.kek_id, good.profile) != (&wrapped.kek_id, wrapped.profile)) {
+            return Err(Corrupt::WrappedAek(format!("account {}", slot.account)).into());
+        }
+        Ok(wrapped)
+    }
+
+    /// As [`Keyring::wrapped`], for a proof: a store that fails or is slow is not a token that is silent, so whatever record
+    /// of the KEK version was read last is taken then, with the slot that it belongs into, if that is still alive.
+    pub(crate) async fn wrapped_for_proof(&self, slot: Arc<AekSlot>) -> Result<Sample> {
+        let patience = self.clock.now().plus(self.settings.call_timeout / 4);
+        let kek = slot.leash.kek();
+        let failed = match self.clock.until(patience, self.wrapped(&slot)).await {
+            Some(Ok(wrapped)) => {
+                return Ok(Sample { account: slot.account.clone(), wrapped, slot: Some(slot) });
+            }
+            Some(Err(Error::Store(failed))) => failed,
+            Some(Err(error)) => return Err(error),
+            None => "does not answer".into(),
+        };
+        let kept = self.samples().get(kek).cloned();
+        let Some((account, wrapped)) = kept else { return Err(Error::Store(failed)) };
+        let its = |slot: &&Arc<AekSlot>| slot.account == account && slot.aek_version == wrapped.aek_version;
+        let slot = slot.leash.living_members().iter().find(its).cloned();
+        Ok(Sample { account, wrapped, slot })
+    }
+
+    fn samples(&self) -> MutexGuard<'_, HashMap<KekVersion, (AccountId, WrappedAek)>> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A record of the KEK version that was proved in this process.
+    pub(crate) fn sample(&self, kek: &KekVersion) -> Option<(AccountId, WrappedAek)> {
+        self.samples().get(kek).cloned()
+    }
+
+    /// Keeps a record that was proved, so that the KEK version can be proved while the store fails.
+    pub(crate) fn keep_sample(&self, kek: &KekVersion, account: &AccountId, wrapped: &WrappedAek) {
+        self.samples().insert(kek.clone(), (account.clone(), wrapped.clone()));
+    }
+
+    /// Asks the token for an AEK and verifies that it is the one.
+    pub(crate) async fn unwrap_verified(&self, account: &AccountId, wrapped: &WrappedAek) -> Result<Aek, Trouble> {
+        let context = context(&wrapped.kek, account, wrapped.aek_version);
+        let kek = KekHandle { id: wrapped.kek_id.clone(), profile: wrapped.profile };
+        let aek = self.token.unwrap(&kek, &wrapped.wrapped, &binding(&context)).await.map_err(Trouble::Token)?;
+        if check_matches(&aek, &context, &wrapped.check) { Ok(aek) } else { Err(Trouble::OtherKey) }
+    }
+
+    /// The epoch in which to ask the token now.
+    pub(crate) fn asking(&self, leash: &Leash) -> u64 {
+        let epoch = self.catch_up(leash);
+        leash.asked(self.clock.now());
+        epoch
+    }
+
+    /// Lets a lease lapse if its end has come. Gives its epoch.
+    pub(crate) fn catch_up(&self, leash: &Leash) -> u64 {
+        let (epoch, actions) = leash.asking();
+        self.tell(leash, actions, None);
+        epoch
+    }
+
+    /// Tells a lease what was learned, tells subscribers of a change, and has a denial written down. Waits for nothing: a
+    /// store that is slow delays no verdict.
+    pub(crate) fn feed(self: &Arc<Self>, leash: &Arc<Leash>, verdict: LeaseVerdict, trouble: Option<&TokenError>) {
+        let actions = leash.step(verdict, trouble);
+        self.tell(leash, actions, trouble);
+        if matches!(actions.change, Some(Change::Denied | Change::Resuming | Change::Granted)) {
+            leash.unsaved.store(true, Ordering::SeqCst);
+        }
+        self.save_if_needed(leash);
+    }
+
+    /// Begins to write a denial, or its end, down, if it is not; one attempt at a time.
+    pub(crate) fn save_if_needed(self: &Arc<Self>, leash: &Arc<Leash>) {
+        if !leash.unsaved.load(Ordering::SeqCst) || leash.saving.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (keyring, saving) = (self.clone(), Saving(leash.clone()));
+        tokio::spawn(async move { keyring.save_denial(&saving.0).await });
+    }
+
+    /// Tells of a change, and stirs the watch for what must follow it.
+    pub(crate) fn tell(&self, leash: &Leash, actions: Actions, trouble: Option<&TokenError>) {
+        if let Some(change) = actions.change {
+            let trouble = trouble.map(ToString::to_string);
+            self.teller.tell(Event::Lease { kek: leash.kek().clone(), change, trouble });
+            self.stir.notify_one();
+            self.stir_tend.notify_one();
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Makes the store say what the lease says: denied, or not. Tried again by the watch when the store fails.
+    async fn save_denial(&self, leash: &Leash) {
+        let key = Key::Denial(leash.kek().clone());
+        // Before the look at the phase: a verdict that comes later says again that there is something to save.
+        leash.unsaved.store(false, Ordering::SeqCst);
+        let denied = matches!(leash.lease().phase(), Phase::Denied { .. });
+        let saved = async {
+            match (self.store.get(&key).await?, denied) {
+                (Some(_), true) | (None, false) => {}
+                (Some(record), false) => match self.store.delete(&key, &record.version).await {
+                    // Several unwraps that were granted at once do this at once: another one was faster.
+                    Ok(()) | Err(Error::NotFound(_)) => {}
+                    Err(error) => return Err(error),
+                },
+                (None, true) => {
+                    let (kek, since_unix) = (leash.kek().clone(), unix_now());
+                    let record = DenialRecord { kek, since_unix, reason: leash.why_not().to_string() };
+                    let put = Put { value: record.encode()?, wrapped_by: Vec::new() };
+                    match self.store.create(&key, put).await {
+                        Ok(_) | Err(Error::Exists(_)) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            Ok::<_, Error>(())
+        };
+        let patience = self.clock.now().plus(self.settings.call_timeout);
+        match self.clock.until(patience, saved).await {
+            Some(Ok(())) => return,
+            Some(Err(error)) => tracing::warn!(kek = %leash.kek(), %error, "the denial is not saved yet"),
+            None => tracing::warn!(kek = %leash.kek(), "the denial is not saved yet: the store does not answer"),
+        }
+        leash.unsaved.store(true, Ordering::SeqCst);
+    }
+
+    /// Tells the lease of a failed unwrap, and makes the caller's error of it.
+    async fn learn(self: &Arc<Self>, leash: &Arc<Leash>, account: &AccountId, trouble: &TokenError) -> Error {
+        let Some(verdict) = lease_verdict(leash, trouble) else {
+            return match trouble.verdict {
+                Verdict::BadRecord => Corrupt::WrappedAek(format!("account {account}")).into(),
+                _ => Error::from(trouble.clone()),
+            };
+        };
+        let saved = leash.saved.notified();
+        tokio::pin!(saved);
+        // Enlist before the save can end.
+        saved.as_mut().enable();
+        self.feed(leash, verdict, Some(trouble));
+        if verdict == LeaseVerdict::Denied && leash.saving.load(Ordering::SeqCst) {
+            // The caller may be a command that ends now: its denial must outlast it. A slow store is waited for so long.
+            let patience = self.clock.now().plus(self.settings.call_timeout);
+            self.clock.until(patience, saved).await;
+        }
+        match trouble.verdict {
+            Verdict::Fatal => Error::from(trouble.clone()),
+            _ => leash.why_not(),
+        }
+    }
+
+    /// The keys of an account that was just created, its slot filled with the AEK that the token gave back.
+    pub(crate) async fn admit_new(
+        &self,
+        id: &AccountId,
+        wrapped: &WrappedAek,
+        proof: &NewProof,
+    ) -> Result<Arc<AccountKeys>> {
+        let slot = AekSlot::new(id.clone(), wrapped.aek_version, proof.leash.clone())?;
+        self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
+        self.keep_sample(&wrapped.kek, id, wrapped);
+        let keys = self.adopt(AccountKeys { id: id.clone(), first: Node { slot, next: OnceLock::new() } });
+        self.index.insert(id.clone(), keys.clone()).await;
+        Ok(keys)
+    }
+
+    /// Unwraps a wrapping that is not stored yet: a proof like any other.
+    pub(crate) async fn prove_new(self: &Arc<Self>, account: &AccountId, wrapped: &WrappedAek) -> Result<NewProof> {
+        let leash = self.leash(&wrapped.kek).await?;
+        let refuses = matches!(leash.lease().phase(), Phase::Denied { .. } | Phase::Lapsed { .. });
+        if refuses && leash.member(0).is_some() {
+            // What a key wraps just now says nothing of the AEKs that are there: another KEK in its place would do it too.
+            return Err(leash.why_not());
+        }
+        let _place = self.budget.on_demand().await;
+        let epoch = self.asking(&leash);
+        let asked = self.clock.now();
+        match self.unwrap_verified(account, wrapped).await {
+            Ok(aek) => {
+                self.feed(&leash, LeaseVerdict::Granted { asked, epoch }, None);
+                Ok(NewProof { leash, aek, epoch, asked })
+            }
+            Err(Trouble::OtherKey) => {
+                Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)))
+            }
+            Err(Trouble::Token(trouble)) => Err(self.learn(&leash, account, &trouble).await),
+        }
+    }
+
+    /// True when the engine and all its handles are gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Wipes every key, whatever still runs: the engine and all its handles are gone.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.leashes().iter().for_each(|leash| leash.close());
+        self.stir.notify_one();
+    }
+}
+
+/// An attempt to save under way; the next one may begin when it is dropped, by a panic too.
+struct Saving(Arc<Leash>);
+
+impl Drop for Saving {
+    fn drop(&mut self) {
+        self.0.saving.store(false, Ordering::SeqCst);
+        self.0.saved.notify_waiters();
+    }
+}
+
+/// What handles hold: when the last of them goes, every key is wiped, whatever task still runs.
+pub(crate) struct Owner(pub(crate) Arc<Keyring>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// A new AEK as the token gave it back, and what its admission is judged by.
+pub(crate) struct NewProof {
+    /// Held, so that the epoch stays one of this lease.
+    pub(crate) leash: Arc<Leash>,
+    pub(crate) aek: Aek,
+    pub(crate) epoch: u64,
+    pub(crate) asked: Instant,
+}
+
+/// What a failed call says about the KEK; `None` when it says nothing about it.
+pub(crate) fn lease_verdict(leash: &Leash, trouble: &TokenError) -> Option<LeaseVerdict> {
+    match trouble.verdict {
+        Verdict::Denied => Some(LeaseVerdict::Denied),
+        // What worked before and is set up wrongly now was changed by somebody: that is a denial.
+        Verdict::Misconfigured => (leash.lease().phase() != Phase::Unproven).then_some(LeaseVerdict::Denied),
+        Verdict::Unreachable | Verdict::Fatal => Some(LeaseVerdict::Unreachable),
+        Verdict::BadRecord => None,
+    }
+}

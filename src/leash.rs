@@ -1,0 +1,430 @@
+//! A lease in force: what every seal and open reads, and the slots that live under it.
+//!
+//! The state machine is `lease.rs`; this file publishes its outcome to the data path in three atomics, wipes
+//! the slots when it says so, and admits a freshly unwrapped key only in the epoch in which it was asked for.
+
+use crate::{
+    clock::{Clock, Instant},
+    error::{Error, Refusal, Result},
+    lease::{Actions, Lease, Phase, Verdict},
+    name::KekVersion,
+    secret::{Aek, KeySlot},
+    sync::{AtomicBool, AtomicU64, Mutex, MutexGuard},
+    token::TokenError,
+};
+use std::{
+    num::NonZeroU64,
+    sync::{Arc, PoisonError, Weak, atomic::Ordering},
+    time::Duration,
+};
+use tokio::sync::Notify;
+
+/// An instant that does not come: 584 years after boot.
+const NEVER_NS: u64 = u64::MAX;
+
+/// Something that holds a key under a lease.
+pub(crate) trait Member: Send + Sync {
+    /// Its key slot.
+    fn key(&self) -> &KeySlot;
+    /// Called when a denial or lapse took a key away that was in use.
+    fn lost(&self);
+}
+
+/// The lease of one KEK version, shared by all accounts under it.
+#[derive(Debug)]
+pub(crate) struct Leash<M> {
+    kek: KekVersion,
+    clock: Clock,
+    aek_ttl: Duration,
+    /// What the data path reads. Written only while `inner` is held.
+    end_ns: AtomicU64,
+    epoch: AtomicU64,
+    /// From when on the TTL of an AEK binds; [`NEVER_NS`] while the token does not answer.
+    ttl_binds_from_ns: AtomicU64,
+    inner: Mutex<Inner>,
+    members: Mutex<Vec<Weak<M>>>,
+    /// When the token was last asked on behalf of a refused caller.
+    asked_ns: AtomicU64,
+    /// A denial that is not yet written to the store, or one in the store that is over.
+    pub(crate) unsaved: AtomicBool,
+    /// It is being written.
+    pub(crate) saving: AtomicBool,
+    /// Wakes who waits for the end of that.
+    pub(crate) saved: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    lease: Lease,
+    /// Why the token last did not grant, in words; shown with refusals.
+    trouble: Option<TokenError>,
+    /// When it was last silent.
+    silent: Option<Instant>,
+    /// The engine is gone: nothing is admitted any more.
+    closed: bool,
+    /// From when on the TTL binds while the token answers: one TTL after a silence, in which those that passed in the
+    /// silence are refreshed at the rate, so that an outage leaves nobody cold (promise 3).
+    ttl_binds_from: Instant,
+}
+
+/// What is told about a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// The KEK version.
+    pub kek: KekVersion,
+    /// Where the lease stands.
+    pub phase: Phase,
+    /// Time since the newest proof was asked; `None` when there is none.
+    pub proved_ago: Option<Duration>,
+    /// Time until nothing may be used any more; zero when nothing may.
+    pub ends_in: Duration,
+    /// AEKs in memory under it.
+    pub filled_slots: usize,
+    /// Why the token last did not grant.
+    pub trouble: Option<String>,
+}
+
+impl<M: Member> Leash<M> {
+    /// `aek_ttl` is for how long after a silence the TTL of no AEK binds.
+    pub(crate) fn new(kek: KekVersion, lease: Lease, clock: Clock, aek_ttl: Duration) -> Self {
+        let leash = Self {
+            kek,
+            clock,
+            aek_ttl,
+            end_ns: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            ttl_binds_from_ns: AtomicU64::new(0),
+            inner: Mutex::new(Inner {
+                lease,
+                trouble: None,
+                silent: None,
+                closed: false,
+                ttl_binds_from: Instant::default(),
+            }),
+            members: Mutex::default(),
+            asked_ns: AtomicU64::new(0),
+            unsaved: AtomicBool::new(false),
+            saving: AtomicBool::new(false),
+            saved: Notify::new(),
+        };
+        leash.publish(&leash.inner());
+        leash
+    }
+
+    pub(crate) fn kek(&self) -> &KekVersion {
+        &self.kek
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // The state machine does not panic, and it is replaced whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, inner: &Inner) {
+        let lease = &inner.lease;
+        self.epoch.store(lease.epoch(), Ordering::SeqCst);
+        self.end_ns.store(lease.end().as_nanos(), Ordering::SeqCst);
+        let ttl_binds_from = if lease.answering() { inner.ttl_binds_from.as_nanos() } else { NEVER_NS };
+        self.ttl_binds_from_ns.store(ttl_binds_from, Ordering::SeqCst);
+    }
+
+    /// The epoch in which a slot must have been filled to be used now.
+    #[inline]
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// True while the lease runs at `now`. THE check of the data path: it needs no task, timer or eviction to have run.
+    #[inline]
+    pub(crate) fn runs_at(&self, now: Instant) -> bool {
+        now.as_nanos() < self.end_ns.load(Ordering::Acquire)
+    }
+
+    /// True when an AEK past its TTL may not be used at `now`: the token answers, so it can be unwrapped anew.
+    #[inline]
+    pub(crate) fn ttl_binds_at(&self, now: Instant) -> bool {
+        now.as_nanos() >= self.ttl_binds_from_ns.load(Ordering::Acquire)
+    }
+
+    /// True while the token answers.
+    pub(crate) fn answers(&self) -> bool {
+        self.ttl_binds_from_ns.load(Ordering::Acquire) != NEVER_NS
+    }
+
+    /// Adds a slot to those that a denial wipes.
+    pub(crate) fn enlist(&self, member: Weak<M>) {
+        let mut members = self.members();
+        // Forgets the dead when they may be half of all: amortised, one look at each per addition.
+        if members.len() == members.capacity() {
+            members.retain(|member| member.strong_count() > 0);
+            let living = members.len();
+            members.reserve(living.max(8)); // room for as many again, or the next addition would look at all once more
+        }
+        members.push(member);
+    }
+
+    fn members(&self) -> MutexGuard<'_, Vec<Weak<M>>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn living_members(&self) -> Vec<Arc<M>> {
+        self.members().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// A living member, `turn` members on: another one with each turn.
+    pub(crate) fn member(&self, turn: usize) -> Option<Arc<M>> {
+        let members = self.members();
+        let len = members.len();
+        (0..len).find_map(|step| members.get((turn + step) % len)?.upgrade())
+    }
+
+    /// The epoch in which to ask the token, after the state machine caught up with the time.
+    pub(crate) fn asking(&self) -> (u64, Actions) {
+        let actions = self.step(Verdict::Nothing, None);
+        (self.epoch(), actions)
+    }
+
+    /// True when the token may be asked for a caller who waits. While it refuses or is silent: once per `pause`, whoever comes.
+    pub(crate) fn may_ask(&self, now: Instant, pause: Duration) -> bool {
+        let inner = self.inner();
+        let refuses = matches!(inner.lease.phase(), Phase::Denied { .. } | Phase::Lapsed { .. });
+        if !refuses && inner.silent.is_none() {
+            return true;
+        }
+        drop(inner);
+        let last = self.asked_ns.load(Ordering::SeqCst);
+        let due = last == 0 || now.since(Instant::from_nanos(last)) >= pause;
+        due && self.asked_ns.compare_exchange(last, now.as_nanos().max(1), Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Notes that the token is being asked now.
+    pub(crate) fn asked(&self, now: Instant) {
+        self.asked_ns.store(now.as_nanos().max(1), Ordering::SeqCst);
+    }
+
+    /// The lease as of the last step.
+    pub(crate) fn lease(&self) -> Lease {
+        self.inner().lease
+    }
+
+    /// True when the token was found silent after `since`.
+    pub(crate) fn was_silent(&self, since: Instant) -> bool {
+        self.inner().silent.is_some_and(|silent| silent > since)
+    }
+
+    /// Feeds what was learned; wipes when the state machine says so. Returns after the wipe.
+    pub(crate) fn step(&self, verdict: Verdict, trouble: Option<&TokenError>) -> Actions {
+        let actions = {
+            let mut inner = self.inner();
+            let now = self.clock.now();
+            let (lease, actions) = inner.lease.step(verdict, now);
+            let was_silent = matches!(inner.lease.phase(), Phase::Grace { .. });
+            inner.lease = lease;
+            match verdict {
+                Verdict::Denied => (inner.trouble, inner.silent) = (trouble.cloned(), None),
+                Verdict::Unreachable => {
+                    inner.silent = Some(now);
+                    // While a denial is in force its own reason is what counts.
+                    if !matches!(lease.phase(), Phase::Denied { .. }) {
+                        inner.trouble = trouble.cloned();
+                    }
+                }
+                Verdict::Granted { .. } if lease.answering() => (inner.trouble, inner.silent) = (None, None),
+                _ => {}
+            }
+            if was_silent && lease.answering() {
+                inner.ttl_binds_from = now.plus(self.aek_ttl);
+            }
+            self.publish(&inner);
+            actions
+        };
+        if actions.wipe {
+            self.wipe();
+        }
+        actions
+    }
+
+    /// Empties every slot of an ended epoch at once, then wipes them after one wait for the operations in flight.
+    fn wipe(&self) {
+        let members = self.living_members();
+        for member in &members {
+            // A key of the current epoch was admitted meanwhile, after a proof: it stays.
+            if member.key().empty_unless(self.epoch()) {
+                member.lost();
+            }
+        }
+        members.iter().for_each(|member| member.key().scrub());
+    }
+
+    /// Wipes every slot and admits nothing any more: the engine is gone.
+    pub(crate) fn close(&self) {
+        self.inner().closed = true;
+        let members = self.living_members();
+        members.iter().for_each(|member| member.key().empty());
+        members.iter().for_each(|member| member.key().scrub());
+    }
+
+    /// Fills `slot`, unless the lease was denied or ended since the token was asked in `epoch`; then tells `admitted`, before
+    /// a denial can take the key away again, whether the key was put in (or was there already).
+    pub(crate) fn admit(&self, epoch: u64, slot: &KeySlot, aek: &Aek, admitted: impl FnOnce(bool)) -> Result<()> {
+        // An emptied slot is wiped first, outside the lock: that may wait for an operation in flight.
+        slot.scrub();
+        let inner = self.inner();
+        let now = self.clock.now();
+        let admits = epoch == inner.lease.epoch() && now < inner.lease.end() && !inner.closed;
+        let filled_in = NonZeroU64::new(epoch).filter(|_| admits);
+        let Some(filled_in) = filled_in else {
+            return Err(self.refusal(&inner, now));
+        };
+        if slot.epoch() == Some(filled_in) && slot.holds(aek) {
+            admitted(false); // a refresh: the key in use stays where it is
+            return Ok(());
+        }
+        // A denial waits for this lock, and then wipes what is filled here.
+        slot.fill(aek, filled_in);
+        admitted(true);
+        Ok(())
+    }
+
+    /// Why a cold slot cannot be filled now.
+    #[cold]
+    pub(crate) fn why_not(&self) -> Error {
+        self.refusal(&self.inner(), self.clock.now())
+    }
+
+    /// Why a slot that is not usable at `now` is not, unless it is merely cold. Changes and wipes nothing: a seal or open
+    /// that is refused returns at once.
+    #[cold]
+    pub(crate) fn why_refused(&self, now: Instant) -> Option<Error> {
+        let inner = self.inner();
+        let phase = inner.lease.step(Verdict::Nothing, now).0.phase();
+        let cold = matches!(phase, Phase::Unproven | Phase::Active | Phase::Resuming { .. });
+        (!cold).then(|| self.refusal(&inner, now))
+    }
+
+    fn refusal(&self, inner: &Inner, now: Instant) -> Error {
+        let trouble = inner.trouble.as_ref();
+        let refusal = |since: Option<Instant>, reason: &str, remedy: &str| Refusal {
+            subject: format!("KEK {}", self.kek),
+            lasting: since.map(|since| now.since(since)),
+            reason: trouble.map_or_else(|| reason.to_owned(), |trouble| format!("{reason} ({trouble})")),
+            remedy: trouble.map_or(remedy, |trouble| &trouble.remedy).to_owned(),
+        };
+        match inner.lease.step(Verdict::Nothing, now).0.phase() {
+            Phase::Denied { since } => Error::Denied(refusal(
+                Some(since),
+                "the token refuses the use of this KEK",
+                "the owner of the key must enable it again; service resumes by itself then",
+            )),
+            Phase::Lapsed { since } => Error::Lapsed(refusal(
+                Some(since),
+                "the token has been silent for the whole grace",
+                "make the token reachable again; service resumes by itself then",
+            )),
+            Phase::Grace { since, .. } => Error::Unreachable(refusal(
+                Some(since),
+                "the token does not answer and this account's key is not in memory",
+                "make the token reachable, or try again later",
+            )),
+            Phase::Unproven | Phase::Active | Phase::Resuming { .. } => Error::Unreachable(refusal(
+                None,
+                "this account's key is not in memory and the token has not given it yet",
+                "try again",
+            )),
+        }
+    }
+
+    pub(crate) fn status(&self) -> LeaseStatus {
+        let filled_slots = self.living_members().iter().filter(|member| member.key().epoch().is_some()).count();
+        let inner = self.inner();
+        let now = self.clock.now();
+        // As of now, but not stepped: that is for those who tell of what changed.
+        let lease = inner.lease.step(Verdict::Nothing, now).0;
+        LeaseStatus {
+            kek: self.kek.clone(),
+            phase: lease.phase(),
+            proved_ago: lease.proved().map(|proved| now.since(proved)),
+            ends_in: lease.end().since(now),
+            filled_slots,
+            trouble: inner.trouble.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clock::ManualClock, name::KekName};
+
+    #[derive(Debug)]
+    struct Slot(KeySlot);
+    impl Member for Slot {
+        fn key(&self) -> &KeySlot {
+            &self.0
+        }
+        fn lost(&self) {}
+    }
+
+    fn leash() -> (Leash<Slot>, ManualClock, Arc<Slot>) {
+        let manual = ManualClock::new(Instant::from_nanos(1));
+        let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
+        let leash =
+            Leash::new(kek, Lease::new(Duration::from_secs(10)), Clock::Manual(manual.clone()), Duration::from_secs(5));
+        let slot = Arc::new(Slot(KeySlot::new().unwrap()));
+        leash.enlist(Arc::downgrade(&slot));
+        (leash, manual, slot)
+    }
+
+    fn prove(leash: &Leash<Slot>) -> u64 {
+        let (epoch, _) = leash.asking();
+        leash.step(Verdict::Granted { asked: leash.clock.now(), epoch }, None);
+        epoch
+    }
+
+    #[test]
+    fn a_denial_wipes_and_an_unwrap_that_began_before_it_does_not_readmit() {
+        let (leash, _, slot) = leash();
+        let aek = Aek::generate().unwrap();
+        let epoch = prove(&leash);
+        leash.admit(epoch, &slot.0, &aek, |_| ()).unwrap();
+        assert!(slot.0.holds(&aek));
+        leash.step(Verdict::Denied, None);
+        assert!(slot.0.is_wiped() && !leash.runs_at(leash.clock.now()));
+        assert!(matches!(leash.admit(epoch, &slot.0, &aek, |_| ()), Err(Error::Denied(_))));
+        // Not even after the token granted again: it was asked in an earlier epoch.
+        let epoch_now = prove(&leash);
+        assert!(leash.admit(epoch, &slot.0, &aek, |_| ()).is_err());
+        assert!(slot.0.is_wiped());
+        leash.admit(epoch_now, &slot.0, &aek, |_| ()).unwrap();
+    }
+
+    #[test]
+    fn a_lease_ends_by_the_clock_alone() {
+        let (leash, manual, slot) = leash();
+        let epoch = prove(&leash);
+        leash.admit(epoch, &slot.0, &Aek::generate().unwrap(), |_| ()).unwrap();
+        manual.advance(Duration::from_secs(10));
+        assert!(!leash.runs_at(manual.now()), "nobody stepped the lease, and it is over");
+        assert!(matches!(leash.why_not(), Error::Lapsed(_)));
+        leash.asking();
+        assert!(slot.0.is_wiped(), "and whoever steps it wipes");
+    }
+
+    #[test]
+    fn refusals_say_since_when_why_and_what_to_do() {
+        let (leash, manual, _slot) = leash();
+        prove(&leash);
+        let trouble = TokenError {
+            verdict: crate::token::Verdict::Denied,
+            operation: "unwrap",
+            what: "CKR_KEY_FUNCTION_NOT_PERMITTED".into(),
+            remedy: "enable it".into(),
+        };
+        leash.step(Verdict::Denied, Some(&trouble));
+        manual.advance(Duration::from_secs(7));
+        let text = leash.why_not().to_string();
+        for part in ["denied", "KEK k/1", "for 7 s", "CKR_KEY_FUNCTION_NOT_PERMITTED", "enable it"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

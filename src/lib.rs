@@ -1,0 +1,69 @@
+//! keyleash: HSM-backed envelope encryption for storage services, whose keys stay on a leash.
+//!
+//! A key-encryption key (KEK) lives in a PKCS#11 token and never leaves it. It wraps one account encryption key (AEK)
+//! per account; every block is sealed under a data key (DEK) of its own, derived from the AEK. An unwrapped AEK may be
+//! used under a *lease* that only a successful unwrap in the token renews: take the KEK away from the token and the data
+//! goes dark within the hour, usually in seconds, whatever else fails; give it back and service resumes by itself.
+//!
+//! ```
+//! # use keyleash::{clock::Clock, token::scripted::ScriptedToken};
+//! use keyleash::{Engine, name::{AccountId, KekName}, store::memory::MemoryStore, token::Profile};
+//! use std::sync::Arc;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> keyleash::Result<()> {
+//! # // In a service: `Pkcs11Token` over your HSM's module (README.md), and `RedbStore`.
+//! # let (token, _) = ScriptedToken::new(Clock::default(), std::time::Duration::from_secs(5), 1);
+//! let engine = Engine::builder(token, Arc::new(MemoryStore::new())).build()?;
+//! let kek = KekName::new("tenant-keys")?;
+//! engine.create_kek(&kek, Profile::AesGcm, false).await?;
+//! let account = engine.create_account(&AccountId::new("tenant-7")?, &kek).await?;
+//!
+//! let mut block = *b"what the disk must not see";
+//! let header = account.seal_in_place(42_u64, &mut block)?; // no await, no lock, no allocation
+//! account.open_in_place(42_u64, &header, &mut block)?;
+//! assert_eq!(&block, b"what the disk must not see");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Where to read on: [`manual::promises`] says what is promised and how each promise is enforced, [`manual::threats`]
+//! what is not protected, [`manual::format`] every byte at rest, [`manual::operations`] how to run it. In the code:
+//! [`engine`], then [`account`], then [`lease`].
+//!
+//! Features: `aws-lc` (default) is the fast AEAD back end, `cli` (default) the command line; a service names
+//! `default-features = false, features = ["aws-lc"]`. Without `aws-lc` a pure-Rust back end makes the same bytes.
+
+pub mod account;
+pub mod block;
+mod budget;
+pub mod clock;
+pub mod config;
+pub mod engine;
+pub mod error;
+mod in_flight;
+#[cfg(all(test, keyleash_loom))]
+mod interleavings;
+mod keyring;
+pub mod lease;
+mod leash;
+pub mod manual;
+pub mod name;
+pub mod secret;
+mod slot;
+pub mod store;
+mod sync;
+pub mod telemetry;
+mod tend;
+pub mod token;
+mod watch;
+
+pub use account::Account;
+pub use engine::Engine;
+pub use error::{Corrupt, Error, Refusal, Result};
+pub use leash::LeaseStatus;
+
+/// The README's example compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,25 @@
+//! What stays compatible, and where this differs from its starting design.
+//!
+//! # Compatibility
+//!
+//! Bytes at rest outlive releases: every later release opens the blocks, records, stores and sealed files of every
+//! earlier one, and `tests/compat/` holds bytes of each version to prove it. A format that changes gets a new version
+//! number; a release that meets a number it does not know refuses it by name and leaves the bytes alone. New kinds of
+//! records (of schedules or leases of work, say) are new choices in the record, and new fields (a state of deletion, a
+//! standby token) are a new record version; neither moves what is there.
+//!
+//! Before 1.0 the Rust API may change in a minor release, with a note in the changelog.
+//!
+//! # Differences from the starting design
+//!
+//! - **A record begins with its kind**, behind its format version, so that a record of another kind under a key is told
+//!   by name. Records in a longer form than needed are refused, so that equal records have equal bytes.
+//! - **The embedded store keeps a digest with each value.** redb does not verify pages of a file that was closed cleanly,
+//!   and a changed CKA_ID would read as "KEK not found", which is a denial. Damage must not pass for one.
+//! - **The embedded store saves redb's allocator state with each commit** ("quick repair"). That costs a second sync,
+//!   which writes that come together share, and spares a walk over the whole file after a crash.
+//! - **`resume_rate` is 600 unwraps/s by default, not 200.** At 200, 360,000 accounts resume within the promised 30
+//!   minutes, and the default cache holds a million: the default would have warned about itself.
+//! - **`call_timeout` is at most `poll_interval`, and `grace` at least their sum**: else a proof that hangs delays the next
+//!   one past promise 1, or a lease lapses between two proofs.
+//! - **An empty store file is refused**, not filled: it may be a store that was truncated.

@@ -1,0 +1,15 @@
+//! The manual: pages without code.
+//!
+//! - [`promises`]: what keyleash promises, how each promise is enforced, and what it assumes.
+//! - [`threats`]: whom it protects against, and whom it does not.
+//! - [`format`](mod@format): every byte at rest, enough to write a reader in another language.
+//! - [`operations`]: set-up, PINs, memory limits, backups, tests.
+//! - [`drills`]: rehearsals on a real token, and their report.
+//! - [`changes`]: where this differs from its starting design and why, and what stays compatible.
+
+pub mod changes;
+pub mod drills;
+pub mod format;
+pub mod operations;
+pub mod promises;
+pub mod threats;

@@ -1,0 +1,133 @@
+//! Running it: token, PIN, memory, backups, tests.
+//!
+//! # The token
+//!
+//! Any PKCS#11 module. `keyleash token check` proves each wrap profile by a whole round trip, because a list of
+//! mechanisms proves nothing; take `aes-gcm` where it passes, else `rsa-oaep-sha256`, else `aes-kw`. Choose the token by
+//! label or serial; slot ids change in some modules (SoftHSM's do). One of `label`, `serial` and `slot` is given, never two.
+//!
+//! keyleash makes KEKs that are sensitive and not extractable, that an operator can disable (CKA_MODIFIABLE), and that
+//! nobody destroys by accident (not CKA_DESTROYABLE, unless asked). It refuses a KEK that could leave the token. To
+//! revoke, switch CKA_DECRYPT (CKA_UNWRAP for `aes-kw`) off, which can be undone; to shred, destroy the KEK and its
+//! backups, which cannot.
+//!
+//! For trials, `softhsm/with-token COMMAND…` makes a private SoftHSM token and runs the command with it.
+//!
+//! # Fresh proofs
+//!
+//! Some modules hide changes from a context that was open before them: tpm2-pkcs11 hides all, nShield does by default (read), and
+//! SoftHSM hides a changed PIN, with which even a new login with the old PIN succeeds. So every `fresh_proof_every`th proof
+//! (default 20, of all KEK versions together: with one KEK version and a poll of 15 s every 5 minutes) comes from a fresh
+//! context: keyleash waits until nobody is inside the module (at most 500 ms and a quarter of `call_timeout`), calls C_Finalize and
+//! C_Initialize, and logs in again. Calls that come meanwhile wait, within their own deadlines. On SoftHSM that takes some 20 ms; `call_timeout`
+//! must have room for a re-initialisation, a login and an unwrap together.
+//!
+//! - What only a fresh context shows is noticed within `fresh_proof_every` × `poll_interval` + `call_timeout`, not within one poll.
+//! - A changed PIN is a denial. The old PIN is tried once by each process, then not again: put the new PIN into the PIN file,
+//!   and service resumes within a poll. Where many processes share a token that locks itself after a few wrong PINs, change the
+//!   PIN file before the token, or stop them. A PIN that was refused and is right again (changed back) needs a restart, or
+//!   [`Pkcs11Token::reload_pin`](crate::token::pkcs11::Pkcs11Token::reload_pin).
+//! - While a call hangs or does not end, the context is left alone and the log says so; the proof is an ordinary one.
+//! - A context that another part of the program initialised is never finalized, neither for a fresh proof nor to get back a token
+//!   that went away: that is then for the program to do. One that uses the module itself, after keyleash, must say so:
+//!   [`FreshContext::Never`](crate::token::pkcs11::FreshContext::Never).
+//!
+//! # The module in a process of its own
+//!
+//! A PKCS#11 module is somebody else's code in your process: where it crashes, you crash; where it hangs, its thread is lost until it
+//! comes back. p11-kit puts it into another process. As the user that owns the token:
+//!
+//! ```text
+//! p11-kit server --foreground --name /run/keyleash/p11 --provider /usr/lib/vendor/libvendor-pkcs11.so "pkcs11:token=LABEL"
+//! ```
+//!
+//! and for the service `P11_KIT_SERVER_ADDRESS=unix:path=/run/keyleash/p11` with `p11-kit-client.so` as the module (Debian:
+//! packages `p11-kit` and `p11-kit-modules`). Let systemd start it again when it dies. Another host's module is reached by
+//! `p11-kit remote` over ssh.
+//!
+//! What our tests saw with p11-kit 0.24.1 in front of SoftHSM (`isolation`, poll 1 s, timeout 1 s, grace 8 s):
+//!
+//! - **The module crashes**: the process of one connection dies. Calls fail with CKR_DEVICE_ERROR, keyleash re-initialises, and no seal and no
+//!   open notices anything, several times in a row.
+//! - **The server is killed**: an outage. While it is down C_Initialize succeeds and lists no token. Started again within grace: nothing is
+//!   noticed; after grace: service resumes within a poll. The process need not be restarted.
+//! - **The server is stopped** (SIGSTOP): every call hangs and costs a worker, until `hung_max` of them hang and `restart_needed` is told. When
+//!   it is continued, the calls come back, the workers with them, and service resumes within a poll. Killing a server that hangs ends the
+//!   hanging calls as well: that is what a restart of the process would otherwise have to do.
+//!
+//! What it costs:
+//!
+//! - **Of the wrap profiles only `rsa-oaep-sha256` passes through p11-kit 0.24**: it refuses CKM_AES_GCM and CKM_AES_KEY_WRAP with
+//!   CKR_MECHANISM_INVALID. Newer releases carry the parameters of CKM_AES_GCM (read in their source, not run). `keyleash
+//!   token check` tells. SoftHSM has no OAEP with SHA-256, so the two do not go together but in our tests.
+//! - One connection for all workers: calls run one after the other, each a round trip through a socket.
+//! - Its client has a new context for each C_GetFunctionList, so keyleash cannot unwrap into a buffer of its own and goes the longer way: two
+//!   calls, and a copy that is wiped a moment later.
+//! - The PIN and the AEKs pass through the socket and the server: guard both like the service.
+//!
+//! # The PIN
+//!
+//! From a file (`pin_file`, best on a tmpfs that the unit alone can read, such as systemd's `LoadCredential`), or from an
+//! environment variable (`pin_env` names it; `KEYLEASH_PIN` needs no name). Never on a command line, never in
+//! `keyleash.toml`. A refused PIN is not tried again, because tokens lock themselves.
+//!
+//! - A PIN that was refused and is right again (changed and changed back) stays refused: until the process is restarted or calls
+//!   [`Pkcs11Token::reload_pin`](crate::token::pkcs11::Pkcs11Token::reload_pin). keyleash does not try it again by itself, for not every
+//!   token says that it counts wrong PINs.
+//! - A login that fails with another code (CKR_GENERAL_ERROR, CKR_DEVICE_ERROR) may have been counted as well. The same PIN then waits
+//!   1 s, and twice as long after each further failure, up to 60 s; meanwhile calls are unreachable. When the token then says that
+//!   wrong PINs were counted (CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY), that PIN counts as refused.
+//! - A token whose user PIN is locked, or one attempt away from that, is not logged in to; once it is unlocked, service resumes with
+//!   the same PIN.
+//!
+//! # The configuration
+//!
+//! `keyleash.toml`, with `KEYLEASH_*` variables over it, item by item; a token or PIN named in the environment replaces
+//! the one in the file, however that was named. Relative paths are relative to the working directory. What is unknown
+//! or breaks a bound is refused, with the near name or the promise.
+//!
+//! | key | variable | default |
+//! | --- | --- | --- |
+//! | `[token] module` | `KEYLEASH_MODULE` | |
+//! | `[token] label`, `serial` or `slot` | `KEYLEASH_TOKEN_LABEL`, `_SERIAL`, `_SLOT` | |
+//! | `[token] pin_file` or `pin_env` | `KEYLEASH_PIN_FILE`, `KEYLEASH_PIN_ENV`, or `KEYLEASH_PIN` itself | |
+//! | `[token] workers` | `KEYLEASH_WORKERS` | 1 |
+//! | `[store] path` | `KEYLEASH_STORE` | `./keyleash.redb` |
+//! | `[lease] poll_interval` | `KEYLEASH_POLL_INTERVAL` | 15 s |
+//! | `[lease] call_timeout` | `KEYLEASH_CALL_TIMEOUT` | 5 s |
+//! | `[lease] grace` | `KEYLEASH_GRACE` | 30 min |
+//! | `[lease] aek_ttl` | `KEYLEASH_AEK_TTL` | 10 min |
+//! | `[lease] resume_rate` | `KEYLEASH_RESUME_RATE` | 600 unwraps/s |
+//! | `[lease] fresh_proof_every` | `KEYLEASH_FRESH_PROOF_EVERY` | 20 |
+//! | `[cache] max_cached_aeks` | `KEYLEASH_MAX_CACHED_AEKS` | 1,000,000 |
+//! | `[cache] memlock` | `KEYLEASH_MEMLOCK` | `warn` (or `refuse`) |
+//!
+//! Durations carry their unit: `"100ms"`, `"15s"`, `"30 min"`, `"1h"`.
+//!
+//! # Memory
+//!
+//! An AEK in memory takes a cell of 272 bytes of locked pages: a million need 260 MiB of RLIMIT_MEMLOCK. Where it is too
+//! small, a warning gives the number for `LimitMEMLOCK=`; `memlock = "refuse"` makes that an error instead.
+//!
+//! # Store and backups
+//!
+//! The store is one file that one process has open at a time; a second one is refused, and says so. A commit is synced
+//! before it is acknowledged, and writes that come together share one. After a full disk the store works again once there
+//! is room, without a restart. Keep the file on a local file system that has hard links.
+//!
+//! Back up **both** the store and the token's KEKs: blocks need both, and either alone is worthless. Copy the store while
+//! no process has it open, or from a snapshot of the file system, which is as a crash to it. A store that is older than a
+//! backup of the blocks may miss accounts or AEK versions: back the store up last. Try a restore before it is needed.
+//!
+//! # Tests
+//!
+//! - `softhsm/with-token cargo test`: everything, with a real token; without its variables the tests of token and command
+//!   line fail and name this command. The tests of full and read-only disks mount small file systems in a
+//!   namespace of their own and say `LEFT OUT` where that is not allowed; as root they also act as another user.
+//! - `cargo test --release --lib c2sp -- --ignored`: C2SP's accumulated hash over 1,000,000 iterations.
+//! - `softhsm/token-matrix`: the conformance suite on kryoptic too, which does RSA-OAEP with SHA-256 as SoftHSM does not.
+//! - `softhsm/with-token cargo test --test softhsm -- --nocapture`: the promises on real tokens alone, with what was measured. Installs p11-kit
+//!   and builds the fault shim (`softhsm/fault-shim`) where they are missing. `softhsm/with-token --shim COMMAND…` runs any
+//!   command on a module that fails as a control file says.
+//! - `cargo test --test store`: the key store alone, with its kills; `PROPTEST_CASES=100000 cargo test --test store records`
+//!   for long runs of the record decoder.

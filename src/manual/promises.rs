@@ -1,0 +1,31 @@
+//! The six promises, how each is enforced, and what each assumes.
+//!
+//! | | promise | how | assumes |
+//! | --- | --- | --- | --- |
+//! | 1 | **Revocation.** After the token would first deny, no seal and no open succeeds later than `poll_interval + call_timeout` when the token answers, and never later than `grace` (30 min) after the last proof: under one hour whatever happens | every seal and open compares CLOCK_BOOTTIME with the end of its lease, on the data path; only a proof moves that end; [`Settings::validate`](crate::config::Settings::validate) refuses a configuration whose sum passes the hour | CLOCK_BOOTTIME counts; the token does not grant what its owner took away |
+//! | 2 | **Resumption.** When the token grants again, live handles work again without being reopened, within a poll interval (at most 60 s), and every account within 30 minutes | leases are asked for while they are denied, and AEKs unwrapped anew at `resume_rate`, those that are wanted first; [`Settings::warnings`](crate::config::Settings::warnings) says when the rate cannot do it | the token is fast enough for the accounts there are |
+//! | 3 | **Outage is not revocation.** While the token is unreachable, sealing and opening go on until grace ends; then they fail closed with [`Error::Lapsed`](crate::Error::Lapsed) | return codes are sorted into denied and unreachable by one table, after diagnosis; `grace` is at least one whole proof | the module tells the two apart, or is found out by diagnosis |
+//! | 4 | **Denial is sticky.** Denied, then unreachable, stays denied, across restarts too, until a proof | the state machine has no way from denied to granted but a proof; the denial is a record in the store | the store can be written; where a denial cannot be read, it counts as denied |
+//! | 5 | **Nothing is lost.** An acknowledged record survives a crash at any instant; what was changed, moved or cut is refused by name | a write is durable before it returns; creation of the store is all or nothing; digests, check values and additional data; limits on everything read | the disk keeps what it said it synced |
+//! | 6 | **Nothing lingers.** After denial, lapse, eviction or drop no AEK, DEK or schedule is left in memory, nor in a core dump | key memory of our own: locked, left out of dumps, zero in a forked child, wiped in place once no operation is in flight | RLIMIT_MEMLOCK suffices (a warning or a refusal says if not); the kernel, and whoever debugs the process, are trusted |
+//!
+//! # What exactly is promised
+//!
+//! - **When an operation counts.** A seal or open counts as of its look at the clock before it touches the key. Before it
+//!   reports success it looks at the lease's epoch again, so that a denial that arrived meanwhile is seen, and from 64 KiB
+//!   on at the clock again too. So what can pass a bound is one block under 64 KiB per thread that was already under way.
+//! - **Detection needs a proof, certainty does not.** `poll_interval + call_timeout` is the time of the watch: a proof of
+//!   each KEK version in use is asked at most one `poll_interval` after the one before, and has `call_timeout` in all.
+//!   The second bound, grace after the newest proof was *asked*, is the data path's own and needs no task to run.
+//! - **Back-off.** A KEK version that was refused or silent for over 10 minutes is asked less often, down to once in 60 s;
+//!   a caller who opens an account of it makes the token be asked at most once a second besides.
+//! - **A denial is written down** as it arrives. If the store fails just then, it is tried again with every proof; a crash
+//!   in between loses the record, not the effect: after the restart nothing is in memory, and the token is asked first.
+//! - **Two processes on one store** each hold leases of their own, and each writes and clears the denial that it sees.
+//! - **Modules that hide a revocation** from a context that was open are asked from a fresh one every `fresh_proof_every`
+//!   proofs (20): for them, promise 1's first bound is `fresh_proof_every * poll_interval + call_timeout` (5 min by
+//!   default), and the second stands.
+//!
+//! # Not there yet
+//!
+//! The spool: after grace, writes are refused and not held.

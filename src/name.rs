@@ -1,0 +1,156 @@
+//! Names that people give: accounts, KEKs and their versions.
+
+use crate::error::{Error, Result};
+use std::{fmt, sync::Arc};
+
+/// Longest account id, in bytes.
+pub const ACCOUNT_ID_BYTES_MAX: usize = 255;
+/// Longest KEK name, in bytes: a label of PKCS#11 with its prefix and version stays below 96.
+pub const KEK_NAME_BYTES_MAX: usize = 64;
+
+/// The id of an account: 1 to 255 bytes of UTF-8 without control characters. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AccountId(Arc<str>);
+
+impl AccountId {
+    /// Checks and takes an id.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is empty, longer than 255 bytes, or has a control character.
+    pub fn new(id: impl AsRef<str>) -> Result<Self> {
+        let id = id.as_ref();
+        if id.is_empty() || id.len() > ACCOUNT_ID_BYTES_MAX {
+            return Err(Error::Invalid(format!(
+                "an account id has 1 to {ACCOUNT_ID_BYTES_MAX} bytes, this one has {}",
+                id.len()
+            )));
+        }
+        if id.chars().any(char::is_control) {
+            return Err(Error::Invalid(format!("account id {id:?} has a control character: leave it out")));
+        }
+        Ok(Self(id.into()))
+    }
+
+    /// As [`AccountId::new`], from bytes that may not be UTF-8.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], also when the bytes are not UTF-8.
+    pub fn from_bytes(id: &[u8]) -> Result<Self> {
+        match std::str::from_utf8(id) {
+            Ok(id) => Self::new(id),
+            Err(error) => Err(Error::Invalid(format!(
+                "an account id is UTF-8, this one is not at byte {}: encode it, as hex for example",
+                error.valid_up_to()
+            ))),
+        }
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AccountId({:?})", &*self.0)
+    }
+}
+
+/// The name of a KEK: 1 to 64 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KekName(Arc<str>);
+
+impl KekName {
+    /// Checks and takes a name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when a rule above is broken.
+    pub fn new(name: impl AsRef<str>) -> Result<Self> {
+        let name = name.as_ref();
+        let begins_well = name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
+        let all_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if !begins_well || !all_well || name.len() > KEK_NAME_BYTES_MAX {
+            return Err(Error::Invalid(format!(
+                "KEK name {name:?}: use 1 to {KEK_NAME_BYTES_MAX} of A-Z a-z 0-9 . _ - and begin with a letter or digit"
+            )));
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for KekName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for KekName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KekName({})", &*self.0)
+    }
+}
+
+/// One version of a KEK; shown as `NAME/VERSION`. Versions count from 1.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KekVersion {
+    /// The KEK.
+    pub name: KekName,
+    /// Its version.
+    pub version: u32,
+}
+
+impl KekVersion {
+    /// Puts the two together.
+    pub fn new(name: KekName, version: u32) -> Self {
+        Self { name, version }
+    }
+}
+
+impl fmt::Display for KekVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.name, self.version)
+    }
+}
+
+impl fmt::Debug for KekVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KekVersion({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn account_ids_are_1_to_255_bytes_of_printable_utf8() {
+        assert!(AccountId::new("a").is_ok());
+        assert!(AccountId::new("é".repeat(127)).is_ok());
+        assert!(AccountId::new("x".repeat(255)).is_ok());
+        for (bad, word) in [("", "1 to 255"), (&*"x".repeat(300), "300"), ("a\nb", "control"), ("a\0", "control")] {
+            let error = AccountId::new(bad).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        assert!(AccountId::from_bytes(b"ab\xff").unwrap_err().to_string().contains("byte 2"));
+    }
+
+    #[test]
+    fn kek_names_are_safe_in_labels_and_paths() {
+        assert!(KekName::new("tenant-7.eu_west").is_ok());
+        for bad in ["", "-a", ".a", "a/b", "a b", "ä", &"x".repeat(65)] {
+            assert!(KekName::new(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! One AEK version of one account, and the slot that holds it while it is unwrapped.
+
+use crate::{
+    clock::Instant,
+    error::{Error, Result},
+    in_flight::Operation,
+    leash::{self, Member},
+    name::AccountId,
+    secret::{Aek, KeySlot, Schedule},
+    sync::{AtomicBool, AtomicU64, Mutex, MutexGuard},
+};
+use std::sync::{Arc, PoisonError, atomic::Ordering};
+use tokio::sync::watch;
+
+/// The lease of the KEK version that wraps an account's AEK.
+pub(crate) type Leash = leash::Leash<AekSlot>;
+
+/// How an unwrap under way ended, once it has.
+pub(crate) type Outcome = watch::Receiver<Option<Result<()>>>;
+
+/// One AEK version of one account.
+#[derive(Debug)]
+pub(crate) struct AekSlot {
+    pub(crate) account: AccountId,
+    pub(crate) aek_version: u32,
+    pub(crate) leash: Arc<Leash>,
+    key: KeySlot,
+    /// Until when the AEK may be used without a fresh unwrap of its own, while the token answers.
+    fresh_until_ns: AtomicU64,
+    /// From when on it is refreshed, if it is in use.
+    refresh_from_ns: AtomicU64,
+    /// Used since the last unwrap.
+    used: AtomicBool,
+    /// A denial or lapse took the key away while it was in use: resumption brings it back.
+    wanted: AtomicBool,
+    /// The unwrap under way, for those who want to wait for it.
+    flight: Mutex<Option<Outcome>>,
+}
+
+/// A key that may be used now, and the lease that says so.
+pub(crate) struct Selection<'a> {
+    pub(crate) schedule: &'a Schedule,
+    pub(crate) aek_version: u32,
+    pub(crate) leash: &'a Leash,
+    pub(crate) epoch: u64,
+}
+
+/// What to do with a slot as its TTL goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    Nothing,
+    /// In use: unwrap it anew before a caller has to wait.
+    Refresh,
+    /// Nobody used it for a TTL: wipe it, so that idle accounts cost the token nothing.
+    Wipe,
+}
+
+impl Member for AekSlot {
+    fn key(&self) -> &KeySlot {
+        &self.key
+    }
+
+    fn lost(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
+    }
+}
+
+impl AekSlot {
+    /// An empty slot, enlisted with its lease.
+    ///
+    /// # Errors
+    /// As [`KeySlot::new`].
+    pub(crate) fn new(account: AccountId, aek_version: u32, leash: Arc<Leash>) -> Result<Arc<Self>> {
+        let slot = Arc::new(Self {
+            account,
+            aek_version,
+            leash,
+            key: KeySlot::new()?,
+            fresh_until_ns: AtomicU64::new(0),
+            refresh_from_ns: AtomicU64::new(0),
+            used: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
+            flight: Mutex::default(),
+        });
+        slot.leash.enlist(Arc::downgrade(&slot));
+        Ok(slot)
+    }
+
+    /// The key, if it may be used at `now`: the lease runs, the TTL does not bind, the slot is filled in the lease's epoch.
+    #[inline]
+    pub(crate) fn usable<'a>(&'a self, operation: &'a Operation, now: Instant) -> Option<Selection<'a>> {
+        let epoch = self.leash.epoch();
+        if !self.leash.runs_at(now) {
+            return None;
+        }
+        if now.as_nanos() >= self.fresh_until_ns.load(Ordering::Acquire) && self.leash.ttl_binds_at(now) {
+            return None;
+        }
+        let schedule = self.key.read(operation, epoch)?;
+        // Written once per unwrap, so that cores which share the account do not fight over the line.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        Some(Selection { schedule, aek_version: self.aek_version, leash: &self.leash, epoch })
+    }
+
+    /// As [`AekSlot::usable`], without using it.
+    pub(crate) fn is_usable(&self, now: Instant) -> bool {
+        let fresh = now.as_nanos() < self.fresh_until_ns.load(Ordering::Acquire) || !self.leash.ttl_binds_at(now);
+        self.leash.runs_at(now) && fresh && self.key.epoch().is_some_and(|epoch| epoch.get() == self.leash.epoch())
+    }
+
+    /// Why it is not usable.
+    #[cold]
+    pub(crate) fn why_not(&self, now: Instant) -> Error {
+        self.leash.why_refused(now).unwrap_or_else(|| Error::Cold { account: self.account.to_string() })
+    }
+
+    /// Takes an AEK that the token gave in `epoch`, to be refreshed and to be used until the given instants.
+    ///
+    /// # Errors
+    /// Why not, when the lease was denied or ended in between.
+    pub(crate) fn admit(&self, aek: &Aek, epoch: u64, refresh_from: Instant, fresh_until: Instant) -> Result<()> {
+        self.leash.admit(epoch, &self.key, aek, |put_in| {
+            self.wanted.store(false, Ordering::SeqCst);
+            // An answer that was overtaken by a newer one takes nothing away.
+            if !put_in && fresh_until.as_nanos() <= self.fresh_until_ns.load(Ordering::Acquire) {
+                return;
+            }
+            self.used.store(false, Ordering::Relaxed);
+            self.refresh_from_ns.store(refresh_from.as_nanos(), Ordering::Release);
+            self.fresh_until_ns.store(fresh_until.as_nanos(), Ordering::Release);
+        })
+    }
+
+    /// True when the slot is filled and was used since its last unwrap.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.key.epoch().is_some() && self.used.load(Ordering::Relaxed)
+    }
+
+    /// True when resumption should bring the key back.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst)
+    }
+
+    /// Resumption gives up on it (its record is damaged, say); whoever uses it will be told why.
+    pub(crate) fn give_up(&self) {
+        self.wanted.store(false, Ordering::SeqCst);
+    }
+
+    /// What its TTL asks for at `now`. Nothing while the token does not answer: then everything stays until the lease ends.
+    pub(crate) fn due(&self, now: Instant) -> Due {
+        if self.key.epoch().is_none() || !self.leash.answers() {
+            return Due::Nothing;
+        }
+        let used = self.used.load(Ordering::Relaxed);
+        if used && now.as_nanos() >= self.refresh_from_ns.load(Ordering::Acquire) {
+            Due::Refresh
+        } else if !used && now.as_nanos() >= self.fresh_until_ns.load(Ordering::Acquire) && self.leash.ttl_binds_at(now)
+        {
+            Due::Wipe
+        } else {
+            Due::Nothing
+        }
+    }
+
+    /// Wipes the key; the account is cold then.
+    pub(crate) fn wipe(&self) {
+        self.key.wipe();
+    }
+
+    /// The first half of [`AekSlot::wipe`], for many: the key cannot be used any more.
+    pub(crate) fn empty(&self) {
+        self.key.empty();
+    }
+
+    /// The second half, which waits for the operations in flight.
+    pub(crate) fn scrub(&self) {
+        self.key.scrub();
+    }
+
+    /// True when the slot holds another AEK than this one.
+    pub(crate) fn differs_from(&self, aek: &Aek) -> bool {
+        self.key.differs_from(aek)
+    }
+
+    /// The outcome of the unwrap under way; `start` begins one when there is none.
+    pub(crate) fn join(self: &Arc<Self>, start: impl FnOnce(Landing)) -> Outcome {
+        let mut flight = self.flight();
+        if let Some(outcome) = &*flight {
+            return outcome.clone();
+        }
+        let (tell, outcome) = watch::channel(None);
+        *flight = Some(outcome.clone());
+        drop(flight);
+        start(Landing { slot: self.clone(), tell, landed: false });
+        outcome
+    }
+
+    fn flight(&self) -> MutexGuard<'_, Option<Outcome>> {
+        self.flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An unwrap under way. Ends in every case, a panic of its task included: the slot can be asked for again.
+pub(crate) struct Landing {
+    pub(crate) slot: Arc<AekSlot>,
+    tell: watch::Sender<Option<Result<()>>>,
+    landed: bool,
+}
+
+impl Landing {
+    /// Tells all who wait. Whoever comes later starts a new unwrap.
+    pub(crate) fn land(mut self, outcome: Result<()>) {
+        self.landed = true;
+        *self.slot.flight() = None;
+        self.tell.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if !self.landed {
+            *self.slot.flight() = None;
+        }
+    }
+}

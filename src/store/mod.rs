@@ -1,0 +1,269 @@
+//! The key store: where wrapped AEKs and the names of KEKs are kept.
+//!
+//! [`KeyStore`] is the seam: keys and bounded values with compare-and-put, so that etcd, PostgreSQL or an
+//! object store with conditional put fit behind it. What the bytes mean is [`record`]'s business.
+
+use self::record::{AEK_VERSIONS_MAX, AccountRecord, DenialRecord, KekRecord};
+use crate::{
+    error::{Corrupt, Error, Result},
+    name::{AccountId, KekName, KekVersion},
+};
+use async_trait::async_trait;
+use std::fmt;
+
+pub mod memory;
+pub mod record;
+pub mod redb;
+
+/// Longest value, in bytes: below the limit of every store that is meant (etcd: 1.5 MiB).
+pub const VALUE_BYTES_MAX: usize = 256 * 1024;
+/// Most keys in a page.
+pub const PAGE_KEYS_MAX: usize = 1000;
+/// Most KEK versions under which one key is found: one per AEK version.
+pub const WRAPPED_BY_MAX: usize = AEK_VERSIONS_MAX;
+
+const ACCOUNT_KIND: u8 = b'a';
+const KEK_KIND: u8 = b'k';
+const DENIAL_KIND: u8 = b'd';
+
+/// What a record is about. The byte form (`kind as u8 ‖ name`) is the key in stores that want bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Key {
+    /// An account with its wrapped AEKs.
+    Account(AccountId),
+    /// A KEK with its versions.
+    Kek(KekName),
+    /// The last denial of a KEK version, kept so that denial is sticky across restarts.
+    Denial(KekVersion),
+}
+
+impl Key {
+    /// The kind and the name as one byte string, unique and ordered by kind, then name.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let (kind, name) = match self {
+            Self::Account(id) => (ACCOUNT_KIND, id.to_string()),
+            Self::Kek(name) => (KEK_KIND, name.to_string()),
+            Self::Denial(kek) => (DENIAL_KIND, kek.to_string()),
+        };
+        let mut bytes = vec![kind];
+        bytes.extend_from_slice(name.as_bytes());
+        bytes
+    }
+
+    /// The key whose byte form this is, for implementations of [`KeyStore`].
+    ///
+    /// # Errors
+    /// [`Corrupt::Record`] when it is none.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let bad = || Corrupt::Record {
+            record: format!("key {}", bytes.escape_ascii()),
+            what: "is no name of an account, a KEK or a denial".into(),
+        };
+        let (kind, name) = bytes.split_first().ok_or_else(bad)?;
+        let name = std::str::from_utf8(name).map_err(|_| bad())?;
+        let key = match *kind {
+            ACCOUNT_KIND => Self::Account(AccountId::new(name).map_err(|_| bad())?),
+            KEK_KIND => Self::Kek(KekName::new(name).map_err(|_| bad())?),
+            DENIAL_KIND => {
+                let (name, version) = name.rsplit_once('/').ok_or_else(bad)?;
+                let version = version.parse().map_err(|_| bad())?;
+                Self::Denial(KekVersion::new(KekName::new(name).map_err(|_| bad())?, version))
+            }
+            _ => return Err(bad().into()),
+        };
+        // `01` parses as `1`: two byte forms of one key would be two values of it.
+        if key.to_bytes() == bytes { Ok(key) } else { Err(bad().into()) }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Account(id) => write!(f, "account {id}"),
+            Self::Kek(name) => write!(f, "KEK {name}"),
+            Self::Denial(kek) => write!(f, "denial of KEK {kek}"),
+        }
+    }
+}
+
+/// The store's version of a value: opaque, changed by every write (a revision, an ETag, a row version). At most 64 bytes.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct StoreVersion(pub Vec<u8>);
+
+/// A value that was read, and the version to compare with when it is replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned {
+    /// The record, encoded.
+    pub value: Vec<u8>,
+    /// Its version.
+    pub version: StoreVersion,
+}
+
+/// A value to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Put {
+    /// The record, encoded; at most [`VALUE_BYTES_MAX`].
+    pub value: Vec<u8>,
+    /// The KEK versions under which [`KeyStore::list`] shall find the key; written in the same atomic step as the value.
+    pub wrapped_by: Vec<KekVersion>,
+}
+
+/// Which keys to list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Filter {
+    /// All accounts.
+    Accounts,
+    /// All KEKs.
+    Keks,
+    /// All denials.
+    Denials,
+    /// Accounts with an AEK that is wrapped by this KEK version.
+    WrappedBy(KekVersion),
+}
+
+impl Filter {
+    /// The first byte of the keys that it lets through.
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Accounts | Self::WrappedBy(_) => ACCOUNT_KIND,
+            Self::Keks => KEK_KIND,
+            Self::Denials => DENIAL_KIND,
+        }
+    }
+}
+
+/// A part of a listing, in ascending order of the keys' bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// The keys.
+    pub keys: Vec<Key>,
+    /// Give it to the next call; `None` when this was the last page.
+    pub next: Option<Key>,
+}
+
+impl Page {
+    /// The page of `limit` keys, from up to `limit + 1` that were found: the one too many tells that there is a next page.
+    pub fn of(mut keys: Vec<Key>, limit: usize) -> Self {
+        let more = keys.len() > limit;
+        keys.truncate(limit);
+        let next = if more { keys.last().cloned() } else { None };
+        Self { keys, next }
+    }
+}
+
+/// A key store. Every successful write is durable when it returns, and atomic: a crash leaves the old value or the new.
+/// No operation spans more than one key, so no transaction outlives a call.
+#[async_trait]
+pub trait KeyStore: Send + Sync + 'static {
+    /// Reads. `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Corrupt`] when the store found damage itself.
+    async fn get(&self, key: &Key) -> Result<Option<Versioned>>;
+
+    /// Writes a key that must not exist.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] when it does; [`Error::Store`]: nothing was acknowledged, it may or may not be there.
+    async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion>;
+
+    /// Replaces the value that has version `expected`.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when it has another by now, [`Error::NotFound`] when it is gone; [`Error::Store`].
+    async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion>;
+
+    /// Deletes the value that has version `expected`.
+    ///
+    /// # Errors
+    /// As [`KeyStore::replace`].
+    async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()>;
+
+    /// Up to `limit` (at most [`PAGE_KEYS_MAX`]) keys after `after`. Keys that live through the whole listing appear once.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page>;
+}
+
+/// Refuses what no store takes, for implementations of [`KeyStore`].
+///
+/// # Errors
+/// [`Error::Invalid`] for a value over [`VALUE_BYTES_MAX`], over [`WRAPPED_BY_MAX`] KEK versions, or any of them for
+/// something that is no account.
+pub fn check_put(key: &Key, put: &Put) -> Result<()> {
+    if put.value.len() > VALUE_BYTES_MAX {
+        return Err(Error::Invalid(format!(
+            "{key}: its record has {} bytes, at most {VALUE_BYTES_MAX} are stored; retire AEK versions that no block uses",
+            put.value.len()
+        )));
+    }
+    if put.wrapped_by.len() > WRAPPED_BY_MAX {
+        return Err(Error::Invalid(format!(
+            "{key}: wrapped by {} KEK versions, at most {WRAPPED_BY_MAX} are indexed; retire AEK versions that no block uses",
+            put.wrapped_by.len()
+        )));
+    }
+    if !put.wrapped_by.is_empty() && !matches!(key, Key::Account(_)) {
+        return Err(Error::Invalid(format!("{key}: only accounts are wrapped by KEK versions")));
+    }
+    Ok(())
+}
+
+/// The page length that a caller of [`KeyStore::list`] gets: at most [`PAGE_KEYS_MAX`].
+///
+/// # Errors
+/// [`Error::Invalid`] for 0, whose page would say nothing and end the listing.
+pub fn check_limit(limit: usize) -> Result<usize> {
+    if limit == 0 { Err(Error::Invalid("a page has at least 1 key".into())) } else { Ok(limit.min(PAGE_KEYS_MAX)) }
+}
+
+/// What implementations answer when `key` should be made and is there.
+pub fn exists(key: &Key) -> Error {
+    Error::Exists(key.to_string())
+}
+
+/// What implementations answer when `key` is not there.
+pub fn not_found(key: &Key) -> Error {
+    Error::NotFound(key.to_string())
+}
+
+/// What implementations answer when `key` has another version than expected.
+pub fn conflict(key: &Key) -> Error {
+    Error::Conflict(key.to_string())
+}
+
+/// Reads an account; `None` when there is none.
+///
+/// # Errors
+/// [`Error::Store`]; [`Error::Corrupt`] when its record is damaged or another's.
+pub async fn load_account(store: &dyn KeyStore, account: &AccountId) -> Result<Option<(AccountRecord, StoreVersion)>> {
+    load(store, Key::Account(account.clone()), AccountRecord::decode).await
+}
+
+/// Reads a KEK; `None` when there is none.
+///
+/// # Errors
+/// As [`load_account`].
+pub async fn load_kek(store: &dyn KeyStore, kek: &KekName) -> Result<Option<(KekRecord, StoreVersion)>> {
+    load(store, Key::Kek(kek.clone()), KekRecord::decode).await
+}
+
+/// Reads the denial of a KEK version; `None` when there is none.
+///
+/// # Errors
+/// As [`load_account`]. Denial is sticky: on any error take the KEK version as denied.
+pub async fn load_denial(store: &dyn KeyStore, kek: &KekVersion) -> Result<Option<(DenialRecord, StoreVersion)>> {
+    load(store, Key::Denial(kek.clone()), DenialRecord::decode).await
+}
+
+async fn load<R>(
+    store: &dyn KeyStore,
+    key: Key,
+    decode: fn(&Key, &[u8]) -> Result<R>,
+) -> Result<Option<(R, StoreVersion)>> {
+    let Some(Versioned { value, version }) = store.get(&key).await? else { return Ok(None) };
+    Ok(Some((decode(&key, &value)?, version)))
+}

@@ -1,0 +1,271 @@
+//! The embedded store: one file of redb, which one process has open at a time.
+//!
+//! Writes that come together share one transaction and one fsync. redb does blocking I/O, so all of it runs on the
+//! runtime's blocking threads: one for writes, one per read. After an I/O error redb refuses everything until it is
+//! opened again; the store does that on its next use, so that a disk that was full for a while needs no restart.
+
+use super::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, check_limit, check_put};
+use crate::error::{Error, Result};
+use ::redb::{Database, Error as RedbError, ReadableDatabase};
+use async_trait::async_trait;
+use std::{
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+};
+use tokio::sync::oneshot;
+
+mod envelope;
+mod file;
+mod write;
+
+use self::envelope::Envelope;
+use self::file::{INDEX, RECORDS};
+use self::write::{Job, Outcome, Write};
+
+/// Most writes that share a transaction: bounds its memory, and how long the first of them waits.
+const WRITES_PER_COMMIT_MAX: usize = 1000;
+
+/// A key store in a redb file. Shared by reference or `Arc`; the file is free again when the last one is dropped.
+pub struct RedbStore {
+    shared: Arc<Shared>,
+    /// Whose turn it is to write. Held by the thread that writes, not by the future that waits for it.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+struct Shared {
+    path: PathBuf,
+    /// `None` after an I/O error, until the next use opens it again.
+    database: RwLock<Option<Database>>,
+    waiting: Mutex<Vec<Job>>,
+}
+
+impl RedbStore {
+    /// Opens the store at `path`, and makes it (mode 0600) when there is no file. It appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`] when the path cannot be a store of ours: a missing directory, a file that is no redb
+    /// file or another program's, of a newer format, or that this user may not write. [`Error::Store`] when it is open
+    /// in another process, the disk is full, or I/O fails. [`Error::Corrupt`] when it is damaged.
+    pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        Self::open_by(path.into(), file::open_or_create).await
+    }
+
+    /// As [`RedbStore::open`], and does not make the file.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no file; else as [`RedbStore::open`].
+    pub async fn open_existing(path: impl Into<PathBuf>) -> Result<Self> {
+        Self::open_by(path.into(), file::open).await
+    }
+
+    async fn open_by(path: PathBuf, open: fn(&Path) -> Result<Database>) -> Result<Self> {
+        let (path, database) = blocking(move || open(&path).map(|database| (path, database))).await?;
+        let shared = Shared { path, database: RwLock::new(Some(database)), waiting: Mutex::default() };
+        Ok(Self { shared: Arc::new(shared), turn: Arc::default() })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Database) -> Result<T, RedbError> + Send + 'static,
+    ) -> Result<T> {
+        let shared = self.shared.clone();
+        blocking(move || shared.with_database(read)).await
+    }
+
+    /// Queues the write, and either finds it done by whoever had the turn before, or writes all that is queued.
+    async fn write(&self, write: Write) -> Outcome {
+        let (reply, mut done) = oneshot::channel();
+        self.shared.waiting().push(Job { write, reply });
+        let turn = self.turn.clone().lock_owned().await;
+        if let Ok(outcome) = done.try_recv() {
+            return outcome;
+        }
+        let shared = self.shared.clone();
+        blocking(move || {
+            shared.write_waiting();
+            drop((shared, turn));
+            Ok(())
+        })
+        .await?;
+        // The turn before took this write and ended without an answer only when it panicked.
+        done.try_recv()
+            .unwrap_or_else(|_| Err(Error::Store("the write was given up; read again to see its effect".into())))
+    }
+}
+
+impl std::fmt::Debug for RedbStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RedbStore({:?})", self.shared.path)
+    }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Vec<Job>> {
+        // Nothing panics while it is held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Uses the database; opens it first when an error closed it, and closes it on an error.
+    fn with_database<T>(&self, work: impl FnOnce(&Database) -> Result<T, RedbError>) -> Result<T> {
+        // A panic inside redb poisons the lock; the database it leaves refuses by itself what it cannot do.
+        loop {
+            if let Some(database) = &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+                match work(database) {
+                    Ok(value) => return Ok(value),
+                    Err(error) => break Err(file::failed(&self.path, error)),
+                }
+            }
+            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            if database.is_none() {
+                *database = Some(file::open(&self.path)?);
+            }
+        }
+        .inspect_err(|_| *self.database.write().unwrap_or_else(PoisonError::into_inner) = None)
+    }
+
+    fn write_waiting(&self) {
+        let mut jobs = std::mem::take(&mut *self.waiting());
+        // Nobody waits for it any more: done now, it would come after whatever its caller did instead.
+        jobs.retain(|job| !job.reply.is_closed());
+        while !jobs.is_empty() {
+            let later = jobs.split_off(jobs.len().min(WRITES_PER_COMMIT_MAX));
+            self.write_together(jobs);
+            jobs = later;
+        }
+    }
+
+    fn write_together(&self, jobs: Vec<Job>) {
+        let (writes, replies): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.write, job.reply)).unzip();
+        let outcomes = match self.with_database(|database| write::commit(database, &writes)) {
+            Ok(outcomes) => outcomes,
+            Err(error) => writes.iter().map(|_| Err(error.clone())).collect(),
+        };
+        for (reply, outcome) in replies.into_iter().zip(outcomes) {
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(outcome);
+        }
+    }
+}
+
+/// Runs blocking work beside the runtime's own threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let runtime = tokio::runtime::Handle::try_current()
+        .map_err(|_| Error::Store("the redb store is used inside a tokio runtime, and there is none".into()))?;
+    match runtime.spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => Err(Error::Store(
+            "redb failed inside; if it happens again, the file is damaged: restore it from a copy".into(),
+        )),
+        Err(_) => Err(Error::Store("the runtime is shutting down".into())),
+    }
+}
+
+#[async_trait]
+impl KeyStore for RedbStore {
+    async fn get(&self, key: &Key) -> Result<Option<Versioned>> {
+        let bytes = key.to_bytes();
+        let found = self.read(move |database| {
+            let table = database.begin_read()?.open_table(RECORDS)?;
+            Ok(table.get(bytes.as_slice())?.map(|value| value.value().to_vec()))
+        });
+        let Some(bytes) = found.await? else { return Ok(None) };
+        let Envelope { revision, record, .. } = Envelope::decode(key, &bytes)?;
+        Ok(Some(Versioned { value: record.to_vec(), version: version_of(revision) }))
+    }
+
+    async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
+        check_put(key, &put)?;
+        self.write(Write::Create { key: key.clone(), put }).await
+    }
+
+    async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion> {
+        check_put(key, &put)?;
+        self.write(Write::Replace { key: key.clone(), expected: expected.clone(), put }).await
+    }
+
+    async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {
+        self.write(Write::Delete { key: key.clone(), expected: expected.clone() }).await.map(drop)
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
+        let limit = check_limit(limit)?;
+        // In the index a key's bytes stand behind its KEK version's.
+        let (prefix, skip) = match filter {
+            Filter::WrappedBy(kek) => {
+                let prefix = envelope::index_prefix(kek);
+                let skip = prefix.len();
+                (prefix, skip)
+            }
+            kind => (vec![kind.kind()], 0),
+        };
+        let after = after.map(|key| [prefix.get(..skip).unwrap_or_default(), &key.to_bytes()].concat());
+        let found = self.read(move |database| {
+            let transaction = database.begin_read()?;
+            let first = match &after {
+                // `after` may be of a kind before this one.
+                Some(after) => Bound::Excluded(after.as_slice().max(prefix.as_slice())),
+                None => Bound::Included(prefix.as_slice()),
+            };
+            let range = (first, Bound::Unbounded);
+            if skip > 0 {
+                page(transaction.open_table(INDEX)?.range::<&[u8]>(range)?, &prefix, skip, limit)
+            } else {
+                page(transaction.open_table(RECORDS)?.range::<&[u8]>(range)?, &prefix, skip, limit)
+            }
+        });
+        let keys = found.await?.iter().map(|bytes| Key::from_bytes(bytes)).collect::<Result<_>>()?;
+        Ok(Page::of(keys, limit))
+    }
+}
+
+/// Up to `limit + 1` keys that begin with `prefix`, without their first `skip` bytes.
+fn page<V: ::redb::Value>(
+    range: ::redb::Range<'_, &'static [u8], V>,
+    prefix: &[u8],
+    skip: usize,
+    limit: usize,
+) -> Result<Vec<Vec<u8>>, RedbError> {
+    let mut keys = Vec::new();
+    for entry in range {
+        let (key, _value) = entry?;
+        if keys.len() > limit || !key.value().starts_with(prefix) {
+            break;
+        }
+        keys.push(key.value().get(skip..).unwrap_or_default().to_vec());
+    }
+    Ok(keys)
+}
+
+fn version_of(revision: u64) -> StoreVersion {
+    StoreVersion(revision.to_be_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::KekName;
+    use std::{future::Future, pin::pin, task::Context, task::Poll, task::Waker};
+
+    #[tokio::test]
+    async fn a_write_that_was_given_up_is_not_done_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(directory.path().join("store.redb")).await.unwrap();
+        let key = |name: &str| Key::Kek(KekName::new(name).unwrap());
+        let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new() };
+        let turn = store.turn.clone().lock_owned().await;
+        {
+            let (given_up, put) = (key("given-up"), put.clone());
+            let mut write = pin!(store.create(&given_up, put));
+            assert!(matches!(write.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending));
+        }
+        drop(turn);
+        store.create(&key("other"), put).await.unwrap();
+        assert_eq!(store.get(&key("given-up")).await.unwrap(), None);
+    }
+}

@@ -1,0 +1,213 @@
+//! Opening and making the file, and what is said when that fails.
+
+use crate::{
+    error::{Corrupt, Error, Result},
+    secret::fill_random,
+};
+use ::redb::{
+    Builder, Database, Error as RedbError, ReadableDatabase, TableDefinition, TableError, backends::FileBackend,
+};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("keyleash.meta");
+pub(super) const RECORDS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("keyleash.records");
+pub(super) const INDEX: TableDefinition<&[u8], ()> = TableDefinition::new("keyleash.wrapped_by");
+/// In [`META`]: the last revision that was given, u64 big-endian.
+pub(super) const REVISION: &str = "revision";
+/// In [`META`]: the format of this file, u32 big-endian.
+const FORMAT: &str = "format";
+const FORMAT_VERSION: u32 = 1;
+
+/// What every redb file begins with.
+const REDB_MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
+/// redb's own default is 1 GiB, too much for a service that has records of some hundred bytes.
+const CACHE_BYTES: usize = 64 * 1024 * 1024;
+/// The file says which accounts there are: nobody else needs to read it.
+const FILE_MODE: u32 = 0o600;
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// Opens the store, and makes it when there is none.
+pub(super) fn open_or_create(path: &Path) -> Result<Database> {
+    match open(path) {
+        Err(Error::NotFound(_)) => create(path),
+        opened => opened,
+    }
+}
+
+/// Opens a store that exists.
+pub(super) fn open(path: &Path) -> Result<Database> {
+    check_file(path)?;
+    let database = builder().open(path).map_err(|error| failed(path, error.into()))?;
+    check_format(path, &database)?;
+    Ok(database)
+}
+
+/// Refuses what cannot be a redb file, before redb looks at it.
+fn check_file(path: &Path) -> Result<()> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::NotFound(format!("store {}: there is no such file", path.display())));
+        }
+        Err(error) => return Err(io_failed(path, &error)),
+    };
+    let metadata = file.metadata().map_err(|error| io_failed(path, &error))?;
+    if !metadata.is_file() {
+        return Err(misconfigured(path, "is no regular file; name a file, which is made when it is missing"));
+    }
+    let mut head = Vec::new();
+    file.take(REDB_MAGIC.len() as u64).read_to_end(&mut head).map_err(|error| io_failed(path, &error))?;
+    if head.is_empty() {
+        // Making it anew here would hide that a store was truncated.
+        return Err(misconfigured(path, "is empty; if it never held a store, delete it, else restore it from a copy"));
+    }
+    if head != REDB_MAGIC {
+        return Err(misconfigured(path, "is no store of keyleash (no redb file); name another file"));
+    }
+    Ok(())
+}
+
+/// Refuses a redb file that is another program's, or of another format.
+fn check_format(path: &Path, database: &Database) -> Result<()> {
+    let meta = match database.begin_read().map_err(|error| failed(path, error.into()))?.open_table(META) {
+        Ok(meta) => meta,
+        Err(TableError::TableDoesNotExist(_)) => {
+            return Err(misconfigured(path, "is a redb file of another program; name another file"));
+        }
+        Err(error) => return Err(failed(path, error.into())),
+    };
+    let format = meta.get(FORMAT).map_err(|error| failed(path, error.into()))?;
+    let format = format.and_then(|bytes| bytes.value().try_into().ok().map(u32::from_be_bytes));
+    match format {
+        Some(FORMAT_VERSION) => Ok(()),
+        Some(other) => Err(misconfigured(
+            path,
+            &format!("has store format {other}, this release reads {FORMAT_VERSION}; use the release that wrote it"),
+        )),
+        None => Err(corrupt(path, "the file does not say its format; restore it from a copy")),
+    }
+}
+
+/// Makes the store beside its place and links it there whole, so that a crash leaves no half of one.
+fn create(path: &Path) -> Result<Database> {
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    if !directory.is_dir() {
+        let what = format!("cannot be made: there is no directory {}; make it", directory.display());
+        return Err(misconfigured(path, &what));
+    }
+    let Some(name) = path.file_name() else {
+        return Err(misconfigured(path, "is no file name; name a file, which is made when it is missing"));
+    };
+    let mut random = [0; 8];
+    fill_random(&mut random)?;
+    let temporary = directory.join(format!(".{}.{:016x}.new", name.display(), u64::from_ne_bytes(random)));
+    let made = make(path, &temporary, directory);
+    // Gone already when it was linked; else whatever failed is said, not this.
+    let _ = fs::remove_file(&temporary);
+    match made? {
+        Some(database) => Ok(database),
+        None => open(path), // somebody else was faster
+    }
+}
+
+fn make(path: &Path, temporary: &Path, directory: &Path) -> Result<Option<Database>> {
+    let io = |error: io::Error| io_failed(path, &error);
+    let options = OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(temporary);
+    let file = options.map_err(io)?;
+    let database = FileBackend::new(file)
+        .and_then(|backend| builder().create_with_backend(backend))
+        .map_err(|error| failed(path, error.into()))?;
+    write_format(&database).map_err(|error| failed(path, error))?;
+    match fs::hard_link(temporary, path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+        Err(error) => {
+            let what = format!("cannot be linked into its place ({error}); use a file system that has hard links");
+            return Err(misconfigured(path, &what));
+        }
+    }
+    fs::remove_file(temporary).map_err(io)?;
+    // Without this a power loss could take the name away, and every acknowledged write with it.
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)?;
+    Ok(Some(database))
+}
+
+fn write_format(database: &Database) -> Result<(), RedbError> {
+    let transaction = database.begin_write()?;
+    {
+        let mut meta = transaction.open_table(META)?;
+        meta.insert(FORMAT, FORMAT_VERSION.to_be_bytes().as_slice())?;
+        meta.insert(REVISION, 0_u64.to_be_bytes().as_slice())?;
+        transaction.open_table(RECORDS)?;
+        transaction.open_table(INDEX)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+fn misconfigured(path: &Path, what: &str) -> Error {
+    Error::Misconfigured(format!("store {} {what}", path.display()))
+}
+
+fn corrupt(path: &Path, what: &str) -> Error {
+    Corrupt::Record { record: format!("store {}", path.display()), what: what.into() }.into()
+}
+
+fn io_failed(path: &Path, error: &io::Error) -> Error {
+    use io::ErrorKind as Kind;
+    let store = |what: &str| Error::Store(format!("{}: {what} ({error})", path.display()));
+    match error.kind() {
+        Kind::PermissionDenied => {
+            misconfigured(path, "may not be read and written by this user; change its owner or mode, or the user")
+        }
+        Kind::ReadOnlyFilesystem => misconfigured(path, "is on a read-only file system; mount it writable, or move it"),
+        Kind::NotADirectory => misconfigured(path, "has a file where a directory should be; correct the path"),
+        Kind::IsADirectory => misconfigured(path, "is a directory; name a file, which is made when it is missing"),
+        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => {
+            store("the disk is full; make room and try again, nothing that was acknowledged is lost")
+        }
+        Kind::UnexpectedEof | Kind::InvalidData => {
+            corrupt(path, &format!("the file is damaged ({error}); restore it from a copy"))
+        }
+        _ => store("I/O error; look at the disk, then try again"),
+    }
+}
+
+/// What a failure of redb means, with the path and the remedy.
+pub(super) fn failed(path: &Path, error: RedbError) -> Error {
+    match error {
+        RedbError::Io(error) => io_failed(path, &error),
+        RedbError::DatabaseAlreadyOpen | RedbError::LockProtocolMismatch => Error::Store(format!(
+            "{}: it is open in another process; stop that one (`fuser {0}` names it), or use another store",
+            path.display()
+        )),
+        RedbError::UpgradeRequired(version) => misconfigured(
+            path,
+            &format!("has redb file format {version}, too old for this release; convert it with redb"),
+        ),
+        RedbError::PreviousIo | RedbError::DatabaseClosed => {
+            Error::Store(format!("{}: an earlier I/O error closed it; try again", path.display()))
+        }
+        RedbError::Corrupted(_)
+        | RedbError::TableTypeMismatch { .. }
+        | RedbError::TableDoesNotExist(_)
+        | RedbError::TableIsMultimap(_)
+        | RedbError::TableIsNotMultimap(_)
+        | RedbError::TypeDefinitionChanged { .. } => {
+            corrupt(path, &format!("the file is damaged ({error}); restore it from a copy"))
+        }
+        other => Error::Store(format!("{}: {other}", path.display())),
+    }
+}

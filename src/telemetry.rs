@@ -1,0 +1,115 @@
+//! What the engine tells while it runs: events for subscribers, and log lines for people. Neither carries a secret.
+
+use crate::{lease::Change, name::KekVersion, token::Workers};
+use tokio::sync::broadcast;
+
+/// Events that a slow subscriber may lag behind before it misses some.
+const EVENTS_HELD_MAX: usize = 1024;
+
+/// Something that a service or its operators may want to act on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The lease of a KEK version changed.
+    Lease {
+        /// The KEK version.
+        kek: KekVersion,
+        /// How.
+        change: Change,
+        /// What the token said, where it said something.
+        trouble: Option<String>,
+    },
+    /// The token has another key in the place of this KEK version: taken as a denial.
+    KekReplaced {
+        /// The KEK version.
+        kek: KekVersion,
+    },
+    /// A token worker hangs in a call and was given up.
+    WorkerLost {
+        /// The workers' health now.
+        workers: Workers,
+    },
+    /// A task of the engine died or stalled and was started again. Leases ran on (or out) undisturbed.
+    WatchRestarted {
+        /// Which task, and why.
+        why: String,
+    },
+    /// An account could not be unwrapped after a denial or lapse ended, or ahead of its TTL; others go on.
+    AccountFailed {
+        /// The account.
+        account: String,
+        /// Why.
+        error: String,
+    },
+    /// The subscriber was too slow and missed this many events.
+    Missed(u64),
+}
+
+/// The engine's end.
+#[derive(Debug)]
+pub(crate) struct Teller(broadcast::Sender<Event>);
+
+impl Teller {
+    pub(crate) fn new() -> Self {
+        Self(broadcast::channel(EVENTS_HELD_MAX).0)
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        match &event {
+            Event::Lease { kek, change, trouble } => {
+                tracing::info!(%kek, ?change, trouble = trouble.as_deref().unwrap_or_default(), "lease");
+            }
+            other => tracing::warn!(event = ?other, "keyleash"),
+        }
+        // Nobody needs to listen.
+        let _ = self.0.send(event);
+    }
+
+    pub(crate) fn subscribe(&self) -> Events {
+        Events(self.0.subscribe())
+    }
+}
+
+/// A stream of events from the moment of subscription on.
+#[derive(Debug)]
+pub struct Events(broadcast::Receiver<Event>);
+
+impl Events {
+    /// The next event; `None` when the engine is gone. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.0.recv().await {
+            Ok(event) => Some(event),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+
+    /// The next event if there is one already.
+    pub fn try_next(&mut self) -> Option<Event> {
+        match self.0.try_recv() {
+            Ok(event) => Some(event),
+            Err(broadcast::error::TryRecvError::Lagged(missed)) => Some(Event::Missed(missed)),
+            Err(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_subscriber_is_told_how_much_it_missed() {
+        let teller = Teller::new();
+        let mut events = teller.subscribe();
+        for _ in 0..EVENTS_HELD_MAX + 3 {
+            teller.tell(Event::WatchRestarted { why: "test".into() });
+        }
+        assert_eq!(events.next().await, Some(Event::Missed(3)));
+        assert!(matches!(events.try_next(), Some(Event::WatchRestarted { .. })));
+        drop(teller);
+        while let Some(event) = events.next().await {
+            assert!(matches!(event, Event::WatchRestarted { .. }));
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What can go wrong on the way to a verdict, and the words for it.
+
+use super::verdict;
+use crate::token::{TokenError, Verdict};
+use cryptoki::error::{Error as Cryptoki, RvError};
+
+/// A step that failed, before its meaning is decided.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The module returned a code.
+    Code {
+        /// What was being done.
+        step: &'static str,
+        code: RvError,
+    },
+    /// The selected token is not listed; what is, in words.
+    NotListed(String),
+    /// A listed, logged-in token has no such KEK.
+    KekMissing,
+    /// A login failed a moment ago, and the next must wait: neither a retry nor re-initialising brings it sooner.
+    LoginPaused(TokenError),
+    /// The meaning is known already: no retry and no diagnosis can change it.
+    Settled(TokenError),
+}
+
+impl From<TokenError> for Fault {
+    fn from(error: TokenError) -> Self {
+        Self::Settled(error)
+    }
+}
+
+impl From<crate::Error> for Fault {
+    /// Only what `secret` fails with: no memory, no randomness.
+    fn from(error: crate::Error) -> Self {
+        Self::Settled(fatal("take key memory", error.to_string()))
+    }
+}
+
+/// For `map_err`: the step that failed.
+pub(super) fn at(step: &'static str) -> impl Fn(Cryptoki) -> Fault {
+    move |error| Fault::Code { step, code: code_of(&error) }
+}
+
+/// The code behind an error of the binding; what the binding itself refuses counts as an unknown code.
+pub(super) const fn code_of(error: &Cryptoki) -> RvError {
+    match error {
+        Cryptoki::Pkcs11(code, _) => *code,
+        Cryptoki::NullFunctionPointer | Cryptoki::NotSupported | Cryptoki::MissingSymbol(_) => {
+            RvError::FunctionNotSupported
+        }
+        _ => RvError::UnknownErrorCode(u32::MAX as _),
+    }
+}
+
+pub(super) fn error(verdict: Verdict, operation: &'static str, what: impl Into<String>) -> TokenError {
+    let remedy = match verdict {
+        Verdict::Denied => "ask the owner of the key: the KEK or the login must be enabled or restored on the token",
+        Verdict::Unreachable => "check that the token and the way to it are up; keyleash tries again by itself",
+        Verdict::BadRecord => "restore this wrapped AEK from a copy; other accounts are not concerned",
+        Verdict::Misconfigured => "correct the set-up; `keyleash token check` says what the token can do",
+        Verdict::Fatal => "restart the process",
+    };
+    TokenError { verdict, operation, what: what.into(), remedy: remedy.into() }
+}
+
+pub(super) fn denied(operation: &'static str, what: impl Into<String>) -> TokenError {
+    error(Verdict::Denied, operation, what)
+}
+
+pub(super) fn unreachable(operation: &'static str, what: impl Into<String>) -> TokenError {
+    error(Verdict::Unreachable, operation, what)
+}
+
+pub(super) fn bad_record(operation: &'static str, what: impl Into<String>) -> TokenError {
+    error(Verdict::BadRecord, operation, what)
+}
+
+pub(super) fn misconfigured(operation: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> TokenError {
+    TokenError { verdict: Verdict::Misconfigured, operation, what: what.into(), remedy: remedy.into() }
+}
+
+pub(super) fn fatal(operation: &'static str, what: impl Into<String>) -> TokenError {
+    error(Verdict::Fatal, operation, what)
+}
+
+/// The error for a code whose verdict is decided.
+pub(super) fn concluded(verdict: Verdict, operation: &'static str, step: &str, code: RvError) -> TokenError {
+    let mut what = format!("{step}: {}", verdict::name(code));
+    if verdict == Verdict::BadRecord {
+        what.push_str(", while the KEK works");
+    }
+    error(verdict, operation, what)
+}

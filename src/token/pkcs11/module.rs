@@ -1,0 +1,409 @@
+//! A loaded module: one per path and process, with the gate that re-initialisation stands behind.
+//!
+//! C_Finalize while another thread is in a call is a crash. So every call happens between [`Module::enter`] and the
+//! drop of what it gives, and C_Finalize runs only while nobody is inside and nobody may enter. A call that hangs
+//! stays inside: then re-initialisation is refused. Sessions belong to the generation of C_Initialize that they were
+//! opened in; they are opened so that dropping one calls nothing, because a stale one would close the new session of
+//! the same number.
+//!
+//! Modules are never unloaded: a thread that hangs in one would lose the code it runs on.
+
+use super::fault;
+use super::raw::Raw;
+use super::verdict::{self, Class};
+use crate::clock::{Clock, Instant, SLEEP_SLICE_MAX};
+use crate::token::TokenError;
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::RvError;
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+/// Shortest pause between two initialisations; doubles with each that does not help.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// Longest pause: below the shortest poll interval (1 s − 10 %), so that every poll finds a token that is back.
+const BACKOFF_MAX: Duration = Duration::from_millis(800);
+/// A pause that a call sits out, so that trouble of a moment is over within the call; in a long outage calls fail at once.
+const PAUSE_WAITED_MAX: Duration = Duration::from_millis(100);
+/// How long re-initialisation waits for calls that are under way.
+const GATE_WAIT_MAX: Duration = Duration::from_millis(500);
+/// Who waits at the gate, or for another's login, gives up this long before the deadline, so that the worker answers for itself and is not taken for
+/// one that hangs in the module.
+const GATE_MARGIN: Duration = Duration::from_millis(20);
+
+static MODULES: Mutex<Vec<Arc<Module>>> = Mutex::new(Vec::new());
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while these are held, and the values are whole after every step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for `changed`, at most until `deadline`; false when that has come.
+pub(super) fn wait_until<'a, T>(
+    changed: &Condvar,
+    guard: MutexGuard<'a, T>,
+    clock: &Clock,
+    deadline: Instant,
+) -> (MutexGuard<'a, T>, bool) {
+    let left = deadline.since(clock.now());
+    if left.is_zero() {
+        return (guard, false);
+    }
+    // The condition variable's clock stands still in suspend: hence slices.
+    let (guard, _) = changed.wait_timeout(guard, left.min(SLEEP_SLICE_MAX)).unwrap_or_else(PoisonError::into_inner);
+    (guard, true)
+}
+
+/// A little before `deadline`: until when to wait for another worker, so that there is time left to say so.
+pub(super) fn before(clock: &Clock, deadline: Instant) -> Instant {
+    let now = clock.now();
+    now.plus(deadline.since(now).saturating_sub(GATE_MARGIN))
+}
+
+pub(super) struct Module {
+    path: PathBuf,
+    pkcs11: Pkcs11,
+    raw: Option<Raw>,
+    /// The process that loaded it: a forked child has neither its threads nor the right to its sessions.
+    pid: u32,
+    clock: Clock,
+    gate: Mutex<Gate>,
+    changed: Condvar,
+    hung: AtomicUsize,
+    /// The host uses the module as well, outside the gate: never C_Finalize.
+    shared_with_host: AtomicBool,
+}
+
+struct Gate {
+    /// Counts successful initialisations; sessions and handles of another generation are dead.
+    generation: u64,
+    initialised: bool,
+    /// C_Initialize was ours: else another part of the process owns the context, and may be in a call.
+    ours: bool,
+    /// Calls that are inside.
+    inside: usize,
+    /// Somebody initialises or finalizes: nobody enters.
+    closed: bool,
+    /// The process ends: nobody enters any more.
+    shut: bool,
+    /// Initialisations in a row that brought no working token.
+    vain: u32,
+    not_before: Instant,
+    last_refusal: Option<RvError>,
+}
+
+/// The right to call the module, until it is dropped.
+pub(super) struct Inside<'a> {
+    module: &'a Module,
+    pub(super) generation: u64,
+}
+
+impl Inside<'_> {
+    pub(super) fn pkcs11(&self) -> &Pkcs11 {
+        &self.module.pkcs11
+    }
+
+    pub(super) fn raw(&self) -> Option<&Raw> {
+        self.module.raw.as_ref()
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        lock(&self.module.gate).inside -= 1;
+        self.module.changed.notify_all();
+    }
+}
+
+impl Module {
+    /// Loads the module, or gives the one that this process loaded from the same file before. May block: not for tokio's
+    /// threads.
+    pub(super) fn load(path: &Path) -> Result<Arc<Self>, TokenError> {
+        let refused = |what: String, remedy: &str| {
+            let what = format!("module {}: {what}", path.display());
+            TokenError { remedy: remedy.into(), ..fault::fatal("load module", what) }
+        };
+        let canonical = path.canonicalize().map_err(|error| {
+            refused(error.to_string(), "name the PKCS#11 library of the token, and see that it may be read")
+        })?;
+        let mut modules = lock(&MODULES);
+        if let Some(module) = modules.iter().find(|module| module.path == canonical) {
+            module.check_pid("load module")?;
+            return Ok(module.clone());
+        }
+        let no_module = |error| {
+            refused(
+                format!("is no PKCS#11 module: {error}"),
+                "name the PKCS#11 library of the token (SoftHSM: libsofthsm2.so), built for this machine",
+            )
+        };
+        let pkcs11 = Pkcs11::new(&canonical).map_err(no_module)?;
+        let raw = Raw::load(&canonical).map_err(no_module)?;
+        let module = Arc::new(Self {
+            path: canonical,
+            pkcs11,
+            raw,
+            pid: std::process::id(),
+            clock: Clock::Boottime,
+            gate: Mutex::new(Gate {
+                generation: 0,
+                initialised: false,
+                ours: false,
+                inside: 0,
+                closed: false,
+                shut: false,
+                vain: 0,
+                not_before: Instant::default(),
+                last_refusal: None,
+            }),
+            changed: Condvar::new(),
+            hung: AtomicUsize::new(0),
+            shared_with_host: AtomicBool::new(false),
+        });
+        modules.push(module.clone());
+        Ok(module)
+    }
+
+    /// The host uses the module too: from now on, nobody in this process has keyleash finalize it.
+    pub(super) fn never_finalize(&self) {
+        self.shared_with_host.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Lets nobody enter any module again, and waits until all have left but those that hang; false when others have not by
+    /// `deadline`.
+    pub(super) fn shut_all(deadline: Instant) -> bool {
+        let modules = lock(&MODULES).clone();
+        modules.iter().for_each(|module| lock(&module.gate).shut = true);
+        modules.iter().all(|module| module.is_empty_by(deadline))
+    }
+
+    fn is_empty_by(&self, deadline: Instant) -> bool {
+        let mut gate = lock(&self.gate);
+        // What hangs will not take a step while the process ends, and is not worth the wait.
+        while gate.inside > self.hung.load(Ordering::SeqCst) || gate.closed {
+            let in_time;
+            (gate, in_time) = wait_until(&self.changed, gate, &self.clock, deadline);
+            if !in_time {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Fails in a forked child.
+    pub(super) fn check_pid(&self, operation: &'static str) -> Result<(), TokenError> {
+        if self.pid == std::process::id() {
+            return Ok(());
+        }
+        Err(TokenError {
+            remedy: "open the token in the process that uses it, after the fork; better, do not fork".into(),
+            ..fault::fatal(operation, "this process was forked from the one that opened the token")
+        })
+    }
+
+    /// Enters, having initialised the module where that is due; waits at most until `deadline`.
+    pub(super) fn enter(&self, operation: &'static str, deadline: Instant) -> Result<Inside<'_>, TokenError> {
+        let mut gate = lock(&self.gate);
+        loop {
+            if gate.shut {
+                return Err(fault::unreachable(operation, "the process is ending"));
+            } else if gate.closed {
+                let in_time;
+                (gate, in_time) = self.wait_at_gate(gate, deadline);
+                if !in_time {
+                    return Err(fault::unreachable(
+                        operation,
+                        "the module was being re-initialised until the deadline",
+                    ));
+                }
+            } else if gate.initialised {
+                gate.inside += 1;
+                return Ok(Inside { module: self, generation: gate.generation });
+            } else {
+                if self.clock.now() < gate.not_before {
+                    let code = gate.last_refusal.map_or_else(|| "it failed".into(), verdict::name);
+                    return Err(fault::unreachable(operation, format!("C_Initialize: {code} a moment ago")));
+                }
+                gate = self.initialise(gate, operation)?;
+            }
+        }
+    }
+
+    /// Waits for a change; false when the deadline is too near.
+    fn wait_at_gate<'a>(&self, gate: MutexGuard<'a, Gate>, deadline: Instant) -> (MutexGuard<'a, Gate>, bool) {
+        wait_until(&self.changed, gate, &self.clock, before(&self.clock, deadline))
+    }
+
+    /// C_Initialize, with the gate closed and not locked, so that others can see that they wait.
+    fn initialise<'a>(
+        &'a self,
+        mut gate: MutexGuard<'a, Gate>,
+        operation: &'static str,
+    ) -> Result<MutexGuard<'a, Gate>, TokenError> {
+        gate.closed = true;
+        drop(gate);
+        let result = self.pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK));
+        let mut gate = lock(&self.gate);
+        gate.closed = false;
+        self.changed.notify_all();
+        match result.map_err(|error| fault::code_of(&error)) {
+            Ok(()) => {
+                gate.initialised = true;
+                gate.ours = true;
+                gate.generation += 1;
+                Ok(gate)
+            }
+            Err(RvError::CryptokiAlreadyInitialized) => {
+                gate.initialised = true;
+                // Another part of the process has it. When that was so before, our sessions are still good.
+                if gate.generation == 0 || std::mem::take(&mut gate.ours) {
+                    gate.generation += 1;
+                }
+                Ok(gate)
+            }
+            Err(code) => {
+                gate.last_refusal = Some(code);
+                self.back_off(&mut gate);
+                let what = format!("C_Initialize: {}", verdict::name(code));
+                Err(match verdict::class(code) {
+                    Class::Fatal => fault::fatal(operation, what),
+                    _ => fault::unreachable(operation, what),
+                })
+            }
+        }
+    }
+
+    fn back_off(&self, gate: &mut Gate) {
+        let pause = BACKOFF_MIN.saturating_mul(1 << gate.vain.min(8)).min(BACKOFF_MAX);
+        gate.vain = gate.vain.saturating_add(1);
+        gate.not_before = self.clock.now().plus(pause);
+    }
+
+    /// Notes that the token works: the next trouble is met without a pause.
+    pub(super) fn works(&self) {
+        let mut gate = lock(&self.gate);
+        if gate.vain > 0 {
+            gate.vain = 0;
+            gate.not_before = Instant::default();
+        }
+    }
+
+    /// C_Finalize and C_Initialize, because there is trouble. The caller is not inside. `seen` is the generation in which the
+    /// trouble was met: when another is on already, somebody else did it.
+    ///
+    /// # Errors
+    /// In words, why not now: a call hangs, calls do not end, it was done a moment ago, or the context is not ours.
+    pub(super) fn reinitialise(&self, seen: u64, deadline: Instant) -> Result<(), String> {
+        let mut gate = lock(&self.gate);
+        let not_before = gate.not_before;
+        if not_before.since(self.clock.now()) > PAUSE_WAITED_MAX {
+            return Err("it was done a moment ago".into());
+        }
+        while self.clock.now() < not_before {
+            (gate, _) = wait_until(&self.changed, gate, &self.clock, not_before);
+        }
+        if gate.generation != seen || !gate.initialised {
+            return Ok(());
+        }
+        if gate.closed {
+            return Err("it is under way".into());
+        }
+        if !self.may_finalize(&gate) {
+            // Should its owner have finalized it, the next to enter initialises it; else that changes nothing.
+            gate.initialised = false;
+            self.back_off(&mut gate);
+            gate.not_before = Instant::default();
+            return Err("left to the part of this process that shares the module and owns its context".into());
+        }
+        self.restart(gate, deadline.min(self.clock.now().plus(GATE_WAIT_MAX))).map_err(|error| error.what)
+    }
+
+    /// C_Finalize and C_Initialize, so that what comes next does not see through an old context. The caller is not inside.
+    /// Nothing to do where the context is not keyleash's to end, or not older than a moment.
+    ///
+    /// # Errors
+    /// Unreachable when C_Initialize fails or does not end; fatal when calls hang or do not end.
+    pub(super) fn renew(&self, operation: &'static str, deadline: Instant) -> Result<(), TokenError> {
+        let mut gate = lock(&self.gate);
+        let seen = gate.generation;
+        while gate.closed {
+            let in_time;
+            (gate, in_time) = self.wait_at_gate(gate, deadline);
+            if !in_time {
+                return Err(fault::unreachable(operation, "the module was being re-initialised until the deadline"));
+            }
+        }
+        let now = self.clock.now();
+        if gate.generation != seen || !gate.initialised || now < gate.not_before {
+            return Ok(());
+        }
+        if !self.may_finalize(&gate) {
+            tracing::debug!(module = %self.path.display(), "no fresh context: the module is shared with the host");
+            return Ok(());
+        }
+        // Most of the time is for the proof that comes next.
+        let patience = GATE_WAIT_MAX.min(deadline.since(now) / 4);
+        self.restart(gate, now.plus(patience)).map_err(|error| TokenError { operation, ..error })
+    }
+
+    fn may_finalize(&self, gate: &Gate) -> bool {
+        gate.ours && !self.shared_with_host.load(Ordering::SeqCst)
+    }
+
+    /// Closes the gate, waits until nobody is inside, finalizes and initialises.
+    fn restart(&self, mut gate: MutexGuard<'_, Gate>, wait_end: Instant) -> Result<(), TokenError> {
+        let refuse = |what: String| {
+            let remedy = "nothing, if it was once; else look for calls that hang, and restart the process".into();
+            Err(TokenError { remedy, ..fault::fatal("re-initialise", what) })
+        };
+        if gate.shut {
+            return refuse("refused while the process ends".into());
+        }
+        let hung = self.hung.load(Ordering::SeqCst);
+        if hung > 0 {
+            return refuse(format!("refused while {hung} call(s) hang in the module"));
+        }
+        gate.closed = true;
+        while gate.inside > 0 {
+            let in_time;
+            (gate, in_time) = wait_until(&self.changed, gate, &self.clock, wait_end);
+            if !in_time {
+                let inside = gate.inside;
+                gate.closed = false;
+                self.changed.notify_all();
+                return refuse(format!("refused while {inside} call(s) are in the module"));
+            }
+        }
+        drop(gate);
+        // Nobody is inside and nobody enters while the gate is closed. Whatever it returns, C_Initialize decides.
+        let finalized = self.pkcs11.clone().finalize();
+        let mut gate = lock(&self.gate);
+        gate.closed = false;
+        gate.initialised = false;
+        // Nothing pauses the C_Initialize that follows, but the next round of both.
+        self.back_off(&mut gate);
+        let not_before = std::mem::take(&mut gate.not_before);
+        let mut gate = self.initialise(gate, "re-initialise")?;
+        gate.not_before = not_before;
+        tracing::info!(module = %self.path.display(), generation = gate.generation, ?finalized, "module re-initialised");
+        Ok(())
+    }
+
+    /// A worker's call began to hang (`true`) or came back.
+    pub(super) fn note_hung(&self, hangs: bool) {
+        if hangs {
+            self.hung.fetch_add(1, Ordering::SeqCst);
+        } else {
+            self.hung.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! The PIN: where it comes from, and the rule that a refused one is never tried again.
+//!
+//! Some modules answer to a wrong PIN with a code that says nothing (CKR_GENERAL_ERROR, CKR_DEVICE_ERROR), and count it. So after
+//! any C_Login that failed the same PIN waits, twice as long each time; a call that retries and diagnoses logs in once.
+//!
+//! Tokens lock themselves after a few wrong PINs. So a refused PIN is remembered (in locked memory) and compared, in
+//! constant time, with what the source says before each login: only another PIN, or [`Pins::forget_refusal`], leads
+//! to another attempt. Logins of one token run one after the other, so that two workers cannot both try it.
+
+use super::fault::{self, Fault};
+use super::module::{before, wait_until};
+use super::verdict;
+use crate::clock::{Clock, Instant};
+use crate::secret::Pin;
+use crate::token::TokenError;
+use cryptoki::error::RvError;
+use std::{
+    fmt,
+    io::Read,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, Zeroizing};
+
+/// How long a PIN waits after a C_Login that failed with whatever code; doubles while it fails.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// What a [`PinSource::Callback`] is: gives the PIN's bytes, or says in words why it cannot. Called on a worker thread, before
+/// each login; what it returns is wiped.
+pub type PinCallback = dyn Fn() -> Result<Vec<u8>, String> + Send + Sync;
+
+/// Where the PIN comes from. Never the command line.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum PinSource {
+    /// A file with the PIN, 1 to 255 bytes; one trailing line feed is not part of it. A warning is logged when others may read it.
+    File(PathBuf),
+    /// The environment variable of this name. A file is better: the environment is inherited and shows in /proc.
+    Env(String),
+    /// A function of the program's own.
+    Callback(Arc<PinCallback>),
+}
+
+impl fmt::Debug for PinSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PinSource({self})")
+    }
+}
+
+impl fmt::Display for PinSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "PIN file {}", path.display()),
+            Self::Env(name) => write!(f, "environment variable {name}"),
+            Self::Callback(_) => f.write_str("PIN callback"),
+        }
+    }
+}
+
+impl PinSource {
+    /// Reads the PIN. May block: not for tokio's threads.
+    pub(super) fn read(&self) -> Result<Pin, TokenError> {
+        let refused = |what: String, remedy: &str| fault::misconfigured("read PIN", format!("{self}: {what}"), remedy);
+        let mut bytes = match self {
+            Self::File(path) => {
+                let file = std::fs::File::open(path).map_err(|error| {
+                    refused(error.to_string(), "write the PIN to the file, readable by this user alone")
+                })?;
+                let mode = file.metadata().map_or(0, |meta| meta.permissions().mode());
+                if mode & 0o044 != 0 {
+                    tracing::warn!(file = %path.display(), "others may read the PIN file: chmod 600 it");
+                }
+                // Room for all that is read, so that no copy is left behind by growth.
+                let mut bytes = Zeroizing::new(Vec::with_capacity(Pin::BYTES_MAX + 64));
+                let limit = Pin::BYTES_MAX as u64 + 2;
+                file.take(limit)
+                    .read_to_end(&mut bytes)
+                    .map_err(|error| refused(error.to_string(), "name a regular file that holds the PIN alone"))?;
+                if bytes.last() == Some(&b'\n') {
+                    bytes.pop();
+                }
+                bytes
+            }
+            Self::Env(name) => {
+                use std::os::unix::ffi::OsStringExt;
+                let value = std::env::var_os(name).map(OsStringExt::into_vec);
+                Zeroizing::new(value.ok_or_else(|| refused("is not set".into(), "set it, or use a PIN file"))?)
+            }
+            Self::Callback(callback) => {
+                Zeroizing::new(callback().map_err(|why| refused(why, "see to what the callback asks"))?)
+            }
+        };
+        let len = bytes.len();
+        match len {
+            0 => Err(refused("is empty".into(), "put the token's PIN there: 1 to 255 bytes")),
+            1..=Pin::BYTES_MAX => {
+                Ok(Pin::take_from(&mut bytes).map_err(|error| fault::fatal("read PIN", error.to_string()))?)
+            }
+            _ => {
+                bytes.zeroize();
+                Err(refused(
+                    format!("has more than {} bytes", Pin::BYTES_MAX),
+                    "put the token's PIN there and nothing else: 1 to 255 bytes",
+                ))
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    /// A login is under way.
+    busy: bool,
+    /// The last PIN that the token took: used while the source cannot be read.
+    accepted: Option<Pin>,
+    refused: Option<(Pin, TokenError)>,
+    failed: Option<Failed>,
+}
+
+/// The last C_Login that failed although the token did not say that the PIN is wrong.
+struct Failed {
+    /// Itself, in locked memory: a digest of so few bytes would give it away just as well.
+    pin: Pin,
+    at: Instant,
+    pause: Duration,
+    /// The code's name.
+    code: String,
+}
+
+pub(super) struct Pins {
+    source: PinSource,
+    state: Mutex<State>,
+    changed: Condvar,
+    clock: Clock,
+}
+
+/// What came of a login attempt with a PIN.
+pub(super) enum Attempt {
+    Accepted,
+    /// The token refused this PIN: it is not tried again.
+    Refused(TokenError),
+    /// The token's flags forbid an attempt: no C_Login was made, so nothing is known of this PIN.
+    Withheld(TokenError),
+    /// C_Login failed otherwise: perhaps the token counted it as a wrong PIN, perhaps it is in trouble.
+    Failed(RvError),
+}
+
+impl Pins {
+    pub(super) fn new(source: PinSource) -> Self {
+        Self { source, state: Mutex::default(), changed: Condvar::new(), clock: Clock::Boottime }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held, and the value is whole after every step.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a refused PIN be tried once more: an operator has mended the token.
+    pub(super) fn forget_refusal(&self) {
+        let mut state = self.lock();
+        state.refused = None;
+        state.failed = None;
+    }
+
+    /// True when the token has taken a PIN of ours before.
+    pub(super) fn was_accepted(&self) -> bool {
+        self.lock().accepted.is_some()
+    }
+
+    /// Calls `attempt` with the PIN of the source, unless the token refused that one before or it is to wait.
+    pub(super) fn login(&self, deadline: Instant, attempt: impl FnOnce(&Pin) -> Attempt) -> Result<(), Fault> {
+        let turn = self.take_turn(deadline)?;
+        let pin = match self.source.read() {
+            Ok(pin) => pin,
+            Err(error) => {
+                let mut last = self.lock().accepted.as_ref().map(|pin| pin.expose().to_vec());
+                let Some(last) = last.as_mut() else { return Err(error.into()) };
+                tracing::warn!(%error, "the PIN that worked last is used");
+                Pin::take_from(last)?
+            }
+        };
+        let refused =
+            self.lock().refused.as_ref().and_then(|(refused, error)| is_same(refused, &pin).then(|| error.clone()));
+        if let Some(error) = refused {
+            return Err(error.into());
+        }
+        self.check_pause(&pin)?;
+        let result = match attempt(&pin) {
+            Attempt::Accepted => {
+                let mut state = self.lock();
+                state.refused = None;
+                state.failed = None;
+                state.accepted = Some(pin);
+                Ok(())
+            }
+            Attempt::Refused(mut error) => {
+                error.remedy = format!(
+                    "correct the {}; this PIN is not tried again, so that the token does not lock itself",
+                    self.source
+                );
+                self.lock().refused = Some((pin, error.clone()));
+                Err(error.into())
+            }
+            Attempt::Withheld(error) => Err(error.into()),
+            Attempt::Failed(code) => {
+                let mut state = self.lock();
+                let again = state.failed.take().filter(|failed| is_same(&failed.pin, &pin));
+                let pause = again.map_or(PAUSE_MIN, |failed| failed.pause.saturating_mul(2).min(PAUSE_MAX));
+                state.failed = Some(Failed { pin, at: self.clock.now(), pause, code: verdict::name(code) });
+                Err(Fault::Code { step: "C_Login", code })
+            }
+        };
+        drop(turn);
+        result
+    }
+
+    fn check_pause(&self, pin: &Pin) -> Result<(), Fault> {
+        let state = self.lock();
+        let Some(failed) = state.failed.as_ref().filter(|failed| is_same(&failed.pin, pin)) else { return Ok(()) };
+        let left = failed.at.plus(failed.pause).since(self.clock.now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        let what = format!(
+            "C_Login: {} a moment ago; this PIN waits {:.1} s more, lest the token counts attempts and locks itself",
+            failed.code,
+            left.as_secs_f64()
+        );
+        Err(Fault::LoginPaused(fault::unreachable("login", what)))
+    }
+
+    fn take_turn(&self, deadline: Instant) -> Result<Turn<'_>, TokenError> {
+        let deadline = before(&self.clock, deadline);
+        let mut state = self.lock();
+        while state.busy {
+            let in_time;
+            (state, in_time) = wait_until(&self.changed, state, &self.clock, deadline);
+            if !in_time {
+                return Err(fault::unreachable("login", "another login did not end until the deadline"));
+            }
+        }
+        state.busy = true;
+        Ok(Turn(self))
+    }
+}
+
+fn is_same(one: &Pin, other: &Pin) -> bool {
+    one.expose().ct_eq(other.expose()).into()
+}
+
+struct Turn<'a>(&'a Pins);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.lock().busy = false;
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::Verdict;
+    use std::{cell::Cell, time::Duration};
+
+    fn soon() -> Instant {
+        Clock::Boottime.now().plus(Duration::from_secs(60))
+    }
+
+    fn refuse(tries: &Cell<u32>) -> impl Fn(&Pin) -> Attempt {
+        |_| {
+            tries.set(tries.get() + 1);
+            Attempt::Refused(fault::denied("login", "C_Login: CKR_PIN_INCORRECT"))
+        }
+    }
+
+    #[test]
+    fn a_refused_pin_is_not_tried_again_until_it_changes_or_somebody_asks() {
+        let pin = Arc::new(Mutex::new("wrong".to_owned()));
+        let source = PinSource::Callback(Arc::new({
+            let pin = pin.clone();
+            move || Ok(pin.lock().unwrap().clone().into_bytes())
+        }));
+        let (pins, tries) = (Pins::new(source), Cell::new(0));
+        for _ in 0..5 {
+            let Err(Fault::Settled(error)) = pins.login(soon(), refuse(&tries)) else { panic!() };
+            assert_eq!(error.verdict, Verdict::Denied);
+            assert!(!format!("{error:?}").contains("wrong"));
+        }
+        assert_eq!(tries.get(), 1);
+        pins.forget_refusal();
+        assert!(pins.login(soon(), refuse(&tries)).is_err());
+        assert_eq!(tries.get(), 2);
+        *pin.lock().unwrap() = "wrong too".into();
+        assert!(pins.login(soon(), refuse(&tries)).is_err());
+        assert_eq!(tries.get(), 3, "another PIN is tried");
+        assert!(pins.login(soon(), refuse(&tries)).is_err());
+        assert_eq!(tries.get(), 3);
+    }
+
+    #[test]
+    fn after_any_failure_the_same_pin_waits_and_longer_each_time() {
+        let pin = Arc::new(Mutex::new("1234".to_owned()));
+        let source = PinSource::Callback(Arc::new({
+            let pin = pin.clone();
+            move || Ok(pin.lock().unwrap().clone().into_bytes())
+        }));
+        let clock = crate::clock::ManualClock::default();
+        let pins = Pins { clock: Clock::Manual(clock.clone()), ..Pins::new(source) };
+        let (tries, far) = (Cell::new(0), Instant::from_nanos(u64::MAX));
+        let fail = |_: &Pin| {
+            tries.set(tries.get() + 1);
+            Attempt::Failed(RvError::GeneralError)
+        };
+        for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
+            let before = tries.get();
+            assert!(matches!(pins.login(far, fail), Err(Fault::Code { step: "C_Login", .. })));
+            clock.advance(Duration::from_millis(pause * 1000 - 100));
+            for _ in 0..5 {
+                let Err(Fault::LoginPaused(error)) = pins.login(far, fail) else { panic!() };
+                assert_eq!(error.verdict, Verdict::Unreachable);
+                assert!(error.what.contains("CKR_GENERAL_ERROR") && error.what.contains("0.1 s"), "{error}");
+                assert!(!format!("{error:?}").contains("1234"));
+            }
+            assert_eq!(tries.get(), before + 1, "one C_Login per pause");
+            clock.advance(Duration::from_millis(100));
+        }
+        assert!(pins.login(far, fail).is_err());
+        *pin.lock().unwrap() = "5678".into();
+        assert!(pins.login(far, |_| Attempt::Accepted).is_ok(), "another PIN does not wait");
+        assert!(matches!(pins.login(far, fail), Err(Fault::Code { .. })));
+        clock.advance(Duration::from_secs(1));
+        assert!(matches!(pins.login(far, fail), Err(Fault::Code { .. })), "after a success the pause is short again");
+        pins.forget_refusal();
+        assert!(pins.login(far, |_| Attempt::Accepted).is_ok(), "nor does one that somebody asks for");
+    }
+
+    #[test]
+    fn a_login_that_was_not_made_leaves_the_pin_free() {
+        let pins = Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))));
+        let locked = |_: &Pin| Attempt::Withheld(fault::denied("login", "the token has locked its user PIN"));
+        let Err(Fault::Settled(error)) = pins.login(soon(), locked) else { panic!() };
+        assert_eq!(error.verdict, Verdict::Denied);
+        assert!(pins.login(soon(), |_| Attempt::Accepted).is_ok(), "once it is unlocked");
+    }
+
+    #[test]
+    fn the_pin_that_worked_last_serves_while_its_source_is_away() {
+        let there = Arc::new(Mutex::new(true));
+        let source = PinSource::Callback(Arc::new({
+            let there = there.clone();
+            move || if *there.lock().unwrap() { Ok(b"1234".to_vec()) } else { Err("away".into()) }
+        }));
+        let pins = Pins::new(source);
+        assert!(!pins.was_accepted());
+        assert!(pins.login(soon(), |_| Attempt::Accepted).is_ok());
+        *there.lock().unwrap() = false;
+        let mut used = Vec::new();
+        let result = pins.login(soon(), |pin| {
+            used = pin.expose().to_vec();
+            Attempt::Accepted
+        });
+        assert!(result.is_ok());
+        assert_eq!(used, b"1234");
+    }
+
+    #[test]
+    fn a_second_login_waits_for_the_first_and_not_beyond_its_deadline() {
+        let pins = Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))));
+        let result = pins.login(soon(), |_| {
+            let past = Clock::Boottime.now();
+            let Err(Fault::Settled(error)) = pins.login(past, |_| Attempt::Accepted) else { panic!() };
+            assert_eq!(error.verdict, Verdict::Unreachable);
+            Attempt::Accepted
+        });
+        assert!(result.is_ok());
+    }
+}

@@ -1,0 +1,101 @@
+//! The calls that hand out a key, straight through the module's function list into buffers of our own.
+//!
+//! cryptoki gives the plaintext of C_Decrypt as a bare `Vec` after asking for its length first (a second call, which some
+//! tokens refuse), and reads CKA_VALUE into a buffer that it frees without wiping. Here the token writes where the
+//! caller wipes. Everything else stays with cryptoki. The only unsafe code of the token room.
+#![allow(unsafe_code)]
+
+use cryptoki::{
+    error::{Error, Rv, RvError},
+    object::ObjectHandle,
+    session::Session,
+};
+use cryptoki_sys::{CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_RV, CK_ULONG, CKA_VALUE};
+use std::{path::Path, ptr};
+
+/// The function list of a loaded module, the same that cryptoki calls.
+pub(super) struct Raw {
+    functions: CK_FUNCTION_LIST,
+    /// What the pointers in the list point into.
+    _library: cryptoki_sys::Pkcs11,
+}
+
+impl Raw {
+    /// Takes the function list of a module that cryptoki has loaded from the same path. `None` for a module that gives a context of
+    /// its own with each C_GetFunctionList (p11-kit's client does): what cryptoki initialised would not be initialised here.
+    pub(super) fn load(path: &Path) -> Result<Option<Self>, Error> {
+        // SAFETY: dlopen of a library runs its initialisers. cryptoki has opened this very file in this process before, so nothing
+        // runs now; the symbols are those of the PKCS#11 headers that the bindings were made from.
+        let library = unsafe { cryptoki_sys::Pkcs11::new(path) }.map_err(Error::LibraryLoading)?;
+        let get = *library.C_GetFunctionList.as_ref().map_err(|_| Error::MissingSymbol("C_GetFunctionList"))?;
+        let mut lists = [ptr::null_mut(); 2];
+        for list in &mut lists {
+            // SAFETY: the function is the module's C_GetFunctionList. It may be called before C_Initialize and from any thread, and
+            // writes one pointer to where it is told.
+            settled(unsafe { get(list) })?;
+        }
+        let [list, again] = lists;
+        if list.is_null() {
+            return Err(Error::NullFunctionPointer);
+        }
+        if list != again {
+            return Ok(None);
+        }
+        // SAFETY: the call succeeded and gave a pointer, which by the standard is to the module's function list: static, of
+        // version 2.x, so at least as long as this struct. It is copied, unaligned because the struct is packed on some targets.
+        let functions = unsafe { ptr::read_unaligned(list) };
+        Ok(Some(Self { functions, _library: library }))
+    }
+
+    /// The second half of a decryption that [`Session::decrypt_init`] began: one C_Decrypt into `plain`. Gives the plaintext's
+    /// length, at most that of `plain`; on an error the operation may be left active on the session.
+    pub(super) fn decrypt(&self, session: &Session, ciphertext: &[u8], plain: &mut [u8]) -> Result<usize, Error> {
+        let call = self.functions.C_Decrypt.ok_or(Error::NullFunctionPointer)?;
+        // The standard passes what is only read by a pointer that may be written through: so a copy, for modules that do.
+        let mut ciphertext = ciphertext.to_vec();
+        let mut len = CK_ULONG::try_from(plain.len())?;
+        // SAFETY: the function is the module's C_Decrypt. Each pointer is to memory of ours that lives through the call, with
+        // the length that is said; the module writes at most `len` bytes to `plain`, and `len` itself. The session is open
+        // (cryptoki's, borrowed here) and used by no other thread: Session is not Sync.
+        let code = unsafe {
+            call(
+                session.handle(),
+                ciphertext.as_mut_ptr(),
+                CK_ULONG::try_from(ciphertext.len())?,
+                plain.as_mut_ptr(),
+                &raw mut len,
+            )
+        };
+        settled(code)?;
+        within(len, plain.len())
+    }
+
+    /// Reads CKA_VALUE of an object into `value`, in one call. Gives its length, at most that of `value`.
+    pub(super) fn value(&self, session: &Session, object: ObjectHandle, value: &mut [u8]) -> Result<usize, Error> {
+        let call = self.functions.C_GetAttributeValue.ok_or(Error::NullFunctionPointer)?;
+        let mut attribute = CK_ATTRIBUTE {
+            type_: CKA_VALUE,
+            pValue: value.as_mut_ptr().cast(),
+            ulValueLen: CK_ULONG::try_from(value.len())?,
+        };
+        // SAFETY: the function is the module's C_GetAttributeValue. The template is one attribute, which lives through the call
+        // and points to `value` with its length; the module writes at most that many bytes there, and the length itself. The
+        // session is open (cryptoki's, borrowed here) and used by no other thread: Session is not Sync.
+        let code = unsafe { call(session.handle(), object.handle(), &raw mut attribute, 1) };
+        settled(code)?;
+        // Copied out: a reference into a struct that is packed on some targets is not allowed.
+        let len = attribute.ulValueLen;
+        within(len, value.len())
+    }
+}
+
+fn settled(code: CK_RV) -> Result<(), Error> {
+    // The function is of no interest: the step is named by the caller.
+    Rv::from(code).into_result(cryptoki::context::Function::Decrypt)
+}
+
+/// A module that claims to have written more than there was room for is not believed.
+fn within(len: CK_ULONG, room: usize) -> Result<usize, Error> {
+    let too_long = || Error::Pkcs11(RvError::BufferTooSmall, cryptoki::context::Function::Decrypt);
+    usize::try_from(len).ok().filter(|len| *len <= room).ok_or_else(too_long)
+}

@@ -1,0 +1,521 @@
+//! One worker's session: open, log in, try, try once more on a new one, diagnose, and only then judge.
+
+use super::fault::{self, Fault, at, code_of};
+use super::kek::{self, Kek};
+use super::module::{Inside, Module};
+use super::pin::{Attempt, Pins};
+use super::select::{Listed, ListedToken, NoChoice, Selector, select};
+use super::verdict::{self, Class, Facts, Good};
+use super::workers::Seat;
+use super::wrap;
+use crate::clock::{Clock, Instant};
+use crate::secret::Aek;
+use crate::token::{Binding, KekHandle, TokenError, Verdict, Wrapped};
+use cryptoki::{
+    error::RvError,
+    session::{Session, SessionState, UserType},
+    slot::{Slot, TokenInfo},
+    types::RawAuthPin,
+};
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// How often a known good record must be refused, each time while a fresh one makes the round trip, before that is another key's
+/// doing: a token that comes back, or flaps, while it is diagnosed looks the same once.
+const ANOTHER_KEY_SHOWN: usize = 3;
+/// KEKs whose handles and known good records are kept; beyond that some are looked up again.
+const KEKS_KEPT_MAX: usize = 4096;
+
+/// A record that has unwrapped before, to tell a bad record from a KEK in trouble. Nothing in it is secret.
+#[derive(Clone)]
+struct GoodRecord {
+    wrapped: Wrapped,
+    binding: Binding,
+}
+
+/// What all workers of one token share.
+pub(super) struct Shared {
+    pub(super) module: Arc<Module>,
+    pub(super) selector: Selector,
+    pub(super) pins: Pins,
+    keks: Mutex<KekCache>,
+    goods: Mutex<HashMap<KekHandle, GoodRecord>>,
+    clock: Clock,
+}
+
+#[derive(Default)]
+struct KekCache {
+    /// Handles of another generation are dead.
+    generation: u64,
+    keks: HashMap<KekHandle, Arc<Kek>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while these are held, and the values are whole after every step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn new(module: Arc<Module>, selector: Selector, pins: Pins) -> Self {
+        Self { module, selector, pins, keks: Mutex::default(), goods: Mutex::default(), clock: Clock::Boottime }
+    }
+
+    fn cached(&self, handle: &KekHandle, generation: u64) -> Option<Arc<Kek>> {
+        let cache = lock(&self.keks);
+        (cache.generation == generation).then(|| cache.keks.get(handle).cloned()).flatten()
+    }
+
+    fn cache(&self, handle: &KekHandle, generation: u64, kek: &Arc<Kek>) {
+        let mut cache = lock(&self.keks);
+        if cache.generation != generation || cache.keks.len() >= KEKS_KEPT_MAX {
+            cache.keks.clear();
+            cache.generation = generation;
+        }
+        cache.keks.insert(handle.clone(), kek.clone());
+    }
+
+    fn forget(&self, handle: &KekHandle) {
+        lock(&self.keks).keks.remove(handle);
+    }
+
+    fn remember_good(&self, handle: &KekHandle, wrapped: &Wrapped, binding: &Binding) {
+        let mut goods = lock(&self.goods);
+        // The first one stays: that it is refused later, while a fresh one is not, gives another key away.
+        if !goods.contains_key(handle) && goods.len() < KEKS_KEPT_MAX {
+            goods.insert(handle.clone(), GoodRecord { wrapped: wrapped.clone(), binding: *binding });
+        }
+    }
+
+    fn good(&self, handle: &KekHandle) -> Option<GoodRecord> {
+        lock(&self.goods).get(handle).cloned()
+    }
+}
+
+/// A session, open and logged in, of one generation of the module.
+pub(super) struct Open {
+    /// Opened so that its drop calls nothing: see `module`.
+    session: Session,
+    slot: Slot,
+    generation: u64,
+}
+
+/// What one attempt at a call works with.
+pub(super) struct Context<'a> {
+    pub(super) inside: &'a Inside<'a>,
+    pub(super) session: &'a Session,
+    pub(super) slot: Slot,
+    shared: &'a Shared,
+    spoiled: Cell<bool>,
+}
+
+impl Context<'_> {
+    /// Notes that an operation failed on the session, although the call succeeds: it may be left active there.
+    pub(super) fn spoil(&self) {
+        self.spoiled.set(true);
+    }
+
+    /// The KEK, found and judged sound, from the cache where it is of this generation.
+    pub(super) fn kek(&self, handle: &KekHandle) -> Result<Arc<Kek>, Fault> {
+        let kek = match self.shared.cached(handle, self.inside.generation) {
+            Some(kek) => kek,
+            None => {
+                let kek = Arc::new(kek::find(self.session, &handle.id)?.ok_or(Fault::KekMissing)?);
+                self.judge(handle, &kek)?;
+                self.shared.cache(handle, self.inside.generation, &kek);
+                kek
+            }
+        };
+        match kek.attributes.out_of_date(kek::today()) {
+            Some(why) => Err(fault::denied("find KEK", format!("KEK {}: {why}", handle.id)).into()),
+            None => Ok(kek),
+        }
+    }
+
+    fn judge(&self, handle: &KekHandle, kek: &Kek) -> Result<(), Fault> {
+        let rsa = handle.profile == crate::token::Profile::RsaOaepSha256;
+        let refusal = if kek.attributes.rsa == rsa {
+            kek.attributes.refusal()
+        } else {
+            let is = if kek.attributes.rsa { "CKK_RSA" } else { "CKK_AES" };
+            Some(format!("CKA_KEY_TYPE is {is}, which {} does not use", handle.profile))
+        };
+        let Some(why) = refusal else { return Ok(()) };
+        let what = format!("KEK {} is refused: {why}", handle.id);
+        // A KEK that worked before and is refused now was changed: that is the owner's doing, not the set-up's.
+        if self.shared.good(handle).is_some() {
+            return Err(fault::denied("judge KEK", what).into());
+        }
+        let remedy = "make a KEK with `keyleash kek create` and rotate to it";
+        Err(fault::misconfigured("judge KEK", what, remedy).into())
+    }
+
+    /// Fails when the token is not listed any more or the login is gone: then that something was not found says nothing.
+    pub(super) fn would_be_found(&self) -> Result<(), Fault> {
+        find_slot(self.shared, self.inside)?;
+        if is_logged_in(self.session) {
+            return Ok(());
+        }
+        Err(Fault::Code { step: "find KEK", code: RvError::UserNotLoggedIn })
+    }
+
+    pub(super) fn wrap(&self, handle: &KekHandle, aek: &Aek, binding: &Binding) -> Result<Wrapped, Fault> {
+        let kek = self.kek(handle)?;
+        wrap::wrap(self.session, &kek, handle.profile, aek, binding)
+    }
+
+    pub(super) fn unwrap(&self, handle: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, Fault> {
+        let kek = self.kek(handle)?;
+        let aek = wrap::unwrap(self.inside.raw(), self.session, &kek, handle.profile, wrapped, binding)?;
+        self.shared.remember_good(handle, wrapped, binding);
+        Ok(aek)
+    }
+
+    /// Wraps and unwraps random bytes.
+    fn round_trip(&self, handle: &KekHandle) -> Result<(), Fault> {
+        let kek = self.kek(handle)?;
+        let (aek, binding) = (Aek::generate()?, [0; 32]);
+        let wrapped = wrap::wrap(self.session, &kek, handle.profile, &aek, &binding)?;
+        let back = wrap::unwrap(self.inside.raw(), self.session, &kek, handle.profile, &wrapped, &binding)?;
+        if back == aek { Ok(()) } else { Err(fault::bad_record("diagnose", "another key came back").into()) }
+    }
+}
+
+/// What a call is about, for retry and diagnosis.
+#[derive(Clone, Copy)]
+pub(super) struct About<'a> {
+    pub(super) operation: &'static str,
+    pub(super) kek: Option<&'a KekHandle>,
+    /// It gives a record to the token, which the token may refuse.
+    pub(super) unwraps: bool,
+}
+
+/// How often one call re-initialises. More than once: SoftHSM leaves a token out of its list when another process logs in to it
+/// during C_Initialize.
+const REINITIALISATIONS_MAX: u32 = 3;
+
+/// A worker's place at the token.
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    open: Option<Open>,
+}
+
+impl Seat for Worker {
+    fn leave(&mut self) {
+        let Some(open) = &self.open else { return };
+        // Never waits long: at worst the module closes the session with the process.
+        let soon = self.shared.clock.now().plus(std::time::Duration::from_millis(100));
+        let generation = open.generation;
+        let module = self.shared.module.clone();
+        if let Ok(inside) = module.enter("close session", soon)
+            && inside.generation == generation
+        {
+            self.close(&inside);
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, open: None }
+    }
+
+    /// Gives the module a fresh context. Holds no session while it waits; the old one dies with the old context.
+    pub(super) fn renew(&mut self, operation: &'static str, deadline: Instant) -> Result<(), TokenError> {
+        self.shared.module.renew(operation, deadline)
+    }
+
+    /// Makes the call: on the session that is there, once more on a new one, and again after re-initialisation where the
+    /// trouble may be cured by that. Diagnoses what remains. A record is called bad when it is refused again after another was taken.
+    pub(super) fn call<T>(
+        &mut self,
+        about: About<'_>,
+        deadline: Instant,
+        mut op: impl FnMut(&Context<'_>) -> Result<T, Fault>,
+    ) -> Result<T, TokenError> {
+        let shared = self.shared.clone();
+        let (mut retried, mut confirmed, mut reinitialised) = (false, false, 0);
+        loop {
+            let inside = shared.module.enter(about.operation, deadline)?;
+            let generation = inside.generation;
+            // A session of a past generation is dropped without a call.
+            self.open.take_if(|open| open.generation != generation);
+            let was_open = self.open.is_some();
+            let fault = match self.attempt(&inside, deadline, &mut op) {
+                Ok(value) => {
+                    shared.module.works();
+                    return Ok(value);
+                }
+                Err(fault) => fault,
+            };
+            self.close(&inside);
+            about.kek.inspect(|kek| shared.forget(kek));
+            if shared.clock.now() >= deadline {
+                return Err(fault::unreachable(about.operation, "the token did not answer until the deadline"));
+            }
+            // Whatever was said on a session that was open for a while is but a hint.
+            let paused = matches!(fault, Fault::LoginPaused(_));
+            let hint = matches!(&fault, Fault::Code { code, .. } if verdict::class(*code) == Class::Retry) || was_open;
+            if hint && !retried && !paused && !matches!(fault, Fault::Settled(_)) {
+                retried = true;
+                continue;
+            }
+            let coded = matches!(fault, Fault::Code { .. });
+            let mut error = self.settle(&inside, about, deadline, fault);
+            if error.verdict == Verdict::BadRecord && coded && !confirmed {
+                // The token may have come back between this record and the one that worked.
+                confirmed = true;
+                continue;
+            }
+            drop(inside);
+            let given_up = paused || reinitialised == REINITIALISATIONS_MAX || shared.clock.now() >= deadline;
+            if error.verdict != Verdict::Unreachable || given_up {
+                return Err(error);
+            }
+            reinitialised += 1;
+            if let Err(why) = shared.module.reinitialise(generation, deadline) {
+                error.what.push_str(&format!(" (re-initialisation: {why})"));
+                return Err(error);
+            }
+        }
+    }
+
+    fn attempt<T>(
+        &mut self,
+        inside: &Inside<'_>,
+        deadline: Instant,
+        op: &mut impl FnMut(&Context<'_>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let open = match self.open.take() {
+            Some(open) => open,
+            None => connect(&self.shared, inside, deadline)?,
+        };
+        let open = self.open.insert(open);
+        let spoiled = Cell::new(false);
+        let context = Context { inside, session: &open.session, slot: open.slot, shared: &self.shared, spoiled };
+        let result = op(&context);
+        if context.spoiled.get() {
+            self.close(inside);
+        }
+        result
+    }
+
+    /// Closes the session; the caller is inside, in the session's generation.
+    fn close(&mut self, inside: &Inside<'_>) {
+        if let Some(open) = self.open.take()
+            && open.generation == inside.generation
+            && let Err(error) = open.session.close()
+        {
+            tracing::debug!(%error, "a session could not be closed");
+        }
+    }
+
+    /// Diagnoses and judges. Leaves no session in which anything failed.
+    fn settle(&mut self, inside: &Inside<'_>, about: About<'_>, deadline: Instant, fault: Fault) -> TokenError {
+        let operation = about.operation;
+        let (step, code) = match fault {
+            Fault::Settled(error) | Fault::LoginPaused(error) => return error,
+            Fault::NotListed(words) => return not_listed(&self.shared.selector, operation, &words),
+            // Found nothing: on a token that is listed that is a denial, else it means nothing. SoftHSM forgets the KEKs of a
+            // token whose directory is away before it forgets the token.
+            Fault::KekMissing => ("find KEK", RvError::ObjectHandleInvalid),
+            Fault::Code { step, code } => (step, code),
+        };
+        let facts = match self.diagnose(inside, about, deadline, code) {
+            Ok(facts) => facts,
+            Err(Fault::NotListed(_)) => Facts { listed: Some(false), ..Facts::default() },
+            Err(Fault::Settled(error) | Fault::LoginPaused(error)) => return error,
+            Err(Fault::KekMissing | Fault::Code { .. }) => Facts::default(),
+        };
+        if facts.listed == Some(true) && facts.kek_found == Some(false) {
+            let id = about.kek.map_or_else(String::new, |kek| format!(" {}", kek.id));
+            return fault::denied(operation, format!("the token is there and has no KEK{id}"));
+        }
+        let mut error = fault::concluded(verdict::conclude(code, facts), operation, step, code);
+        if facts.good == Good::AnotherKey {
+            error.what.push_str("; the KEK is another key than before, under the same CKA_ID");
+        }
+        if facts.listed == Some(false) {
+            error.what.push_str("; the token is no longer listed");
+        }
+        error
+    }
+
+    fn diagnose(
+        &mut self,
+        inside: &Inside<'_>,
+        about: About<'_>,
+        deadline: Instant,
+        code: RvError,
+    ) -> Result<Facts, Fault> {
+        let mut facts = Facts::default();
+        let Some(handle) = about.kek else {
+            facts.listed = Some(find_slot(&self.shared, inside).is_ok());
+            return Ok(facts);
+        };
+        // Connects anew, so it tells whether the token is listed and takes the login.
+        let found = self.attempt(inside, deadline, &mut |context| kek::find(context.session, &handle.id));
+        let found = self.closed_on_error(inside, found)?;
+        facts.listed = Some(true);
+        facts.kek_found = Some(found.is_some());
+        let known = self.shared.good(handle);
+        facts.worked_before = known.is_some();
+        let may_be_the_record =
+            matches!(verdict::class(code), Class::BadRecord | Class::Misconfigured | Class::Unreachable);
+        if found.is_none() || !about.unwraps || !may_be_the_record {
+            return Ok(facts);
+        }
+        facts.good = match known {
+            Some(known) => self.compare(inside, deadline, handle, &known),
+            // Where this fails, perhaps only wrapping is off.
+            None if self.makes_round_trip(inside, deadline, handle) => Good::Unwraps,
+            None => Good::Unknown,
+        };
+        Ok(facts)
+    }
+
+    /// Whether the KEK is still the one that unwrapped `known`.
+    fn compare(&mut self, inside: &Inside<'_>, deadline: Instant, handle: &KekHandle, known: &GoodRecord) -> Good {
+        for _ in 0..ANOTHER_KEY_SHOWN {
+            let again = self.attempt(inside, deadline, &mut |context| {
+                context.unwrap(handle, &known.wrapped, &known.binding).map(drop)
+            });
+            if self.closed_on_error(inside, again).is_ok() {
+                return Good::Unwraps;
+            }
+            if !self.makes_round_trip(inside, deadline, handle) {
+                return Good::Refused;
+            }
+        }
+        Good::AnotherKey
+    }
+
+    fn makes_round_trip(&mut self, inside: &Inside<'_>, deadline: Instant, handle: &KekHandle) -> bool {
+        let fresh = self.attempt(inside, deadline, &mut |context| context.round_trip(handle));
+        self.closed_on_error(inside, fresh).is_ok()
+    }
+
+    fn closed_on_error<T>(&mut self, inside: &Inside<'_>, result: Result<T, Fault>) -> Result<T, Fault> {
+        if result.is_err() {
+            self.close(inside);
+        }
+        result
+    }
+}
+
+fn not_listed(selector: &Selector, operation: &'static str, words: &str) -> TokenError {
+    TokenError {
+        remedy: "connect the token, or choose one that is listed; keyleash tries again by itself".into(),
+        ..fault::unreachable(operation, format!("no token with {selector}; the module lists {words}"))
+    }
+}
+
+/// The slot of the selected token, as the module lists it now.
+fn find_slot(shared: &Shared, inside: &Inside<'_>) -> Result<Slot, Fault> {
+    let pkcs11 = inside.pkcs11();
+    let slots = pkcs11.get_slots_with_token().map_err(at("C_GetSlotList"))?;
+    // By slot id nothing is asked of the others: some modules fail at C_GetTokenInfo.
+    let describe = !matches!(shared.selector, Selector::Slot(_));
+    let listed: Vec<Listed> = slots
+        .iter()
+        .map(|slot| Listed {
+            slot: slot.id(),
+            token: pkcs11.get_token_info(*slot).ok().filter(|_| describe).map(|token| ListedToken {
+                label: token.label().trim_end().to_owned(),
+                serial: token.serial_number().trim().to_owned(),
+                initialized: token.token_initialized(),
+            }),
+        })
+        .collect();
+    match select(&shared.selector, &listed) {
+        Ok(id) => Slot::try_from(id).map_err(at("slot id")),
+        Err(NoChoice::None(words)) => Err(Fault::NotListed(words)),
+        Err(NoChoice::Several(words)) => Err(fault::misconfigured(
+            "select token",
+            format!("several tokens have {}: {words}", shared.selector),
+            "choose the token by its serial number",
+        )
+        .into()),
+    }
+}
+
+/// Opens a session and logs in.
+fn connect(shared: &Shared, inside: &Inside<'_>, deadline: Instant) -> Result<Open, Fault> {
+    let slot = find_slot(shared, inside)?;
+    let pkcs11 = inside.pkcs11();
+    let session = match pkcs11.open_rw_session_no_drop(slot) {
+        Err(error) if code_of(&error) == RvError::TokenWriteProtected => pkcs11.open_ro_session_no_drop(slot),
+        opened => opened,
+    };
+    let session = session.map_err(at("C_OpenSession"))?;
+    match log_in(shared, inside, slot, &session, deadline) {
+        Ok(()) => Ok(Open { session, slot, generation: inside.generation }),
+        Err(fault) => {
+            // The error that counts is the login's.
+            let _ = session.close();
+            Err(fault)
+        }
+    }
+}
+
+fn is_logged_in(session: &Session) -> bool {
+    let state = session.get_session_info().map(|info| info.session_state());
+    matches!(state, Ok(SessionState::RoUser | SessionState::RwUser))
+}
+
+fn log_in(shared: &Shared, inside: &Inside<'_>, slot: Slot, session: &Session, deadline: Instant) -> Result<(), Fault> {
+    if is_logged_in(session) {
+        return Ok(());
+    }
+    shared.pins.login(deadline, |pin| {
+        // Another worker may have logged the process in while this one waited.
+        if is_logged_in(session) {
+            return Attempt::Accepted;
+        }
+        if let Ok(token) = inside.pkcs11().get_token_info(slot) {
+            // No attempt of ours: when the operator has unlocked the token, the same PIN is right.
+            if token.user_pin_locked() {
+                return withheld("the token has locked its user PIN");
+            }
+            if token.user_pin_final_try() && !shared.pins.was_accepted() {
+                return withheld("one more wrong PIN would lock the token, so keyleash does not try its own");
+            }
+        }
+        // Wiped on drop.
+        let raw = RawAuthPin::new(Box::new(pin.expose().to_vec()));
+        match session.login_with_raw(UserType::User, &raw) {
+            Ok(()) => Attempt::Accepted,
+            Err(error) => match code_of(&error) {
+                RvError::UserAlreadyLoggedIn => Attempt::Accepted,
+                code if verdict::class(code) == Class::Denied => {
+                    Attempt::Refused(fault::denied("login", format!("C_Login: {}", verdict::name(code))))
+                }
+                code => match inside.pkcs11().get_token_info(slot).ok().and_then(|token| counted(&token)) {
+                    Some(flag) => Attempt::Refused(fault::denied(
+                        "login",
+                        format!("C_Login: {}, and the token counts wrong PINs ({flag})", verdict::name(code)),
+                    )),
+                    None => Attempt::Failed(code),
+                },
+            },
+        }
+    })
+}
+
+fn withheld(what: &str) -> Attempt {
+    let remedy =
+        "unlock the user PIN, or log in once with the right PIN by another tool; keyleash looks again by itself";
+    Attempt::Withheld(TokenError { remedy: remedy.into(), ..fault::denied("login", what) })
+}
+
+/// The flag by which the token says that wrong PINs have been tried.
+fn counted(token: &TokenInfo) -> Option<&'static str> {
+    match token {
+        token if token.user_pin_locked() => Some("CKF_USER_PIN_LOCKED"),
+        token if token.user_pin_final_try() => Some("CKF_USER_PIN_FINAL_TRY"),
+        token if token.user_pin_count_low() => Some("CKF_USER_PIN_COUNT_LOW"),
+        _ => None,
+    }
+}

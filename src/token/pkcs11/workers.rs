@@ -1,0 +1,301 @@
+//! The workers: OS threads that call the module, so that no tokio thread ever does.
+//!
+//! A call waits in a bounded queue, runs on one worker and is answered through a oneshot. One more thread, the watch,
+//! never calls the module: it answers each call that is past its deadline, counts the worker in it as hung, abandons it and
+//! puts a new one in its place while the budget lasts. So deadlines do not depend on the caller: its future may be dropped at any
+//! time. When a hung call comes back, its answer is dropped (a secret in it is wiped by its own drop), the budget is given
+//! back, and the worker ends, unless its place was never filled.
+
+use super::fault;
+use super::module::{Module, wait_until};
+use crate::clock::{Clock, Instant};
+use crate::token::{TokenError, Workers};
+use std::{
+    collections::{HashMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+/// Calls that may wait in the queue; more wait before it, within their own deadlines.
+const QUEUED_MAX: usize = 256;
+/// The watch looks again after this long when no deadline is near.
+const WATCH_IDLE: Duration = Duration::from_secs(3600);
+
+/// What a worker owns and a call works with; it lives and dies on the worker's thread.
+pub(super) trait Seat: Send + 'static {
+    /// Gives back what the module holds for this worker, where that is safe.
+    fn leave(&mut self);
+}
+
+type MakeSeat<S> = dyn Fn() -> S + Send + Sync;
+type Run<S> = Box<dyn FnOnce(&mut S) + Send>;
+
+/// Answers the caller with an error, unless it was answered.
+trait Refuse: Send + Sync {
+    fn refuse(&self, error: TokenError);
+}
+
+struct Reply<T> {
+    sender: Mutex<Option<oneshot::Sender<Result<T, TokenError>>>>,
+}
+
+impl<T> Reply<T> {
+    fn send(&self, result: Result<T, TokenError>) {
+        if let Some(sender) = lock(&self.sender).take() {
+            // Nobody listens when the caller was dropped; the answer is dropped, and wiped, here.
+            drop(sender.send(result));
+        }
+    }
+}
+
+impl<T: Send> Refuse for Reply<T> {
+    fn refuse(&self, error: TokenError) {
+        self.send(Err(error));
+    }
+}
+
+struct Job<S> {
+    operation: &'static str,
+    deadline: Instant,
+    run: Run<S>,
+    reply: Arc<dyn Refuse>,
+    _place: OwnedSemaphorePermit,
+}
+
+struct Running {
+    operation: &'static str,
+    deadline: Instant,
+    reply: Arc<dyn Refuse>,
+    hung: bool,
+}
+
+struct State<S> {
+    queue: VecDeque<Job<S>>,
+    running: HashMap<u64, Running>,
+    next: u64,
+    alive: usize,
+    hung: usize,
+    closed: bool,
+}
+
+struct Shared<S> {
+    state: Mutex<State<S>>,
+    /// For workers: a job came, or the end.
+    work: Condvar,
+    /// For the watch: a deadline came, or a place became free, or the end.
+    look: Condvar,
+    places: Arc<Semaphore>,
+    wanted: usize,
+    hung_max: usize,
+    clock: Clock,
+    module: Arc<Module>,
+    make_seat: Box<MakeSeat<S>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while these are held, and the values are whole after every step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The workers of one token. Dropping it ends them as they come back.
+pub(super) struct Pool<S: Seat> {
+    shared: Arc<Shared<S>>,
+}
+
+impl<S: Seat> Pool<S> {
+    /// Starts `wanted` workers and the watch.
+    pub(super) fn start(
+        wanted: usize,
+        hung_max: usize,
+        module: Arc<Module>,
+        make_seat: Box<MakeSeat<S>>,
+    ) -> Result<Self, TokenError> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                queue: VecDeque::new(),
+                running: HashMap::new(),
+                next: 0,
+                alive: 0,
+                hung: 0,
+                closed: false,
+            }),
+            work: Condvar::new(),
+            look: Condvar::new(),
+            places: Arc::new(Semaphore::new(QUEUED_MAX)),
+            wanted,
+            hung_max,
+            clock: Clock::Boottime,
+            module,
+            make_seat,
+        });
+        let pool = Self { shared };
+        let watched = pool.shared.clone();
+        let watch = std::thread::Builder::new().name("keyleash-watch".into()).spawn(move || watch(&watched));
+        watch.map_err(|error| fault::fatal("start workers", format!("no thread: {error}")))?;
+        fill_places(&pool.shared, &mut lock(&pool.shared.state));
+        Ok(pool)
+    }
+
+    /// The workers' health.
+    pub(super) fn health(&self) -> Workers {
+        let state = lock(&self.shared.state);
+        Workers { alive: state.alive, hung: state.hung, hung_max: self.shared.hung_max }
+    }
+
+    /// Runs `call` on a worker; resolves by `timeout` from now, whatever the module does.
+    pub(super) async fn call<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        timeout: Duration,
+        call: impl FnOnce(&mut S, Instant) -> Result<T, TokenError> + Send + 'static,
+    ) -> Result<T, TokenError> {
+        let shared = &self.shared;
+        shared.module.check_pid(operation)?;
+        let deadline = shared.clock.now().plus(timeout);
+        let place = shared.clock.until(deadline, shared.places.clone().acquire_owned()).await;
+        let Some(Ok(place)) = place else {
+            return Err(fault::unreachable(operation, format!("{QUEUED_MAX} calls were waiting until the deadline")));
+        };
+        let (sender, answer) = oneshot::channel();
+        let reply = Arc::new(Reply { sender: Mutex::new(Some(sender)) });
+        let run: Run<S> = Box::new({
+            let reply = reply.clone();
+            move |seat| reply.send(call(seat, deadline))
+        });
+        {
+            let mut state = lock(&shared.state);
+            fill_places(shared, &mut state);
+            if state.alive == 0 {
+                return Err(all_hang(operation, state.hung));
+            }
+            state.queue.push_back(Job { operation, deadline, run, reply, _place: place });
+        }
+        shared.work.notify_one();
+        shared.look.notify_one();
+        // A worker that panicked drops the sender.
+        answer.await.unwrap_or_else(|_| Err(fault::unreachable(operation, "the worker failed; see the log")))
+    }
+}
+
+impl<S: Seat> Drop for Pool<S> {
+    fn drop(&mut self) {
+        lock(&self.shared.state).closed = true;
+        self.shared.work.notify_all();
+        self.shared.look.notify_all();
+    }
+}
+
+fn all_hang(operation: &'static str, hung: usize) -> TokenError {
+    fault::fatal(operation, format!("every worker hangs in the module ({hung} calls)"))
+}
+
+/// Starts workers for the places that are empty, while the budget lasts.
+fn fill_places<S: Seat>(shared: &Arc<Shared<S>>, state: &mut State<S>) {
+    while !state.closed && state.alive + state.hung.saturating_sub(shared.hung_max) < shared.wanted {
+        let of = shared.clone();
+        match std::thread::Builder::new().name("keyleash-token".into()).spawn(move || work(&of)) {
+            Ok(_) => state.alive += 1,
+            Err(error) => {
+                tracing::error!(%error, "no thread for a token worker");
+                return;
+            }
+        }
+    }
+}
+
+fn work<S: Seat>(shared: &Arc<Shared<S>>) {
+    let mut seat = (shared.make_seat)();
+    let mut state = lock(&shared.state);
+    loop {
+        let Some(job) = state.queue.pop_front() else {
+            if state.closed {
+                break;
+            }
+            state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        };
+        let Job { operation, deadline, run, reply, _place: place } = job;
+        drop(place);
+        if shared.clock.now() >= deadline {
+            reply.refuse(fault::unreachable(operation, "no worker was free until the deadline"));
+            continue;
+        }
+        let number = state.next;
+        state.next += 1;
+        state.running.insert(number, Running { operation, deadline, reply, hung: false });
+        drop(state);
+
+        let ended = catch_unwind(AssertUnwindSafe(|| run(&mut seat)));
+        if ended.is_err() {
+            tracing::error!(operation, "a token worker panicked: its session is given up");
+            // Whatever state it was in, it is not used again.
+            std::mem::forget(std::mem::replace(&mut seat, (shared.make_seat)()));
+        }
+
+        state = lock(&shared.state);
+        let hung = state.running.remove(&number).is_some_and(|running| running.hung);
+        if hung {
+            state.hung -= 1;
+            shared.module.note_hung(false);
+            tracing::info!(operation, hung = state.hung, "a call that hung came back");
+            if state.alive >= shared.wanted {
+                drop(state);
+                seat.leave();
+                return;
+            }
+            state.alive += 1;
+        }
+    }
+    state.alive -= 1;
+    drop(state);
+    seat.leave();
+}
+
+fn watch<S: Seat>(shared: &Arc<Shared<S>>) {
+    let mut state = lock(&shared.state);
+    loop {
+        if state.closed && state.queue.is_empty() && state.running.is_empty() {
+            return;
+        }
+        let now = shared.clock.now();
+        abandon_overdue(shared, &mut state, now);
+        // Not the front alone: jobs have deadlines of different length (RSA keys are made for longer), and one that is overdue
+        // behind the front would make this loop spin with the lock held.
+        state.queue.retain(|job| {
+            let waits = job.deadline > now;
+            if !waits {
+                job.reply.refuse(fault::unreachable(job.operation, "no worker was free until the deadline"));
+            }
+            waits
+        });
+        let running = state.running.values().filter(|running| !running.hung).map(|running| running.deadline);
+        let next = running.chain(state.queue.iter().map(|job| job.deadline)).min();
+        let next = next.unwrap_or_else(|| now.plus(WATCH_IDLE));
+        (state, _) = wait_until(&shared.look, state, &shared.clock, next);
+    }
+}
+
+fn abandon_overdue<S: Seat>(shared: &Arc<Shared<S>>, state: &mut State<S>, now: Instant) {
+    let mut abandoned = 0;
+    for running in state.running.values_mut().filter(|running| !running.hung && running.deadline <= now) {
+        running.hung = true;
+        abandoned += 1;
+        running.reply.refuse(fault::unreachable(running.operation, "the token did not answer until the deadline"));
+        tracing::warn!(operation = running.operation, "a token call hangs: its worker is abandoned");
+    }
+    if abandoned == 0 {
+        return;
+    }
+    state.hung += abandoned;
+    state.alive -= abandoned.min(state.alive);
+    (0..abandoned).for_each(|_| shared.module.note_hung(true));
+    fill_places(shared, state);
+    if state.alive == 0 {
+        tracing::error!(hung = state.hung, "every token worker hangs: the process must be restarted");
+        for job in std::mem::take(&mut state.queue) {
+            job.reply.refuse(all_hang(job.operation, state.hung));
+        }
+    }
+}

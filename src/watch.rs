@@ -1,0 +1,298 @@
+//! The watch: asks the token for a proof of every KEK version in use, once per poll interval, and feeds the answers to
+//! the leases.
+//!
+//! It makes revocation quick; it is not what makes it certain. Were this whole file dead, every lease would end by the
+//! clock on the data path. So a watch that dies or stalls is started again and reported, and cannot extend anything.
+
+use crate::{
+    clock::Instant,
+    error::{Corrupt, Error},
+    keyring::{Keyring, Sample, Trouble, lease_verdict},
+    lease::{Lease, Phase, Verdict as LeaseVerdict},
+    name::KekVersion,
+    secret::Aek,
+    slot::{AekSlot, Leash},
+    telemetry::Event,
+    tend,
+    token::{TokenError, Verdict},
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::task::{AbortHandle, Id, JoinSet};
+
+/// The watch looks at its leases at least this often, so that a lease that ends is wiped within this time.
+const TICK: Duration = Duration::from_secs(1);
+/// The watch does not look more often than this, however many leases there are.
+const GRAIN: Duration = Duration::from_millis(5);
+/// A task that showed no sign of life for this long, beyond what a proof may take, is stalled.
+const STALL_MIN: Duration = Duration::from_secs(10);
+/// A proof is asked this much of the interval early at most, in thousandths, so that engines do not ask in step. Never
+/// late: promise 1 counts on the interval.
+const JITTER_PERMILLE: u64 = 200;
+/// How many AEKs a proof tries while each turns out to be damaged.
+const SAMPLES_MAX: usize = 3;
+/// A KEK version that was refused or silent for this long is asked less and less often …
+const BACK_OFF_AFTER: Duration = Duration::from_secs(10 * 60);
+/// … down to once in this time.
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+
+/// Starts the watch and the tending of slots. They end with the engine.
+pub(crate) fn start(keyring: &Arc<Keyring>) {
+    tokio::spawn(supervise(keyring.clone(), "watch", |keyring, beat, restarted| {
+        tokio::spawn(watch(keyring, beat, restarted)).abort_handle()
+    }));
+    tokio::spawn(supervise(keyring.clone(), "tend", |keyring, beat, _| {
+        tokio::spawn(tend::tend(keyring, beat)).abort_handle()
+    }));
+}
+
+/// When a task last showed life.
+#[derive(Debug, Default)]
+pub(crate) struct Beat(AtomicU64);
+
+impl Beat {
+    pub(crate) fn at(&self, now: Instant) {
+        self.0.store(now.as_nanos(), Ordering::SeqCst);
+    }
+
+    fn last(&self) -> Instant {
+        Instant::from_nanos(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// Runs a task for as long as the engine lives, and starts it again when it died or stalled.
+async fn supervise(keyring: Arc<Keyring>, name: &str, start: impl Fn(Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle) {
+    let stall = STALL_MIN.max(keyring.settings.poll_interval + keyring.settings.call_timeout);
+    let mut restarted = false;
+    loop {
+        let beat = Arc::new(Beat::default());
+        beat.at(keyring.clock.now());
+        let task = start(keyring.clone(), beat.clone(), restarted);
+        restarted = true;
+        let why = loop {
+            let now = keyring.clock.now();
+            keyring.clock.sleep_until(now.plus(TICK)).await;
+            if keyring.is_closed() {
+                task.abort();
+                return;
+            }
+            if task.is_finished() {
+                break "died";
+            }
+            // After a suspend everybody is late: the task gets a tick to show life.
+            if beat.last() < now && now.since(beat.last()) > stall {
+                task.abort();
+                break "stalled";
+            }
+        };
+        keyring.teller.tell(Event::WatchRestarted { why: format!("the task `{name}` {why}") });
+    }
+}
+
+async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
+    let mut turns: HashMap<KekVersion, Turn> = HashMap::new();
+    if restarted {
+        // Nobody knows how long the watch before this one was dead: all are due now.
+        turns.extend(keyring.leashes().iter().map(|leash| (leash.kek().clone(), Turn { last: None, early: 0 })));
+    }
+    let mut asking = JoinSet::new();
+    let mut asked: HashMap<Id, KekVersion> = HashMap::new();
+    let mut hung = keyring.token.workers().hung;
+    let mut turn = 0_usize;
+    loop {
+        let now = keyring.clock.now();
+        beat.at(now);
+        if keyring.is_closed() {
+            return;
+        }
+        tell_of_lost_workers(&keyring, &mut hung);
+        let mut next = now.plus(TICK);
+        for leash in keyring.leashes() {
+            let kek = leash.kek();
+            if asked.values().any(|busy| busy == kek) {
+                continue;
+            }
+            keyring.catch_up(&leash);
+            let lease = leash.lease();
+            if lease.end() > now {
+                next = next.min(lease.end());
+            }
+            let mut begin = || Turn { last: Some(now), early: keyring.jitter.below(JITTER_PERMILLE) };
+            let at = turns.entry(kek.clone()).or_insert_with(&mut begin).due(&keyring, &lease, now);
+            if at > now {
+                next = next.min(at);
+                continue;
+            }
+            turns.insert(kek.clone(), begin());
+            // Whatever comes of the proof: the store may have failed, and there may be nobody to prove with.
+            keyring.save_if_needed(&leash);
+            if leash.member(0).is_none() {
+                if keyring.forget_unused(&leash) {
+                    turns.remove(kek);
+                }
+                continue;
+            }
+            turn = turn.wrapping_add(1);
+            let task = asking.spawn(ask(keyring.clone(), leash.clone(), turn));
+            asked.insert(task.id(), kek.clone());
+        }
+        tokio::select! {
+            biased; // every branch leads to the same look around, and a simulation sees the same again
+            () = keyring.clock.sleep_until(next.max(now.plus(GRAIN))) => {}
+            () = keyring.stir.notified() => {}
+            Some(done) = asking.join_next_with_id() => {
+                let id = done.as_ref().map_or_else(tokio::task::JoinError::id, |(id, ())| *id);
+                // One that panicked is asked again when it is due, like any other.
+                if let (Some(kek), Err(_)) = (asked.remove(&id), &done) {
+                    let why = format!("the proof of KEK {kek} died");
+                    keyring.teller.tell(Event::WatchRestarted { why });
+                }
+            }
+        }
+    }
+}
+
+/// When a KEK version was last asked (`None`: nobody knows), and how much of its interval early it is asked next.
+struct Turn {
+    last: Option<Instant>,
+    early: u64,
+}
+
+impl Turn {
+    /// When it is asked next, as its lease stands now: the back-off of a denial must not outlast the denial, because a
+    /// lease that was granted again is in use again, and promise 1 counts on the interval.
+    fn due(&self, keyring: &Keyring, lease: &Lease, now: Instant) -> Instant {
+        let poll = keyring.settings.poll_interval;
+        let backed_off = match lease.phase() {
+            Phase::Denied { since } | Phase::Lapsed { since } => {
+                let doublings = now.since(since).as_secs() / BACK_OFF_AFTER.as_secs().max(1);
+                poll.saturating_mul(1_u32 << doublings.min(6)).min(BACK_OFF_MAX).max(poll)
+            }
+            _ => poll,
+        };
+        let interval = backed_off - backed_off.mul_f64(self.early as f64 / 1000.0);
+        self.last.map_or(now, |last| last.plus(interval))
+    }
+}
+
+fn tell_of_lost_workers(keyring: &Keyring, hung: &mut usize) {
+    let workers = keyring.token.workers();
+    if workers.hung > *hung {
+        keyring.teller.tell(Event::WorkerLost { workers });
+    }
+    *hung = workers.hung;
+}
+
+/// What a proof brought to light.
+enum Learned {
+    /// An AEK was unwrapped and verified; of this slot, if somebody still has it.
+    Proof(Option<Arc<AekSlot>>, Aek),
+    /// The token failed.
+    Trouble(TokenError),
+    /// Another key stands in the place of the KEK.
+    Replaced,
+    /// The records are at fault, or gone: nothing about the KEK.
+    Nothing(Error),
+}
+
+/// One proof, within `call_timeout` in all.
+async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) {
+    let epoch = keyring.asking(&leash);
+    let asked = keyring.clock.now();
+    let deadline = asked.plus(keyring.settings.call_timeout);
+    let learned = keyring.clock.until(deadline, prove(&keyring, &leash, turn)).await;
+    match learned {
+        Some(Learned::Proof(slot, aek)) => {
+            keyring.feed(&leash, LeaseVerdict::Granted { asked, epoch }, None);
+            // The sample's own unwrap renews its TTL, if somebody used it: proofs keep no idle account in memory.
+            // Refused only by a denial that came in between.
+            if let Some(slot) = slot.filter(|slot| slot.is_in_use() || slot.is_wanted()) {
+                let _ = keyring.admit(&slot, &aek, epoch, asked);
+            }
+        }
+        Some(Learned::Replaced) => {
+            keyring.teller.tell(Event::KekReplaced { kek: leash.kek().clone() });
+            keyring.feed(&leash, LeaseVerdict::Denied, Some(&replaced()));
+        }
+        Some(Learned::Trouble(trouble)) => {
+            if let Some(verdict) = lease_verdict(&leash, &trouble) {
+                keyring.feed(&leash, verdict, Some(&trouble));
+            }
+        }
+        Some(Learned::Nothing(error)) => tracing::warn!(kek = %leash.kek(), %error, "no record to prove the KEK with"),
+        None => keyring.feed(&leash, LeaseVerdict::Unreachable, Some(&silent(keyring.settings.call_timeout))),
+    }
+}
+
+/// Unwraps the AEK of a member, another one with each turn; of the next ones, where a record turns out to be damaged.
+async fn prove(keyring: &Keyring, leash: &Leash, turn: usize) -> Learned {
+    if turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize)
+        && let Err(trouble) = keyring.token.renew_context().await
+    {
+        // An outage says so; anything else (a worker hangs, so the module cannot be renewed) leaves the usual proof.
+        tracing::warn!(%trouble, "the token's context could not be renewed for a fresh proof");
+        if trouble.verdict == Verdict::Unreachable {
+            return Learned::Trouble(trouble);
+        }
+    }
+    let mut last = Error::NotFound(format!("an account under KEK {}", leash.kek()));
+    let mut other_key = false;
+    for sample in 0..SAMPLES_MAX {
+        let Some(slot) = leash.member(turn.wrapping_add(sample)) else { break };
+        let Sample { account, wrapped, slot } = match keyring.wrapped_for_proof(slot).await {
+            Ok(sample) => sample,
+            Err(error) => {
+                last = error;
+                continue;
+            }
+        };
+        match keyring.unwrap_verified(&account, &wrapped).await {
+            Ok(aek) if !slot.as_ref().is_some_and(|slot| slot.differs_from(&aek)) => {
+                keyring.keep_sample(leash.kek(), &account, &wrapped);
+                return Learned::Proof(slot, aek);
+            }
+            // One record that was moved is that account's trouble; the next sample tells it from another KEK.
+            Ok(_) | Err(Trouble::OtherKey) => other_key = true,
+            Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => {
+                last = Corrupt::WrappedAek(format!("account {account}")).into();
+            }
+            Err(Trouble::Token(trouble)) => return Learned::Trouble(trouble),
+        }
+    }
+    if other_key {
+        return Learned::Replaced;
+    }
+    // Every record that was tried is gone, moved or damaged. The last one that was proved is still a wrapped AEK of this KEK
+    // version, and as good a question: without it a denial would go unnoticed.
+    let Some((account, wrapped)) = keyring.sample(leash.kek()) else { return Learned::Nothing(last) };
+    match keyring.unwrap_verified(&account, &wrapped).await {
+        Ok(aek) => Learned::Proof(None, aek),
+        Err(Trouble::OtherKey) => Learned::Replaced,
+        Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => Learned::Nothing(last),
+        Err(Trouble::Token(trouble)) => Learned::Trouble(trouble),
+    }
+}
+
+fn replaced() -> TokenError {
+    TokenError {
+        verdict: Verdict::Denied,
+        operation: "proof",
+        what: "the token gave other bytes than the AEK: another key stands in the KEK's place".into(),
+        remedy: "restore the KEK in the token from its backup; never replace a KEK under its CKA_ID".into(),
+    }
+}
+
+fn silent(call_timeout: Duration) -> TokenError {
+    TokenError {
+        verdict: Verdict::Unreachable,
+        operation: "proof",
+        what: format!("no answer within {} ms", call_timeout.as_millis()),
+        remedy: "see whether the token is reachable; service goes on until grace ends".into(),
+    }
+}

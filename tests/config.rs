@@ -1,0 +1,341 @@
+//! Settings and configuration: what breaks a promise is refused by name, and what is misspelt is never a default.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // helpers of tests
+
+use keyleash::{
+    Error,
+    config::{
+        CACHED_AEKS_MAX, CONFIG_BYTES_MAX, Config, ConfigFile, PinSource, STORE_DEFAULT, Settings, TokenSelector,
+        WORKERS_DEFAULT,
+    },
+    secret::MemlockPolicy,
+};
+use proptest::prelude::*;
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Duration};
+
+const MS: Duration = Duration::from_millis(1);
+const S: Duration = Duration::from_secs(1);
+const MIN: Duration = Duration::from_secs(60);
+
+fn text_of(error: Error) -> String {
+    assert!(matches!(error, Error::Misconfigured(_)), "{error}");
+    error.to_string()
+}
+
+fn with(change: impl FnOnce(&mut Settings)) -> Settings {
+    let mut settings = Settings::default();
+    change(&mut settings);
+    settings
+}
+
+#[test]
+fn the_defaults_keep_every_promise_without_a_warning() {
+    let settings = Settings::default();
+    settings.validate().unwrap();
+    assert_eq!(settings.warnings(), Vec::<String>::new());
+    assert_eq!((settings.poll_interval, settings.call_timeout), (15 * S, 5 * S));
+    assert_eq!((settings.grace, settings.aek_ttl), (30 * MIN, 10 * MIN));
+}
+
+#[test]
+fn a_broken_bound_names_the_setting_the_value_the_bound_and_the_promise() {
+    type Case = (fn(&mut Settings), [&'static str; 4]);
+    let cases: [Case; 13] = [
+        (|s| s.poll_interval = 999 * MS, ["poll_interval", "999 ms", "1 s to 1 min", "promise 3"]),
+        (|s| s.poll_interval = 61 * S, ["poll_interval", "61 s", "1 s to 1 min", "promise 2"]),
+        (|s| s.call_timeout = 99 * MS, ["call_timeout", "99 ms", "100 ms to 1 min", "promise 3"]),
+        (|s| s.call_timeout = 61 * S, ["call_timeout", "61 s", "100 ms to 1 min", "promise 1"]),
+        (|s| s.call_timeout = 16 * S, ["call_timeout", "16 s", "at most poll_interval (15 s)", "promise 1"]),
+        (|s| s.grace = 19 * S, ["grace", "19 s", "at least poll_interval + call_timeout (20 s)", "promise 3"]),
+        (|s| s.grace = 60 * MIN, ["grace", "60 min", "at most 3580 s", "promise 1"]),
+        (|s| s.grace = Duration::MAX, ["grace", "", "at most 3580 s", "promise 1"]),
+        (|s| s.aek_ttl = Duration::ZERO, ["aek_ttl", "0 s", "more than 0", "no AEK"]),
+        (|s| s.aek_ttl = 31 * MIN, ["aek_ttl", "31 min", "at most grace (30 min)", "promise 1"]),
+        (|s| s.resume_rate = 0, ["resume_rate", "0", "at least 1", "promise 2"]),
+        (|s| s.max_cached_aeks = 0, ["max_cached_aeks", "0", "1 to 100000000", "promise 6"]),
+        (|s| s.max_cached_aeks = CACHED_AEKS_MAX + 1, ["max_cached_aeks", "100000001", "1 to 100000000", "promise 6"]),
+    ];
+    for (change, words) in cases {
+        let text = text_of(with(change).validate().unwrap_err());
+        for word in words {
+            assert!(text.contains(word), "{text} should say {word}");
+        }
+    }
+}
+
+#[test]
+fn every_bound_itself_is_allowed() {
+    for settings in [
+        with(|s| (s.poll_interval, s.call_timeout) = (S, S)),
+        with(|s| (s.poll_interval, s.call_timeout) = (MIN, MIN)),
+        with(|s| s.call_timeout = 100 * MS),
+        with(|s| s.call_timeout = s.poll_interval),
+        with(|s| (s.grace, s.aek_ttl) = (20 * S, 20 * S)),
+        with(|s| s.grace = 60 * MIN - 20 * S),
+        with(|s| s.aek_ttl = s.grace),
+        with(|s| s.aek_ttl = Duration::from_nanos(1)),
+        with(|s| (s.resume_rate, s.max_cached_aeks) = (1, 1)),
+        with(|s| s.max_cached_aeks = CACHED_AEKS_MAX),
+    ] {
+        settings.validate().unwrap_or_else(|error| panic!("{settings:?}: {error}"));
+    }
+}
+
+proptest! {
+    /// Promise 1 as arithmetic: no configuration that is accepted can break the hour, or the proof's own bound.
+    #[test]
+    fn whatever_is_accepted_keeps_the_hour(poll in 0..70_000_u64, call in 0..70_000_u64, grace in 0..4_000_000_u64, ttl in 0..4_000_000_u64) {
+        let settings = with(|s| (s.poll_interval, s.call_timeout, s.grace, s.aek_ttl) =
+            (poll as u32 * MS, call as u32 * MS, grace as u32 * MS, ttl as u32 * MS));
+        let keeps = settings.grace + settings.poll_interval + settings.call_timeout <= 60 * MIN
+            && settings.call_timeout <= settings.poll_interval && settings.poll_interval <= 60 * S && poll >= 1000
+            && call >= 100 && poll + call <= grace && ttl > 0 && ttl <= grace;
+        prop_assert_eq!(settings.validate().is_ok(), keeps);
+    }
+}
+
+#[test]
+fn a_rate_that_cannot_resume_every_account_in_time_is_said_with_the_numbers_to_set() {
+    let settings = with(|s| s.resume_rate = 200);
+    settings.validate().unwrap();
+    let warnings = settings.warnings();
+    assert_eq!(warnings.len(), 1);
+    for word in
+        ["1000000 accounts", "84 min", "200 unwraps/s", "30 min", "resume_rate to 556", "max_cached_aeks to 360000"]
+    {
+        assert!(warnings[0].contains(word), "{} should say {word}", warnings[0]);
+    }
+    assert_eq!(settings.resumption_warning(360_000), None);
+    assert!(settings.resumption_warning(360_001).unwrap().contains("31 min"));
+    assert_eq!(with(|s| s.resume_rate = 556).warnings(), Vec::<String>::new());
+}
+
+const WHOLE: &str = r#"# every key that there is
+[token]
+module = "/usr/lib/softhsm/libsofthsm2.so"
+label = "production"
+pin_file = "/run/secrets/pin"
+workers = 0x8
+
+[store]
+path = "keys.redb"
+
+[lease]
+poll_interval = "20s"
+call_timeout = "2500ms"
+grace = "20 min"
+aek_ttl = "5m"
+resume_rate = 1_000
+fresh_proof_every = 7
+
+[cache]
+max_cached_aeks = 50_000
+memlock = "refuse"
+"#;
+
+fn parse(text: &str) -> Result<ConfigFile, Error> {
+    ConfigFile::parse(text, "keyleash.toml")
+}
+
+/// The file with these variables over it.
+fn layered(text: &str, variables: &[(&str, &str)]) -> Result<Config, Error> {
+    let find = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
+    let names = variables.iter().map(|(name, _)| OsString::from(name)).chain(["PATH".into(), "HOME".into()]);
+    parse(text)?.overlay(names, find)?.resolve()
+}
+
+#[test]
+fn every_key_of_the_file_arrives() {
+    let config = layered(WHOLE, &[]).unwrap();
+    assert_eq!(config.token.module, Some("/usr/lib/softhsm/libsofthsm2.so".into()));
+    assert_eq!(config.token.selector, Some(TokenSelector::Label("production".into())));
+    assert_eq!(config.token.pin, Some(PinSource::File("/run/secrets/pin".into())));
+    assert_eq!((config.token.workers, config.store), (8, PathBuf::from("keys.redb")));
+    let settings = Settings {
+        poll_interval: 20 * S,
+        call_timeout: 2500 * MS,
+        grace: 20 * MIN,
+        aek_ttl: 5 * MIN,
+        resume_rate: 1000,
+        max_cached_aeks: 50_000,
+        memlock: MemlockPolicy::Refuse,
+        fresh_proof_every: 7,
+    };
+    assert_eq!(config.settings, settings);
+}
+
+#[test]
+fn without_a_word_the_defaults_hold() {
+    let config = layered("", &[]).unwrap();
+    assert_eq!(config.settings, Settings::default());
+    assert_eq!(config.store, PathBuf::from(STORE_DEFAULT));
+    assert_eq!((config.token.module, config.token.selector, config.token.pin), (None, None, None));
+    assert_eq!(config.token.workers, WORKERS_DEFAULT);
+}
+
+#[test]
+fn every_variable_stands_over_the_file() {
+    let variables = [
+        ("KEYLEASH_MODULE", "/m.so"),
+        ("KEYLEASH_TOKEN_SLOT", "7"),
+        ("KEYLEASH_PIN_ENV", "HSM_PIN"),
+        ("KEYLEASH_WORKERS", "2"),
+        ("KEYLEASH_STORE", "/var/k.redb"),
+        ("KEYLEASH_POLL_INTERVAL", "10s"),
+        ("KEYLEASH_CALL_TIMEOUT", "1s"),
+        ("KEYLEASH_GRACE", "10 min"),
+        ("KEYLEASH_AEK_TTL", "60s"),
+        ("KEYLEASH_RESUME_RATE", "300"),
+        ("KEYLEASH_MAX_CACHED_AEKS", "1000"),
+        ("KEYLEASH_MEMLOCK", "warn"),
+        ("KEYLEASH_CONFIG", "read elsewhere"),
+    ];
+    let config = layered(WHOLE, &variables).unwrap();
+    assert_eq!(config.token.module, Some("/m.so".into()));
+    assert_eq!(config.token.selector, Some(TokenSelector::Slot(7)), "it takes the place of the file's label");
+    assert_eq!(config.token.pin, Some(PinSource::Env("HSM_PIN".into())), "it takes the place of the file's pin_file");
+    assert_eq!((config.token.workers, config.store), (2, PathBuf::from("/var/k.redb")));
+    let settings = Settings {
+        poll_interval: 10 * S,
+        call_timeout: S,
+        grace: 10 * MIN,
+        aek_ttl: MIN,
+        resume_rate: 300,
+        max_cached_aeks: 1000,
+        memlock: MemlockPolicy::Warn,
+        fresh_proof_every: 7,
+    };
+    assert_eq!(config.settings, settings);
+    for (name, selector) in [
+        ("KEYLEASH_TOKEN_LABEL", TokenSelector::Label("x".into())),
+        ("KEYLEASH_TOKEN_SERIAL", TokenSelector::Serial("x".into())),
+    ] {
+        assert_eq!(layered(WHOLE, &[(name, "x")]).unwrap().token.selector, Some(selector));
+    }
+    let bounds = text_of(layered(WHOLE, &[("KEYLEASH_GRACE", "2h")]).unwrap_err());
+    assert!(bounds.contains("grace is 120 min") && bounds.contains("promise 1"), "{bounds}");
+}
+
+#[test]
+fn the_pin_itself_is_named_and_never_read() {
+    let names = [OsString::from("KEYLEASH_PIN")];
+    let lookup = |name: &str| {
+        assert_ne!(name, "KEYLEASH_PIN", "the PIN was read");
+        None
+    };
+    let config = parse(WHOLE).unwrap().overlay(names, lookup).unwrap().resolve().unwrap();
+    assert_eq!(config.token.pin, Some(PinSource::Env("KEYLEASH_PIN".into())));
+    let own = layered("[token]\npin_env = \"KEYLEASH_MY_PIN\"", &[("KEYLEASH_MY_PIN", "1234")]).unwrap();
+    assert_eq!(own.token.pin, Some(PinSource::Env("KEYLEASH_MY_PIN".into())), "a variable that pin_env names is known");
+
+    let two = text_of(layered("", &[("KEYLEASH_PIN", "1234"), ("KEYLEASH_PIN_FILE", "/p")]).unwrap_err());
+    assert!(two.contains("given twice") && !two.contains("1234"), "{two}");
+    for text in
+        ["[token]\npin = \"1234\"", "[token]\npin_env = \"1234\"", "[token]\npin_env = 1234", "[token]\npin \"1234\""]
+    {
+        let error = text_of(layered(text, &[]).unwrap_err());
+        assert!(error.contains("keyleash.toml line 2") && !error.contains("1234"), "{error}");
+    }
+    let error = text_of(layered("", &[("KEYLEASH_PIN_ENV", "12-34")]).unwrap_err());
+    assert!(error.contains("not the PIN") && !error.contains("12-34"), "{error}");
+}
+
+#[test]
+fn what_is_wrong_in_the_file_is_named_with_its_line() {
+    let cases = [
+        ("[lease]\npoll_intervall = \"15s\"", 2, "did you mean poll_interval?"),
+        ("[lease]\n\n\ngarce = \"15s\"", 4, "did you mean grace?"),
+        ("[lease]\nwhatever = 1", 2, "known are poll_interval, call_timeout, grace, aek_ttl, resume_rate"),
+        ("[lease]\nmax_cached_aeks = 5", 2, "belongs in [cache]"),
+        ("[leas]\n", 1, "did you mean lease?"),
+        ("[[token]]\nlabel = \"a\"", 1, "token is a section"),
+        ("token = 3", 1, "token is a section"),
+        ("\ngrace = \"15s\"\n", 2, "belongs in [lease]"),
+        ("\ngrase = \"15s\"\n", 2, "did you mean grace?"),
+        ("[x.y]\nz = 1", 1, "there is no section [x]"),
+        ("[lease]\ngrace = 15", 2, "write \"15s\""),
+        ("[lease]\ngrace = 1.5", 2, "has no unit"),
+        ("[lease]\ngrace = \"15\"", 2, "15 has no unit; write \"15s\" for seconds, \"15 min\""),
+        ("[lease]\ngrace = \"15 sec\"", 2, "\"30 min\""),
+        ("[lease]\ngrace = \"1.5h\"", 2, "whole number and a unit"),
+        ("[lease]\ngrace = \"-1s\"", 2, "whole number and a unit"),
+        ("[lease]\ngrace = \"\"", 2, "is empty"),
+        ("[lease]\ngrace = \"99999999999999999999s\"", 2, "whole number and a unit"),
+        ("[lease]\ngrace = \"18446744073709551615h\"", 2, "whole number and a unit"),
+        ("[lease]\ngrace = true", 2, "must be a string in quotes, this is of type boolean"),
+        ("[lease]\nresume_rate = \"200\"", 2, "whole number without quotes, this is of type string"),
+        ("[lease]\nresume_rate = -1", 2, "whole numbers from 0 to 4294967295"),
+        ("[lease]\nresume_rate = 4294967296", 2, "is 4294967296; allowed"),
+        ("[lease]\nresume_rate = 1e3", 2, "of type float"),
+        ("[token]\nworkers = 0", 2, "from 1 to 30"),
+        ("[token]\nworkers = 65", 2, "from 1 to 30"),
+        ("[token]\nslot = 99999999999999999999999999999999999999999999", 2, "no whole number"),
+        ("[token]\nlabel = \"\"", 2, "is empty"),
+        ("[token]\nlabel = \"123456789012345678901234567890123\"", 2, "33 bytes, tokens have at most 32"),
+        ("[token]\nlabel = \"a\"\nserial = \"b\"", 3, "named twice"),
+        ("[token]\npin_file = \"a\"\npin_env = \"b\"", 3, "given twice"),
+        ("[token]\nmodule = 1", 2, "must be a string"),
+        ("[store]\npath = [\"a\"]", 2, "of type array"),
+        ("[cache]\nmemlock = \"maybe\"", 2, "\"warn\" or \"refuse\""),
+        ("[store]\npath = \"a\"\npath = \"b\"", 3, "duplicate"),
+        ("[store\n", 1, ""),
+        ("[lease]\nb = 1\na = 1", 2, "there is no key b"),
+    ];
+    for (text, line, words) in cases {
+        let error = text_of(parse(text).unwrap_err());
+        assert!(error.contains(&format!("keyleash.toml line {line}: ")), "{text:?}: {error}");
+        assert!(error.contains(words), "{text:?}: {error}");
+    }
+    // A value out of bounds is the settings' affair.
+    let error = text_of(layered("[lease]\npoll_interval = \"2 min\"", &[]).unwrap_err());
+    assert!(error.contains("poll_interval is 2 min"), "{error}");
+}
+
+#[test]
+fn what_is_wrong_in_the_environment_is_named_with_its_variable() {
+    for (name, value, words) in [
+        ("KEYLEASH_GRASE", "30 min", "did you mean KEYLEASH_GRACE?"),
+        ("KEYLEASH_TOKEN_LABLE", "x", "did you mean KEYLEASH_TOKEN_LABEL?"),
+        ("KEYLEASH_GRACE", "30", "30 has no unit"),
+        ("KEYLEASH_WORKERS", "four", "is four; allowed are whole numbers from 1 to 30"),
+        ("KEYLEASH_STORE", "", "is empty"),
+        ("KEYLEASH_TOKEN_SLOT", "-1", "whole numbers"),
+    ] {
+        let error = text_of(layered(WHOLE, &[(name, value)]).unwrap_err());
+        assert!(error.contains(&format!("environment variable {name}: ")) && error.contains(words), "{error}");
+    }
+    let two = [("KEYLEASH_TOKEN_LABEL", "a"), ("KEYLEASH_TOKEN_SERIAL", "b")];
+    assert!(text_of(layered("", &two).unwrap_err()).contains("named twice"));
+
+    let bytes = OsString::from_vec(vec![b'/', 0xff]);
+    let lookup = |wanted: &'static str| {
+        let bytes = bytes.clone();
+        move |name: &str| (name == wanted).then(|| bytes.clone())
+    };
+    let error = text_of(parse("").unwrap().overlay([], lookup("KEYLEASH_TOKEN_LABEL")).unwrap_err());
+    assert!(error.contains("KEYLEASH_TOKEN_LABEL: is not UTF-8"), "{error}");
+    let config = parse("").unwrap().overlay([], lookup("KEYLEASH_STORE")).unwrap().resolve().unwrap();
+    assert_eq!(config.store.into_os_string(), bytes, "a path may be any bytes");
+}
+
+#[test]
+fn a_file_that_is_missing_too_long_or_no_text_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keyleash.toml");
+    assert!(matches!(ConfigFile::read(&path), Err(Error::NotFound(text)) if text.contains("keyleash.toml")));
+    std::fs::write(&path, WHOLE).unwrap();
+    assert_eq!(ConfigFile::read(&path).unwrap(), parse(WHOLE).unwrap());
+    std::fs::write(&path, "#".repeat(CONFIG_BYTES_MAX)).unwrap();
+    ConfigFile::read(&path).unwrap();
+    std::fs::write(&path, "#".repeat(CONFIG_BYTES_MAX + 1)).unwrap();
+    assert!(text_of(ConfigFile::read(&path).unwrap_err()).contains("longer than 65536 bytes"));
+    std::fs::write(&path, b"# \xff").unwrap();
+    assert!(text_of(ConfigFile::read(&path).unwrap_err()).contains("cannot be read"));
+    assert!(text_of(ConfigFile::read(directory.path()).unwrap_err()).contains("cannot be read"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_parser_panic(text in "(\\[|\\]|=|\"|[a-z_]{1,5}|token|lease|grace|[0-9]{1,3}|\\.|\n| |#|é){0,30}") {
+        let _ = parse(&text);
+    }
+}

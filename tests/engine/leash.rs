@@ -1,0 +1,335 @@
+//! The leash: revocation, outage, resumption, TTL, as callers see them; and the classic mistakes of others, by name.
+
+use super::*;
+use keyleash::{
+    Error,
+    account::State,
+    lease::{Change, Phase},
+    telemetry::Event,
+    token::scripted::{Act, Call},
+};
+
+fn seal(account: &Account) -> keyleash::Result<()> {
+    account.seal_in_place(1_u64, &mut [0; 64]).map(drop)
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_disabled_kek_is_denied_within_poll_interval_and_call_timeout_and_resumes_within_one_interval() {
+    let rig = Rig::new().await;
+    let (one, other) = (rig.account("a").await, rig.account("b").await);
+    let mut events = rig.engine.events();
+    rig.pass(40 * SECOND).await;
+    seal(&one).unwrap();
+    rig.script.disable(&rig.kek_id);
+    rig.pass(15 * SECOND).await;
+    for account in [&one, &other] {
+        let error = seal(account).unwrap_err();
+        assert!(matches!(error, Error::Denied(_)), "{error}");
+        assert!(matches!(account.state(), State::Refused(Error::Denied(_))));
+    }
+    assert_eq!(rig.engine.status().await.leases[0].filled_slots, 0, "wiped");
+    rig.script.enable(&rig.kek_id);
+    rig.pass(16 * SECOND).await;
+    seal(&one).unwrap();
+    seal(&other).unwrap();
+    let mut changes = Vec::new();
+    while let Some(event) = events.try_next() {
+        if let Event::Lease { change, .. } = event {
+            changes.push(change);
+        }
+    }
+    assert_eq!(changes, [Change::Denied, Change::Resuming, Change::Resumed]);
+}
+
+#[tokio::test]
+async fn an_outage_within_grace_disturbs_nobody_and_beyond_it_fails_closed_with_its_own_error() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.pass(20 * SECOND).await;
+    rig.script.set_unreachable(true);
+    rig.pass(29 * MINUTE).await; // far beyond the TTL of 10 min
+    seal(&account).unwrap();
+    assert!(matches!(rig.engine.status().await.leases[0].phase, Phase::Grace { .. }));
+    rig.pass(MINUTE + SECOND).await;
+    let error = seal(&account).unwrap_err();
+    assert!(matches!(error, Error::Lapsed(_)), "{error}");
+    assert_eq!(rig.engine.status().await.leases[0].filled_slots, 0, "wiped");
+    rig.script.set_unreachable(false);
+    rig.pass(MINUTE).await;
+    seal(&account).unwrap();
+}
+
+#[tokio::test]
+async fn an_aek_whose_ttl_passed_in_an_outage_is_refreshed_without_anybody_finding_it_cold() {
+    let rig = Rig::new().await;
+    let accounts = [rig.account("a").await, rig.account("b").await, rig.account("c").await];
+    rig.pass(20 * SECOND).await;
+    rig.script.set_unreachable(true);
+    for _ in 0..25 {
+        rig.pass(MINUTE).await;
+        accounts.iter().for_each(|account| seal(account).unwrap());
+    }
+    rig.script.set_unreachable(false);
+    for _ in 0..240 {
+        rig.pass_by(Duration::from_millis(500), Duration::from_millis(50)).await;
+        accounts.iter().for_each(|account| seal(account).unwrap());
+    }
+    let before = rig.script.calls(Call::Unwrap);
+    rig.pass(15 * MINUTE).await;
+    assert!(accounts.iter().all(|account| matches!(seal(account), Err(Error::Cold { .. }))), "and the TTL binds again");
+    assert!(rig.script.calls(Call::Unwrap) - before <= 15 * 60 / 12 + 4);
+}
+
+#[tokio::test]
+async fn a_cold_account_in_an_outage_is_unreachable_not_denied() {
+    let mut rig = Rig::new().await;
+    rig.account("a").await;
+    rig.restart();
+    rig.script.set_unreachable(true);
+    let error = rig.engine.account(&account_id("a")).await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable(_)), "{error}");
+    rig.script.set_unreachable(false);
+    rig.pass(2 * SECOND).await;
+    rig.engine.account(&account_id("a")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_not_readmitted_by_a_later_outage() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.script.disable(&rig.kek_id);
+    rig.pass(20 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))));
+    rig.script.set_unreachable(true);
+    for _ in 0..120 {
+        rig.pass(MINUTE).await;
+        assert!(matches!(seal(&account), Err(Error::Denied(_))));
+    }
+}
+
+#[tokio::test]
+async fn denial_is_sticky_across_restarts() {
+    let mut rig = Rig::new().await;
+    drop(rig.account("a").await);
+    let account = rig.engine.account(&account_id("a")).await.unwrap();
+    rig.script.disable(&rig.kek_id);
+    rig.pass(20 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))));
+    drop(account);
+    rig.script.set_unreachable(true);
+    rig.restart();
+    let error = rig.engine.account(&account_id("a")).await.unwrap_err();
+    assert!(matches!(error, Error::Denied(_)), "{error}");
+    rig.script.set_unreachable(false);
+    rig.script.enable(&rig.kek_id);
+    rig.pass(2 * SECOND).await;
+    seal(&rig.engine.account(&account_id("a")).await.unwrap()).unwrap();
+    rig.restart();
+    rig.script.set_unreachable(true);
+    let error = rig.engine.account(&account_id("a")).await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable(_)), "the denial is over and forgotten: {error}");
+}
+
+/// kubernetes#138950: a write key went on being renewed while its KMS plugin reported unhealthy.
+#[tokio::test]
+async fn a_lease_is_not_renewed_by_use_while_the_token_is_silent() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.script.set_unreachable(true);
+    let mut last_success = Duration::ZERO;
+    let mut passed = Duration::ZERO;
+    while passed < 40 * MINUTE {
+        if seal(&account).is_ok() {
+            last_success = passed;
+        }
+        let _ = rig.engine.account(&account_id("a")).await;
+        rig.pass(10 * SECOND).await;
+        passed += 10 * SECOND;
+    }
+    assert!(last_success < 30 * MINUTE, "{last_success:?}");
+    assert!(last_success >= 29 * MINUTE, "an outage is not a revocation: {last_success:?}");
+}
+
+/// A time-out that became a permanent wrong-key error (TiKV's encryption).
+#[tokio::test]
+async fn a_timeout_is_not_a_wrong_key() {
+    let mut rig = Rig::new().await;
+    rig.account("a").await;
+    rig.restart();
+    rig.script.push(Call::Unwrap, Act::Hang);
+    let open = {
+        let engine = rig.engine.clone();
+        tokio::spawn(async move { engine.account(&account_id("a")).await })
+    };
+    settle().await;
+    rig.pass(6 * SECOND).await;
+    let error = open.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Unreachable(_)), "{error}");
+    rig.pass(2 * SECOND).await;
+    rig.engine.account(&account_id("a")).await.unwrap();
+}
+
+/// Reads that extend a TTL (moka's idle time, and many a cache).
+#[tokio::test]
+async fn a_ttl_is_not_extended_by_reads() {
+    let rig = Rig::with(Settings { fresh_proof_every: 1000, ..Settings::default() }).await;
+    let (sample, account) = (rig.account("sample").await, rig.account("a").await);
+    // Proofs go on (the token answers), but the refresh ahead of the TTL finds only damaged bytes for `a`.
+    let before = rig.script.calls(Call::Unwrap);
+    let mut reads = 0;
+    for _ in 0..30 {
+        rig.pass(MINUTE).await;
+        reads += u32::from(seal(&account).is_ok()) + u32::from(seal(&sample).is_ok());
+    }
+    assert_eq!(reads, 60, "an account in use is refreshed ahead of its TTL, so that no caller waits");
+    let proofs = 30 * 60 / 12;
+    let unwraps = rig.script.calls(Call::Unwrap) - before;
+    assert!(unwraps >= 6, "each AEK was unwrapped anew, whatever read it: {unwraps}");
+    assert!(unwraps <= proofs + 3 * 6 + 10, "but not with every read: {unwraps}");
+}
+
+#[tokio::test]
+async fn an_account_that_nobody_used_for_a_ttl_is_wiped_and_costs_the_token_nothing() {
+    let rig = Rig::new().await;
+    let mut idle = Vec::new();
+    for n in 0..50 {
+        idle.push(rig.account(&format!("idle-{n}")).await);
+    }
+    rig.pass(12 * MINUTE).await;
+    let status = rig.engine.status().await;
+    assert!(status.leases[0].filled_slots <= 2, "{:?}", status.leases);
+    let before = rig.script.calls(Call::Unwrap);
+    rig.pass(10 * MINUTE).await;
+    assert!(rig.script.calls(Call::Unwrap) - before <= 10 * 60 / 12 + 1, "proofs alone");
+    assert!(matches!(seal(&idle[7]), Err(Error::Cold { .. })));
+    assert_eq!(idle[7].state(), State::Cold);
+    idle[7].ready().await.unwrap();
+    seal(&idle[7]).unwrap();
+}
+
+/// A denial that shut a whole service instead of the one customer's data.
+#[tokio::test]
+async fn a_denied_kek_denies_its_own_accounts_alone() {
+    let rig = Rig::new().await;
+    let other_kek = KekName::new("other").unwrap();
+    rig.engine.create_kek(&other_kek, Profile::AesGcm, false).await.unwrap();
+    let mine = rig.account("mine").await;
+    let theirs = rig.engine.create_account(&account_id("theirs"), &other_kek).await.unwrap();
+    rig.script.disable(&rig.kek_id);
+    for _ in 0..10 {
+        rig.pass(MINUTE).await;
+        assert!(matches!(seal(&mine), Err(Error::Denied(_))));
+        seal(&theirs).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn one_proof_per_interval_whatever_the_number_of_accounts() {
+    let rig = Rig::new().await;
+    let mut accounts = Vec::new();
+    for n in 0..200 {
+        accounts.push(rig.account(&format!("account-{n}")).await);
+    }
+    let before = rig.script.calls(Call::Unwrap);
+    rig.pass(2 * MINUTE).await;
+    let asked = rig.script.calls(Call::Unwrap) - before;
+    assert!((8..=11).contains(&asked), "{asked} proofs in two minutes at 15 s");
+}
+
+#[tokio::test]
+async fn a_kek_replaced_under_its_name_is_a_denial() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.pass(20 * SECOND).await;
+    rig.script.replace(&rig.kek_id);
+    rig.pass(16 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))));
+}
+
+#[tokio::test]
+async fn a_proof_that_gives_other_bytes_is_a_denial_and_says_so() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let mut events = rig.engine.events();
+    rig.script.standing(Call::Unwrap, Act::WrongPlaintext);
+    rig.pass(16 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))));
+    let mut replaced = false;
+    while let Some(event) = events.try_next() {
+        replaced |= matches!(event, Event::KekReplaced { .. });
+    }
+    assert!(replaced);
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_that_accounts_trouble_alone() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.script.standing(Call::Unwrap, Act::fail(keyleash::token::Verdict::BadRecord));
+    rig.pass(5 * MINUTE).await;
+    seal(&account).unwrap();
+}
+
+#[tokio::test]
+async fn a_hang_is_an_outage_and_the_lost_worker_is_told() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let mut events = rig.engine.events();
+    rig.script.push(Call::Unwrap, Act::Hang);
+    rig.pass(22 * SECOND).await;
+    seal(&account).unwrap();
+    let mut told = Vec::new();
+    while let Some(event) = events.try_next() {
+        told.push(event);
+    }
+    assert!(told.iter().any(|event| matches!(event, Event::Lease { change: Change::Unreachable, .. })), "{told:?}");
+    assert!(told.iter().any(|event| matches!(event, Event::WorkerLost { .. })), "{told:?}");
+    rig.pass(16 * SECOND).await;
+    assert_eq!(rig.engine.status().await.leases[0].phase, Phase::Active);
+}
+
+#[tokio::test]
+async fn ready_waits_through_a_denial() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.script.disable(&rig.kek_id);
+    rig.pass(16 * SECOND).await;
+    let waiting = {
+        let account = account.clone();
+        tokio::spawn(async move { account.ready().await })
+    };
+    rig.pass(5 * MINUTE).await;
+    assert!(!waiting.is_finished());
+    rig.script.enable(&rig.kek_id);
+    rig.pass(16 * SECOND).await;
+    waiting.await.unwrap().unwrap();
+    seal(&account).unwrap();
+}
+
+#[tokio::test]
+async fn a_fleet_resumes_at_the_rate_with_bounded_calls_in_flight() {
+    const FINE: Duration = Duration::from_millis(10);
+    let settings = Settings { resume_rate: 50, ..Settings::default() };
+    let rig = Rig::with(settings).await;
+    let mut accounts = Vec::new();
+    for n in 0..300 {
+        accounts.push(rig.account(&format!("account-{n}")).await);
+    }
+    accounts.iter().for_each(|account| seal(account).unwrap());
+    rig.script.disable(&rig.kek_id);
+    rig.pass(16 * SECOND).await;
+    rig.script.set_latency(Duration::from_millis(20));
+    rig.script.enable(&rig.kek_id);
+    let before = rig.script.calls(Call::Unwrap);
+    rig.pass_by(16 * SECOND, FINE).await;
+    let soon = accounts.iter().filter(|account| seal(account).is_ok()).count();
+    assert!(soon > 0 && soon < 300, "{soon}");
+    rig.pass_by(10 * SECOND, FINE).await;
+    assert!(accounts.iter().all(|account| seal(account).is_ok()));
+    assert!(rig.script.calls(Call::Unwrap) - before <= 300 + 5, "each was unwrapped once");
+    rig.script.set_latency(Duration::ZERO);
+    assert!(rig.script.in_flight_max() <= 17, "{}", rig.script.in_flight_max());
+    assert_eq!(rig.engine.status().await.leases[0].phase, Phase::Active);
+}

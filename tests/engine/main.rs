@@ -1,0 +1,92 @@
+//! The engine over the scripted token and the memory store, on a manual clock: what callers see.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
+
+mod leash;
+mod open;
+mod tamper;
+
+use keyleash::{
+    Account, Engine,
+    clock::{Clock, Instant, ManualClock},
+    config::Settings,
+    name::{AccountId, KekName},
+    store::memory::MemoryStore,
+    token::{
+        KekId, Profile,
+        scripted::{Script, ScriptedToken},
+    },
+};
+use std::{sync::Arc, time::Duration};
+
+/// An engine whose time and token a test holds in its hands.
+struct Rig {
+    engine: Engine,
+    clock: ManualClock,
+    script: Script,
+    store: Arc<MemoryStore>,
+    token: Arc<ScriptedToken>,
+    kek: KekName,
+    kek_id: KekId,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+impl Rig {
+    async fn new() -> Self {
+        Self::with(Settings::default()).await
+    }
+
+    async fn with(settings: Settings) -> Self {
+        let clock = ManualClock::new(Instant::from_nanos(1_000_000_000));
+        let (token, script) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.call_timeout, 7);
+        let store = Arc::new(MemoryStore::new());
+        let engine = build(&token, &store, &clock, settings);
+        let kek = KekName::new("kek").unwrap();
+        let kek_id = engine.create_kek(&kek, Profile::AesGcm, false).await.unwrap().id;
+        Self { engine, clock, script, store, token, kek, kek_id }
+    }
+
+    /// The same token and store after the process was started again.
+    fn restart(&mut self) {
+        self.engine = build(&self.token, &self.store, &self.clock, Settings::default());
+    }
+
+    async fn account(&self, id: &str) -> Account {
+        self.engine.create_account(&account_id(id), &self.kek).await.unwrap()
+    }
+
+    /// Moves the clock on in small steps and lets every task run in between.
+    async fn pass(&self, time: Duration) {
+        self.pass_by(time, Duration::from_millis(250)).await;
+    }
+
+    async fn pass_by(&self, time: Duration, step: Duration) {
+        let mut left = time;
+        while !left.is_zero() {
+            let now = step.min(left);
+            self.clock.advance(now);
+            left -= now;
+            settle().await;
+        }
+    }
+}
+
+fn build(token: &Arc<ScriptedToken>, store: &Arc<MemoryStore>, clock: &ManualClock, settings: Settings) -> Engine {
+    Engine::builder(token.clone(), store.clone())
+        .settings(settings)
+        .clock(Clock::Manual(clock.clone()))
+        .jitter_seed(1)
+        .build()
+        .unwrap()
+}
+
+fn account_id(id: &str) -> AccountId {
+    AccountId::new(id).unwrap()
+}
+
+/// Lets every task that can run, run.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,0 +1,151 @@
+//! What is moved, swapped or damaged between accounts, versions and KEKs is refused by its declared error.
+
+use super::*;
+use keyleash::{
+    Corrupt, Error,
+    block::BlockHeader,
+    store::{Key, KeyStore, Put, record::AccountRecord},
+    token::scripted::Call,
+};
+
+async fn record(rig: &Rig, id: &str) -> AccountRecord {
+    rig.engine.account_record(&account_id(id)).await.unwrap()
+}
+
+async fn overwrite(rig: &Rig, record: &AccountRecord) {
+    let key = Key::Account(record.account.clone());
+    let version = rig.store.get(&key).await.unwrap().unwrap().version;
+    let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by() };
+    rig.store.replace(&key, &version, put).await.unwrap();
+}
+
+fn refused<T: std::fmt::Debug>(outcome: keyleash::Result<T>, corrupt: Corrupt) {
+    assert_eq!(outcome.unwrap_err(), Error::Corrupt(corrupt));
+}
+
+#[tokio::test]
+async fn a_block_moved_to_another_account_address_or_aek_version_is_refused() {
+    let rig = Rig::new().await;
+    let (one, other) = (rig.account("one").await, rig.account("other").await);
+    let block = one.seal_to_vec(5_u64, b"plaintext").unwrap();
+    refused(other.open_to_vec(5_u64, &block), Corrupt::Block);
+    refused(one.open_to_vec(6_u64, &block), Corrupt::Block);
+    let mut other_version = block.clone();
+    other_version[7] ^= 2;
+    refused(one.open_to_vec(5_u64, &other_version), Corrupt::AekVersion(3));
+    assert_eq!(one.open_to_vec(5_u64, &block).unwrap(), b"plaintext");
+}
+
+#[tokio::test]
+async fn a_flipped_bit_anywhere_in_a_block_is_refused_and_gives_no_plaintext() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let block = account.seal_to_vec(5_u64, b"plaintext").unwrap();
+    for bit in 0..block.len() * 8 {
+        let mut flipped = block.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let error = account.open_to_vec(5_u64, &flipped).unwrap_err();
+        let Error::Corrupt(corrupt) = error else { panic!("bit {bit}: {error}") };
+        let declared = match bit / 8 {
+            0 => matches!(corrupt, Corrupt::HeaderVersion(_)),
+            // Suite 1 to 0, 3, 5 … does not exist; there is no single flip to 2.
+            1 => matches!(corrupt, Corrupt::HeaderSuite(_)),
+            2 | 3 => corrupt == Corrupt::HeaderReserved,
+            4..=7 => matches!(corrupt, Corrupt::AekVersion(_)),
+            _ => corrupt == Corrupt::Block,
+        };
+        assert!(declared, "bit {bit}: {corrupt}");
+    }
+    for len in 0..block.len() {
+        let error = account.open_to_vec(5_u64, &block[..len]).unwrap_err();
+        assert!(matches!(error, Error::Corrupt(Corrupt::HeaderTruncated { .. } | Corrupt::Block)), "{len}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_block_leaves_no_plaintext_in_the_buffer() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let mut buf = *b"plaintext of a block";
+    let header = account.seal_in_place(1_u64, &mut buf).unwrap();
+    let ciphertext = buf;
+    let mut out = [9; 20];
+    refused(account.open_into(2_u64, &header, &ciphertext, &mut out), Corrupt::Block);
+    assert_eq!(out, [0; 20]);
+    refused(account.open_in_place(2_u64, &header, &mut buf), Corrupt::Block);
+    assert_eq!(buf, [0; 20]);
+    let split = BlockHeader::split(header.as_bytes()).unwrap();
+    assert_eq!(split.1.len(), 0);
+}
+
+#[tokio::test]
+async fn a_wrapped_aek_moved_between_accounts_is_refused() {
+    for profile in Profile::ALL {
+        let mut rig = Rig::new().await;
+        let kek = KekName::new("other-kek").unwrap();
+        rig.engine.create_kek(&kek, profile, false).await.unwrap();
+        for id in ["one", "other"] {
+            rig.engine.create_account(&account_id(id), &kek).await.unwrap();
+        }
+        let mut moved = record(&rig, "one").await;
+        moved.versions[0].wrapped = record(&rig, "other").await.versions[0].wrapped.clone();
+        overwrite(&rig, &moved).await;
+        rig.restart();
+        let error = rig.engine.account(&account_id("one")).await.unwrap_err();
+        assert!(matches!(&error, Error::Corrupt(Corrupt::WrappedAek(account)) if account.contains("one")), "{error}");
+        rig.engine.account(&account_id("other")).await.unwrap();
+        // Its check value with it: still bound to the other account's id.
+        moved.versions[0].check = record(&rig, "other").await.versions[0].check;
+        overwrite(&rig, &moved).await;
+        rig.restart();
+        let error = rig.engine.account(&account_id("one")).await.unwrap_err();
+        assert!(matches!(error, Error::Corrupt(Corrupt::WrappedAek(_))), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrapped_aek_that_names_another_kek_version_is_refused() {
+    let mut rig = Rig::new().await;
+    rig.account("a").await;
+    let mut moved = record(&rig, "a").await;
+    moved.versions[0].kek.version = 2;
+    overwrite(&rig, &moved).await;
+    rig.restart();
+    let error = rig.engine.account(&account_id("a")).await.unwrap_err();
+    assert!(matches!(error, Error::Corrupt(Corrupt::WrappedAek(_))), "{error}");
+}
+
+#[tokio::test]
+async fn another_kek_in_the_place_of_the_first_is_noticed_by_the_check_value() {
+    let mut rig = Rig::new().await;
+    rig.account("a").await;
+    rig.restart();
+    rig.script.push(Call::Unwrap, keyleash::token::scripted::Act::WrongPlaintext);
+    let error = rig.engine.account(&account_id("a")).await.unwrap_err();
+    assert!(matches!(error, Error::Corrupt(Corrupt::WrappedAek(_))), "{error}");
+}
+
+#[tokio::test]
+async fn every_bit_of_a_wrapped_aek_and_its_check_value_counts() {
+    let mut rig = Rig::new().await;
+    rig.account("a").await;
+    let good = record(&rig, "a").await;
+    let wrapped = &good.versions[0].wrapped;
+    let (iv, bytes) = (wrapped.iv.len(), wrapped.bytes.len());
+    for at in 0..iv + bytes + 32 {
+        let mut bad = good.clone();
+        let version = &mut bad.versions[0];
+        let byte = if at < iv {
+            &mut version.wrapped.iv[at]
+        } else if at < iv + bytes {
+            &mut version.wrapped.bytes[at - iv]
+        } else {
+            &mut version.check[at - iv - bytes]
+        };
+        *byte ^= 1 << (at % 8);
+        overwrite(&rig, &bad).await;
+        rig.restart();
+        let error = rig.engine.account(&account_id("a")).await.unwrap_err();
+        assert!(matches!(error, Error::Corrupt(Corrupt::WrappedAek(_))), "{at}: {error}");
+    }
+}

@@ -1,0 +1,151 @@
+//! Promise 6: after denial, lapse, eviction or drop no AEK and no round key of its schedule is left in the process's
+//! memory; while it is there, it is in locked pages that are left out of core dumps and wiped on fork.
+//!
+//! The search goes through every writable mapping of the process. To know what to look for without keeping it in memory,
+//! the test holds each AEK and its round keys inverted. One test function, because a search sees the whole process.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
+
+mod search;
+
+use async_trait::async_trait;
+use keyleash::{
+    Account, Engine, Error,
+    clock::{Clock, Instant, ManualClock},
+    config::Settings,
+    name::{AccountId, KekName},
+    secret::Aek,
+    store::memory::MemoryStore,
+    token::{
+        Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Workers, Wrapped,
+        scripted::{Script, ScriptedToken},
+    },
+};
+use search::Needle;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+/// A token that remembers what it wrapped, inverted.
+struct Witness {
+    token: Arc<ScriptedToken>,
+    wrapped: Mutex<Vec<Needle>>,
+}
+
+#[async_trait]
+impl Token for Witness {
+    async fn info(&self) -> Result<TokenInfo, TokenError> {
+        self.token.info().await
+    }
+    async fn wrap(&self, kek: &KekHandle, aek: &Aek, binding: &Binding) -> Result<Wrapped, TokenError> {
+        self.wrapped.lock().unwrap().push(Needle::of(aek.expose()));
+        self.token.wrap(kek, aek, binding).await
+    }
+    async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.token.unwrap(kek, wrapped, binding).await
+    }
+    async fn probe(&self, profile: Profile) -> Result<Probe, TokenError> {
+        self.token.probe(profile).await
+    }
+    async fn create_kek(&self, spec: &KekSpec) -> Result<KekInfo, TokenError> {
+        self.token.create_kek(spec).await
+    }
+    async fn find_kek(&self, id: &KekId) -> Result<Option<KekInfo>, TokenError> {
+        self.token.find_kek(id).await
+    }
+    async fn list_keks(&self) -> Result<Vec<KekInfo>, TokenError> {
+        self.token.list_keks().await
+    }
+    fn workers(&self) -> Workers {
+        self.token.workers()
+    }
+}
+
+struct Rig {
+    engine: Engine,
+    witness: Arc<Witness>,
+    script: Script,
+    clock: ManualClock,
+    kek: KekName,
+    kek_id: KekId,
+}
+
+impl Rig {
+    async fn new(settings: Settings) -> Self {
+        let clock = ManualClock::new(Instant::from_nanos(1_000_000_000));
+        let (token, script) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.call_timeout, 3);
+        let witness = Arc::new(Witness { token, wrapped: Mutex::default() });
+        let engine = Engine::builder(witness.clone(), Arc::new(MemoryStore::new()))
+            .settings(settings)
+            .clock(Clock::Manual(clock.clone()))
+            .build()
+            .unwrap();
+        let kek = KekName::new("kek").unwrap();
+        let kek_id = engine.create_kek(&kek, Profile::AesGcm, false).await.unwrap().id;
+        Self { engine, witness, script, clock, kek, kek_id }
+    }
+
+    /// Makes an account and uses it for blocks of many sizes.
+    async fn account(&self, id: &str) -> Account {
+        let account = self.engine.create_account(&AccountId::new(id).unwrap(), &self.kek).await.unwrap();
+        for len in [0, 100, 4096, 100_000] {
+            let mut buf = vec![1; len];
+            let header = account.seal_in_place(1_u64, &mut buf).unwrap();
+            account.open_in_place(1_u64, &header, &mut buf).unwrap();
+            assert!(account.open_in_place(2_u64, &header, &mut buf).is_err());
+        }
+        account
+    }
+
+    async fn pass(&self, seconds: u64) {
+        for _ in 0..seconds {
+            self.clock.advance(Duration::from_secs(1));
+            for _ in 0..50 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// The places where the `n`th wrapped AEK or a round key of it stands. The first is that of `create_kek`'s round trip.
+    fn found(&self, n: usize) -> usize {
+        self.witness.wrapped.lock().unwrap()[n].find()
+    }
+}
+
+#[tokio::test]
+async fn no_key_outlives_its_lease_eviction_or_handle_anywhere_in_memory() {
+    let rig = Rig::new(Settings::default()).await;
+    assert_eq!(rig.found(0), 0, "the key of the KEK's round trip");
+
+    let account = rig.account("denied").await;
+    assert!(rig.found(1) > 0, "in use, so the search must find it: else it finds nothing ever");
+    search::assert_locked_undumped_and_wiped_on_fork();
+
+    rig.script.disable(&rig.kek_id);
+    rig.pass(20).await;
+    assert!(matches!(account.seal_in_place(1_u64, &mut [0; 9]), Err(Error::Denied(_))));
+    assert_eq!(rig.found(1), 0, "after denial, with the handle still held");
+
+    rig.script.enable(&rig.kek_id);
+    rig.pass(20).await;
+    assert!(rig.found(1) > 0, "resumed");
+    rig.script.set_unreachable(true);
+    rig.pass(31 * 60).await;
+    assert!(matches!(account.seal_in_place(1_u64, &mut [0; 9]), Err(Error::Lapsed(_))));
+    assert_eq!(rig.found(1), 0, "after the lapse");
+
+    let rig = Rig::new(Settings { max_cached_aeks: 1, ..Settings::default() }).await;
+    let first = rig.account("evicted").await;
+    let _second = rig.account("stays").await;
+    rig.script.set_unreachable(false);
+    rig.engine.status().await; // runs the index's maintenance
+    assert!(matches!(first.seal_in_place(1_u64, &mut [0; 9]), Err(Error::Cold { .. })));
+    assert_eq!(rig.found(1), 0, "after the eviction");
+    assert!(rig.found(2) > 0);
+
+    let Rig { engine, witness, .. } = rig;
+    drop(engine);
+    assert!(witness.wrapped.lock().unwrap()[2].find() > 0, "a handle still holds it");
+    drop((first, _second));
+    assert_eq!(witness.wrapped.lock().unwrap()[2].find(), 0, "after the last handle was dropped");
+}

@@ -1,0 +1,106 @@
+//! The simulation: many seeds, each a world with its own settings, KEKs and accounts and a random schedule of what can
+//! happen to them, on a clock that moves from one happening to the next. After every move the promises are checked
+//! as inequalities on times against a model that knows only what went over the seams (`model.rs`).
+//!
+//! `KEYLEASH_SIM_SEEDS=1000000 cargo test --release --test simulation` runs that many; `KEYLEASH_SIM_FROM` says where to
+//! begin, `KEYLEASH_SIM_SEED=n` runs one and prints its trace.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
+
+mod model;
+mod schedule;
+mod seams;
+mod world;
+
+use seams::Scripted;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering},
+};
+use world::Quiet;
+
+/// Seeds where nothing is said.
+const SEEDS: u64 = 2000;
+
+fn env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}
+
+/// What a seed came to.
+struct Report {
+    trace: Vec<String>,
+    moves: usize,
+    probes: u64,
+}
+
+fn run(seed: u64, trace: bool) -> Report {
+    let quiet = Quiet::default();
+    let hook = quiet.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().on_thread_park(move || hook.fell()).build().unwrap();
+    runtime.block_on(schedule::run(seed, quiet, trace))
+}
+
+/// Panics that the script asked for are not reported.
+fn quiet_scripted_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !info.payload().is::<Scripted>() {
+                usual(info);
+            }
+        }));
+    });
+}
+
+#[test]
+fn no_schedule_breaks_a_promise() {
+    quiet_scripted_panics();
+    let (from, seeds, trace) = match env("KEYLEASH_SIM_SEED") {
+        Some(seed) => (seed, 1, true),
+        None => (env("KEYLEASH_SIM_FROM").unwrap_or(0), env("KEYLEASH_SIM_SEEDS").unwrap_or(SEEDS), false),
+    };
+    let next = AtomicU64::new(from);
+    let (failed, moves, probes) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= from + seeds || failed.load(Ordering::Relaxed) >= 10 {
+                        return;
+                    }
+                    match catch_unwind(AssertUnwindSafe(|| run(seed, trace))) {
+                        Ok(report) => {
+                            report.trace.iter().for_each(|line| println!("{line}"));
+                            moves.fetch_add(report.moves as u64, Ordering::Relaxed);
+                            probes.fetch_add(report.probes, Ordering::Relaxed);
+                        }
+                        Err(_) => {
+                            failed.fetch_add(1, Ordering::Relaxed);
+                            eprintln!("seed {seed} failed: KEYLEASH_SIM_SEED={seed} cargo test --test simulation");
+                        }
+                    }
+                }
+            });
+        }
+    });
+    println!("{seeds} seeds, {} moves, {} seals and opens", moves.into_inner(), probes.into_inner());
+    assert_eq!(failed.into_inner(), 0, "seeds failed (at 10 the run stops)");
+}
+
+#[test]
+fn one_seed_has_one_trace() {
+    quiet_scripted_panics();
+    const SEEDS: u64 = 40;
+    let mut happened = 0;
+    for seed in 0..SEEDS {
+        let (one, other) = (run(seed, true), run(seed, true));
+        for (line, (one, other)) in one.trace.iter().zip(&other.trace).enumerate() {
+            assert_eq!(one, other, "seed {seed}, line {line}");
+        }
+        assert_eq!(one.trace.len(), other.trace.len(), "seed {seed}");
+        happened += one.trace.len();
+    }
+    assert!(happened > SEEDS as usize * 100, "little happens in these seeds: {happened} lines");
+}

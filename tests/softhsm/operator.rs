@@ -1,0 +1,112 @@
+//! The operator: a child process that does to the token what KEYLEASH_TEST_ACT says, as another program would.
+
+use crate::bench::{LABEL, PIN, SO_PIN, context, session};
+use cryptoki::{
+    mechanism::Mechanism,
+    object::{Attribute, KeyType, ObjectClass, ObjectHandle},
+    session::{Session, UserType},
+    types::{AuthPin, Ulong},
+};
+use std::io::Read;
+
+#[test]
+fn acts() {
+    let Ok(act) = std::env::var("KEYLEASH_TEST_ACT") else { return };
+    let words: Vec<&str> = act.lines().collect();
+    match words[..] {
+        ["init-token", label] => init_token(label),
+        ["set", id, attribute, value] => set(id, attribute, value == "true"),
+        ["set-pin", old, new] => set_pin(old, new),
+        ["replace-token", id, label] => replace_token(id, label),
+        ["destroy", id] => with_key(id, |session, key| session.destroy_object(key).unwrap()),
+        ["hold-lock", file] => hold_lock(file),
+        _ => panic!("no such act: {words:?}"),
+    }
+}
+
+fn init_token(label: &str) {
+    let pkcs11 = context();
+    let slots = pkcs11.get_slots_with_token().unwrap();
+    let free = slots.into_iter().find(|slot| !pkcs11.get_token_info(*slot).unwrap().token_initialized()).unwrap();
+    let so_pin = AuthPin::from(SO_PIN);
+    pkcs11.init_token(free, &so_pin, label).unwrap();
+    let slots = pkcs11.get_slots_with_initialized_token().unwrap();
+    for slot in slots {
+        let token = pkcs11.get_token_info(slot).unwrap();
+        if token.label() == label && !token.user_pin_initialized() {
+            let session = pkcs11.open_rw_session(slot).unwrap();
+            session.login(UserType::So, Some(&so_pin)).unwrap();
+            session.init_pin(&AuthPin::from(PIN)).unwrap();
+        }
+    }
+}
+
+fn set_pin(old: &str, new: &str) {
+    let pkcs11 = context();
+    let slots = pkcs11.get_slots_with_initialized_token().unwrap();
+    let slot = slots.into_iter().find(|slot| pkcs11.get_token_info(*slot).unwrap().label() == LABEL).unwrap();
+    let session = pkcs11.open_rw_session(slot).unwrap();
+    session.login(UserType::User, Some(&AuthPin::from(old))).unwrap();
+    session.set_pin(&AuthPin::from(old), &AuthPin::from(new)).unwrap();
+}
+
+/// Initialises the token anew and makes another KEK in it, under the name and CKA_ID of the one that was there.
+fn replace_token(id: &str, label: &str) {
+    let pkcs11 = context();
+    let slots = pkcs11.get_slots_with_initialized_token().unwrap();
+    let slot = slots.into_iter().find(|slot| pkcs11.get_token_info(*slot).unwrap().label() == LABEL).unwrap();
+    let so_pin = AuthPin::from(SO_PIN);
+    pkcs11.init_token(slot, &so_pin, LABEL).unwrap();
+    {
+        let so = pkcs11.open_rw_session(slot).unwrap();
+        so.login(UserType::So, Some(&so_pin)).unwrap();
+        so.init_pin(&AuthPin::from(PIN)).unwrap();
+        so.logout().unwrap();
+    }
+    let template = [
+        Attribute::Token(true),
+        Attribute::Label(label.as_bytes().to_vec()),
+        Attribute::Id(hex::decode(id).unwrap()),
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Encrypt(true),
+        Attribute::Decrypt(true),
+        Attribute::Wrap(false),
+        Attribute::Unwrap(false),
+        Attribute::ValueLen(Ulong::new(32)),
+    ];
+    session(&pkcs11).generate_key(&Mechanism::AesKeyGen, &template).unwrap();
+}
+
+fn with_key(id: &str, act: impl Fn(&Session, ObjectHandle)) {
+    let pkcs11 = context();
+    let session = session(&pkcs11);
+    let id = hex::decode(id).unwrap();
+    let found: Vec<_> = [ObjectClass::SECRET_KEY, ObjectClass::PRIVATE_KEY]
+        .into_iter()
+        .flat_map(|class| session.find_objects(&[Attribute::Id(id.clone()), Attribute::Class(class)]).unwrap())
+        .collect();
+    assert_eq!(found.len(), 1, "on {LABEL}");
+    act(&session, found[0]);
+}
+
+fn set(id: &str, attribute: &str, value: bool) {
+    let attribute = match attribute {
+        "decrypt" => Attribute::Decrypt(value),
+        "encrypt" => Attribute::Encrypt(value),
+        "unwrap" => Attribute::Unwrap(value),
+        _ => panic!("{attribute}"),
+    };
+    with_key(id, |session, key| session.update_attributes(key, std::slice::from_ref(&attribute)).unwrap());
+}
+
+fn hold_lock(file: &str) {
+    let file = std::fs::File::options().read(true).write(true).open(file).unwrap();
+    rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    println!("held");
+    // Until the other side closes its end.
+    let _ = std::io::stdin().read(&mut [0]);
+}

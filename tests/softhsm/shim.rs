@@ -1,0 +1,388 @@
+//! What no real token can be made to do: through the fault shim.
+
+use crate::{
+    bench::{Bench, alone_with_shim},
+    leash::at_once,
+    service::{Outcome, SECOND, Service, now, settings},
+};
+use keyleash::{
+    secret::Aek,
+    telemetry::Event,
+    token::{
+        KekHandle, KekSpec, Profile, Token, Verdict, Wrapped,
+        pkcs11::{PinSource, Pkcs11Token},
+    },
+};
+use std::sync::Arc;
+
+const BINDING: [u8; 32] = [5; 32];
+
+#[test]
+fn the_promises_hold_whatever_the_module_returns() {
+    at_once(&[
+        a_code_that_denies,
+        troubles_that_pass,
+        every_call_fails,
+        calls_that_come_too_late,
+        calls_that_hang,
+        wrong_plaintext,
+        a_refused_login,
+        a_login_that_fails_is_not_repeated,
+        a_failed_login_that_the_token_counts_is_the_last,
+        a_slow_token_and_fresh_proofs,
+        every_row_of_the_verdicts,
+    ]);
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_code_that_denies() {
+    alone_with_shim("shim::a_code_that_denies", |bench| async move {
+        let service = Service::start("CKR_KEY_FUNCTION_NOT_PERMITTED", &bench).await;
+        bench.fail("C_DecryptInit rv=0x68");
+        service.refuses(Outcome::Denied, now(), service.answer()).await;
+        // Denied, then silent, stays denied.
+        bench.fail("* rv=0x30");
+        let silent = now();
+        service.rest(service.settings.grace + 2 * SECOND).await;
+        service.stayed(Outcome::Denied, silent);
+        bench.fail("");
+        service.resumes(now(), service.answer()).await;
+        service.end();
+    });
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn troubles_that_pass() {
+    alone_with_shim("shim::troubles_that_pass", |bench| async move {
+        let service = Service::start("troubles that pass", &bench).await;
+        let from = now();
+        for (number, fault) in [
+            "C_Decrypt rv=0x82 count=1",                                // OBJECT_HANDLE_INVALID
+            "C_DecryptInit rv=0xb3 count=1",                            // SESSION_HANDLE_INVALID
+            "C_DecryptInit rv=0x101 count=1",                           // USER_NOT_LOGGED_IN
+            "C_DecryptInit rv=0x90 count=1",                            // OPERATION_ACTIVE
+            "C_Decrypt rv=0x30 count=2",                                // DEVICE_ERROR
+            "C_Decrypt rv=0x5 count=2",                                 // GENERAL_ERROR
+            "C_OpenSession rv=0xb1 count=1\nC_Decrypt rv=0xb0 count=1", // SESSION_COUNT, SESSION_CLOSED
+            "* rv=0x80000001 count=3",                                  // a vendor's own
+            "C_Decrypt delay=300ms",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            bench.fail(&format!("# {number}\n{fault}"));
+            service.rest(3 * SECOND / 2).await;
+        }
+        service.undisturbed(from, now().since(from));
+        service.end();
+    });
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn every_call_fails() {
+    alone_with_shim("shim::every_call_fails", |bench| async move {
+        let settings = keyleash::config::Settings { fresh_proof_every: 2, ..settings() };
+        let token = Service::token_settings(&bench, &settings);
+        let service = Service::with("CKR_DEVICE_ERROR on everything", settings, token, &bench).await;
+        let short = now();
+        bench.fail("C_Initialize rv=0x5");
+        service.rest(3 * SECOND).await;
+        bench.fail("");
+        let back = now();
+        service.rest(2 * SECOND).await;
+        service.rides_out(short, back).await;
+        let act = now();
+        bench.fail("* rv=0x30");
+        service.lapses(act).await;
+        bench.fail("");
+        service.resumes(now(), service.answer()).await;
+        service.end();
+    });
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn calls_that_come_too_late() {
+    alone_with_shim("shim::calls_that_come_too_late", |bench| async move {
+        let service = Service::start("C_Decrypt takes 3 s", &bench).await;
+        let act = now();
+        bench.fail("C_Decrypt delay=3s");
+        service.lapses(act).await;
+        bench.fail("");
+        // The calls under way take their 3 s.
+        service.resumes(now().plus(3 * SECOND), service.answer()).await;
+        service.end();
+    });
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn calls_that_hang() {
+    alone_with_shim("shim::calls_that_hang", |bench| async move {
+        let settings = keyleash::config::Settings { fresh_proof_every: 2, ..settings() };
+        let mut token = Service::token_settings(&bench, &settings);
+        token.hung_max = 3;
+        let mut service = Service::with("C_Decrypt hangs", settings, token, &bench).await;
+        let act = now();
+        bench.fail("C_Decrypt hang");
+        service.lapses(act).await;
+        let workers = service.token.workers();
+        assert!(workers.restart_needed(), "{workers:?}");
+        assert!(service.heard().iter().any(|event| matches!(event, Event::WorkerLost { .. })));
+        service.say(&format!("{workers:?}"));
+        bench.fail("");
+        service.resumes(now(), service.answer()).await;
+        assert!(!service.token.workers().restart_needed());
+        service.end();
+    });
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn wrong_plaintext() {
+    alone_with_shim("shim::wrong_plaintext", |bench| async move {
+        let mut service = Service::start("wrong plaintext", &bench).await;
+        bench.fail("C_Decrypt wrong-plaintext");
+        service.refuses(Outcome::Denied, now(), service.answer()).await;
+        assert!(service.heard().iter().any(|event| matches!(event, Event::KekReplaced { .. })));
+        bench.fail("");
+        service.resumes(now(), service.answer()).await;
+        service.end();
+    });
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_refused_login() {
+    alone_with_shim("shim::a_refused_login", |bench| async move {
+        let settings = keyleash::config::Settings { fresh_proof_every: 3, ..settings() };
+        let token = Service::token_settings(&bench, &settings);
+        let service = Service::with("CKR_PIN_INCORRECT once", settings, token, &bench).await;
+        bench.fail("C_Login rv=0xa0 count=1");
+        let bound = service.settings.fresh_proof_every * service.settings.poll_interval + service.answer();
+        service.refuses(Outcome::Denied, now(), bound).await;
+        // A second try would be taken, and there is none.
+        let from = now();
+        service.rest(4 * SECOND).await;
+        service.stayed(Outcome::Denied, from);
+        service.token.reload_pin();
+        service.resumes(now(), service.answer()).await;
+        service.end();
+    });
+}
+
+/// Were there a second C_Login within the pause, the shim would let it pass and the call would succeed.
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_login_that_fails_is_not_repeated() {
+    alone_with_shim("shim::a_login_that_fails_is_not_repeated", |bench| async move {
+        for (round, code) in [0x5, 0x6, 0x30, 0x101].into_iter().enumerate() {
+            let pause = SECOND;
+            bench.fail(&format!("# {round}\nC_Login rv={code:#x} count=1"));
+            let from = now();
+            let token = bench.open().await;
+            let mut refused = 0;
+            while let Err(error) = token.list_keks().await {
+                assert_eq!(error.verdict, Verdict::Unreachable, "{error}");
+                assert!(error.what.contains("C_Login: CKR_"), "{error}");
+                refused += 1;
+                tokio::time::sleep(SECOND / 20).await;
+            }
+            assert!(refused > 5 && now().since(from) >= pause, "{refused} in {:?}", now().since(from));
+            // With its last session goes the login, and the next round needs one.
+            drop(token);
+            tokio::time::sleep(SECOND / 2).await;
+        }
+    });
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_failed_login_that_the_token_counts_is_the_last() {
+    alone_with_shim("shim::a_failed_login_that_the_token_counts_is_the_last", |bench| async move {
+        // Somebody's wrong PIN: SoftHSM sets CKF_USER_PIN_COUNT_LOW.
+        let mut wrong = bench.settings();
+        wrong.pin = PinSource::Callback(Arc::new(|| Ok(b"wrong".to_vec())));
+        assert_eq!(Pkcs11Token::open(wrong).await.unwrap_err().verdict, Verdict::Denied);
+
+        bench.fail("C_GetSlotList rv=0x30");
+        let token = bench.open().await;
+        bench.fail("C_Login rv=0x5 count=1");
+        let from = now();
+        let mut denied = 0;
+        while now().since(from) < 3 * SECOND {
+            match token.list_keks().await.unwrap_err() {
+                error if error.verdict == Verdict::Denied => {
+                    assert!(error.what.contains("CKF_USER_PIN_COUNT_LOW"), "{error}");
+                    denied += 1;
+                }
+                // The end of the trouble with the slots.
+                error => assert!(denied == 0 && error.verdict == Verdict::Unreachable, "{error}"),
+            }
+            tokio::time::sleep(SECOND / 20).await;
+        }
+        assert!(denied > 5);
+        token.reload_pin();
+        assert!(token.list_keks().await.is_ok());
+    });
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_slow_token_and_fresh_proofs() {
+    alone_with_shim("shim::a_slow_token_and_fresh_proofs", |bench| async move {
+        let settings = keyleash::config::Settings { fresh_proof_every: 1, ..settings() };
+        let token = Service::token_settings(&bench, &settings);
+        let mut service = Service::with("busy and slow, every proof fresh", settings, token, &bench).await;
+        bench.fail("C_Decrypt delay=100ms");
+        let from = now();
+        let calls = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        // As many as there are workers: whoever waits, waits at the gate.
+        let callers: Vec<_> = (0..2)
+            .map(|_| {
+                let (token, calls) = (service.token.clone(), calls.clone());
+                let kek = KekHandle { id: service.kek_id.clone(), profile: Profile::AesGcm };
+                tokio::spawn(async move {
+                    let aek = Aek::generate().unwrap();
+                    let wrapped = token.wrap(&kek, &aek, &BINDING).await.unwrap();
+                    while now().since(from) < 8 * SECOND {
+                        assert_eq!(token.unwrap(&kek, &wrapped, &BINDING).await.unwrap(), aek);
+                        calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        for caller in callers {
+            caller.await.unwrap();
+        }
+        service.undisturbed(from, 8 * SECOND);
+        service.say(&format!("{} calls, each answered", calls.load(std::sync::atomic::Ordering::SeqCst)));
+        let silent = |event: &&Event| {
+            matches!(
+                event,
+                Event::Lease { change: keyleash::lease::Change::Unreachable, .. } | Event::WorkerLost { .. }
+            )
+        };
+        assert_eq!(service.heard().iter().find(silent), None);
+        service.end();
+    });
+}
+
+async fn account(token: &Pkcs11Token, profile: Profile) -> (KekHandle, Aek, Wrapped) {
+    let spec = KekSpec { label: format!("keyleash/{profile}/1"), profile, destroyable: true };
+    let kek = KekHandle { id: token.create_kek(&spec).await.unwrap().id, profile };
+    let aek = Aek::generate().unwrap();
+    let wrapped = token.wrap(&kek, &aek, &BINDING).await.unwrap();
+    (kek, aek, wrapped)
+}
+
+async fn until_it_unwraps(bench: &Bench, token: &Pkcs11Token, kek: &KekHandle, wrapped: &Wrapped) -> Aek {
+    bench.fail("");
+    for _ in 0..200 {
+        match token.unwrap(kek, wrapped, &BINDING).await {
+            Ok(aek) => return aek,
+            Err(error) => assert_eq!(error.verdict, Verdict::Unreachable, "{error}"),
+        }
+        tokio::time::sleep(SECOND / 20).await;
+    }
+    panic!("the token never came back");
+}
+
+/// Return codes by their numbers: the table of TOKENS.md, as a module gives them for as long as it is asked.
+#[test]
+#[ignore = "one of the scenarios above"]
+fn every_row_of_the_verdicts() {
+    alone_with_shim("shim::every_row_of_the_verdicts", |bench| async move {
+        let token = bench.open().await;
+        let (gcm, aek, wrapped) = account(&token, Profile::AesGcm).await;
+        assert_eq!(token.unwrap(&gcm, &wrapped, &BINDING).await.unwrap(), aek);
+        let rows: [(Verdict, &[u64]); 4] = [
+            (Verdict::Denied, &[0x68, 0x200, 0x1b, 0x63]),
+            (
+                Verdict::Unreachable,
+                &[
+                    0x82,
+                    0x60,
+                    0xb3,
+                    0xb0,
+                    0x101,
+                    0x90,
+                    0x91,
+                    0x65,
+                    0xb1, // retried in vain
+                    0x40,
+                    0x41,
+                    0x20,
+                    0x21,
+                    0x110, // of every record, the known good one too
+                    0x30,
+                    0x32,
+                    0x31,
+                    0xe0,
+                    0xe1,
+                    0x3,
+                    0x5,
+                    0x6,
+                    0x50,
+                    0x2,
+                    0x190,
+                    0x8000_0001,
+                    0x7777,
+                ],
+            ),
+            // Of a KEK that worked before: somebody changed something.
+            (Verdict::Denied, &[0x70, 0x71, 0x7, 0xd0, 0xd1, 0x10, 0x11, 0x12, 0x13, 0x54, 0x62, 0xb5, 0x150]),
+            (Verdict::Fatal, &[0xa, 0x9, 0x1a0]),
+        ];
+        let mut asked = 0;
+        for (verdict, codes) in rows {
+            for code in codes {
+                bench.fail(&format!("C_Decrypt rv={code:#x}"));
+                let error = token.unwrap(&gcm, &wrapped, &BINDING).await.unwrap_err();
+                assert_eq!(error.verdict, verdict, "{code:#x}: {error}");
+                assert_eq!(until_it_unwraps(&bench, &token, &gcm, &wrapped).await, aek, "after {code:#x}");
+                asked += 1;
+            }
+        }
+        println!("{}verdicts: {asked} codes", crate::bench::MEASURED);
+
+        // Trouble that ends at whatever point of retry and diagnosis is an outage, or nothing at all.
+        for code in [0x30, 0x5, 0x6] {
+            for count in 1..=16 {
+                bench.fail(&format!("C_Decrypt rv={code:#x} count={count}"));
+                match token.unwrap(&gcm, &wrapped, &BINDING).await {
+                    Ok(back) => assert_eq!(back, aek),
+                    Err(error) => assert_eq!(error.verdict, Verdict::Unreachable, "{code:#x} {count} times: {error}"),
+                }
+                assert_eq!(until_it_unwraps(&bench, &token, &gcm, &wrapped).await, aek);
+            }
+        }
+
+        let (kw, kw_aek, kw_wrapped) = account(&token, Profile::AesKw).await;
+        assert_eq!(token.unwrap(&kw, &kw_wrapped, &BINDING).await.unwrap(), kw_aek);
+        let mut corrupt = kw_wrapped.clone();
+        corrupt.bytes[0] ^= 1;
+        for (verdict, faults, wrapped) in [
+            (Verdict::Denied, "C_UnwrapKey rv=0xf0", &kw_wrapped),
+            (Verdict::Denied, "C_UnwrapKey rv=0xf2", &kw_wrapped),
+            (Verdict::Denied, "C_UnwrapKey rv=0x68", &kw_wrapped),
+            (Verdict::Unreachable, "C_UnwrapKey rv=0x30", &kw_wrapped),
+            (Verdict::Unreachable, "C_OpenSession rv=0x30\nC_UnwrapKey rv=0xb3", &kw_wrapped),
+            (Verdict::BadRecord, "", &corrupt),
+        ] {
+            bench.fail(faults);
+            let error = token.unwrap(&kw, wrapped, &BINDING).await.unwrap_err();
+            assert_eq!(error.verdict, verdict, "{faults}: {error}");
+            assert_eq!(until_it_unwraps(&bench, &token, &kw, &kw_wrapped).await, kw_aek, "after {faults}");
+        }
+        bench.fail("C_GetAttributeValue wrong-plaintext");
+        assert_ne!(
+            token.unwrap(&kw, &kw_wrapped, &BINDING).await.unwrap(),
+            kw_aek,
+            "found out by the check value alone"
+        );
+    });
+}

@@ -1,0 +1,34 @@
+//! The key store: its records, its contract on every implementation, and what the redb file survives.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // helpers of tests
+
+mod child;
+mod conformance;
+mod crash;
+mod files;
+mod model;
+mod records;
+
+use keyleash::{
+    name::{AccountId, KekName, KekVersion},
+    store::{Key, KeyStore, Put, memory::MemoryStore, redb::RedbStore},
+};
+use std::sync::Arc;
+
+fn account(id: impl AsRef<str>) -> Key {
+    Key::Account(AccountId::new(id).unwrap())
+}
+
+fn kek(name: &str, version: u32) -> KekVersion {
+    KekVersion::new(KekName::new(name).unwrap(), version)
+}
+
+fn put(value: impl Into<Vec<u8>>, wrapped_by: &[KekVersion]) -> Put {
+    Put { value: value.into(), wrapped_by: wrapped_by.to_vec() }
+}
+
+/// One of each implementation, empty. The directory goes when the guard goes.
+async fn stores() -> (Vec<Arc<dyn KeyStore>>, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let redb = RedbStore::open(directory.path().join("store.redb")).await.unwrap();
+    (vec![Arc::new(MemoryStore::new()), Arc::new(redb)], directory)
+}

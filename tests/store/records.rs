@@ -1,0 +1,417 @@
+//! Records: their bytes are pinned, everything else is refused by name, and nothing makes the decoder panic.
+
+use crate::kek;
+use hmac::{Hmac, KeyInit, Mac};
+use keyleash::{
+    Corrupt, Error, Result,
+    name::{AccountId, KekName, KekVersion},
+    secret::Aek,
+    store::{
+        self, Key, KeyStore, VALUE_BYTES_MAX,
+        memory::MemoryStore,
+        record::{
+            AEK_VERSIONS_MAX, AccountRecord, DenialRecord, KEK_VERSIONS_MAX, KekRecord, KekVersionRecord,
+            REASON_BYTES_MAX, WrappedAek, binding, check_matches, check_value, context,
+        },
+    },
+    token::{KekId, Profile, Wrapped},
+};
+use proptest::{collection::vec, prelude::*, test_runner::Config};
+use sha2::{Digest, Sha256};
+
+const ACCOUNT: &str = include_str!("../compat/records/account-v1.hex");
+const KEK: &str = include_str!("../compat/records/kek-v1.hex");
+const DENIAL: &str = include_str!("../compat/records/denial-v1.hex");
+
+fn golden(text: &str) -> Vec<u8> {
+    let digits = text.lines().flat_map(|line| line.split('#').next()).flat_map(str::split_whitespace);
+    hex::decode(digits.collect::<String>()).unwrap()
+}
+
+fn bytes(range: std::ops::Range<u8>) -> Vec<u8> {
+    range.collect()
+}
+
+fn account() -> AccountRecord {
+    let aek = |aek_version, kek, kek_id, profile, iv, bytes_: Vec<u8>, created_unix| WrappedAek {
+        aek_version,
+        kek,
+        kek_id: KekId::new(kek_id).unwrap(),
+        profile,
+        wrapped: Wrapped { iv, bytes: bytes_ },
+        check: bytes(0x80..0xa0).try_into().unwrap(),
+        created_unix,
+    };
+    AccountRecord {
+        account: AccountId::new("alice").unwrap(),
+        created_unix: 1_700_000_000,
+        versions: vec![
+            aek(1, kek("main", 1), vec![0xbe, 0xef], Profile::AesGcm, bytes(0..12), bytes(0x40..0x70), 1_700_000_000),
+            aek(300, kek("other", 70_000), vec![7], Profile::AesKw, vec![], bytes(0xa0..0xc8), 1 << 33),
+        ],
+    }
+}
+
+fn kek_record() -> KekRecord {
+    let version = |version, id: Vec<u8>, profile, created_unix| KekVersionRecord {
+        version,
+        id: KekId::new(id).unwrap(),
+        profile,
+        created_unix,
+    };
+    let id = (0..16).map(|n| n * 0x11).collect();
+    KekRecord {
+        name: KekName::new("tenant-7").unwrap(),
+        versions: vec![version(1, vec![0xbe, 0xef], Profile::AesGcm, 0), version(3, id, Profile::RsaOaepSha256, 250)],
+        current: 3,
+    }
+}
+
+fn denial() -> DenialRecord {
+    DenialRecord { kek: kek("main", 2), since_unix: 251, reason: "CKR_ä disabled".into() }
+}
+
+#[test]
+fn the_bytes_of_version_1_never_change() {
+    let (a, k, d) = (account(), kek_record(), denial());
+    assert_eq!(hex::encode(a.encode().unwrap()), hex::encode(golden(ACCOUNT)));
+    assert_eq!(hex::encode(k.encode().unwrap()), hex::encode(golden(KEK)));
+    assert_eq!(hex::encode(d.encode().unwrap()), hex::encode(golden(DENIAL)));
+    assert_eq!(AccountRecord::decode(&a.key(), &golden(ACCOUNT)).unwrap(), a);
+    assert_eq!(KekRecord::decode(&k.key(), &golden(KEK)).unwrap(), k);
+    assert_eq!(DenialRecord::decode(&d.key(), &golden(DENIAL)).unwrap(), d);
+}
+
+/// The text of a refusal, which must be of the one kind and name the record.
+fn refused<T: std::fmt::Debug>(key: &Key, result: Result<T>) -> String {
+    match result {
+        Err(Error::Corrupt(Corrupt::Record { record, what })) if record == key.to_string() => what,
+        other => panic!("{key}: {other:?}"),
+    }
+}
+
+#[test]
+fn a_record_under_another_name_or_of_another_kind_is_refused_by_name() {
+    let bob = Key::Account(AccountId::new("bob").unwrap());
+    let what = refused(&bob, AccountRecord::decode(&bob, &golden(ACCOUNT)));
+    assert!(what.contains("account alice") && what.contains("moved"), "{what}");
+    for (key, bytes) in [(account().key(), golden(KEK)), (account().key(), golden(DENIAL))] {
+        assert!(refused(&key, AccountRecord::decode(&key, &bytes)).contains("another kind"));
+    }
+    let key = kek_record().key();
+    assert!(refused(&key, KekRecord::decode(&key, &golden(ACCOUNT))).contains("another kind"));
+    let other = Key::Denial(kek("main", 3));
+    assert!(refused(&other, DenialRecord::decode(&other, &golden(DENIAL))).contains("denial of KEK main/2"));
+    // The right record under the right name, but asked for by a key of another kind.
+    let key = Key::Kek(KekName::new("alice").unwrap());
+    assert!(refused(&key, AccountRecord::decode(&key, &golden(ACCOUNT))).contains("moved"));
+}
+
+#[test]
+fn every_cut_every_further_byte_and_every_other_format_version_is_refused() {
+    let key = account().key();
+    let bytes = golden(ACCOUNT);
+    for len in 0..bytes.len() {
+        refused(&key, AccountRecord::decode(&key, &bytes[..len]));
+    }
+    let longer = [bytes.as_slice(), &[0]].concat();
+    assert!(refused(&key, AccountRecord::decode(&key, &longer)).contains("1 bytes after its end"));
+    for format in (0..=255).filter(|format| *format != 1) {
+        let mut other = bytes.clone();
+        other[0] = format;
+        let what = refused(&key, AccountRecord::decode(&key, &other));
+        assert!(what.contains(&format!("format version {format}, this release reads 1")), "{what}");
+    }
+    let long = vec![1; VALUE_BYTES_MAX + 1];
+    assert!(refused(&key, AccountRecord::decode(&key, &long)).contains("at most 262144"));
+}
+
+#[test]
+fn a_longer_form_of_a_number_is_refused() {
+    let key = denial().key();
+    let bytes = golden(DENIAL);
+    // The KEK version 2, in three bytes.
+    let longer = [&bytes[..7], &[0xfb, 2, 0], &bytes[8..]].concat();
+    assert!(refused(&key, DenialRecord::decode(&key, &longer)).contains("shortest form"));
+}
+
+#[test]
+fn a_length_that_lies_allocates_nothing() {
+    let key = account().key();
+    for lie in [[0xfd, 255, 255, 255, 255, 255, 255, 255, 255], [0xfd, 0, 0, 0, 0, 1, 0, 0, 0]] {
+        let id = [&[1, 0][..], &lie, b"alice"].concat();
+        let versions = [&[1, 0, 5][..], b"alice", &[0], &lie].concat();
+        for bytes in [id, versions] {
+            assert!(refused(&key, AccountRecord::decode(&key, &bytes)).contains("cannot be decoded"));
+        }
+    }
+}
+
+/// Refused when it is written, with the key and the words; and when it is read.
+fn bad_account(words: &str, change: impl FnOnce(&mut AccountRecord)) {
+    let mut record = account();
+    change(&mut record);
+    let error = record.encode().unwrap_err();
+    assert!(
+        matches!(&error, Error::Invalid(text) if text.contains("account alice") && text.contains(words)),
+        "{error}"
+    );
+    assert!(record.put().is_err());
+}
+
+#[test]
+fn what_breaks_a_rule_is_not_written() {
+    bad_account("0 AEK versions, 1 to 256", |record| record.versions.clear());
+    bad_account("count up from 1", |record| record.versions[0].aek_version = 0);
+    bad_account("AEK version 1 follows 1", |record| record.versions[1].aek_version = 1);
+    bad_account("version 0 of KEK main", |record| record.versions[0].kek.version = 0);
+    bad_account("IV of AEK version 1 has 65", |record| record.versions[0].wrapped.iv = vec![0; 65]);
+    bad_account("version 300 has 0 bytes", |record| record.versions[1].wrapped.bytes.clear());
+    bad_account("has 1025 bytes", |record| record.versions[1].wrapped.bytes = vec![0; 1025]);
+    bad_account("257 AEK versions", |record| {
+        let version = record.versions[0].clone();
+        record.versions = (1..=257).map(|aek_version| WrappedAek { aek_version, ..version.clone() }).collect();
+    });
+    bad_account("retire AEK versions", |record| {
+        let mut version = record.versions[0].clone();
+        version.wrapped.bytes = vec![0; Wrapped::BYTES_MAX];
+        record.versions = (1..=256).map(|aek_version| WrappedAek { aek_version, ..version.clone() }).collect();
+    });
+
+    let bad_kek = |words: &str, change: fn(&mut KekRecord)| {
+        let mut record = kek_record();
+        change(&mut record);
+        let error = record.encode().unwrap_err().to_string();
+        assert!(error.contains("KEK tenant-7") && error.contains(words), "{error}");
+    };
+    bad_kek("current version 2", |record| record.current = 2);
+    bad_kek("0 KEK versions", |record| record.versions.clear());
+    bad_kek("follows 3", |record| record.versions[0].version = 3);
+    bad_kek("two of its versions have CKA_ID beef", |record| record.versions[1].id = record.versions[0].id.clone());
+    let zero = DenialRecord { kek: kek("main", 0), ..denial() };
+    assert!(matches!(zero.encode(), Err(Error::Invalid(_))));
+}
+
+#[test]
+fn what_breaks_a_rule_is_not_read() {
+    // (place in the golden account, bytes there, bytes instead, words)
+    let cases: [(&[u8], &[u8], &str); 7] = [
+        (b"\x05alice", b"\x00", "1 to 255 bytes"),
+        (b"\x05alice", b"\x05al\nce", "control character"),
+        (b"\x05alice", b"\x05al\xffce", "cannot be decoded"),
+        (b"\x04main", b"\x04ma/n", "KEK name"),
+        (b"\x02\xbe\xef\x01", b"\x00\x01", "CKA_ID has 1 to 64"),
+        (b"\x02\xbe\xef\x01", b"\x02\xbe\xef\x04", "wrap profile 4"),
+        (b"\xfb\x2c\x01", b"\x01", "follows 1"),
+    ];
+    let key = account().key();
+    for (from, to, words) in cases {
+        let bytes = golden(ACCOUNT);
+        let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+        let changed = [&bytes[..at], to, &bytes[at + from.len()..]].concat();
+        let what = refused(&key, AccountRecord::decode(&key, &changed));
+        assert!(what.contains(words), "{what} should say {words}");
+    }
+    let mut bytes = golden(KEK);
+    *bytes.last_mut().unwrap() = 2;
+    let key = kek_record().key();
+    assert!(refused(&key, KekRecord::decode(&key, &bytes)).contains("current version 2"));
+}
+
+#[test]
+fn the_largest_records_are_written_and_read() {
+    let mut record = account();
+    let version = WrappedAek {
+        kek: KekVersion::new(KekName::new("k".repeat(64)).unwrap(), u32::MAX),
+        kek_id: KekId::new([9; KekId::BYTES_MAX]).unwrap(),
+        wrapped: Wrapped { iv: vec![], bytes: vec![3; 768] }, // RSA-6144
+        ..record.versions[0].clone()
+    };
+    record.versions = (1..=AEK_VERSIONS_MAX as u32)
+        .map(|aek_version| WrappedAek { aek_version: u32::MAX - 256 + aek_version, ..version.clone() })
+        .collect();
+    let bytes = record.encode().unwrap();
+    assert!(bytes.len() > VALUE_BYTES_MAX * 9 / 10, "{}", bytes.len());
+    assert_eq!(AccountRecord::decode(&record.key(), &bytes).unwrap(), record);
+
+    let mut record = kek_record();
+    record.versions = (1..=KEK_VERSIONS_MAX as u32)
+        .map(|version| KekVersionRecord {
+            version,
+            id: KekId::new([version.to_be_bytes().as_slice(), &[0; 60]].concat()).unwrap(),
+            profile: Profile::AesKw,
+            created_unix: u64::MAX,
+        })
+        .collect();
+    assert_eq!(KekRecord::decode(&record.key(), &record.encode().unwrap()).unwrap(), record);
+}
+
+#[test]
+fn a_denial_sticks_however_long_its_reason_is() {
+    let record = DenialRecord { reason: "ä".repeat(4000), ..denial() };
+    let read = DenialRecord::decode(&record.key(), &record.encode().unwrap()).unwrap();
+    assert_eq!(read.reason, "ä".repeat(REASON_BYTES_MAX / 2));
+    let odd = DenialRecord { reason: format!("x{}", "ä".repeat(4000)), ..denial() };
+    let read = DenialRecord::decode(&odd.key(), &odd.encode().unwrap()).unwrap();
+    assert_eq!(read.reason.len(), REASON_BYTES_MAX - 1);
+}
+
+#[test]
+fn an_account_is_found_by_each_kek_version_once() {
+    let mut record = account();
+    record.versions.extend([
+        WrappedAek { aek_version: 301, ..record.versions[0].clone() },
+        WrappedAek { aek_version: 302, kek: kek("main", 0x100), ..record.versions[0].clone() },
+    ]);
+    assert_eq!(record.wrapped_by(), [kek("main", 1), kek("main", 256), kek("other", 70_000)]);
+    assert_eq!(record.put().unwrap().wrapped_by, record.wrapped_by());
+    assert_eq!(record.current().unwrap().aek_version, 302);
+    assert_eq!(record.version(300).unwrap().kek, kek("other", 70_000));
+    assert_eq!(record.version(2), None);
+}
+
+#[tokio::test]
+async fn typed_loading_gives_the_record_and_its_version_or_names_the_damage() {
+    let store = MemoryStore::new();
+    let (a, k, d) = (account(), kek_record(), denial());
+    assert_eq!(store::load_account(&store, &a.account).await.unwrap(), None);
+    let version = store.create(&a.key(), a.put().unwrap()).await.unwrap();
+    store.create(&k.key(), k.put().unwrap()).await.unwrap();
+    store.create(&d.key(), d.put().unwrap()).await.unwrap();
+    assert_eq!(store::load_account(&store, &a.account).await.unwrap(), Some((a.clone(), version.clone())));
+    assert_eq!(store::load_kek(&store, &k.name).await.unwrap().unwrap().0, k);
+    assert_eq!(store::load_denial(&store, &d.kek).await.unwrap().unwrap().0, d);
+    store.replace(&a.key(), &version, store::Put { value: vec![9], wrapped_by: vec![] }).await.unwrap();
+    let error = store::load_account(&store, &a.account).await.unwrap_err().to_string();
+    assert!(error.contains("account alice") && error.contains("format version 9"), "{error}");
+}
+
+#[test]
+fn keys_have_one_byte_form_and_everything_else_is_refused() {
+    for key in [account().key(), kek_record().key(), denial().key()] {
+        assert_eq!(Key::from_bytes(&key.to_bytes()).unwrap(), key);
+    }
+    for bad in
+        [&b""[..], b"a", b"x1", b"k", b"k a", b"dmain", b"dmain/", b"dmain/x", b"dmain/01", b"dmain/+1", b"a\xff"]
+    {
+        assert!(matches!(Key::from_bytes(bad), Err(Error::Corrupt(Corrupt::Record { .. }))), "{bad:?}");
+    }
+}
+
+#[test]
+fn the_context_is_what_the_format_says() {
+    let context = context(&kek("main", 2), &AccountId::new("alice").unwrap(), 0x0102_0304);
+    let expected = b"keyleash.aek.v1\x00\x04main\x00\x00\x00\x02\x00\x05alice\x01\x02\x03\x04";
+    assert_eq!(context, expected);
+    assert_eq!(binding(&context), <[u8; 32]>::from(Sha256::digest(expected)));
+}
+
+#[test]
+fn the_check_value_is_hmac_sha256_and_tells_keys_and_contexts_apart() {
+    let bytes: [u8; 32] = bytes(0..32).try_into().unwrap();
+    let aek = Aek::copy_from(&bytes).unwrap();
+    let one = context(&kek("main", 1), &AccountId::new("alice").unwrap(), 1);
+    let check = check_value(&aek, &one);
+    let mut reference = <Hmac<Sha256> as KeyInit>::new_from_slice(&bytes).unwrap();
+    reference.update(&one);
+    assert_eq!(check, <[u8; 32]>::from(reference.finalize().into_bytes()));
+    // Computed with Python's hmac module, so that a change of the crate would be seen.
+    assert_eq!(hex::encode(check), "1ca0d17f15e57497d749c2f69e037177eb878c8e46a675949edf1bae5e4f46d6");
+    assert!(check_matches(&aek, &one, &check));
+    for bit in 0..256 {
+        let mut other = check;
+        other[bit / 8] ^= 1 << (bit % 8);
+        assert!(!check_matches(&aek, &one, &other));
+    }
+    for other in [
+        context(&kek("main", 2), &AccountId::new("alice").unwrap(), 1),
+        context(&kek("mai", 1), &AccountId::new("alice").unwrap(), 1),
+        context(&kek("main", 1), &AccountId::new("alicf").unwrap(), 1),
+        context(&kek("main", 1), &AccountId::new("alice").unwrap(), 2),
+    ] {
+        assert!(!check_matches(&aek, &other, &check));
+    }
+    assert!(!check_matches(&Aek::generate().unwrap(), &one, &check));
+}
+
+fn names() -> impl Strategy<Value = (AccountId, KekName)> {
+    ("[a-z0-9 é/]{1,40}", "[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
+        .prop_map(|(id, name)| (AccountId::new(id).unwrap(), KekName::new(name).unwrap()))
+}
+
+prop_compose! {
+    fn wrapped()(
+        (_, name) in names(), version in 1..=u32::MAX, id in vec(any::<u8>(), 1..=64),
+        profile in proptest::sample::select(Profile::ALL.to_vec()), iv in vec(any::<u8>(), 0..=64),
+        bytes in vec(any::<u8>(), 1..=600), check in any::<[u8; 32]>(), created_unix in any::<u64>(),
+    ) -> WrappedAek {
+        WrappedAek {
+            aek_version: 0, kek: KekVersion::new(name, version), kek_id: KekId::new(id).unwrap(), profile,
+            wrapped: Wrapped { iv, bytes }, check, created_unix,
+        }
+    }
+}
+
+prop_compose! {
+    fn accounts()(
+        (account, _) in names(), created_unix in any::<u64>(), versions in vec(wrapped(), 1..6),
+        numbers in proptest::collection::btree_set(1..=u32::MAX, 6),
+    ) -> AccountRecord {
+        let versions = versions.into_iter().zip(numbers);
+        AccountRecord {
+            account, created_unix,
+            versions: versions.map(|(version, aek_version)| WrappedAek { aek_version, ..version }).collect(),
+        }
+    }
+}
+
+/// Decodes as everything. Whatever is taken is exactly what would be written.
+fn decode_all(key: &Key, bytes: &[u8]) {
+    if let Ok(record) = AccountRecord::decode(key, bytes) {
+        assert_eq!((record.encode().unwrap().as_slice(), &record.key()), (bytes, key));
+    }
+    if let Ok(record) = KekRecord::decode(key, bytes) {
+        assert_eq!((record.encode().unwrap().as_slice(), &record.key()), (bytes, key));
+    }
+    if let Ok(record) = DenialRecord::decode(key, bytes) {
+        assert_eq!((record.encode().unwrap().as_slice(), &record.key()), (bytes, key));
+    }
+}
+
+proptest! {
+    #![proptest_config(Config { failure_persistence: None, ..Config::default() })]
+
+    #[test]
+    fn every_account_is_read_as_it_was_written(record in accounts()) {
+        let bytes = record.encode().unwrap();
+        prop_assert_eq!(AccountRecord::decode(&record.key(), &bytes).unwrap(), record);
+    }
+
+    #[test]
+    fn random_bytes_never_panic_and_are_refused_or_canonical(bytes in vec(any::<u8>(), 0..200), kind in 0..3_u8) {
+        for key in [account().key(), kek_record().key(), denial().key()] {
+            decode_all(&key, &bytes);
+            decode_all(&key, &[&[1, kind], bytes.as_slice()].concat());
+        }
+    }
+
+    #[test]
+    fn mutated_records_never_panic_and_are_refused_or_canonical(
+        changes in vec((any::<proptest::sample::Index>(), any::<u8>(), 0..3_u8), 1..4),
+    ) {
+        for (key, bytes) in [
+            (account().key(), golden(ACCOUNT)), (kek_record().key(), golden(KEK)), (denial().key(), golden(DENIAL)),
+        ] {
+            let mut mutated = bytes;
+            for (at, byte, how) in &changes {
+                let at = at.index(mutated.len());
+                match how {
+                    0 => mutated[at] = *byte,
+                    1 => mutated.insert(at, *byte),
+                    _ => drop(mutated.remove(at)),
+                }
+            }
+            decode_all(&key, &mutated);
+        }
+    }
+}
