@@ -181,7 +181,8 @@ impl Pkcs11Token {
 /// inside are waited for, at most for `timeout`, but for those that hang. May block. False when others are still inside.
 ///
 /// Modules have exit handlers that take away what a call under way stands on (measured: SoftHSM and its OpenSSL crash), so a
-/// process that is told to end while the token is working would end with a segmentation fault.
+/// process that is told to end while the token is working would end with a segmentation fault. An exit handler of keyleash does
+/// the same, with a patience of 5 s, where this was not called; a `timeout` of one's own and the answer are what this is for.
 pub fn end_of_process(timeout: Duration) -> bool {
     Module::shut_all(crate::clock::Clock::Boottime.now().plus(timeout))
 }

@@ -9,7 +9,7 @@
 //! Modules are never unloaded: a thread that hangs in one would lose the code it runs on.
 
 use super::fault;
-use super::raw::Raw;
+use super::raw::{self, Raw};
 use super::verdict::{self, Class};
 use crate::clock::{Clock, Instant, SLEEP_SLICE_MAX};
 use crate::token::TokenError;
@@ -18,7 +18,7 @@ use cryptoki::error::RvError;
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -35,6 +35,10 @@ const GATE_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Who waits at the gate, or for another's login, gives up this long before the deadline, so that the worker answers for itself and is not taken for
 /// one that hangs in the module.
 const GATE_MARGIN: Duration = Duration::from_millis(20);
+
+/// How long the end of the process waits for calls that are under way: about as long as calls may take.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+const EXIT_LOOK: Duration = Duration::from_millis(5);
 
 static MODULES: Mutex<Vec<Arc<Module>>> = Mutex::new(Vec::new());
 
@@ -63,6 +67,23 @@ pub(super) fn wait_until<'a, T>(
 pub(super) fn before(clock: &Clock, deadline: Instant) -> Instant {
     let now = clock.now();
     now.plus(deadline.since(now).saturating_sub(GATE_MARGIN))
+}
+
+/// Runs as the process ends, however `main` was left: exit handlers of modules take away what a call under way stands on.
+extern "C" fn farewell() {
+    let clock = Clock::Boottime;
+    let deadline = clock.now().plus(EXIT_PATIENCE);
+    // Held while a module loads, which may hang: that is no reason never to end.
+    while let Err(TryLockError::WouldBlock) = MODULES.try_lock() {
+        if clock.now() >= deadline {
+            return;
+        }
+        std::thread::sleep(EXIT_LOOK);
+    }
+    // A forked child has the parent's count of calls, and none of the threads that would end them.
+    if lock(&MODULES).iter().all(|module| module.pid == std::process::id()) {
+        Module::shut_all(deadline);
+    }
 }
 
 pub(super) struct Module {
@@ -166,6 +187,10 @@ impl Module {
             shared_with_host: AtomicBool::new(false),
         });
         modules.push(module.clone());
+        // Anew with each module: handlers run in reverse order, so this one runs before those that the module brought.
+        if !raw::before_exit(farewell) {
+            tracing::warn!("no exit handler: call `end_of_process` at the end of `main`");
+        }
         Ok(module)
     }
 

@@ -2,7 +2,8 @@
 //!
 //! cryptoki gives the plaintext of C_Decrypt as a bare `Vec` after asking for its length first (a second call, which some
 //! tokens refuse), and reads CKA_VALUE into a buffer that it frees without wiping. Here the token writes where the
-//! caller wipes. Everything else stays with cryptoki. The only unsafe code of the token room.
+//! caller wipes. Everything else stays with cryptoki. Beside them stands `atexit`, for the end of the process. The only unsafe code
+//! of the token room.
 #![allow(unsafe_code)]
 
 use cryptoki::{
@@ -11,7 +12,7 @@ use cryptoki::{
     session::Session,
 };
 use cryptoki_sys::{CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_RV, CK_ULONG, CKA_VALUE};
-use std::{path::Path, ptr};
+use std::{ffi::c_int, path::Path, ptr};
 
 /// The function list of a loaded module, the same that cryptoki calls.
 pub(super) struct Raw {
@@ -87,6 +88,16 @@ impl Raw {
         let len = attribute.ulValueLen;
         within(len, value.len())
     }
+}
+
+unsafe extern "C" {
+    /// C11 7.22.4.2: `f` runs as the process ends by `exit`, before what was registered earlier. Nonzero: no room.
+    safe fn atexit(f: extern "C" fn()) -> c_int;
+}
+
+/// Has `farewell` run as this process ends, before the exit handlers of every library that is loaded by now. It must not panic.
+pub(super) fn before_exit(farewell: extern "C" fn()) -> bool {
+    atexit(farewell) == 0
 }
 
 fn settled(code: CK_RV) -> Result<(), Error> {
