@@ -6,11 +6,12 @@
 //! lease again before it reports success.
 
 use crate::{
+    account_keys::AccountKeys,
     block::{self, Address, Backend, BlockHeader, Sealer, Suite},
     clock::Instant,
     error::{Corrupt, Error, Result},
     in_flight::Operation,
-    keyring::{AccountKeys, Keyring, Owner},
+    keyring::{Keyring, Owner},
     name::AccountId,
     slot::{AekSlot, Selection},
 };

@@ -357,7 +357,7 @@ impl Engine {
         Ok(self.handle(self.owner.0.open(id).await?))
     }
 
-    fn handle(&self, keys: Arc<crate::keyring::AccountKeys>) -> Account {
+    fn handle(&self, keys: Arc<crate::account_keys::AccountKeys>) -> Account {
         Account::new(keys, self.owner.clone(), self.backend, self.suite)
     }
 

@@ -4,6 +4,7 @@
 //! TTL on the data path (`account.rs`), and keys are wiped in their slots, wherever the index still points.
 
 use crate::{
+    account_keys::AccountKeys,
     budget::{Budget, Place},
     clock::{Clock, Instant, Jitter, unix_now},
     config::Settings,
@@ -24,7 +25,7 @@ use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -39,41 +40,6 @@ const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
 /// An account that nobody looked up for this long leaves the index. Not shorter than any grace can be, so that an
 /// outage takes nothing away; handles keep their keys all the same.
 const INDEX_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
-
-/// An account's AEK versions, oldest first. Versions are only ever added, so that the data path walks without a lock.
-#[derive(Debug)]
-pub(crate) struct AccountKeys {
-    pub(crate) id: AccountId,
-    first: Node,
-}
-
-#[derive(Debug)]
-struct Node {
-    slot: Arc<AekSlot>,
-    next: OnceLock<Box<Node>>,
-}
-
-impl AccountKeys {
-    pub(crate) fn slots(&self) -> impl Iterator<Item = &Arc<AekSlot>> {
-        std::iter::successors(Some(&self.first), |node| node.next.get().map(|next| &**next)).map(|node| &node.slot)
-    }
-
-    /// The slot of the current AEK version, under which new blocks are sealed.
-    #[inline]
-    pub(crate) fn current(&self) -> &Arc<AekSlot> {
-        let mut node = &self.first;
-        while let Some(next) = node.next.get() {
-            node = next;
-        }
-        &node.slot
-    }
-
-    /// The slot of an AEK version that a block names.
-    #[inline]
-    pub(crate) fn version(&self, aek_version: u32) -> Option<&Arc<AekSlot>> {
-        self.slots().find(|slot| slot.aek_version == aek_version)
-    }
-}
 
 /// The keys of one engine.
 pub(crate) struct Keyring {
@@ -106,6 +72,26 @@ pub(crate) struct Sample {
     pub(crate) wrapped: WrappedAek,
     /// Where it belongs, unless nobody has the account open any more.
     pub(crate) slot: Option<Arc<AekSlot>>,
+}
+
+/// What the store says of a slot now.
+pub(crate) struct Found {
+    wrapped: WrappedAek,
+    /// Its successor, enlisted with the lease of the KEK version that the record names, when that is another one than the
+    /// slot's: somebody re-wrapped the account. Takes the slot's place once the token has spoken.
+    heir: Option<Arc<AekSlot>>,
+}
+
+impl Found {
+    pub(crate) fn moved(&self) -> bool {
+        self.heir.is_some()
+    }
+}
+
+/// What an unwrap needs: the record first, because a store that hangs must not hold up those who have it, and then the place.
+pub(crate) struct Ready {
+    pub(crate) found: Found,
+    pub(crate) place: Place,
 }
 
 /// A wrapped AEK that could not be unwrapped.
@@ -165,7 +151,7 @@ impl Keyring {
             return Ok(leash);
         }
         let grace = self.settings.grace;
-        let lease = match store::load_denial(&*self.store, kek).await {
+        let lease = match self.in_time(store::load_denial(&*self.store, kek)).await {
             Ok(None) => Lease::new(grace),
             // A record that cannot be read was a denial all the same.
             Ok(Some(_)) | Err(Error::Corrupt(_)) => Lease::denied_before(grace, self.clock.now()),
@@ -188,9 +174,16 @@ impl Keyring {
     /// denied is kept, because its denial is. True when it was forgotten.
     pub(crate) fn forget_unused(&self, leash: &Arc<Leash>) -> bool {
         let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
-        // The map's and the caller's: no slot has it, and nobody gets it while the map is locked.
-        let unused = Arc::strong_count(leash) == 2 && !matches!(leash.lease().phase(), Phase::Denied { .. });
-        unused && leashes.remove(leash.kek()).is_some()
+        // The map's, the caller's and those of slots whose account moved away: no other slot has it, and nobody gets it
+        // while the map is locked. Counted before the retired, who then can only be too few.
+        let holders = Arc::strong_count(leash);
+        let unused = holders == 2 + leash.retired.load(Ordering::SeqCst);
+        let forgotten =
+            unused && !matches!(leash.lease().phase(), Phase::Denied { .. }) && leashes.remove(leash.kek()).is_some();
+        if forgotten {
+            self.samples().remove(leash.kek());
+        }
+        forgotten
     }
 
     pub(crate) fn leases(&self) -> Vec<LeaseStatus> {
@@ -209,6 +202,11 @@ impl Keyring {
         self.living.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The keys of an account, if anybody has them.
+    fn alive(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
+        self.living().get(id).and_then(Weak::upgrade)
+    }
+
     /// The keys of an account, its current AEK unwrapped. However many ask at once, the token is asked once; all who
     /// waited for that attempt share its outcome, and the next to ask starts a new one.
     pub(crate) async fn open(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
@@ -217,8 +215,7 @@ impl Keyring {
             return Ok(keys);
         }
         let init = async {
-            let alive = self.living().get(id).and_then(Weak::upgrade);
-            let keys = match alive {
+            let keys = match self.alive(id) {
                 Some(keys) => keys,
                 None => self.load(id).await?,
             };
@@ -229,21 +226,19 @@ impl Keyring {
     }
 
     async fn load(&self, id: &AccountId) -> Result<Arc<AccountKeys>> {
-        let Some((record, _)) = store::load_account(&*self.store, id).await? else {
+        let Some((record, _)) = self.in_time(store::load_account(&*self.store, id)).await? else {
             return Err(Error::NotFound(format!("account {id}: create it first (`keyleash account create`)")));
         };
-        let mut newest_first = None;
-        for wrapped in record.versions.iter().rev() {
-            let slot = AekSlot::new(id.clone(), wrapped.aek_version, self.leash(&wrapped.kek).await?)?;
-            let next = newest_first.take().map_or_else(OnceLock::new, |next| OnceLock::from(Box::new(next)));
-            newest_first = Some(Node { slot, next });
+        let mut slots = Vec::new();
+        for wrapped in &record.versions {
+            slots.push(AekSlot::new(id.clone(), wrapped.aek_version, self.leash(&wrapped.kek).await?)?);
         }
-        let Some(first) = newest_first else {
+        let Some(keys) = AccountKeys::new(id.clone(), slots) else {
             // The codec refuses such a record; this says so again rather than panicking.
             let what = "it has no AEK".to_owned();
             return Err(Corrupt::Record { record: format!("account {id}"), what }.into());
         };
-        Ok(self.adopt(AccountKeys { id: id.clone(), first }))
+        Ok(self.adopt(keys))
     }
 
     /// Makes keys the living ones of their account, unless others were faster.
@@ -271,13 +266,13 @@ impl Keyring {
         self.refill(slot, None).await
     }
 
-    /// Unwraps a slot's AEK anew, whether or not it is usable; in a place of the budget that was waited for already, or,
-    /// for a caller who waits, in one of its own.
-    pub(crate) async fn refill(self: &Arc<Self>, slot: &Arc<AekSlot>, place: Option<Place>) -> Result<()> {
+    /// Unwraps a slot's AEK anew, whether or not it is usable; with what is ready for that already, or, for a caller who
+    /// waits, with a record and a place of the budget of its own.
+    pub(crate) async fn refill(self: &Arc<Self>, slot: &Arc<AekSlot>, ready: Option<Ready>) -> Result<()> {
         let mut outcome = slot.join(|landing| {
             let keyring = self.clone();
             tokio::spawn(async move {
-                let outcome = keyring.unwrap_into(&landing.slot, place).await;
+                let outcome = keyring.unwrap_into(&landing.slot, ready).await;
                 landing.land(outcome);
             });
         });
@@ -287,27 +282,53 @@ impl Keyring {
         }
     }
 
-    async fn unwrap_into(self: &Arc<Self>, slot: &AekSlot, place: Option<Place>) -> Result<()> {
+    async fn unwrap_into(self: &Arc<Self>, slot: &AekSlot, ready: Option<Ready>) -> Result<()> {
         let came = self.clock.now();
-        let _place = match place {
-            Some(place) => place,
-            None if slot.leash.may_ask(came, REFUSED_ASK_PAUSE) => self.budget.on_demand().await,
+        let Ready { found: Found { wrapped, heir }, place: _place } = match ready {
+            Some(ready) => ready,
+            None if slot.leash.may_ask(came, REFUSED_ASK_PAUSE) => {
+                let found = self.find(slot).await?;
+                if found.moved() {
+                    self.note_move(&slot.leash);
+                }
+                Ready { found, place: self.budget.on_demand().await }
+            }
             None => return Err(slot.leash.why_not()),
         };
+        let outcome = self.unwrap_found(slot, heir.as_deref().unwrap_or(slot), &wrapped, came).await;
+        // What the KEK version of the record says counts from now on. While it says nothing, or refuses the record, the slot
+        // stays as it is, under its own lease and TTL: an outage takes nothing away.
+        if let Some(heir) = heir
+            && matches!(outcome, Ok(()) | Err(Error::Denied(_)))
+            && let Some(keys) = self.alive(&slot.account)
+        {
+            keys.hand_over(heir);
+            self.changed.notify_waiters();
+        }
+        outcome
+    }
+
+    /// Unwraps into `slot`, which is `old` or its successor.
+    async fn unwrap_found(
+        self: &Arc<Self>,
+        old: &AekSlot,
+        slot: &AekSlot,
+        wrapped: &WrappedAek,
+        came: Instant,
+    ) -> Result<()> {
         // A queue in front of a silent token is not worked off one deadline after the other.
         if slot.leash.was_silent(came) {
             return Err(slot.leash.why_not());
         }
-        let wrapped = self.wrapped(slot).await?;
         let epoch = self.asking(&slot.leash);
         let asked = self.clock.now();
-        match self.unwrap_verified(&slot.account, &wrapped).await {
+        match self.unwrap_verified(&slot.account, wrapped).await {
             Ok(aek) => {
                 self.feed(&slot.leash, LeaseVerdict::Granted { asked, epoch }, None);
                 if !self.samples().contains_key(&wrapped.kek) {
-                    self.keep_sample(&wrapped.kek, &slot.account, &wrapped);
+                    self.keep_sample(&wrapped.kek, &slot.account, wrapped);
                 }
-                if slot.differs_from(&aek) {
+                if old.differs_from(&aek) || slot.differs_from(&aek) {
                     // An AEK version has one AEK for good. Another one that verifies was made by who can write the store.
                     return Err(Corrupt::WrappedAek(format!("account {}", slot.account)).into());
                 }
@@ -329,23 +350,42 @@ impl Keyring {
         slot.admit(aek, epoch, asked.plus(refresh_after), asked.plus(ttl))
     }
 
-    /// The wrapped AEK that belongs into a slot, from the store.
-    pub(crate) async fn wrapped(&self, slot: &AekSlot) -> Result<WrappedAek> {
-        let Some((record, _)) = store::load_account(&*self.store, &slot.account).await? else {
+    /// A read of the store on the way to an unwrap: somebody waits for it, so it ends.
+    async fn in_time<T>(&self, reading: impl Future<Output = Result<T>>) -> Result<T> {
+        let timeout = self.settings.call_timeout;
+        self.clock.until(self.clock.now().plus(timeout), reading).await.unwrap_or_else(|| {
+            Err(Error::Store(format!(
+                "no answer within {} ms: see that the store is reachable and not overloaded, and try again",
+                timeout.as_millis()
+            )))
+        })
+    }
+
+    /// Reads what belongs into a slot, and makes its successor where the record names another KEK version by now.
+    pub(crate) async fn find(&self, slot: &AekSlot) -> Result<Found> {
+        let wrapped = self.wrapped(slot).await?;
+        let heir = if wrapped.kek == *slot.leash.kek() {
+            None
+        } else {
+            Some(AekSlot::new(slot.account.clone(), slot.aek_version, self.leash(&wrapped.kek).await?)?)
+        };
+        Ok(Found { wrapped, heir })
+    }
+
+    /// An account of this lease was re-wrapped by somebody else; others may have been too, and the tending goes and sees.
+    pub(crate) fn note_move(&self, leash: &Leash) {
+        leash.moved.store(true, Ordering::SeqCst);
+        self.stir_tend.notify_one();
+    }
+
+    /// The wrapped AEK of a slot's AEK version, from the store.
+    async fn wrapped(&self, slot: &AekSlot) -> Result<WrappedAek> {
+        let Some((record, _)) = self.in_time(store::load_account(&*self.store, &slot.account)).await? else {
             return Err(Error::NotFound(format!("account {}: it was deleted", slot.account)));
         };
         let Some(wrapped) = record.versions.into_iter().find(|wrapped| wrapped.aek_version == slot.aek_version) else {
             return Err(Corrupt::AekVersion(slot.aek_version).into());
         };
-        if wrapped.kek != *slot.leash.kek() {
-            return Err(Error::Conflict(format!(
-                "account {}: its AEK version {} moved from KEK {} to KEK {}; open the account anew",
-                slot.account,
-                slot.aek_version,
-                slot.leash.kek(),
-                wrapped.kek
-            )));
-        }
         // A KEK version is one key in the token. A record that names another one is damaged, and must not speak for the KEK.
         let proved = self.sample(&wrapped.kek);
         if proved.is_some_and(|(_, good)| (&good.kek_id, good.profile) != (&wrapped.kek_id, wrapped.profile)) {
@@ -360,6 +400,10 @@ impl Keyring {
         let patience = self.clock.now().plus(self.settings.call_timeout / 4);
         let kek = slot.leash.kek();
         let failed = match self.clock.until(patience, self.wrapped(&slot)).await {
+            Some(Ok(wrapped)) if wrapped.kek != *kek => {
+                self.note_move(&slot.leash);
+                return Err(Error::NotFound(format!("account {}: it is not under KEK {kek} any more", slot.account)));
+            }
             Some(Ok(wrapped)) => {
                 return Ok(Sample { account: slot.account.clone(), wrapped, slot: Some(slot) });
             }
@@ -510,7 +554,10 @@ impl Keyring {
         let slot = AekSlot::new(id.clone(), wrapped.aek_version, proof.leash.clone())?;
         self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
         self.keep_sample(&wrapped.kek, id, wrapped);
-        let keys = self.adopt(AccountKeys { id: id.clone(), first: Node { slot, next: OnceLock::new() } });
+        let Some(keys) = AccountKeys::new(id.clone(), vec![slot]) else {
+            return Err(Error::Fatal(format!("account {id} has no slot")));
+        };
+        let keys = self.adopt(keys);
         self.index.insert(id.clone(), keys.clone()).await;
         Ok(keys)
     }

@@ -14,7 +14,10 @@ use crate::{
 };
 use std::{
     num::NonZeroU64,
-    sync::{Arc, PoisonError, Weak, atomic::Ordering},
+    sync::{
+        Arc, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::Notify;
@@ -28,6 +31,10 @@ pub(crate) trait Member: Send + Sync {
     fn key(&self) -> &KeySlot;
     /// Called when a denial or lapse took a key away that was in use.
     fn lost(&self);
+    /// True while a proof of the KEK version may be had with its AEK.
+    fn proves(&self) -> bool {
+        true
+    }
 }
 
 /// The lease of one KEK version, shared by all accounts under it.
@@ -43,6 +50,10 @@ pub(crate) struct Leash<M> {
     ttl_binds_from_ns: AtomicU64,
     inner: Mutex<Inner>,
     members: Mutex<Vec<Weak<M>>>,
+    /// Members whose account went over to another KEK version; they hold their lease until they are dropped.
+    pub(crate) retired: AtomicUsize,
+    /// Some account under it was found to be under another KEK version by now.
+    pub(crate) moved: AtomicBool,
     /// When the token was last asked on behalf of a refused caller.
     asked_ns: AtomicU64,
     /// A denial that is not yet written to the store, or one in the store that is over.
@@ -102,6 +113,8 @@ impl<M: Member> Leash<M> {
                 ttl_binds_from: Instant::default(),
             }),
             members: Mutex::default(),
+            retired: AtomicUsize::new(0),
+            moved: AtomicBool::new(false),
             asked_ns: AtomicU64::new(0),
             unsaved: AtomicBool::new(false),
             saving: AtomicBool::new(false),
@@ -171,11 +184,12 @@ impl<M: Member> Leash<M> {
         self.members().iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// A living member, `turn` members on: another one with each turn.
+    /// A living member to prove with, `turn` members on: another one with each turn.
     pub(crate) fn member(&self, turn: usize) -> Option<Arc<M>> {
         let members = self.members();
         let len = members.len();
-        (0..len).find_map(|step| members.get((turn + step) % len)?.upgrade())
+        let at = |step| members.get(turn.wrapping_add(step) % len)?.upgrade().filter(|member| member.proves());
+        (0..len).find_map(at)
     }
 
     /// The epoch in which to ask the token, after the state machine caught up with the time.

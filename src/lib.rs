@@ -35,6 +35,7 @@
 //! `default-features = false, features = ["aws-lc"]`. Without `aws-lc` a pure-Rust back end makes the same bytes.
 
 pub mod account;
+mod account_keys;
 pub mod block;
 mod budget;
 pub mod clock;

@@ -33,6 +33,8 @@ pub(crate) struct AekSlot {
     used: AtomicBool,
     /// A denial or lapse took the key away while it was in use: resumption brings it back.
     wanted: AtomicBool,
+    /// Another slot has taken its place, under the KEK version that the record names by now.
+    retired: AtomicBool,
     /// The unwrap under way, for those who want to wait for it.
     flight: Mutex<Option<Outcome>>,
 }
@@ -63,6 +65,10 @@ impl Member for AekSlot {
     fn lost(&self) {
         self.wanted.store(true, Ordering::SeqCst);
     }
+
+    fn proves(&self) -> bool {
+        !self.is_retired()
+    }
 }
 
 impl AekSlot {
@@ -80,6 +86,7 @@ impl AekSlot {
             refresh_from_ns: AtomicU64::new(0),
             used: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             flight: Mutex::default(),
         });
         slot.leash.enlist(Arc::downgrade(&slot));
@@ -121,7 +128,7 @@ impl AekSlot {
     /// # Errors
     /// Why not, when the lease was denied or ended in between.
     pub(crate) fn admit(&self, aek: &Aek, epoch: u64, refresh_from: Instant, fresh_until: Instant) -> Result<()> {
-        self.leash.admit(epoch, &self.key, aek, |put_in| {
+        let admitted = self.leash.admit(epoch, &self.key, aek, |put_in| {
             self.wanted.store(false, Ordering::SeqCst);
             // An answer that was overtaken by a newer one takes nothing away.
             if !put_in && fresh_until.as_nanos() <= self.fresh_until_ns.load(Ordering::Acquire) {
@@ -130,7 +137,12 @@ impl AekSlot {
             self.used.store(false, Ordering::Relaxed);
             self.refresh_from_ns.store(refresh_from.as_nanos(), Ordering::Release);
             self.fresh_until_ns.store(fresh_until.as_nanos(), Ordering::Release);
-        })
+        });
+        // Retired meanwhile: whichever of the two came last wipes.
+        if self.is_retired() {
+            self.wipe();
+        }
+        admitted
     }
 
     /// True when the slot is filled and was used since its last unwrap.
@@ -138,9 +150,33 @@ impl AekSlot {
         self.key.epoch().is_some() && self.used.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn is_filled(&self) -> bool {
+        self.key.epoch().is_some()
+    }
+
     /// True when resumption should bring the key back.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.wanted.load(Ordering::SeqCst)
+        self.wanted.load(Ordering::SeqCst) && !self.is_retired()
+    }
+
+    /// True when another slot has taken its place.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
+    }
+
+    /// Takes over from `old`: resumption brings the key back, if it would have brought back the old one's.
+    pub(crate) fn inherit(&self, old: &Self) {
+        if self.key.epoch().is_none() && (old.is_wanted() || old.is_in_use()) {
+            self.lost();
+        }
+    }
+
+    /// Wipes it for good: another slot has taken its place.
+    pub(crate) fn retire(&self) {
+        if !self.retired.swap(true, Ordering::SeqCst) {
+            self.leash.retired.fetch_add(1, Ordering::SeqCst);
+        }
+        self.wipe();
     }
 
     /// Resumption gives up on it (its record is damaged, say); whoever uses it will be told why.
@@ -199,6 +235,14 @@ impl AekSlot {
 
     fn flight(&self) -> MutexGuard<'_, Option<Outcome>> {
         self.flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for AekSlot {
+    fn drop(&mut self) {
+        if self.is_retired() {
+            self.leash.retired.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 

@@ -1,19 +1,24 @@
-//! The tending of slots: brings accounts back after a denial or lapse, refreshes the AEKs in use ahead of their TTL, and
-//! wipes those that nobody used for a TTL.
+//! The tending of slots: brings accounts back after a denial or lapse, refreshes the AEKs in use ahead of their TTL, wipes
+//! those that nobody used for a TTL, and follows accounts that somebody else re-wrapped to their new KEK version.
 //!
 //! All of it runs in the background share of the budget, behind whoever waits for a key. Nothing here bounds anything:
 //! a slot that was not refreshed in time is simply cold.
 
 use crate::{
-    error::Error,
-    keyring::Keyring,
+    clock::Instant,
+    error::{Error, Result},
+    keyring::{Keyring, Ready},
     lease::{Phase, Verdict as LeaseVerdict},
     name::KekVersion,
     slot::{AekSlot, Due, Leash},
     telemetry::Event,
     watch::Beat,
 };
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::task::{Id, JoinSet};
 
 /// The tending looks around at least this often …
@@ -30,6 +35,7 @@ const FLIGHTS_MAX: usize = 8;
 pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     let mut work = JoinSet::new();
     let mut resuming: HashMap<KekVersion, (u64, Id)> = HashMap::new();
+    let mut following: HashMap<KekVersion, (Instant, Option<Id>)> = HashMap::new();
     let mut refreshing = None;
     let mut next_round = keyring.clock.now();
     loop {
@@ -44,6 +50,12 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
             if matches!(lease.phase(), Phase::Resuming { .. }) && !begun {
                 let task = work.spawn(resume(keyring.clone(), leash.clone(), lease.epoch()));
                 resuming.insert(leash.kek().clone(), (lease.epoch(), task.id()));
+            }
+            let may_follow = following.get(leash.kek()).is_none_or(|(next, task)| task.is_none() && now >= *next);
+            if may_follow && leash.moved.swap(false, Ordering::SeqCst) {
+                let task = work.spawn(follow(keyring.clone(), leash.clone()));
+                // A re-wrap that is under way is followed once an interval, not record by record.
+                following.insert(leash.kek().clone(), (now.plus(keyring.settings.poll_interval), Some(task.id())));
             }
         }
         if now >= next_round && refreshing.is_none() {
@@ -61,6 +73,8 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
                 // One that panicked has left its accounts cold; they are begun again with the next look around.
                 let id = done.map_or_else(|error| error.id(), |(id, ())| id);
                 resuming.retain(|_, (_, task)| *task != id);
+                following.values_mut().for_each(|(_, task)| *task = task.filter(|task| *task != id));
+                following.retain(|_, (next, task)| task.is_some() || *next > now);
                 refreshing = refreshing.filter(|task| *task != id);
             }
         }
@@ -93,7 +107,19 @@ async fn refresh(keyring: Arc<Keyring>, due: Vec<Arc<AekSlot>>) {
         if slot.due(keyring.clock.now()) != Due::Refresh {
             continue; // refreshed, denied or silent since
         }
-        unwrap_in_background(&keyring, &mut flights, slot).await;
+        unwrap_in_background(&keyring, &mut flights, slot, Why::Due).await;
+    }
+    while flights.join_next().await.is_some() {}
+}
+
+/// Reads the records of all that are in memory or wanted, and takes those that moved to the KEK versions that they name:
+/// before a denial of the old one can concern them, or, where it came first, out of it.
+async fn follow(keyring: Arc<Keyring>, leash: Arc<Leash>) {
+    let mut flights = JoinSet::new();
+    for slot in leash.living_members() {
+        if !slot.is_retired() && (slot.is_filled() || slot.is_wanted()) {
+            unwrap_in_background(&keyring, &mut flights, slot, Why::Moved).await;
+        }
     }
     while flights.join_next().await.is_some() {}
 }
@@ -109,7 +135,7 @@ async fn resume(keyring: Arc<Keyring>, leash: Arc<Leash>, epoch: u64) {
         if leash.epoch() != epoch || !matches!(leash.lease().phase(), Phase::Resuming { .. }) {
             return; // taken away again: the next proof begins anew with all that are still wanted
         }
-        unwrap_in_background(&keyring, &mut flights, slot).await;
+        unwrap_in_background(&keyring, &mut flights, slot, Why::Due).await;
     }
     while flights.join_next().await.is_some() {}
     let missing = leash.living_members().iter().any(|slot| slot.is_wanted());
@@ -121,22 +147,32 @@ async fn resume(keyring: Arc<Keyring>, leash: Arc<Leash>, epoch: u64) {
     }
 }
 
-/// Starts an unwrap once the budget gives it a place; waits while too many are under way.
-async fn unwrap_in_background(keyring: &Arc<Keyring>, flights: &mut JoinSet<()>, slot: Arc<AekSlot>) {
+/// Why an account is unwrapped in the background.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It is wanted back, or due for a refresh.
+    Due,
+    /// Others of its KEK version moved to another one: only if it did too.
+    Moved,
+}
+
+/// Starts an unwrap; waits while too many are under way. The record is read first, so that a store that hangs holds no
+/// place of the budget.
+async fn unwrap_in_background(keyring: &Arc<Keyring>, flights: &mut JoinSet<()>, slot: Arc<AekSlot>, why: Why) {
     if flights.len() >= FLIGHTS_MAX {
         flights.join_next().await;
     }
-    let place = keyring.budget.background().await;
-    if !slot.is_wanted() && slot.due(keyring.clock.now()) != Due::Refresh {
-        return; // somebody who waited for it was faster
-    }
     let keyring = keyring.clone();
     flights.spawn(async move {
-        match keyring.refill(&slot, Some(place)).await {
+        match attempt(&keyring, &slot, why).await {
             Ok(()) => {}
             // The lease says it already, and resumption or the next round will be back. A fatal error too: hung workers may
             // come back, and a task that died says nothing about the account.
-            Err(Error::Denied(_) | Error::Lapsed(_) | Error::Unreachable(_) | Error::Store(_) | Error::Fatal(_)) => {}
+            Err(Error::Denied(_) | Error::Lapsed(_) | Error::Unreachable(_) | Error::Store(_) | Error::Fatal(_)) => {
+                if why == Why::Moved {
+                    keyring.note_move(&slot.leash); // and tried again
+                }
+            }
             Err(error) => {
                 slot.give_up();
                 if !slot.is_usable(keyring.clock.now()) {
@@ -147,4 +183,20 @@ async fn unwrap_in_background(keyring: &Arc<Keyring>, flights: &mut JoinSet<()>,
             }
         }
     });
+}
+
+async fn attempt(keyring: &Arc<Keyring>, slot: &Arc<AekSlot>, why: Why) -> Result<()> {
+    let found = keyring.find(slot).await?;
+    if found.moved() && why == Why::Due {
+        keyring.note_move(&slot.leash);
+    }
+    if !found.moved() && why == Why::Moved {
+        return Ok(());
+    }
+    let place = keyring.budget.background().await;
+    let is_due = || slot.is_wanted() && slot.leash.answers() || slot.due(keyring.clock.now()) == Due::Refresh;
+    if slot.is_retired() || !found.moved() && !is_due() {
+        return Ok(()); // somebody who waited for it was faster, or it was taken away again
+    }
+    keyring.refill(slot, Some(Ready { found, place })).await
 }

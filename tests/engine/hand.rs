@@ -1,0 +1,80 @@
+//! A store whose reads and deletes a test holds up.
+
+use async_trait::async_trait;
+use keyleash::{
+    Result,
+    store::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, memory::MemoryStore},
+};
+use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
+
+type Chosen = Box<dyn Fn(&Key) -> bool + Send>;
+
+/// The memory store behind a hand.
+#[derive(Default)]
+pub(crate) struct HandStore {
+    inner: Arc<MemoryStore>,
+    reads: Mutex<Option<Chosen>>,
+    deletes: Mutex<bool>,
+    let_go: Arc<Notify>,
+}
+
+impl HandStore {
+    pub(crate) fn over(inner: &Arc<MemoryStore>) -> Arc<Self> {
+        Arc::new(Self { inner: inner.clone(), ..Self::default() })
+    }
+
+    /// Reads of these hang until [`HandStore::let_go`].
+    pub(crate) fn hold_reads(&self, which: impl Fn(&Key) -> bool + Send + 'static) {
+        *self.reads.lock().unwrap() = Some(Box::new(which));
+    }
+
+    /// Deletes are under way until [`HandStore::let_go`], and happen then, whether or not somebody still waits for them.
+    pub(crate) fn hold_deletes(&self) {
+        *self.deletes.lock().unwrap() = true;
+    }
+
+    pub(crate) fn let_go(&self) {
+        *self.reads.lock().unwrap() = None;
+        *self.deletes.lock().unwrap() = false;
+        self.let_go.notify_waiters();
+    }
+}
+
+#[async_trait]
+impl KeyStore for HandStore {
+    async fn get(&self, key: &Key) -> Result<Option<Versioned>> {
+        let held = self.reads.lock().unwrap().as_ref().is_some_and(|which| which(key));
+        if held {
+            self.let_go.notified().await;
+        }
+        self.inner.get(key).await
+    }
+
+    async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
+        self.inner.create(key, put).await
+    }
+
+    async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion> {
+        self.inner.replace(key, expected, put).await
+    }
+
+    async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {
+        let held = *self.deletes.lock().unwrap();
+        if !held {
+            return self.inner.delete(key, expected).await;
+        }
+        let (inner, let_go) = (self.inner.clone(), self.let_go.clone());
+        let (key, expected) = (key.clone(), expected.clone());
+        tokio::spawn(async move {
+            let_go.notified().await;
+            inner.delete(&key, &expected).await
+        })
+        .await
+        .unwrap()
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
+        self.inner.list(filter, after, limit).await
+    }
+}

@@ -1,0 +1,214 @@
+//! Accounts that another process re-wrapped: live handles follow their records.
+
+use super::{hand::HandStore, *};
+use keyleash::{
+    Error,
+    lease::Phase,
+    store::{
+        Key, KeyStore, Put,
+        record::{WrappedAek, binding, check_value, context},
+    },
+    token::{KekHandle, Token, scripted::Call},
+};
+
+fn seal(account: &Account) -> keyleash::Result<()> {
+    account.seal_in_place(1_u64, &mut [0; 64]).map(drop)
+}
+
+/// Another KEK, and what the accounts' records will be once they are re-wrapped under it.
+async fn prepare(rig: &Rig, ids: &[&str]) -> (KekId, Vec<(Key, Put)>) {
+    let name = KekName::new("next").unwrap();
+    let id = rig.engine.create_kek(&name, Profile::AesGcm, false).await.unwrap().id;
+    let mut puts = Vec::new();
+    for account in ids {
+        let account = account_id(account);
+        let mut record = rig.engine.account_record(&account).await.unwrap();
+        for version in &mut record.versions {
+            let old = context(&version.kek, &account, version.aek_version);
+            let handle = KekHandle { id: version.kek_id.clone(), profile: version.profile };
+            let aek = rig.token.unwrap(&handle, &version.wrapped, &binding(&old)).await.unwrap();
+            let kek = keyleash::name::KekVersion::new(name.clone(), 1);
+            let new = context(&kek, &account, version.aek_version);
+            let handle = KekHandle { id: id.clone(), profile: Profile::AesGcm };
+            *version = WrappedAek {
+                kek,
+                kek_id: id.clone(),
+                wrapped: rig.token.wrap(&handle, &aek, &binding(&new)).await.unwrap(),
+                check: check_value(&aek, &new),
+                ..version.clone()
+            };
+        }
+        puts.push((Key::Account(account), Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by() }));
+    }
+    (id, puts)
+}
+
+async fn rewrap(rig: &Rig, puts: Vec<(Key, Put)>) {
+    for (key, put) in puts {
+        let version = rig.store.get(&key).await.unwrap().unwrap().version;
+        rig.store.replace(&key, &version, put).await.unwrap();
+    }
+}
+
+const IDS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+
+#[tokio::test]
+async fn live_handles_follow_a_rewrap_by_another_process_undisturbed_and_leave_the_old_kek_behind() {
+    let rig = Rig::new().await;
+    let mut accounts = Vec::new();
+    for id in IDS {
+        accounts.push(rig.account(id).await);
+    }
+    let blocks: Vec<_> = accounts.iter().map(|account| account.seal_to_vec(9_u64, b"before").unwrap()).collect();
+    let (next, puts) = prepare(&rig, &IDS).await;
+    rewrap(&rig, puts).await;
+    for _ in 0..160 {
+        rig.pass(SECOND / 4).await;
+        accounts.iter().for_each(|account| seal(account).unwrap());
+    }
+    // The old KEK can go: nobody is under it any more.
+    rig.script.destroy(&rig.kek_id);
+    for _ in 0..12 {
+        rig.pass_by(60 * SECOND, SECOND).await;
+        accounts.iter().for_each(|account| seal(account).unwrap());
+    }
+    let leases = rig.engine.leases();
+    assert_eq!(leases.len(), 1, "the lease that nobody is under is forgotten: {leases:?}");
+    assert_eq!(leases[0].phase, Phase::Active);
+    for (account, block) in accounts.iter().zip(&blocks) {
+        assert_eq!(account.open_to_vec(9_u64, block).unwrap(), b"before", "the AEK is the same");
+    }
+    rig.script.disable(&next);
+    rig.pass(16 * SECOND).await;
+    for account in &accounts {
+        assert!(matches!(seal(account), Err(Error::Denied(_))), "the leash is the new KEK's");
+    }
+    rig.script.enable(&next);
+    rig.pass(16 * SECOND).await;
+    accounts.iter().for_each(|account| seal(account).unwrap());
+}
+
+#[tokio::test]
+async fn handles_that_were_denied_come_back_by_themselves_under_the_kek_that_their_records_name_by_now() {
+    let rig = Rig::new().await;
+    let mut accounts = Vec::new();
+    for id in IDS {
+        accounts.push(rig.account(id).await);
+    }
+    accounts.iter().for_each(|account| seal(account).unwrap());
+    let (_, puts) = prepare(&rig, &IDS).await;
+    rig.script.disable(&rig.kek_id);
+    rig.pass(16 * SECOND).await;
+    assert!(accounts.iter().all(|account| matches!(seal(account), Err(Error::Denied(_)))));
+    rewrap(&rig, puts).await;
+    rig.pass(32 * SECOND).await;
+    accounts.iter().for_each(|account| seal(account).unwrap());
+}
+
+#[tokio::test]
+async fn a_rewrapped_account_is_opened_and_warmed_on_demand() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let block = account.seal_to_vec(1_u64, b"before").unwrap();
+    rig.pass(25 * 60 * SECOND).await; // idle for a TTL
+    assert!(matches!(seal(&account), Err(Error::Cold { .. })));
+    let (_, puts) = prepare(&rig, &["a"]).await;
+    rewrap(&rig, puts).await;
+    assert_eq!(rig.engine.account(&account_id("a")).await.unwrap().open_to_vec(1_u64, &block).unwrap(), b"before");
+    seal(&account).unwrap();
+}
+
+#[tokio::test]
+async fn a_rewrap_in_an_outage_takes_nothing_away() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.pass(20 * SECOND).await;
+    let (_, puts) = prepare(&rig, &["a"]).await;
+    rig.script.set_unreachable(true);
+    rewrap(&rig, puts).await;
+    for _ in 0..25 {
+        rig.pass(60 * SECOND).await;
+        seal(&account).unwrap();
+    }
+    rig.script.set_unreachable(false);
+    for _ in 0..60 {
+        rig.pass(SECOND).await;
+        seal(&account).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_ends_an_open_by_the_deadline_and_holds_up_nobody_who_has_a_record() {
+    let rig = Rig::new().await;
+    let ids: Vec<_> = (0..40).map(|n| format!("slow-{n}")).collect();
+    for id in ids.iter().map(String::as_str).chain(["quick"]) {
+        drop(rig.account(id).await);
+    }
+    let store = HandStore::over(&rig.store);
+    let engine = Engine::builder(rig.token.clone(), store.clone())
+        .clock(Clock::Manual(rig.clock.clone()))
+        .jitter_seed(1)
+        .build()
+        .unwrap();
+    store.hold_reads(|key| matches!(key, Key::Account(id) if id.as_str().starts_with("slow")));
+    let opens: Vec<_> = ids
+        .iter()
+        .map(|id| {
+            let (engine, id) = (engine.clone(), account_id(id));
+            tokio::spawn(async move { engine.account(&id).await })
+        })
+        .collect();
+    settle().await;
+    let quick = {
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.account(&account_id("quick")).await })
+    };
+    settle().await;
+    assert!(quick.is_finished(), "it waits for others' records");
+    let quick = quick.await.unwrap().unwrap();
+    rig.pass(6 * SECOND).await;
+    for open in opens {
+        assert!(open.is_finished(), "an open that the store holds up does not end");
+        let error = open.await.unwrap().unwrap_err();
+        assert!(matches!(&error, Error::Store(what) if what.contains("5000 ms")), "{error}");
+    }
+    // Nor does the refresh of what is in use, nor a slot that is there.
+    store.hold_reads(|key| matches!(key, Key::Account(_)));
+    let before = rig.script.calls(Call::Unwrap);
+    for _ in 0..9 {
+        rig.pass(60 * SECOND).await;
+        seal(&quick).unwrap();
+    }
+    assert!(rig.script.calls(Call::Unwrap) > before, "proofs go on with the record that is known");
+    store.let_go();
+    rig.pass(30 * SECOND).await;
+    seal(&quick).unwrap();
+}
+
+#[tokio::test]
+async fn refreshes_that_wait_for_the_store_hold_no_place_of_those_who_have_their_record() {
+    let rig = Rig::new().await;
+    let store = HandStore::over(&rig.store);
+    let engine = Engine::builder(rig.token.clone(), store.clone())
+        .settings(Settings { aek_ttl: 60 * SECOND, ..Settings::default() })
+        .clock(Clock::Manual(rig.clock.clone()))
+        .jitter_seed(1)
+        .build()
+        .unwrap();
+    // Under ten KEKs, so that there are more flights than background places.
+    let mut accounts = Vec::new();
+    for kek in 0..10 {
+        let kek = KekName::new(format!("kek-{kek}")).unwrap();
+        engine.create_kek(&kek, Profile::AesGcm, false).await.unwrap();
+        for n in 0..4 {
+            accounts.push(engine.create_account(&account_id(&format!("{kek}-{n}")), &kek).await.unwrap());
+        }
+    }
+    let last = accounts.len() - 1;
+    store.hold_reads(|key| matches!(key, Key::Account(id) if id.as_str() != "kek-9-3"));
+    for second in 0..75 {
+        rig.pass(SECOND).await;
+        seal(&accounts[last]).unwrap_or_else(|error| panic!("after {second} s: {error}"));
+        accounts.iter().for_each(|account| drop(seal(account)));
+    }
+}
