@@ -20,6 +20,8 @@ pub const POLL_INTERVAL_MAX: Duration = Duration::from_secs(60);
 pub const CALL_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 /// Longest deadline of a token call.
 pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// Shortest TTL of an AEK; also at least twice the deadline of a token call.
+pub const AEK_TTL_MIN: Duration = Duration::from_secs(1);
 /// Within this time a revocation holds, whatever happens: `grace + poll_interval + call_timeout` at most.
 pub const REVOCATION_MAX: Duration = Duration::from_secs(60 * 60);
 /// Within this time after the token grants again every account works again.
@@ -44,7 +46,8 @@ pub struct Settings {
     /// How long a lease lasts after its last proof while the token is unreachable, at least `poll_interval +
     /// call_timeout`, and with them at most 60 min. Default 30 min.
     pub grace: Duration,
-    /// How long an AEK is used without an unwrap of its own, above 0 and at most `grace`. Default 10 min.
+    /// How long an AEK is used without an unwrap of its own, at least 1 s and twice `call_timeout`, at most `grace`.
+    /// Default 10 min.
     pub aek_ttl: Duration,
     /// Most unwraps per second when accounts resume, at least 1. Default 600, which lets the default
     /// `max_cached_aeks` resume within 30 min. A token that is slower sets its own pace.
@@ -126,8 +129,15 @@ impl Settings {
                 "promise 1 (revocation in under one hour, whatever happens) would not hold",
             );
         }
-        if aek_ttl.is_zero() {
-            return broken("aek_ttl", aek_ttl, "more than 0".into(), "no AEK could be used at all");
+        let aek_ttl_min = AEK_TTL_MIN.max(call_timeout.saturating_mul(2));
+        if aek_ttl < aek_ttl_min {
+            return broken(
+                "aek_ttl",
+                aek_ttl,
+                format!("at least {} (1 s, and twice call_timeout)", show(aek_ttl_min)),
+                "a token that takes its time would leave handles in use cold between two unwraps, and promise 2 (live handles \
+                 work again by themselves) would not hold",
+            );
         }
         if aek_ttl > grace {
             return broken(

@@ -437,7 +437,7 @@ impl From<TokenError> for Error {
             remedy: trouble.remedy,
         };
         match trouble.verdict {
-            Verdict::Denied => Self::Denied(refusal(trouble)),
+            Verdict::Denied | Verdict::Replaced => Self::Denied(refusal(trouble)),
             Verdict::Unreachable => Self::Unreachable(refusal(trouble)),
             Verdict::BadRecord => Corrupt::WrappedAek(trouble.what).into(),
             Verdict::Misconfigured => Self::Misconfigured(format!("{trouble}; {}", trouble.remedy)),

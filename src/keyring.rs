@@ -158,7 +158,13 @@ impl Keyring {
             Err(error) => return Err(error),
         };
         let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Leash::new(kek.clone(), lease, self.clock.clone(), self.settings.aek_ttl));
+        let new = || {
+            let leash = Leash::new(kek.clone(), lease, self.clock.clone(), self.settings.aek_ttl);
+            // So that the fresh proofs of many KEK versions do not all come with one poll.
+            let first = self.jitter.below(u64::from(self.settings.fresh_proof_every)) as usize;
+            leash.proofs.store(first, Ordering::SeqCst);
+            Arc::new(leash)
+        };
         let leash = leashes.entry(kek.clone()).or_insert_with(new).clone();
         drop(leashes);
         self.stir.notify_one();
@@ -457,6 +463,10 @@ impl Keyring {
     /// Tells a lease what was learned, tells subscribers of a change, and has a denial written down. Waits for nothing: a
     /// store that is slow delays no verdict.
     pub(crate) fn feed(self: &Arc<Self>, leash: &Arc<Leash>, verdict: LeaseVerdict, trouble: Option<&TokenError>) {
+        let replaced = trouble.is_some_and(|trouble| trouble.verdict == Verdict::Replaced);
+        if replaced && leash.trouble() != Some(Verdict::Replaced) {
+            self.teller.tell(Event::KekReplaced { kek: leash.kek().clone() });
+        }
         let actions = leash.step(verdict, trouble);
         self.tell(leash, actions, trouble);
         if matches!(actions.change, Some(Change::Denied | Change::Resuming | Change::Granted)) {
@@ -629,7 +639,7 @@ pub(crate) struct NewProof {
 /// What a failed call says about the KEK; `None` when it says nothing about it.
 pub(crate) fn lease_verdict(leash: &Leash, trouble: &TokenError) -> Option<LeaseVerdict> {
     match trouble.verdict {
-        Verdict::Denied => Some(LeaseVerdict::Denied),
+        Verdict::Denied | Verdict::Replaced => Some(LeaseVerdict::Denied),
         // What worked before and is set up wrongly now was changed by somebody: that is a denial.
         Verdict::Misconfigured => (leash.lease().phase() != Phase::Unproven).then_some(LeaseVerdict::Denied),
         Verdict::Unreachable | Verdict::Fatal => Some(LeaseVerdict::Unreachable),

@@ -143,6 +143,11 @@ impl Lease {
         self.proved.map_or(Instant::default(), |proved| proved.plus(self.grace))
     }
 
+    /// How long it lasts after a proof.
+    pub const fn grace(&self) -> Duration {
+        self.grace
+    }
+
     /// True when the token answered last; then the TTL of an AEK binds, else only the lease does.
     pub const fn answering(&self) -> bool {
         matches!(self.phase, Phase::Active | Phase::Resuming { .. })

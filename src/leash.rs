@@ -10,7 +10,7 @@ use crate::{
     name::KekVersion,
     secret::{Aek, KeySlot},
     sync::{AtomicBool, AtomicU64, Mutex, MutexGuard},
-    token::TokenError,
+    token::{TokenError, Verdict as TokenVerdict},
 };
 use std::{
     num::NonZeroU64,
@@ -43,6 +43,10 @@ pub(crate) struct Leash<M> {
     kek: KekVersion,
     clock: Clock,
     aek_ttl: Duration,
+    /// For how long beyond its TTL an AEK may be used at most, whatever the token does: one silence, which no lease survives
+    /// beyond grace, and one TTL in which to refresh what passed its TTL in it. A token that flaps puts off the instant from
+    /// which TTLs bind again and again; this is not put off, so no AEK goes without an own unwrap for ever.
+    pub(crate) waiver_max: Duration,
     /// What the data path reads. Written only while `inner` is held.
     end_ns: AtomicU64,
     epoch: AtomicU64,
@@ -50,6 +54,8 @@ pub(crate) struct Leash<M> {
     ttl_binds_from_ns: AtomicU64,
     inner: Mutex<Inner>,
     members: Mutex<Vec<Weak<M>>>,
+    /// Proofs of this KEK version so far, from an arbitrary number on.
+    pub(crate) proofs: AtomicUsize,
     /// Members whose account went over to another KEK version; they hold their lease until they are dropped.
     pub(crate) retired: AtomicUsize,
     /// Some account under it was found to be under another KEK version by now.
@@ -102,6 +108,7 @@ impl<M: Member> Leash<M> {
             kek,
             clock,
             aek_ttl,
+            waiver_max: lease.grace().saturating_add(aek_ttl),
             end_ns: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             ttl_binds_from_ns: AtomicU64::new(0),
@@ -113,6 +120,7 @@ impl<M: Member> Leash<M> {
                 ttl_binds_from: Instant::default(),
             }),
             members: Mutex::default(),
+            proofs: AtomicUsize::new(0),
             retired: AtomicUsize::new(0),
             moved: AtomicBool::new(false),
             asked_ns: AtomicU64::new(0),
@@ -219,6 +227,11 @@ impl<M: Member> Leash<M> {
     /// The lease as of the last step.
     pub(crate) fn lease(&self) -> Lease {
         self.inner().lease
+    }
+
+    /// What the token last said, other than a grant.
+    pub(crate) fn trouble(&self) -> Option<TokenVerdict> {
+        self.inner().trouble.as_ref().map(|trouble| trouble.verdict)
     }
 
     /// True when the token was found silent after `since`.

@@ -100,7 +100,7 @@ impl AekSlot {
         if !self.leash.runs_at(now) {
             return None;
         }
-        if now.as_nanos() >= self.fresh_until_ns.load(Ordering::Acquire) && self.leash.ttl_binds_at(now) {
+        if self.is_stale(now) {
             return None;
         }
         let schedule = self.key.read(operation, epoch)?;
@@ -111,10 +111,18 @@ impl AekSlot {
         Some(Selection { schedule, aek_version: self.aek_version, leash: &self.leash, epoch })
     }
 
+    /// True when its TTL is over and binds, or has been over for as long as anything may put that off.
+    #[inline]
+    fn is_stale(&self, now: Instant) -> bool {
+        let fresh_until = Instant::from_nanos(self.fresh_until_ns.load(Ordering::Acquire));
+        now >= fresh_until && (self.leash.ttl_binds_at(now) || now >= fresh_until.plus(self.leash.waiver_max))
+    }
+
     /// As [`AekSlot::usable`], without using it.
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
-        let fresh = now.as_nanos() < self.fresh_until_ns.load(Ordering::Acquire) || !self.leash.ttl_binds_at(now);
-        self.leash.runs_at(now) && fresh && self.key.epoch().is_some_and(|epoch| epoch.get() == self.leash.epoch())
+        self.leash.runs_at(now)
+            && !self.is_stale(now)
+            && self.key.epoch().is_some_and(|epoch| epoch.get() == self.leash.epoch())
     }
 
     /// Why it is not usable.
@@ -192,8 +200,7 @@ impl AekSlot {
         let used = self.used.load(Ordering::Relaxed);
         if used && now.as_nanos() >= self.refresh_from_ns.load(Ordering::Acquire) {
             Due::Refresh
-        } else if !used && now.as_nanos() >= self.fresh_until_ns.load(Ordering::Acquire) && self.leash.ttl_binds_at(now)
-        {
+        } else if !used && self.is_stale(now) {
             Due::Wipe
         } else {
             Due::Nothing

@@ -104,7 +104,6 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
     let mut asking = JoinSet::new();
     let mut asked: HashMap<Id, KekVersion> = HashMap::new();
     let mut hung = keyring.token.workers().hung;
-    let mut turn = 0_usize;
     loop {
         let now = keyring.clock.now();
         beat.at(now);
@@ -138,7 +137,8 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
                 }
                 continue;
             }
-            turn = turn.wrapping_add(1);
+            // Each KEK version counts its own proofs: with one count for all, it might be another's that is fresh every time.
+            let turn = leash.proofs.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
             let task = asking.spawn(ask(keyring.clone(), leash.clone(), turn));
             asked.insert(task.id(), kek.clone());
         }
@@ -195,8 +195,6 @@ enum Learned {
     Proof(Option<Arc<AekSlot>>, Aek),
     /// The token failed.
     Trouble(TokenError),
-    /// Another key stands in the place of the KEK.
-    Replaced,
     /// The records are at fault, or gone: nothing about the KEK.
     Nothing(Error),
 }
@@ -215,10 +213,6 @@ async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) {
             if let Some(slot) = slot.filter(|slot| slot.is_in_use() || slot.is_wanted()) {
                 let _ = keyring.admit(&slot, &aek, epoch, asked);
             }
-        }
-        Some(Learned::Replaced) => {
-            keyring.teller.tell(Event::KekReplaced { kek: leash.kek().clone() });
-            keyring.feed(&leash, LeaseVerdict::Denied, Some(&replaced()));
         }
         Some(Learned::Trouble(trouble)) => {
             if let Some(verdict) = lease_verdict(&leash, &trouble) {
@@ -266,24 +260,27 @@ async fn prove(keyring: &Keyring, leash: &Leash, turn: usize) -> Learned {
         }
     }
     if other_key {
-        return Learned::Replaced;
+        return Learned::Trouble(replaced("the token gave other bytes than the AEK"));
     }
     // Every record that was tried is gone, moved or damaged. The last one that was proved is still a wrapped AEK of this KEK
     // version, and as good a question: without it a denial would go unnoticed.
     let Some((account, wrapped)) = keyring.sample(leash.kek()) else { return Learned::Nothing(last) };
     match keyring.unwrap_verified(&account, &wrapped).await {
         Ok(aek) => Learned::Proof(None, aek),
-        Err(Trouble::OtherKey) => Learned::Replaced,
-        Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => Learned::Nothing(last),
+        Err(Trouble::OtherKey) => Learned::Trouble(replaced("the token gave other bytes than the AEK")),
+        // These very bytes were unwrapped in this process: what became another one is the key.
+        Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => {
+            Learned::Trouble(replaced(&format!("{trouble}, for a record that was unwrapped before")))
+        }
         Err(Trouble::Token(trouble)) => Learned::Trouble(trouble),
     }
 }
 
-fn replaced() -> TokenError {
+fn replaced(found: &str) -> TokenError {
     TokenError {
-        verdict: Verdict::Denied,
+        verdict: Verdict::Replaced,
         operation: "proof",
-        what: "the token gave other bytes than the AEK: another key stands in the KEK's place".into(),
+        what: format!("{found}: another key stands in the KEK's place"),
         remedy: "restore the KEK in the token from its backup; never replace a KEK under its CKA_ID".into(),
     }
 }

@@ -48,7 +48,12 @@ fn a_broken_bound_names_the_setting_the_value_the_bound_and_the_promise() {
         (|s| s.grace = 19 * S, ["grace", "19 s", "at least poll_interval + call_timeout (20 s)", "promise 3"]),
         (|s| s.grace = 60 * MIN, ["grace", "60 min", "at most 3580 s", "promise 1"]),
         (|s| s.grace = Duration::MAX, ["grace", "", "at most 3580 s", "promise 1"]),
-        (|s| s.aek_ttl = Duration::ZERO, ["aek_ttl", "0 s", "more than 0", "no AEK"]),
+        (|s| s.aek_ttl = Duration::ZERO, ["aek_ttl", "0 s", "at least 10 s", "promise 2"]),
+        (|s| s.aek_ttl = Duration::from_millis(9_999), ["aek_ttl", "9999 ms", "at least 10 s", "promise 2"]),
+        (
+            |s| (s.aek_ttl, s.call_timeout) = (Duration::from_millis(999), Duration::from_millis(100)),
+            ["aek_ttl", "999 ms", "at least 1 s", "promise 2"],
+        ),
         (|s| s.aek_ttl = 31 * MIN, ["aek_ttl", "31 min", "at most grace (30 min)", "promise 1"]),
         (|s| s.resume_rate = 0, ["resume_rate", "0", "at least 1", "promise 2"]),
         (|s| s.max_cached_aeks = 0, ["max_cached_aeks", "0", "1 to 100000000", "promise 6"]),
@@ -72,7 +77,8 @@ fn every_bound_itself_is_allowed() {
         with(|s| (s.grace, s.aek_ttl) = (20 * S, 20 * S)),
         with(|s| s.grace = 60 * MIN - 20 * S),
         with(|s| s.aek_ttl = s.grace),
-        with(|s| s.aek_ttl = Duration::from_nanos(1)),
+        with(|s| s.aek_ttl = 10 * S),
+        with(|s| (s.aek_ttl, s.call_timeout) = (S, Duration::from_millis(100))),
         with(|s| (s.resume_rate, s.max_cached_aeks) = (1, 1)),
         with(|s| s.max_cached_aeks = CACHED_AEKS_MAX),
     ] {
@@ -88,7 +94,7 @@ proptest! {
             (poll as u32 * MS, call as u32 * MS, grace as u32 * MS, ttl as u32 * MS));
         let keeps = settings.grace + settings.poll_interval + settings.call_timeout <= 60 * MIN
             && settings.call_timeout <= settings.poll_interval && settings.poll_interval <= 60 * S && poll >= 1000
-            && call >= 100 && poll + call <= grace && ttl > 0 && ttl <= grace;
+            && call >= 100 && poll + call <= grace && ttl >= 1000.max(2 * call) && ttl <= grace;
         prop_assert_eq!(settings.validate().is_ok(), keeps);
     }
 }

@@ -17,8 +17,7 @@
 //!
 //! Some modules hide changes from a context that was open before them: tpm2-pkcs11 hides all, nShield does by default (read), and
 //! SoftHSM hides a changed PIN, with which even a new login with the old PIN succeeds. So every `fresh_proof_every`th proof
-//! (default 20, of all KEK versions together: with one KEK version and a poll of 15 s every 5 minutes) comes from a fresh
-//! context: keyleash waits until nobody is inside the module (at most 500 ms and a quarter of `call_timeout`), calls C_Finalize and
+//! (default 20, of each KEK version by itself: with a poll of 15 s every 5 minutes) comes from a fresh context: keyleash waits until nobody is inside the module (at most 500 ms and a quarter of `call_timeout`), calls C_Finalize and
 //! C_Initialize, and logs in again. Calls that come meanwhile wait, within their own deadlines. On SoftHSM that takes some 20 ms; `call_timeout`
 //! must have room for a re-initialisation, a login and an unwrap together.
 //!

@@ -205,6 +205,8 @@ impl Workers {
 pub enum Verdict {
     /// The token says no.
     Denied,
+    /// Another key stands in the KEK's place, under its CKA_ID: a denial, and told as what it is besides.
+    Replaced,
     /// The token does not answer, or answers that it cannot.
     Unreachable,
     /// This wrapped AEK alone is refused; the KEK works.

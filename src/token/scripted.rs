@@ -419,7 +419,7 @@ fn unwrap(state: &mut State, handle: &KekHandle, wrapped: &Wrapped, binding: &Bi
     let payload = Payload { msg: sealed, aad: bound(handle.profile, binding) };
     let plain = Aes256Gcm::new((&*kek.key).into()).decrypt(&nonce.into(), payload).map(Zeroizing::new);
     let plain = plain.map_err(|_| match kek.replaced {
-        true => error(Verdict::Denied, "unwrap", "the KEK is another key than before, under the same CKA_ID"),
+        true => error(Verdict::Replaced, "unwrap", "the KEK is another key than before, under the same CKA_ID"),
         false => bad("CKR_ENCRYPTED_DATA_INVALID"),
     })?;
     let bytes = <&[u8; AEK_BYTES]>::try_from(plain.as_slice()).map_err(|_| bad("it does not unwrap to 32 bytes"))?;

@@ -5,6 +5,7 @@ use keyleash::{
     Error,
     account::State,
     lease::{Change, Phase},
+    store::{Key, KeyStore, Put},
     telemetry::Event,
     token::scripted::{Act, Call},
 };
@@ -243,9 +244,47 @@ async fn a_kek_replaced_under_its_name_is_a_denial() {
     let rig = Rig::new().await;
     let account = rig.account("a").await;
     rig.pass(20 * SECOND).await;
+    let mut events = rig.engine.events();
     rig.script.replace(&rig.kek_id);
     rig.pass(16 * SECOND).await;
     assert!(matches!(seal(&account), Err(Error::Denied(_))));
+    rig.pass(5 * MINUTE).await;
+    assert_eq!(replacements(&mut events), 1, "told once, not with every proof");
+}
+
+fn replacements(events: &mut keyleash::telemetry::Events) -> usize {
+    std::iter::from_fn(|| events.try_next()).filter(|event| matches!(event, Event::KekReplaced { .. })).count()
+}
+
+/// It unwraps nothing that was wrapped before it, and nothing can be wrapped to try it with.
+#[tokio::test]
+async fn a_kek_replaced_by_one_that_only_decrypts_is_a_denial() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.pass(20 * SECOND).await;
+    let mut events = rig.engine.events();
+    rig.script.replace(&rig.kek_id);
+    rig.script.disable_wrap(&rig.kek_id);
+    rig.pass(16 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))));
+    assert_eq!(replacements(&mut events), 1);
+}
+
+/// The token itself cannot tell (its context is fresh, say); the proof can, because these bytes opened before.
+#[tokio::test]
+async fn a_kek_that_refuses_the_bytes_that_it_gave_an_aek_for_was_replaced() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.pass(20 * SECOND).await;
+    let mut events = rig.engine.events();
+    rig.script.standing(Call::Unwrap, Act::fail(keyleash::token::Verdict::BadRecord));
+    rig.pass(16 * SECOND).await;
+    let error = seal(&account).unwrap_err();
+    assert!(matches!(&error, Error::Denied(_)) && error.to_string().contains("another key"), "{error}");
+    assert_eq!(replacements(&mut events), 1);
+    rig.script.standing(Call::Unwrap, Act::Serve);
+    rig.pass(16 * SECOND).await;
+    seal(&account).unwrap();
 }
 
 #[tokio::test]
@@ -256,20 +295,29 @@ async fn a_proof_that_gives_other_bytes_is_a_denial_and_says_so() {
     rig.script.standing(Call::Unwrap, Act::WrongPlaintext);
     rig.pass(16 * SECOND).await;
     assert!(matches!(seal(&account), Err(Error::Denied(_))));
-    let mut replaced = false;
-    while let Some(event) = events.try_next() {
-        replaced |= matches!(event, Event::KekReplaced { .. });
-    }
-    assert!(replaced);
+    assert_eq!(replacements(&mut events), 1);
 }
 
 #[tokio::test]
 async fn a_damaged_record_is_that_accounts_trouble_alone() {
     let rig = Rig::new().await;
-    let account = rig.account("a").await;
-    rig.script.standing(Call::Unwrap, Act::fail(keyleash::token::Verdict::BadRecord));
+    let (damaged, other) = (rig.account("a").await, rig.account("b").await);
+    let key = Key::Account(account_id("a"));
+    let mut record = rig.engine.account_record(&account_id("a")).await.unwrap();
+    record.versions[0].wrapped.bytes[3] ^= 1;
+    let version = rig.store.get(&key).await.unwrap().unwrap().version;
+    let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by() };
+    rig.store.replace(&key, &version, put).await.unwrap();
+    for _ in 0..12 {
+        rig.pass(MINUTE).await;
+        seal(&other).unwrap();
+        drop(seal(&damaged));
+    }
+    assert!(matches!(seal(&damaged), Err(Error::Cold { .. })), "its own unwraps fail, so its TTL ends");
+    assert!(matches!(damaged.warm().await, Err(Error::Corrupt(_))));
+    drop(other);
     rig.pass(5 * MINUTE).await;
-    seal(&account).unwrap();
+    assert_eq!(rig.engine.leases()[0].phase, Phase::Active, "with nobody else left it is still no denial");
 }
 
 #[tokio::test]
@@ -323,7 +371,13 @@ async fn a_fleet_resumes_at_the_rate_with_bounded_calls_in_flight() {
     rig.script.set_latency(Duration::from_millis(20));
     rig.script.enable(&rig.kek_id);
     let before = rig.script.calls(Call::Unwrap);
-    rig.pass_by(16 * SECOND, FINE).await;
+    let mut waited = Duration::ZERO;
+    while accounts.iter().all(|account| seal(account).is_err()) {
+        rig.pass_by(SECOND, FINE).await;
+        waited += SECOND;
+        assert!(waited <= 16 * SECOND, "nobody is back");
+    }
+    rig.pass_by(2 * SECOND, FINE).await;
     let soon = accounts.iter().filter(|account| seal(account).is_ok()).count();
     assert!(soon > 0 && soon < 300, "{soon}");
     rig.pass_by(10 * SECOND, FINE).await;
@@ -332,4 +386,29 @@ async fn a_fleet_resumes_at_the_rate_with_bounded_calls_in_flight() {
     rig.script.set_latency(Duration::ZERO);
     assert!(rig.script.in_flight_max() <= 17, "{}", rig.script.in_flight_max());
     assert_eq!(rig.engine.status().await.leases[0].phase, Phase::Active);
+}
+
+/// Each silence puts off the instant from which TTLs bind; that must not go on for ever.
+#[tokio::test]
+async fn a_flapping_token_keeps_no_aek_in_use_without_an_own_unwrap_for_ever() {
+    let rig = Rig::new().await;
+    let store = super::hand::HandStore::over(&rig.store);
+    let build = Engine::builder(rig.token.clone(), store.clone());
+    let engine = build.clock(Clock::Manual(rig.clock.clone())).jitter_seed(1).build().unwrap();
+    let account = engine.create_account(&account_id("a"), &rig.kek).await.unwrap();
+    let _sample = engine.create_account(&account_id("sample"), &rig.kek).await.unwrap();
+    // Its own unwraps fail from now on, and those of the other one prove the KEK.
+    store.hold_reads(|key| *key == Key::Account(account_id("a")));
+    let (mut passed, mut last_success) = (Duration::ZERO, Duration::ZERO);
+    while passed < 90 * MINUTE {
+        rig.script.set_unreachable(passed.as_secs() % 120 < 40);
+        rig.pass_by(10 * SECOND, SECOND).await;
+        passed += 10 * SECOND;
+        if seal(&account).is_ok() {
+            last_success = passed;
+        }
+    }
+    assert!(last_success > 45 * MINUTE, "nor does it go cold while a silence and a TTL are not over: {last_success:?}");
+    assert!(last_success < 51 * MINUTE, "TTL + grace + TTL after its own unwrap: {last_success:?}");
+    store.let_go();
 }

@@ -19,6 +19,8 @@ const IN_FLIGHT_MAX: usize = 16;
 const BACK_OFF_AFTER: Duration = Duration::from_secs(10 * 60);
 /// … down to once in this time (or the poll interval, if that is longer).
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+/// As in watch.rs: the records that a proof asks for before it takes the KEK for another key.
+const PROOF_RECORDS: usize = 4;
 /// The supervisor's and the tending's tick.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -69,6 +71,8 @@ struct Told {
     came_late: Instant,
     /// When a record was last refused, or gave wrong bytes: a proof goes on to the next one then.
     record_failed: Instant,
+    /// How many were, since the last proof.
+    bad_records: usize,
 }
 
 /// What one engine was given of one account.
@@ -280,6 +284,7 @@ impl Model {
                     told.owed_until = told.owed_until.max(owed);
                 }
                 told.may_until = told.may_until.max(until);
+                told.bad_records = 0;
                 told.proof_begun = told.proof_begun.max(flight.begun);
                 if store_lag.is_zero() {
                     told.proof_sure = told.proof_sure.max(flight.begun);
@@ -306,7 +311,7 @@ impl Model {
                 self.troubled = now;
             }
             Landing::Failed(error) => match error.verdict {
-                Verdict::Denied | Verdict::Misconfigured => {
+                Verdict::Denied | Verdict::Replaced | Verdict::Misconfigured => {
                     (told.denied, told.denial_like) = (returned, returned);
                     (told.may_until, told.owed_until) = Default::default();
                     self.denial_stored[flight.kek] = true;
@@ -318,6 +323,12 @@ impl Model {
                 }
                 Verdict::BadRecord => {
                     told.record_failed = now;
+                    told.bad_records += 1;
+                    // As many as a proof asks for: the last was a record that had been unwrapped before.
+                    if told.bad_records >= PROOF_RECORDS {
+                        told.denial_like = returned;
+                        self.denial_stored[flight.kek] = true;
+                    }
                     own.into_iter().for_each(|own| own.at_fault = true);
                     self.troubled = now;
                 }
@@ -364,6 +375,10 @@ impl Model {
         if told.silent.is_none() && !told.given_up && now >= ttl_ends {
             self.broken(wrong(format!("its TTL ended at {ttl_ends:?} while the token answers")));
         }
+        let Settings { grace, aek_ttl, .. } = self.settings;
+        if now >= own.begun_at.plus(aek_ttl + grace + aek_ttl) {
+            self.broken(wrong("used beyond its TTL for longer than one silence and one TTL".into()));
+        }
         let count = self.count();
         let own = self.own.entry((self.engine, account)).or_default();
         if !own.used {
@@ -408,6 +423,9 @@ impl Model {
             // The engine does not know yet that the token is silent, or it is not.
             None => in_ttl(now) || own.used && now < told.waived,
         };
+        // Nothing puts a TTL off for longer than one silence and one TTL, however the token flaps.
+        let Settings { grace, aek_ttl, .. } = self.settings;
+        let in_memory = in_memory && own.fresh_from.is_some_and(|from| now < from.plus(aek_ttl + grace + aek_ttl));
         let there = own.worked > told.denial_like.max(told.anew);
         !self.evicts && there && now < told.owed_until && in_memory
     }

@@ -117,7 +117,7 @@ fn settings(rng: &mut StdRng, accounts: u64) -> (Settings, bool) {
     let call_timeout = between(rng, Duration::from_millis(100), poll_interval);
     let proof = poll_interval + call_timeout;
     let grace = between(rng, proof, (poll_interval * 40).clamp(proof, secs(3600) - proof));
-    let aek_ttl = between(rng, grace / 5, grace);
+    let aek_ttl = between(rng, (grace / 5).max(secs(1)).max(call_timeout * 2), grace);
     let evicts = rng.random_bool(0.15);
     let settings = Settings {
         poll_interval,

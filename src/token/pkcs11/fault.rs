@@ -55,6 +55,7 @@ pub(super) const fn code_of(error: &Cryptoki) -> RvError {
 pub(super) fn error(verdict: Verdict, operation: &'static str, what: impl Into<String>) -> TokenError {
     let remedy = match verdict {
         Verdict::Denied => "ask the owner of the key: the KEK or the login must be enabled or restored on the token",
+        Verdict::Replaced => "restore the KEK in the token from its backup; never replace a KEK under its CKA_ID",
         Verdict::Unreachable => "check that the token and the way to it are up; keyleash tries again by itself",
         Verdict::BadRecord => "restore this wrapped AEK from a copy; other accounts are not concerned",
         Verdict::Misconfigured => "correct the set-up; `keyleash token check` says what the token can do",

@@ -129,8 +129,11 @@ pub(super) const fn conclude(code: RvError, facts: Facts) -> Verdict {
     if matches!(facts.listed, Some(false)) {
         return Verdict::Unreachable;
     }
-    if matches!(facts.kek_found, Some(false)) || matches!(facts.good, Good::AnotherKey) {
+    if matches!(facts.kek_found, Some(false)) {
         return Verdict::Denied;
+    }
+    if matches!(facts.good, Good::AnotherKey) {
+        return Verdict::Replaced;
     }
     let kek_works = matches!(facts.good, Good::Unwraps);
     match class {
@@ -319,7 +322,7 @@ mod tests {
     #[test]
     fn row_another_key_under_the_same_id_is_denied() {
         for code in [Rv::EncryptedDataInvalid, Rv::GeneralError, Rv::DeviceError] {
-            assert_eq!(conclude(code, with_good(Good::AnotherKey)), Verdict::Denied, "{code:?}");
+            assert_eq!(conclude(code, with_good(Good::AnotherKey)), Verdict::Replaced, "{code:?}");
         }
     }
 
