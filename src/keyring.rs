@@ -6,17 +6,17 @@
 use crate::{
     account_keys::AccountKeys,
     budget::{Budget, Place},
-    clock::{Clock, Instant, Jitter, unix_now},
+    clock::{Clock, Instant, Jitter},
     config::Settings,
     error::{Corrupt, Error, Result},
-    lease::{Actions, Change, Lease, Phase, Verdict as LeaseVerdict},
+    lease::{Actions, Lease, Phase, Verdict as LeaseVerdict},
     leash::LeaseStatus,
     name::{AccountId, KekVersion},
     secret::Aek,
     slot::{AekSlot, Leash},
     store::{
-        self, Key, KeyStore, Put,
-        record::{DenialRecord, WrappedAek, binding, check_matches, context},
+        self, KeyStore,
+        record::{WrappedAek, binding, check_matches, context},
     },
     telemetry::{Event, Teller},
     token::{KekHandle, Token, TokenError, Verdict},
@@ -151,10 +151,11 @@ impl Keyring {
             return Ok(leash);
         }
         let grace = self.settings.grace;
-        let lease = match self.in_time(store::load_denial(&*self.store, kek)).await {
-            Ok(None) => Lease::new(grace),
+        let (lease, saved) = match self.in_time(store::load_denial(&*self.store, kek)).await {
+            Ok(None) => (Lease::new(grace), None),
+            Ok(Some((_, version))) => (Lease::denied_before(grace, self.clock.now()), Some(version)),
             // A record that cannot be read was a denial all the same.
-            Ok(Some(_)) | Err(Error::Corrupt(_)) => Lease::denied_before(grace, self.clock.now()),
+            Err(Error::Corrupt(_)) => (Lease::denied_before(grace, self.clock.now()), None),
             Err(error) => return Err(error),
         };
         let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
@@ -163,6 +164,7 @@ impl Keyring {
             // So that the fresh proofs of many KEK versions do not all come with one poll.
             let first = self.jitter.below(u64::from(self.settings.fresh_proof_every)) as usize;
             leash.proofs.store(first, Ordering::SeqCst);
+            leash.denial.loaded(saved);
             Arc::new(leash)
         };
         let leash = leashes.entry(kek.clone()).or_insert_with(new).clone();
@@ -469,19 +471,8 @@ impl Keyring {
         }
         let actions = leash.step(verdict, trouble);
         self.tell(leash, actions, trouble);
-        if matches!(actions.change, Some(Change::Denied | Change::Resuming | Change::Granted)) {
-            leash.unsaved.store(true, Ordering::SeqCst);
-        }
+        self.note_denial(leash, verdict, actions.change);
         self.save_if_needed(leash);
-    }
-
-    /// Begins to write a denial, or its end, down, if it is not; one attempt at a time.
-    pub(crate) fn save_if_needed(self: &Arc<Self>, leash: &Arc<Leash>) {
-        if !leash.unsaved.load(Ordering::SeqCst) || leash.saving.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let (keyring, saving) = (self.clone(), Saving(leash.clone()));
-        tokio::spawn(async move { keyring.save_denial(&saving.0).await });
     }
 
     /// Tells of a change, and stirs the watch for what must follow it.
@@ -495,41 +486,6 @@ impl Keyring {
         }
     }
 
-    /// Makes the store say what the lease says: denied, or not. Tried again by the watch when the store fails.
-    async fn save_denial(&self, leash: &Leash) {
-        let key = Key::Denial(leash.kek().clone());
-        // Before the look at the phase: a verdict that comes later says again that there is something to save.
-        leash.unsaved.store(false, Ordering::SeqCst);
-        let denied = matches!(leash.lease().phase(), Phase::Denied { .. });
-        let saved = async {
-            match (self.store.get(&key).await?, denied) {
-                (Some(_), true) | (None, false) => {}
-                (Some(record), false) => match self.store.delete(&key, &record.version).await {
-                    // Several unwraps that were granted at once do this at once: another one was faster.
-                    Ok(()) | Err(Error::NotFound(_)) => {}
-                    Err(error) => return Err(error),
-                },
-                (None, true) => {
-                    let (kek, since_unix) = (leash.kek().clone(), unix_now());
-                    let record = DenialRecord { kek, since_unix, reason: leash.why_not().to_string() };
-                    let put = Put { value: record.encode()?, wrapped_by: Vec::new() };
-                    match self.store.create(&key, put).await {
-                        Ok(_) | Err(Error::Exists(_)) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-            }
-            Ok::<_, Error>(())
-        };
-        let patience = self.clock.now().plus(self.settings.call_timeout);
-        match self.clock.until(patience, saved).await {
-            Some(Ok(())) => return,
-            Some(Err(error)) => tracing::warn!(kek = %leash.kek(), %error, "the denial is not saved yet"),
-            None => tracing::warn!(kek = %leash.kek(), "the denial is not saved yet: the store does not answer"),
-        }
-        leash.unsaved.store(true, Ordering::SeqCst);
-    }
-
     /// Tells the lease of a failed unwrap, and makes the caller's error of it.
     async fn learn(self: &Arc<Self>, leash: &Arc<Leash>, account: &AccountId, trouble: &TokenError) -> Error {
         let Some(verdict) = lease_verdict(leash, trouble) else {
@@ -538,12 +494,12 @@ impl Keyring {
                 _ => Error::from(trouble.clone()),
             };
         };
-        let saved = leash.saved.notified();
+        let saved = leash.denial.saved.notified();
         tokio::pin!(saved);
         // Enlist before the save can end.
         saved.as_mut().enable();
         self.feed(leash, verdict, Some(trouble));
-        if verdict == LeaseVerdict::Denied && leash.saving.load(Ordering::SeqCst) {
+        if verdict == LeaseVerdict::Denied && leash.denial.is_saving() {
             // The caller may be a command that ends now: its denial must outlast it. A slow store is waited for so long.
             let patience = self.clock.now().plus(self.settings.call_timeout);
             self.clock.until(patience, saved).await;
@@ -605,16 +561,6 @@ impl Keyring {
         self.closed.store(true, Ordering::SeqCst);
         self.leashes().iter().for_each(|leash| leash.close());
         self.stir.notify_one();
-    }
-}
-
-/// An attempt to save under way; the next one may begin when it is dropped, by a panic too.
-struct Saving(Arc<Leash>);
-
-impl Drop for Saving {
-    fn drop(&mut self) {
-        self.0.saving.store(false, Ordering::SeqCst);
-        self.0.saved.notify_waiters();
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::{
     clock::{Clock, Instant},
+    denial::DenialNotes,
     error::{Error, Refusal, Result},
     lease::{Actions, Lease, Phase, Verdict},
     name::KekVersion,
@@ -20,7 +21,6 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::Notify;
 
 /// An instant that does not come: 584 years after boot.
 const NEVER_NS: u64 = u64::MAX;
@@ -62,12 +62,8 @@ pub(crate) struct Leash<M> {
     pub(crate) moved: AtomicBool,
     /// When the token was last asked on behalf of a refused caller.
     asked_ns: AtomicU64,
-    /// A denial that is not yet written to the store, or one in the store that is over.
-    pub(crate) unsaved: AtomicBool,
-    /// It is being written.
-    pub(crate) saving: AtomicBool,
-    /// Wakes who waits for the end of that.
-    pub(crate) saved: Notify,
+    /// What is known of its denial's record in the store.
+    pub(crate) denial: DenialNotes,
 }
 
 #[derive(Debug)]
@@ -124,9 +120,7 @@ impl<M: Member> Leash<M> {
             retired: AtomicUsize::new(0),
             moved: AtomicBool::new(false),
             asked_ns: AtomicU64::new(0),
-            unsaved: AtomicBool::new(false),
-            saving: AtomicBool::new(false),
-            saved: Notify::new(),
+            denial: DenialNotes::default(),
         };
         leash.publish(&leash.inner());
         leash

@@ -40,6 +40,7 @@ pub mod block;
 mod budget;
 pub mod clock;
 pub mod config;
+mod denial;
 pub mod engine;
 pub mod error;
 mod in_flight;

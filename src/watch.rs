@@ -66,7 +66,8 @@ impl Beat {
     }
 }
 
-/// Runs a task for as long as the engine lives, and starts it again when it died or stalled.
+/// Runs a task for as long as the engine lives, and starts it again when it died or stalled. There is never a second one
+/// beside it: one that is stuck in a call cannot be ended, and another would get stuck as well, until no thread is left.
 async fn supervise(keyring: Arc<Keyring>, name: &str, start: impl Fn(Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle) {
     let stall = STALL_MIN.max(keyring.settings.poll_interval + keyring.settings.call_timeout);
     let mut restarted = false;
@@ -75,7 +76,8 @@ async fn supervise(keyring: Arc<Keyring>, name: &str, start: impl Fn(Arc<Keyring
         beat.at(keyring.clock.now());
         let task = start(keyring.clone(), beat.clone(), restarted);
         restarted = true;
-        let why = loop {
+        let mut stalled = false;
+        loop {
             let now = keyring.clock.now();
             keyring.clock.sleep_until(now.plus(TICK)).await;
             if keyring.is_closed() {
@@ -83,15 +85,19 @@ async fn supervise(keyring: Arc<Keyring>, name: &str, start: impl Fn(Arc<Keyring
                 return;
             }
             if task.is_finished() {
-                break "died";
+                if !stalled {
+                    keyring.teller.tell(Event::WatchRestarted { why: format!("the task `{name}` died") });
+                }
+                break;
             }
             // After a suspend everybody is late: the task gets a tick to show life.
-            if beat.last() < now && now.since(beat.last()) > stall {
+            if !stalled && beat.last() < now && now.since(beat.last()) > stall {
                 task.abort();
-                break "stalled";
+                stalled = true;
+                let why = format!("the task `{name}` stalled; it begins anew as soon as it can be ended");
+                keyring.teller.tell(Event::WatchRestarted { why });
             }
-        };
-        keyring.teller.tell(Event::WatchRestarted { why: format!("the task `{name}` {why}") });
+        }
     }
 }
 
@@ -216,6 +222,9 @@ async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) {
         }
         Some(Learned::Trouble(trouble)) => {
             if let Some(verdict) = lease_verdict(&leash, &trouble) {
+                if verdict == LeaseVerdict::Denied {
+                    leash.denial.doubt();
+                }
                 keyring.feed(&leash, verdict, Some(&trouble));
             }
         }
@@ -291,5 +300,88 @@ fn silent(call_timeout: Duration) -> TokenError {
         operation: "proof",
         what: format!("no answer within {} ms", call_timeout.as_millis()),
         remedy: "see whether the token is reachable; service goes on until grace ends".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::{Clock, ManualClock},
+        config::Settings,
+        name::{AccountId, KekName},
+        store::{memory::MemoryStore, record::WrappedAek},
+        token::{KekId, Profile, Wrapped, scripted::ScriptedToken},
+    };
+    use std::sync::{Mutex, atomic::AtomicUsize, mpsc};
+
+    fn keyring() -> (Arc<Keyring>, ManualClock) {
+        let manual = ManualClock::new(Instant::from_nanos(1));
+        let clock = Clock::Manual(manual.clone());
+        let (token, _) = ScriptedToken::new(clock.clone(), Duration::from_secs(5), 1);
+        let keyring = Keyring::new(token, Arc::new(MemoryStore::new()), clock, Settings::default(), Some(1));
+        (Arc::new(keyring), manual)
+    }
+
+    /// Lets time pass until `come`; real time is given to tasks on other threads, however long they take.
+    async fn until(manual: &ManualClock, mut come: impl FnMut() -> bool) {
+        while !come() {
+            manual.advance(TICK);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_task_that_is_stuck_in_a_call_is_reported_and_gets_no_second_beside_it() {
+        let (keyring, manual) = keyring();
+        let mut events = keyring.teller.subscribe();
+        let (release, stuck) = mpsc::channel::<()>();
+        let (stuck, begun) = (Arc::new(Mutex::new(stuck)), Arc::new(AtomicUsize::new(0)));
+        let counted = begun.clone();
+        let supervisor = tokio::spawn(supervise(keyring.clone(), "test", move |_, _, _| {
+            let (stuck, first) = (stuck.clone(), counted.fetch_add(1, Ordering::SeqCst) == 0);
+            let task = tokio::spawn(async move {
+                if first {
+                    let _ = stuck.lock().unwrap().recv(); // blocks its thread, as a call would that hangs
+                }
+                std::future::pending::<()>().await;
+            });
+            task.abort_handle()
+        }));
+        let mut told = Vec::new();
+        until(&manual, || {
+            told.extend(events.try_next());
+            !told.is_empty()
+        })
+        .await;
+        assert!(matches!(&told[..], [Event::WatchRestarted { why }] if why.contains("`test` stalled")), "{told:?}");
+        let before = manual.now();
+        until(&manual, || manual.now().since(before) > Duration::from_secs(120)).await;
+        assert_eq!(begun.load(Ordering::SeqCst), 1, "a second one beside the first");
+        assert!(events.try_next().is_none(), "reported once");
+        release.send(()).unwrap();
+        until(&manual, || begun.load(Ordering::SeqCst) == 2).await;
+        keyring.close();
+        until(&manual, || supervisor.is_finished()).await;
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_for_proofs_goes_with_its_lease() {
+        let (keyring, _) = keyring();
+        let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
+        let leash = keyring.leash(&kek).await.unwrap();
+        let wrapped = WrappedAek {
+            aek_version: 1,
+            kek: kek.clone(),
+            kek_id: KekId::new([1]).unwrap(),
+            profile: Profile::AesGcm,
+            wrapped: Wrapped { iv: vec![], bytes: vec![1] },
+            check: [0; 32],
+            created_unix: 1,
+        };
+        keyring.keep_sample(&kek, &AccountId::new("a").unwrap(), &wrapped);
+        assert!(keyring.sample(&kek).is_some());
+        assert!(keyring.forget_unused(&leash));
+        assert!(keyring.sample(&kek).is_none());
     }
 }
