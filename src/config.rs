@@ -20,6 +20,9 @@ pub const POLL_INTERVAL_MAX: Duration = Duration::from_secs(60);
 pub const CALL_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 /// Longest deadline of a token call.
 pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// An AEK in use is refreshed when this part of its TTL has passed, in percent; spread, so that accounts which were
+/// unwrapped together do not come back together.
+pub(crate) const REFRESH_PERCENT: std::ops::Range<u64> = 50..75;
 /// Shortest TTL of an AEK; also at least twice the deadline of a token call.
 pub const AEK_TTL_MIN: Duration = Duration::from_secs(1);
 /// Within this time a revocation holds, whatever happens: `grace + poll_interval + call_timeout` at most.
@@ -49,8 +52,9 @@ pub struct Settings {
     /// How long an AEK is used without an unwrap of its own, at least 1 s and twice `call_timeout`, at most `grace`.
     /// Default 10 min.
     pub aek_ttl: Duration,
-    /// Most unwraps per second when accounts resume, at least 1. Default 600, which lets the default
-    /// `max_cached_aeks` resume within 30 min. A token that is slower sets its own pace.
+    /// Most unwraps per second when accounts resume or are refreshed ahead of their TTL, at least 1. Default 3000, which
+    /// lets as many as the default `max_cached_aeks` be in use with the default `aek_ttl`. A token that is slower sets its
+    /// own pace.
     pub resume_rate: u32,
     /// Most AEKs in memory, 1 to 100 million. Default 1 million.
     pub max_cached_aeks: u64,
@@ -68,7 +72,7 @@ impl Default for Settings {
             call_timeout: Duration::from_secs(5),
             grace: Duration::from_secs(30 * 60),
             aek_ttl: Duration::from_secs(10 * 60),
-            resume_rate: 600,
+            resume_rate: 3000,
             max_cached_aeks: 1_000_000,
             memlock: MemlockPolicy::Warn,
             fresh_proof_every: 20,
@@ -173,7 +177,27 @@ impl Settings {
 
     /// What holds but should be known.
     pub fn warnings(&self) -> Vec<String> {
-        self.resumption_warning(self.max_cached_aeks).into_iter().collect()
+        let accounts = self.max_cached_aeks;
+        self.resumption_warning(accounts).into_iter().chain(self.refresh_warning(accounts)).collect()
+    }
+
+    /// Says when `accounts` accounts that are all in use cannot be refreshed as often as `aek_ttl` asks for at `resume_rate`,
+    /// with the numbers to set.
+    pub fn refresh_warning(&self, accounts: u64) -> Option<String> {
+        let rate = u64::from(self.resume_rate);
+        // Half way between the first and the last instant of a refresh.
+        let refreshed_after = self.aek_ttl.mul_f64((REFRESH_PERCENT.start + REFRESH_PERCENT.end) as f64 / 200.0);
+        let refreshed = (refreshed_after.as_secs_f64() * rate as f64) as u64;
+        (accounts > refreshed).then(|| {
+            format!(
+                "{accounts} accounts in use need {} unwraps/s to be refreshed ahead of their TTL of {}, resume_rate is {rate}: some \
+                 would be cold for a while, and their callers would wait; set resume_rate to that or more, or aek_ttl to {} or more, \
+                 or max_cached_aeks to {refreshed} or less",
+                (accounts as f64 / refreshed_after.as_secs_f64()).ceil(),
+                show(self.aek_ttl),
+                show(Duration::from_secs(self.aek_ttl.mul_f64(accounts as f64 / refreshed.max(1) as f64).as_secs() + 1)),
+            )
+        })
     }
 
     /// Says when `accounts` accounts cannot resume within 30 minutes at `resume_rate`, with the numbers to set.

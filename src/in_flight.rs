@@ -15,10 +15,22 @@ use std::{
     sync::{PoisonError, atomic::Ordering},
 };
 
-/// One thread's phase. Two cache lines, because the prefetcher of x86 fetches pairs.
-#[repr(align(128))]
-#[derive(Default)]
-struct Phase(AtomicU64);
+/// One thread's phase. In memory that a fork zeroes: of the parent's threads none is in a child, inside or not, and a child
+/// that wipes must not wait for them.
+type Phase = AtomicU64;
+
+fn new_phase() -> &'static Phase {
+    #[cfg(not(keyleash_loom))]
+    if let Ok(phase) = crate::secret::counter_that_a_fork_zeroes() {
+        return phase;
+    }
+    // Without such memory: two cache lines, because the prefetcher of x86 fetches pairs.
+    #[repr(align(128))]
+    #[derive(Default)]
+    struct Lines(AtomicU64);
+    let lines: &'static Lines = Box::leak(Box::default());
+    &lines.0
+}
 
 /// Every phase there ever was (threads that ended give theirs to new ones), and those that are free.
 struct Registry {
@@ -43,7 +55,7 @@ impl Claim {
     fn new() -> Self {
         let mut registry = registry();
         Self(registry.free.pop().unwrap_or_else(|| {
-            let phase: &'static Phase = Box::leak(Box::default());
+            let phase = new_phase();
             registry.all.push(phase);
             phase
         }))
@@ -94,7 +106,7 @@ impl Operation {
         if !nested {
             // The only writer is this thread. Release, because a wiper that waited for the operation before this one may see
             // this value instead of the one that left it: a relaxed store would not order that operation's reads before the wipe.
-            phase.0.store(phase.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+            phase.store(phase.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
             fence(Ordering::SeqCst);
         }
         Self { phase, _claim: claim, not_send: PhantomData }
@@ -106,7 +118,7 @@ impl Drop for Operation {
     fn drop(&mut self) {
         let outermost = self._claim.is_some() || DEPTH.with(|depth| depth.replace(depth.get() - 1)) == 1;
         if outermost {
-            self.phase.0.store(self.phase.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+            self.phase.store(self.phase.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
         }
     }
 }
@@ -127,9 +139,9 @@ pub(crate) fn wait_past(ticket: u64) {
     fence(Ordering::SeqCst);
     let phases = registry().all.clone();
     for phase in phases {
-        let seen = phase.0.load(Ordering::Acquire);
+        let seen = phase.load(Ordering::Acquire);
         let mut rounds = 0_u32;
-        while seen % 2 == 1 && phase.0.load(Ordering::Acquire) == seen {
+        while seen % 2 == 1 && phase.load(Ordering::Acquire) == seen {
             sync::pause(rounds);
             rounds = rounds.saturating_add(1);
         }
@@ -176,8 +188,8 @@ mod tests {
         let outer = Operation::enter();
         let inner = Operation::enter();
         drop(inner);
-        assert_eq!(outer.phase.0.load(Ordering::SeqCst) % 2, 1);
+        assert_eq!(outer.phase.load(Ordering::SeqCst) % 2, 1);
         drop(outer);
-        CLAIM.with(|claim| assert_eq!(claim.0.0.load(Ordering::SeqCst) % 2, 0));
+        CLAIM.with(|claim| assert_eq!(claim.0.load(Ordering::SeqCst) % 2, 0));
     }
 }

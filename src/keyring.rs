@@ -7,7 +7,7 @@ use crate::{
     account_keys::AccountKeys,
     budget::{Budget, Place},
     clock::{Clock, Instant, Jitter},
-    config::Settings,
+    config::{REFRESH_PERCENT, Settings},
     error::{Corrupt, Error, Result},
     lease::{Actions, Lease, Phase, Verdict as LeaseVerdict},
     leash::LeaseStatus,
@@ -32,9 +32,6 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// An AEK in use is refreshed when this part of its TTL has passed, in percent; spread, so that accounts which were
-/// unwrapped together do not come back together.
-const REFRESH_PERCENT: std::ops::Range<u64> = 50..75;
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
 const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
 /// An account that nobody looked up for this long leaves the index. Not shorter than any grace can be, so that an

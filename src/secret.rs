@@ -11,11 +11,12 @@ use crate::{
     sync::{self, Witness},
 };
 use rustix::{
-    mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous},
+    mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous, munmap},
     process::{Resource, getrlimit},
 };
 use std::{
     cell::UnsafeCell,
+    ffi::c_void,
     fmt,
     mem::MaybeUninit,
     num::NonZeroU64,
@@ -116,7 +117,9 @@ impl LockedCell {
     fn take() -> Result<Self> {
         let mut free = lock(&FREE);
         if free.is_empty() {
-            map_chunk(&mut free)?;
+            let refuses = REFUSE_UNLOCKED.load(Ordering::SeqCst);
+            // SAFETY: the range is a mapping that nobody else knows yet.
+            map_chunk(&mut free, refuses, |base| unsafe { mlock(base, CHUNK_BYTES) })?;
         }
         match free.pop() {
             Some(CellPtr(cell)) => Ok(Self(cell)),
@@ -143,20 +146,32 @@ impl Drop for LockedCell {
     }
 }
 
-fn map_chunk(free: &mut Vec<CellPtr>) -> Result<()> {
+fn map_chunk(
+    free: &mut Vec<CellPtr>,
+    refuses_unlocked: bool,
+    lock_chunk: impl FnOnce(*mut c_void) -> rustix::io::Result<()>,
+) -> Result<()> {
     let failed = |what: &str, error| Error::Fatal(format!("cannot get memory for keys: {what}: {error}"));
     // SAFETY: a new anonymous mapping touches no memory that exists.
     let base =
         unsafe { mmap_anonymous(ptr::null_mut(), CHUNK_BYTES, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }
             .map_err(|error| failed("mmap", error))?;
-    // SAFETY: the range is the mapping made above, which nobody else knows yet.
-    unsafe {
-        madvise(base, CHUNK_BYTES, Advice::LinuxDontDump).map_err(|error| failed("MADV_DONTDUMP", error))?;
-        madvise(base, CHUNK_BYTES, Advice::LinuxWipeOnFork).map_err(|error| failed("MADV_WIPEONFORK", error))?;
-    }
-    // SAFETY: as above.
-    if let Err(error) = unsafe { mlock(base, CHUNK_BYTES) } {
-        if REFUSE_UNLOCKED.load(Ordering::SeqCst) {
+    let give_back = || {
+        // SAFETY: the range is the mapping made above, of which no cell was given out.
+        if let Err(error) = unsafe { munmap(base, CHUNK_BYTES) } {
+            tracing::warn!(%error, "memory for keys that is not used cannot be given back");
+        }
+    };
+    let advise = |advice, name| {
+        // SAFETY: the range is the mapping made above, which nobody else knows yet.
+        unsafe { madvise(base, CHUNK_BYTES, advice) }.map_err(|error| failed(name, error))
+    };
+    advise(Advice::LinuxDontDump, "MADV_DONTDUMP")
+        .and_then(|()| advise(Advice::LinuxWipeOnFork, "MADV_WIPEONFORK"))
+        .inspect_err(|_| give_back())?;
+    if let Err(error) = lock_chunk(base) {
+        if refuses_unlocked {
+            give_back();
             return Err(Error::Misconfigured(format!(
                 "key memory cannot be locked ({error}): raise RLIMIT_MEMLOCK by at least {CHUNK_BYTES} bytes"
             )));
@@ -307,6 +322,23 @@ fn fork_generation_slow(cell: Option<&'static AtomicU64>) -> Result<u64> {
     };
     let next = GENERATION_NEXT.fetch_add(1, Ordering::Relaxed);
     Ok(cell.compare_exchange(0, next, Ordering::AcqRel, Ordering::Acquire).map_or_else(|found| found, |_| next))
+}
+
+/// A counter at 0 that is 0 again in a forked child, in cache lines of its own; it lives as long as the process.
+///
+/// # Errors
+/// As [`KeySlot::new`].
+#[cfg(not(keyleash_loom))]
+pub(crate) fn counter_that_a_fork_zeroes() -> Result<&'static AtomicU64> {
+    const LINES_BYTES: usize = 128; // two, because the prefetcher of x86 fetches pairs
+    const _: () = assert!(CELL_BYTES >= 2 * LINES_BYTES);
+    let cell = LockedCell::take()?;
+    let start = cell.0.as_ptr();
+    // SAFETY: less than LINES_BYTES are added, so that LINES_BYTES of the cell are left.
+    let counter = unsafe { start.add(start.align_offset(LINES_BYTES).min(CELL_BYTES - LINES_BYTES)) };
+    std::mem::forget(cell);
+    // SAFETY: zeroed (a valid atomic), aligned, and in a cell that was leaked just now.
+    Ok(unsafe { &*counter.cast::<AtomicU64>() })
 }
 
 /// The epoch that says "empty".
@@ -543,6 +575,51 @@ mod tests {
         slot.fill(&first, ONE);
         slot.fill(&second, ONE);
         assert!(slot.holds(&second) && !slot.holds(&first));
+    }
+
+    #[test]
+    fn memory_that_cannot_be_locked_and_is_refused_is_given_back() {
+        let mut bases = std::collections::HashSet::new();
+        for _ in 0..100 {
+            let mut free = Vec::new();
+            let refused = map_chunk(&mut free, true, |base| {
+                bases.insert(base.addr());
+                Err(rustix::io::Errno::NOMEM)
+            });
+            assert!(matches!(refused, Err(Error::Misconfigured(_))) && free.is_empty());
+        }
+        assert!(bases.len() < 50, "{} of 100 mappings are at places of their own: they pile up", bases.len());
+    }
+
+    #[test]
+    fn a_forked_child_wipes_without_waiting_for_operations_of_its_parents_threads() {
+        let slot = KeySlot::new().unwrap();
+        slot.fill(&Aek::generate().unwrap(), ONE);
+        let (entered, is_inside) = std::sync::mpsc::channel();
+        let (leave, may_leave) = std::sync::mpsc::channel::<()>();
+        let reader = std::thread::spawn(move || {
+            let _operation = Operation::enter();
+            entered.send(()).unwrap();
+            may_leave.recv().unwrap();
+        });
+        is_inside.recv().unwrap();
+        // SAFETY: the child has one thread; it wipes, takes no lock that another thread holds for long, and ends without
+        // running destructors. An alarm ends it where it would wait.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: as above.
+            unsafe {
+                libc::alarm(20);
+                slot.wipe();
+                libc::_exit(if slot.is_wiped() { 0 } else { 1 });
+            }
+        }
+        let mut status = 0;
+        // SAFETY: the child made above.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "the child waited: {status:#x}");
+        leave.send(()).unwrap();
+        reader.join().unwrap();
     }
 
     #[test]

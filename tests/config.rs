@@ -39,7 +39,7 @@ fn the_defaults_keep_every_promise_without_a_warning() {
 #[test]
 fn a_broken_bound_names_the_setting_the_value_the_bound_and_the_promise() {
     type Case = (fn(&mut Settings), [&'static str; 4]);
-    let cases: [Case; 13] = [
+    let cases: [Case; 15] = [
         (|s| s.poll_interval = 999 * MS, ["poll_interval", "999 ms", "1 s to 1 min", "promise 3"]),
         (|s| s.poll_interval = 61 * S, ["poll_interval", "61 s", "1 s to 1 min", "promise 2"]),
         (|s| s.call_timeout = 99 * MS, ["call_timeout", "99 ms", "100 ms to 1 min", "promise 3"]),
@@ -104,7 +104,7 @@ fn a_rate_that_cannot_resume_every_account_in_time_is_said_with_the_numbers_to_s
     let settings = with(|s| s.resume_rate = 200);
     settings.validate().unwrap();
     let warnings = settings.warnings();
-    assert_eq!(warnings.len(), 1);
+    assert_eq!(warnings.len(), 2);
     for word in
         ["1000000 accounts", "84 min", "200 unwraps/s", "30 min", "resume_rate to 556", "max_cached_aeks to 360000"]
     {
@@ -112,7 +112,29 @@ fn a_rate_that_cannot_resume_every_account_in_time_is_said_with_the_numbers_to_s
     }
     assert_eq!(settings.resumption_warning(360_000), None);
     assert!(settings.resumption_warning(360_001).unwrap().contains("31 min"));
-    assert_eq!(with(|s| s.resume_rate = 556).warnings(), Vec::<String>::new());
+    let enough = with(|s| (s.resume_rate, s.aek_ttl) = (556, 30 * MIN));
+    assert_eq!(enough.resumption_warning(1_000_000), None);
+}
+
+#[test]
+fn a_rate_that_cannot_refresh_every_account_within_its_ttl_is_said_with_the_numbers_to_set() {
+    let settings = with(|s| s.resume_rate = 600);
+    let warnings = settings.warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    for word in
+        ["1000000 accounts in use", "need 2667 unwraps/s", "10 min", "aek_ttl to 2667 s", "max_cached_aeks to 225000"]
+    {
+        assert!(warnings[0].contains(word), "{} should say {word}", warnings[0]);
+    }
+    assert_eq!(settings.refresh_warning(225_000), None);
+    for enough in [
+        with(|s| s.resume_rate = 2667),
+        with(|s| (s.resume_rate, s.aek_ttl, s.grace) = (600, 2667 * S, 50 * MIN)),
+        with(|s| (s.resume_rate, s.max_cached_aeks) = (600, 225_000)),
+    ] {
+        enough.validate().unwrap();
+        assert_eq!(enough.warnings(), Vec::<String>::new());
+    }
 }
 
 const WHOLE: &str = r#"# every key that there is

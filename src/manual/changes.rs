@@ -18,8 +18,12 @@
 //!   and a changed CKA_ID would read as "KEK not found", which is a denial. Damage must not pass for one.
 //! - **The embedded store saves redb's allocator state with each commit** ("quick repair"). That costs a second sync,
 //!   which writes that come together share, and spares a walk over the whole file after a crash.
-//! - **`resume_rate` is 600 unwraps/s by default, not 200.** At 200, 360,000 accounts resume within the promised 30
-//!   minutes, and the default cache holds a million: the default would have warned about itself.
+//! - **`resume_rate` is 3000 unwraps/s by default, not 200.** At 200, 360,000 accounts resume within the promised 30
+//!   minutes, and the default cache holds a million; to refresh a million ahead of a TTL of 10 minutes takes 2,667 unwraps/s.
+//!   The default would have warned about itself.
+//! - **`aek_ttl` is at least 1 s and twice `call_timeout`**: else handles in use go cold between two unwraps.
+//! - **A TTL is put off for no longer than grace and one more TTL.** After a silence the TTLs that passed in it do not bind
+//!   for one TTL, so that an outage leaves nobody cold; a token that flaps would put them off for ever.
 //! - **`call_timeout` is at most `poll_interval`, and `grace` at least their sum**: else a proof that hangs delays the next
 //!   one past promise 1, or a lease lapses between two proofs.
 //! - **An empty store file is refused**, not filled: it may be a store that was truncated.

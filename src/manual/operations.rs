@@ -96,7 +96,7 @@
 //! | `[lease] call_timeout` | `KEYLEASH_CALL_TIMEOUT` | 5 s |
 //! | `[lease] grace` | `KEYLEASH_GRACE` | 30 min |
 //! | `[lease] aek_ttl` | `KEYLEASH_AEK_TTL` | 10 min |
-//! | `[lease] resume_rate` | `KEYLEASH_RESUME_RATE` | 600 unwraps/s |
+//! | `[lease] resume_rate` | `KEYLEASH_RESUME_RATE` | 3000 unwraps/s |
 //! | `[lease] fresh_proof_every` | `KEYLEASH_FRESH_PROOF_EVERY` | 20 |
 //! | `[cache] max_cached_aeks` | `KEYLEASH_MAX_CACHED_AEKS` | 1,000,000 |
 //! | `[cache] memlock` | `KEYLEASH_MEMLOCK` | `warn` (or `refuse`) |
@@ -124,6 +124,11 @@
 //!   line fail and name this command. The tests of full and read-only disks mount small file systems in a
 //!   namespace of their own and say `LEFT OUT` where that is not allowed; as root they also act as another user.
 //! - `cargo test --release --lib c2sp -- --ignored`: C2SP's accumulated hash over 1,000,000 iterations.
+//! - `KEYLEASH_SIM_SEEDS=1000000 cargo test --release --test simulation`: the promises against a model, a million random
+//!   schedules instead of 2,000. A seed that fails is printed; `KEYLEASH_SIM_SEED=n cargo test --test simulation` repeats it with its trace.
+//! - `cargo rustc --locked --profile test --lib --target-dir target/loom -- --cfg keyleash_loom`, then
+//!   `LOOM_MAX_PREEMPTIONS=3 target/loom/debug/deps/keyleash-* interleavings`: every order in which threads can fill, read and
+//!   wipe a key with up to three interruptions, instead of two.
 //! - `softhsm/token-matrix`: the conformance suite on kryoptic too, which does RSA-OAEP with SHA-256 as SoftHSM does not.
 //! - `softhsm/with-token cargo test --test softhsm -- --nocapture`: the promises on real tokens alone, with what was measured. Installs p11-kit
 //!   and builds the fault shim (`softhsm/fault-shim`) where they are missing. `softhsm/with-token --shim COMMAND…` runs any

@@ -21,7 +21,17 @@
 //!   a caller who opens an account of it makes the token be asked at most once a second besides.
 //! - **A denial is written down** as it arrives. If the store fails just then, it is tried again with every proof; a crash
 //!   in between loses the record, not the effect: after the restart nothing is in memory, and the token is asked first.
-//! - **Two processes on one store** each hold leases of their own, and each writes and clears the denial that it sees.
+//! - **Two processes on one store** each hold leases of their own. Each writes the denial that it sees, again with every
+//!   proof that is denied if somebody cleared it, and clears after its own proof what it wrote or found as it started, and
+//!   what was written before that proof by the wall clock. A crash of all of them within one poll of a denial loses the
+//!   record, not the effect.
+//! - **An account that another process re-wrapped** is followed by live handles: noticed by a proof, a refresh or an open,
+//!   then all accounts of that KEK version are looked at, at `resume_rate`.
+//! - **Which suspend is covered.** CLOCK_BOOTTIME runs on while the machine itself is suspended (to RAM or to disk), so it never
+//!   wakes with live keys. A virtual machine that its hypervisor pauses, snapshots or migrates need not be told: on most
+//!   hypervisors its clock stands still meanwhile, and goes on where it stopped. Then `grace` counts the time in which the
+//!   machine ran, and the keys are in its memory image for as long as that is kept. The first proof after the pause, at most
+//!   one `poll_interval` later, finds a denial. Do not pause or snapshot machines that hold keys, or restart the service after it.
 //! - **Modules that hide a revocation** from a context that was open are asked from a fresh one every `fresh_proof_every`
 //!   proofs (20): for them, promise 1's first bound is `fresh_proof_every * poll_interval + call_timeout` (5 min by
 //!   default), and the second stands.

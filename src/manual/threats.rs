@@ -17,6 +17,12 @@
 //!   time; without such instructions the pure-Rust code stays constant-time and is slow.
 //! - **The token.** It is trusted to keep keys, and to deny what its owner forbade. A token that lies about a KEK's
 //!   attributes is not found out. A look-alike KEK is: its unwraps fail the check value.
+//! - **Who wrapped an AEK, under `rsa-oaep-sha256`.** Wrapping takes the public key alone, so whoever can write the store and
+//!   has the public key can put a wrapped AEK that they know in the place of an account's, with a check value that fits. A live
+//!   handle refuses it, and blocks that are there do not open under it; but what is sealed after the next restart is open to
+//!   them. Guard the store's integrity. `aes-gcm` and `aes-kw` need the KEK itself to wrap.
+//! - **A paused machine.** A virtual machine that is paused or snapshotted has its keys in the image, and its leases need
+//!   not run out meanwhile; see [`promises`](mod@super::promises#what-exactly-is-promised).
 //! - **Rollback and deletion**, see [`format`](mod@super::format#what-these-formats-do-not-protect).
 //! - **Traffic analysis**: lengths and access patterns are visible.
 //! - **Denial of service**: whoever can fill the disk, stop the token or delete the store stops the service. Data is not

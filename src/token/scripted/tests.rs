@@ -105,5 +105,5 @@ async fn a_replaced_kek_is_denied_and_a_restored_one_takes_its_records() {
     script.restore(&handle.id);
     assert_eq!(token.unwrap(&handle, &wrapped, &BINDING).await.unwrap(), aek);
     script.replace(&handle.id);
-    assert_eq!(token.unwrap(&handle, &wrapped, &BINDING).await.unwrap_err().verdict, Verdict::Denied);
+    assert_eq!(token.unwrap(&handle, &wrapped, &BINDING).await.unwrap_err().verdict, Verdict::Replaced);
 }
