@@ -2,7 +2,7 @@
 //! operations in flight (`sync.rs` is the seam). loom itself reports a key's bytes that are read while they are wiped or filled.
 //!
 //! ```text
-//! cargo rustc --profile test --lib -- --cfg keyleash_loom    # then run what it made with `interleavings`
+//! cargo rustc --profile test --lib --target-dir target/loom -- --cfg keyleash_loom    # then run what it made with `interleavings`
 //! ```
 //! `LOOM_MAX_PREEMPTIONS` bounds how often a thread is interrupted: 2 unless said otherwise, which finds nearly all that there
 //! is to be found; 3 and more take their time.
@@ -23,11 +23,22 @@ const PREEMPTIONS: usize = 2;
 const FIRST: NonZeroU64 = NonZeroU64::MIN;
 const LATER: Instant = Instant::from_nanos(1_000_000_000);
 
+/// Of a thread, in words: setting a key up scrubs more stack than loom gives to one.
+const STACK_WORDS: usize = 64 * 1024;
+
+fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+    thread::Builder::new().stack_size(STACK_WORDS).spawn(body).unwrap()
+}
+
 fn check(meet: impl Fn() + Sync + Send + 'static) {
+    let meet = Arc::new(meet);
     let mut model = loom::model::Builder::new();
     model.preemption_bound = model.preemption_bound.or(Some(PREEMPTIONS));
     model.max_branches = 100_000; // two wipers that wait for one reader take turns for long
-    model.check(meet);
+    model.check(move || {
+        let meet = meet.clone();
+        spawn(move || meet()).join().unwrap();
+    });
 }
 
 fn aek(byte: u8) -> Aek {
@@ -50,7 +61,7 @@ fn read(slot: &KeySlot, epoch: u64) -> bool {
 fn no_reader_meets_a_wipe() {
     check(|| {
         let slot = filled(FIRST);
-        let reader = thread::spawn({
+        let reader = spawn({
             let slot = slot.clone();
             move || {
                 let first = read(&slot, 1);
@@ -69,7 +80,7 @@ fn no_reader_meets_a_refill() {
     check(|| {
         let slot = filled(FIRST);
         let second = NonZeroU64::new(2).unwrap();
-        let reader = thread::spawn({
+        let reader = spawn({
             let slot = slot.clone();
             move || {
                 read(&slot, 1);
@@ -86,7 +97,7 @@ fn no_reader_meets_a_refill() {
 fn one_wait_serves_two_wipers_and_no_reader_is_left_inside() {
     check(|| {
         let (one, other) = (filled(FIRST), filled(FIRST));
-        let reader = thread::spawn({
+        let reader = spawn({
             let (one, other) = (one.clone(), other.clone());
             move || {
                 let operation = Operation::enter();
@@ -94,7 +105,7 @@ fn one_wait_serves_two_wipers_and_no_reader_is_left_inside() {
                 other.read(&operation, 1);
             }
         });
-        let wiper = thread::spawn(move || {
+        let wiper = spawn(move || {
             other.wipe();
             assert!(other.is_wiped());
         });
@@ -111,7 +122,7 @@ fn after_the_wait_nobody_is_inside_who_was_before_it() {
     check(|| {
         let gone = Arc::new(loom::sync::atomic::AtomicBool::new(false));
         let witness = Arc::new(crate::sync::Witness::default());
-        let reader = thread::spawn({
+        let reader = spawn({
             let (gone, witness) = (gone.clone(), witness.clone());
             move || {
                 let operation = Operation::enter();
@@ -149,7 +160,7 @@ fn prove(leash: &Leash) -> u64 {
 fn an_admission_that_meets_a_denial_leaves_no_key_behind_and_is_resumed_if_it_came_first() {
     check(|| {
         let (leash, slot, epoch) = leash_and_slot();
-        let denier = thread::spawn({
+        let denier = spawn({
             let leash = leash.clone();
             move || leash.step(Verdict::Denied, None)
         });
@@ -165,7 +176,7 @@ fn a_key_that_was_admitted_after_a_new_proof_survives_the_wipe_of_the_denial_bef
     check(|| {
         let (leash, slot, epoch) = leash_and_slot();
         slot.admit(&aek(1), epoch, LATER, LATER).unwrap();
-        let denier = thread::spawn({
+        let denier = spawn({
             let leash = leash.clone();
             move || leash.step(Verdict::Denied, None)
         });
@@ -184,14 +195,14 @@ fn a_seal_that_meets_a_denial_and_an_eviction_reads_whole_keys_only() {
     check(|| {
         let (leash, slot, epoch) = leash_and_slot();
         slot.admit(&aek(1), epoch, LATER, LATER).unwrap();
-        let reader = thread::spawn({
+        let reader = spawn({
             let slot = slot.clone();
             move || {
                 let operation = Operation::enter();
                 slot.usable(&operation, Instant::from_nanos(1)).is_some()
             }
         });
-        let evicter = thread::spawn({
+        let evicter = spawn({
             let slot = slot.clone();
             move || slot.wipe()
         });
@@ -202,5 +213,21 @@ fn a_seal_that_meets_a_denial_and_an_eviction_reads_whole_keys_only() {
         reader.join().unwrap();
         evicter.join().unwrap();
         assert!(slot.key().is_wiped());
+    });
+}
+
+#[test]
+fn an_admission_that_meets_a_retirement_leaves_no_key_behind() {
+    check(|| {
+        let (leash, slot, epoch) = leash_and_slot();
+        let retirer = spawn({
+            let slot = slot.clone();
+            move || slot.retire()
+        });
+        // Admitted or not: the answer came to a slot that is none any more.
+        let _ = slot.admit(&aek(1), epoch, LATER, LATER);
+        retirer.join().unwrap();
+        assert!(slot.key().epoch().is_none() && slot.key().is_wiped(), "retired, and a key is there");
+        assert!(!slot.is_wanted() && leash.member(0).is_none());
     });
 }
