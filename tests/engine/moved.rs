@@ -150,28 +150,31 @@ async fn a_store_that_hangs_ends_an_open_by_the_deadline_and_holds_up_nobody_who
         .jitter_seed(1)
         .build()
         .unwrap();
+    let mut slow = Vec::new();
+    for id in &ids {
+        slow.push(engine.account(&account_id(id)).await.unwrap());
+    }
+    let quick = engine.account(&account_id("quick")).await.unwrap();
+    rig.pass_by(25 * 60 * SECOND, SECOND).await; // idle for a TTL
+    assert!(matches!(seal(&quick), Err(Error::Cold { .. })));
     store.hold_reads(|key| matches!(key, Key::Account(id) if id.as_str().starts_with("slow")));
-    let opens: Vec<_> = ids
-        .iter()
-        .map(|id| {
-            let (engine, id) = (engine.clone(), account_id(id));
-            tokio::spawn(async move { engine.account(&id).await })
-        })
-        .collect();
+    let opens: Vec<_> = slow.into_iter().map(|slow| tokio::spawn(async move { slow.warm().await })).collect();
     settle().await;
-    let quick = {
-        let engine = engine.clone();
-        tokio::spawn(async move { engine.account(&account_id("quick")).await })
+    let warming = {
+        let quick = quick.clone();
+        tokio::spawn(async move { quick.warm().await })
     };
     settle().await;
-    assert!(quick.is_finished(), "it waits for others' records");
-    let quick = quick.await.unwrap().unwrap();
+    assert!(warming.is_finished(), "it waits for others' records");
+    warming.await.unwrap().unwrap();
+    seal(&quick).unwrap();
     rig.pass(6 * SECOND).await;
     for open in opens {
         assert!(open.is_finished(), "an open that the store holds up does not end");
         let error = open.await.unwrap().unwrap_err();
         assert!(matches!(&error, Error::Store(what) if what.contains("5000 ms")), "{error}");
     }
+    drop(engine);
     // Nor does the refresh of what is in use, nor a slot that is there.
     store.hold_reads(|key| matches!(key, Key::Account(_)));
     let before = rig.script.calls(Call::Unwrap);
@@ -186,7 +189,7 @@ async fn a_store_that_hangs_ends_an_open_by_the_deadline_and_holds_up_nobody_who
 }
 
 #[tokio::test]
-async fn refreshes_that_wait_for_the_store_hold_no_place_of_those_who_have_their_record() {
+async fn refreshes_that_the_store_holds_up_do_not_keep_others_from_theirs() {
     let rig = Rig::new().await;
     let store = HandStore::over(&rig.store);
     let engine = Engine::builder(rig.token.clone(), store.clone())
