@@ -130,6 +130,8 @@ pub(crate) struct Model {
     /// The last thing that was neither a grant nor a denial: a one-off fault, a panic, a call given up.
     pub(crate) troubled: Instant,
     pub(crate) woke: Instant,
+    /// For how long it was suspended before that.
+    pub(crate) slept: Duration,
     pub(crate) evicts: bool,
     pub(crate) engine: usize,
     engine_started: Instant,
@@ -175,6 +177,7 @@ impl Model {
             store_healed: None,
             troubled: now,
             woke: now,
+            slept: Duration::ZERO,
             evicts,
             engine: 0,
             engine_started: now,
@@ -251,7 +254,11 @@ impl Model {
             self.store_healthy && self.store_healed.is_none_or(|at| at.plus(settings.call_timeout) <= flight.at);
         // Nor how long a sample before this one took, of the same proof.
         let sampled = self.told.get(&(flight.engine, flight.kek)).is_some_and(|told| told.record_failed == flight.at);
-        let store_lag = if prompt && !sampled { Duration::ZERO } else { settings.call_timeout };
+        let mut store_lag = if prompt && !sampled { Duration::ZERO } else { settings.call_timeout };
+        // A deadline does not end a wait that the machine slept through.
+        if !store_lag.is_zero() && self.woke.plus(settings.call_timeout) >= flight.at {
+            store_lag += self.slept;
+        }
         let told = self.told.entry((flight.engine, flight.kek)).or_default();
         let own = flight.account.map(|account| self.own.entry((flight.engine, account)).or_default());
         match landing {
@@ -263,7 +270,8 @@ impl Model {
                     }
                     // Admitted for sure when it was in use, whoever asked; a proof admits no idle one.
                     if own.used || own.fresh_from.is_none() {
-                        let asked = Instant::from_nanos(flight.at.as_nanos() - store_lag.as_nanos() as u64);
+                        let asked =
+                            Instant::from_nanos(flight.at.as_nanos().saturating_sub(store_lag.as_nanos() as u64));
                         own.fresh_from = Some(own.fresh_from.map_or(asked, |from| from.max(asked)));
                     }
                     own.used = false;
@@ -276,7 +284,7 @@ impl Model {
                 if now >= told.owed_until {
                     told.anew = returned;
                 }
-                let owed = Instant::from_nanos(until.as_nanos() - store_lag.as_nanos() as u64);
+                let owed = Instant::from_nanos(until.as_nanos().saturating_sub(store_lag.as_nanos() as u64));
                 let runs_on = now < told.owed_until && (store_lag.is_zero() || told.denied == 0);
                 let begins_anew = flight.at >= told.may_until && store_lag.is_zero();
                 // Else it was under way as the lease lapsed, or may have been.
@@ -419,7 +427,8 @@ impl Model {
         let in_ttl = |at: Instant| own.fresh_from.is_some_and(|from| at < from.plus(self.settings.aek_ttl));
         let in_memory = match told.silent {
             // Used, it stays in memory whatever its TTL; idle, it is wiped no sooner than its TTL ends.
-            Some(silent) => own.used || in_ttl(silent),
+            // Past its TTL, one whose own unwrap found the record at fault is wiped.
+            Some(silent) => own.used && !own.at_fault || in_ttl(silent),
             // The engine does not know yet that the token is silent, or it is not.
             None => in_ttl(now) || own.used && now < told.waived,
         };

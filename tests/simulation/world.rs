@@ -326,7 +326,10 @@ impl World {
     /// The machine is suspended: the clock jumps, and callers may be faster than every task.
     pub(crate) async fn suspend(&mut self, time: Duration) {
         self.clock.advance(time);
-        lock(&self.shared).model.woke = self.clock.now();
+        {
+            let mut stage = lock(&self.shared);
+            (stage.model.woke, stage.model.slept) = (self.clock.now(), time);
+        }
         self.moves += 1;
         self.probe_all();
         self.settle().await;
