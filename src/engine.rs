@@ -17,8 +17,10 @@ use crate::{
     name::{AccountId, KekName, KekVersion},
     secret::{self, Aek},
     store::{
-        self, Filter, Key, KeyStore, Put,
-        record::{AccountRecord, KekRecord, KekVersionRecord, WrappedAek, binding, check_value, context},
+        self, Filter, Key, KeyStore,
+        record::{
+            AccountRecord, KekPolicy, KekRecord, KekVersionRecord, Usage, WrappedAek, binding, check_value, context,
+        },
     },
     telemetry::Events,
     token::{KekHandle, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers},
@@ -213,10 +215,10 @@ impl Engine {
             return Err(Error::Misconfigured(format!("the token made KEK {name} otherwise than asked: {refused}")));
         }
         self.prove_kek(name, &KekHandle { id: info.id.clone(), profile }).await?;
-        let version = KekVersionRecord { version: 1, id: info.id.clone(), profile, created_unix: unix_now() };
-        let record = KekRecord { name: name.clone(), versions: vec![version], current: 1 };
-        let put = Put { value: record.encode()?, wrapped_by: Vec::new() };
-        match self.owner.0.store.create(&key, put).await {
+        let version = KekVersionRecord::new(1, info.id.clone(), profile);
+        let record =
+            KekRecord { name: name.clone(), versions: vec![version], current: 1, policy: KekPolicy::default() };
+        match self.owner.0.store.create(&key, record.put()?).await {
             Err(Error::Exists(_)) => Err(exists()),
             other => other.map(|_| info),
         }
@@ -310,9 +312,8 @@ impl Engine {
         if proof.aek != aek {
             return Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)));
         }
-        let record = AccountRecord { account: id.clone(), created_unix: unix_now(), versions: vec![wrapped] };
-        let put = Put { value: record.encode()?, wrapped_by: record.wrapped_by() };
-        match self.owner.0.store.create(&key, put).await {
+        let record = AccountRecord::new(id.clone(), wrapped);
+        match self.owner.0.store.create(&key, record.put()?).await {
             Err(Error::Exists(_)) => return Err(exists()),
             other => other?,
         };
@@ -343,6 +344,7 @@ impl Engine {
             wrapped,
             check: check_value(&aek, &context),
             created_unix: unix_now(),
+            used: Usage::default(),
         };
         Ok((wrapped, aek))
     }

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 
 /// Longest account id, in bytes.
 pub const ACCOUNT_ID_BYTES_MAX: usize = 255;
-/// Longest KEK name, in bytes: a label of PKCS#11 with its prefix and version stays below 96.
+/// Longest name of a KEK or token, in bytes: a label of PKCS#11 with its prefix and version stays below 96.
 pub const KEK_NAME_BYTES_MAX: usize = 64;
 
 /// The id of an account: 1 to 255 bytes of UTF-8 without control characters. Cheap to clone.
@@ -63,6 +63,18 @@ impl fmt::Debug for AccountId {
     }
 }
 
+/// Names that are safe in labels, paths and configurations.
+fn check_name(what: &str, name: &str) -> Result<()> {
+    let begins_well = name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
+    let all_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if begins_well && all_well && name.len() <= KEK_NAME_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{what} {name:?}: use 1 to {KEK_NAME_BYTES_MAX} of A-Z a-z 0-9 . _ - and begin with a letter or digit"
+    )))
+}
+
 /// The name of a KEK: 1 to 64 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KekName(Arc<str>);
@@ -74,13 +86,7 @@ impl KekName {
     /// [`Error::Invalid`] when a rule above is broken.
     pub fn new(name: impl AsRef<str>) -> Result<Self> {
         let name = name.as_ref();
-        let begins_well = name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
-        let all_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-        if !begins_well || !all_well || name.len() > KEK_NAME_BYTES_MAX {
-            return Err(Error::Invalid(format!(
-                "KEK name {name:?}: use 1 to {KEK_NAME_BYTES_MAX} of A-Z a-z 0-9 . _ - and begin with a letter or digit"
-            )));
-        }
+        check_name("KEK name", name)?;
         Ok(Self(name.into()))
     }
 
@@ -99,6 +105,47 @@ impl fmt::Display for KekName {
 impl fmt::Debug for KekName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "KekName({})", &*self.0)
+    }
+}
+
+/// What the only token of a set-up is called where nobody named it.
+const TOKEN_NAME_DEFAULT: &str = "default";
+
+/// The name of a token in a set-up: as a [`KekName`]. Cheap to clone. `default` where nobody named it.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TokenName(Arc<str>);
+
+impl TokenName {
+    /// Checks and takes a name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is no 1 to 64 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
+    pub fn new(name: impl AsRef<str>) -> Result<Self> {
+        check_name("token name", name.as_ref())?;
+        Ok(Self(name.as_ref().into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for TokenName {
+    fn default() -> Self {
+        Self(TOKEN_NAME_DEFAULT.into())
+    }
+}
+
+impl fmt::Display for TokenName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TokenName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenName({})", &*self.0)
     }
 }
 

@@ -310,7 +310,10 @@ mod tests {
         clock::{Clock, ManualClock},
         config::Settings,
         name::{AccountId, KekName},
-        store::{memory::MemoryStore, record::WrappedAek},
+        store::{
+            memory::MemoryStore,
+            record::{Usage, WrappedAek},
+        },
         token::{KekId, Profile, Wrapped, scripted::ScriptedToken},
     };
     use std::sync::{Mutex, atomic::AtomicUsize, mpsc};
@@ -378,6 +381,7 @@ mod tests {
             wrapped: Wrapped { iv: vec![], bytes: vec![1] },
             check: [0; 32],
             created_unix: 1,
+            used: Usage::default(),
         };
         keyring.keep_sample(&kek, &AccountId::new("a").unwrap(), &wrapped);
         assert!(keyring.sample(&kek).is_some());

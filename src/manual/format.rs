@@ -81,7 +81,7 @@
 //!
 //! # Records
 //!
-//! A record is `u8 format version = 1` and then one value in [bincode 2](https://docs.rs/bincode/2.0.1), standard
+//! A record is `u8 format version` and then one value in [bincode 2](https://docs.rs/bincode/2.0.1), standard
 //! configuration. Of that, records use:
 //!
 //! - **unsigned integer** of any width: a value below 251 is one byte; else `fb` and 2 bytes, `fc` and 4 bytes, or `fd`
@@ -111,27 +111,37 @@
 //! assert_eq!(unsigned(&[0xfc, 0x00, 0xf1, 0x53, 0x65]), Some((1_700_000_000, &[][..])));
 //! ```
 //!
-//! The value is a choice of three. Nothing follows it.
+//! The value is a choice. Nothing follows it. Accounts and KEKs are written in format version 2, everything else in 1.
 //!
-//! | choice | fields, in order |
+//! | format version 2, choice | fields, in order |
 //! | --- | --- |
-//! | 0, account | text account id (1 to 255 bytes, no control characters); unsigned created (seconds since 1970); list of AEK versions (1 to 256) |
-//! | 1, KEK | text name (1 to 64 of `A-Z a-z 0-9 . _ -`, a letter or digit first); list of KEK versions (1 to 1024); unsigned current version, which is in the list |
-//! | 2, denial | text KEK name; unsigned KEK version; unsigned since (seconds since 1970); text reason (at most 1024 bytes) |
+//! | 0, account | text account id (1 to 255 bytes, no control characters); unsigned created (seconds since 1970); list of AEK versions (1 to 256); option of deletion; unsigned policy: most seconds of age; unsigned policy: most blocks sealed; unsigned policy: most bytes sealed (each 0: no limit) |
+//! | 1, KEK | text name (1 to 64 of `A-Z a-z 0-9 . _ -`, a letter or digit first); list of KEK versions (1 to 1024); unsigned current version, which is in the list and not retired; unsigned policy: most seconds of age (0: no limit) |
 //!
 //! | element | fields, in order |
 //! | --- | --- |
-//! | AEK version | unsigned AEK version; text KEK name; unsigned KEK version; bytes CKA_ID (1 to 64); u8 profile code; bytes IV (0 to 64); bytes wrapped (1 to 1024); array of 32, the check value; unsigned created |
-//! | KEK version | unsigned version; bytes CKA_ID (1 to 64); u8 profile code; unsigned created |
+//! | AEK version | unsigned AEK version; text KEK name; unsigned KEK version; bytes CKA_ID (1 to 64); u8 profile code; bytes IV (0 to 64); bytes wrapped (1 to 1024); array of 32, the check value; unsigned created; unsigned blocks sealed; unsigned bytes sealed |
+//! | deletion | unsigned since (seconds since 1970); unsigned to be purged from then on |
+//! | KEK version | unsigned version; bytes CKA_ID (1 to 64); u8 profile code; unsigned created; text token name (as a KEK name); option of unsigned: retired since; option of unsigned: backup attested at |
+//!
+//! An **option** is u8 0, or u8 1 and then the value.
+//!
+//! | format version 1, choice | fields, in order |
+//! | --- | --- |
+//! | 0, account | read, not written: as in version 2, without what is behind the AEK versions, and in each AEK version without what is behind its creation |
+//! | 1, KEK | read, not written: as in version 2, without what is behind the current version, and in each KEK version without what is behind its creation; the token is `default` |
+//! | 2, denial | text KEK name; unsigned KEK version; unsigned since (seconds since 1970); text reason (at most 1024 bytes) |
+//! | 3, holder of the scheduled work | unsigned fence; array of 16, the holder; unsigned until (seconds since 1970) |
 //!
 //! Versions count from 1 and stand in strictly ascending order, with gaps where some were retired; the last AEK version
-//! is the current one. A record is at most 256 KiB long. Its own name must be the one that it was found under. Times are
-//! shown to people and decide nothing. `tests/compat/records/` has one of each, byte by byte with comments.
+//! is the current one. A record is at most 256 KiB long. Its own name must be the one that it was found under. Times decide
+//! when an account may be purged and what is rotated by schedule, and nothing else. `tests/compat/records/` has one of
+//! each, byte by byte with comments.
 //!
 //! # Key store
 //!
-//! A record is stored under `kind ‖ name`: `"a" ‖ account id`, `"k" ‖ KEK name`, or `"d" ‖ KEK name ‖ "/" ‖ KEK version
-//! in decimal` for a denial. Keys are ordered as byte strings.
+//! A record is stored under `kind ‖ name`: `"a" ‖ account id`, `"k" ‖ KEK name`, `"d" ‖ KEK name ‖ "/" ‖ KEK version
+//! in decimal` for a denial, or `"w"` for the holder of the scheduled work. Keys are ordered as byte strings.
 //!
 //! The embedded store is one [redb](https://docs.rs/redb/4.5) file (file format 3) with three tables:
 //!

@@ -3,7 +3,7 @@
 //! [`KeyStore`] is the seam: keys and bounded values with compare-and-put, so that etcd, PostgreSQL or an
 //! object store with conditional put fit behind it. What the bytes mean is [`record`]'s business.
 
-use self::record::{AEK_VERSIONS_MAX, AccountRecord, DenialRecord, KekRecord};
+use self::record::{AEK_VERSIONS_MAX, AccountRecord, DenialRecord, KekRecord, WorkRecord};
 use crate::{
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion},
@@ -25,6 +25,7 @@ pub const WRAPPED_BY_MAX: usize = AEK_VERSIONS_MAX;
 const ACCOUNT_KIND: u8 = b'a';
 const KEK_KIND: u8 = b'k';
 const DENIAL_KIND: u8 = b'd';
+const WORK_KIND: u8 = b'w';
 
 /// What a record is about. The byte form (`kind as u8 ‖ name`) is the key in stores that want bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,6 +37,8 @@ pub enum Key {
     Kek(KekName),
     /// The last denial of a KEK version, kept so that denial is sticky across restarts.
     Denial(KekVersion),
+    /// Who does the scheduled work. There is one.
+    Work,
 }
 
 impl Key {
@@ -45,6 +48,7 @@ impl Key {
             Self::Account(id) => (ACCOUNT_KIND, id.to_string()),
             Self::Kek(name) => (KEK_KIND, name.to_string()),
             Self::Denial(kek) => (DENIAL_KIND, kek.to_string()),
+            Self::Work => (WORK_KIND, String::new()),
         };
         let mut bytes = vec![kind];
         bytes.extend_from_slice(name.as_bytes());
@@ -58,7 +62,7 @@ impl Key {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let bad = || Corrupt::Record {
             record: format!("key {}", bytes.escape_ascii()),
-            what: "is no name of an account, a KEK or a denial".into(),
+            what: "is no name of an account, a KEK, a denial or the scheduled work".into(),
         };
         let (kind, name) = bytes.split_first().ok_or_else(bad)?;
         let name = std::str::from_utf8(name).map_err(|_| bad())?;
@@ -70,6 +74,7 @@ impl Key {
                 let version = version.parse().map_err(|_| bad())?;
                 Self::Denial(KekVersion::new(KekName::new(name).map_err(|_| bad())?, version))
             }
+            WORK_KIND if name.is_empty() => Self::Work,
             _ => return Err(bad().into()),
         };
         // `01` parses as `1`: two byte forms of one key would be two values of it.
@@ -83,6 +88,7 @@ impl fmt::Display for Key {
             Self::Account(id) => write!(f, "account {id}"),
             Self::Kek(name) => write!(f, "KEK {name}"),
             Self::Denial(kek) => write!(f, "denial of KEK {kek}"),
+            Self::Work => f.write_str("holder of the scheduled work"),
         }
     }
 }
@@ -257,6 +263,14 @@ pub async fn load_kek(store: &dyn KeyStore, kek: &KekName) -> Result<Option<(Kek
 /// As [`load_account`]. Denial is sticky: on any error take the KEK version as denied.
 pub async fn load_denial(store: &dyn KeyStore, kek: &KekVersion) -> Result<Option<(DenialRecord, StoreVersion)>> {
     load(store, Key::Denial(kek.clone()), DenialRecord::decode).await
+}
+
+/// Reads who does the scheduled work; `None` when nobody ever did.
+///
+/// # Errors
+/// As [`load_account`].
+pub async fn load_work(store: &dyn KeyStore) -> Result<Option<(WorkRecord, StoreVersion)>> {
+    load(store, Key::Work, WorkRecord::decode).await
 }
 
 async fn load<R>(

@@ -1,37 +1,35 @@
 //! What stands in the key store's values, byte for byte, and what a wrapped AEK is bound to.
 //!
-//! A record is one byte of format version, then bincode 2 (standard configuration) of a private mirror type. This
-//! file alone names bincode; `tests/compat/` pins the bytes and `manual::format` spells them out. A record that has
-//! other fields is a new format version, which releases before it refuse by name; a new kind of record is a new
-//! variant of the mirror type and leaves the version alone.
+//! Types and rules are here, the bytes in `wire.rs`.
 
-use super::{Key, Put, VALUE_BYTES_MAX};
+use super::{Key, Put};
 use crate::{
+    clock::unix_now,
     error::{Corrupt, Error, Result},
-    name::{AccountId, KekName, KekVersion},
+    name::{AccountId, KekName, KekVersion, TokenName},
     secret::{AEK_BYTES, Aek, scrub_stack},
     token::{Binding, KekId, Profile, Wrapped},
 };
-use bincode::{Decode, Encode, config};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// Format version of the records that this release writes, the first byte of each.
-pub const RECORD_FORMAT: u8 = 1;
+mod wire;
+
+pub use self::wire::RECORD_FORMAT;
+use self::wire::Record;
+
 /// Most AEK versions of an account.
 pub const AEK_VERSIONS_MAX: usize = 256;
 /// Most versions of a KEK.
 pub const KEK_VERSIONS_MAX: usize = 1024;
 /// Longest reason of a denial, in bytes; a longer one is cut.
 pub const REASON_BYTES_MAX: usize = 1024;
+/// Length of a holder's name in [`WorkRecord`], in bytes.
+pub const HOLDER_BYTES: usize = 16;
 /// Length of a check value, in bytes.
 pub const CHECK_BYTES: usize = 32;
-
-/// What decoding may claim. bincode counts sizes in memory, which are larger than the varints that were written, so
-/// that a record of the full length needs more than its length.
-const CLAIM_BYTES_MAX: usize = 2 * VALUE_BYTES_MAX;
 
 /// Tells what goes into a context apart from everything else that is ever put under an AEK.
 const CONTEXT_PREFIX: &[u8] = b"keyleash.aek.v1";
@@ -46,6 +44,39 @@ pub struct AccountRecord {
     pub created_unix: u64,
     /// 1 to [`AEK_VERSIONS_MAX`] AEK versions, strictly ascending, from 1 up. The last is the current one.
     pub versions: Vec<WrappedAek>,
+    /// Deleted, and not purged yet: it can be undeleted.
+    pub deleted: Option<Deletion>,
+    /// When its AEK is rotated by schedule.
+    pub policy: AekPolicy,
+}
+
+/// A deletion that can be undone until its account is purged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deletion {
+    /// Since when, in seconds since 1970.
+    pub since_unix: u64,
+    /// From when on the account may be purged, in seconds since 1970. Fixed when it was deleted: no later setting moves it.
+    pub purge_after_unix: u64,
+}
+
+/// When an account's AEK is rotated by schedule; 0 is never. Whichever limit is reached first counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AekPolicy {
+    /// Age of the current AEK version, in seconds.
+    pub max_age_secs: u64,
+    /// Blocks sealed under it.
+    pub max_blocks: u64,
+    /// Bytes sealed under it.
+    pub max_bytes: u64,
+}
+
+/// How much was sealed under an AEK version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Blocks.
+    pub blocks: u64,
+    /// Plaintext bytes.
+    pub bytes: u64,
 }
 
 /// One version of an account's AEK, wrapped by one KEK version.
@@ -65,6 +96,8 @@ pub struct WrappedAek {
     pub check: [u8; CHECK_BYTES],
     /// When the AEK version was made, in seconds since 1970.
     pub created_unix: u64,
+    /// What was sealed under it, as far as the engines that did it have written it down.
+    pub used: Usage,
 }
 
 /// A KEK: its versions in the token.
@@ -74,8 +107,17 @@ pub struct KekRecord {
     pub name: KekName,
     /// 1 to [`KEK_VERSIONS_MAX`] versions, strictly ascending, from 1 up, each with a CKA_ID of its own.
     pub versions: Vec<KekVersionRecord>,
-    /// The version that wraps new AEKs; one of `versions`.
+    /// The version that wraps new AEKs; one of `versions`, and not retired.
     pub current: u32,
+    /// When it is rotated by schedule.
+    pub policy: KekPolicy,
+}
+
+/// When a KEK is rotated by schedule, which re-wraps what it wraps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KekPolicy {
+    /// Age of the current version, in seconds; 0 is never.
+    pub max_age_secs: u64,
 }
 
 /// One version of a KEK.
@@ -89,6 +131,23 @@ pub struct KekVersionRecord {
     pub profile: Profile,
     /// When it was made or adopted, in seconds since 1970.
     pub created_unix: u64,
+    /// The token that it is in.
+    pub token: TokenName,
+    /// Since when it is retired, in seconds since 1970: it wraps nothing, and never will again.
+    pub retired_unix: Option<u64>,
+    /// When an operator attested that a backup of it exists, in seconds since 1970.
+    pub backup_attested_unix: Option<u64>,
+}
+
+/// Who does the scheduled work of a store: one engine at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkRecord {
+    /// Counts its holders up: the fencing token. Work that began under a lower one stops.
+    pub fence: u64,
+    /// Who has it: random, drawn by each engine.
+    pub holder: [u8; HOLDER_BYTES],
+    /// Until when, in seconds since 1970, unless it is renewed. After that another engine takes it.
+    pub until_unix: u64,
 }
 
 /// The last denial of a KEK version, kept until a proof so that a restart does not forget it.
@@ -103,6 +162,11 @@ pub struct DenialRecord {
 }
 
 impl AccountRecord {
+    /// A new account with its first AEK version.
+    pub(crate) fn new(account: AccountId, first: WrappedAek) -> Self {
+        Self { account, created_unix: unix_now(), versions: vec![first], deleted: None, policy: AekPolicy::default() }
+    }
+
     /// The key that it is stored under.
     pub fn key(&self) -> Key {
         Key::Account(self.account.clone())
@@ -114,7 +178,7 @@ impl AccountRecord {
     /// [`Error::Invalid`] when a rule of the fields is broken or it is longer than [`VALUE_BYTES_MAX`].
     pub fn encode(&self) -> Result<Vec<u8>> {
         self.check().map_err(|what| Error::Invalid(format!("{}: {what}", self.key())))?;
-        encode(&self.key(), &Wire::Account(self.into()))
+        wire::encode_account(self)
     }
 
     /// Its bytes, to be stored, found by the KEK versions that wrap its AEKs.
@@ -130,8 +194,7 @@ impl AccountRecord {
     /// # Errors
     /// [`Corrupt::Record`], also when it is another account's record.
     pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self> {
-        let Wire::Account(wire) = decode(key, bytes)? else { return refuse(key, "holds a record of another kind") };
-        let record = Self::try_from(wire).map_err(|what| corrupt(key, what))?;
+        let Record::Account(record) = wire::decode(key, bytes)? else { return other_kind(key) };
         record.check().map_err(|what| corrupt(key, what))?;
         same_name(key, record.key())?;
         Ok(record)
@@ -185,6 +248,21 @@ impl WrappedAek {
     }
 }
 
+impl KekVersionRecord {
+    /// A version that is in the default token since now.
+    pub(crate) fn new(version: u32, id: KekId, profile: Profile) -> Self {
+        Self {
+            version,
+            id,
+            profile,
+            created_unix: unix_now(),
+            token: TokenName::default(),
+            retired_unix: None,
+            backup_attested_unix: None,
+        }
+    }
+}
+
 impl KekRecord {
     /// The key that it is stored under.
     pub fn key(&self) -> Key {
@@ -197,7 +275,7 @@ impl KekRecord {
     /// [`Error::Invalid`] when a rule of the fields is broken.
     pub fn encode(&self) -> Result<Vec<u8>> {
         self.check().map_err(|what| Error::Invalid(format!("{}: {what}", self.key())))?;
-        encode(&self.key(), &Wire::Kek(self.into()))
+        wire::encode_kek(self)
     }
 
     /// Its bytes, to be stored.
@@ -213,8 +291,7 @@ impl KekRecord {
     /// # Errors
     /// [`Corrupt::Record`], also when it is another KEK's record.
     pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self> {
-        let Wire::Kek(wire) = decode(key, bytes)? else { return refuse(key, "holds a record of another kind") };
-        let record = Self::try_from(wire).map_err(|what| corrupt(key, what))?;
+        let Record::Kek(record) = wire::decode(key, bytes)? else { return other_kind(key) };
         record.check().map_err(|what| corrupt(key, what))?;
         same_name(key, record.key())?;
         Ok(record)
@@ -232,13 +309,17 @@ impl KekRecord {
 
     fn check(&self) -> Result<(), String> {
         check_ascending("KEK", self.versions.iter().map(|version| version.version), KEK_VERSIONS_MAX)?;
-        if self.current().is_none() {
-            return Err(format!("its current version {} is not among its versions", self.current));
+        match self.current() {
+            None => return Err(format!("its current version {} is not among its versions", self.current)),
+            Some(current) if current.retired_unix.is_some() => {
+                return Err(format!("its current version {} is retired", self.current));
+            }
+            Some(_) => {}
         }
-        let mut ids: Vec<_> = self.versions.iter().map(|version| &version.id).collect();
+        let mut ids: Vec<_> = self.versions.iter().map(|version| (&version.token, &version.id)).collect();
         ids.sort_unstable();
         match ids.windows(2).find_map(|pair| pair.first().filter(|id| pair.last() == Some(*id))) {
-            Some(id) => Err(format!("two of its versions have CKA_ID {id}")),
+            Some((_, id)) => Err(format!("two of its versions have CKA_ID {id}")),
             None => Ok(()),
         }
     }
@@ -256,7 +337,7 @@ impl DenialRecord {
     /// [`Error::Invalid`] when the KEK version is 0.
     pub fn encode(&self) -> Result<Vec<u8>> {
         self.check().map_err(|what| Error::Invalid(format!("{}: {what}", self.key())))?;
-        encode(&self.key(), &Wire::Denial(self.into()))
+        wire::encode_denial(self)
     }
 
     /// Its bytes, to be stored.
@@ -273,11 +354,10 @@ impl DenialRecord {
     /// [`Corrupt::Record`], also when it is the denial of another KEK version. A caller that cannot read a denial takes
     /// the KEK version as denied.
     pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self> {
-        let Wire::Denial(wire) = decode(key, bytes)? else { return refuse(key, "holds a record of another kind") };
-        if wire.reason.len() > REASON_BYTES_MAX {
-            return refuse(key, format!("its reason has {} bytes, at most {REASON_BYTES_MAX}", wire.reason.len()));
+        let Record::Denial(record) = wire::decode(key, bytes)? else { return other_kind(key) };
+        if record.reason.len() > REASON_BYTES_MAX {
+            return refuse(key, format!("its reason has {} bytes, at most {REASON_BYTES_MAX}", record.reason.len()));
         }
-        let record = Self::try_from(wire).map_err(|what| corrupt(key, what))?;
         record.check().map_err(|what| corrupt(key, what))?;
         same_name(key, record.key())?;
         Ok(record)
@@ -285,6 +365,26 @@ impl DenialRecord {
 
     fn check(&self) -> Result<(), String> {
         if self.kek.version == 0 { Err("KEK versions count from 1".into()) } else { Ok(()) }
+    }
+}
+
+impl WorkRecord {
+    /// Its bytes, to be stored under [`Key::Work`].
+    ///
+    /// # Errors
+    /// None but those of the codec.
+    pub fn put(&self) -> Result<Put> {
+        Ok(Put { value: wire::encode_work(self)?, wrapped_by: Vec::new() })
+    }
+
+    /// Reads what was found under [`Key::Work`].
+    ///
+    /// # Errors
+    /// [`Corrupt::Record`].
+    pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self> {
+        let Record::Work(record) = wire::decode(key, bytes)? else { return other_kind(key) };
+        same_name(key, Key::Work)?;
+        Ok(record)
     }
 }
 
@@ -347,15 +447,6 @@ fn check_ascending(what: &str, versions: impl ExactSizeIterator<Item = u32>, max
     Ok(())
 }
 
-/// As many whole characters of `text` as fit into `max` bytes.
-fn cut(text: &str, max: usize) -> &str {
-    let mut end = max.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1; // ends at 0, which is a boundary
-    }
-    text.get(..end).unwrap_or_default()
-}
-
 fn corrupt(key: &Key, what: impl Into<String>) -> Error {
     Corrupt::Record { record: key.to_string(), what: what.into() }.into()
 }
@@ -364,226 +455,10 @@ fn refuse<T>(key: &Key, what: impl Into<String>) -> Result<T> {
     Err(corrupt(key, what))
 }
 
+fn other_kind<T>(key: &Key) -> Result<T> {
+    refuse(key, "holds a record of another kind")
+}
+
 fn same_name(key: &Key, own: Key) -> Result<()> {
     if *key == own { Ok(()) } else { refuse(key, format!("is the record of {own}: it was moved or exchanged")) }
-}
-
-fn encode(key: &Key, wire: &Wire) -> Result<Vec<u8>> {
-    let mut bytes = vec![RECORD_FORMAT];
-    match bincode::encode_into_std_write(wire, &mut bytes, config::standard()) {
-        Ok(_) if bytes.len() <= VALUE_BYTES_MAX => Ok(bytes),
-        Ok(_) => Err(Error::Invalid(format!(
-            "{key}: its record has {} bytes, at most {VALUE_BYTES_MAX} are stored; retire AEK versions that no block uses",
-            bytes.len()
-        ))),
-        Err(error) => Err(Error::Invalid(format!("{key}: its record cannot be encoded: {error}"))),
-    }
-}
-
-fn decode(key: &Key, bytes: &[u8]) -> Result<Wire> {
-    if bytes.len() > VALUE_BYTES_MAX {
-        return refuse(key, format!("has {} bytes, at most {VALUE_BYTES_MAX}", bytes.len()));
-    }
-    let Some((format, body)) = bytes.split_first() else { return refuse(key, "is empty") };
-    if *format != RECORD_FORMAT {
-        return refuse(key, format!("has format version {format}, this release reads {RECORD_FORMAT}"));
-    }
-    let limited = config::standard().with_limit::<CLAIM_BYTES_MAX>();
-    let (wire, used) = match bincode::decode_from_slice::<Wire, _>(body, limited) {
-        Ok(decoded) => decoded,
-        Err(error) => return refuse(key, format!("cannot be decoded: {error}")),
-    };
-    if used != body.len() {
-        return refuse(key, format!("has {} bytes after its end", body.len().saturating_sub(used)));
-    }
-    // bincode reads longer forms of small numbers too. One record, one form: else two that are equal differ in bytes.
-    if encode(key, &wire).is_ok_and(|canonical| canonical == bytes) {
-        Ok(wire)
-    } else {
-        refuse(key, "is not in the shortest form: keyleash did not write it")
-    }
-}
-
-// The mirror types. Their fields' order and types are the format: see manual::format before touching them.
-
-#[derive(Encode, Decode)]
-enum Wire {
-    Account(AccountWire),
-    Kek(KekWire),
-    Denial(DenialWire),
-}
-
-#[derive(Encode, Decode)]
-struct AccountWire {
-    account: String,
-    created_unix: u64,
-    versions: Vec<AekWire>,
-}
-
-#[derive(Encode, Decode)]
-struct AekWire {
-    aek_version: u32,
-    kek_name: String,
-    kek_version: u32,
-    kek_id: Vec<u8>,
-    profile: u8,
-    iv: Vec<u8>,
-    wrapped: Vec<u8>,
-    check: [u8; CHECK_BYTES],
-    created_unix: u64,
-}
-
-#[derive(Encode, Decode)]
-struct KekWire {
-    name: String,
-    versions: Vec<KekVersionWire>,
-    current: u32,
-}
-
-#[derive(Encode, Decode)]
-struct KekVersionWire {
-    version: u32,
-    id: Vec<u8>,
-    profile: u8,
-    created_unix: u64,
-}
-
-#[derive(Encode, Decode)]
-struct DenialWire {
-    kek_name: String,
-    kek_version: u32,
-    since_unix: u64,
-    reason: String,
-}
-
-const fn profile_code(profile: Profile) -> u8 {
-    match profile {
-        Profile::AesGcm => 1,
-        Profile::RsaOaepSha256 => 2,
-        Profile::AesKw => 3,
-    }
-}
-
-fn profile_of(code: u8) -> Result<Profile, String> {
-    Profile::ALL
-        .into_iter()
-        .find(|profile| profile_code(*profile) == code)
-        .ok_or_else(|| format!("names wrap profile {code}, which does not exist"))
-}
-
-fn said(error: Error) -> String {
-    error.to_string()
-}
-
-impl From<&AccountRecord> for AccountWire {
-    fn from(record: &AccountRecord) -> Self {
-        Self {
-            account: record.account.to_string(),
-            created_unix: record.created_unix,
-            versions: record.versions.iter().map(AekWire::from).collect(),
-        }
-    }
-}
-
-impl TryFrom<AccountWire> for AccountRecord {
-    type Error = String;
-
-    fn try_from(wire: AccountWire) -> Result<Self, String> {
-        Ok(Self {
-            account: AccountId::new(wire.account).map_err(said)?,
-            created_unix: wire.created_unix,
-            versions: wire.versions.into_iter().map(WrappedAek::try_from).collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-impl From<&WrappedAek> for AekWire {
-    fn from(aek: &WrappedAek) -> Self {
-        Self {
-            aek_version: aek.aek_version,
-            kek_name: aek.kek.name.to_string(),
-            kek_version: aek.kek.version,
-            kek_id: aek.kek_id.as_bytes().to_vec(),
-            profile: profile_code(aek.profile),
-            iv: aek.wrapped.iv.clone(),
-            wrapped: aek.wrapped.bytes.clone(),
-            check: aek.check,
-            created_unix: aek.created_unix,
-        }
-    }
-}
-
-impl TryFrom<AekWire> for WrappedAek {
-    type Error = String;
-
-    fn try_from(wire: AekWire) -> Result<Self, String> {
-        Ok(Self {
-            aek_version: wire.aek_version,
-            kek: KekVersion::new(KekName::new(wire.kek_name).map_err(said)?, wire.kek_version),
-            kek_id: KekId::new(wire.kek_id).map_err(said)?,
-            profile: profile_of(wire.profile)?,
-            wrapped: Wrapped { iv: wire.iv, bytes: wire.wrapped },
-            check: wire.check,
-            created_unix: wire.created_unix,
-        })
-    }
-}
-
-impl From<&KekRecord> for KekWire {
-    fn from(record: &KekRecord) -> Self {
-        let wire = |version: &KekVersionRecord| KekVersionWire {
-            version: version.version,
-            id: version.id.as_bytes().to_vec(),
-            profile: profile_code(version.profile),
-            created_unix: version.created_unix,
-        };
-        Self {
-            name: record.name.to_string(),
-            versions: record.versions.iter().map(wire).collect(),
-            current: record.current,
-        }
-    }
-}
-
-impl TryFrom<KekWire> for KekRecord {
-    type Error = String;
-
-    fn try_from(wire: KekWire) -> Result<Self, String> {
-        let version = |wire: KekVersionWire| {
-            Ok::<_, String>(KekVersionRecord {
-                version: wire.version,
-                id: KekId::new(wire.id).map_err(said)?,
-                profile: profile_of(wire.profile)?,
-                created_unix: wire.created_unix,
-            })
-        };
-        Ok(Self {
-            name: KekName::new(wire.name).map_err(said)?,
-            versions: wire.versions.into_iter().map(version).collect::<Result<_, _>>()?,
-            current: wire.current,
-        })
-    }
-}
-
-impl From<&DenialRecord> for DenialWire {
-    fn from(record: &DenialRecord) -> Self {
-        Self {
-            kek_name: record.kek.name.to_string(),
-            kek_version: record.kek.version,
-            since_unix: record.since_unix,
-            reason: cut(&record.reason, REASON_BYTES_MAX).to_owned(),
-        }
-    }
-}
-
-impl TryFrom<DenialWire> for DenialRecord {
-    type Error = String;
-
-    fn try_from(wire: DenialWire) -> Result<Self, String> {
-        Ok(Self {
-            kek: KekVersion::new(KekName::new(wire.kek_name).map_err(said)?, wire.kek_version),
-            since_unix: wire.since_unix,
-            reason: wire.reason,
-        })
-    }
 }

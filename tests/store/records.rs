@@ -4,14 +4,15 @@ use crate::kek;
 use hmac::{Hmac, KeyInit, Mac};
 use keyleash::{
     Corrupt, Error, Result,
-    name::{AccountId, KekName, KekVersion},
+    name::{AccountId, KekName, KekVersion, TokenName},
     secret::Aek,
     store::{
         self, Key, KeyStore, VALUE_BYTES_MAX,
         memory::MemoryStore,
         record::{
-            AEK_VERSIONS_MAX, AccountRecord, DenialRecord, KEK_VERSIONS_MAX, KekRecord, KekVersionRecord,
-            REASON_BYTES_MAX, WrappedAek, binding, check_matches, check_value, context,
+            AEK_VERSIONS_MAX, AccountRecord, AekPolicy, Deletion, DenialRecord, KEK_VERSIONS_MAX, KekPolicy, KekRecord,
+            KekVersionRecord, REASON_BYTES_MAX, Usage, WorkRecord, WrappedAek, binding, check_matches, check_value,
+            context,
         },
     },
     token::{KekId, Profile, Wrapped},
@@ -19,9 +20,12 @@ use keyleash::{
 use proptest::{collection::vec, prelude::*, test_runner::Config};
 use sha2::{Digest, Sha256};
 
-const ACCOUNT: &str = include_str!("../compat/records/account-v1.hex");
-const KEK: &str = include_str!("../compat/records/kek-v1.hex");
+const ACCOUNT_1: &str = include_str!("../compat/records/account-v1.hex");
+const ACCOUNT: &str = include_str!("../compat/records/account-v2.hex");
+const KEK_1: &str = include_str!("../compat/records/kek-v1.hex");
+const KEK: &str = include_str!("../compat/records/kek-v2.hex");
 const DENIAL: &str = include_str!("../compat/records/denial-v1.hex");
+const WORK: &str = include_str!("../compat/records/work-v1.hex");
 
 fn golden(text: &str) -> Vec<u8> {
     let digits = text.lines().flat_map(|line| line.split('#').next()).flat_map(str::split_whitespace);
@@ -33,7 +37,7 @@ fn bytes(range: std::ops::Range<u8>) -> Vec<u8> {
 }
 
 fn account() -> AccountRecord {
-    let aek = |aek_version, kek, kek_id, profile, iv, bytes_: Vec<u8>, created_unix| WrappedAek {
+    let aek = |aek_version, kek, kek_id, profile, iv, bytes_: Vec<u8>, created_unix, used| WrappedAek {
         aek_version,
         kek,
         kek_id: KekId::new(kek_id).unwrap(),
@@ -41,30 +45,41 @@ fn account() -> AccountRecord {
         wrapped: Wrapped { iv, bytes: bytes_ },
         check: bytes(0x80..0xa0).try_into().unwrap(),
         created_unix,
+        used,
     };
+    let (used, unused) = (Usage { blocks: 1 << 16, bytes: 1 << 32 }, Usage::default());
+    let (main, other) = (kek("main", 1), kek("other", 70_000));
     AccountRecord {
         account: AccountId::new("alice").unwrap(),
         created_unix: 1_700_000_000,
         versions: vec![
-            aek(1, kek("main", 1), vec![0xbe, 0xef], Profile::AesGcm, bytes(0..12), bytes(0x40..0x70), 1_700_000_000),
-            aek(300, kek("other", 70_000), vec![7], Profile::AesKw, vec![], bytes(0xa0..0xc8), 1 << 33),
+            aek(1, main, vec![0xbe, 0xef], Profile::AesGcm, bytes(0..12), bytes(0x40..0x70), 1_700_000_000, used),
+            aek(300, other, vec![7], Profile::AesKw, vec![], bytes(0xa0..0xc8), 1 << 33, unused),
         ],
+        deleted: Some(Deletion { since_unix: 1_700_086_400, purge_after_unix: 1_700_717_952 }),
+        policy: AekPolicy { max_age_secs: 31_536_000, max_blocks: 0, max_bytes: 1 << 40 },
     }
 }
 
 fn kek_record() -> KekRecord {
-    let version = |version, id: Vec<u8>, profile, created_unix| KekVersionRecord {
-        version,
-        id: KekId::new(id).unwrap(),
-        profile,
-        created_unix,
+    let version = |version, id: Vec<u8>, profile, created_unix, token, retired_unix, backup_attested_unix| {
+        let (id, token) = (KekId::new(id).unwrap(), TokenName::new(token).unwrap());
+        KekVersionRecord { version, id, profile, created_unix, token, retired_unix, backup_attested_unix }
     };
     let id = (0..16).map(|n| n * 0x11).collect();
     KekRecord {
         name: KekName::new("tenant-7").unwrap(),
-        versions: vec![version(1, vec![0xbe, 0xef], Profile::AesGcm, 0), version(3, id, Profile::RsaOaepSha256, 250)],
+        versions: vec![
+            version(1, vec![0xbe, 0xef], Profile::AesGcm, 0, "default", Some(300), None),
+            version(3, id, Profile::RsaOaepSha256, 250, "eu-hsm", None, Some(251)),
+        ],
         current: 3,
+        policy: KekPolicy::default(),
     }
+}
+
+fn work() -> WorkRecord {
+    WorkRecord { fence: 300, holder: bytes(0..16).try_into().unwrap(), until_unix: 1_700_000_000 }
 }
 
 fn denial() -> DenialRecord {
@@ -72,14 +87,28 @@ fn denial() -> DenialRecord {
 }
 
 #[test]
-fn the_bytes_of_version_1_never_change() {
-    let (a, k, d) = (account(), kek_record(), denial());
+fn the_bytes_never_change() {
+    let (a, k, d, w) = (account(), kek_record(), denial(), work());
     assert_eq!(hex::encode(a.encode().unwrap()), hex::encode(golden(ACCOUNT)));
     assert_eq!(hex::encode(k.encode().unwrap()), hex::encode(golden(KEK)));
     assert_eq!(hex::encode(d.encode().unwrap()), hex::encode(golden(DENIAL)));
+    assert_eq!(hex::encode(w.put().unwrap().value), hex::encode(golden(WORK)));
     assert_eq!(AccountRecord::decode(&a.key(), &golden(ACCOUNT)).unwrap(), a);
     assert_eq!(KekRecord::decode(&k.key(), &golden(KEK)).unwrap(), k);
     assert_eq!(DenialRecord::decode(&d.key(), &golden(DENIAL)).unwrap(), d);
+    assert_eq!(WorkRecord::decode(&Key::Work, &golden(WORK)).unwrap(), w);
+}
+
+#[test]
+fn records_of_format_version_1_are_read() {
+    let mut account = AccountRecord { deleted: None, policy: AekPolicy::default(), ..account() };
+    account.versions.iter_mut().for_each(|version| version.used = Usage::default());
+    assert_eq!(AccountRecord::decode(&account.key(), &golden(ACCOUNT_1)).unwrap(), account);
+    let mut kek = kek_record();
+    for version in &mut kek.versions {
+        (version.token, version.retired_unix, version.backup_attested_unix) = (TokenName::default(), None, None);
+    }
+    assert_eq!(KekRecord::decode(&kek.key(), &golden(KEK_1)).unwrap(), kek);
 }
 
 /// The text of a refusal, which must be of the one kind and name the record.
@@ -116,11 +145,11 @@ fn every_cut_every_further_byte_and_every_other_format_version_is_refused() {
     }
     let longer = [bytes.as_slice(), &[0]].concat();
     assert!(refused(&key, AccountRecord::decode(&key, &longer)).contains("1 bytes after its end"));
-    for format in (0..=255).filter(|format| *format != 1) {
+    for format in (0..=255).filter(|format| ![1, 2].contains(format)) {
         let mut other = bytes.clone();
         other[0] = format;
         let what = refused(&key, AccountRecord::decode(&key, &other));
-        assert!(what.contains(&format!("format version {format}, this release reads 1")), "{what}");
+        assert!(what.contains(&format!("format version {format}, this release reads 1 to 2")), "{what}");
     }
     let long = vec![1; VALUE_BYTES_MAX + 1];
     assert!(refused(&key, AccountRecord::decode(&key, &long)).contains("at most 262144"));
@@ -187,7 +216,11 @@ fn what_breaks_a_rule_is_not_written() {
     bad_kek("current version 2", |record| record.current = 2);
     bad_kek("0 KEK versions", |record| record.versions.clear());
     bad_kek("follows 3", |record| record.versions[0].version = 3);
-    bad_kek("two of its versions have CKA_ID beef", |record| record.versions[1].id = record.versions[0].id.clone());
+    bad_kek("current version 1 is retired", |record| record.current = 1);
+    bad_kek("two of its versions have CKA_ID beef", |record| {
+        let KekVersionRecord { id, token, .. } = record.versions[0].clone();
+        (record.versions[1].id, record.versions[1].token) = (id, token);
+    });
     let zero = DenialRecord { kek: kek("main", 0), ..denial() };
     assert!(matches!(zero.encode(), Err(Error::Invalid(_))));
 }
@@ -213,9 +246,13 @@ fn what_breaks_a_rule_is_not_read() {
         assert!(what.contains(words), "{what} should say {words}");
     }
     let mut bytes = golden(KEK);
-    *bytes.last_mut().unwrap() = 2;
+    let current = bytes.len() - 2;
     let key = kek_record().key();
-    assert!(refused(&key, KekRecord::decode(&key, &bytes)).contains("current version 2"));
+    for (other, words) in [(2, "current version 2 is not among"), (1, "current version 1 is retired")] {
+        bytes[current] = other;
+        let what = refused(&key, KekRecord::decode(&key, &bytes));
+        assert!(what.contains(words), "{what} should say {words}");
+    }
 }
 
 #[test]
@@ -241,6 +278,9 @@ fn the_largest_records_are_written_and_read() {
             id: KekId::new([version.to_be_bytes().as_slice(), &[0; 60]].concat()).unwrap(),
             profile: Profile::AesKw,
             created_unix: u64::MAX,
+            token: TokenName::new("t".repeat(64)).unwrap(),
+            retired_unix: (version != 3).then_some(u64::MAX),
+            backup_attested_unix: Some(u64::MAX),
         })
         .collect();
     assert_eq!(KekRecord::decode(&record.key(), &record.encode().unwrap()).unwrap(), record);
@@ -288,12 +328,23 @@ async fn typed_loading_gives_the_record_and_its_version_or_names_the_damage() {
 
 #[test]
 fn keys_have_one_byte_form_and_everything_else_is_refused() {
-    for key in [account().key(), kek_record().key(), denial().key()] {
+    for key in [account().key(), kek_record().key(), denial().key(), Key::Work] {
         assert_eq!(Key::from_bytes(&key.to_bytes()).unwrap(), key);
     }
-    for bad in
-        [&b""[..], b"a", b"x1", b"k", b"k a", b"dmain", b"dmain/", b"dmain/x", b"dmain/01", b"dmain/+1", b"a\xff"]
-    {
+    for bad in [
+        &b""[..],
+        b"a",
+        b"x1",
+        b"k",
+        b"k a",
+        b"dmain",
+        b"dmain/",
+        b"dmain/x",
+        b"dmain/01",
+        b"dmain/+1",
+        b"a\xff",
+        b"wx",
+    ] {
         assert!(matches!(Key::from_bytes(bad), Err(Error::Corrupt(Corrupt::Record { .. }))), "{bad:?}");
     }
 }
@@ -341,13 +392,13 @@ fn names() -> impl Strategy<Value = (AccountId, KekName)> {
 
 prop_compose! {
     fn wrapped()(
-        (_, name) in names(), version in 1..=u32::MAX, id in vec(any::<u8>(), 1..=64),
+        (_, name) in names(), version in 1..=u32::MAX, (blocks, bytes_) in any::<(u64, u64)>(), id in vec(any::<u8>(), 1..=64),
         profile in proptest::sample::select(Profile::ALL.to_vec()), iv in vec(any::<u8>(), 0..=64),
         bytes in vec(any::<u8>(), 1..=600), check in any::<[u8; 32]>(), created_unix in any::<u64>(),
     ) -> WrappedAek {
         WrappedAek {
             aek_version: 0, kek: KekVersion::new(name, version), kek_id: KekId::new(id).unwrap(), profile,
-            wrapped: Wrapped { iv, bytes }, check, created_unix,
+            wrapped: Wrapped { iv, bytes }, check, created_unix, used: Usage { blocks, bytes: bytes_ },
         }
     }
 }
@@ -355,18 +406,30 @@ prop_compose! {
 prop_compose! {
     fn accounts()(
         (account, _) in names(), created_unix in any::<u64>(), versions in vec(wrapped(), 1..6),
-        numbers in proptest::collection::btree_set(1..=u32::MAX, 6),
+        numbers in proptest::collection::btree_set(1..=u32::MAX, 6), deleted in any::<Option<(u64, u64)>>(),
+        (max_age_secs, max_blocks, max_bytes) in any::<(u64, u64, u64)>(),
     ) -> AccountRecord {
         let versions = versions.into_iter().zip(numbers);
         AccountRecord {
             account, created_unix,
             versions: versions.map(|(version, aek_version)| WrappedAek { aek_version, ..version }).collect(),
+            deleted: deleted.map(|(since_unix, purge_after_unix)| Deletion { since_unix, purge_after_unix }),
+            policy: AekPolicy { max_age_secs, max_blocks, max_bytes },
         }
     }
 }
 
-/// Decodes as everything. Whatever is taken is exactly what would be written.
+/// Decodes as everything. Whatever is taken is exactly what would be written; of version 1, what is the same record in 2.
 fn decode_all(key: &Key, bytes: &[u8]) {
+    if bytes.first() == Some(&1) && !matches!(key, Key::Denial(_)) {
+        if let Ok(record) = AccountRecord::decode(key, bytes) {
+            assert_eq!(AccountRecord::decode(key, &record.encode().unwrap()).unwrap(), record);
+        }
+        if let Ok(record) = KekRecord::decode(key, bytes) {
+            assert_eq!(KekRecord::decode(key, &record.encode().unwrap()).unwrap(), record);
+        }
+        return;
+    }
     if let Ok(record) = AccountRecord::decode(key, bytes) {
         assert_eq!((record.encode().unwrap().as_slice(), &record.key()), (bytes, key));
     }
@@ -392,6 +455,7 @@ proptest! {
         for key in [account().key(), kek_record().key(), denial().key()] {
             decode_all(&key, &bytes);
             decode_all(&key, &[&[1, kind], bytes.as_slice()].concat());
+            decode_all(&key, &[&[2, kind], bytes.as_slice()].concat());
         }
     }
 
