@@ -150,6 +150,42 @@ impl Account {
         self.explain(operation, slot, outcome)
     }
 
+    /// Moves a block to the current AEK version: opens it in place and seals it again, and returns the new header, or the
+    /// old one when it was current already. Store block and header anew only on success.
+    ///
+    /// # Errors
+    /// As [`Account::open_in_place`] and [`Account::seal_in_place`]. `buf` is then as it was, or zero: the stored block is
+    /// still good.
+    pub fn reseal(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<BlockHeader> {
+        let address = address.into();
+        let old = self.slot_of(header)?;
+        let new = self.keys.current();
+        if new.aek_version == old.aek_version {
+            return Ok(header.clone());
+        }
+        let operation = Operation::enter();
+        // Both before the first byte is changed, so that a cold key leaves the buffer as it was.
+        let outcome = self.select(&operation, new).and_then(|new_key| {
+            let old_key = self.select(&operation, old)?;
+            self.sealer(&old_key).open_in_place(header, &address, buf)?;
+            let resealed = self.sealer(&new_key).seal_in_place(self.suite, new_key.aek_version, &address, buf);
+            let holds =
+                old_key.still_holds(buf.len(), self.keyring()) && new_key.still_holds(buf.len(), self.keyring());
+            match resealed {
+                Ok(header) if holds => return Ok(header),
+                Ok(_) => {}
+                Err(error) => {
+                    buf.fill(0); // it may hold plaintext
+                    return Err(error.into());
+                }
+            }
+            buf.fill(0);
+            Err(Unusable::Revoked)
+        });
+        let refused = if new.is_usable(self.keyring().clock.now()) { old } else { new };
+        self.explain(operation, refused, outcome)
+    }
+
     /// Seals `plaintext`, which is only read, into `ciphertext` of the same length.
     ///
     /// # Errors
@@ -334,13 +370,22 @@ impl Account {
     /// # Errors
     /// As [`Account::warm`], and [`Error::Corrupt`] when the account has no such AEK version.
     pub async fn warm_for(&self, header: &BlockHeader) -> Result<()> {
-        self.keyring().warm(self.slot_of(header)?).await
+        if matches!(self.slot_of(header), Err(Error::Cold { .. })) {
+            self.keyring().learn(self.id()).await?;
+        }
+        let aek_version = header.aek_version();
+        let slot = self.keys.version(aek_version).ok_or(Corrupt::AekVersion(aek_version))?;
+        self.keyring().warm(slot).await
     }
 
+    /// Of a version that is newer than all that are known, only the store can say whether there is one.
     #[inline]
     fn slot_of(&self, header: &BlockHeader) -> Result<&Arc<AekSlot>> {
         let aek_version = header.aek_version();
-        self.keys.version(aek_version).ok_or_else(|| Corrupt::AekVersion(aek_version).into())
+        self.keys.version(aek_version).ok_or_else(|| match aek_version > self.aek_version() {
+            true => Error::Cold { account: self.id().to_string() },
+            false => Corrupt::AekVersion(aek_version).into(),
+        })
     }
 
     #[inline]

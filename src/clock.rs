@@ -42,6 +42,9 @@ impl Instant {
     }
 }
 
+/// What a manual clock at 0 says in seconds since 1970.
+const MANUAL_UNIX_START: u64 = 1_700_000_000;
+
 /// Where time comes from. Cheap to clone.
 #[derive(Clone, Default)]
 pub enum Clock {
@@ -63,6 +66,14 @@ impl Clock {
                 Instant((now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64))
             }
             Self::Manual(manual) => manual.now(),
+        }
+    }
+
+    /// Seconds since 1970, for records: the wall clock's, or on a manual clock what it counts from 2023-11-14 on.
+    pub fn unix_now(&self) -> u64 {
+        match self {
+            Self::Boottime => unix_now(),
+            Self::Manual(manual) => MANUAL_UNIX_START + manual.now().as_nanos() / 1_000_000_000,
         }
     }
 

@@ -29,6 +29,11 @@ pub const AEK_TTL_MIN: Duration = Duration::from_secs(1);
 pub const REVOCATION_MAX: Duration = Duration::from_secs(60 * 60);
 /// Within this time after the token grants again every account works again.
 pub const RESUMPTION_MAX: Duration = Duration::from_secs(30 * 60);
+/// Shortest time for which a deleted account can be undeleted.
+pub const RETENTION_MIN: Duration = Duration::from_secs(7 * DAY_SECS);
+/// Longest time for which a deleted account is kept from being purged.
+pub const RETENTION_MAX: Duration = Duration::from_secs(90 * DAY_SECS);
+const DAY_SECS: u64 = 24 * 60 * 60;
 /// Most AEKs that may be set as the limit of the cache: some 27 GB of locked memory.
 pub const CACHED_AEKS_MAX: u64 = 100_000_000;
 /// Most threads that call the token.
@@ -63,6 +68,13 @@ pub struct Settings {
     /// Every so many proofs one comes from a freshly initialised context of the token, because some modules hide a
     /// revocation from a context that was open before it. At least 1. Default 20.
     pub fresh_proof_every: u32,
+    /// Refuse new accounts under a KEK version that is not recoverable: CKA_DESTROYABLE is false, and an operator attested
+    /// a backup of it. Default false.
+    pub require_recoverable: bool,
+    /// How long a deleted account can be undeleted before it may be purged, 7 to 90 days. Default 90 days.
+    pub retention: Duration,
+    /// Nobody purges an account before its retention is over. Default true.
+    pub purge_protection: bool,
 }
 
 impl Default for Settings {
@@ -76,6 +88,9 @@ impl Default for Settings {
             max_cached_aeks: 1_000_000,
             memlock: MemlockPolicy::Warn,
             fresh_proof_every: 20,
+            require_recoverable: false,
+            retention: RETENTION_MAX,
+            purge_protection: true,
         }
     }
 }
@@ -165,6 +180,13 @@ impl Settings {
                     .into(),
             ));
         }
+        within("retention", self.retention, RETENTION_MIN, RETENTION_MAX, || {
+            if self.retention < RETENTION_MIN {
+                "an account that was deleted by mistake would be lost before anybody noticed (promise 5, nothing is lost)"
+            } else {
+                "an account whose owner asked for its deletion would be kept for longer than is allowed"
+            }
+        })?;
         if self.max_cached_aeks == 0 || self.max_cached_aeks > CACHED_AEKS_MAX {
             return Err(Error::Misconfigured(format!(
                 "max_cached_aeks is {}, allowed are 1 to {CACHED_AEKS_MAX}: else no account could be used, or key memory could \
@@ -238,6 +260,7 @@ fn broken(setting: &str, value: Duration, allowed: String, promise: &str) -> Res
 /// A duration in its largest whole unit.
 fn show(duration: Duration) -> String {
     match (duration.subsec_nanos(), duration.as_secs()) {
+        (0, secs) if secs > 0 && secs % DAY_SECS == 0 => format!("{} d", secs / DAY_SECS),
         (0, secs) if secs > 0 && secs % 60 == 0 => format!("{} min", secs / 60),
         (0, secs) => format!("{secs} s"),
         (nanos, _) if nanos % 1_000_000 == 0 => format!("{} ms", duration.as_millis()),

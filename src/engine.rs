@@ -10,28 +10,30 @@
 use crate::{
     account::Account,
     block::{self, Backend, Suite},
-    clock::{Clock, unix_now},
+    clock::Clock,
     config::Settings,
     error::{Corrupt, Error, Result},
-    keyring::{Keyring, Owner},
-    name::{AccountId, KekName, KekVersion},
+    keyring::{Keyring, NewProof, Owner},
+    name::{AccountId, KekName},
+    rotate::utc,
     secret::{self, Aek},
     store::{
         self, Filter, Key, KeyStore,
-        record::{
-            AccountRecord, KekPolicy, KekRecord, KekVersionRecord, Usage, WrappedAek, binding, check_value, context,
-        },
+        record::{AccountRecord, Usage, WrappedAek, binding, check_value, context},
     },
     telemetry::Events,
-    token::{KekHandle, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers},
+    token::{KekHandle, Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers},
     watch,
 };
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
+mod keks;
+
+pub use self::keks::{KekStatus, KekVersionStatus};
 pub use crate::leash::LeaseStatus;
 
-/// Begins the CKA_LABEL of every KEK that keyleash makes; the rest is `NAME/VERSION`.
-const LABEL_PREFIX: &str = "keyleash/";
+/// The AEK version that an account begins with.
+const FIRST_AEK_VERSION: u32 = 1;
 
 /// The engine. Cheap to clone; clones share everything. Needs a tokio runtime for all that awaits.
 #[derive(Clone)]
@@ -136,26 +138,6 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
-/// One version of a KEK as the store knows it, and as the token has it.
-#[derive(Debug, Clone)]
-pub struct KekVersionStatus {
-    /// As the store knows it.
-    pub record: KekVersionRecord,
-    /// True for the version under which new AEKs are wrapped.
-    pub current: bool,
-    /// As the token has it: `Ok(None)` when it has none with this CKA_ID.
-    pub in_token: Result<Option<KekInfo>, TokenError>,
-}
-
-/// A KEK and its versions.
-#[derive(Debug, Clone)]
-pub struct KekStatus {
-    /// The name.
-    pub name: KekName,
-    /// Oldest first.
-    pub versions: Vec<KekVersionStatus>,
-}
-
 impl Engine {
     /// Begins an engine over a token and a key store.
     pub fn builder(token: Arc<dyn Token>, store: Arc<dyn KeyStore>) -> EngineBuilder {
@@ -170,126 +152,6 @@ impl Engine {
         }
     }
 
-    /// Makes version 1 of a KEK in the token and writes it down in the store.
-    ///
-    /// A KEK with its label that is in the token but not in the store is one whose making was cut short by a crash: it is
-    /// taken, if it is sound and of the same profile.
-    ///
-    /// # Errors
-    /// [`Error::Exists`] when the store has a KEK of this name; [`Error::Misconfigured`] when the token cannot make it or
-    /// has several keys with its label; [`Error::Denied`], [`Error::Unreachable`], [`Error::Store`].
-    pub async fn create_kek(&self, name: &KekName, profile: Profile, destroyable: bool) -> Result<KekInfo> {
-        let key = Key::Kek(name.clone());
-        let exists =
-            || Error::Exists(format!("KEK {name}: see it with `keyleash kek show {name}`, or choose another name"));
-        if self.owner.0.store.get(&key).await?.is_some() {
-            return Err(exists());
-        }
-        let label = format!("{LABEL_PREFIX}{}", KekVersion::new(name.clone(), 1));
-        let mut found = self.owner.0.token.list_keks().await?;
-        found.retain(|kek| kek.label == label);
-        let info = match found.as_slice() {
-            [] => {
-                // First with a key that leaves nothing behind: a KEK that turns out to be of no use cannot be deleted.
-                self.owner.0.token.probe(profile).await?;
-                self.owner.0.token.create_kek(&KekSpec { label, profile, destroyable }).await?
-            }
-            [kek] if kek.profile == Some(profile) && kek.refused.is_none() && kek.destroyable != Some(!destroyable) => {
-                kek.clone()
-            }
-            [kek] => {
-                return Err(Error::Misconfigured(format!(
-                    "the token has a key labelled {label:?} already, which the store does not know and which is {}: \
-                 choose another name, or remove that key",
-                    kek.refused.clone().unwrap_or_else(|| format!("no {profile} KEK with destroyable = {destroyable}"))
-                )));
-            }
-            several => {
-                return Err(Error::Misconfigured(format!(
-                    "the token has {} keys labelled {label:?}, which the store does not know: choose another name, or remove them",
-                    several.len()
-                )));
-            }
-        };
-        if let Some(refused) = &info.refused {
-            return Err(Error::Misconfigured(format!("the token made KEK {name} otherwise than asked: {refused}")));
-        }
-        self.prove_kek(name, &KekHandle { id: info.id.clone(), profile }).await?;
-        let version = KekVersionRecord::new(1, info.id.clone(), profile);
-        let record =
-            KekRecord { name: name.clone(), versions: vec![version], current: 1, policy: KekPolicy::default() };
-        match self.owner.0.store.create(&key, record.put()?).await {
-            Err(Error::Exists(_)) => Err(exists()),
-            other => other.map(|_| info),
-        }
-    }
-
-    /// A whole round trip under a KEK before anything is entrusted to it.
-    async fn prove_kek(&self, name: &KekName, kek: &KekHandle) -> Result<()> {
-        let aek = Aek::generate()?;
-        let binding = binding(name.as_str().as_bytes());
-        let wrapped = self.owner.0.token.wrap(kek, &aek, &binding).await?;
-        let back = self.owner.0.token.unwrap(kek, &wrapped, &binding).await?;
-        if back == aek {
-            return Ok(());
-        }
-        Err(Error::Misconfigured(format!("KEK {name} does not give back what it wrapped: do not use this token")))
-    }
-
-    /// Every KEK of the store, in the order of their names.
-    ///
-    /// # Errors
-    /// [`Error::Store`], [`Error::Corrupt`].
-    pub async fn keks(&self) -> Result<Vec<KekStatus>> {
-        let mut keks = Vec::new();
-        let mut after = None;
-        loop {
-            let page = self.owner.0.store.list(&Filter::Keks, after.as_ref(), store::PAGE_KEYS_MAX).await?;
-            for key in &page.keys {
-                if let Key::Kek(name) = key {
-                    keks.push(self.kek(name).await?);
-                }
-            }
-            after = page.next;
-            if after.is_none() {
-                return Ok(keks);
-            }
-        }
-    }
-
-    /// One KEK.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Store`], [`Error::Corrupt`].
-    pub async fn kek(&self, name: &KekName) -> Result<KekStatus> {
-        let record = self.kek_record(name).await?;
-        let mut versions = Vec::new();
-        for version in record.versions {
-            let in_token = self.owner.0.token.find_kek(&version.id).await;
-            versions.push(KekVersionStatus { current: version.version == record.current, record: version, in_token });
-        }
-        Ok(KekStatus { name: name.clone(), versions })
-    }
-
-    async fn kek_record(&self, name: &KekName) -> Result<KekRecord> {
-        match store::load_kek(&*self.owner.0.store, name).await? {
-            Some((record, _)) => Ok(record),
-            None => Err(Error::NotFound(format!("KEK {name}: create it first (`keyleash kek create {name}`)"))),
-        }
-    }
-
-    /// Keys in the token that could be KEKs but that no KEK of the store names, in the order of their labels.
-    ///
-    /// # Errors
-    /// As [`Engine::keks`], and what the token fails with.
-    pub async fn unknown_keks(&self) -> Result<Vec<KekInfo>> {
-        let keks = self.keks().await?;
-        let known: HashSet<_> = keks.iter().flat_map(|kek| &kek.versions).map(|version| &version.record.id).collect();
-        let mut found = self.owner.0.token.list_keks().await?;
-        found.retain(|kek| !known.contains(&kek.id));
-        Ok(found)
-    }
-
     /// Makes an account: a new AEK, wrapped by the current version of `kek`, unwrapped again and compared. It is durable
     /// in the store before this returns, and so before its first block can be sealed.
     ///
@@ -299,54 +161,61 @@ impl Engine {
     pub async fn create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
         let key = Key::Account(id.clone());
         let exists = || Error::Exists(format!("account {id}"));
-        if self.owner.0.store.get(&key).await?.is_some() {
-            return Err(exists());
+        if let Some((record, _)) = store::load_account(&*self.owner.0.store, id).await? {
+            return Err(match record.deleted {
+                None => exists(),
+                Some(deletion) => Error::Exists(format!(
+                    "account {id}, deleted on {}: undelete it, or purge it to make it anew",
+                    utc(deletion.since_unix)
+                )),
+            });
         }
-        let kek = self.kek_record(kek).await?;
-        let Some(current) = kek.versions.iter().find(|version| version.version == kek.current) else {
-            let what = format!("its current version {} is not among its versions", kek.current);
-            return Err(Corrupt::Record { record: format!("KEK {}", kek.name), what }.into());
-        };
-        let (wrapped, aek) = self.wrap_new(id, &KekVersion::new(kek.name, current.version), current).await?;
-        let proof = self.owner.0.prove_new(id, &wrapped).await?;
-        if proof.aek != aek {
-            return Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)));
-        }
-        let record = AccountRecord::new(id.clone(), wrapped);
+        let (wrapped, proof) = self.new_aek(id, FIRST_AEK_VERSION, kek).await?;
+        let record = AccountRecord::new(wrapped.created_unix, id.clone(), wrapped);
         match self.owner.0.store.create(&key, record.put()?).await {
             Err(Error::Exists(_)) => return Err(exists()),
             other => other?,
         };
         // Denied in between: the account exists, and opening it will say so.
         let Some(wrapped) = record.versions.first() else { return self.account(id).await };
+        if self.leave_if_retired(id, wrapped).await? {
+            return self.account(id).await;
+        }
         let keys = self.owner.0.admit_new(id, wrapped, &proof).await?;
         Ok(self.handle(keys))
     }
 
-    /// A new AEK for `id`, and its wrapping.
-    async fn wrap_new(
+    /// A new AEK version for `id`, wrapped by the current version of `kek`, unwrapped again and compared. Not stored yet.
+    pub(crate) async fn new_aek(
         &self,
         id: &AccountId,
-        kek: &KekVersion,
-        version: &KekVersionRecord,
-    ) -> Result<(WrappedAek, Aek)> {
-        const FIRST: u32 = 1;
+        aek_version: u32,
+        kek: &KekName,
+    ) -> Result<(WrappedAek, NewProof)> {
+        let (kek, current) = self.current_kek(kek).await?;
+        if aek_version == FIRST_AEK_VERSION {
+            self.check_recoverable(&kek, &current).await?;
+        }
         let aek = Aek::generate()?;
-        let context = context(kek, id, FIRST);
-        let handle = KekHandle { id: version.id.clone(), profile: version.profile };
+        let context = context(&kek, id, aek_version);
+        let handle = KekHandle { id: current.id.clone(), profile: current.profile };
         // A KEK that may only unwrap is no denial of its accounts: the lease is not told.
         let wrapped = self.owner.0.token.wrap(&handle, &aek, &binding(&context)).await?;
         let wrapped = WrappedAek {
-            aek_version: FIRST,
-            kek: kek.clone(),
-            kek_id: version.id.clone(),
-            profile: version.profile,
+            aek_version,
+            kek,
+            kek_id: current.id,
+            profile: current.profile,
             wrapped,
             check: check_value(&aek, &context),
-            created_unix: unix_now(),
+            created_unix: self.keyring().clock.unix_now(),
             used: Usage::default(),
         };
-        Ok((wrapped, aek))
+        let proof = self.owner.0.prove_new(id, &wrapped).await?;
+        if proof.aek != aek {
+            return Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)));
+        }
+        Ok((wrapped, proof))
     }
 
     /// Opens an account: its key is unwrapped if it is not in memory. However many open one cold account at once, the
@@ -357,6 +226,10 @@ impl Engine {
     /// record or the wrapped AEK was damaged; [`Error::Store`].
     pub async fn account(&self, id: &AccountId) -> Result<Account> {
         Ok(self.handle(self.owner.0.open(id).await?))
+    }
+
+    pub(crate) fn keyring(&self) -> &Arc<Keyring> {
+        &self.owner.0
     }
 
     fn handle(&self, keys: Arc<crate::account_keys::AccountKeys>) -> Account {

@@ -24,7 +24,8 @@ pub enum Error {
     /// The token does not answer, and this account's key is not in memory. Retry; nothing is lost.
     #[error("unreachable: {0}")]
     Unreachable(Refusal),
-    /// The account's key is not in memory (not used for a TTL, or evicted): await `Account::warm`, then retry.
+    /// The account's key is not in memory (not used for a TTL, evicted, or of an AEK version that another process made):
+    /// await `Account::warm`, or `Account::warm_for` the header of a block that is to be opened, then retry.
     #[error("cold: the key of account {account} is not in memory; await warm() and try again")]
     Cold {
         /// The account.

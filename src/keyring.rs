@@ -12,11 +12,12 @@ use crate::{
     lease::{Actions, Lease, Phase, Verdict as LeaseVerdict},
     leash::LeaseStatus,
     name::{AccountId, KekVersion},
+    rotate::deleted,
     secret::Aek,
     slot::{AekSlot, Leash},
     store::{
         self, KeyStore,
-        record::{WrappedAek, binding, check_matches, context},
+        record::{AccountRecord, WrappedAek, binding, check_matches, context},
     },
     telemetry::{Event, Teller},
     token::{KekHandle, Token, TokenError, Verdict},
@@ -31,6 +32,8 @@ use std::{
     time::Duration,
 };
 use tokio::sync::Notify;
+
+mod versions;
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
 const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
@@ -143,8 +146,7 @@ impl Keyring {
 
     /// The lease of a KEK version; made when it is first asked for, denied if the store remembers a denial.
     pub(crate) async fn leash(&self, kek: &KekVersion) -> Result<Arc<Leash>> {
-        let known = self.leashes.read().unwrap_or_else(PoisonError::into_inner).get(kek).cloned();
-        if let Some(leash) = known {
+        if let Some(leash) = self.known_leash(kek) {
             return Ok(leash);
         }
         let grace = self.settings.grace;
@@ -168,6 +170,11 @@ impl Keyring {
         drop(leashes);
         self.stir.notify_one();
         Ok(leash)
+    }
+
+    /// The lease of a KEK version, if it was asked for before.
+    fn known_leash(&self, kek: &KekVersion) -> Option<Arc<Leash>> {
+        self.leashes.read().unwrap_or_else(PoisonError::into_inner).get(kek).cloned()
     }
 
     /// The leases of all KEK versions in use.
@@ -216,7 +223,7 @@ impl Keyring {
     /// waited for that attempt share its outcome, and the next to ask starts a new one.
     pub(crate) async fn open(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
         if let Some(keys) = self.index.get(id).await {
-            self.warm(keys.current()).await?;
+            self.warm_current(&keys).await?;
             return Ok(keys);
         }
         let init = async {
@@ -224,16 +231,30 @@ impl Keyring {
                 Some(keys) => keys,
                 None => self.load(id).await?,
             };
-            self.warm(keys.current()).await?;
+            self.warm_current(&keys).await?;
             Ok(keys)
         };
         self.index.try_get_with_by_ref(id, init).await.map_err(|error: Arc<Error>| (*error).clone())
+    }
+
+    /// Warms the current AEK version; the next one, where it turns out on the way that there is one by now.
+    async fn warm_current(self: &Arc<Self>, keys: &AccountKeys) -> Result<()> {
+        loop {
+            let slot = keys.current();
+            let outcome = self.warm(slot).await;
+            if Arc::ptr_eq(slot, keys.current()) {
+                return outcome;
+            }
+        }
     }
 
     async fn load(&self, id: &AccountId) -> Result<Arc<AccountKeys>> {
         let Some((record, _)) = self.in_time(store::load_account(&*self.store, id)).await? else {
             return Err(Error::NotFound(format!("account {id}: create it first (`keyleash account create`)")));
         };
+        if let Some(deletion) = record.deleted {
+            return Err(deleted(id, deletion));
+        }
         let mut slots = Vec::new();
         for wrapped in &record.versions {
             slots.push(AekSlot::new(id.clone(), wrapped.aek_version, self.leash(&wrapped.kek).await?)?);
@@ -289,10 +310,11 @@ impl Keyring {
 
     async fn unwrap_into(self: &Arc<Self>, slot: &AekSlot, ready: Option<Ready>) -> Result<()> {
         let came = self.clock.now();
+        let _guard = self.shut_guard(&slot.account);
         let Ready { found: Found { wrapped, heir }, place: _place } = match ready {
             Some(ready) => ready,
             None if slot.leash.may_ask(came, REFUSED_ASK_PAUSE) => {
-                let found = self.find(slot).await?;
+                let found = self.find(slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
                 if found.moved() {
                     self.note_move(&slot.leash);
                 }
@@ -340,7 +362,7 @@ impl Keyring {
                 self.admit(slot, &aek, epoch, asked)
             }
             Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {}", slot.account)).into()),
-            Err(Trouble::Token(trouble)) => Err(self.learn(&slot.leash, &slot.account, &trouble).await),
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&slot.leash, &slot.account, &trouble).await),
         }
     }
 
@@ -367,8 +389,12 @@ impl Keyring {
     }
 
     /// Reads what belongs into a slot, and makes its successor where the record names another KEK version by now.
-    pub(crate) async fn find(&self, slot: &AekSlot) -> Result<Found> {
-        let wrapped = self.wrapped(slot).await?;
+    ///
+    /// On the way, learns of newer AEK versions.
+    pub(crate) async fn find(self: &Arc<Self>, slot: &AekSlot) -> Result<Found> {
+        let record = self.record(slot).await?;
+        self.learn_beside(slot, &record).await;
+        let wrapped = self.wrapped_in(record, slot)?;
         let heir = if wrapped.kek == *slot.leash.kek() {
             None
         } else {
@@ -377,18 +403,30 @@ impl Keyring {
         Ok(Found { wrapped, heir })
     }
 
-    /// An account of this lease was re-wrapped by somebody else; others may have been too, and the tending goes and sees.
+    /// An account of this lease was re-wrapped or rotated by somebody else; others may have been too, and the tending goes
+    /// and sees.
     pub(crate) fn note_move(&self, leash: &Leash) {
         leash.moved.store(true, Ordering::SeqCst);
         self.stir_tend.notify_one();
     }
 
-    /// The wrapped AEK of a slot's AEK version, from the store.
-    async fn wrapped(&self, slot: &AekSlot) -> Result<WrappedAek> {
-        let Some((record, _)) = self.in_time(store::load_account(&*self.store, &slot.account)).await? else {
-            return Err(Error::NotFound(format!("account {}: it was deleted", slot.account)));
-        };
+    /// The record of a slot's account.
+    async fn record(&self, slot: &AekSlot) -> Result<AccountRecord> {
+        match self.in_time(store::load_account(&*self.store, &slot.account)).await? {
+            Some((AccountRecord { deleted: Some(deletion), .. }, _)) => Err(deleted(&slot.account, deletion)),
+            Some((record, _)) => Ok(record),
+            None => Err(Error::NotFound(format!("account {}: it was purged", slot.account))),
+        }
+    }
+
+    /// The wrapped AEK of a slot's AEK version.
+    fn wrapped_in(&self, record: AccountRecord, slot: &AekSlot) -> Result<WrappedAek> {
         let Some(wrapped) = record.versions.into_iter().find(|wrapped| wrapped.aek_version == slot.aek_version) else {
+            // Not before its successor is here: handles seal under the newest that there is.
+            let keys = self.alive(&slot.account);
+            if keys.is_some_and(|keys| keys.current().aek_version > slot.aek_version) {
+                slot.retire();
+            }
             return Err(Corrupt::AekVersion(slot.aek_version).into());
         };
         // A KEK version is one key in the token. A record that names another one is damaged, and must not speak for the KEK.
@@ -399,12 +437,20 @@ impl Keyring {
         Ok(wrapped)
     }
 
-    /// As [`Keyring::wrapped`], for a proof: a store that fails or is slow is not a token that is silent, so whatever record
+    /// As [`Keyring::find`], for a proof: a store that fails or is slow is not a token that is silent, so whatever record
     /// of the KEK version was read last is taken then, with the slot that it belongs into, if that is still alive.
     pub(crate) async fn wrapped_for_proof(&self, slot: Arc<AekSlot>) -> Result<Sample> {
         let patience = self.clock.now().plus(self.settings.call_timeout / 4);
         let kek = slot.leash.kek();
-        let failed = match self.clock.until(patience, self.wrapped(&slot)).await {
+        let wrapped = async {
+            let record = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
+            let newest = record.current().map_or(0, |current| current.aek_version);
+            if self.alive(&slot.account).is_some_and(|keys| keys.current().aek_version < newest) {
+                self.note_move(&slot.leash); // the tending learns of it; a proof has no time for that
+            }
+            self.wrapped_in(record, &slot)
+        };
+        let failed = match self.clock.until(patience, wrapped).await {
             Some(Ok(wrapped)) if wrapped.kek != *kek => {
                 self.note_move(&slot.leash);
                 return Err(Error::NotFound(format!("account {}: it is not under KEK {kek} any more", slot.account)));
@@ -484,7 +530,7 @@ impl Keyring {
     }
 
     /// Tells the lease of a failed unwrap, and makes the caller's error of it.
-    async fn learn(self: &Arc<Self>, leash: &Arc<Leash>, account: &AccountId, trouble: &TokenError) -> Error {
+    async fn learn_trouble(self: &Arc<Self>, leash: &Arc<Leash>, account: &AccountId, trouble: &TokenError) -> Error {
         let Some(verdict) = lease_verdict(leash, trouble) else {
             return match trouble.verdict {
                 Verdict::BadRecord => Corrupt::WrappedAek(format!("account {account}")).into(),
@@ -544,7 +590,7 @@ impl Keyring {
             Err(Trouble::OtherKey) => {
                 Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)))
             }
-            Err(Trouble::Token(trouble)) => Err(self.learn(&leash, account, &trouble).await),
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, account, &trouble).await),
         }
     }
 

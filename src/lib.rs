@@ -51,6 +51,7 @@ pub mod lease;
 mod leash;
 pub mod manual;
 pub mod name;
+pub mod rotate;
 pub mod secret;
 mod slot;
 pub mod store;

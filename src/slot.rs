@@ -29,6 +29,8 @@ pub(crate) struct AekSlot {
     fresh_until_ns: AtomicU64,
     /// From when on it is refreshed, if it is in use.
     refresh_from_ns: AtomicU64,
+    /// From when on, while the token does not answer, the record is read again: its account may have been deleted.
+    check_from_ns: AtomicU64,
     /// Used since the last unwrap.
     used: AtomicBool,
     /// A denial or lapse took the key away while it was in use: resumption brings it back.
@@ -55,6 +57,8 @@ pub(crate) enum Due {
     Refresh,
     /// Nobody used it for a TTL: wipe it, so that idle accounts cost the token nothing.
     Wipe,
+    /// The token does not answer: see in the store whether the account was deleted.
+    Check,
 }
 
 impl Member for AekSlot {
@@ -84,6 +88,7 @@ impl AekSlot {
             key: KeySlot::new()?,
             fresh_until_ns: AtomicU64::new(0),
             refresh_from_ns: AtomicU64::new(0),
+            check_from_ns: AtomicU64::new(0),
             used: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             retired: AtomicBool::new(false),
@@ -144,6 +149,7 @@ impl AekSlot {
             }
             self.used.store(false, Ordering::Relaxed);
             self.refresh_from_ns.store(refresh_from.as_nanos(), Ordering::Release);
+            self.check_from(refresh_from);
             self.fresh_until_ns.store(fresh_until.as_nanos(), Ordering::Release);
         });
         // Retired meanwhile: whichever of the two came last wipes.
@@ -192,10 +198,15 @@ impl AekSlot {
         self.wanted.store(false, Ordering::SeqCst);
     }
 
-    /// What its TTL asks for at `now`. Nothing while the token does not answer: then everything stays until the lease ends.
+    /// What its TTL asks for at `now`. While the token does not answer everything stays until the lease ends, but for what
+    /// was deleted.
     pub(crate) fn due(&self, now: Instant) -> Due {
-        if self.key.epoch().is_none() || !self.leash.answers() {
+        if self.key.epoch().is_none() {
             return Due::Nothing;
+        }
+        if !self.leash.answers() {
+            let is_due = now.as_nanos() >= self.check_from_ns.load(Ordering::Acquire);
+            return if is_due { Due::Check } else { Due::Nothing };
         }
         let used = self.used.load(Ordering::Relaxed);
         if used && now.as_nanos() >= self.refresh_from_ns.load(Ordering::Acquire) {
@@ -204,6 +215,24 @@ impl AekSlot {
             Due::Wipe
         } else {
             Due::Nothing
+        }
+    }
+
+    /// The next look into the store while the token does not answer.
+    pub(crate) fn check_from(&self, at: Instant) {
+        self.check_from_ns.store(at.as_nanos(), Ordering::Release);
+    }
+
+    /// Wipes the key of an account that was deleted; nothing but a warm brings it back.
+    pub(crate) fn shut(&self) {
+        self.give_up();
+        self.wipe();
+    }
+
+    /// As [`AekSlot::shut`], when its record could not be read because the account is not there.
+    pub(crate) fn shut_if_gone(&self, error: &Error) {
+        if matches!(error, Error::NotFound(_)) {
+            self.shut();
         }
     }
 

@@ -89,7 +89,7 @@ fn go_round(keyring: &Keyring) -> Vec<Arc<AekSlot>> {
         for slot in leash.living_members() {
             match slot.due(now) {
                 Due::Nothing => {}
-                Due::Refresh => due.push(slot),
+                Due::Refresh | Due::Check => due.push(slot),
                 Due::Wipe => idle.push(slot),
             }
         }
@@ -104,10 +104,17 @@ fn go_round(keyring: &Keyring) -> Vec<Arc<AekSlot>> {
 async fn refresh(keyring: Arc<Keyring>, due: Vec<Arc<AekSlot>>) {
     let mut flights = JoinSet::new();
     for slot in due {
-        if slot.due(keyring.clock.now()) != Due::Refresh {
-            continue; // refreshed, denied or silent since
+        match slot.due(keyring.clock.now()) {
+            Due::Refresh => unwrap_in_background(&keyring, &mut flights, slot, Why::Due).await,
+            Due::Check => {
+                if flights.len() >= FLIGHTS_MAX {
+                    flights.join_next().await;
+                }
+                let keyring = keyring.clone();
+                flights.spawn(async move { keyring.recheck(&slot).await });
+            }
+            Due::Nothing | Due::Wipe => {} // refreshed, denied or silent since
         }
-        unwrap_in_background(&keyring, &mut flights, slot, Why::Due).await;
     }
     while flights.join_next().await.is_some() {}
 }
@@ -173,6 +180,7 @@ async fn unwrap_in_background(keyring: &Arc<Keyring>, flights: &mut JoinSet<()>,
                     keyring.note_move(&slot.leash); // and tried again
                 }
             }
+            Err(error @ Error::NotFound(_)) => slot.shut_if_gone(&error),
             Err(error) => {
                 slot.give_up();
                 if !slot.is_usable(keyring.clock.now()) {

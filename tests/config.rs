@@ -15,6 +15,7 @@ use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Durati
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 const MIN: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(86_400);
 
 fn text_of(error: Error) -> String {
     assert!(matches!(error, Error::Misconfigured(_)), "{error}");
@@ -39,7 +40,9 @@ fn the_defaults_keep_every_promise_without_a_warning() {
 #[test]
 fn a_broken_bound_names_the_setting_the_value_the_bound_and_the_promise() {
     type Case = (fn(&mut Settings), [&'static str; 4]);
-    let cases: [Case; 15] = [
+    let cases: [Case; 17] = [
+        (|s| s.retention = 6 * DAY, ["retention", "6 d", "7 d to 90 d", "promise 5"]),
+        (|s| s.retention = 91 * DAY, ["retention", "91 d", "7 d to 90 d", "owner asked"]),
         (|s| s.poll_interval = 999 * MS, ["poll_interval", "999 ms", "1 s to 1 min", "promise 3"]),
         (|s| s.poll_interval = 61 * S, ["poll_interval", "61 s", "1 s to 1 min", "promise 2"]),
         (|s| s.call_timeout = 99 * MS, ["call_timeout", "99 ms", "100 ms to 1 min", "promise 3"]),
@@ -158,6 +161,11 @@ fresh_proof_every = 7
 [cache]
 max_cached_aeks = 50_000
 memlock = "refuse"
+
+[keys]
+require_recoverable = true
+retention = "30d"
+purge_protection = false
 "#;
 
 fn parse(text: &str) -> Result<ConfigFile, Error> {
@@ -187,6 +195,9 @@ fn every_key_of_the_file_arrives() {
         max_cached_aeks: 50_000,
         memlock: MemlockPolicy::Refuse,
         fresh_proof_every: 7,
+        require_recoverable: true,
+        retention: 30 * DAY,
+        purge_protection: false,
     };
     assert_eq!(config.settings, settings);
 }
@@ -215,6 +226,9 @@ fn every_variable_stands_over_the_file() {
         ("KEYLEASH_RESUME_RATE", "300"),
         ("KEYLEASH_MAX_CACHED_AEKS", "1000"),
         ("KEYLEASH_MEMLOCK", "warn"),
+        ("KEYLEASH_REQUIRE_RECOVERABLE", "false"),
+        ("KEYLEASH_RETENTION", "168h"),
+        ("KEYLEASH_PURGE_PROTECTION", "true"),
         ("KEYLEASH_CONFIG", "read elsewhere"),
     ];
     let config = layered(WHOLE, &variables).unwrap();
@@ -231,6 +245,9 @@ fn every_variable_stands_over_the_file() {
         max_cached_aeks: 1000,
         memlock: MemlockPolicy::Warn,
         fresh_proof_every: 7,
+        require_recoverable: false,
+        retention: 7 * DAY,
+        purge_protection: true,
     };
     assert_eq!(config.settings, settings);
     for (name, selector) in [
@@ -303,6 +320,7 @@ fn what_is_wrong_in_the_file_is_named_with_its_line() {
         ("[token]\npin_file = \"a\"\npin_env = \"b\"", 3, "given twice"),
         ("[token]\nmodule = 1", 2, "must be a string"),
         ("[store]\npath = [\"a\"]", 2, "of type array"),
+        ("[keys]\npurge_protection = \"no\"", 2, "must be true or false without quotes"),
         ("[cache]\nmemlock = \"maybe\"", 2, "\"warn\" or \"refuse\""),
         ("[store]\npath = \"a\"\npath = \"b\"", 3, "duplicate"),
         ("[store\n", 1, ""),

@@ -46,6 +46,9 @@ enum Item {
     FreshProofEvery,
     MaxCachedAeks,
     Memlock,
+    RequireRecoverable,
+    Retention,
+    PurgeProtection,
 }
 
 struct Named {
@@ -59,8 +62,8 @@ const fn named(item: Item, section: &'static str, key: &'static str, variable: &
     Named { item, section, key, variable }
 }
 
-const SECTIONS: [&str; 4] = ["token", "store", "lease", "cache"];
-const ITEMS: [Named; 16] = [
+const SECTIONS: [&str; 5] = ["token", "store", "lease", "cache", "keys"];
+const ITEMS: [Named; 19] = [
     named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
     named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
     named(Item::Serial, "token", "serial", "KEYLEASH_TOKEN_SERIAL"),
@@ -77,6 +80,9 @@ const ITEMS: [Named; 16] = [
     named(Item::FreshProofEvery, "lease", "fresh_proof_every", "KEYLEASH_FRESH_PROOF_EVERY"),
     named(Item::MaxCachedAeks, "cache", "max_cached_aeks", "KEYLEASH_MAX_CACHED_AEKS"),
     named(Item::Memlock, "cache", "memlock", "KEYLEASH_MEMLOCK"),
+    named(Item::RequireRecoverable, "keys", "require_recoverable", "KEYLEASH_REQUIRE_RECOVERABLE"),
+    named(Item::Retention, "keys", "retention", "KEYLEASH_RETENTION"),
+    named(Item::PurgeProtection, "keys", "purge_protection", "KEYLEASH_PURGE_PROTECTION"),
 ];
 
 /// What a configuration file says, and no more: defaults and bounds come with [`ConfigFile::resolve`].
@@ -113,6 +119,9 @@ pub struct ConfigFile {
     fresh_proof_every: Option<u32>,
     max_cached_aeks: Option<u64>,
     memlock: Option<MemlockPolicy>,
+    require_recoverable: Option<bool>,
+    retention: Option<Duration>,
+    purge_protection: Option<bool>,
 }
 
 impl ConfigFile {
@@ -236,6 +245,9 @@ impl ConfigFile {
             fresh_proof_every: self.fresh_proof_every.unwrap_or(default.fresh_proof_every),
             max_cached_aeks: self.max_cached_aeks.unwrap_or(default.max_cached_aeks),
             memlock: self.memlock.unwrap_or(default.memlock),
+            require_recoverable: self.require_recoverable.unwrap_or(default.require_recoverable),
+            retention: self.retention.unwrap_or(default.retention),
+            purge_protection: self.purge_protection.unwrap_or(default.purge_protection),
         };
         settings.validate()?;
         let workers = self.workers.unwrap_or(WORKERS_DEFAULT);
@@ -259,6 +271,9 @@ impl ConfigFile {
             fresh_proof_every: self.fresh_proof_every.or(below.fresh_proof_every),
             max_cached_aeks: self.max_cached_aeks.or(below.max_cached_aeks),
             memlock: self.memlock.or(below.memlock),
+            require_recoverable: self.require_recoverable.or(below.require_recoverable),
+            retention: self.retention.or(below.retention),
+            purge_protection: self.purge_protection.or(below.purge_protection),
         }
     }
 
@@ -281,6 +296,9 @@ impl ConfigFile {
             Item::ResumeRate => self.resume_rate = Some(given.number(origin, 0, u32::MAX.into())?),
             Item::MaxCachedAeks => self.max_cached_aeks = Some(given.number(origin, 0, u64::MAX)?),
             Item::Memlock => self.memlock = Some(given.memlock(origin)?),
+            Item::RequireRecoverable => self.require_recoverable = Some(given.switch(origin)?),
+            Item::Retention => self.retention = Some(given.duration(origin)?),
+            Item::PurgeProtection => self.purge_protection = Some(given.switch(origin)?),
         }
         Ok(())
     }
@@ -312,9 +330,12 @@ impl Given {
     fn of_toml(origin: &str, item: Item, value: &DeValue<'_>) -> Result<Self> {
         let wants_number =
             matches!(item, Item::Slot | Item::Workers | Item::ResumeRate | Item::FreshProofEvery | Item::MaxCachedAeks);
-        let is_duration = matches!(item, Item::PollInterval | Item::CallTimeout | Item::Grace | Item::AekTtl);
+        let is_duration =
+            matches!(item, Item::PollInterval | Item::CallTimeout | Item::Grace | Item::AekTtl | Item::Retention);
+        let is_switch = matches!(item, Item::RequireRecoverable | Item::PurgeProtection);
         match value {
-            DeValue::String(text) if !wants_number => Ok(Self::Text(text.as_ref().into())),
+            DeValue::Boolean(on) if is_switch => Ok(Self::Text(on.to_string().into())),
+            DeValue::String(text) if !wants_number && !is_switch => Ok(Self::Text(text.as_ref().into())),
             DeValue::Integer(number) if wants_number => {
                 let number = i128::from_str_radix(number.as_str(), number.radix());
                 number.map(|number| Self::Number(number.to_string())).map_err(|_| bad(origin, "is no whole number"))
@@ -322,7 +343,11 @@ impl Given {
             DeValue::Integer(number) if is_duration => Err(no_unit(origin, number.as_str())),
             DeValue::Float(number) if is_duration => Err(no_unit(origin, number.as_str())),
             other => {
-                let wanted = if wants_number { "a whole number without quotes" } else { "a string in quotes" };
+                let wanted = match (wants_number, is_switch) {
+                    (true, _) => "a whole number without quotes",
+                    (_, true) => "true or false without quotes",
+                    _ => "a string in quotes",
+                };
                 Err(bad(origin, &format!("must be {wanted}, this is of type {}", other.type_str())))
             }
         }
@@ -387,12 +412,21 @@ impl Given {
             "s" => 1000,
             "m" | "min" => 60_000,
             "h" => 3_600_000,
+            "d" => 86_400_000,
             _ => return Err(bad(origin, &format!("{text:?} is no duration: {DURATION_FORM}"))),
         };
         let number: Option<u64> = number.parse().ok();
         match number.and_then(|number| number.checked_mul(unit_ms)) {
             Some(ms) => Ok(Duration::from_millis(ms)),
             None => Err(bad(origin, &format!("{text:?} is no duration that can be counted: {DURATION_FORM}"))),
+        }
+    }
+
+    fn switch(self, origin: &str) -> Result<bool> {
+        match self.string(origin)?.as_str() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            other => Err(bad(origin, &format!("is {other:?}; use true or false"))),
         }
     }
 
@@ -405,7 +439,7 @@ impl Given {
     }
 }
 
-const DURATION_FORM: &str = "write a whole number and a unit, \"100ms\", \"15s\", \"30 min\" or \"1h\"";
+const DURATION_FORM: &str = "write a whole number and a unit, \"100ms\", \"15s\", \"30 min\", \"1h\" or \"90d\"";
 
 fn bad(origin: &str, what: &str) -> Error {
     Error::Misconfigured(format!("{origin}: {what}"))

@@ -100,8 +100,11 @@
 //! | `[lease] fresh_proof_every` | `KEYLEASH_FRESH_PROOF_EVERY` | 20 |
 //! | `[cache] max_cached_aeks` | `KEYLEASH_MAX_CACHED_AEKS` | 1,000,000 |
 //! | `[cache] memlock` | `KEYLEASH_MEMLOCK` | `warn` (or `refuse`) |
+//! | `[keys] require_recoverable` | `KEYLEASH_REQUIRE_RECOVERABLE` | false |
+//! | `[keys] retention` | `KEYLEASH_RETENTION` | 90 d (7 d to 90 d) |
+//! | `[keys] purge_protection` | `KEYLEASH_PURGE_PROTECTION` | true |
 //!
-//! Durations carry their unit: `"100ms"`, `"15s"`, `"30 min"`, `"1h"`.
+//! Durations carry their unit: `"100ms"`, `"15s"`, `"30 min"`, `"1h"`, `"90d"`.
 //!
 //! # Memory
 //!

@@ -4,7 +4,6 @@
 
 use super::{Key, Put};
 use crate::{
-    clock::unix_now,
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion, TokenName},
     secret::{AEK_BYTES, Aek, scrub_stack},
@@ -163,8 +162,8 @@ pub struct DenialRecord {
 
 impl AccountRecord {
     /// A new account with its first AEK version.
-    pub(crate) fn new(account: AccountId, first: WrappedAek) -> Self {
-        Self { account, created_unix: unix_now(), versions: vec![first], deleted: None, policy: AekPolicy::default() }
+    pub(crate) fn new(created_unix: u64, account: AccountId, first: WrappedAek) -> Self {
+        Self { account, created_unix, versions: vec![first], deleted: None, policy: AekPolicy::default() }
     }
 
     /// The key that it is stored under.
@@ -249,13 +248,13 @@ impl WrappedAek {
 }
 
 impl KekVersionRecord {
-    /// A version that is in the default token since now.
-    pub(crate) fn new(version: u32, id: KekId, profile: Profile) -> Self {
+    /// A version that is in the default token.
+    pub(crate) fn new(created_unix: u64, version: u32, id: KekId, profile: Profile) -> Self {
         Self {
             version,
             id,
             profile,
-            created_unix: unix_now(),
+            created_unix,
             token: TokenName::default(),
             retired_unix: None,
             backup_attested_unix: None,

@@ -1,12 +1,14 @@
 //! The engine over the scripted token and the memory store, on a manual clock: what callers see.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
+mod delete;
 mod denial;
 mod fresh;
 mod hand;
 mod leash;
 mod moved;
 mod open;
+mod rotate;
 mod tamper;
 
 use keyleash::{
@@ -57,6 +59,18 @@ impl Rig {
 
     async fn account(&self, id: &str) -> Account {
         self.engine.create_account(&account_id(id), &self.kek).await.unwrap()
+    }
+
+    /// What comes of `work`, while time goes by.
+    async fn meanwhile<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut work => return outcome,
+                () = self.pass(SECOND / 4) => {}
+            }
+        }
     }
 
     /// Moves the clock on in small steps and lets every task run in between.

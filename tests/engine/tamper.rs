@@ -32,7 +32,10 @@ async fn a_block_moved_to_another_account_address_or_aek_version_is_refused() {
     refused(one.open_to_vec(6_u64, &block), Corrupt::Block);
     let mut other_version = block.clone();
     other_version[7] ^= 2;
-    refused(one.open_to_vec(5_u64, &other_version), Corrupt::AekVersion(3));
+    // Another process may have made version 3: only the store can say that nobody did.
+    assert!(matches!(one.open_to_vec(5_u64, &other_version), Err(Error::Cold { .. })));
+    let (header, _) = BlockHeader::split(&other_version).unwrap();
+    refused(one.warm_for(&header).await, Corrupt::AekVersion(3));
     assert_eq!(one.open_to_vec(5_u64, &block).unwrap(), b"plaintext");
 }
 
@@ -44,7 +47,10 @@ async fn a_flipped_bit_anywhere_in_a_block_is_refused_and_gives_no_plaintext() {
     for bit in 0..block.len() * 8 {
         let mut flipped = block.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        let error = account.open_to_vec(5_u64, &flipped).unwrap_err();
+        let mut error = account.open_to_vec(5_u64, &flipped).unwrap_err();
+        if (4..=7).contains(&(bit / 8)) && matches!(error, Error::Cold { .. }) {
+            error = account.warm_for(&BlockHeader::split(&flipped).unwrap().0).await.unwrap_err();
+        }
         let Error::Corrupt(corrupt) = error else { panic!("bit {bit}: {error}") };
         let declared = match bit / 8 {
             0 => matches!(corrupt, Corrupt::HeaderVersion(_)),

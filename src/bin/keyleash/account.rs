@@ -1,12 +1,20 @@
-//! `account create`, `account list`, `account show`.
+//! `account create`, `list`, `show`, `rotate`, `retire`, `move`, `delete`, `undelete`, `purge`.
 
 use crate::{
     args::Account,
     exit::Failure,
     output::{Output, columns, hex},
-    setup::{Setup, Store, account_id, kek_name},
+    setup::{Setup, Store, account_id, kek_name, kek_version},
 };
-use keyleash::store::{PAGE_KEYS_MAX, record::AccountRecord};
+use keyleash::{
+    Error,
+    name::{AccountId, KekVersion},
+    rotate::utc,
+    store::{
+        self, Filter, Key, KeyStore, PAGE_KEYS_MAX,
+        record::{AccountRecord, Deletion},
+    },
+};
 use serde_json::{Value, json};
 
 pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Result<(), Failure> {
@@ -19,26 +27,83 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             output
                 .result(&record_json(&record), &format!("account {id}: AEK version 1, wrapped by {}\n", keks(&record)))
         }
-        Account::List => {
-            let engine = setup.engine(Store::Optional).await?;
-            let mut ids = Vec::new();
-            loop {
-                let page = engine.accounts(ids.last(), PAGE_KEYS_MAX).await?;
-                let more = page.len() == PAGE_KEYS_MAX;
-                ids.extend(page);
-                if !more {
-                    break;
-                }
-            }
+        Account::List { kek } => {
+            let kek = kek.map(|kek| kek_version(&kek)).transpose()?;
+            let store = setup.store(Store::Optional).await?;
+            let ids = list(&*store, kek).await?;
             let lines: String = ids.iter().map(|id| format!("{id}\n")).collect();
             let ids: Vec<_> = ids.iter().map(|id| id.as_str()).collect();
             output.result(&json!({ "accounts": ids }), &lines)
         }
         Account::Show { id } => {
-            let record = setup.engine(Store::Existing).await?.account_record(&account_id(&id)?).await?;
+            // The store says it all: neither token nor PIN is needed.
+            let (id, store) = (account_id(&id)?, setup.store(Store::Existing).await?);
+            let found = store::load_account(&*store, &id).await?;
+            let (record, _) = found.ok_or_else(|| Error::NotFound(format!("account {id}")))?;
             output.result(&record_json(&record), &record_lines(&record))
         }
+        Account::Rotate { id } => {
+            let id = account_id(&id)?;
+            let aek_version = setup.engine(Store::Existing).await?.rotate_account(&id).await?;
+            let line = format!("account {id}: AEK version {aek_version} seals new blocks\n");
+            output.result(&json!({ "account": id.as_str(), "aek_version": aek_version }), &line)
+        }
+        Account::Retire { id, aek_version } => {
+            let id = account_id(&id)?;
+            setup.engine(Store::Existing).await?.retire_aeks(&id, &aek_version).await?;
+            let versions: Vec<_> = aek_version.iter().map(u32::to_string).collect();
+            let line = format!("account {id}: AEK versions {} are gone\n", versions.join(", "));
+            output.result(&json!({ "account": id.as_str(), "retired": aek_version }), &line)
+        }
+        Account::Move { id, kek } => {
+            let (id, kek) = (account_id(&id)?, kek_name(&kek)?);
+            let engine = setup.engine(Store::Existing).await?;
+            engine.move_account(&id, &kek).await?;
+            let record = engine.account_record(&id).await?;
+            output.result(&record_json(&record), &format!("account {id}: wrapped by {}\n", keks(&record)))
+        }
+        Account::Delete { id } => {
+            let id = account_id(&id)?;
+            let deletion = setup.engine(Store::Existing).await?.delete_account(&id).await?;
+            let until = utc(deletion.purge_after_unix);
+            let line = format!(
+                "account {id}: deleted; `keyleash account undelete {id}` brings it back, until {until} at least\n"
+            );
+            output.result(&json!({ "account": id.as_str(), "deleted": deletion_json(deletion) }), &line)
+        }
+        Account::Undelete { id } => {
+            let id = account_id(&id)?;
+            setup.engine(Store::Existing).await?.undelete_account(&id).await?;
+            output.result(&json!({ "account": id.as_str(), "deleted": null }), &format!("account {id}: is back\n"))
+        }
+        Account::Purge { id, now } => {
+            let id = account_id(&id)?;
+            setup.engine(Store::Existing).await?.purge_account(&id, now).await?;
+            let line = format!("account {id}: purged; its blocks are shredded\n");
+            output.result(&json!({ "account": id.as_str(), "purged": true }), &line)
+        }
     }
+}
+
+/// All accounts, or those that a KEK version wraps. Asks no token.
+async fn list(store: &dyn KeyStore, kek: Option<KekVersion>) -> Result<Vec<AccountId>, Failure> {
+    let filter = kek.map_or(Filter::Accounts, Filter::WrappedBy);
+    let (mut ids, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.list(&filter, after.as_ref(), PAGE_KEYS_MAX).await?;
+        ids.extend(page.keys.into_iter().filter_map(|key| match key {
+            Key::Account(id) => Some(id),
+            _ => None,
+        }));
+        after = page.next;
+        if after.is_none() {
+            return Ok(ids);
+        }
+    }
+}
+
+fn deletion_json(deletion: Deletion) -> Value {
+    json!({ "since_unix": deletion.since_unix, "purge_after_unix": deletion.purge_after_unix })
 }
 
 /// Enough for another program to unwrap the AEKs with the token. Part of the CLI's promise: fields are only added.
@@ -59,11 +124,19 @@ fn record_json(record: &AccountRecord) -> Value {
             })
         })
         .collect();
-    json!({ "account": record.account.as_str(), "versions": versions })
+    let mut json = json!({ "account": record.account.as_str(), "versions": versions });
+    if let (Some(deletion), Some(fields)) = (record.deleted, json.as_object_mut()) {
+        fields.insert("deleted".into(), deletion_json(deletion));
+    }
+    json
 }
 
 fn record_lines(record: &AccountRecord) -> String {
     let mut lines = format!("account {}\n", record.account);
+    if let Some(deletion) = record.deleted {
+        let (since, until) = (utc(deletion.since_unix), utc(deletion.purge_after_unix));
+        lines.push_str(&format!("deleted {since}, may be purged from {until} on\n"));
+    }
     for version in &record.versions {
         let rows = [
             ("wrapped by", format!("KEK {} ({}, CKA_ID {})", version.kek, version.profile, version.kek_id)),

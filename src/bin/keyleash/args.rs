@@ -133,6 +133,41 @@ pub(crate) enum Kek {
         /// Its name.
         name: OsString,
     },
+    /// Make the next version in the token, or adopt one that an operator made, and wrap new AEKs by it.
+    ///
+    /// What older versions wrap stays under them until `kek rewrap`. No block is touched.
+    #[command(after_help = "Example:\n  keyleash kek rotate tenants && keyleash kek rewrap tenants")]
+    Rotate {
+        /// Its name.
+        name: OsString,
+        /// Adopt the key with this CKA_ID (hex) instead of making one: `kek list` shows what no KEK names.
+        #[arg(long, value_name = "ID")]
+        adopt: Option<String>,
+    },
+    /// Move every AEK that older versions wrap to the current one. Call it again to go on after it stopped.
+    ///
+    /// Ends with 5 when accounts failed; they are reported, and left as they were.
+    Rewrap {
+        /// Its name.
+        name: OsString,
+        /// At most so many token calls per second, three for each AEK [default: resume_rate].
+        #[arg(long, value_name = "CALLS", value_parser = clap::value_parser!(u32).range(1..))]
+        rate: Option<u32>,
+        /// Change nothing: count what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Retire a version that wraps nothing any more; then it may be deleted in the token.
+    #[command(after_help = "Example:\n  keyleash kek retire tenants/1")]
+    Retire {
+        /// NAME/VERSION.
+        version: OsString,
+    },
+    /// Write down that a backup of a version exists; with `require_recoverable` new accounts need it.
+    AttestBackup {
+        /// NAME/VERSION.
+        version: OsString,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -147,11 +182,54 @@ pub(crate) enum Account {
         kek: OsString,
     },
     /// List all accounts, one per line.
-    List,
+    List {
+        /// Only those with an AEK that this KEK version wraps.
+        #[arg(long, value_name = "NAME/VERSION")]
+        kek: Option<OsString>,
+    },
     /// Show an account's wrapped AEKs. With --json, enough for another program to unwrap them with the token.
     Show {
         /// Its id.
         id: OsString,
+    },
+    /// Add a new AEK version: new blocks are sealed under it, old ones open by the version in their header.
+    Rotate {
+        /// Its id.
+        id: OsString,
+    },
+    /// Delete AEK versions that no block uses any more. Blocks that were sealed under them are lost.
+    Retire {
+        /// Its id.
+        id: OsString,
+        /// The AEK versions.
+        #[arg(long, value_name = "N", required = true, num_args = 1..)]
+        aek_version: Vec<u32>,
+    },
+    /// Move an account under another KEK. The old wrapping is gone when it returns.
+    Move {
+        /// Its id.
+        id: OsString,
+        /// The KEK that shall wrap its AEKs.
+        #[arg(long, value_name = "NAME")]
+        kek: OsString,
+    },
+    /// Delete an account so that it can be brought back during its retention.
+    Delete {
+        /// Its id.
+        id: OsString,
+    },
+    /// Bring a deleted account back.
+    Undelete {
+        /// Its id.
+        id: OsString,
+    },
+    /// Destroy every wrapped AEK of a deleted account whose retention is over: its blocks are shredded, for good.
+    Purge {
+        /// Its id.
+        id: OsString,
+        /// Before its retention is over, where purge_protection is off.
+        #[arg(long)]
+        now: bool,
     },
 }
 

@@ -38,6 +38,8 @@ pub(crate) enum Failure {
     Io { what: String, error: io::Error },
     /// The command line cannot be right.
     Usage(String),
+    /// A part of the work could not be done, and was left as it was.
+    Partial(String),
     /// A drill measured that promises do not hold; which ones.
     Broken(String),
     /// Standard output was closed by its reader.
@@ -92,6 +94,7 @@ impl Failure {
             },
             Self::Io { .. } => "io",
             Self::Usage(_) => "usage",
+            Self::Partial(_) => "partial",
             Self::Broken(_) => "broken",
             Self::Closed => "closed",
             Self::Interrupted(_) => "interrupted",
@@ -113,6 +116,7 @@ impl Failure {
             },
             Self::Io { .. } => 1,
             Self::Usage(_) => 2,
+            Self::Partial(_) => 5,
             Self::Broken(_) => 9,
             Self::Closed => 141,
             Self::Interrupted(signal) => signal.saturating_add(128),
@@ -125,7 +129,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Engine(error) => error.fmt(f),
             Self::Io { what, error } => write!(f, "{what}: {error}"),
-            Self::Usage(what) | Self::Broken(what) => f.write_str(what),
+            Self::Usage(what) | Self::Partial(what) | Self::Broken(what) => f.write_str(what),
             Self::Closed => f.write_str("standard output was closed before all was written"),
             Self::Interrupted(signal) => write!(f, "stopped by signal {signal}"),
         }

@@ -1,16 +1,21 @@
-//! `kek create`, `kek list`, `kek show`.
+//! `kek create`, `list`, `show`, `rotate`, `rewrap`, `retire`, `attest-backup`.
 
 use crate::{
     args::Kek,
     exit::Failure,
-    output::{Output, columns},
-    setup::{Setup, Store, kek_name},
+    output::{Output, columns, count},
+    progress::Progress,
+    setup::{Setup, Store, kek_id, kek_name, kek_version},
 };
 use keyleash::{
     engine::{KekStatus, KekVersionStatus},
+    name::KekName,
+    rotate::{RewrapFailure, RewrapOptions, RewrapProgress, utc},
+    store::record::KekVersionRecord,
     token::{KekInfo, TokenError},
 };
 use serde_json::{Value, json};
+use std::sync::{Mutex, PoisonError};
 
 pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
@@ -37,6 +42,75 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
             let kek = setup.engine(Store::Existing).await?.kek(&kek_name(&name)?).await?;
             output.result(&kek_json(&kek), &show_lines(&kek))
         }
+        Kek::Rotate { name, adopt } => {
+            let name = kek_name(&name)?;
+            let id = adopt.map(|id| kek_id(&id)).transpose()?;
+            let engine = setup.engine(Store::Existing).await?;
+            let made = match &id {
+                None => engine.rotate_kek(&name).await?,
+                Some(id) => engine.adopt_kek(&name, id).await?,
+            };
+            let KekVersionRecord { version, id, profile, .. } = made;
+            let result = json!({
+                "kek": name.as_str(), "kek_version": version, "kek_id": id.to_string(), "profile": profile.name(),
+            });
+            let line = format!("KEK {name}/{version}: {profile}, CKA_ID {id}; wraps new AEKs\n");
+            output.result(&result, &line)
+        }
+        Kek::Rewrap { name, rate, dry_run } => rewrap(&kek_name(&name)?, rate, dry_run, setup, output).await,
+        Kek::Retire { version } => {
+            let kek = kek_version(&version)?;
+            setup.engine(Store::Existing).await?.retire_kek(&kek).await?;
+            let line = format!("KEK {kek}: retired; nothing is wrapped by it, and it may be deleted in the token\n");
+            output.result(&json!({ "kek": kek.name.as_str(), "kek_version": kek.version, "retired": true }), &line)
+        }
+        Kek::AttestBackup { version } => {
+            let kek = kek_version(&version)?;
+            setup.engine(Store::Existing).await?.attest_backup(&kek).await?;
+            let result = json!({ "kek": kek.name.as_str(), "kek_version": kek.version, "backup_attested": true });
+            output.result(&result, &format!("KEK {kek}: backup attested\n"))
+        }
+    }
+}
+
+async fn rewrap(
+    name: &KekName,
+    rate: Option<u32>,
+    dry_run: bool,
+    setup: &Setup,
+    output: Output,
+) -> Result<(), Failure> {
+    let engine = setup.engine(Store::Existing).await?;
+    let bar = Mutex::new(Progress::accounts(!output.is_json()));
+    let show = |progress: RewrapProgress| {
+        let mut bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
+        bar.at(progress.done, progress.accounts);
+    };
+    let report = engine.rewrap_kek(name, RewrapOptions { rate, dry_run }, show).await?;
+    drop(bar);
+    for RewrapFailure { account, error } in &report.failures {
+        output.note(&format!("keyleash: account {account}: {error}"));
+    }
+    let failures: Vec<_> = report
+        .failures
+        .iter()
+        .map(|failure| json!({ "account": failure.account.as_str(), "error": failure.error.to_string() }))
+        .collect();
+    let result = json!({
+        "kek": name.as_str(), "kek_version": report.to.version, "dry_run": dry_run, "accounts": report.accounts,
+        "aeks": report.aeks, "failed": report.failed, "failures": failures,
+        "stopped": report.stopped.as_ref().map(ToString::to_string),
+    });
+    let (accounts, aeks) = (count(report.accounts, "account"), count(report.aeks, "AEK"));
+    let done = if dry_run { "to be moved" } else { "moved" };
+    output.result(&result, &format!("KEK {}: {accounts} {done} ({aeks}), {} failed\n", report.to, report.failed))?;
+    match report.stopped {
+        Some(error) => Err(error.into()),
+        None if report.failed > 0 => Err(Failure::Partial(format!(
+            "{} not re-wrapped, and left as they were: see what was said of each",
+            count(report.failed, "account")
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -54,6 +128,9 @@ fn version_json(version: &KekVersionStatus) -> Value {
         "profile": version.record.profile.name(),
         "created_unix": version.record.created_unix,
         "in_token": version.in_token.as_ref().ok().map(Option::is_some),
+        "retired_unix": version.record.retired_unix,
+        "backup_attested_unix": version.record.backup_attested_unix,
+        "recoverable": version.is_recoverable(),
         "trouble": trouble(version),
     });
     if let Ok(Some(info)) = &version.in_token {
@@ -148,9 +225,19 @@ fn show_lines(kek: &KekStatus) -> String {
                 vec!["destroyable".into(), or_unknown(info.destroyable)],
             ]);
         }
+        let backup = version
+            .record
+            .backup_attested_unix
+            .map_or_else(|| "not attested".into(), |at| format!("attested {}", utc(at)));
+        rows.push(vec!["backup".into(), backup]);
+        rows.push(vec!["recoverable".into(), yes_no(version.is_recoverable()).into()]);
         rows.push(vec!["state".into(), trouble(version).unwrap_or_else(|| "ok".into())]);
         let rows: Vec<_> = rows.into_iter().map(|row| [vec![" ".into()], row].concat()).collect();
-        let current = if version.current { " (wraps new AEKs)" } else { "" };
+        let current = match version.record.retired_unix {
+            _ if version.current => " (wraps new AEKs)".into(),
+            Some(since) => format!(" (retired {})", utc(since)),
+            None => String::new(),
+        };
         lines.push_str(&format!("KEK {}/{}{current}\n", kek.name, version.record.version));
         lines.push_str(&columns(&rows));
     }

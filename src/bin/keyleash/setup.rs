@@ -5,10 +5,10 @@ use keyleash::{
     Engine, Error,
     clock::Clock,
     config::{Config, ConfigFile, PinSource, Settings, TokenSelector},
-    name::{AccountId, KekName},
+    name::{AccountId, KekName, KekVersion},
     store::{KeyStore, memory::MemoryStore},
     token::{
-        Token, TokenError, Verdict,
+        KekId, Token, TokenError, Verdict,
         pkcs11::{self, Pkcs11Settings, Pkcs11Token, Selector},
     },
 };
@@ -159,4 +159,30 @@ pub(crate) fn account_id(id: &OsStr) -> Result<AccountId, Failure> {
 /// A KEK name from the command line.
 pub(crate) fn kek_name(name: &OsStr) -> Result<KekName, Failure> {
     Ok(KekName::new(name.to_string_lossy())?)
+}
+
+/// `NAME/VERSION` from the command line.
+pub(crate) fn kek_version(version: &OsStr) -> Result<KekVersion, Failure> {
+    let text = version.to_string_lossy();
+    let parsed = text.rsplit_once('/').and_then(|(name, version)| Some((name, version.parse().ok()?)));
+    let Some((name, version)) = parsed else {
+        return Err(
+            Error::Invalid(format!("{text:?} names no KEK version: write NAME/VERSION, as in tenants/1")).into()
+        );
+    };
+    Ok(KekVersion::new(KekName::new(name)?, version))
+}
+
+/// A CKA_ID in hex from the command line.
+pub(crate) fn kek_id(text: &str) -> Result<KekId, Failure> {
+    let digit = |pair: &[u8]| std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    let is_hex = text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(digit).collect();
+    match bytes.filter(|_| is_hex) {
+        Some(bytes) => Ok(KekId::new(bytes)?),
+        None => {
+            Err(Error::Invalid(format!("{text:?} is no CKA_ID: write its bytes in hex, as `keyleash kek list` does"))
+                .into())
+        }
+    }
 }

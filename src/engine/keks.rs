@@ -1,0 +1,192 @@
+//! KEKs as the store knows them and as the token has them.
+
+use super::Engine;
+use crate::{
+    error::{Corrupt, Error, Result},
+    name::{KekName, KekVersion},
+    secret::Aek,
+    store::{
+        self, Filter, Key,
+        record::{KekPolicy, KekRecord, KekVersionRecord, binding},
+    },
+    token::{KekHandle, KekInfo, KekSpec, Profile, TokenError},
+};
+use std::collections::HashSet;
+
+/// Begins the CKA_LABEL of every KEK that keyleash makes; the rest is `NAME/VERSION`.
+const LABEL_PREFIX: &str = "keyleash/";
+
+/// One version of a KEK as the store knows it, and as the token has it.
+#[derive(Debug, Clone)]
+pub struct KekVersionStatus {
+    /// As the store knows it.
+    pub record: KekVersionRecord,
+    /// True for the version under which new AEKs are wrapped.
+    pub current: bool,
+    /// As the token has it: `Ok(None)` when it has none with this CKA_ID.
+    pub in_token: Result<Option<KekInfo>, TokenError>,
+}
+
+impl KekVersionStatus {
+    /// True when its loss could be undone: CKA_DESTROYABLE is false in the token, and an operator attested a backup.
+    pub fn is_recoverable(&self) -> bool {
+        let kept = matches!(&self.in_token, Ok(Some(info)) if info.destroyable == Some(false));
+        kept && self.record.backup_attested_unix.is_some()
+    }
+}
+
+/// A KEK and its versions.
+#[derive(Debug, Clone)]
+pub struct KekStatus {
+    /// The name.
+    pub name: KekName,
+    /// Oldest first.
+    pub versions: Vec<KekVersionStatus>,
+}
+
+/// The CKA_LABEL of a KEK version that keyleash makes.
+fn label_of(kek: &KekVersion) -> String {
+    format!("{LABEL_PREFIX}{kek}")
+}
+
+impl Engine {
+    /// Makes version 1 of a KEK in the token and writes it down in the store.
+    ///
+    /// A KEK with its label that is in the token but not in the store is one whose making was cut short by a crash: it is
+    /// taken, if it is sound and of the same profile.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] when the store has a KEK of this name; [`Error::Misconfigured`] when the token cannot make it or
+    /// has several keys with its label; [`Error::Denied`], [`Error::Unreachable`], [`Error::Store`].
+    pub async fn create_kek(&self, name: &KekName, profile: Profile, destroyable: bool) -> Result<KekInfo> {
+        let key = Key::Kek(name.clone());
+        let exists =
+            || Error::Exists(format!("KEK {name}: see it with `keyleash kek show {name}`, or choose another name"));
+        if self.owner.0.store.get(&key).await?.is_some() {
+            return Err(exists());
+        }
+        let info = self.make_kek(&KekVersion::new(name.clone(), 1), profile, destroyable).await?;
+        let version = KekVersionRecord::new(self.keyring().clock.unix_now(), 1, info.id.clone(), profile);
+        let record =
+            KekRecord { name: name.clone(), versions: vec![version], current: 1, policy: KekPolicy::default() };
+        match self.owner.0.store.create(&key, record.put()?).await {
+            Err(Error::Exists(_)) => Err(exists()),
+            other => other.map(|_| info),
+        }
+    }
+
+    /// Makes a KEK version in the token, or takes the one that a crash left there, and proves it. The store does not know
+    /// it yet.
+    pub(crate) async fn make_kek(&self, kek: &KekVersion, profile: Profile, destroyable: bool) -> Result<KekInfo> {
+        let label = label_of(kek);
+        let mut found = self.owner.0.token.list_keks().await?;
+        found.retain(|kek| kek.label == label);
+        let info = match found.as_slice() {
+            [] => {
+                // First with a key that leaves nothing behind: a KEK that turns out to be of no use cannot be deleted.
+                self.owner.0.token.probe(profile).await?;
+                self.owner.0.token.create_kek(&KekSpec { label, profile, destroyable }).await?
+            }
+            [kek] if kek.profile == Some(profile) && kek.refused.is_none() && kek.destroyable != Some(!destroyable) => {
+                kek.clone()
+            }
+            [kek] => {
+                return Err(Error::Misconfigured(format!(
+                    "the token has a key labelled {label:?} already, which the store does not know and which is {}: \
+                 choose another name, or remove that key",
+                    kek.refused.clone().unwrap_or_else(|| format!("no {profile} KEK with destroyable = {destroyable}"))
+                )));
+            }
+            several => {
+                return Err(Error::Misconfigured(format!(
+                    "the token has {} keys labelled {label:?}, which the store does not know: choose another name, or remove them",
+                    several.len()
+                )));
+            }
+        };
+        if let Some(refused) = &info.refused {
+            return Err(Error::Misconfigured(format!("the token made KEK {kek} otherwise than asked: {refused}")));
+        }
+        self.prove_kek(kek, &KekHandle { id: info.id.clone(), profile }).await?;
+        Ok(info)
+    }
+
+    /// A whole round trip under a KEK before anything is entrusted to it.
+    pub(crate) async fn prove_kek(&self, kek: &KekVersion, handle: &KekHandle) -> Result<()> {
+        let aek = Aek::generate()?;
+        let binding = binding(kek.name.as_str().as_bytes());
+        let wrapped = self.owner.0.token.wrap(handle, &aek, &binding).await?;
+        let back = self.owner.0.token.unwrap(handle, &wrapped, &binding).await?;
+        if back == aek {
+            return Ok(());
+        }
+        Err(Error::Misconfigured(format!("KEK {kek} does not give back what it wrapped: do not use this token")))
+    }
+
+    /// Every KEK of the store, in the order of their names.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Corrupt`].
+    pub async fn keks(&self) -> Result<Vec<KekStatus>> {
+        let mut keks = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self.owner.0.store.list(&Filter::Keks, after.as_ref(), store::PAGE_KEYS_MAX).await?;
+            for key in &page.keys {
+                if let Key::Kek(name) = key {
+                    keks.push(self.kek(name).await?);
+                }
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(keks);
+            }
+        }
+    }
+
+    /// One KEK.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Store`], [`Error::Corrupt`].
+    pub async fn kek(&self, name: &KekName) -> Result<KekStatus> {
+        let record = self.kek_record(name).await?;
+        let mut versions = Vec::new();
+        for version in record.versions {
+            let in_token = self.owner.0.token.find_kek(&version.id).await;
+            versions.push(KekVersionStatus { current: version.version == record.current, record: version, in_token });
+        }
+        Ok(KekStatus { name: name.clone(), versions })
+    }
+
+    pub(crate) async fn kek_record(&self, name: &KekName) -> Result<KekRecord> {
+        match store::load_kek(&*self.owner.0.store, name).await? {
+            Some((record, _)) => Ok(record),
+            None => Err(Error::NotFound(format!("KEK {name}: create it first (`keyleash kek create {name}`)"))),
+        }
+    }
+
+    /// The version of a KEK that wraps new AEKs.
+    pub(crate) async fn current_kek(&self, name: &KekName) -> Result<(KekVersion, KekVersionRecord)> {
+        let record = self.kek_record(name).await?;
+        match record.current() {
+            Some(current) => Ok((KekVersion::new(record.name.clone(), current.version), current.clone())),
+            // The codec refuses such a record; this says so again rather than panicking.
+            None => {
+                let what = format!("its current version {} is not among its versions", record.current);
+                Err(Corrupt::Record { record: format!("KEK {name}"), what }.into())
+            }
+        }
+    }
+
+    /// Keys in the token that could be KEKs but that no KEK of the store names, in the order of their labels.
+    ///
+    /// # Errors
+    /// As [`Engine::keks`], and what the token fails with.
+    pub async fn unknown_keks(&self) -> Result<Vec<KekInfo>> {
+        let keks = self.keks().await?;
+        let known: HashSet<_> = keks.iter().flat_map(|kek| &kek.versions).map(|version| &version.record.id).collect();
+        let mut found = self.owner.0.token.list_keks().await?;
+        found.retain(|kek| !known.contains(&kek.id));
+        Ok(found)
+    }
+}

@@ -1,0 +1,139 @@
+//! AEK versions that come and go while handles live, and unwraps that fill no slot.
+
+use super::{Keyring, NewProof, Trouble};
+use crate::{
+    account_keys::{AccountKeys, ShutGuard},
+    error::{Corrupt, Error, Result},
+    lease::{Phase, Verdict as LeaseVerdict},
+    name::{AccountId, KekVersion},
+    rotate::deleted,
+    secret::Aek,
+    slot::AekSlot,
+    store::{
+        self,
+        record::{AccountRecord, WrappedAek},
+    },
+    telemetry::Event,
+};
+use std::sync::Arc;
+
+impl Keyring {
+    /// Adds the AEK version that was just stored to the account's keys, if anybody has them.
+    pub(crate) fn admit_version(&self, id: &AccountId, wrapped: &WrappedAek, proof: &NewProof) -> Result<()> {
+        let Some(keys) = self.alive(id) else { return Ok(()) };
+        let slot = AekSlot::new(id.clone(), wrapped.aek_version, proof.leash.clone())?;
+        // Refused by a denial in between: new blocks are sealed under it all the same, so its lease's word counts.
+        let _ = self.admit(&slot, &proof.aek, proof.epoch, proof.asked);
+        keys.add(slot);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Reads an account that somebody has, and adds the AEK versions that others gave it.
+    pub(crate) async fn learn(self: &Arc<Self>, id: &AccountId) -> Result<()> {
+        let Some(keys) = self.alive(id) else { return Ok(()) };
+        let _guard = ShutGuard::new(Some(keys.clone()));
+        let Some((record, _)) = self.in_time(store::load_account(&*self.store, id)).await? else {
+            return Err(Error::NotFound(format!("account {id}: it was purged")));
+        };
+        if let Some(deletion) = record.deleted {
+            return Err(deleted(id, deletion));
+        }
+        self.learn_newer(&keys, &record).await
+    }
+
+    /// Adds the AEK versions of `record` that are newer than those in `keys`, each with its key: new blocks are sealed under
+    /// the newest at once, and must not find it cold. One whose KEK version says nothing is left for the next time.
+    pub(crate) async fn learn_newer(self: &Arc<Self>, keys: &AccountKeys, record: &AccountRecord) -> Result<()> {
+        for wrapped in &record.versions {
+            if wrapped.aek_version <= keys.current().aek_version {
+                continue;
+            }
+            let leash = self.leash(&wrapped.kek).await?;
+            let slot = AekSlot::new(keys.id.clone(), wrapped.aek_version, leash)?;
+            let _place = self.budget.on_demand().await;
+            match self.unwrap_found(&slot, &slot, wrapped, self.clock.now()).await {
+                Ok(()) | Err(Error::Denied(_)) => {
+                    keys.add(slot);
+                    self.changed.notify_waiters();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Keyring::learn_newer`], for a slot on the way to its own unwrap, which goes on whatever comes of it.
+    pub(super) async fn learn_beside(self: &Arc<Self>, slot: &AekSlot, record: &AccountRecord) {
+        let Some(keys) = self.alive(&slot.account) else { return };
+        if let Err(error @ (Error::Corrupt(_) | Error::Misconfigured(_))) = self.learn_newer(&keys, record).await {
+            self.teller.tell(Event::AccountFailed { account: keys.id.to_string(), error: error.to_string() });
+        }
+    }
+
+    /// Wipes AEK versions that the account does not have any more.
+    pub(crate) fn retire_versions(&self, id: &AccountId, aek_versions: &[u32]) {
+        if let Some(keys) = self.alive(id) {
+            keys.slots().filter(|slot| aek_versions.contains(&slot.aek_version)).for_each(|slot| slot.retire());
+        }
+    }
+
+    /// Wipes every key of an account that was deleted.
+    pub(crate) async fn shut(&self, id: &AccountId) {
+        self.index.invalidate(id).await;
+        if let Some(keys) = self.alive(id) {
+            keys.shut();
+        }
+    }
+
+    pub(crate) fn shut_guard(&self, id: &AccountId) -> ShutGuard {
+        ShutGuard::new(self.alive(id))
+    }
+
+    /// Looks whether a slot's account was deleted, while the token cannot be asked for it, and wipes it then.
+    pub(crate) async fn recheck(&self, slot: &AekSlot) {
+        match self.record(slot).await {
+            Err(error) => slot.shut_if_gone(&error),
+            Ok(_) => slot.check_from(self.clock.now().plus(self.settings.aek_ttl / 2)),
+        }
+    }
+
+    /// Unwraps an AEK that goes into no slot, and verifies it; a proof like any other. The caller holds a place.
+    pub(crate) async fn unwrap_apart(self: &Arc<Self>, account: &AccountId, wrapped: &WrappedAek) -> Result<Aek> {
+        let leash = self.leash(&wrapped.kek).await?;
+        let epoch = self.asking(&leash);
+        let asked = self.clock.now();
+        match self.unwrap_verified(account, wrapped).await {
+            Ok(aek) => {
+                self.feed(&leash, LeaseVerdict::Granted { asked, epoch }, None);
+                Ok(aek)
+            }
+            Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {account}")).into()),
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, account, &trouble).await),
+        }
+    }
+
+    /// As [`Keyring::unwrap_apart`], for a wrapping that is not stored: no proof, because another key in the KEK's place
+    /// would give it back as well.
+    pub(crate) async fn verify_new(self: &Arc<Self>, account: &AccountId, wrapped: &WrappedAek) -> Result<Aek> {
+        let leash = self.leash(&wrapped.kek).await?;
+        if matches!(leash.lease().phase(), Phase::Denied { .. }) && leash.member(0).is_some() {
+            return Err(leash.why_not());
+        }
+        match self.unwrap_verified(account, wrapped).await {
+            Ok(aek) => Ok(aek),
+            Err(Trouble::OtherKey) => Err(Error::Misconfigured(format!(
+                "KEK {} does not give back what it wrapped: do not use it",
+                wrapped.kek
+            ))),
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, account, &trouble).await),
+        }
+    }
+
+    /// Accounts of this KEK version were re-wrapped; the tending takes the slots that are in use along.
+    pub(crate) fn note_moved(&self, kek: &KekVersion) {
+        if let Some(leash) = self.known_leash(kek) {
+            self.note_move(&leash);
+        }
+    }
+}

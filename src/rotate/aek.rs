@@ -1,0 +1,100 @@
+//! New AEK versions of an account, and their retirement.
+
+use super::{CONFLICTS_MAX, delete::again_and_again, deleted};
+use crate::{
+    engine::Engine,
+    error::{Corrupt, Error, Result},
+    name::AccountId,
+    store::record::{AEK_VERSIONS_MAX, WrappedAek},
+};
+
+impl Engine {
+    /// Gives an account a new AEK version, wrapped by the current version of its KEK, and makes it current: durable in the
+    /// store when this returns, and used by every handle of this engine. Other engines use it within one `aek_ttl`. Blocks
+    /// that were sealed before open by the version in their header.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Invalid`] with [`AEK_VERSIONS_MAX`] versions: retire some; [`Error::Conflict`] when
+    /// others change the account all the time; [`Error::Store`]: nothing was acknowledged, and another try may add one
+    /// more; what the token fails with.
+    pub async fn rotate_account(&self, id: &AccountId) -> Result<u32> {
+        let _guard = self.keyring().shut_guard(id);
+        let (first, _) = self.load_account(id).await?;
+        if let Some(deletion) = first.deleted {
+            return Err(deleted(id, deletion));
+        }
+        let before = first.current().map_or(0, |current| current.aek_version);
+        for _ in 0..CONFLICTS_MAX {
+            let (mut record, seen) = self.load_account(id).await?;
+            let Some(current) = record.current() else { break };
+            if current.aek_version > before {
+                // Somebody else rotated it since this began; that is what was asked for.
+                self.keyring().learn(id).await?;
+                return Ok(current.aek_version);
+            }
+            if record.versions.len() >= AEK_VERSIONS_MAX {
+                return Err(Error::Invalid(format!(
+                    "account {id} has {AEK_VERSIONS_MAX} AEK versions, which is the most: retire those that no block uses"
+                )));
+            }
+            let Some(next) = current.aek_version.checked_add(1) else {
+                return Err(Error::Invalid(format!("account {id} has no further AEK version number")));
+            };
+            let (wrapped, proof) = self.new_aek(id, next, &current.kek.name.clone()).await?;
+            record.versions.push(wrapped.clone());
+            match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
+                Ok(_) => {
+                    self.keyring().admit_version(id, &wrapped, &proof)?;
+                    self.leave_if_retired(id, &wrapped).await?;
+                    return Ok(next);
+                }
+                Err(Error::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(again_and_again(id))
+    }
+
+    /// Moves what was just wrapped on, if its KEK version was retired while it was written: retirement looks who is wrapped
+    /// before and after, and whoever it did not see looks here.
+    /// True when it was moved.
+    pub(crate) async fn leave_if_retired(&self, id: &AccountId, wrapped: &WrappedAek) -> Result<bool> {
+        let record = self.kek_record(&wrapped.kek.name).await?;
+        match record.version(wrapped.kek.version) {
+            Some(version) if version.retired_unix.is_none() => Ok(false),
+            _ => self.relocate(id, &wrapped.kek.name).await,
+        }
+    }
+
+    /// Deletes AEK versions of an account that no block uses any more, as the service has counted, and wipes them. Blocks
+    /// that were sealed under one are lost. Other engines wipe it within one `aek_ttl`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Invalid`] for the current version; [`Corrupt::AekVersion`] for one that the account
+    /// does not have; [`Error::Conflict`], [`Error::Store`].
+    pub async fn retire_aeks(&self, id: &AccountId, aek_versions: &[u32]) -> Result<()> {
+        for _ in 0..CONFLICTS_MAX {
+            let (mut record, seen) = self.load_account(id).await?;
+            for aek_version in aek_versions {
+                if record.current().is_some_and(|current| current.aek_version == *aek_version) {
+                    return Err(Error::Invalid(format!(
+                        "AEK version {aek_version} of account {id} is the current one: `keyleash account rotate {id}` first"
+                    )));
+                }
+                if record.version(*aek_version).is_none() {
+                    return Err(Corrupt::AekVersion(*aek_version).into());
+                }
+            }
+            record.versions.retain(|version| !aek_versions.contains(&version.aek_version));
+            match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
+                Ok(_) => {
+                    self.keyring().retire_versions(id, aek_versions);
+                    return Ok(());
+                }
+                Err(Error::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(again_and_again(id))
+    }
+}

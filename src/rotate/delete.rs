@@ -1,0 +1,134 @@
+//! Soft deletion of accounts, undeletion, and the purge that shreds their blocks.
+
+use super::CONFLICTS_MAX;
+use crate::{
+    engine::Engine,
+    error::{Error, Result},
+    name::AccountId,
+    store::{
+        StoreVersion,
+        record::{AccountRecord, Deletion},
+    },
+};
+
+impl Engine {
+    /// Deletes an account so that it can be brought back for `retention`. Its handles stop at once in this engine, and
+    /// in every other one within one `aek_ttl`, an outage of the token included. Nothing of it is destroyed yet.
+    ///
+    /// When it may be purged is written down now: neither a restart nor a later setting moves it. An account that was deleted
+    /// before stays as it was.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Store`], [`Error::Conflict`].
+    pub async fn delete_account(&self, id: &AccountId) -> Result<Deletion> {
+        let since_unix = self.keyring().clock.unix_now();
+        let purge_after_unix = since_unix.saturating_add(self.keyring().settings.retention.as_secs());
+        let change = |record: &mut AccountRecord| {
+            let is_new = record.deleted.is_none();
+            record.deleted.get_or_insert(Deletion { since_unix, purge_after_unix });
+            Ok(is_new)
+        };
+        let (record, _) = self.change_account(id, change).await?;
+        self.keyring().shut(id).await;
+        Ok(record.deleted.unwrap_or(Deletion { since_unix, purge_after_unix }))
+    }
+
+    /// Brings a deleted account back, with all its AEK versions. Handles that are still held work again once they are warmed.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], also for one that was purged; [`Error::Invalid`] when it is not deleted; [`Error::Store`],
+    /// [`Error::Conflict`].
+    pub async fn undelete_account(&self, id: &AccountId) -> Result<()> {
+        let change = |record: &mut AccountRecord| match record.deleted.take() {
+            Some(_) => Ok(true),
+            None => Err(Error::Invalid(format!("account {id} is not deleted"))),
+        };
+        match self.change_account(id, change).await {
+            Err(Error::NotFound(_)) => Err(Error::NotFound(format!(
+                "account {id}: it was never made, or it was purged; nothing brings a purged account back"
+            ))),
+            other => other.map(drop),
+        }
+    }
+
+    /// Destroys every wrapped AEK of a deleted account: its blocks are shredded, for good. After its retention, or `now`,
+    /// where `purge_protection` is off.
+    ///
+    /// What copies there are elsewhere, the store's backups above all, still hold the wrapped AEKs, and the KEK still opens
+    /// them: they are shredded when those copies go, or when the KEK versions that wrapped them are deleted in the token.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Invalid`] when it is not deleted, when its retention is not over and `now` is false, or
+    /// when `now` is asked for under `purge_protection`; [`Error::Store`], [`Error::Conflict`].
+    pub async fn purge_account(&self, id: &AccountId, now: bool) -> Result<()> {
+        let keyring = self.keyring();
+        for _ in 0..CONFLICTS_MAX {
+            let (record, seen) = self.load_account(id).await?;
+            let Some(deletion) = record.deleted else {
+                return Err(Error::Invalid(format!(
+                    "account {id} is not deleted: `keyleash account delete {id}` first"
+                )));
+            };
+            let kept = keyring.clock.unix_now() < deletion.purge_after_unix;
+            if kept && (!now || keyring.settings.purge_protection) {
+                let until = utc(deletion.purge_after_unix);
+                let remedy = match keyring.settings.purge_protection {
+                    true => "purge_protection is on, so that nobody purges it before that",
+                    false => "`--now` purges it before that",
+                };
+                return Err(Error::Invalid(format!("account {id} is kept until {until}: {remedy}")));
+            }
+            match keyring.store.delete(&record.key(), &seen).await {
+                Ok(()) => {
+                    keyring.shut(id).await;
+                    return Ok(());
+                }
+                Err(Error::Conflict(_)) => {} // undeleted, perhaps
+                Err(error) => return Err(error),
+            }
+        }
+        Err(again_and_again(id))
+    }
+
+    /// Changes an account's record; again, on what it is by then, when somebody else was faster. `change` says whether it
+    /// changed anything.
+    pub(super) async fn change_account(
+        &self,
+        id: &AccountId,
+        mut change: impl FnMut(&mut AccountRecord) -> Result<bool>,
+    ) -> Result<(AccountRecord, Option<StoreVersion>)> {
+        for _ in 0..CONFLICTS_MAX {
+            let (mut record, seen) = self.load_account(id).await?;
+            if !change(&mut record)? {
+                return Ok((record, None));
+            }
+            match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
+                Ok(version) => return Ok((record, Some(version))),
+                Err(Error::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(again_and_again(id))
+    }
+}
+
+pub(super) fn again_and_again(id: &AccountId) -> Error {
+    Error::Conflict(format!("account {id}, again and again: see who changes it, and try again"))
+}
+
+/// What is said of a deleted account.
+pub(crate) fn deleted(id: &AccountId, deletion: Deletion) -> Error {
+    Error::NotFound(format!(
+        "account {id}: it was deleted on {}; `keyleash account undelete {id}` brings it back, until {} at least",
+        utc(deletion.since_unix),
+        utc(deletion.purge_after_unix)
+    ))
+}
+
+/// Seconds since 1970 for people: `2026-11-24T04:50:00Z`.
+pub fn utc(unix: u64) -> String {
+    // What lies behind the year 9999 is no date that was ever written down.
+    const LAST: u64 = 253_402_300_799;
+    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix.min(LAST)))
+        .to_string()
+}

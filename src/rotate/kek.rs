@@ -1,0 +1,197 @@
+//! New KEK versions, made by us or by an operator; their retirement; attested backups.
+
+use crate::{
+    engine::Engine,
+    error::{Error, Result},
+    name::{KekName, KekVersion},
+    store::{
+        Filter, PAGE_KEYS_MAX, StoreVersion,
+        record::{KekRecord, KekVersionRecord},
+    },
+    token::{KekHandle, KekId},
+};
+
+impl Engine {
+    /// Makes the next version of a KEK in the token, of the same profile, proves it and makes it current: new AEKs are
+    /// wrapped by it. Older versions stay as they are, and so does what they wrap, until [`Engine::rewrap_kek`].
+    ///
+    /// A key that a crash left behind between the token and the store is taken, so that trying again makes no second one.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Conflict`] when somebody else rotated it meanwhile: then the new key stays in the
+    /// token, unused, and the error names it; else as [`Engine::create_kek`].
+    pub async fn rotate_kek(&self, name: &KekName) -> Result<KekVersionRecord> {
+        let (record, seen) = self.load_kek(name).await?;
+        let (_, current) = self.current_kek(name).await?;
+        let next = KekVersion::new(name.clone(), next_version(&record)?);
+        let old = self.keyring().token.find_kek(&current.id).await?;
+        let destroyable = old.is_some_and(|info| info.destroyable == Some(true));
+        let info = self.make_kek(&next, current.profile, destroyable).await?;
+        let version = KekVersionRecord::new(self.keyring().clock.unix_now(), next.version, info.id, current.profile);
+        self.add_version(record, &seen, version).await
+    }
+
+    /// Makes a key that an operator made in the token the next version of a KEK, and its current one.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for the KEK or the key; [`Error::Misconfigured`] when keyleash refuses the key, naming the
+    /// attribute, or it is of another profile than the KEK; [`Error::Exists`] when it is a version of a KEK already;
+    /// [`Error::Conflict`] when somebody else rotated the KEK meanwhile; what the token fails with.
+    pub async fn adopt_kek(&self, name: &KekName, id: &KekId) -> Result<KekVersionRecord> {
+        let (record, seen) = self.load_kek(name).await?;
+        let (_, current) = self.current_kek(name).await?;
+        let next = KekVersion::new(name.clone(), next_version(&record)?);
+        for kek in self.keks().await? {
+            if let Some(known) = kek.versions.iter().find(|version| version.record.id == *id) {
+                let known = KekVersion::new(kek.name.clone(), known.record.version);
+                return Err(Error::Exists(format!("the key with CKA_ID {id} is KEK {known}")));
+            }
+        }
+        let Some(info) = self.keyring().token.find_kek(id).await? else {
+            return Err(Error::NotFound(format!(
+                "a key with CKA_ID {id} in the token: `keyleash kek list` shows those that no KEK names"
+            )));
+        };
+        if let Some(refused) = &info.refused {
+            return Err(Error::Misconfigured(format!("the key with CKA_ID {id} cannot be a KEK: {refused}")));
+        }
+        if info.profile != Some(current.profile) {
+            let is = info.profile.map_or_else(|| "fits no profile".into(), |profile| format!("is for {profile}"));
+            return Err(Error::Misconfigured(format!(
+                "the key with CKA_ID {id} {is}, KEK {name} is {}: make the key of that type, or a KEK of another name, and \
+                 move the accounts",
+                current.profile
+            )));
+        }
+        if !info.enabled {
+            return Err(Error::Misconfigured(format!("the key with CKA_ID {id} is disabled: enable it first")));
+        }
+        self.prove_kek(&next, &KekHandle { id: id.clone(), profile: current.profile }).await?;
+        let version = KekVersionRecord::new(self.keyring().clock.unix_now(), next.version, id.clone(), current.profile);
+        self.add_version(record, &seen, version).await
+    }
+
+    async fn add_version(
+        &self,
+        mut record: KekRecord,
+        seen: &StoreVersion,
+        version: KekVersionRecord,
+    ) -> Result<KekVersionRecord> {
+        record.current = version.version;
+        record.versions.push(version.clone());
+        match self.keyring().store.replace(&record.key(), seen, record.put()?).await {
+            Ok(_) => Ok(version),
+            Err(Error::Conflict(_)) => Err(Error::Conflict(format!(
+                "KEK {}, which has another version by now; the key with CKA_ID {} stays in the token, and no KEK names it",
+                record.name, version.id
+            ))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Retires a version of a KEK that wraps nothing any more: from then on the key may be deleted in the token, which
+    /// keyleash does not do.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Invalid`] when it is the current one, or AEKs are wrapped by it, with their number and
+    /// how to see them; [`Error::Store`], [`Error::Conflict`].
+    pub async fn retire_kek(&self, kek: &KekVersion) -> Result<()> {
+        self.refuse_while_used(kek).await?;
+        self.set_retired(kek, Some(self.keyring().clock.unix_now())).await?;
+        // Whoever wrapped under it until now has written that down before, and is seen here, or looks afterwards whether it
+        // was retired, and moves what it wrapped.
+        if let Err(used) = self.refuse_while_used(kek).await {
+            self.set_retired(kek, None).await?;
+            return Err(used);
+        }
+        Ok(())
+    }
+
+    async fn refuse_while_used(&self, kek: &KekVersion) -> Result<()> {
+        match self.count_wrapped_by(kek).await? {
+            0 => Ok(()),
+            accounts => Err(Error::Invalid(format!(
+                "KEK {kek} still wraps AEKs of {accounts} accounts: `keyleash account list --kek {kek}` shows them, and \
+                 `keyleash kek rewrap {}` moves them to the current version",
+                kek.name
+            ))),
+        }
+    }
+
+    async fn set_retired(&self, kek: &KekVersion, since: Option<u64>) -> Result<()> {
+        let change = |record: &mut KekRecord| {
+            let is_current = record.current == kek.version;
+            let version = version_mut(record, kek)?;
+            if is_current {
+                return Err(Error::Invalid(format!(
+                    "KEK {kek} is the version that wraps new AEKs: `keyleash kek rotate {}` first",
+                    kek.name
+                )));
+            }
+            if version.retired_unix.is_some() == since.is_some() {
+                return Ok(false);
+            }
+            version.retired_unix = since;
+            Ok(true)
+        };
+        self.change_kek(&kek.name, change).await.map(drop)
+    }
+
+    /// How many accounts have an AEK that this KEK version wraps.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn count_wrapped_by(&self, kek: &KekVersion) -> Result<u64> {
+        let filter = Filter::WrappedBy(kek.clone());
+        let (mut count, mut after) = (0, None);
+        loop {
+            let page = self.keyring().store.list(&filter, after.as_ref(), PAGE_KEYS_MAX).await?;
+            count += page.keys.len() as u64;
+            after = page.next;
+            if after.is_none() {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Writes down that an operator has a backup of a KEK version and knows how to restore it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Store`], [`Error::Conflict`].
+    pub async fn attest_backup(&self, kek: &KekVersion) -> Result<()> {
+        let now = self.keyring().clock.unix_now();
+        let change = |record: &mut KekRecord| {
+            version_mut(record, kek)?.backup_attested_unix = Some(now);
+            Ok(true)
+        };
+        self.change_kek(&kek.name, change).await.map(drop)
+    }
+
+    /// Refuses a KEK version whose loss could not be undone, where the settings ask for that.
+    pub(crate) async fn check_recoverable(&self, kek: &KekVersion, record: &KekVersionRecord) -> Result<()> {
+        if !self.keyring().settings.require_recoverable {
+            return Ok(());
+        }
+        let info = self.keyring().token.find_kek(&record.id).await?;
+        let lacks = match (info.and_then(|info| info.destroyable), record.backup_attested_unix) {
+            (Some(false), Some(_)) => return Ok(()),
+            (Some(false), None) => {
+                format!("no backup of it is attested: make one, and `keyleash kek attest-backup {kek}`")
+            }
+            (Some(true), _) => "CKA_DESTROYABLE is true: rotate to a key that is not".into(),
+            (None, _) => "the token does not say that CKA_DESTROYABLE is false".into(),
+        };
+        Err(Error::Misconfigured(format!("KEK {kek} is not recoverable, and require_recoverable is set: {lacks}")))
+    }
+}
+
+fn next_version(record: &KekRecord) -> Result<u32> {
+    let last = record.versions.last().map_or(0, |version| version.version);
+    last.checked_add(1)
+        .ok_or_else(|| Error::Invalid(format!("KEK {} has no further version number: make another KEK", record.name)))
+}
+
+fn version_mut<'a>(record: &'a mut KekRecord, kek: &KekVersion) -> Result<&'a mut KekVersionRecord> {
+    let found = record.versions.iter_mut().find(|version| version.version == kek.version);
+    found.ok_or_else(|| Error::NotFound(format!("KEK {kek}: `keyleash kek show {}` shows its versions", kek.name)))
+}

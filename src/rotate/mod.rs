@@ -1,0 +1,68 @@
+//! Rotation, re-wrap, moving and shredding, while the blocks keep flowing.
+//!
+//! Everything here is `impl Engine`, and changes records by compare-and-put alone: another process, a crash or a
+//! conflict in between leaves the record before or the record after, never a third one. No call here touches a block.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `kek.rs` | new KEK versions, made or adopted; retirement; attested backups |
+//! | `rewrap.rs` | every AEK of a KEK to its current version; one account to another KEK |
+//! | `aek.rs` | new AEK versions of an account, and their retirement |
+//! | `delete.rs` | soft deletion, undeletion, purge |
+
+use crate::{
+    engine::Engine,
+    error::{Error, Result},
+    name::{AccountId, KekName},
+    store::{
+        self, StoreVersion,
+        record::{AccountRecord, KekRecord},
+    },
+};
+
+mod aek;
+mod delete;
+mod kek;
+mod rewrap;
+
+pub(crate) use self::delete::deleted;
+pub use self::delete::utc;
+pub use self::rewrap::{REWRAP_FAILURES_MAX, RewrapFailure, RewrapOptions, RewrapProgress, RewrapReport};
+
+/// How often a change is tried again because somebody else changed the record in between. Each such somebody got on.
+const CONFLICTS_MAX: usize = 32;
+
+impl Engine {
+    /// Changes a KEK's record; again, on what it is by then, when somebody else was faster. `change` says whether it
+    /// changed anything.
+    async fn change_kek(
+        &self,
+        name: &KekName,
+        mut change: impl FnMut(&mut KekRecord) -> Result<bool>,
+    ) -> Result<KekRecord> {
+        let store = &self.keyring().store;
+        for _ in 0..CONFLICTS_MAX {
+            let (mut record, seen) = self.load_kek(name).await?;
+            if !change(&mut record)? {
+                return Ok(record);
+            }
+            match store.replace(&record.key(), &seen, record.put()?).await {
+                Ok(_) => return Ok(record),
+                Err(Error::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::Conflict(format!("KEK {name}, again and again: see who changes it, and try again")))
+    }
+
+    async fn load_kek(&self, name: &KekName) -> Result<(KekRecord, StoreVersion)> {
+        let found = store::load_kek(&*self.keyring().store, name).await?;
+        found.ok_or_else(|| Error::NotFound(format!("KEK {name}: create it first (`keyleash kek create {name}`)")))
+    }
+
+    async fn load_account(&self, id: &AccountId) -> Result<(AccountRecord, StoreVersion)> {
+        let found = store::load_account(&*self.keyring().store, id).await?;
+        let (record, seen) = found.ok_or_else(|| Error::NotFound(format!("account {id}")))?;
+        Ok((record, seen))
+    }
+}

@@ -1,0 +1,141 @@
+//! Deletion, undeletion, purge.
+
+use crate::{Rig, SECOND, account_id, build};
+use keyleash::{
+    Account, Error,
+    config::Settings,
+    store::{Key, KeyStore},
+};
+
+const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
+
+fn seal(account: &Account) -> Result<Vec<u8>, Error> {
+    account.seal_to_vec(1_u64, b"data")
+}
+
+fn is_gone(outcome: Result<(), Error>, words: &str) -> bool {
+    matches!(&outcome, Err(Error::NotFound(what)) if what.contains(words))
+}
+
+#[tokio::test]
+async fn a_deleted_account_stops_at_once_here_and_within_one_ttl_elsewhere_and_undelete_brings_all_back() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    let account = rig.account("a").await;
+    let other = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+    let there = other.account(&id).await.unwrap();
+    let block = seal(&account).unwrap();
+    rig.engine.rotate_account(&id).await.unwrap();
+    rig.engine.delete_account(&id).await.unwrap();
+    assert!(matches!(seal(&account), Err(Error::Cold { .. })));
+    assert!(is_gone(account.warm().await, "account undelete a"));
+    assert!(is_gone(rig.engine.account(&id).await.map(drop), "deleted on 2023-11-14T"));
+    assert!(matches!(rig.engine.create_account(&id, &rig.kek).await, Err(Error::Exists(_))));
+    assert!(is_gone(rig.engine.rotate_account(&id).await.map(drop), "deleted on"));
+    for _ in 0..600 {
+        rig.pass(SECOND).await;
+        let _ = seal(&there);
+    }
+    assert!(matches!(seal(&there), Err(Error::Cold { .. })));
+    assert!(is_gone(there.warm().await, "account undelete a"));
+    rig.pass(120 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Cold { .. })), "no proof brings it back");
+
+    rig.engine.undelete_account(&id).await.unwrap();
+    for handle in [&account, &there] {
+        handle.warm().await.unwrap();
+        seal(handle).unwrap();
+        let (header, ciphertext) = keyleash::block::BlockHeader::split(&block).unwrap();
+        let mut plaintext = ciphertext.to_vec();
+        handle.open(1_u64, &header, &mut plaintext).await.unwrap();
+        assert_eq!(plaintext, b"data");
+    }
+    assert!(matches!(rig.engine.undelete_account(&id).await, Err(Error::Invalid(_))));
+}
+
+#[tokio::test]
+async fn an_outage_does_not_keep_a_deleted_account_alive() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    rig.account("a").await;
+    let kept = rig.account("kept").await;
+    let other = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+    let there = other.account(&id).await.unwrap();
+    rig.pass(20 * SECOND).await;
+    rig.script.set_unreachable(true);
+    rig.pass(20 * SECOND).await;
+    rig.engine.delete_account(&id).await.unwrap();
+    seal(&there).unwrap();
+    for _ in 0..600 {
+        rig.pass(SECOND).await;
+        seal(&kept).unwrap();
+    }
+    assert!(seal(&there).is_err());
+    for _ in 0..10 * 60 {
+        rig.pass(SECOND).await;
+        seal(&kept).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_during_an_unwrap_is_not_undone_by_its_answer() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    let account = rig.account("a").await;
+    rig.pass(25 * 60 * SECOND).await;
+    rig.script.set_latency(2 * SECOND);
+    let warming = tokio::spawn({
+        let account = account.clone();
+        async move { account.warm().await }
+    });
+    rig.pass(SECOND).await;
+    rig.engine.delete_account(&id).await.unwrap();
+    rig.pass(3 * SECOND).await;
+    let _ = warming.await.unwrap();
+    assert!(seal(&account).is_err());
+}
+
+#[tokio::test]
+async fn an_account_is_purged_after_its_retention_and_then_nothing_brings_it_back() {
+    let rig = Rig::with(Settings { retention: 7 * DAY, ..Settings::default() }).await;
+    let id = account_id("a");
+    let account = rig.account("a").await;
+    let block = seal(&account).unwrap();
+    let error = rig.engine.purge_account(&id, false).await.unwrap_err();
+    assert!(matches!(&error, Error::Invalid(what) if what.contains("account delete a")), "{error}");
+    let deletion = rig.engine.delete_account(&id).await.unwrap();
+    assert_eq!(deletion.purge_after_unix - deletion.since_unix, 7 * 86_400);
+    let again = rig.engine.delete_account(&id).await.unwrap();
+    assert_eq!(again, deletion, "a second deletion moves nothing");
+    for now in [false, true] {
+        let error = rig.engine.purge_account(&id, now).await.unwrap_err();
+        assert!(matches!(&error, Error::Invalid(what) if what.contains("purge_protection is on")), "{error}");
+    }
+    // Another process, which has another setting: what was written down counts.
+    let long = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+    rig.clock.advance(7 * DAY - SECOND);
+    assert!(long.purge_account(&id, false).await.is_err());
+    rig.clock.advance(SECOND);
+    long.purge_account(&id, false).await.unwrap();
+    assert_eq!(rig.store.get(&Key::Account(id.clone())).await.unwrap(), None);
+    assert!(is_gone(rig.engine.undelete_account(&id).await, "nothing brings a purged account back"));
+    assert!(is_gone(rig.engine.delete_account(&id).await.map(drop), "account a"));
+    assert!(is_gone(account.warm().await, "a"));
+    rig.pass(60 * SECOND).await; // for the leases, which no proof has renewed for a week
+    // Somebody may have the name anew; the old blocks are shredded all the same.
+    let anew = rig.account("a").await;
+    anew.warm().await.unwrap();
+    assert!(matches!(anew.open_to_vec(1_u64, &block), Err(Error::Corrupt(_))));
+}
+
+#[tokio::test]
+async fn without_purge_protection_an_account_can_be_purged_now() {
+    let rig = Rig::with(Settings { purge_protection: false, ..Settings::default() }).await;
+    let id = account_id("a");
+    rig.account("a").await;
+    rig.engine.delete_account(&id).await.unwrap();
+    let error = rig.engine.purge_account(&id, false).await.unwrap_err().to_string();
+    assert!(error.contains("--now"), "{error}");
+    rig.engine.purge_account(&id, true).await.unwrap();
+    assert!(is_gone(rig.engine.account(&id).await.map(drop), "account a"));
+}

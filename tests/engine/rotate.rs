@@ -1,0 +1,377 @@
+//! Rotation, re-wrap and moving, on the manual clock.
+
+use crate::{Rig, SECOND, account_id, build, settle};
+use keyleash::{
+    Account, Corrupt, Engine, Error,
+    config::Settings,
+    name::{KekName, KekVersion},
+    rotate::{RewrapOptions, RewrapReport},
+    store::{Filter, Key, KeyStore, Put, record::AccountRecord},
+    token::{KekId, KekSpec, Profile, Token, scripted::Call},
+};
+
+fn seal(account: &Account) -> Result<Vec<u8>, Error> {
+    account.seal_to_vec(1_u64, b"data")
+}
+
+async fn rewrap(rig: &Rig) -> RewrapReport {
+    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    rig.meanwhile(rig.engine.rewrap_kek(&rig.kek, options, |_| {})).await.unwrap()
+}
+
+fn version(rig: &Rig, version: u32) -> KekVersion {
+    KekVersion::new(rig.kek.clone(), version)
+}
+
+async fn wrapped_by(engine: &Engine, id: &str) -> Vec<String> {
+    let record = engine.account_record(&account_id(id)).await.unwrap();
+    record.versions.iter().map(|aek| format!("{}:{}", aek.aek_version, aek.kek)).collect()
+}
+
+/// Another engine over the same token and store, as another process would have it.
+fn other(rig: &Rig) -> Engine {
+    build(&rig.token, &rig.store, &rig.clock, Settings::default())
+}
+
+#[tokio::test]
+async fn new_aeks_go_under_the_new_kek_version_and_old_ones_stay_until_they_are_rewrapped() {
+    let rig = Rig::new().await;
+    let old = rig.account("old").await;
+    let block = seal(&old).unwrap();
+    let made = rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    assert_eq!((made.version, made.profile), (2, Profile::AesGcm));
+    rig.account("new").await;
+    assert_eq!(wrapped_by(&rig.engine, "old").await, ["1:kek/1"]);
+    assert_eq!(wrapped_by(&rig.engine, "new").await, ["1:kek/2"]);
+    let calls = rig.script.calls(Call::Unwrap);
+    let dry = RewrapOptions { dry_run: true, ..RewrapOptions::default() };
+    let report = rig.engine.rewrap_kek(&rig.kek, dry, |_| {}).await.unwrap();
+    assert_eq!((report.accounts, report.aeks, report.failed, report.stopped), (1, 1, 0, None));
+    assert_eq!(rig.script.calls(Call::Unwrap), calls, "a dry run asks the token nothing");
+    assert_eq!(wrapped_by(&rig.engine, "old").await, ["1:kek/1"]);
+    let report = rewrap(&rig).await;
+    assert_eq!((report.accounts, report.aeks, report.failed, report.stopped), (1, 1, 0, None));
+    assert_eq!(report.to, version(&rig, 2));
+    assert_eq!(wrapped_by(&rig.engine, "old").await, ["1:kek/2"]);
+    assert_eq!(old.open_to_vec(1_u64, &block).unwrap(), b"data");
+    rig.pass(30 * SECOND).await;
+    // Nobody needs version 1 any more: its end denies nobody.
+    rig.engine.retire_kek(&version(&rig, 1)).await.unwrap();
+    rig.script.destroy(&rig.kek_id);
+    for _ in 0..40 {
+        rig.pass(SECOND).await;
+        seal(&old).unwrap();
+    }
+    assert_eq!(rewrap(&rig).await.accounts, 0, "nothing is left to do");
+}
+
+#[tokio::test]
+async fn a_kek_version_that_still_wraps_or_is_current_is_not_retired() {
+    let rig = Rig::new().await;
+    rig.account("a").await;
+    rig.account("b").await;
+    let error = rig.engine.retire_kek(&version(&rig, 1)).await.unwrap_err().to_string();
+    assert!(error.contains("wraps AEKs of 2 accounts") && error.contains("account list --kek kek/1"), "{error}");
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    assert!(matches!(rig.engine.retire_kek(&version(&rig, 1)).await, Err(Error::Invalid(_))));
+    let error = rig.engine.retire_kek(&version(&rig, 2)).await.unwrap_err().to_string();
+    assert!(error.contains("wraps new AEKs") && error.contains("kek rotate kek"), "{error}");
+    assert!(matches!(rig.engine.retire_kek(&version(&rig, 3)).await, Err(Error::NotFound(_))));
+    rewrap(&rig).await;
+    rig.engine.retire_kek(&version(&rig, 1)).await.unwrap();
+    rig.engine.retire_kek(&version(&rig, 1)).await.unwrap();
+    let kek = rig.engine.kek(&rig.kek).await.unwrap();
+    assert!(kek.versions[0].record.retired_unix.is_some() && kek.versions[1].record.retired_unix.is_none());
+    assert_eq!(rig.engine.rotate_kek(&rig.kek).await.unwrap().version, 3);
+}
+
+#[tokio::test]
+async fn an_account_that_was_wrapped_while_its_kek_version_was_retired_is_moved_on() {
+    let rig = Rig::new().await;
+    rig.account("a").await;
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    rewrap(&rig).await;
+    let before = rig.store.get(&Key::Kek(rig.kek.clone())).await.unwrap().unwrap();
+    rig.engine.retire_kek(&version(&rig, 1)).await.unwrap();
+    // The creation read the KEK's record before the rotation, and is written after the retirement.
+    let late = other(&rig);
+    let at = account_id("late");
+    let retired = rig.store.get(&Key::Kek(rig.kek.clone())).await.unwrap().unwrap();
+    let mut old = keyleash::store::record::KekRecord::decode(&Key::Kek(rig.kek.clone()), &before.value).unwrap();
+    old.current = 1;
+    rig.store.replace(&Key::Kek(rig.kek.clone()), &retired.version, old.put().unwrap()).await.unwrap();
+    rig.script.set_latency(3 * SECOND);
+    let creation = tokio::spawn({
+        let (late, at, kek) = (late.clone(), at.clone(), rig.kek.clone());
+        async move { late.create_account(&at, &kek).await }
+    });
+    settle().await; // it is in the token
+    let now = rig.store.get(&Key::Kek(rig.kek.clone())).await.unwrap().unwrap();
+    let put = Put { value: retired.value, wrapped_by: Vec::new() };
+    rig.store.replace(&Key::Kek(rig.kek.clone()), &now.version, put).await.unwrap();
+    let account = rig.meanwhile(creation).await.unwrap().unwrap();
+    seal(&account).unwrap();
+    assert_eq!(wrapped_by(&rig.engine, "late").await, ["1:kek/2"]);
+}
+
+#[tokio::test]
+async fn a_key_that_an_operator_made_is_adopted_if_it_is_of_the_right_kind() {
+    let rig = Rig::new().await;
+    rig.account("a").await;
+    let make = |label: &str, profile| {
+        let spec = KekSpec { label: label.into(), profile, destroyable: false };
+        let token = rig.token.clone();
+        async move { token.create_kek(&spec).await.unwrap().id }
+    };
+    let (good, wrong) = (make("vendor-rotated", Profile::AesGcm).await, make("other", Profile::AesKw).await);
+    let adopt = async |name: &KekName, id: &KekId| rig.engine.adopt_kek(name, id).await;
+    let error = adopt(&rig.kek, &wrong).await.unwrap_err().to_string();
+    assert!(error.contains("is for aes-kw") && error.contains("KEK kek is aes-gcm"), "{error}");
+    let missing = KekId::new([9, 9]).unwrap();
+    assert!(matches!(adopt(&rig.kek, &missing).await, Err(Error::NotFound(_))));
+    assert!(matches!(adopt(&KekName::new("none").unwrap(), &good).await, Err(Error::NotFound(_))));
+    assert!(matches!(adopt(&rig.kek, &rig.kek_id).await, Err(Error::Exists(_))));
+    rig.script.disable(&good);
+    assert!(adopt(&rig.kek, &good).await.is_err());
+    rig.script.enable(&good);
+    assert_eq!(adopt(&rig.kek, &good).await.unwrap().version, 2);
+    assert!(matches!(adopt(&rig.kek, &good).await, Err(Error::Exists(_))));
+    assert_eq!(rewrap(&rig).await.accounts, 1);
+    assert_eq!(wrapped_by(&rig.engine, "a").await, ["1:kek/2"]);
+}
+
+#[tokio::test]
+async fn a_rotation_that_a_crash_cut_short_takes_the_key_that_it_left() {
+    let rig = Rig::new().await;
+    let spec = KekSpec { label: "keyleash/kek/2".into(), profile: Profile::AesGcm, destroyable: false };
+    let left = rig.token.create_kek(&spec).await.unwrap().id;
+    assert_eq!(rig.engine.rotate_kek(&rig.kek).await.unwrap().id, left);
+}
+
+#[tokio::test]
+async fn every_live_handle_seals_under_the_new_aek_version_at_once_and_opens_what_was_sealed_before() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let also = rig.engine.account(&account_id("a")).await.unwrap();
+    let mut blocks = vec![seal(&account).unwrap()];
+    for aek_version in 2..=4 {
+        assert_eq!(rig.engine.rotate_account(&account_id("a")).await.unwrap(), aek_version);
+        assert_eq!((account.aek_version(), also.aek_version()), (aek_version, aek_version));
+        blocks.push(seal(&also).unwrap());
+    }
+    for (index, block) in blocks.iter().enumerate() {
+        let (header, _) = keyleash::block::BlockHeader::split(block).unwrap();
+        assert_eq!(header.aek_version(), index as u32 + 1);
+        let mut plaintext = block[48..].to_vec();
+        account.open(1_u64, &header, &mut plaintext).await.unwrap();
+        assert_eq!(plaintext, b"data");
+    }
+}
+
+#[tokio::test]
+async fn another_process_uses_a_new_aek_version_within_one_ttl_and_opens_its_blocks_at_once() {
+    let rig = Rig::new().await;
+    let here = rig.account("a").await;
+    let there = other(&rig).account(&account_id("a")).await.unwrap();
+    seal(&there).unwrap();
+    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    let block = seal(&here).unwrap();
+    let (header, ciphertext) = keyleash::block::BlockHeader::split(&block).unwrap();
+    assert_eq!(header.aek_version(), 2);
+    assert_eq!(there.aek_version(), 1, "it has not heard of it");
+    let mut plaintext = ciphertext.to_vec();
+    assert!(matches!(there.open_in_place(1_u64, &header, &mut plaintext), Err(Error::Cold { .. })));
+    there.open(1_u64, &header, &mut plaintext).await.unwrap();
+    assert_eq!(plaintext, b"data");
+    assert_eq!(there.aek_version(), 2);
+    // A version that nobody made is asked for in the store, and refused by name.
+    let mut forged = header.as_bytes().to_vec();
+    forged[7] = 9;
+    let (forged, _) = keyleash::block::BlockHeader::split(&forged).unwrap();
+    let refused = there.open(1_u64, &forged, &mut plaintext).await;
+    assert_eq!(refused, Err(Error::Corrupt(Corrupt::AekVersion(9))));
+
+    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    for _ in 0..600 {
+        rig.pass(SECOND).await;
+        seal(&there).unwrap(); // never cold on the way
+    }
+    assert_eq!(there.aek_version(), 3);
+}
+
+#[tokio::test]
+async fn an_idle_handle_of_another_process_seals_under_the_version_that_is_current_when_it_is_warmed() {
+    let rig = Rig::new().await;
+    rig.account("a").await;
+    let there = other(&rig).account(&account_id("a")).await.unwrap();
+    rig.pass(25 * 60 * SECOND).await;
+    assert!(matches!(seal(&there), Err(Error::Cold { .. })));
+    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    rig.engine.retire_aeks(&account_id("a"), &[1]).await.unwrap();
+    there.warm().await.unwrap();
+    assert_eq!(there.aek_version(), 2);
+    seal(&there).unwrap();
+}
+
+#[tokio::test]
+async fn a_retired_aek_version_is_gone_from_record_and_memory_and_the_current_one_cannot_go() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let there = other(&rig).account(&account_id("a")).await.unwrap();
+    let block = seal(&account).unwrap();
+    let id = account_id("a");
+    assert!(matches!(rig.engine.retire_aeks(&id, &[1]).await, Err(Error::Invalid(_))));
+    rig.engine.rotate_account(&id).await.unwrap();
+    assert_eq!(rig.engine.retire_aeks(&id, &[7]).await, Err(Error::Corrupt(Corrupt::AekVersion(7))));
+    rig.engine.retire_aeks(&id, &[1]).await.unwrap();
+    assert_eq!(wrapped_by(&rig.engine, "a").await, ["2:kek/1"]);
+    assert_eq!(account.open_to_vec(1_u64, &block), Err(Error::Corrupt(Corrupt::AekVersion(1))));
+    there.open_to_vec(1_u64, &block).unwrap();
+    for _ in 0..610 {
+        rig.pass(SECOND).await;
+        seal(&there).unwrap();
+    }
+    assert_eq!(there.open_to_vec(1_u64, &block), Err(Error::Corrupt(Corrupt::AekVersion(1))));
+}
+
+#[tokio::test]
+async fn a_block_is_resealed_under_the_current_version() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let mut buf = b"data".to_vec();
+    let old = account.seal_in_place(5_u64, &mut buf).unwrap();
+    assert_eq!(account.reseal(5_u64, &old, &mut buf).unwrap(), old, "it is current");
+    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    let before = buf.clone();
+    let new = account.reseal(5_u64, &old, &mut buf).unwrap();
+    assert_eq!((new.aek_version(), old.aek_version()), (2, 1));
+    assert_ne!(buf, before);
+    let mut wrong = before.clone();
+    assert!(matches!(account.reseal(6_u64, &old, &mut wrong), Err(Error::Corrupt(Corrupt::Block))));
+    assert!(wrong.iter().all(|byte| *byte == 0), "no plaintext of a block that was refused");
+    account.open_in_place(5_u64, &new, &mut buf).unwrap();
+    assert_eq!(buf, b"data");
+    rig.script.disable(&rig.kek_id);
+    rig.pass(20 * SECOND).await;
+    let mut kept = before.clone();
+    assert!(matches!(account.reseal(5_u64, &old, &mut kept), Err(Error::Denied(_))));
+    assert_eq!(kept, before, "a denied key leaves the buffer alone");
+}
+
+#[tokio::test]
+async fn a_rewrap_reports_damaged_accounts_and_goes_on() {
+    let rig = Rig::new().await;
+    for index in 0..20 {
+        rig.account(&format!("a{index:02}")).await;
+    }
+    let key = Key::Account(account_id("a07"));
+    let found = rig.store.get(&key).await.unwrap().unwrap();
+    let mut record = AccountRecord::decode(&key, &found.value).unwrap();
+    record.versions[0].wrapped.bytes[3] ^= 1;
+    rig.store.replace(&key, &found.version, record.put().unwrap()).await.unwrap();
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    let report = rewrap(&rig).await;
+    assert_eq!((report.accounts, report.failed, &report.stopped), (19, 1, &None));
+    assert_eq!(report.failures[0].account, account_id("a07"));
+    assert!(matches!(report.failures[0].error, Error::Corrupt(Corrupt::WrappedAek(_))), "{report:?}");
+    assert_eq!(AccountRecord::decode(&key, &rig.store.get(&key).await.unwrap().unwrap().value).unwrap(), record);
+}
+
+#[tokio::test]
+async fn a_rewrap_stops_at_a_denial_and_goes_on_from_there() {
+    let rig = Rig::new().await;
+    for index in 0..300 {
+        rig.account(&format!("a{index:03}")).await;
+    }
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    let script = rig.script.clone();
+    let id = rig.kek_id.clone();
+    let progress = move |progress: keyleash::rotate::RewrapProgress| {
+        if progress.done == 100 {
+            script.disable(&id);
+        }
+    };
+    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    let report = rig.meanwhile(rig.engine.rewrap_kek(&rig.kek, options, progress)).await.unwrap();
+    assert!(matches!(report.stopped, Some(Error::Denied(_))), "{:?}", report.stopped);
+    assert!((100..300).contains(&report.accounts), "{}", report.accounts);
+    assert_eq!(rig.engine.count_wrapped_by(&version(&rig, 2)).await.unwrap(), report.accounts);
+    rig.script.enable(&rig.kek_id);
+    rig.pass(20 * SECOND).await;
+    let rest = rewrap(&rig).await;
+    assert_eq!((rest.accounts, rest.stopped), (300 - report.accounts, None));
+    assert_eq!(rig.engine.count_wrapped_by(&version(&rig, 1)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn two_engines_rewrap_and_rotate_at_once_and_lose_and_double_nothing() {
+    let rig = Rig::new().await;
+    let there = other(&rig);
+    let mut blocks = Vec::new();
+    for index in 0..100 {
+        blocks.push(seal(&rig.account(&format!("a{index:02}")).await).unwrap());
+    }
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    let ids: Vec<_> = (0..100).map(|index| account_id(&format!("a{index:02}"))).collect();
+    let rotating = async {
+        for id in &ids {
+            there.rotate_account(id).await.unwrap();
+        }
+    };
+    let both = async {
+        tokio::join!(
+            rig.engine.rewrap_kek(&rig.kek, options, |_| {}),
+            there.rewrap_kek(&rig.kek, options, |_| {}),
+            rotating
+        )
+    };
+    let (one, two, ()) = rig.meanwhile(both).await;
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!((one.failed, two.failed, one.stopped, two.stopped), (0, 0, None, None));
+    assert_eq!(rewrap(&rig).await.accounts, 0);
+    for (id, block) in ids.iter().zip(&blocks) {
+        assert_eq!(wrapped_by(&rig.engine, id.as_str()).await, ["1:kek/2", "2:kek/2"]);
+        let account = there.account(id).await.unwrap();
+        let (header, ciphertext) = keyleash::block::BlockHeader::split(block).unwrap();
+        let mut plaintext = ciphertext.to_vec();
+        account.open(1_u64, &header, &mut plaintext).await.unwrap();
+        assert_eq!(plaintext, b"data");
+    }
+}
+
+#[tokio::test]
+async fn an_account_moves_to_another_kek_and_its_handle_follows() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let block = seal(&account).unwrap();
+    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    let second = KekName::new("second").unwrap();
+    assert!(matches!(rig.engine.move_account(&account_id("a"), &second).await, Err(Error::NotFound(_))));
+    rig.engine.create_kek(&second, Profile::AesKw, false).await.unwrap();
+    assert!(rig.meanwhile(rig.engine.move_account(&account_id("a"), &second)).await.unwrap());
+    assert!(!rig.meanwhile(rig.engine.move_account(&account_id("a"), &second)).await.unwrap(), "it is there");
+    assert_eq!(wrapped_by(&rig.engine, "a").await, ["1:second/1", "2:second/1"]);
+    let page = rig.store.list(&Filter::WrappedBy(version(&rig, 1)), None, 9).await.unwrap();
+    assert!(page.keys.is_empty(), "the old wrapping is gone");
+    rig.pass(20 * SECOND).await;
+    rig.script.destroy(&rig.kek_id);
+    for _ in 0..30 {
+        rig.pass(SECOND).await;
+        seal(&account).unwrap();
+        assert_eq!(account.open_to_vec(1_u64, &block).unwrap(), b"data");
+    }
+}
+
+#[tokio::test]
+async fn new_accounts_only_under_a_kek_that_can_be_restored_where_that_is_asked_for() {
+    let rig = Rig::with(Settings { require_recoverable: true, ..Settings::default() }).await;
+    let create = async |id: &str| rig.engine.create_account(&account_id(id), &rig.kek).await;
+    let error = create("a").await.unwrap_err();
+    assert!(matches!(&error, Error::Misconfigured(what) if what.contains("kek attest-backup kek/1")), "{error}");
+    rig.engine.attest_backup(&version(&rig, 1)).await.unwrap();
+    create("a").await.unwrap();
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    assert!(matches!(create("b").await, Err(Error::Misconfigured(_))));
+    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+}
