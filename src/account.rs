@@ -161,7 +161,7 @@ impl Account {
         let old = self.slot_of(header)?;
         let new = self.keys.current();
         if new.aek_version == old.aek_version {
-            return Ok(header.clone());
+            return Ok(*header);
         }
         let operation = Operation::enter();
         // Both before the first byte is changed, so that a cold key leaves the buffer as it was.

@@ -306,7 +306,7 @@ pub enum TokenSelector {
 /// Where the PIN comes from. Never the PIN itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PinSource {
-    /// The first line of a file.
+    /// A file of one line.
     File(PathBuf),
     /// An environment variable of this name.
     Env(String),

@@ -28,6 +28,7 @@ use crate::{
 use std::{fmt, sync::Arc};
 
 mod keks;
+mod start_up;
 
 pub use self::keks::{KekStatus, KekVersionStatus};
 pub use crate::leash::LeaseStatus;
@@ -53,6 +54,7 @@ pub struct EngineBuilder {
     backend: Backend,
     suite: Suite,
     seed: Option<u64>,
+    start_up_proof: bool,
 }
 
 impl EngineBuilder {
@@ -84,6 +86,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Whether every wrap profile that a KEK of the store has is proved by a round trip once the token answers; what fails is
+    /// an [`Event::ProfileFailed`](crate::telemetry::Event). True unless said otherwise.
+    #[must_use]
+    pub fn start_up_proof(mut self, wanted: bool) -> Self {
+        self.start_up_proof = wanted;
+        self
+    }
+
     /// The seed of everything that is spread in time, so that a simulation can be repeated. Keys and nonces do not depend on
     /// it. The operating system's randomness unless said otherwise.
     #[must_use]
@@ -110,6 +120,9 @@ impl EngineBuilder {
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let keyring = Arc::new(Keyring::new(self.token, self.store, self.clock, self.settings, self.seed));
         watch::start(&keyring);
+        if self.start_up_proof {
+            tokio::spawn(start_up::prove_profiles(keyring.clone()));
+        }
         Ok(Engine {
             owner: Arc::new(Owner(keyring)),
             backend: self.backend,
@@ -149,6 +162,7 @@ impl Engine {
             backend: Backend::default(),
             suite: Suite::default(),
             seed: None,
+            start_up_proof: true,
         }
     }
 

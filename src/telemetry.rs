@@ -1,6 +1,10 @@
 //! What the engine tells while it runs: events for subscribers, and log lines for people. Neither carries a secret.
 
-use crate::{lease::Change, name::KekVersion, token::Workers};
+use crate::{
+    lease::Change,
+    name::KekVersion,
+    token::{Profile, Workers},
+};
 use tokio::sync::broadcast;
 
 /// Events that a slow subscriber may lag behind before it misses some.
@@ -23,6 +27,15 @@ pub enum Event {
     KekReplaced {
         /// The KEK version.
         kek: KekVersion,
+    },
+    /// A wrap profile does not survive a round trip at start-up: AEKs cannot be wrapped, or not be trusted to come back.
+    ProfileFailed {
+        /// The profile.
+        profile: Profile,
+        /// The KEK version that it was tried with.
+        kek: KekVersion,
+        /// What failed, and the remedy.
+        error: String,
     },
     /// A token worker hangs in a call and was given up.
     WorkerLost {

@@ -1,15 +1,14 @@
 //! KEKs as the store knows them and as the token has them.
 
-use super::Engine;
+use super::{Engine, start_up::round_trip};
 use crate::{
-    error::{Corrupt, Error, Result},
+    error::{Corrupt, Error, Refusal, Result},
     name::{KekName, KekVersion},
-    secret::Aek,
     store::{
         self, Filter, Key,
-        record::{KekPolicy, KekRecord, KekVersionRecord, binding},
+        record::{KekPolicy, KekRecord, KekVersionRecord},
     },
-    token::{KekHandle, KekInfo, KekSpec, Profile, TokenError},
+    token::{KekHandle, KekId, KekInfo, KekSpec, Profile, TokenError},
 };
 use std::collections::HashSet;
 
@@ -47,6 +46,20 @@ pub struct KekStatus {
 /// The CKA_LABEL of a KEK version that keyleash makes.
 fn label_of(kek: &KekVersion) -> String {
     format!("{LABEL_PREFIX}{kek}")
+}
+
+/// Names the key that a failure leaves behind: nobody else would.
+fn and_stays(error: Error, id: &KekId) -> Error {
+    let stays = format!("the key with CKA_ID {id} stays in the token, and the next try takes it");
+    match error {
+        Error::Misconfigured(what) => Error::Misconfigured(format!("{what}; {stays}")),
+        Error::Denied(refusal) => Error::Denied(Refusal { remedy: format!("{}; {stays}", refusal.remedy), ..refusal }),
+        Error::Unreachable(refusal) => {
+            Error::Unreachable(Refusal { remedy: format!("{}; {stays}", refusal.remedy), ..refusal })
+        }
+        Error::Corrupt(what) => Error::Misconfigured(format!("{what}; {stays}")),
+        other => other,
+    }
 }
 
 impl Engine {
@@ -87,6 +100,12 @@ impl Engine {
                 self.owner.0.token.probe(profile).await?;
                 self.owner.0.token.create_kek(&KekSpec { label, profile, destroyable }).await?
             }
+            [KekInfo { known_outside: Some(why), id, .. }] => {
+                return Err(Error::Misconfigured(format!(
+                    "the token has a key labelled {label:?} already (CKA_ID {id}), which the store does not know, and {why}: \
+                     choose another name, or remove that key"
+                )));
+            }
             [kek] if kek.profile == Some(profile) && kek.refused.is_none() && kek.destroyable != Some(!destroyable) => {
                 kek.clone()
             }
@@ -107,20 +126,16 @@ impl Engine {
         if let Some(refused) = &info.refused {
             return Err(Error::Misconfigured(format!("the token made KEK {kek} otherwise than asked: {refused}")));
         }
-        self.prove_kek(kek, &KekHandle { id: info.id.clone(), profile }).await?;
-        Ok(info)
+        let handle = KekHandle { id: info.id.clone(), profile };
+        match self.prove_kek(kek, &handle).await {
+            Ok(()) => Ok(info),
+            Err(error) => Err(and_stays(error, &info.id)),
+        }
     }
 
     /// A whole round trip under a KEK before anything is entrusted to it.
     pub(crate) async fn prove_kek(&self, kek: &KekVersion, handle: &KekHandle) -> Result<()> {
-        let aek = Aek::generate()?;
-        let binding = binding(kek.name.as_str().as_bytes());
-        let wrapped = self.owner.0.token.wrap(handle, &aek, &binding).await?;
-        let back = self.owner.0.token.unwrap(handle, &wrapped, &binding).await?;
-        if back == aek {
-            return Ok(());
-        }
-        Err(Error::Misconfigured(format!("KEK {kek} does not give back what it wrapped: do not use this token")))
+        round_trip(&*self.owner.0.token, kek, handle).await
     }
 
     /// Every KEK of the store, in the order of their names.

@@ -153,6 +153,9 @@ pub struct KekInfo {
     pub enabled: bool,
     /// Why keyleash refuses it, attribute named (extractable, decrypts and wraps, …); `None` when it is sound.
     pub refused: Option<String>,
+    /// What tells that somebody outside of the token may have the key, attribute named: it was imported, or could once be
+    /// read. `None` when nothing does. No reason to refuse a key that an operator named; one to not take it unasked.
+    pub known_outside: Option<String>,
 }
 
 /// What the token says about itself.

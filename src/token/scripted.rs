@@ -438,6 +438,7 @@ fn info(id: &KekId, kek: &Kek) -> KekInfo {
         modifiable: Some(true),
         enabled: kek.unwraps,
         refused: kek.refused.clone(),
+        known_outside: None,
     }
 }
 

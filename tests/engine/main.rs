@@ -9,6 +9,7 @@ mod leash;
 mod moved;
 mod open;
 mod rotate;
+mod start_up;
 mod tamper;
 
 use keyleash::{
@@ -94,6 +95,7 @@ fn build(token: &Arc<ScriptedToken>, store: &Arc<MemoryStore>, clock: &ManualClo
         .settings(settings)
         .clock(Clock::Manual(clock.clone()))
         .jitter_seed(1)
+        .start_up_proof(false) // so that a test counts its own calls
         .build()
         .unwrap()
 }

@@ -70,10 +70,9 @@ async fn a_kek_version_that_still_wraps_or_is_current_is_not_retired() {
     let rig = Rig::new().await;
     rig.account("a").await;
     rig.account("b").await;
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
     let error = rig.engine.retire_kek(&version(&rig, 1)).await.unwrap_err().to_string();
     assert!(error.contains("wraps AEKs of 2 accounts") && error.contains("account list --kek kek/1"), "{error}");
-    rig.engine.rotate_kek(&rig.kek).await.unwrap();
-    assert!(matches!(rig.engine.retire_kek(&version(&rig, 1)).await, Err(Error::Invalid(_))));
     let error = rig.engine.retire_kek(&version(&rig, 2)).await.unwrap_err().to_string();
     assert!(error.contains("wraps new AEKs") && error.contains("kek rotate kek"), "{error}");
     assert!(matches!(rig.engine.retire_kek(&version(&rig, 3)).await, Err(Error::NotFound(_))));

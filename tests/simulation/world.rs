@@ -155,7 +155,11 @@ impl World {
         let heal = Arc::default();
         let store = Arc::new(MemoryStore::new());
         // KEKs are made by an engine over the bare token: that is not what is simulated.
-        let maker = Engine::builder(token.clone(), store.clone()).clock(Clock::Manual(clock.clone())).build().unwrap();
+        let maker = Engine::builder(token.clone(), store.clone())
+            .clock(Clock::Manual(clock.clone()))
+            .start_up_proof(false)
+            .build()
+            .unwrap();
         let events = maker.events();
         let mut world = Self {
             rng,
@@ -229,6 +233,7 @@ impl World {
         let store =
             SimStore { inner: self.store.clone(), shared, engine, clock: clock.clone(), healed: self.heal.clone() };
         let built = Engine::builder(Arc::new(token), Arc::new(store))
+            .start_up_proof(false) // it grants and takes nothing, and the schedule counts calls
             .settings(self.settings.clone())
             .clock(clock)
             .jitter_seed(seed ^ engine as u64)

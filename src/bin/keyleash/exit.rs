@@ -61,6 +61,14 @@ impl Failure {
         }
     }
 
+    /// Names the stream of which was only known that it was `role`.
+    pub(crate) fn of_stream(self, role: &str, name: &str) -> Self {
+        match self {
+            Self::Io { what, error } if what == role => Self::Io { what: format!("{role} {name}"), error },
+            other => other,
+        }
+    }
+
     /// For writing to standard output, whose reader may go away.
     pub(crate) fn stdout(error: io::Error) -> Self {
         match error.kind() {

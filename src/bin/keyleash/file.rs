@@ -318,13 +318,17 @@ fn cut_in_header() -> Failure {
 }
 
 fn reading(error: io::Error) -> Failure {
-    Failure::io("reading", error)
+    Failure::io(READING, error)
 }
+
+/// What a stream is called in an error here, where its name is not known.
+pub(crate) const READING: &str = "reading";
+pub(crate) const WRITING: &str = "writing";
 
 fn writing(error: io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Failure::Closed,
-        _ => Failure::io("writing", error),
+        _ => Failure::io(WRITING, error),
     }
 }
 

@@ -13,6 +13,8 @@ use std::{
 
 /// Whatever was sealed or opened is its owner's alone.
 const MODE: u32 = 0o600;
+/// Longest name, in bytes, that the temporary file shows in its own: file systems have room for 255.
+const NAME_SHOWN_MAX: usize = 200;
 
 /// A file in the making, beside its place under a name of its own. Unless it is [completed](OutFile::complete), it is
 /// removed when this is dropped or [abandoned](OutFile::abandon), whichever thread still writes to it.
@@ -45,11 +47,18 @@ impl OutFile {
         };
         let mut random = [0; 8];
         keyleash::secret::fill_random(&mut random)?;
-        let temporary = format!(".{}.{:016x}.keyleash", name.display(), u64::from_ne_bytes(random));
+        // A long name has no room for more.
+        let stem = if name.len() <= NAME_SHOWN_MAX { name.display().to_string() } else { String::new() };
+        let temporary = format!(".{stem}.{:016x}.keyleash", u64::from_ne_bytes(random));
         let temporary = place.with_file_name(temporary);
         let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary);
         let file = file.map_err(|error| Failure::io(format!("{}: cannot be made", place.display()), error))?;
         Ok(Self { place: place.into(), force, temporary: Mutex::new(Some(temporary)), file })
+    }
+
+    /// Where it shall appear.
+    pub(crate) fn place(&self) -> &Path {
+        &self.place
     }
 
     /// Where to write.

@@ -60,6 +60,8 @@ fn open_with(engine: &Engine, work: &mut Work) -> Result<(FileHeader, Totals), F
 /// Where the bytes come from and go to.
 struct Opened {
     input: Box<dyn Read + Send>,
+    /// What IN is called.
+    source: String,
     input_bytes: Option<u64>,
     out: Option<Arc<OutFile>>,
     progress: bool,
@@ -111,9 +113,11 @@ impl Opened {
         let named = |path: Option<PathBuf>| path.filter(|path| path != Path::new("-"));
         // Opening a named pipe waits for its other end, and a signal must be heard meanwhile.
         let opening = tokio::task::spawn_blocking(move || {
-            let (input, input_bytes) = open_input(named(input))?;
+            let input = named(input);
+            let source = input.as_ref().map_or_else(|| "standard input".into(), |path| path.display().to_string());
+            let (input, input_bytes) = open_input(input)?;
             let out = named(out).map(|place| OutFile::create(&place, force)).transpose()?.map(Arc::new);
-            Ok(Self { input, input_bytes, out, progress: !output.is_json() })
+            Ok(Self { input, source, input_bytes, out, progress: !output.is_json() })
         });
         opening.await.map_err(|error| Failure::io("opening", io::Error::other(error)))?
     }
@@ -124,7 +128,7 @@ impl Opened {
         output: Output,
         work: impl FnOnce(&mut Work) -> Result<(FileHeader, Totals), Failure> + Send + 'static,
     ) -> Result<(), Failure> {
-        let Self { input, input_bytes, out, progress } = self;
+        let Self { input, source, input_bytes, out, progress } = self;
         let stop = Arc::new(AtomicBool::new(false));
         let _interrupt = Interrupt { out: out.clone(), stop: stop.clone() };
         let job = tokio::task::spawn_blocking({
@@ -144,7 +148,11 @@ impl Opened {
                     // What was authenticated is written all the same; why it stopped is said, not this.
                     let _ = job.output.flush();
                 }
-                let done = outcome?;
+                let place =
+                    out.as_ref().map_or_else(|| "standard output".into(), |out| out.place().display().to_string());
+                let named =
+                    |failure: Failure| failure.of_stream(file::READING, &source).of_stream(file::WRITING, &place);
+                let done = outcome.map_err(named)?;
                 out.map_or(Ok(()), |out| out.complete())?;
                 Ok::<_, Failure>(done)
             }

@@ -99,7 +99,8 @@ impl Setup {
         settings.max_cached_aeks = settings.max_cached_aeks.min(cached_aeks_max);
         let token = Pkcs11Token::open(self.token_settings()?).await.map_err(Error::from)?;
         wait_until_listed(&token).await;
-        Ok(Engine::builder(Arc::new(token), store).settings(settings).build()?)
+        // A command proves by what it does.
+        Ok(Engine::builder(Arc::new(token), store).settings(settings).start_up_proof(false).build()?)
     }
 
     /// How the token is reached.

@@ -31,6 +31,9 @@ pub(super) struct Attributes {
     pub(super) unwrap: Option<bool>,
     pub(super) destroyable: Option<bool>,
     pub(super) modifiable: Option<bool>,
+    pub(super) local: Option<bool>,
+    pub(super) always_sensitive: Option<bool>,
+    pub(super) never_extractable: Option<bool>,
     /// First and last day of validity, as YYYYMMDD.
     pub(super) start: Option<u32>,
     pub(super) end: Option<u32>,
@@ -82,6 +85,17 @@ impl Attributes {
         }
     }
 
+    /// What tells that somebody outside of the token may have the key.
+    fn known_outside(&self) -> Option<String> {
+        let told = [
+            ("CKA_LOCAL", self.local),
+            ("CKA_NEVER_EXTRACTABLE", self.never_extractable),
+            ("CKA_ALWAYS_SENSITIVE", self.always_sensitive),
+        ];
+        let (attribute, _) = told.into_iter().find(|(_, value)| *value == Some(false))?;
+        Some(format!("{attribute} is false: it was imported, or could once be read"))
+    }
+
     /// Why the key may not be used today (YYYYMMDD, UTC). SoftHSM and kryoptic do not look.
     pub(super) fn out_of_date(&self, today: u32) -> Option<String> {
         match (self.start, self.end) {
@@ -97,6 +111,7 @@ impl Attributes {
         Ok(KekInfo {
             enabled: usable == Some(true) && self.out_of_date(today).is_none(),
             refused: self.refusal(),
+            known_outside: self.known_outside(),
             id: KekId::new(self.id)
                 .map_err(|error| fault::error(crate::token::Verdict::Misconfigured, "find KEK", error.to_string()))?,
             label: self.label,
@@ -159,6 +174,9 @@ fn read(session: &Session, object: ObjectHandle) -> Result<Option<Attributes>, F
         AttributeType::Unwrap,
         AttributeType::Destroyable,
         AttributeType::Modifiable,
+        AttributeType::Local,
+        AttributeType::AlwaysSensitive,
+        AttributeType::NeverExtractable,
     ];
     if rsa {
         wanted.push(AttributeType::Modulus);
@@ -178,6 +196,9 @@ fn read(session: &Session, object: ObjectHandle) -> Result<Option<Attributes>, F
             Attribute::Unwrap(value) => found.unwrap = Some(value),
             Attribute::Destroyable(value) => found.destroyable = Some(value),
             Attribute::Modifiable(value) => found.modifiable = Some(value),
+            Attribute::Local(value) => found.local = Some(value),
+            Attribute::AlwaysSensitive(value) => found.always_sensitive = Some(value),
+            Attribute::NeverExtractable(value) => found.never_extractable = Some(value),
             Attribute::ValueLen(len) => found.bits = u32::try_from(*len).unwrap_or(0).saturating_mul(8),
             Attribute::Modulus(modulus) => found.bits = modulus_bits(&modulus),
             _ => {}

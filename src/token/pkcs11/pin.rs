@@ -17,7 +17,7 @@ use cryptoki::error::RvError;
 use std::{
     fmt,
     io::Read,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -37,7 +37,8 @@ pub type PinCallback = dyn Fn() -> Result<Vec<u8>, String> + Send + Sync;
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum PinSource {
-    /// A file with the PIN, 1 to 255 bytes; one trailing line feed is not part of it. A warning is logged when others may read it.
+    /// A regular file with the PIN alone, 1 to 255 bytes; one line end behind it is not part of it. A warning is logged when
+    /// others may read it.
     File(PathBuf),
     /// The environment variable of this name. A file is better: the environment is inherited and shows in /proc.
     Env(String),
@@ -67,21 +68,33 @@ impl PinSource {
         let refused = |what: String, remedy: &str| fault::misconfigured("read PIN", format!("{self}: {what}"), remedy);
         let mut bytes = match self {
             Self::File(path) => {
-                let file = std::fs::File::open(path).map_err(|error| {
+                // Opening a pipe that nobody writes to would take for ever.
+                let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+                let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
+                let file = file.map_err(|error| {
                     refused(error.to_string(), "write the PIN to the file, readable by this user alone")
                 })?;
-                let mode = file.metadata().map_or(0, |meta| meta.permissions().mode());
-                if mode & 0o044 != 0 {
+                let regular = "name a regular file that holds the PIN alone: it is read again for each login";
+                let metadata = file.metadata().map_err(|error| refused(error.to_string(), regular))?;
+                if !metadata.is_file() {
+                    return Err(refused("is no regular file".into(), regular));
+                }
+                if metadata.permissions().mode() & 0o044 != 0 {
                     tracing::warn!(file = %path.display(), "others may read the PIN file: chmod 600 it");
                 }
                 // Room for all that is read, so that no copy is left behind by growth.
                 let mut bytes = Zeroizing::new(Vec::with_capacity(Pin::BYTES_MAX + 64));
-                let limit = Pin::BYTES_MAX as u64 + 2;
-                file.take(limit)
-                    .read_to_end(&mut bytes)
-                    .map_err(|error| refused(error.to_string(), "name a regular file that holds the PIN alone"))?;
+                let limit = Pin::BYTES_MAX as u64 + 3;
+                file.take(limit).read_to_end(&mut bytes).map_err(|error| refused(error.to_string(), regular))?;
                 if bytes.last() == Some(&b'\n') {
                     bytes.pop();
+                    // Written on Windows. A PIN that ends so would have to be given some other way.
+                    if bytes.last() == Some(&b'\r') {
+                        bytes.pop();
+                    }
+                }
+                if bytes.contains(&b'\n') {
+                    return Err(refused("has several lines".into(), "put the token's PIN there and nothing else"));
                 }
                 bytes
             }
@@ -276,6 +289,40 @@ mod tests {
             tries.set(tries.get() + 1);
             Attempt::Refused(fault::denied("login", "C_Login: CKR_PIN_INCORRECT"))
         }
+    }
+
+    #[test]
+    fn a_pin_file_is_a_regular_file_of_one_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pin");
+        let read = |text: &[u8]| {
+            std::fs::write(&path, text).unwrap();
+            PinSource::File(path.clone()).read().map(|pin| pin.expose().to_vec())
+        };
+        for text in [&b"1234"[..], b"1234\n", b"1234\r\n"] {
+            assert_eq!(read(text).unwrap(), b"1234");
+        }
+        assert_eq!(read(&[b'7'; 255]).unwrap(), [b'7'; 255]);
+        assert_eq!(read(&[&[b'7'; 255][..], b"\r\n"].concat()).unwrap(), [b'7'; 255]);
+        for (text, words) in [
+            (&b""[..], "is empty"),
+            (b"\n", "is empty"),
+            (b"1234\n5678\n", "several lines"),
+            (b"1234\n\n", "several lines"),
+            (&[b'7'; 256], "more than 255"),
+            (&[b'7'; 9000], "more than 255"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(words) && !error.contains("1234"), "{error}");
+        }
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        for other in [&pipe, directory.path(), std::path::Path::new("/dev/null")] {
+            let error = PinSource::File(other.into()).read().unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{error}");
+        }
+        let error = PinSource::File(directory.path().join("none")).read().unwrap_err().to_string();
+        assert!(error.contains("No such file"), "{error}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use std::{
     cell::Cell,
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 /// How often a known good record must be refused, each time while a fresh one makes the round trip, before that is another key's
@@ -422,7 +423,7 @@ fn find_slot(shared: &Shared, inside: &Inside<'_>) -> Result<Slot, Fault> {
         .iter()
         .map(|slot| Listed {
             slot: slot.id(),
-            token: pkcs11.get_token_info(*slot).ok().filter(|_| describe).map(|token| ListedToken {
+            token: describe.then(|| pkcs11.get_token_info(*slot).ok()).flatten().map(|token| ListedToken {
                 label: token.label().trim_end().to_owned(),
                 serial: token.serial_number().trim().to_owned(),
                 initialized: token.token_initialized(),
@@ -465,6 +466,9 @@ fn is_logged_in(session: &Session) -> bool {
     matches!(state, Ok(SessionState::RoUser | SessionState::RwUser))
 }
 
+/// Before CKR_USER_PIN_NOT_INITIALIZED is believed.
+const NO_PIN_PAUSES: [Duration; 3] = [Duration::from_millis(10), Duration::from_millis(20), Duration::from_millis(40)];
+
 fn log_in(shared: &Shared, inside: &Inside<'_>, slot: Slot, session: &Session, deadline: Instant) -> Result<(), Fault> {
     if is_logged_in(session) {
         return Ok(());
@@ -485,7 +489,17 @@ fn log_in(shared: &Shared, inside: &Inside<'_>, slot: Slot, session: &Session, d
         }
         // Wiped on drop.
         let raw = RawAuthPin::new(Box::new(pin.expose().to_vec()));
-        match session.login_with_raw(UserType::User, &raw) {
+        let mut outcome = session.login_with_raw(UserType::User, &raw);
+        // SoftHSM says so too for the instant in which another process writes the token's flags as it logs in. No PIN was
+        // compared, so that none is counted.
+        for pause in NO_PIN_PAUSES {
+            if !matches!(&outcome, Err(error) if code_of(error) == RvError::UserPinNotInitialized) {
+                break;
+            }
+            std::thread::sleep(pause);
+            outcome = session.login_with_raw(UserType::User, &raw);
+        }
+        match outcome {
             Ok(()) => Attempt::Accepted,
             Err(error) => match code_of(&error) {
                 RvError::UserAlreadyLoggedIn => Attempt::Accepted,

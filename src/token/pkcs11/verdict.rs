@@ -145,7 +145,8 @@ pub(super) const fn conclude(code: RvError, facts: Facts) -> Verdict {
         {
             Verdict::Denied
         }
-        // A record that is known to be good is refused as well, and so is a fresh one: not this record's fault alone.
+        // A record that is known to be good is refused as well, and so is a fresh one: not this record's fault alone. Whatever
+        // refused them, an outage that began in between perhaps, is bounded by grace; a denial would wipe at once.
         Class::BadRecord if matches!(facts.good, Good::Refused) => Verdict::Unreachable,
         Class::BadRecord => Verdict::BadRecord,
         // A parameter of the record (its IV, say) that the token cannot take.
@@ -286,6 +287,7 @@ mod tests {
             assert_eq!(class(code), Class::BadRecord, "{code:?}");
             assert_eq!(conclude(code, with_good(Good::Unwraps)), Verdict::BadRecord, "{code:?}");
             assert_eq!(conclude(code, found()), Verdict::BadRecord, "{code:?}");
+            assert_eq!(conclude(code, with_good(Good::Refused)), Verdict::Unreachable, "{code:?}");
         }
         for code in [Rv::GeneralError, Rv::DeviceError, Rv::FunctionFailed] {
             assert_eq!(conclude(code, with_good(Good::Unwraps)), Verdict::BadRecord, "{code:?}");
