@@ -174,7 +174,7 @@ impl AccountRecord {
     /// Its bytes.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when a rule of the fields is broken or it is longer than [`VALUE_BYTES_MAX`].
+    /// [`Error::Invalid`] when a rule of the fields is broken or it is longer than [`super::VALUE_BYTES_MAX`].
     pub fn encode(&self) -> Result<Vec<u8>> {
         self.check().map_err(|what| Error::Invalid(format!("{}: {what}", self.key())))?;
         wire::encode_account(self)
