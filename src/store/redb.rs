@@ -113,12 +113,11 @@ impl Shared {
 
     /// Uses the database; opens it first when an error closed it, and closes it on an error.
     fn with_database<T>(&self, work: impl FnOnce(&Database) -> Result<T, RedbError>) -> Result<T> {
-        // A panic inside redb poisons the lock; the database it leaves refuses by itself what it cannot do.
         loop {
             if let Some(database) = &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
-                match work(database) {
+                match file::guarded(&self.path, || work(database).map_err(|error| file::failed(&self.path, error))) {
                     Ok(value) => return Ok(value),
-                    Err(error) => break Err(file::failed(&self.path, error)),
+                    refused => break refused,
                 }
             }
             let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);

@@ -137,6 +137,22 @@ async fn a_cut_store_is_refused_and_never_made_anew() {
     }
 }
 
+/// redb panics over it.
+#[tokio::test]
+async fn damage_that_redb_does_not_look_for_is_damage_all_the_same() {
+    const TABLE: &[u8] = b"keyleash.meta";
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    drop(RedbStore::open(&path).await.unwrap());
+    let mut bytes = fs::read(&path).unwrap();
+    let places: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(TABLE)).collect();
+    assert!(!places.is_empty());
+    places.iter().for_each(|at| bytes[*at] = 0xff); // no UTF-8
+    fs::write(&path, bytes).unwrap();
+    let error = refusal(&path).await;
+    assert!(matches!(&error, Error::Corrupt(_)) && error.to_string().contains("damaged"), "{error}");
+}
+
 #[tokio::test]
 async fn a_record_that_was_changed_in_the_file_is_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();

@@ -11,6 +11,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
 
@@ -47,9 +48,18 @@ pub(super) fn open_or_create(path: &Path) -> Result<Database> {
 /// Opens a store that exists.
 pub(super) fn open(path: &Path) -> Result<Database> {
     check_file(path)?;
-    let database = builder().open(path).map_err(|error| failed(path, error.into()))?;
-    check_format(path, &database)?;
-    Ok(database)
+    guarded(path, || {
+        let database = builder().open(path).map_err(|error| failed(path, error.into()))?;
+        check_format(path, &database)?;
+        Ok(database)
+    })
+}
+
+/// redb panics over some kinds of damage. Whoever calls this gives up the database that it happened in.
+pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(corrupt(path, "the file is damaged (redb failed over it, see the log); restore it from a copy"))
+    })
 }
 
 /// Refuses what cannot be a redb file, before redb looks at it.
