@@ -34,6 +34,7 @@ async fn a_new_store_is_for_its_owner_alone_and_leaves_nothing_beside_it() {
     let names: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["store.redb"]);
     RedbStore::open_existing(&path).await.unwrap();
+    drop(RedbStore::open(directory.path().join("x".repeat(255))).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,7 @@ use crate::exit::Failure;
 use keyleash::Error;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::{
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
@@ -47,9 +48,12 @@ impl OutFile {
         };
         let mut random = [0; 8];
         keyleash::secret::fill_random(&mut random)?;
+        let mut temporary = OsString::from(".");
         // A long name has no room for more.
-        let stem = if name.len() <= NAME_SHOWN_MAX { name.display().to_string() } else { String::new() };
-        let temporary = format!(".{stem}.{:016x}.keyleash", u64::from_ne_bytes(random));
+        if name.len() <= NAME_SHOWN_MAX {
+            temporary.push(name);
+        }
+        temporary.push(format!(".{:016x}.keyleash", u64::from_ne_bytes(random)));
         let temporary = place.with_file_name(temporary);
         let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary);
         let file = file.map_err(|error| Failure::io(format!("{}: cannot be made", place.display()), error))?;
@@ -168,6 +172,17 @@ mod tests {
         out.abandon();
         assert_eq!(out.complete().unwrap_err().kind(), "io");
         assert_eq!(names(directory.path()), [""; 0]);
+    }
+
+    #[test]
+    fn whatever_name_the_place_may_have_there_is_one_beside_it() {
+        use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+        let directory = tempfile::tempdir().unwrap();
+        for name in [&[0xff; 100][..], &[0xff; 200], &[b'x'; 200], &[b'x'; 255]] {
+            let place = directory.path().join(OsStr::from_bytes(name));
+            OutFile::create(&place, false).unwrap().complete().unwrap();
+            assert!(place.exists());
+        }
     }
 
     #[test]

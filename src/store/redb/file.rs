@@ -8,6 +8,7 @@ use ::redb::{
     Builder, Database, Error as RedbError, ReadableDatabase, TableDefinition, TableError, backends::FileBackend,
 };
 use std::{
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
@@ -28,6 +29,8 @@ const FORMAT_VERSION: u32 = 1;
 const REDB_MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 /// redb's own default is 1 GiB, too much for a service that has records of some hundred bytes.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
+/// Longest name, in bytes, that the file in the making shows in its own: file systems have room for 255.
+const NAME_SHOWN_MAX: usize = 200;
 /// The file says which accounts there are: nobody else needs to read it.
 const FILE_MODE: u32 = 0o600;
 
@@ -123,7 +126,13 @@ fn create(path: &Path) -> Result<Database> {
     };
     let mut random = [0; 8];
     fill_random(&mut random)?;
-    let temporary = directory.join(format!(".{}.{:016x}.new", name.display(), u64::from_ne_bytes(random)));
+    let mut temporary = OsString::from(".");
+    // A long name has no room for more.
+    if name.len() <= NAME_SHOWN_MAX {
+        temporary.push(name);
+    }
+    temporary.push(format!(".{:016x}.new", u64::from_ne_bytes(random)));
+    let temporary = directory.join(temporary);
     let made = make(path, &temporary, directory);
     // Gone already when it was linked; else whatever failed is said, not this.
     let _ = fs::remove_file(&temporary);
