@@ -52,6 +52,7 @@ fn main() -> ExitCode {
     match Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build() {
         Ok(runtime) => {
             let outcome = run_to_end(&runtime, cli, output);
+            warnings::end();
             runtime.shutdown_timeout(FAREWELL);
             // It says whether all left; who has not by then cannot be helped.
             let _ = end_of_process(TOKEN_FAREWELL);
