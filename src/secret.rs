@@ -254,7 +254,7 @@ impl Pin {
             source.zeroize();
             return Err(Error::Invalid(format!("a PIN has 1 to {} bytes, this one has {len}", Self::BYTES_MAX)));
         }
-        let mut cell = LockedCell::take()?;
+        let mut cell = LockedCell::take().inspect_err(|_| source.zeroize())?;
         cell.bytes_mut().iter_mut().zip(source.iter()).for_each(|(to, from)| *to = *from);
         source.zeroize();
         Ok(Self { cell, len })
