@@ -4,6 +4,7 @@
 
 use crate::{
     error::{Error, Result},
+    name::TokenName,
     secret::MemlockPolicy,
 };
 use std::{path::PathBuf, time::Duration};
@@ -195,6 +196,20 @@ impl Settings {
             )));
         }
         Ok(())
+    }
+
+    /// Whether the promises hold with a token that has a deadline of its own.
+    ///
+    /// # Errors
+    /// As [`Settings::validate`], with the token's name.
+    pub fn validate_token(&self, token: &TokenName, call_timeout: Duration) -> Result<()> {
+        let judged = Self { call_timeout, ..self.clone() };
+        judged.validate().map_err(|error| match error {
+            Error::Misconfigured(what) if call_timeout != self.call_timeout => {
+                Error::Misconfigured(format!("token {token}: {what}"))
+            }
+            error => error,
+        })
     }
 
     /// What holds but should be known.

@@ -15,6 +15,7 @@ use crate::{
     name::{AccountId, KekName, KekVersion},
     secret::{Aek, KeySlot},
     slot::{AekSlot, Leash},
+    tokens::Route,
 };
 use loom::thread;
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
@@ -144,7 +145,8 @@ fn after_the_wait_nobody_is_inside_who_was_before_it() {
 fn leash_and_slot() -> (Arc<Leash>, Arc<AekSlot>, u64) {
     let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
     let clock = Clock::Manual(ManualClock::new(Instant::from_nanos(1)));
-    let leash = Arc::new(Leash::new(kek, Lease::new(Duration::from_secs(10)), clock, Duration::from_secs(5)));
+    let (route, lease) = (Route::of_test(&clock), Lease::new(Duration::from_secs(10)));
+    let leash = Arc::new(Leash::new(kek, route, lease, clock, Duration::from_secs(5)));
     let slot = AekSlot::new(AccountId::new("a").unwrap(), 1, leash.clone()).unwrap();
     let epoch = prove(&leash);
     (leash, slot, epoch)

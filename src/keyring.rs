@@ -5,7 +5,7 @@
 
 use crate::{
     account_keys::AccountKeys,
-    budget::{Budget, Place},
+    budget::Place,
     clock::{Clock, Instant, Jitter},
     config::{REFRESH_PERCENT, Settings},
     error::{Corrupt, Error, Result},
@@ -20,7 +20,8 @@ use crate::{
         record::{AccountRecord, WrappedAek, binding, check_matches, context},
     },
     telemetry::{Event, Teller},
-    token::{KekHandle, Token, TokenError, Verdict},
+    token::{KekHandle, TokenError, Verdict},
+    tokens::{Route, Tokens},
 };
 use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
 use std::{
@@ -43,11 +44,10 @@ const INDEX_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// The keys of one engine.
 pub(crate) struct Keyring {
-    pub(crate) token: Arc<dyn Token>,
+    pub(crate) tokens: Tokens,
     pub(crate) store: Arc<dyn KeyStore>,
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
-    pub(crate) budget: Budget,
     pub(crate) teller: Teller,
     pub(crate) jitter: Jitter,
     /// Wakes the watch: a lease was made, or changed.
@@ -86,6 +86,11 @@ impl Found {
     pub(crate) fn moved(&self) -> bool {
         self.heir.is_some()
     }
+
+    /// The lease that is asked for what belongs into `slot`.
+    pub(crate) fn leash<'a>(&'a self, slot: &'a AekSlot) -> &'a Arc<Leash> {
+        self.heir.as_ref().map_or(&slot.leash, |heir| &heir.leash)
+    }
 }
 
 /// What an unwrap needs: the record first, because a store that hangs must not hold up those who have it, and then the place.
@@ -104,7 +109,7 @@ pub(crate) enum Trouble {
 
 impl Keyring {
     pub(crate) fn new(
-        token: Arc<dyn Token>,
+        tokens: Tokens,
         store: Arc<dyn KeyStore>,
         clock: Clock,
         settings: Settings,
@@ -126,8 +131,7 @@ impl Keyring {
             })
             .build();
         Self {
-            budget: Budget::new(settings.resume_rate, clock.clone()),
-            token,
+            tokens,
             store,
             clock,
             settings,
@@ -157,9 +161,10 @@ impl Keyring {
             Err(Error::Corrupt(_)) => (Lease::denied_before(grace, self.clock.now()), None),
             Err(error) => return Err(error),
         };
+        let route = self.route(kek).await?;
         let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let leash = Leash::new(kek.clone(), lease, self.clock.clone(), self.settings.aek_ttl);
+            let leash = Leash::new(kek.clone(), route, lease, self.clock.clone(), self.settings.aek_ttl);
             // So that the fresh proofs of many KEK versions do not all come with one poll.
             let first = self.jitter.below(u64::from(self.settings.fresh_proof_every)) as usize;
             leash.proofs.store(first, Ordering::SeqCst);
@@ -170,6 +175,26 @@ impl Keyring {
         drop(leashes);
         self.stir.notify_one();
         Ok(leash)
+    }
+
+    /// The token that a KEK version is in, as the KEK's record says. A record that says nothing (it is gone, or damaged) matters
+    /// only where there is a choice.
+    async fn route(&self, kek: &KekVersion) -> Result<Route> {
+        let found = self.in_time(store::load_kek(&*self.store, &kek.name)).await;
+        let version = match found {
+            Ok(record) => record.and_then(|(record, _)| record.version(kek.version).cloned()),
+            Err(Error::Corrupt(_)) if self.tokens.only().is_some() => None,
+            Err(error) => return Err(error),
+        };
+        let seat = match (version, self.tokens.only()) {
+            (Some(version), _) => self.tokens.holder(kek, &version.token)?,
+            (None, Some(only)) => only,
+            (None, None) => {
+                let what = format!("it does not say in which token version {} is", kek.version);
+                return Err(Corrupt::Record { record: format!("KEK {}", kek.name), what }.into());
+            }
+        };
+        Ok(Route::new(seat.clone()))
     }
 
     /// The lease of a KEK version, if it was asked for before.
@@ -318,7 +343,8 @@ impl Keyring {
                 if found.moved() {
                     self.note_move(&slot.leash);
                 }
-                Ready { found, place: self.budget.on_demand().await }
+                let place = found.leash(slot).route.first.budget.on_demand().await;
+                Ready { found, place }
             }
             None => return Err(slot.leash.why_not()),
         };
@@ -349,7 +375,7 @@ impl Keyring {
         }
         let epoch = self.asking(&slot.leash);
         let asked = self.clock.now();
-        match self.unwrap_verified(&slot.account, wrapped).await {
+        match self.unwrap_verified(&slot.leash, &slot.account, wrapped).await {
             Ok(aek) => {
                 self.feed(&slot.leash, LeaseVerdict::Granted { asked, epoch }, None);
                 if !self.samples().contains_key(&wrapped.kek) {
@@ -484,10 +510,16 @@ impl Keyring {
     }
 
     /// Asks the token for an AEK and verifies that it is the one.
-    pub(crate) async fn unwrap_verified(&self, account: &AccountId, wrapped: &WrappedAek) -> Result<Aek, Trouble> {
+    pub(crate) async fn unwrap_verified(
+        &self,
+        leash: &Leash,
+        account: &AccountId,
+        wrapped: &WrappedAek,
+    ) -> Result<Aek, Trouble> {
         let context = context(&wrapped.kek, account, wrapped.aek_version);
         let kek = KekHandle { id: wrapped.kek_id.clone(), profile: wrapped.profile };
-        let aek = self.token.unwrap(&kek, &wrapped.wrapped, &binding(&context)).await.map_err(Trouble::Token)?;
+        let token = &leash.route.first.token;
+        let aek = token.unwrap(&kek, &wrapped.wrapped, &binding(&context)).await.map_err(Trouble::Token)?;
         if check_matches(&aek, &context, &wrapped.check) { Ok(aek) } else { Err(Trouble::OtherKey) }
     }
 
@@ -579,10 +611,10 @@ impl Keyring {
             // What a key wraps just now says nothing of the AEKs that are there: another KEK in its place would do it too.
             return Err(leash.why_not());
         }
-        let _place = self.budget.on_demand().await;
+        let _place = leash.route.first.budget.on_demand().await;
         let epoch = self.asking(&leash);
         let asked = self.clock.now();
-        match self.unwrap_verified(account, wrapped).await {
+        match self.unwrap_verified(&leash, account, wrapped).await {
             Ok(aek) => {
                 self.feed(&leash, LeaseVerdict::Granted { asked, epoch }, None);
                 Ok(NewProof { leash, aek, epoch, asked })

@@ -8,10 +8,11 @@ use crate::{
     denial::DenialNotes,
     error::{Error, Refusal, Result},
     lease::{Actions, Lease, Phase, Verdict},
-    name::KekVersion,
+    name::{KekVersion, TokenName},
     secret::{Aek, KeySlot},
     sync::{AtomicBool, AtomicU64, Mutex, MutexGuard},
     token::{TokenError, Verdict as TokenVerdict},
+    tokens::Route,
 };
 use std::{
     num::NonZeroU64,
@@ -41,6 +42,8 @@ pub(crate) trait Member: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Leash<M> {
     kek: KekVersion,
+    /// Whom to ask.
+    pub(crate) route: Route,
     clock: Clock,
     aek_ttl: Duration,
     /// For how long beyond its TTL an AEK may be used at most, whatever the token does: one silence, which no lease survives
@@ -85,6 +88,8 @@ struct Inner {
 pub struct LeaseStatus {
     /// The KEK version.
     pub kek: KekVersion,
+    /// The token that it is in.
+    pub token: TokenName,
     /// Where the lease stands.
     pub phase: Phase,
     /// Time since the newest proof was asked; `None` when there is none.
@@ -99,9 +104,10 @@ pub struct LeaseStatus {
 
 impl<M: Member> Leash<M> {
     /// `aek_ttl` is for how long after a silence the TTL of no AEK binds.
-    pub(crate) fn new(kek: KekVersion, lease: Lease, clock: Clock, aek_ttl: Duration) -> Self {
+    pub(crate) fn new(kek: KekVersion, route: Route, lease: Lease, clock: Clock, aek_ttl: Duration) -> Self {
         let leash = Self {
             kek,
+            route,
             clock,
             aek_ttl,
             waiver_max: lease.grace().saturating_add(aek_ttl),
@@ -363,6 +369,7 @@ impl<M: Member> Leash<M> {
         let lease = inner.lease.step(Verdict::Nothing, now).0;
         LeaseStatus {
             kek: self.kek.clone(),
+            token: self.route.first.name.clone(),
             phase: lease.phase(),
             proved_ago: lease.proved().map(|proved| now.since(proved)),
             ends_in: lease.end().since(now),
@@ -389,8 +396,9 @@ mod tests {
     fn leash() -> (Leash<Slot>, ManualClock, Arc<Slot>) {
         let manual = ManualClock::new(Instant::from_nanos(1));
         let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
-        let leash =
-            Leash::new(kek, Lease::new(Duration::from_secs(10)), Clock::Manual(manual.clone()), Duration::from_secs(5));
+        let clock = Clock::Manual(manual.clone());
+        let lease = Lease::new(Duration::from_secs(10));
+        let leash = Leash::new(kek, Route::of_test(&clock), lease, clock, Duration::from_secs(5));
         let slot = Arc::new(Slot(KeySlot::new().unwrap()));
         leash.enlist(Arc::downgrade(&slot));
         (leash, manual, slot)

@@ -59,6 +59,7 @@ mod sync;
 pub mod telemetry;
 mod tend;
 pub mod token;
+mod tokens;
 mod watch;
 
 pub use account::Account;

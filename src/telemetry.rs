@@ -2,7 +2,7 @@
 
 use crate::{
     lease::Change,
-    name::KekVersion,
+    name::{KekVersion, TokenName},
     token::{Profile, Workers},
 };
 use tokio::sync::broadcast;
@@ -39,6 +39,8 @@ pub enum Event {
     },
     /// A token worker hangs in a call and was given up.
     WorkerLost {
+        /// Which token's.
+        token: TokenName,
         /// The workers' health now.
         workers: Workers,
     },

@@ -9,13 +9,13 @@ use crate::{
     error::{Error, Result},
     keyring::{Keyring, Ready},
     lease::{Phase, Verdict as LeaseVerdict},
-    name::KekVersion,
+    name::{KekVersion, TokenName},
     slot::{AekSlot, Due, Leash},
     telemetry::Event,
     watch::Beat,
 };
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -36,7 +36,7 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     let mut work = JoinSet::new();
     let mut resuming: HashMap<KekVersion, (u64, Id)> = HashMap::new();
     let mut following: HashMap<KekVersion, (Instant, Option<Id>)> = HashMap::new();
-    let mut refreshing = None;
+    let mut refreshing: HashMap<TokenName, Id> = HashMap::new();
     let mut next_round = keyring.clock.now();
     loop {
         let now = keyring.clock.now();
@@ -58,11 +58,11 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
                 following.insert(leash.kek().clone(), (now.plus(keyring.settings.poll_interval), Some(task.id())));
             }
         }
-        if now >= next_round && refreshing.is_none() {
+        if now >= next_round {
             next_round = now.plus(ROUND_MIN.max(keyring.settings.aek_ttl / ROUNDS_PER_TTL));
-            let due = go_round(&keyring);
-            if !due.is_empty() {
-                refreshing = Some(work.spawn(refresh(keyring.clone(), due)).id());
+            for (token, due) in go_round(&keyring) {
+                // One at a time of each token: one that is slow holds up nobody else's accounts.
+                refreshing.entry(token).or_insert_with(|| work.spawn(refresh(keyring.clone(), due)).id());
             }
         }
         tokio::select! {
@@ -75,21 +75,21 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
                 resuming.retain(|_, (_, task)| *task != id);
                 following.values_mut().for_each(|(_, task)| *task = task.filter(|task| *task != id));
                 following.retain(|_, (next, task)| task.is_some() || *next > now);
-                refreshing = refreshing.filter(|task| *task != id);
+                refreshing.retain(|_, task| *task != id);
             }
         }
     }
 }
 
-/// Wipes what was idle for a TTL and lists what is to be refreshed.
-fn go_round(keyring: &Keyring) -> Vec<Arc<AekSlot>> {
+/// Wipes what was idle for a TTL and lists what is to be refreshed, by token.
+fn go_round(keyring: &Keyring) -> BTreeMap<TokenName, Vec<Arc<AekSlot>>> {
     let now = keyring.clock.now();
-    let (mut due, mut idle) = (Vec::new(), Vec::new());
+    let (mut due, mut idle) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
     for leash in keyring.leashes() {
         for slot in leash.living_members() {
             match slot.due(now) {
                 Due::Nothing => {}
-                Due::Refresh | Due::Check => due.push(slot),
+                Due::Refresh | Due::Check => due.entry(leash.route.first.name.clone()).or_default().push(slot),
                 Due::Wipe => idle.push(slot),
             }
         }
@@ -201,7 +201,7 @@ async fn attempt(keyring: &Arc<Keyring>, slot: &Arc<AekSlot>, why: Why) -> Resul
     if !found.moved() && why == Why::Moved {
         return Ok(());
     }
-    let place = keyring.budget.background().await;
+    let place = found.leash(slot).route.first.budget.background().await;
     let is_due = || slot.is_wanted() && slot.leash.answers() || slot.due(keyring.clock.now()) == Due::Refresh;
     if slot.is_retired() || !found.moved() && !is_due() {
         return Ok(()); // somebody who waited for it was faster, or it was taken away again

@@ -69,7 +69,7 @@ impl Beat {
 /// Runs a task for as long as the engine lives, and starts it again when it died or stalled. There is never a second one
 /// beside it: one that is stuck in a call cannot be ended, and another would get stuck as well, until no thread is left.
 async fn supervise(keyring: Arc<Keyring>, name: &str, start: impl Fn(Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle) {
-    let stall = STALL_MIN.max(keyring.settings.poll_interval + keyring.settings.call_timeout);
+    let stall = STALL_MIN.max(keyring.settings.poll_interval + keyring.tokens.proof_max());
     let mut restarted = false;
     loop {
         let beat = Arc::new(Beat::default());
@@ -109,7 +109,7 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
     }
     let mut asking = JoinSet::new();
     let mut asked: HashMap<Id, KekVersion> = HashMap::new();
-    let mut hung = keyring.token.workers().hung;
+    let mut hung: Vec<_> = keyring.tokens.seats().map(|seat| seat.token.workers().hung).collect();
     loop {
         let now = keyring.clock.now();
         beat.at(now);
@@ -187,12 +187,14 @@ impl Turn {
     }
 }
 
-fn tell_of_lost_workers(keyring: &Keyring, hung: &mut usize) {
-    let workers = keyring.token.workers();
-    if workers.hung > *hung {
-        keyring.teller.tell(Event::WorkerLost { workers });
+fn tell_of_lost_workers(keyring: &Keyring, hung: &mut [usize]) {
+    for (seat, hung) in keyring.tokens.seats().zip(hung) {
+        let workers = seat.token.workers();
+        if workers.hung > *hung {
+            keyring.teller.tell(Event::WorkerLost { token: seat.name.clone(), workers });
+        }
+        *hung = workers.hung;
     }
-    *hung = workers.hung;
 }
 
 /// What a proof brought to light.
@@ -209,7 +211,8 @@ enum Learned {
 async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) {
     let epoch = keyring.asking(&leash);
     let asked = keyring.clock.now();
-    let deadline = asked.plus(keyring.settings.call_timeout);
+    let call_timeout = leash.route.first.call_timeout;
+    let deadline = asked.plus(call_timeout);
     let learned = keyring.clock.until(deadline, prove(&keyring, &leash, turn)).await;
     match learned {
         Some(Learned::Proof(slot, aek)) => {
@@ -230,14 +233,14 @@ async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) {
             }
         }
         Some(Learned::Nothing(error)) => tracing::warn!(kek = %leash.kek(), %error, "no record to prove the KEK with"),
-        None => keyring.feed(&leash, LeaseVerdict::Unreachable, Some(&silent(keyring.settings.call_timeout))),
+        None => keyring.feed(&leash, LeaseVerdict::Unreachable, Some(&silent(call_timeout))),
     }
 }
 
 /// Unwraps the AEK of a member, another one with each turn; of the next ones, where a record turns out to be damaged.
 async fn prove(keyring: &Keyring, leash: &Leash, turn: usize) -> Learned {
     if turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize)
-        && let Err(trouble) = keyring.token.renew_context().await
+        && let Err(trouble) = leash.route.first.token.renew_context().await
     {
         // An outage says so; anything else (a worker hangs, so the module cannot be renewed) leaves the usual proof.
         tracing::warn!(%trouble, "the token's context could not be renewed for a fresh proof");
@@ -256,7 +259,7 @@ async fn prove(keyring: &Keyring, leash: &Leash, turn: usize) -> Learned {
                 continue;
             }
         };
-        match keyring.unwrap_verified(&account, &wrapped).await {
+        match keyring.unwrap_verified(leash, &account, &wrapped).await {
             Ok(aek) if !slot.as_ref().is_some_and(|slot| slot.differs_from(&aek)) => {
                 keyring.keep_sample(leash.kek(), &account, &wrapped);
                 return Learned::Proof(slot, aek);
@@ -275,7 +278,7 @@ async fn prove(keyring: &Keyring, leash: &Leash, turn: usize) -> Learned {
     // Every record that was tried is gone, moved or damaged. The last one that was proved is still a wrapped AEK of this KEK
     // version, and as good a question: without it a denial would go unnoticed.
     let Some((account, wrapped)) = keyring.sample(leash.kek()) else { return Learned::Nothing(last) };
-    match keyring.unwrap_verified(&account, &wrapped).await {
+    match keyring.unwrap_verified(leash, &account, &wrapped).await {
         Ok(aek) => Learned::Proof(None, aek),
         Err(Trouble::OtherKey) => Learned::Trouble(replaced("the token gave other bytes than the AEK")),
         // These very bytes were unwrapped in this process: what became another one is the key.
@@ -316,6 +319,7 @@ mod tests {
             record::{Usage, WrappedAek},
         },
         token::{KekId, Profile, Wrapped, scripted::ScriptedToken},
+        tokens::Tokens,
     };
     use std::sync::{Mutex, atomic::AtomicUsize, mpsc};
 
@@ -323,7 +327,8 @@ mod tests {
         let manual = ManualClock::new(Instant::from_nanos(1));
         let clock = Clock::Manual(manual.clone());
         let (token, _) = ScriptedToken::new(clock.clone(), Duration::from_secs(5), 1);
-        let keyring = Keyring::new(token, Arc::new(MemoryStore::new()), clock, Settings::default(), Some(1));
+        let tokens = Tokens::of_test(token, &clock);
+        let keyring = Keyring::new(tokens, Arc::new(MemoryStore::new()), clock, Settings::default(), Some(1));
         (Arc::new(keyring), manual)
     }
 

@@ -51,7 +51,7 @@ impl Keyring {
             }
             let leash = self.leash(&wrapped.kek).await?;
             let slot = AekSlot::new(keys.id.clone(), wrapped.aek_version, leash)?;
-            let _place = self.budget.on_demand().await;
+            let _place = slot.leash.route.first.budget.on_demand().await;
             match self.unwrap_found(&slot, &slot, wrapped, self.clock.now()).await {
                 Ok(()) | Err(Error::Denied(_)) => {
                     keys.add(slot);
@@ -103,7 +103,7 @@ impl Keyring {
         let leash = self.leash(&wrapped.kek).await?;
         let epoch = self.asking(&leash);
         let asked = self.clock.now();
-        match self.unwrap_verified(account, wrapped).await {
+        match self.unwrap_verified(&leash, account, wrapped).await {
             Ok(aek) => {
                 self.feed(&leash, LeaseVerdict::Granted { asked, epoch }, None);
                 Ok(aek)
@@ -120,7 +120,7 @@ impl Keyring {
         if matches!(leash.lease().phase(), Phase::Denied { .. }) && leash.member(0).is_some() {
             return Err(leash.why_not());
         }
-        match self.unwrap_verified(account, wrapped).await {
+        match self.unwrap_verified(&leash, account, wrapped).await {
             Ok(aek) => Ok(aek),
             Err(Trouble::OtherKey) => Err(Error::Misconfigured(format!(
                 "KEK {} does not give back what it wrapped: do not use it",

@@ -1,7 +1,7 @@
 //! New KEK versions, made by us or by an operator; their retirement; attested backups.
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, KekVersionStatus, round_trip},
     error::{Error, Result},
     name::{KekName, KekVersion},
     store::{
@@ -24,10 +24,12 @@ impl Engine {
         let (record, seen) = self.load_kek(name).await?;
         let (_, current) = self.current_kek(name).await?;
         let next = KekVersion::new(name.clone(), next_version(&record)?);
-        let old = self.keyring().token.find_kek(&current.id).await?;
+        let seat = self.keyring().tokens.holder(&next, &current.token)?;
+        let old = seat.token.find_kek(&current.id).await?;
         let destroyable = old.is_some_and(|info| info.destroyable == Some(true));
-        let info = self.make_kek(&next, current.profile, destroyable).await?;
-        let version = KekVersionRecord::new(self.keyring().clock.unix_now(), next.version, info.id, current.profile);
+        let info = self.make_kek(seat, &next, current.profile, destroyable).await?;
+        let now = self.keyring().clock.unix_now();
+        let version = KekVersionRecord::new(now, next.version, info.id, current.profile, current.token);
         self.add_version(record, &seen, version).await
     }
 
@@ -42,12 +44,14 @@ impl Engine {
         let (_, current) = self.current_kek(name).await?;
         let next = KekVersion::new(name.clone(), next_version(&record)?);
         for kek in self.keks().await? {
-            if let Some(known) = kek.versions.iter().find(|version| version.record.id == *id) {
+            let is_it = |version: &&KekVersionStatus| version.record.id == *id && version.record.token == current.token;
+            if let Some(known) = kek.versions.iter().find(is_it) {
                 let known = KekVersion::new(kek.name.clone(), known.record.version);
                 return Err(Error::Exists(format!("the key with CKA_ID {id} is KEK {known}")));
             }
         }
-        let Some(info) = self.keyring().token.find_kek(id).await? else {
+        let seat = self.keyring().tokens.holder(&next, &current.token)?;
+        let Some(info) = seat.token.find_kek(id).await? else {
             return Err(Error::NotFound(format!(
                 "a key with CKA_ID {id} in the token: `keyleash kek list` shows those that no KEK names"
             )));
@@ -66,8 +70,9 @@ impl Engine {
         if !info.enabled {
             return Err(Error::Misconfigured(format!("the key with CKA_ID {id} is disabled: enable it first")));
         }
-        self.prove_kek(&next, &KekHandle { id: id.clone(), profile: current.profile }).await?;
-        let version = KekVersionRecord::new(self.keyring().clock.unix_now(), next.version, id.clone(), current.profile);
+        round_trip(&*seat.token, &next, &KekHandle { id: id.clone(), profile: current.profile }).await?;
+        let now = self.keyring().clock.unix_now();
+        let version = KekVersionRecord::new(now, next.version, id.clone(), current.profile, current.token);
         self.add_version(record, &seen, version).await
     }
 
@@ -174,7 +179,7 @@ impl Engine {
         if !self.keyring().settings.require_recoverable {
             return Ok(());
         }
-        let info = self.keyring().token.find_kek(&record.id).await?;
+        let info = self.keyring().tokens.holder(kek, &record.token)?.token.find_kek(&record.id).await?;
         let lacks = match (info.and_then(|info| info.destroyable), record.backup_attested_unix) {
             (Some(false), Some(_)) => return Ok(()),
             (Some(false), None) => {

@@ -15,6 +15,7 @@ use crate::{
         record::{AccountRecord, KekVersionRecord, WrappedAek, binding, check_value, context},
     },
     token::KekHandle,
+    tokens::Seat,
 };
 use std::{
     collections::BTreeSet,
@@ -99,8 +100,9 @@ struct Pace {
 }
 
 impl Pace {
-    async fn place(&self, keyring: &Keyring) -> Place {
-        self.own.as_ref().unwrap_or(&keyring.budget).background().await
+    /// A place for a call of that token.
+    async fn place(&self, seat: &Seat) -> Place {
+        self.own.as_ref().unwrap_or(&seat.budget).background().await
     }
 }
 
@@ -366,13 +368,14 @@ async fn rewrap(
     target: &Target,
     pace: &Pace,
 ) -> Result<WrappedAek> {
-    let place = pace.place(keyring).await;
+    let (from, seat) = (keyring.leash(&old.kek).await?, keyring.tokens.holder(&target.kek, &target.record.token)?);
+    let place = pace.place(&from.route.first).await;
     let aek = keyring.unwrap_apart(id, old).await?;
     drop(place);
     let context = context(&target.kek, id, old.aek_version);
     let handle = KekHandle { id: target.record.id.clone(), profile: target.record.profile };
-    let place = pace.place(keyring).await;
-    let wrapped = keyring.token.wrap(&handle, &aek, &binding(&context)).await?;
+    let place = pace.place(seat).await;
+    let wrapped = seat.token.wrap(&handle, &aek, &binding(&context)).await?;
     drop(place);
     let new = WrappedAek {
         kek: target.kek.clone(),
@@ -382,7 +385,7 @@ async fn rewrap(
         check: check_value(&aek, &context),
         ..old.clone()
     };
-    let _place = pace.place(keyring).await;
+    let _place = pace.place(seat).await;
     let back = keyring.verify_new(id, &new).await?;
     if back == aek {
         return Ok(new);

@@ -9,7 +9,7 @@ use crate::{
 };
 use keyleash::{
     Account, Engine, Error,
-    engine::{KekStatus, LeaseStatus, Status},
+    engine::{KekStatus, LeaseStatus, Status, TokenStatus},
     lease::Phase,
     name::KekVersion,
     store::{Filter, Key, KeyStore},
@@ -46,7 +46,7 @@ pub(crate) async fn run(watch: bool, setup: &Setup, output: Output) -> Result<()
     }
     // Kept until here, so that the engine had keys to watch over.
     drop(accounts);
-    let silent = status.token.err().map(Error::from);
+    let silent = status.tokens.into_iter().find_map(|token| token.info.err()).map(Error::from);
     silent.or(refusal).map_or(Ok(()), |error| Err(error.into()))
 }
 
@@ -96,15 +96,28 @@ fn lease_json(lease: &LeaseStatus) -> Value {
     })
 }
 
-fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
+fn token_json(token: &TokenStatus) -> Value {
     json!({
-        "token": status.token.as_ref().ok().map(info_json),
-        "token_trouble": status.token.as_ref().err().map(ToString::to_string),
+        "name": token.name.as_str(),
+        "token": token.info.as_ref().ok().map(info_json),
+        "token_trouble": token.info.as_ref().err().map(ToString::to_string),
         "workers": {
-            "alive": status.workers.alive,
-            "hung": status.workers.hung,
-            "hung_max": status.workers.hung_max,
+            "alive": token.workers.alive,
+            "hung": token.workers.hung,
+            "hung_max": token.workers.hung_max,
         },
+    })
+}
+
+fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
+    let tokens: Vec<_> = status.tokens.iter().map(token_json).collect();
+    // The default token's, once more: fields are only added.
+    let of_default = |field: &str| tokens.first().and_then(|token| token.get(field)).cloned();
+    json!({
+        "token": of_default("token"),
+        "token_trouble": of_default("token_trouble"),
+        "workers": of_default("workers"),
+        "tokens": tokens,
         "keks": keks.iter().map(kek_json).collect::<Vec<_>>(),
         "leases": status.leases.iter().map(lease_json).collect::<Vec<_>>(),
         "cached_accounts": status.cached_accounts,
@@ -114,18 +127,25 @@ fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
 }
 
 fn report_lines(status: &Status, keks: &[KekStatus]) -> String {
-    let mut rows = match &status.token {
-        Ok(info) => info_rows(info),
-        Err(trouble) => vec![vec!["token".into(), format!("{trouble}; {}", trouble.remedy)]],
-    };
-    let workers = status.workers;
-    rows.push(vec![
-        "workers".into(),
-        format!("{} alive, {} of {} hang", workers.alive, workers.hung, workers.hung_max),
-    ]);
-    rows.push(vec!["cached".into(), count(status.cached_accounts, "account")]);
-    let mut lines = columns(&rows);
-    lines.push('\n');
+    let mut lines = String::new();
+    for token in &status.tokens {
+        let mut rows = match &token.info {
+            Ok(info) => info_rows(info),
+            Err(trouble) => vec![vec!["token".into(), format!("{trouble}; {}", trouble.remedy)]],
+        };
+        let workers = token.workers;
+        rows.push(vec![
+            "workers".into(),
+            format!("{} alive, {} of {} hang", workers.alive, workers.hung, workers.hung_max),
+        ]);
+        if status.tokens.len() > 1 {
+            rows.insert(0, vec!["name".into(), token.name.to_string()]);
+        } else {
+            rows.push(vec!["cached".into(), count(status.cached_accounts, "account")]);
+        }
+        lines.push_str(&columns(&rows));
+        lines.push('\n');
+    }
     let rows = keks.iter().flat_map(|kek| {
         kek.versions.iter().map(|version| {
             let mut row = version_row(kek, version);

@@ -26,7 +26,7 @@ const RELEVANT: [&str; 7] = [
 pub(crate) async fn run(Token::Check: Token, setup: &Setup, output: Output) -> Result<(), Failure> {
     let engine = setup.full_engine(setup.store(Store::None).await?).await?;
     let status = engine.status().await;
-    let info = status.token.map_err(Error::from)?;
+    let info = engine.token_info(engine.default_token()).await?;
     let mut probes = Vec::new();
     for profile in Profile::ALL {
         probes.push((profile, engine.probe(profile).await));
