@@ -59,6 +59,7 @@ mod sync;
 pub mod telemetry;
 mod tend;
 pub mod token;
+mod usage;
 mod watch;
 
 pub use account::Account;

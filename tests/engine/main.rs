@@ -11,6 +11,7 @@ mod open;
 mod rotate;
 mod start_up;
 mod tamper;
+mod usage;
 
 use keyleash::{
     Account, Engine,
