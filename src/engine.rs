@@ -232,7 +232,7 @@ impl Engine {
         if self.leave_if_retired(id, wrapped).await? {
             return self.account(id).await;
         }
-        let keys = self.owner.0.admit_new(id, wrapped, &proof).await?;
+        let keys = self.owner.0.admit_new(&record, wrapped, &proof).await?;
         Ok(self.handle(keys))
     }
 
@@ -278,6 +278,16 @@ impl Engine {
     /// record or the wrapped AEK was damaged; [`Error::Store`].
     pub async fn account(&self, id: &AccountId) -> Result<Account> {
         Ok(self.handle(self.owner.0.open(id).await?))
+    }
+
+    /// Writes down in the accounts' records what was sealed under them so far. The engine does so by itself, at the latest after
+    /// an hour; call this before the process ends, so that nothing of it is lost.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Conflict`], [`Error::Corrupt`]: the first; all other accounts are written all the same, and
+    /// what was not is kept for the next time.
+    pub async fn write_usage(&self) -> Result<()> {
+        self.keyring().write_all_usage().await
     }
 
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {

@@ -22,6 +22,7 @@ use crate::{
     telemetry::{Event, Teller},
     token::{KekHandle, TokenError, Verdict},
     tokens::{Route, Tokens},
+    usage::{Ledger, Limits},
 };
 use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
 use std::{
@@ -34,6 +35,7 @@ use std::{
 };
 use tokio::sync::Notify;
 
+mod usage;
 mod versions;
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
@@ -62,6 +64,8 @@ pub(crate) struct Keyring {
     index: Cache<AccountId, Arc<AccountKeys>>,
     /// For each KEK version a wrapped AEK that was read for a proof: while the store fails, it proves on.
     samples: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
+    /// What is common to all that counts what is sealed.
+    ledger: Arc<Ledger>,
     /// Every account with a handle or an index entry, so that one account never has two sets of slots.
     living: Mutex<HashMap<AccountId, Weak<AccountKeys>>>,
 }
@@ -144,6 +148,7 @@ impl Keyring {
             closed: AtomicBool::new(false),
             leashes: RwLock::default(),
             index,
+            ledger: Ledger::new(Limits::SUITE),
             living: Mutex::default(),
         }
     }
@@ -282,7 +287,7 @@ impl Keyring {
         }
         let mut slots = Vec::new();
         for wrapped in &record.versions {
-            slots.push(AekSlot::new(id.clone(), wrapped.aek_version, self.leash(&wrapped.kek).await?)?);
+            slots.push(AekSlot::new(self.leash(&wrapped.kek).await?, self.meter(&record, wrapped))?);
         }
         let Some(keys) = AccountKeys::new(id.clone(), slots) else {
             // The codec refuses such a record; this says so again rather than panicking.
@@ -420,11 +425,13 @@ impl Keyring {
     pub(crate) async fn find(self: &Arc<Self>, slot: &AekSlot) -> Result<Found> {
         let record = self.record(slot).await?;
         self.learn_beside(slot, &record).await;
+        let policy = record.policy;
         let wrapped = self.wrapped_in(record, slot)?;
+        slot.meter.learn(wrapped.used, policy);
         let heir = if wrapped.kek == *slot.leash.kek() {
             None
         } else {
-            Some(AekSlot::new(slot.account.clone(), slot.aek_version, self.leash(&wrapped.kek).await?)?)
+            Some(AekSlot::new(self.leash(&wrapped.kek).await?, slot.meter.clone())?)
         };
         Ok(Found { wrapped, heir })
     }
@@ -588,11 +595,12 @@ impl Keyring {
     /// The keys of an account that was just created, its slot filled with the AEK that the token gave back.
     pub(crate) async fn admit_new(
         &self,
-        id: &AccountId,
+        record: &AccountRecord,
         wrapped: &WrappedAek,
         proof: &NewProof,
     ) -> Result<Arc<AccountKeys>> {
-        let slot = AekSlot::new(id.clone(), wrapped.aek_version, proof.leash.clone())?;
+        let id = &record.account;
+        let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
         self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
         self.keep_sample(&wrapped.kek, id, wrapped);
         let Some(keys) = AccountKeys::new(id.clone(), vec![slot]) else {

@@ -44,7 +44,7 @@ impl Engine {
             record.versions.push(wrapped.clone());
             match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
                 Ok(_) => {
-                    self.keyring().admit_version(id, &wrapped, &proof)?;
+                    self.keyring().admit_version(&record, &wrapped, &proof)?;
                     self.leave_if_retired(id, &wrapped).await?;
                     return Ok(next);
                 }

@@ -12,6 +12,7 @@ mod rotate;
 mod start_up;
 mod tamper;
 mod tokens;
+mod usage;
 
 use keyleash::{
     Account, Engine,
