@@ -113,6 +113,9 @@ async fn a_path_that_cannot_hold_a_store_is_refused_with_what_to_do() {
     assert!(!directory.path().join("no").exists());
 
     assert_misconfigured(&refusal(directory.path()).await, "regular file");
+    let pipe = directory.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    assert_misconfigured(&refusal(&pipe).await, "regular file");
     let file = directory.path().join("file");
     fs::write(&file, "x").unwrap();
     assert_misconfigured(&refusal(&file.join("store.redb")).await, "a file where a directory should be");
