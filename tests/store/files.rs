@@ -157,6 +157,28 @@ async fn damage_that_redb_does_not_look_for_is_damage_all_the_same() {
     assert!(matches!(&error, Error::Corrupt(_)) && error.to_string().contains("damaged"), "{error}");
 }
 
+/// redb fails as it closes the file, which it does when the store is dropped.
+#[tokio::test]
+async fn damage_that_shows_when_the_store_is_dropped_does_not_end_the_process() {
+    const WORD: [u8; 8] = [0xff; 8]; // of redb's lists of free pages
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    let store = RedbStore::open(&path).await.unwrap();
+    store.create(&account("a"), put(b"value", &[])).await.unwrap();
+    drop(store);
+    let whole = fs::read(&path).unwrap();
+    let is_first = |at: &usize| whole[*at..].starts_with(&WORD) && whole[at - 1] != 0xff;
+    for at in (1..whole.len()).filter(is_first) {
+        let mut bytes = whole.clone();
+        bytes[at + 4] = 0xfd;
+        fs::write(&path, bytes).unwrap();
+        match RedbStore::open(&path).await {
+            Ok(store) => drop((store.get(&account("a")).await, store)),
+            Err(error) => assert!(matches!(&error, Error::Corrupt(_)), "{at}: {error}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_record_that_was_changed_in_the_file_is_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();

@@ -66,6 +66,17 @@ pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Resul
     })
 }
 
+/// Closes the store. redb writes as it does so, and panics over some kinds of damage; nothing that was acknowledged rests on it.
+pub(super) fn close(path: &Path, database: Option<Database>) {
+    let closed = guarded(path, || {
+        drop(database);
+        Ok(())
+    });
+    if let Err(error) = closed {
+        tracing::warn!(%error, "the key store was not closed cleanly");
+    }
+}
+
 /// Refuses what cannot be a redb file, before redb looks at it.
 fn check_file(path: &Path) -> Result<()> {
     // Opening a pipe that nobody writes to would take for ever.
