@@ -80,12 +80,15 @@ pub fn check_memlock(cells: usize, policy: MemlockPolicy) -> Result<Option<Strin
     let Some(limit) = limit.filter(|limit| *limit < need && !may_lock_without_limit()) else {
         return Ok(None);
     };
-    let what = format!(
+    let mut what = format!(
         "RLIMIT_MEMLOCK is {limit} bytes and {need} are needed to keep {cells} AEKs out of swap: \
-         set LimitMEMLOCK={need} in the unit (or `ulimit -l {}`), or lower max_cached_aeks to {}",
+         set LimitMEMLOCK={need} in the unit (or `ulimit -l {}`)",
         need / 1024,
-        limit as usize / CHUNK_BYTES * (CHUNK_BYTES / CELL_BYTES),
     );
+    let fit = limit / CHUNK_BYTES as u64 * (CHUNK_BYTES / CELL_BYTES) as u64;
+    if fit > 0 {
+        what.push_str(&format!(", or lower max_cached_aeks to {fit}"));
+    }
     match policy {
         MemlockPolicy::Warn => Ok(Some(what)),
         MemlockPolicy::Refuse => Err(Error::Misconfigured(what)),

@@ -125,7 +125,7 @@ impl Shared {
                 *database = Some(file::open(&self.path)?);
             }
         }
-        .inspect_err(|_| *self.database.write().unwrap_or_else(PoisonError::into_inner) = None)
+        .inspect_err(|_| file::close(&self.path, self.database.write().unwrap_or_else(PoisonError::into_inner).take()))
     }
 
     fn write_waiting(&self) {
@@ -149,6 +149,12 @@ impl Shared {
             // Whoever asked may have stopped waiting.
             let _ = reply.send(outcome);
         }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        file::close(&self.path, self.database.get_mut().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 

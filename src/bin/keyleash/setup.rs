@@ -6,6 +6,7 @@ use keyleash::{
     clock::Clock,
     config::{Config, ConfigFile, PinSource, Settings, TokenSelector},
     name::{AccountId, KekName, KekVersion},
+    secret::{MemlockPolicy, check_memlock},
     store::{KeyStore, memory::MemoryStore},
     token::{
         KekId, Token, TokenError, Verdict,
@@ -97,6 +98,10 @@ impl Setup {
     async fn engine_over(&self, store: Arc<dyn KeyStore>, cached_aeks_max: u64) -> Result<Engine, Failure> {
         let mut settings = self.config.settings.clone();
         settings.max_cached_aeks = settings.max_cached_aeks.min(cached_aeks_max);
+        if settings.memlock == MemlockPolicy::Refuse {
+            // Before there is a PIN in memory. The engine says what is not refused.
+            check_memlock(usize::try_from(settings.max_cached_aeks).unwrap_or(usize::MAX), settings.memlock)?;
+        }
         let token = Pkcs11Token::open(self.token_settings()?).await.map_err(Error::from)?;
         wait_until_listed(&token).await;
         // A command proves by what it does.

@@ -7,6 +7,7 @@ use crate::{
 use ::redb::{
     Builder, Database, Error as RedbError, ReadableDatabase, TableDefinition, TableError, backends::FileBackend,
 };
+use rustix::fs::OFlags;
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
@@ -65,9 +66,22 @@ pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Resul
     })
 }
 
+/// Closes the store. redb writes as it does so, and panics over some kinds of damage; nothing that was acknowledged rests on it.
+pub(super) fn close(path: &Path, database: Option<Database>) {
+    let closed = guarded(path, || {
+        drop(database);
+        Ok(())
+    });
+    if let Err(error) = closed {
+        tracing::warn!(%error, "the key store was not closed cleanly");
+    }
+}
+
 /// Refuses what cannot be a redb file, before redb looks at it.
 fn check_file(path: &Path) -> Result<()> {
-    let file = match File::open(path) {
+    // Opening a pipe that nobody writes to would take for ever.
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Error::NotFound(format!("store {}: there is no such file", path.display())));
