@@ -135,7 +135,7 @@ impl Opened {
             let out = out.clone();
             move || {
                 let sink: Box<dyn Write + Send> = match &out {
-                    Some(out) => Box::new(out.file().try_clone().map_err(|error| Failure::io("OUT", error))?),
+                    Some(out) => Box::new(out.writer()?),
                     None => Box::new(io::stdout()),
                 };
                 let mut job = Work {
