@@ -138,7 +138,7 @@ impl Opened {
             let out = out.clone();
             move || {
                 let sink: Box<dyn Write + Send> = match &out {
-                    Some(out) => Box::new(out.file().try_clone().map_err(|error| Failure::io("OUT", error))?),
+                    Some(out) => Box::new(out.writer()?),
                     None => Box::new(standard(io::stdout()).map_err(|error| Failure::io("standard output", error))?),
                 };
                 let mut job = Work {
