@@ -4,7 +4,7 @@
 
 use crate::{
     error::{Error, Result},
-    name::TokenName,
+    name::{KekName, TokenName},
     secret::MemlockPolicy,
 };
 use std::{path::PathBuf, time::Duration};
@@ -208,6 +208,26 @@ impl Settings {
             Error::Misconfigured(what) if call_timeout != self.call_timeout => {
                 Error::Misconfigured(format!("token {token}: {what}"))
             }
+            error => error,
+        })
+    }
+
+    /// Whether the promises hold with a KEK that goes over to its standby after the first token's deadline passed.
+    ///
+    /// # Errors
+    /// As [`Settings::validate`], with the names.
+    pub fn validate_standby(
+        &self,
+        kek: &KekName,
+        (first, first_timeout): (&TokenName, Duration),
+        (standby, standby_timeout): (&TokenName, Duration),
+    ) -> Result<()> {
+        let judged = Self { call_timeout: first_timeout.saturating_add(standby_timeout), ..self.clone() };
+        judged.validate().map_err(|error| match error {
+            Error::Misconfigured(what) => Error::Misconfigured(format!(
+                "KEK {kek} and its standby: a proof may take the call_timeout of token {first} and that of token {standby} \
+                 together; so counted, {what}"
+            )),
             error => error,
         })
     }

@@ -22,7 +22,7 @@ use crate::{
         record::{AccountRecord, Usage, WrappedAek, binding, check_value, context},
     },
     telemetry::Events,
-    token::{KekHandle, Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers},
+    token::{Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers},
     tokens::{Seat, Wiring},
     watch,
 };
@@ -89,6 +89,16 @@ impl EngineBuilder {
     #[must_use]
     pub fn call_timeout(mut self, token: TokenName, call_timeout: Duration) -> Self {
         self.wiring.call_timeouts.push((token, call_timeout));
+        self
+    }
+
+    /// The standby of a KEK: a token that has the same key material under the same CKA_ID, as HSM vendors clone it. It is
+    /// used while the token that the KEK is in is unreachable, and never when that one denied;
+    /// [`manual::promises`](mod@crate::manual::promises#a-standby) says what holds. Of a KEK that is named twice the last one
+    /// counts.
+    #[must_use]
+    pub fn standby(mut self, kek: KekName, token: TokenName) -> Self {
+        self.wiring.standbys.insert(kek, token);
         self
     }
 
@@ -249,10 +259,7 @@ impl Engine {
         }
         let aek = Aek::generate()?;
         let context = context(&kek, id, aek_version);
-        let handle = KekHandle { id: current.id.clone(), profile: current.profile };
-        // A KEK that may only unwrap is no denial of its accounts: the lease is not told.
-        let wrapped =
-            self.owner.0.tokens.holder(&kek, &current.token)?.token.wrap(&handle, &aek, &binding(&context)).await?;
+        let wrapped = self.owner.0.wrap(&kek, &current, &aek, &binding(&context)).await?;
         let wrapped = WrappedAek {
             aek_version,
             kek,

@@ -15,6 +15,7 @@ use crate::{
     name::{AccountId, KekName, KekVersion},
     secret::{Aek, KeySlot},
     slot::{AekSlot, Leash},
+    standby::Voice,
     store::record::{AekPolicy, Usage},
     tokens::Route,
     usage::{Ledger, Limits, Meter},
@@ -159,7 +160,7 @@ fn leash_and_slot() -> (Arc<Leash>, Arc<AekSlot>, u64) {
 
 fn prove(leash: &Leash) -> u64 {
     let (epoch, _) = leash.asking();
-    leash.step(Verdict::Granted { asked: Instant::from_nanos(1), epoch }, None);
+    leash.step(Voice::First, Verdict::Granted { asked: Instant::from_nanos(1), epoch }, None);
     epoch
 }
 
@@ -169,7 +170,7 @@ fn an_admission_that_meets_a_denial_leaves_no_key_behind_and_is_resumed_if_it_ca
         let (leash, slot, epoch) = leash_and_slot();
         let denier = spawn({
             let leash = leash.clone();
-            move || leash.step(Verdict::Denied, None)
+            move || leash.step(Voice::First, Verdict::Denied, None)
         });
         let admitted = slot.admit(&aek(1), epoch, LATER, LATER).is_ok();
         denier.join().unwrap();
@@ -185,7 +186,7 @@ fn a_key_that_was_admitted_after_a_new_proof_survives_the_wipe_of_the_denial_bef
         slot.admit(&aek(1), epoch, LATER, LATER).unwrap();
         let denier = spawn({
             let leash = leash.clone();
-            move || leash.step(Verdict::Denied, None)
+            move || leash.step(Voice::First, Verdict::Denied, None)
         });
         let epoch = prove(&leash);
         let admitted = slot.admit(&aek(1), epoch, LATER, LATER).is_ok();
@@ -213,7 +214,7 @@ fn a_seal_that_meets_a_denial_and_an_eviction_reads_whole_keys_only() {
             let slot = slot.clone();
             move || slot.wipe()
         });
-        leash.step(Verdict::Denied, None);
+        leash.step(Voice::First, Verdict::Denied, None);
         let operation = Operation::enter();
         assert!(slot.usable(&operation, Instant::from_nanos(1)).is_none(), "usable after the denial returned");
         drop(operation);

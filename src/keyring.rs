@@ -10,17 +10,18 @@ use crate::{
     config::{REFRESH_PERCENT, Settings},
     error::{Corrupt, Error, Result},
     lease::{Actions, Lease, Phase, Verdict as LeaseVerdict},
-    leash::LeaseStatus,
+    leash::{LeaseStatus, Stepped},
     name::{AccountId, KekVersion},
     rotate::deleted,
     secret::Aek,
     slot::{AekSlot, Leash},
+    standby::Voice,
     store::{
         self, KeyStore,
-        record::{AccountRecord, WrappedAek, binding, check_matches, context},
+        record::{AccountRecord, WrappedAek},
     },
     telemetry::{Event, Teller},
-    token::{KekHandle, TokenError, Verdict},
+    token::{TokenError, Verdict},
     tokens::{Route, Tokens},
     usage::{Ledger, Limits},
 };
@@ -35,8 +36,11 @@ use std::{
 };
 use tokio::sync::Notify;
 
+mod ask;
 mod usage;
 mod versions;
+
+pub(crate) use self::ask::{Heard, both_silent, is_silence, no_answer};
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
 const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
@@ -199,7 +203,7 @@ impl Keyring {
                 return Err(Corrupt::Record { record: format!("KEK {}", kek.name), what }.into());
             }
         };
-        Ok(Route::new(seat.clone()))
+        self.tokens.route(kek, seat)
     }
 
     /// The lease of a KEK version, if it was asked for before.
@@ -341,19 +345,19 @@ impl Keyring {
     async fn unwrap_into(self: &Arc<Self>, slot: &AekSlot, ready: Option<Ready>) -> Result<()> {
         let came = self.clock.now();
         let _guard = self.shut_guard(&slot.account);
-        let Ready { found: Found { wrapped, heir }, place: _place } = match ready {
+        let Ready { found: Found { wrapped, heir }, place } = match ready {
             Some(ready) => ready,
             None if slot.leash.may_ask(came, REFUSED_ASK_PAUSE) => {
                 let found = self.find(slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
                 if found.moved() {
                     self.note_move(&slot.leash);
                 }
-                let place = found.leash(slot).route.first.budget.on_demand().await;
+                let place = found.leash(slot).budget().on_demand().await;
                 Ready { found, place }
             }
             None => return Err(slot.leash.why_not()),
         };
-        let outcome = self.unwrap_found(slot, heir.as_deref().unwrap_or(slot), &wrapped, came).await;
+        let outcome = self.unwrap_found(slot, heir.as_deref().unwrap_or(slot), &wrapped, came, place).await;
         // What the KEK version of the record says counts from now on. While it says nothing, or refuses the record, the slot
         // stays as it is, under its own lease and TTL: an outage takes nothing away.
         if let Some(heir) = heir
@@ -373,6 +377,7 @@ impl Keyring {
         slot: &AekSlot,
         wrapped: &WrappedAek,
         came: Instant,
+        place: Place,
     ) -> Result<()> {
         // A queue in front of a silent token is not worked off one deadline after the other.
         if slot.leash.was_silent(came) {
@@ -380,9 +385,10 @@ impl Keyring {
         }
         let epoch = self.asking(&slot.leash);
         let asked = self.clock.now();
-        match self.unwrap_verified(&slot.leash, &slot.account, wrapped).await {
+        let Heard { voice, outcome } = self.unwrap_verified(&slot.leash, &slot.account, wrapped, place).await;
+        match outcome {
             Ok(aek) => {
-                self.feed(&slot.leash, LeaseVerdict::Granted { asked, epoch }, None);
+                self.feed(&slot.leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
                 if !self.samples().contains_key(&wrapped.kek) {
                     self.keep_sample(&wrapped.kek, &slot.account, wrapped);
                 }
@@ -393,7 +399,7 @@ impl Keyring {
                 self.admit(slot, &aek, epoch, asked)
             }
             Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {}", slot.account)).into()),
-            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&slot.leash, &slot.account, &trouble).await),
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&slot.leash, voice, &slot.account, &trouble).await),
         }
     }
 
@@ -516,20 +522,6 @@ impl Keyring {
         self.samples().insert(kek.clone(), (account.clone(), wrapped.clone()));
     }
 
-    /// Asks the token for an AEK and verifies that it is the one.
-    pub(crate) async fn unwrap_verified(
-        &self,
-        leash: &Leash,
-        account: &AccountId,
-        wrapped: &WrappedAek,
-    ) -> Result<Aek, Trouble> {
-        let context = context(&wrapped.kek, account, wrapped.aek_version);
-        let kek = KekHandle { id: wrapped.kek_id.clone(), profile: wrapped.profile };
-        let token = &leash.route.first.token;
-        let aek = token.unwrap(&kek, &wrapped.wrapped, &binding(&context)).await.map_err(Trouble::Token)?;
-        if check_matches(&aek, &context, &wrapped.check) { Ok(aek) } else { Err(Trouble::OtherKey) }
-    }
-
     /// The epoch in which to ask the token now.
     pub(crate) fn asking(&self, leash: &Leash) -> u64 {
         let epoch = self.catch_up(leash);
@@ -546,14 +538,27 @@ impl Keyring {
 
     /// Tells a lease what was learned, tells subscribers of a change, and has a denial written down. Waits for nothing: a
     /// store that is slow delays no verdict.
-    pub(crate) fn feed(self: &Arc<Self>, leash: &Arc<Leash>, verdict: LeaseVerdict, trouble: Option<&TokenError>) {
+    pub(crate) fn feed(
+        self: &Arc<Self>,
+        leash: &Arc<Leash>,
+        voice: Voice,
+        verdict: LeaseVerdict,
+        trouble: Option<&TokenError>,
+    ) {
         let replaced = trouble.is_some_and(|trouble| trouble.verdict == Verdict::Replaced);
         if replaced && leash.trouble() != Some(Verdict::Replaced) {
             self.teller.tell(Event::KekReplaced { kek: leash.kek().clone() });
         }
-        let actions = leash.step(verdict, trouble);
+        let Stepped { actions, took_over } = leash.step(voice, verdict, trouble);
         self.tell(leash, actions, trouble);
-        self.note_denial(leash, verdict, actions.change);
+        if let (Some(took_over), Some(standby)) = (took_over, &leash.route.standby) {
+            let (kek, standby) = (leash.kek().clone(), standby.name.clone());
+            self.teller.tell(match took_over {
+                true => Event::StandbyTookOver { kek, standby },
+                false => Event::StandbyDone { kek, standby },
+            });
+        }
+        self.note_denial(leash, voice, verdict, actions.change);
         self.save_if_needed(leash);
     }
 
@@ -569,7 +574,13 @@ impl Keyring {
     }
 
     /// Tells the lease of a failed unwrap, and makes the caller's error of it.
-    async fn learn_trouble(self: &Arc<Self>, leash: &Arc<Leash>, account: &AccountId, trouble: &TokenError) -> Error {
+    async fn learn_trouble(
+        self: &Arc<Self>,
+        leash: &Arc<Leash>,
+        voice: Voice,
+        account: &AccountId,
+        trouble: &TokenError,
+    ) -> Error {
         let Some(verdict) = lease_verdict(leash, trouble) else {
             return match trouble.verdict {
                 Verdict::BadRecord => Corrupt::WrappedAek(format!("account {account}")).into(),
@@ -580,7 +591,7 @@ impl Keyring {
         tokio::pin!(saved);
         // Enlist before the save can end.
         saved.as_mut().enable();
-        self.feed(leash, verdict, Some(trouble));
+        self.feed(leash, voice, verdict, Some(trouble));
         if verdict == LeaseVerdict::Denied && leash.denial.is_saving() {
             // The caller may be a command that ends now: its denial must outlast it. A slow store is waited for so long.
             let patience = self.clock.now().plus(self.settings.call_timeout);
@@ -619,18 +630,19 @@ impl Keyring {
             // What a key wraps just now says nothing of the AEKs that are there: another KEK in its place would do it too.
             return Err(leash.why_not());
         }
-        let _place = leash.route.first.budget.on_demand().await;
+        let place = leash.budget().on_demand().await;
         let epoch = self.asking(&leash);
         let asked = self.clock.now();
-        match self.unwrap_verified(&leash, account, wrapped).await {
+        let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
+        match outcome {
             Ok(aek) => {
-                self.feed(&leash, LeaseVerdict::Granted { asked, epoch }, None);
+                self.feed(&leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
                 Ok(NewProof { leash, aek, epoch, asked })
             }
             Err(Trouble::OtherKey) => {
                 Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)))
             }
-            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, account, &trouble).await),
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
         }
     }
 

@@ -54,6 +54,7 @@ pub mod name;
 pub mod rotate;
 pub mod secret;
 mod slot;
+mod standby;
 pub mod store;
 mod sync;
 pub mod telemetry;

@@ -44,6 +44,30 @@ pub enum Event {
         /// The workers' health now.
         workers: Workers,
     },
+    /// The first token of a KEK version is silent, and the standby grants in its place.
+    StandbyTookOver {
+        /// The KEK version.
+        kek: KekVersion,
+        /// The standby.
+        standby: TokenName,
+    },
+    /// The standby of a KEK version does not grant in the first token's place any more: that one grants again, or the standby
+    /// denied.
+    StandbyDone {
+        /// The KEK version.
+        kek: KekVersion,
+        /// The standby.
+        standby: TokenName,
+    },
+    /// The standby could not take over: it does not have the KEK version, or another key in its place. It is not used.
+    StandbyUnfit {
+        /// The KEK version.
+        kek: KekVersion,
+        /// The standby.
+        standby: TokenName,
+        /// Why, and the remedy.
+        why: String,
+    },
     /// A task of the engine died or stalled and was started again. Leases ran on (or out) undisturbed.
     WatchRestarted {
         /// Which task, and why.

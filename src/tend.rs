@@ -12,6 +12,7 @@ use crate::{
     lease::{Phase, Verdict as LeaseVerdict},
     name::{KekVersion, TokenName},
     slot::{AekSlot, Due, Leash},
+    standby::Voice,
     telemetry::Event,
     usage::{self, Meter},
     watch::Beat,
@@ -169,7 +170,7 @@ async fn resume(keyring: Arc<Keyring>, leash: Arc<Leash>, epoch: u64) {
         // Not at once: whatever failed may fail again.
         keyring.clock.sleep_until(keyring.clock.now().plus(TICK)).await;
     } else {
-        keyring.feed(&leash, LeaseVerdict::AllBack { epoch }, None);
+        keyring.feed(&leash, Voice::First, LeaseVerdict::AllBack { epoch }, None);
     }
 }
 
@@ -220,7 +221,7 @@ async fn attempt(keyring: &Arc<Keyring>, slot: &Arc<AekSlot>, why: Why) -> Resul
     if !found.moved() && why == Why::Moved {
         return Ok(());
     }
-    let place = found.leash(slot).route.first.budget.background().await;
+    let place = found.leash(slot).budget().background().await;
     let is_due = || slot.is_wanted() && slot.leash.answers() || slot.due(keyring.clock.now()) == Due::Refresh;
     if slot.is_retired() || !found.moved() && !is_due() {
         return Ok(()); // somebody who waited for it was faster, or it was taken away again

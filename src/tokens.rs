@@ -6,16 +6,18 @@ use crate::{
     clock::Clock,
     config::Settings,
     error::{Error, Result},
-    name::{KekVersion, TokenName},
+    name::{KekName, KekVersion, TokenName},
     token::Token,
 };
-use std::{iter, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, iter, sync::Arc, time::Duration};
 
 /// One token, and what its accounts alone share.
 pub(crate) struct Seat {
     pub(crate) name: TokenName,
     pub(crate) token: Arc<dyn Token>,
     pub(crate) budget: Budget,
+    /// Of those that come because their own token is silent: they take no place from those that are at home here.
+    pub(crate) guests: Budget,
     /// The deadline that the token's calls have; those that hang in it are given up after that.
     pub(crate) call_timeout: Duration,
 }
@@ -26,11 +28,18 @@ pub(crate) struct Wiring {
     pub(crate) others: Vec<(TokenName, Arc<dyn Token>)>,
     /// Of those that have another than the settings'.
     pub(crate) call_timeouts: Vec<(TokenName, Duration)>,
+    /// The standby of a KEK, each KEK once.
+    pub(crate) standbys: BTreeMap<KekName, TokenName>,
 }
 
 impl Wiring {
     pub(crate) fn new(default: Arc<dyn Token>) -> Self {
-        Self { default: (TokenName::default(), default), others: Vec::new(), call_timeouts: Vec::new() }
+        Self {
+            default: (TokenName::default(), default),
+            others: Vec::new(),
+            call_timeouts: Vec::new(),
+            standbys: BTreeMap::new(),
+        }
     }
 
     /// # Errors
@@ -42,10 +51,10 @@ impl Wiring {
             let own = timeouts.iter().rfind(|(of, _)| *of == name);
             let call_timeout = own.map_or(settings.call_timeout, |(_, timeout)| *timeout);
             settings.validate_token(&name, call_timeout)?;
-            let budget = Budget::new(settings.resume_rate, clock.clone());
-            Ok(Arc::new(Seat { name, token, budget, call_timeout }))
+            let budget = || Budget::new(settings.resume_rate, clock.clone());
+            Ok(Arc::new(Seat { name, token, budget: budget(), guests: budget(), call_timeout }))
         };
-        let mut tokens = Tokens { default: seat(self.default)?, others: Vec::new() };
+        let mut tokens = Tokens { default: seat(self.default)?, others: Vec::new(), standbys: self.standbys };
         for (name, token) in self.others {
             if tokens.seat(&name).is_some() {
                 return Err(Error::Misconfigured(format!("two tokens are named {name}: give each a name of its own")));
@@ -56,6 +65,18 @@ impl Wiring {
             let names = tokens.names();
             return Err(Error::Misconfigured(format!("call_timeout of token {name}: there is none, but {names}")));
         }
+        for (kek, name) in &tokens.standbys {
+            let Some(standby) = tokens.seat(name) else {
+                let names = tokens.names();
+                return Err(Error::Misconfigured(format!(
+                    "the standby of KEK {kek} is token {name}: there is none, but {names}"
+                )));
+            };
+            // Which of them the KEK is in, its record says; no one's silence may take the standby's time.
+            for first in tokens.seats().filter(|seat| seat.name != *name) {
+                settings.validate_standby(kek, (&first.name, first.call_timeout), (name, standby.call_timeout))?;
+            }
+        }
         Ok(tokens)
     }
 }
@@ -64,6 +85,7 @@ impl Wiring {
 pub(crate) struct Tokens {
     default: Arc<Seat>,
     others: Vec<Arc<Seat>>,
+    standbys: BTreeMap<KekName, TokenName>,
 }
 
 impl Tokens {
@@ -106,9 +128,29 @@ impl Tokens {
         self.others.is_empty().then_some(&self.default)
     }
 
-    /// The longest that a proof may take.
+    pub(crate) fn standby_of(&self, kek: &KekName) -> Option<&Arc<Seat>> {
+        self.standbys.get(kek).and_then(|name| self.seat(name))
+    }
+
+    /// The way to a KEK version that is in the token of this seat.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`] when its standby is the token itself.
+    pub(crate) fn route(&self, kek: &KekVersion, first: &Arc<Seat>) -> Result<Route> {
+        let standby = self.standby_of(&kek.name).cloned();
+        if standby.as_ref().is_some_and(|standby| standby.name == first.name) {
+            return Err(Error::Misconfigured(format!(
+                "the standby of KEK {} is token {}, which is the one that {kek} is in: name another one, or none",
+                kek.name, first.name
+            )));
+        }
+        Ok(Route { first: first.clone(), standby })
+    }
+
+    /// The longest that a proof may take, with the standby's after the first token's silence.
     pub(crate) fn proof_max(&self) -> Duration {
-        self.seats().map(|seat| seat.call_timeout).max().unwrap_or_default()
+        let longest = self.seats().map(|seat| seat.call_timeout).max().unwrap_or_default();
+        if self.standbys.is_empty() { longest } else { longest * 2 }
     }
 
     fn names(&self) -> String {
@@ -116,20 +158,18 @@ impl Tokens {
     }
 }
 
-/// Which token a lease is asked of.
+/// Which tokens a lease is asked of.
 pub(crate) struct Route {
+    /// The one that the KEK version is in.
     pub(crate) first: Arc<Seat>,
-}
-
-impl Route {
-    pub(crate) fn new(first: Arc<Seat>) -> Self {
-        Self { first }
-    }
+    /// One that has the same key, for when the first is silent.
+    pub(crate) standby: Option<Arc<Seat>>,
 }
 
 impl std::fmt::Debug for Route {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Route").field("first", &self.first.name).finish()
+        let standby = self.standby.as_ref().map(|seat| &seat.name);
+        f.debug_struct("Route").field("first", &self.first.name).field("standby", &standby).finish()
     }
 }
 
@@ -145,6 +185,6 @@ impl Route {
     /// To a token that nobody asks.
     pub(crate) fn of_test(clock: &Clock) -> Self {
         let (token, _) = crate::token::scripted::ScriptedToken::new(clock.clone(), Duration::from_secs(5), 1);
-        Self::new(Tokens::of_test(token, clock).default)
+        Self { first: Tokens::of_test(token, clock).default, standby: None }
     }
 }

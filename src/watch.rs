@@ -7,14 +7,16 @@
 use crate::{
     clock::Instant,
     error::{Corrupt, Error},
-    keyring::{Keyring, Sample, Trouble, lease_verdict},
+    keyring::{Keyring, Sample, Trouble, both_silent, is_silence, lease_verdict, no_answer},
     lease::{Lease, Phase, Verdict as LeaseVerdict},
     name::KekVersion,
     secret::Aek,
     slot::{AekSlot, Leash},
+    standby::Voice,
     telemetry::Event,
     tend,
     token::{TokenError, Verdict},
+    tokens::Seat,
 };
 use std::{
     collections::HashMap,
@@ -207,40 +209,98 @@ enum Learned {
     Nothing(Error),
 }
 
-/// One proof, within `call_timeout` in all.
+/// One proof: of the first token within its deadline, and where it is silent, of the standby within that one's. While the
+/// first is known to be silent both are asked at once, so that neither waits for the other: the standby keeps the lease, and
+/// the first one's return, or its denial, is heard within a poll.
 async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) {
-    let epoch = keyring.asking(&leash);
-    let asked = keyring.clock.now();
-    let call_timeout = leash.route.first.call_timeout;
-    let deadline = asked.plus(call_timeout);
-    let learned = keyring.clock.until(deadline, prove(&keyring, &leash, turn)).await;
-    match learned {
-        Some(Learned::Proof(slot, aek)) => {
-            keyring.feed(&leash, LeaseVerdict::Granted { asked, epoch }, None);
-            // The sample's own unwrap renews its TTL, if somebody used it: proofs keep no idle account in memory.
-            // Refused only by a denial that came in between.
-            let _guard = slot.as_ref().map(|slot| keyring.shut_guard(&slot.account));
-            if let Some(slot) = slot.filter(|slot| slot.is_in_use() || slot.is_wanted()) {
-                let _ = keyring.admit(&slot, &aek, epoch, asked);
+    let (epoch, asked) = (keyring.asking(&leash), keyring.clock.now());
+    let question = Question { keyring: &keyring, leash: &leash, turn, epoch, asked };
+    let first = &leash.route.first;
+    let silence = match leash.standby_to_ask() {
+        Some(standby) => {
+            let other = question.put(Voice::Standby, standby);
+            match tokio::join!(question.put(Voice::First, first), other) {
+                (Some(first), Some(other)) => Some(both_silent(first, standby, &other)),
+                _ => None,
             }
         }
-        Some(Learned::Trouble(trouble)) => {
-            if let Some(verdict) = lease_verdict(&leash, &trouble) {
-                if verdict == LeaseVerdict::Denied {
-                    leash.denial.doubt();
+        None => match (question.put(Voice::First, first).await, &leash.route.standby) {
+            (Some(first), Some(standby)) if keyring.may_go_over(&leash).await => {
+                let other = question.put(Voice::Standby, standby).await;
+                other.map(|other| both_silent(first, standby, &other))
+            }
+            (silence, _) => silence,
+        },
+    };
+    if let Some(trouble) = silence {
+        keyring.feed(&leash, Voice::First, LeaseVerdict::Unreachable, Some(&trouble));
+        return;
+    }
+    if let Some(standby) = leash.route.standby.as_ref().filter(|_| !leash.first().is_on_standby() && leash.answers()) {
+        let is_due = turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize);
+        let is_first = !leash.standby_looked_at.swap(true, Ordering::SeqCst);
+        let kek = keyring.sample(leash.kek()).map(|(_, wrapped)| wrapped.kek_id);
+        if let Some(kek) = kek.filter(|_| is_due || is_first) {
+            keyring.look_at_standby(&leash, standby, &kek).await;
+        }
+    }
+}
+
+/// A proof that is asked for.
+struct Question<'a> {
+    keyring: &'a Arc<Keyring>,
+    leash: &'a Arc<Leash>,
+    turn: usize,
+    epoch: u64,
+    asked: Instant,
+}
+
+impl Question<'_> {
+    /// Asks one token, within its deadline, and feeds what it says. Gives its words when it is silent, which it may be alone.
+    async fn put(&self, voice: Voice, seat: &Seat) -> Option<TokenError> {
+        let Self { keyring, leash, turn, epoch, asked } = *self;
+        let deadline = keyring.clock.now().plus(seat.call_timeout);
+        let learned = keyring.clock.until(deadline, prove(keyring, leash, voice, seat, turn)).await;
+        let Some(learned) = learned else { return Some(no_answer(seat)) };
+        match &learned {
+            Learned::Trouble(trouble) if is_silence(trouble.verdict) => return Some(trouble.clone()),
+            Learned::Trouble(trouble) if voice == Voice::Standby && trouble.verdict == Verdict::Replaced => {
+                keyring.tell_unfit(leash, seat, &trouble.to_string());
+                return Some(trouble.clone());
+            }
+            Learned::Proof(..) | Learned::Trouble(_) if voice == Voice::First => {
+                leash.note_first(|first, _| first.answers());
+            }
+            _ => {}
+        }
+        match learned {
+            Learned::Proof(slot, aek) => {
+                keyring.feed(leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
+                // The sample's own unwrap renews its TTL, if somebody used it: proofs keep no idle account in memory.
+                // Refused only by a denial that came in between.
+                let _guard = slot.as_ref().map(|slot| keyring.shut_guard(&slot.account));
+                if let Some(slot) = slot.filter(|slot| slot.is_in_use() || slot.is_wanted()) {
+                    let _ = keyring.admit(&slot, &aek, epoch, asked);
                 }
-                keyring.feed(&leash, verdict, Some(&trouble));
             }
+            Learned::Trouble(trouble) => {
+                if let Some(verdict) = lease_verdict(leash, &trouble) {
+                    if verdict == LeaseVerdict::Denied {
+                        leash.denial.doubt();
+                    }
+                    keyring.feed(leash, voice, verdict, Some(&trouble));
+                }
+            }
+            Learned::Nothing(error) => tracing::warn!(kek = %leash.kek(), %error, "no record to prove the KEK with"),
         }
-        Some(Learned::Nothing(error)) => tracing::warn!(kek = %leash.kek(), %error, "no record to prove the KEK with"),
-        None => keyring.feed(&leash, LeaseVerdict::Unreachable, Some(&silent(call_timeout))),
+        None
     }
 }
 
 /// Unwraps the AEK of a member, another one with each turn; of the next ones, where a record turns out to be damaged.
-async fn prove(keyring: &Keyring, leash: &Leash, turn: usize) -> Learned {
+async fn prove(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn: usize) -> Learned {
     if turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize)
-        && let Err(trouble) = leash.route.first.token.renew_context().await
+        && let Err(trouble) = seat.token.renew_context().await
     {
         // An outage says so; anything else (a worker hangs, so the module cannot be renewed) leaves the usual proof.
         tracing::warn!(%trouble, "the token's context could not be renewed for a fresh proof");
@@ -259,7 +319,7 @@ async fn prove(keyring: &Keyring, leash: &Leash, turn: usize) -> Learned {
                 continue;
             }
         };
-        match keyring.unwrap_verified(leash, &account, &wrapped).await {
+        match keyring.prove_at(leash, voice, seat, &account, &wrapped).await {
             Ok(aek) if !slot.as_ref().is_some_and(|slot| slot.differs_from(&aek)) => {
                 keyring.keep_sample(leash.kek(), &account, &wrapped);
                 return Learned::Proof(slot, aek);
@@ -278,7 +338,7 @@ async fn prove(keyring: &Keyring, leash: &Leash, turn: usize) -> Learned {
     // Every record that was tried is gone, moved or damaged. The last one that was proved is still a wrapped AEK of this KEK
     // version, and as good a question: without it a denial would go unnoticed.
     let Some((account, wrapped)) = keyring.sample(leash.kek()) else { return Learned::Nothing(last) };
-    match keyring.unwrap_verified(leash, &account, &wrapped).await {
+    match keyring.prove_at(leash, voice, seat, &account, &wrapped).await {
         Ok(aek) => Learned::Proof(None, aek),
         Err(Trouble::OtherKey) => Learned::Trouble(replaced("the token gave other bytes than the AEK")),
         // These very bytes were unwrapped in this process: what became another one is the key.
@@ -295,15 +355,6 @@ fn replaced(found: &str) -> TokenError {
         operation: "proof",
         what: format!("{found}: another key stands in the KEK's place"),
         remedy: "restore the KEK in the token from its backup; never replace a KEK under its CKA_ID".into(),
-    }
-}
-
-fn silent(call_timeout: Duration) -> TokenError {
-    TokenError {
-        verdict: Verdict::Unreachable,
-        operation: "proof",
-        what: format!("no answer within {} ms", call_timeout.as_millis()),
-        remedy: "see whether the token is reachable; service goes on until grace ends".into(),
     }
 }
 

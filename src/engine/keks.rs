@@ -25,6 +25,8 @@ pub struct KekVersionStatus {
     pub current: bool,
     /// As the token has it: `Ok(None)` when it has none with this CKA_ID.
     pub in_token: Result<Option<KekInfo>, TokenError>,
+    /// As its standby has it, if it has one.
+    pub in_standby: Option<(TokenName, Result<Option<KekInfo>, TokenError>)>,
 }
 
 impl KekVersionStatus {
@@ -195,7 +197,12 @@ impl Engine {
         let mut versions = Vec::new();
         for version in record.versions {
             let in_token = self.find_kek(name, &version).await;
-            versions.push(KekVersionStatus { current: version.version == record.current, record: version, in_token });
+            let in_standby = match self.keyring().tokens.standby_of(name) {
+                Some(standby) => Some((standby.name.clone(), standby.token.find_kek(&version.id).await)),
+                None => None,
+            };
+            let current = version.version == record.current;
+            versions.push(KekVersionStatus { current, record: version, in_token, in_standby });
         }
         Ok(KekStatus { name: name.clone(), versions })
     }

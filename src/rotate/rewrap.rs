@@ -10,12 +10,11 @@ use crate::{
     error::{Error, Result},
     keyring::Keyring,
     name::{AccountId, KekName, KekVersion},
+    slot::Leash,
     store::{
         Filter, Key, PAGE_KEYS_MAX,
         record::{AccountRecord, KekVersionRecord, WrappedAek, binding, check_value, context},
     },
-    token::KekHandle,
-    tokens::Seat,
 };
 use std::{
     collections::BTreeSet,
@@ -100,9 +99,9 @@ struct Pace {
 }
 
 impl Pace {
-    /// A place for a call of that token.
-    async fn place(&self, seat: &Seat) -> Place {
-        self.own.as_ref().unwrap_or(&seat.budget).background().await
+    /// A place for a call under that lease.
+    async fn place(&self, leash: &Leash) -> Place {
+        self.own.as_ref().unwrap_or(leash.budget()).background().await
     }
 }
 
@@ -368,14 +367,11 @@ async fn rewrap(
     target: &Target,
     pace: &Pace,
 ) -> Result<WrappedAek> {
-    let (from, seat) = (keyring.leash(&old.kek).await?, keyring.tokens.holder(&target.kek, &target.record.token)?);
-    let place = pace.place(&from.route.first).await;
-    let aek = keyring.unwrap_apart(id, old).await?;
-    drop(place);
+    let (from, to) = (keyring.leash(&old.kek).await?, keyring.leash(&target.kek).await?);
+    let aek = keyring.unwrap_apart(id, old, pace.place(&from).await).await?;
     let context = context(&target.kek, id, old.aek_version);
-    let handle = KekHandle { id: target.record.id.clone(), profile: target.record.profile };
-    let place = pace.place(seat).await;
-    let wrapped = seat.token.wrap(&handle, &aek, &binding(&context)).await?;
+    let place = pace.place(&to).await;
+    let wrapped = keyring.wrap(&target.kek, &target.record, &aek, &binding(&context)).await?;
     drop(place);
     let new = WrappedAek {
         kek: target.kek.clone(),
@@ -385,8 +381,7 @@ async fn rewrap(
         check: check_value(&aek, &context),
         ..old.clone()
     };
-    let _place = pace.place(seat).await;
-    let back = keyring.verify_new(id, &new).await?;
+    let back = keyring.verify_new(id, &new, pace.place(&to).await).await?;
     if back == aek {
         return Ok(new);
     }
