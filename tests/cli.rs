@@ -36,6 +36,7 @@ transcripts! {
     out_files,
     quickstart,
     rotation,
+    schedule,
     settings,
     stores,
     streams,

@@ -41,6 +41,8 @@ pub struct KekStatus {
     pub name: KekName,
     /// Oldest first.
     pub versions: Vec<KekVersionStatus>,
+    /// When it is rotated by schedule.
+    pub policy: KekPolicy,
 }
 
 /// The CKA_LABEL of a KEK version that keyleash makes.
@@ -170,7 +172,7 @@ impl Engine {
             let in_token = self.owner.0.token.find_kek(&version.id).await;
             versions.push(KekVersionStatus { current: version.version == record.current, record: version, in_token });
         }
-        Ok(KekStatus { name: name.clone(), versions })
+        Ok(KekStatus { name: name.clone(), versions, policy: record.policy })
     }
 
     pub(crate) async fn kek_record(&self, name: &KekName) -> Result<KekRecord> {

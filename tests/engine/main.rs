@@ -9,6 +9,7 @@ mod leash;
 mod moved;
 mod open;
 mod rotate;
+mod schedule;
 mod start_up;
 mod tamper;
 mod usage;

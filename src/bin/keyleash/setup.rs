@@ -97,6 +97,7 @@ impl Setup {
     async fn engine_over(&self, store: Arc<dyn KeyStore>, cached_aeks_max: u64) -> Result<Engine, Failure> {
         let mut settings = self.config.settings.clone();
         settings.max_cached_aeks = settings.max_cached_aeks.min(cached_aeks_max);
+        settings.scheduled_work = false; // a command does what it was told
         let token = Pkcs11Token::open(self.token_settings()?).await.map_err(Error::from)?;
         wait_until_listed(&token).await;
         // A command proves by what it does.
