@@ -15,7 +15,7 @@ use crate::{
     error::{Corrupt, Error, Result},
     keyring::{Keyring, NewProof, Owner},
     name::{AccountId, KekName, TokenName},
-    rotate::utc,
+    rotate::{start_work, utc},
     secret::{self, Aek},
     store::{
         self, Filter, Key, KeyStore,
@@ -161,12 +161,12 @@ impl EngineBuilder {
         for seat in keyring.tokens.seats().filter(|_| self.start_up_proof) {
             tokio::spawn(start_up::prove_profiles(keyring.clone(), seat.clone()));
         }
-        Ok(Engine {
-            owner: Arc::new(Owner(keyring)),
-            backend: self.backend,
-            suite: self.suite,
-            warnings: warnings.into(),
-        })
+        let engine =
+            Engine { owner: Owner::new(keyring), backend: self.backend, suite: self.suite, warnings: warnings.into() };
+        if engine.keyring().settings.scheduled_work {
+            start_work(&engine);
+        }
+        Ok(engine)
     }
 }
 
@@ -299,6 +299,11 @@ impl Engine {
 
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
         &self.owner.0
+    }
+
+    /// The same engine for a task of its own, which does not keep it alive.
+    pub(crate) fn guest(&self) -> Self {
+        Self { owner: self.owner.guest(), ..self.clone() }
     }
 
     fn handle(&self, keys: Arc<crate::account_keys::AccountKeys>) -> Account {

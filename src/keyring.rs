@@ -41,6 +41,7 @@ mod usage;
 mod versions;
 
 pub(crate) use self::ask::{Heard, both_silent, is_silence, no_answer};
+use self::usage::DueAccounts;
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
 const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
@@ -70,6 +71,8 @@ pub(crate) struct Keyring {
     samples: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
     /// What is common to all that counts what is sealed.
     ledger: Arc<Ledger>,
+    /// Accounts that were found to be due for rotation when their counts were written down.
+    pub(crate) due: DueAccounts,
     /// Every account with a handle or an index entry, so that one account never has two sets of slots.
     living: Mutex<HashMap<AccountId, Weak<AccountKeys>>>,
 }
@@ -153,6 +156,7 @@ impl Keyring {
             leashes: RwLock::default(),
             index,
             ledger: Ledger::new(Limits::SUITE),
+            due: DueAccounts::default(),
             living: Mutex::default(),
         }
     }
@@ -660,11 +664,32 @@ impl Keyring {
 }
 
 /// What handles hold: when the last of them goes, every key is wiped, whatever task still runs.
-pub(crate) struct Owner(pub(crate) Arc<Keyring>);
+pub(crate) struct Owner(pub(crate) Arc<Keyring>, Ends);
+
+/// Whether the keyring ends with its holder.
+#[derive(PartialEq, Eq)]
+enum Ends {
+    Keyring,
+    /// The engine's own tasks keep nothing alive.
+    Nothing,
+}
+
+impl Owner {
+    pub(crate) fn new(keyring: Arc<Keyring>) -> Arc<Self> {
+        Arc::new(Self(keyring, Ends::Keyring))
+    }
+
+    /// For a task of the engine itself.
+    pub(crate) fn guest(&self) -> Arc<Self> {
+        Arc::new(Self(self.0.clone(), Ends::Nothing))
+    }
+}
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.0.close();
+        if self.1 == Ends::Keyring {
+            self.0.close();
+        }
     }
 }
 

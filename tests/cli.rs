@@ -41,6 +41,7 @@ transcripts! {
     out_files,
     quickstart,
     rotation,
+    schedule,
     settings,
     stores,
     streams,

@@ -4,19 +4,48 @@ use super::Keyring;
 use crate::{
     error::{Error, Result},
     name::AccountId,
+    rotate::aek_due,
     store::{
         self,
         record::{AccountRecord, AekPolicy, Usage, WrappedAek},
     },
     usage::{Meter, plus},
 };
-use std::sync::Arc;
-use tokio::task::JoinSet;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::{sync::Notify, task::JoinSet};
 
 /// Records that are written at once, so that they share a commit of the store.
 const WRITES_IN_FLIGHT_MAX: usize = 16;
 /// How often a record is tried again that somebody else changed in between.
 const CONFLICTS_MAX: usize = 32;
+/// Accounts that wait for their rotation; further ones are found when the store is gone through.
+const DUE_MAX: usize = 10_000;
+
+/// Accounts that are due for rotation. Told at once, because the next time that the store is gone through may be minutes away.
+#[derive(Debug, Default)]
+pub(crate) struct DueAccounts {
+    accounts: Mutex<BTreeSet<AccountId>>,
+    /// Wakes the scheduled work.
+    pub(crate) stir: Notify,
+}
+
+impl DueAccounts {
+    fn add(&self, account: AccountId) {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if accounts.len() < DUE_MAX {
+            accounts.insert(account);
+            self.stir.notify_one();
+        }
+    }
+
+    pub(crate) fn take(&self) -> Vec<AccountId> {
+        let accounts = std::mem::take(&mut *self.accounts.lock().unwrap_or_else(PoisonError::into_inner));
+        accounts.into_iter().collect()
+    }
+}
 
 impl Keyring {
     /// A meter of an AEK version, for a slot.
@@ -84,7 +113,12 @@ impl Keyring {
             version.used = plus(version.used, used);
             let sum = (version.used, record.policy);
             match self.store.replace(&record.key(), &seen, record.put()?).await {
-                Ok(_) => return Ok(Some(sum)),
+                Ok(_) => {
+                    if aek_due(&record, self.clock.unix_now()).is_some() {
+                        self.due.add(record.account);
+                    }
+                    return Ok(Some(sum));
+                }
                 Err(Error::Conflict(_)) => {} // to what it is by now
                 Err(Error::NotFound(_)) => return Ok(None),
                 Err(error) => return Err(error),
@@ -98,7 +132,9 @@ async fn land(flights: &mut JoinSet<Result<()>>, outcome: &mut Result<()>) {
     match flights.join_next().await {
         None | Some(Ok(Ok(()))) => {}
         Some(Ok(Err(error))) => *outcome = outcome.clone().and(Err(error)),
-        Some(Err(died)) => *outcome = outcome.clone().and(Err(Error::Fatal(format!("a count was not written: {died}")))),
+        Some(Err(died)) => {
+            *outcome = outcome.clone().and(Err(Error::Fatal(format!("a count was not written: {died}"))))
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod leash;
 mod moved;
 mod open;
 mod rotate;
+mod schedule;
 mod standby;
 mod start_up;
 mod tamper;

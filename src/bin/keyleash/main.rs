@@ -11,6 +11,7 @@ mod out_file;
 mod output;
 mod progress;
 mod quickstart;
+mod schedule;
 mod seal;
 mod setup;
 mod shared_store;
@@ -110,6 +111,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Seal(args) => seal::seal(args, &setup()?, output).await,
         Command::Open(args) => seal::open(args, &setup()?, output).await,
         Command::Status { watch } => status::run(watch, &setup()?, output).await,
+        Command::Schedule(args) => schedule::run(args, &setup()?, output).await,
         Command::Drill(drill) => drill::run(drill, config.as_deref(), &setup()?, output).await,
         Command::Completions { shell } => completions::run(shell, output),
     }

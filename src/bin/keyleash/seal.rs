@@ -34,14 +34,19 @@ pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<()
             "a sealed file is no text: name a file with -o, or redirect standard output".into(),
         ));
     }
-    let account = setup.engine(Store::Existing).await?.account(&id).await?;
-    streams
-        .run(output, move |work| {
-            let keys = Keys::new(account, Handle::current());
-            // Past the buffer, in which plaintext would stay.
-            file::seal(&keys, work.input.get_mut(), &mut work.output, |bytes| work.step.done(bytes))
-        })
-        .await
+    let engine = setup.engine(Store::Existing).await?;
+    let account = engine.account(&id).await?;
+    let sealed = streams.run(output, move |work| {
+        let keys = Keys::new(account, Handle::current());
+        // Past the buffer, in which plaintext would stay.
+        file::seal(&keys, work.input.get_mut(), &mut work.output, |bytes| work.step.done(bytes))
+    });
+    let sealed = sealed.await;
+    if let Err(error) = engine.write_usage().await {
+        // The file is whole all the same.
+        output.note(&format!("keyleash: what was sealed is not counted in the account's record: {error}"));
+    }
+    sealed
 }
 
 pub(crate) async fn open(args: Open, setup: &Setup, output: Output) -> Result<(), Failure> {

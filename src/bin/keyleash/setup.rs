@@ -102,6 +102,7 @@ impl Setup {
             // Before there is a PIN in memory. The engine says what is not refused.
             check_memlock(usize::try_from(settings.max_cached_aeks).unwrap_or(usize::MAX), settings.memlock)?;
         }
+        settings.scheduled_work = false; // a command does what it was told
         let token = Pkcs11Token::open(self.token_settings()?).await.map_err(Error::from)?;
         wait_until_listed(&token).await;
         // A command proves by what it does.
