@@ -28,8 +28,9 @@ Examples:
   keyleash seal --account alice notes.txt -o notes.sealed
   pg_dump | keyleash seal --account alice > dump.sealed
 
-OUT appears only when it is complete: it is written beside its place and
-renamed. It has mode 0600.";
+OUT appears only when it is complete: it is written beside its place, as
+.OUT.*.keyleash, and renamed. Only SIGKILL and power loss leave that behind:
+delete it. OUT has mode 0600.";
 
 const OPEN_EXAMPLES: &str = "\
 Examples:
@@ -39,7 +40,8 @@ Examples:
 The account is named in the sealed file. Only bytes that were authenticated are
 written, block by block; that a file was cut short shows only at its end. So on
 standard output wait for exit status 0 before you trust that it is the whole.
-OUT appears only when it is.";
+OUT appears only when it is; SIGKILL and power loss leave .OUT.*.keyleash
+beside it, with plaintext: delete that.";
 
 const SCHEDULE_HELP: &str = "\
 Policies are set by `keyleash kek policy` and `keyleash account policy`. A
