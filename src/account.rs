@@ -116,19 +116,25 @@ impl Account {
     /// ([`AEK_BLOCKS_MAX`](crate::block::AEK_BLOCKS_MAX)); [`Error::Store`] when what was sealed could not be written down for
     /// very long. `buf` then still holds the plaintext. [`Error::Fatal`] when the cipher fails.
     pub fn seal_in_place(&self, address: impl Into<Address>, buf: &mut [u8]) -> Result<BlockHeader> {
-        let address = address.into();
+        self.seal_in_place_at(&address.into(), buf)
+    }
+
+    // Not generic, so that the data path is compiled once, with its parts inlined.
+    fn seal_in_place_at(&self, address: &Address, buf: &mut [u8]) -> Result<BlockHeader> {
+        let mut header = BlockHeader::blank();
         let operation = Operation::enter();
         let outcome = self.to_seal(&operation, buf.len()).and_then(|key| {
             let sealer = self.sealer(&key);
-            let header = sealer.seal_in_place(self.suite, key.aek_version, &address, buf)?;
+            sealer.seal(self.suite, key.aek_version, address, buf.into(), &mut header)?;
             if key.still_holds(buf.len(), self.keyring()) {
-                return Ok(header);
+                return Ok(());
             }
             // Nothing is lost: the caller may have no other copy of the plaintext.
-            sealer.open_in_place(&header, &address, buf)?;
+            sealer.open_in_place(&header, address, buf)?;
             Err(Unusable::Revoked)
         });
-        self.explain(operation, self.keys.current(), outcome)
+        self.explain(operation, self.keys.current(), outcome)?;
+        Ok(header)
     }
 
     /// Opens in place what [`Account::seal_in_place`] sealed.
@@ -138,11 +144,14 @@ impl Account {
     /// sealed: `buf` is then zero, and so it is when the key was taken away during the call; open into another buffer to
     /// keep the ciphertext.
     pub fn open_in_place(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
-        let address = address.into();
+        self.open_in_place_at(&address.into(), header, buf)
+    }
+
+    fn open_in_place_at(&self, address: &Address, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
         let slot = self.slot_of(header)?;
         let operation = Operation::enter();
         let outcome = self.select(&operation, slot).and_then(|key| {
-            self.sealer(&key).open_in_place(header, &address, buf)?;
+            self.sealer(&key).open_in_place(header, address, buf)?;
             if key.still_holds(buf.len(), self.keyring()) {
                 return Ok(());
             }
@@ -199,17 +208,23 @@ impl Account {
         plaintext: &[u8],
         ciphertext: &mut [u8],
     ) -> Result<BlockHeader> {
-        let address = address.into();
+        self.seal_into_at(&address.into(), plaintext, ciphertext)
+    }
+
+    fn seal_into_at(&self, address: &Address, plaintext: &[u8], ciphertext: &mut [u8]) -> Result<BlockHeader> {
+        let mut header = BlockHeader::blank();
         let operation = Operation::enter();
         let outcome = self.to_seal(&operation, plaintext.len()).and_then(|key| {
-            let header = self.sealer(&key).seal_into(self.suite, key.aek_version, &address, plaintext, ciphertext)?;
+            let buf = block::pair(plaintext, ciphertext)?;
+            self.sealer(&key).seal(self.suite, key.aek_version, address, buf, &mut header)?;
             if key.still_holds(plaintext.len(), self.keyring()) {
-                return Ok(header);
+                return Ok(());
             }
             ciphertext.fill(0);
             Err(Unusable::Revoked)
         });
-        self.explain(operation, self.keys.current(), outcome)
+        self.explain(operation, self.keys.current(), outcome)?;
+        Ok(header)
     }
 
     /// Opens `ciphertext`, which is only read, into `plaintext` of the same length.
@@ -223,11 +238,20 @@ impl Account {
         ciphertext: &[u8],
         plaintext: &mut [u8],
     ) -> Result<()> {
-        let address = address.into();
+        self.open_into_at(&address.into(), header, ciphertext, plaintext)
+    }
+
+    fn open_into_at(
+        &self,
+        address: &Address,
+        header: &BlockHeader,
+        ciphertext: &[u8],
+        plaintext: &mut [u8],
+    ) -> Result<()> {
         let slot = self.slot_of(header)?;
         let operation = Operation::enter();
         let outcome = self.select(&operation, slot).and_then(|key| {
-            self.sealer(&key).open_into(header, &address, ciphertext, plaintext)?;
+            self.sealer(&key).open_into(header, address, ciphertext, plaintext)?;
             if key.still_holds(ciphertext.len(), self.keyring()) {
                 return Ok(());
             }
