@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use keyleash::{
-    Engine,
+    Engine, Error,
     name::{AccountId, KekName, KekVersion},
     store::{
         Filter, Key, KeyStore, load_account, load_kek, load_work,
@@ -24,15 +24,24 @@ use std::{
     time::Duration,
 };
 
-const ACCOUNTS: usize = 100;
+const ACCOUNTS: usize = 40;
 const HOUR_SECS: u64 = 60 * 60;
-/// After how long each run is killed: in the rotation of the KEK, in the re-wrap, among the accounts.
-const KILLS: [Duration; 5] = [
-    Duration::from_millis(60),
-    Duration::from_millis(200),
-    Duration::from_millis(400),
-    Duration::from_millis(700),
-    Duration::from_millis(1000),
+
+/// How far the work has got.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Done {
+    keks: usize,
+    rewrapped: usize,
+    rotated: usize,
+}
+
+/// When each run is killed: in the rotation of the KEK or after it, in the re-wrap, among the accounts.
+const KILLS: [Done; 5] = [
+    Done { keks: 0, rewrapped: 0, rotated: 0 },
+    Done { keks: 1, rewrapped: 0, rotated: 0 },
+    Done { keks: 1, rewrapped: 3, rotated: 0 },
+    Done { keks: 1, rewrapped: ACCOUNTS, rotated: 1 },
+    Done { keks: 1, rewrapped: ACCOUNTS, rotated: ACCOUNTS / 2 },
 ];
 
 fn variable(name: &str) -> String {
@@ -41,6 +50,17 @@ fn variable(name: &str) -> String {
 
 fn account(index: usize) -> AccountId {
     AccountId::new(format!("a{index:03}")).unwrap()
+}
+
+/// Waits for whoever has the file open: an engine's tasks end a moment after it, a process that was killed when it is reaped.
+async fn open(path: &Path) -> RedbStore {
+    for _ in 0..4000 {
+        match RedbStore::open(path).await {
+            Err(Error::Store(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("the store is open for ever");
 }
 
 /// A KEK and accounts that all are two hours old and due after one.
@@ -78,9 +98,30 @@ fn report(output: &Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {words}"))
 }
 
-fn kill(mut child: Child) {
+async fn done(store: &RedbStore, kek: &KekName) -> Done {
+    let (record, _) = load_kek(store, kek).await.unwrap().unwrap();
+    let mut done = Done { keks: record.versions.len() - 1, ..Done::default() };
+    for index in 0..ACCOUNTS {
+        let (record, _) = load_account(store, &account(index)).await.unwrap().unwrap();
+        done.rewrapped += usize::from(record.versions[0].kek.version == 2);
+        done.rotated += record.versions.len() - 1;
+    }
+    done
+}
+
+/// Lets the process work until it has got that far, kills it, and gives how far it got.
+async fn kill_at(mut child: Child, path: &Path, kek: &KekName, far: Done) -> Done {
+    loop {
+        let so_far = done(&open(path).await, kek).await;
+        if so_far.keks >= far.keks && so_far.rewrapped >= far.rewrapped && so_far.rotated >= far.rotated {
+            break;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "it ended at {so_far:?}, before {far:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     child.kill().unwrap();
     child.wait().unwrap();
+    done(&open(path).await, kek).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,32 +130,27 @@ async fn what_is_due_is_done_once_however_often_its_process_is_killed() {
     let path = directory.path().join("keyleash.redb");
     let kek = KekName::new(format!("schedule-{}", std::process::id())).unwrap();
     make_due(&path, &kek).await;
-    let mut rotated = Vec::new();
-    for delay in KILLS {
+    drop(open(&path).await); // so that the first kill finds the work begun
+    let mut seen = Vec::new();
+    for far in KILLS {
         let child = command(directory.path()).spawn().unwrap();
-        tokio::time::sleep(delay).await;
-        kill(child);
-        let store = RedbStore::open(&path).await.unwrap();
-        let mut done = 0;
-        for index in 0..ACCOUNTS {
-            let (record, _) = load_account(&store, &account(index)).await.unwrap().unwrap();
-            done += record.versions.len() - 1;
-        }
-        rotated.push(done);
-        // Its time passes at once; the last one's has to be waited for.
-        if let Some((record, seen)) = load_work(&store).await.unwrap().filter(|_| delay != KILLS[KILLS.len() - 1]) {
+        seen.push(kill_at(child, &path, &kek, far).await);
+        // The time for which it held the work passes at once.
+        let store = open(&path).await;
+        if let Some((record, version)) = load_work(&store).await.unwrap() {
             let over = WorkRecord { until_unix: 1, ..record };
-            store.replace(&Key::Work, &seen, over.put().unwrap()).await.unwrap();
+            store.replace(&Key::Work, &version, over.put().unwrap()).await.unwrap();
         }
     }
-    println!("accounts that were rotated at each kill: {rotated:?}");
-    let last = command(directory.path()).output().unwrap();
-    let done = report(&last);
-    assert_eq!((&done["failed"], &done["stopped"], &done["held_by"]), (&0.into(), &().into(), &().into()), "{done}");
+    println!("{seen:#?}");
+    assert!(seen.iter().any(|done| (1..ACCOUNTS).contains(&done.rewrapped)), "never in the re-wrap");
+    assert!(seen.iter().any(|done| (1..ACCOUNTS).contains(&done.rotated)), "never among the accounts");
+    let last = report(&command(directory.path()).output().unwrap());
+    assert_eq!((&last["failed"], &last["stopped"], &last["held_by"]), (&0.into(), &().into(), &().into()), "{last}");
     let again = report(&command(directory.path()).output().unwrap());
     assert_eq!((&again["accounts"], &again["rewrapped"]), (&0.into(), &0.into()), "{again}");
 
-    let store = RedbStore::open(&path).await.unwrap();
+    let store = open(&path).await;
     let (record, _) = load_kek(&store, &kek).await.unwrap().unwrap();
     assert_eq!((record.current, record.versions.len()), (2, 2), "the KEK was rotated once");
     for index in 0..ACCOUNTS {

@@ -91,7 +91,8 @@ impl Notes {
 pub(super) struct Pass {
     engine: Engine,
     hold: Arc<Hold>,
-    notes: Arc<Notes>,
+    /// Of a task that tells its engine's subscribers what fails; whoever runs a single pass reads its report.
+    notes: Option<Arc<Notes>>,
     /// KEKs that refused or did not answer in this pass: the other accounts under them are not tried.
     troubled: BTreeSet<KekName>,
     flights: JoinSet<(AccountId, KekName, Result<(u32, bool)>, Due)>,
@@ -99,7 +100,7 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    pub(super) fn new(engine: Engine, hold: Arc<Hold>, notes: Arc<Notes>) -> Self {
+    pub(super) fn new(engine: Engine, hold: Arc<Hold>, notes: Option<Arc<Notes>>) -> Self {
         let (troubled, flights, report) = Default::default();
         Self { engine, hold, notes, troubled, flights, report }
     }
@@ -143,11 +144,17 @@ impl Pass {
         self.engine.keyring().teller.tell(event);
     }
 
+    fn succeeded(&self, subject: &str) {
+        if let Some(notes) = &self.notes {
+            notes.succeeded(subject);
+        }
+    }
+
     fn failed(&mut self, subject: String, error: Error) {
         let text = error.to_string();
         // Silence passes, and the lease tells of it.
         let passes = matches!(error, Error::Lapsed(_) | Error::Unreachable(_));
-        if !passes && self.notes.is_news(&subject, &text) {
+        if !passes && self.notes.as_ref().is_some_and(|notes| notes.is_news(&subject, &text)) {
             self.tell(Event::ScheduleFailed { subject: subject.clone(), error: text });
         }
         self.report.failed += 1;
@@ -165,7 +172,7 @@ impl Pass {
                 self.check()?;
                 let subject = format!("KEK {name}");
                 match self.kek(&name).await {
-                    Ok(()) => self.notes.succeeded(&subject),
+                    Ok(()) => self.succeeded(&subject),
                     Err(error @ Error::Store(_)) => return Err(error),
                     Err(error) => {
                         self.check()?; // lost meanwhile: that is why
@@ -202,8 +209,10 @@ impl Pass {
     async fn rewrap(&mut self, record: &KekRecord) -> Result<()> {
         let keyring = self.engine.keyring().clone();
         let to = KekVersion::new(record.name.clone(), record.current);
-        let tried = self.notes.noted().left_behind.get(&to).copied();
-        let too_soon = tried.is_some_and(|tried| keyring.clock.now().since(tried) < REWRAP_AGAIN_AFTER);
+        let now = keyring.clock.now();
+        let too_soon = self.notes.as_ref().is_some_and(|notes| {
+            notes.noted().left_behind.get(&to).is_some_and(|tried| now.since(*tried) < REWRAP_AGAIN_AFTER)
+        });
         if too_soon || !self.engine.has_left_behind(record).await? {
             return Ok(());
         }
@@ -214,7 +223,9 @@ impl Pass {
             return Err(stopped);
         }
         if done.failed > 0 {
-            self.notes.noted().left_behind.insert(to.clone(), keyring.clock.now());
+            if let Some(notes) = &self.notes {
+                notes.noted().left_behind.insert(to.clone(), keyring.clock.now());
+            }
             for failure in done.failures {
                 self.failed(format!("account {}", failure.account), failure.error);
             }
@@ -295,11 +306,11 @@ impl Pass {
         match rotated {
             Ok((aek_version, true)) => {
                 self.report.accounts += 1;
-                self.notes.succeeded(&subject);
+                self.succeeded(&subject);
                 self.tell(Event::AekRotated { account: id.to_string(), aek_version, why });
             }
             // Rotated, deleted or purged by somebody else.
-            Ok((_, false)) | Err(Error::NotFound(_)) => self.notes.succeeded(&subject),
+            Ok((_, false)) | Err(Error::NotFound(_)) => self.succeeded(&subject),
             Err(error @ Error::Store(_)) => {
                 self.report.stopped.get_or_insert(error);
             }

@@ -61,7 +61,7 @@ async fn work(engine: Engine, beat: Arc<Beat>) {
             }
         }
         if passes.is_empty() && hold.check(keyring.clock.now()).is_ok() {
-            let pass = Pass::new(engine.clone(), hold.clone(), notes.clone());
+            let pass = Pass::new(engine.clone(), hold.clone(), Some(notes.clone()));
             if now >= next_pass {
                 next_pass = now.plus(PASS_EVERY);
                 keyring.due.take(); // they are among all
@@ -100,7 +100,7 @@ impl Engine {
                 Standing::Waiting(_) => keyring.clock.sleep_until(keyring.clock.now().plus(TURN_EVERY)).await,
             }
         }
-        let pass = Pass::new(self.clone(), hold.clone(), Arc::default());
+        let pass = Pass::new(self.clone(), hold.clone(), None);
         let keep = async {
             loop {
                 keyring.clock.sleep_until(keyring.clock.now().plus(hold.look_every())).await;
