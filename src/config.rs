@@ -7,9 +7,10 @@ use crate::{
     name::{KekName, TokenName},
     secret::MemlockPolicy,
 };
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 mod file;
+mod tokens;
 
 pub use file::{CONFIG_BYTES_MAX, ConfigFile};
 
@@ -311,8 +312,12 @@ fn show(duration: Duration) -> String {
 /// What the command line works with: the file, with the environment over it, and defaults below.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The token and how to log in.
+    /// The default token and how to log in.
     pub token: TokenConfig,
+    /// The other tokens, in the order of the file.
+    pub other_tokens: Vec<TokenConfig>,
+    /// The standby of each KEK that has one.
+    pub standbys: BTreeMap<KekName, TokenName>,
     /// Where the store is; relative paths are relative to the working directory.
     pub store: PathBuf,
     /// How the engine behaves; validated.
@@ -322,6 +327,8 @@ pub struct Config {
 /// Which token, and how to log in. What is `None` was said nowhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenConfig {
+    /// What the records of its KEKs call it.
+    pub name: TokenName,
     /// The PKCS#11 module.
     pub module: Option<PathBuf>,
     /// Which of its tokens.
@@ -330,6 +337,8 @@ pub struct TokenConfig {
     pub pin: Option<PinSource>,
     /// Threads that call the token, 1 to [`WORKERS_MAX`].
     pub workers: usize,
+    /// Its own deadline of calls; `None`: [`Settings::call_timeout`].
+    pub call_timeout: Option<Duration>,
 }
 
 /// Which token of a module.

@@ -365,6 +365,11 @@ impl Engine {
         Ok(self.owner.0.tokens.named(token)?.token.info().await?)
     }
 
+    /// What an operator should change, as [`Status`] says it.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// What happens to leases, workers and the watch, from now on.
     pub fn events(&self) -> Events {
         self.owner.0.teller.subscribe()

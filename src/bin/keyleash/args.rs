@@ -122,13 +122,17 @@ pub(crate) struct Quickstart {
 pub(crate) enum Token {
     /// Show module, slot, token and mechanisms, try every wrap profile, and say what is wrong and what to do.
     ///
-    /// Ends with 0 when a profile works. Leaves nothing in the token.
-    Check,
+    /// Ends with 0 when a profile works on each token. Leaves nothing in a token.
+    Check {
+        /// Only this one of the tokens that are configured.
+        #[arg(long, value_name = "NAME")]
+        token: Option<OsString>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Kek {
-    /// Make a KEK in the token: sensitive, not extractable.
+    /// Make a KEK in a token: sensitive, not extractable.
     #[command(after_help = "Example:\n  keyleash kek create tenants --profile aes-gcm")]
     Create {
         /// 1 to 64 of A-Z a-z 0-9 . _ - beginning with a letter or digit.
@@ -139,8 +143,11 @@ pub(crate) enum Kek {
         /// Allow its deletion in the token. Without it a KEK can be disabled, and enabled again, but not deleted by accident.
         #[arg(long)]
         destroyable: bool,
+        /// The token to make it in, where several are configured [default: the first].
+        #[arg(long, value_name = "NAME")]
+        token: Option<OsString>,
     },
-    /// List the KEKs of the store, and keys in the token that the store does not know.
+    /// List the KEKs of the store, and keys in the tokens that the store does not know.
     List,
     /// Show a KEK's versions.
     Show {

@@ -7,6 +7,7 @@ mod drill;
 mod exit;
 mod file;
 mod kek;
+mod lazy_token;
 mod out_file;
 mod output;
 mod progress;

@@ -11,7 +11,7 @@ use keyleash::{
     Account, Engine, Error,
     engine::{KekStatus, LeaseStatus, Status, TokenStatus},
     lease::Phase,
-    name::KekVersion,
+    name::{KekVersion, TokenName},
     store::{Filter, Key, KeyStore},
     telemetry::Event,
 };
@@ -98,6 +98,8 @@ fn lease_json(lease: &LeaseStatus) -> Value {
     json!({
         "kek": lease.kek.name.as_str(),
         "kek_version": lease.kek.version,
+        "token": lease.token.as_str(),
+        "on_standby": lease.on_standby.as_ref().map(TokenName::as_str),
         "phase": phase_name(lease.phase),
         "proved_ago_s": lease.proved_ago.map(|ago| ago.as_secs_f64()),
         "ends_in_s": lease.ends_in.as_secs_f64(),
@@ -158,7 +160,7 @@ fn report_lines(status: &Status, keks: &[KekStatus]) -> String {
     }
     let rows = keks.iter().flat_map(|kek| {
         kek.versions.iter().map(|version| {
-            let mut row = version_row(kek, version);
+            let mut row = version_row(kek, version, status.tokens.len() > 1);
             let of_this =
                 |lease: &&LeaseStatus| lease.kek.name == kek.name && lease.kek.version == version.record.version;
             if trouble(version).is_none() {
@@ -178,5 +180,6 @@ fn report_lines(status: &Status, keks: &[KekStatus]) -> String {
 fn lease_words(lease: &LeaseStatus) -> String {
     let phase = phase_name(lease.phase);
     let trouble = lease.trouble.as_ref().map_or_else(String::new, |trouble| format!(", {trouble}"));
-    format!("lease {phase}, ends in {} s{trouble}", lease.ends_in.as_secs())
+    let by = lease.on_standby.as_ref().map_or_else(String::new, |standby| format!(" by standby {standby}"));
+    format!("lease {phase}{by}, ends in {} s{trouble}", lease.ends_in.as_secs())
 }

@@ -2,7 +2,7 @@
 
 use super::fault::{self, Fault, at, code_of};
 use super::kek::{self, Kek};
-use super::module::{Inside, Module};
+use super::module::{Inside, Module, Pauses};
 use super::pin::{Attempt, Pins};
 use super::select::{Listed, ListedToken, NoChoice, Selector, select};
 use super::verdict::{self, Class, Facts, Good};
@@ -42,6 +42,7 @@ pub(super) struct Shared {
     pub(super) module: Arc<Module>,
     pub(super) selector: Selector,
     pub(super) pins: Pins,
+    pauses: Pauses,
     keks: Mutex<KekCache>,
     goods: Mutex<HashMap<KekHandle, GoodRecord>>,
     clock: Clock,
@@ -61,7 +62,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(super) fn new(module: Arc<Module>, selector: Selector, pins: Pins) -> Self {
-        Self { module, selector, pins, keks: Mutex::default(), goods: Mutex::default(), clock: Clock::Boottime }
+        Self {
+            module,
+            selector,
+            pins,
+            pauses: Pauses::default(),
+            keks: Mutex::default(),
+            goods: Mutex::default(),
+            clock: Clock::Boottime,
+        }
     }
 
     fn cached(&self, handle: &KekHandle, generation: u64) -> Option<Arc<Kek>> {
@@ -257,7 +266,7 @@ impl Worker {
             let was_open = self.open.is_some();
             let fault = match self.attempt(&inside, deadline, &mut op) {
                 Ok(value) => {
-                    shared.module.works();
+                    shared.module.works(&shared.pauses);
                     return Ok(value);
                 }
                 Err(fault) => fault,
@@ -287,7 +296,7 @@ impl Worker {
                 return Err(error);
             }
             reinitialised += 1;
-            if let Err(why) = shared.module.reinitialise(generation, deadline) {
+            if let Err(why) = shared.module.reinitialise(&shared.pauses, generation, deadline) {
                 error.what.push_str(&format!(" (re-initialisation: {why})"));
                 return Err(error);
             }
