@@ -219,8 +219,12 @@ impl Meter {
     /// [`Error::Invalid`] at a limit of the suite; [`Error::Store`] when too much could not be written down.
     #[inline]
     pub(crate) fn count(&self, thread: usize, bytes: usize, now: impl FnOnce() -> Instant) -> Result<()> {
-        let bytes = bytes as u64;
-        let counted = match self.lanes.get() {
+        if self.counts(thread, bytes as u64, now) { Ok(()) } else { Err(self.refusal()) }
+    }
+
+    #[inline]
+    fn counts(&self, thread: usize, bytes: u64, now: impl FnOnce() -> Instant) -> bool {
+        match self.lanes.get() {
             Some(lanes) => match lanes.own.get(thread) {
                 Some(lane) => lane.0.count_alone(bytes),
                 None => lanes.shared.0.count_among_others(bytes).is_some(),
@@ -234,12 +238,12 @@ impl Meter {
                 }
                 None => false,
             },
-        };
-        if counted { Ok(()) } else { Err(self.refusal()) }
+        }
     }
 
     /// Takes the spare lanes, if the account is sealed that much. Waits for nobody: there will be another time.
     #[cold]
+    #[inline(never)]
     fn passed(&self, now: Instant) {
         let last = Instant::from_nanos(self.passed_ns.swap(now.as_nanos(), Ordering::Relaxed));
         if now.since(last) > HOT_WITHIN {
@@ -255,6 +259,7 @@ impl Meter {
     }
 
     #[cold]
+    #[inline(never)]
     fn refusal(&self) -> Error {
         let books = self.books();
         let unwritten = minus(self.counted(), books.taken);
@@ -495,9 +500,7 @@ mod tests {
     #[test]
     fn an_account_gets_lanes_only_when_it_is_sealed_much_and_they_keep_its_ceiling() {
         let (_, slow) = meter(Limits::SUITE, used(0, 0), NONE);
-        let mut secs = 0;
-        for _ in 0..3 * HOT_BLOCKS {
-            secs += 1;
+        for secs in 0..3 * HOT_BLOCKS {
             slow.count(0, 1, || at(secs)).unwrap();
         }
         assert!(slow.lanes.get().is_none());

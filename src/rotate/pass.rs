@@ -87,6 +87,15 @@ impl Notes {
     }
 }
 
+/// The rotation of an account, when it has come to its end.
+struct Landed {
+    id: AccountId,
+    kek: KekName,
+    /// The current AEK version, and whether this rotation made it.
+    rotated: Result<(u32, bool)>,
+    why: Due,
+}
+
 /// A pass under way.
 pub(super) struct Pass {
     engine: Engine,
@@ -95,7 +104,7 @@ pub(super) struct Pass {
     notes: Option<Arc<Notes>>,
     /// KEKs that refused or did not answer in this pass: the other accounts under them are not tried.
     troubled: BTreeSet<KekName>,
-    flights: JoinSet<(AccountId, KekName, Result<(u32, bool)>, Due)>,
+    flights: JoinSet<Landed>,
     report: WorkReport,
 }
 
@@ -290,14 +299,14 @@ impl Pass {
             let (engine, hold, clock) = (self.engine.clone(), self.hold.clone(), keyring.clock.clone());
             self.flights.spawn(async move {
                 let rotated = engine.rotate_aek(&id, expected, || hold.check(clock.now())).await;
-                (id, kek, rotated, why)
+                Landed { id, kek, rotated, why }
             });
         }
         Ok(())
     }
 
-    fn land(&mut self, landed: Result<(AccountId, KekName, Result<(u32, bool)>, Due), tokio::task::JoinError>) {
-        let Ok((id, kek, rotated, why)) = landed else {
+    fn land(&mut self, landed: Result<Landed, tokio::task::JoinError>) {
+        let Ok(Landed { id, kek, rotated, why }) = landed else {
             let died = Error::Fatal("the task that rotates an account died: try again".into());
             self.report.stopped.get_or_insert(died);
             return;

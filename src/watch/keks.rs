@@ -188,18 +188,18 @@ mod tests {
         let store = known(&[(1, 1, false), (2, 2, false)]);
         let both = [info(1, "keyleash/k/1"), info(2, "keyleash/k/2")];
         assert_eq!(seen.compare(&store, &both), []);
-        let gone = Event::KekMissing { kek: kek(2), current: true };
-        assert_eq!(seen.compare(&store, &both[..1]), [gone.clone()]);
+        let gone = || Event::KekMissing { kek: kek(2), current: true };
+        assert_eq!(seen.compare(&store, &both[..1]), [gone()]);
         assert_eq!(seen.compare(&store, &both[..1]), []);
         assert_eq!(seen.compare(&store, &both), [Event::KekBack { kek: kek(2) }]);
         assert_eq!(seen.compare(&store, &both), []);
-        assert_eq!(seen.compare(&store, &both[..1]), [gone]);
+        assert_eq!(seen.compare(&store, &both[..1]), [gone()]);
         let more = [info(1, "keyleash/k/1"), info(9, "vendor")];
-        let unknown = Event::KekUnknown { token: TokenName::default(), id: id(9), label: "vendor".into() };
-        assert_eq!(seen.compare(&store, &more), [unknown.clone()]);
+        let unknown = || Event::KekUnknown { token: TokenName::default(), id: id(9), label: "vendor".into() };
+        assert_eq!(seen.compare(&store, &more), [unknown()]);
         assert_eq!(seen.compare(&store, &more), []);
         assert_eq!(seen.compare(&store, &both[..1]), []);
-        assert_eq!(seen.compare(&store, &more), [unknown]);
+        assert_eq!(seen.compare(&store, &more), [unknown()]);
         let adopted = known(&[(1, 1, false), (9, 3, false)]);
         assert_eq!(seen.compare(&adopted, &more), []);
     }
