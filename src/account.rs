@@ -2,8 +2,8 @@
 //!
 //! Nothing here awaits, allocates (but what the caller asked for), or takes a lock that another core contends for.
 //! Every seal and open, in this order: enters as an operation in flight, compares CLOCK_BOOTTIME with the end of its
-//! lease, finds its slot filled in the lease's epoch, derives the block's own DEK, seals or opens, and looks at the
-//! lease again before it reports success.
+//! lease, finds its slot filled in the lease's epoch, counts a block that is sealed, derives the block's own DEK, seals or
+//! opens, and looks at the lease again before it reports success.
 
 use crate::{
     account_keys::AccountKeys,
@@ -112,7 +112,9 @@ impl Account {
     ///
     /// # Errors
     /// [`Error::Denied`], [`Error::Lapsed`], [`Error::Unreachable`], [`Error::Cold`] when the key may not be used;
-    /// [`Error::Invalid`] over 64 MiB. `buf` then still holds the plaintext. [`Error::Fatal`] when the cipher fails.
+    /// [`Error::Invalid`] over 64 MiB, and when the AEK version has sealed as much as one may
+    /// ([`AEK_BLOCKS_MAX`](crate::block::AEK_BLOCKS_MAX)); [`Error::Store`] when what was sealed could not be written down for
+    /// very long. `buf` then still holds the plaintext. [`Error::Fatal`] when the cipher fails.
     pub fn seal_in_place(&self, address: impl Into<Address>, buf: &mut [u8]) -> Result<BlockHeader> {
         self.seal_in_place_at(&address.into(), buf)
     }
@@ -121,7 +123,7 @@ impl Account {
     fn seal_in_place_at(&self, address: &Address, buf: &mut [u8]) -> Result<BlockHeader> {
         let mut header = BlockHeader::blank();
         let operation = Operation::enter();
-        let outcome = self.current(&operation).and_then(|key| {
+        let outcome = self.to_seal(&operation, buf.len()).and_then(|key| {
             let sealer = self.sealer(&key);
             sealer.seal(self.suite, key.aek_version, address, buf.into(), &mut header)?;
             if key.still_holds(buf.len(), self.keyring()) {
@@ -176,6 +178,7 @@ impl Account {
         // Both before the first byte is changed, so that a cold key leaves the buffer as it was.
         let outcome = self.select(&operation, new).and_then(|new_key| {
             let old_key = self.select(&operation, old)?;
+            self.count(&operation, &new_key, buf.len())?;
             self.sealer(&old_key).open_in_place(header, &address, buf)?;
             let resealed = self.sealer(&new_key).seal_in_place(self.suite, new_key.aek_version, &address, buf);
             let holds =
@@ -211,7 +214,7 @@ impl Account {
     fn seal_into_at(&self, address: &Address, plaintext: &[u8], ciphertext: &mut [u8]) -> Result<BlockHeader> {
         let mut header = BlockHeader::blank();
         let operation = Operation::enter();
-        let outcome = self.current(&operation).and_then(|key| {
+        let outcome = self.to_seal(&operation, plaintext.len()).and_then(|key| {
             let buf = block::pair(plaintext, ciphertext)?;
             self.sealer(&key).seal(self.suite, key.aek_version, address, buf, &mut header)?;
             if key.still_holds(plaintext.len(), self.keyring()) {
@@ -412,9 +415,19 @@ impl Account {
         })
     }
 
+    /// The key for a block of `bytes` bytes that is to be sealed now, which is counted.
     #[inline]
-    fn current<'a>(&'a self, operation: &'a Operation) -> Result<Selection<'a>, Unusable> {
-        self.select(operation, self.keys.current())
+    fn to_seal<'a>(&'a self, operation: &'a Operation, bytes: usize) -> Result<Selection<'a>, Unusable> {
+        let key = self.select(operation, self.keys.current())?;
+        self.count(operation, &key, bytes)?;
+        Ok(key)
+    }
+
+    /// Before it is sealed: the limits of the suite hold whatever happens in between.
+    #[inline]
+    fn count(&self, operation: &Operation, key: &Selection<'_>, bytes: usize) -> Result<()> {
+        block::check_len(bytes)?;
+        key.meter.count(operation.thread(), bytes, || self.keyring().clock.now())
     }
 
     #[inline]

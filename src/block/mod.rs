@@ -40,6 +40,15 @@ use subtle::ConstantTimeEq;
 
 /// Longest block, in bytes of plaintext (and of ciphertext): 64 MiB.
 pub const BLOCK_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Most blocks that are sealed under one AEK version, whatever its account's policy says: 2^46. Each takes at most two
+/// messages of CMAC under the AEK, of which NIST SP 800-38B (appendix B) recommends no more than 2^48, and at most five calls of
+/// AES: told from random with an advantage below 2^-32. A factor of two is left for what crashes keep from being counted.
+/// Collisions of nonces, which bind plain AES-GCM to 2^32 blocks, are far behind: C2SP gives 2^80 for a risk of 2^-32.
+pub const AEK_BLOCKS_MAX: u64 = 1 << 46;
+/// Most plaintext bytes that are sealed under one AEK version: 2^60. Every block has a DEK of its own, so AES-GCM's limits of
+/// length hold for each by itself; over all, their advantage stays below 2^-50.
+pub const AEK_BYTES_MAX: u64 = 1 << 60;
+
 /// Seals and opens blocks of one account under one AEK version. Borrowed for one call; the data path of `Account`.
 #[derive(Clone, Copy)]
 pub(crate) struct Sealer<'a> {
