@@ -32,7 +32,14 @@ pub(crate) struct Budget {
 #[derive(Debug)]
 pub(crate) struct Place {
     _place: Option<OwnedSemaphorePermit>,
-    _background: Option<OwnedSemaphorePermit>,
+    background: Option<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    /// Somebody waits for the call that it is for.
+    pub(crate) fn is_on_demand(&self) -> bool {
+        self.background.is_none()
+    }
 }
 
 impl Budget {
@@ -52,7 +59,7 @@ impl Budget {
         let now = self.clock.now();
         self.take_slot(now, now.plus(self.spacing * DEBT_CALLS_MAX));
         // The semaphore is never closed; if it were, there would be no limit rather than no service.
-        Place { _place: self.places.clone().acquire_owned().await.ok(), _background: None }
+        Place { _place: self.places.clone().acquire_owned().await.ok(), background: None }
     }
 
     /// A place for a call that nobody waits for, at the rate.
@@ -60,7 +67,7 @@ impl Budget {
         let background = self.background.clone().acquire_owned().await.ok();
         let start = self.take_slot(self.clock.now(), Instant::from_nanos(u64::MAX));
         self.clock.sleep_until(start).await;
-        Place { _place: self.places.clone().acquire_owned().await.ok(), _background: background }
+        Place { _place: self.places.clone().acquire_owned().await.ok(), background }
     }
 
     /// Takes the next start time, and moves the one after it on, at most to `latest`.

@@ -4,11 +4,13 @@
 
 use crate::{
     error::{Error, Result},
+    name::{KekName, TokenName},
     secret::MemlockPolicy,
 };
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 mod file;
+mod tokens;
 
 pub use file::{CONFIG_BYTES_MAX, ConfigFile};
 
@@ -75,6 +77,10 @@ pub struct Settings {
     pub retention: Duration,
     /// Nobody purges an account before its retention is over. Default true.
     pub purge_protection: bool,
+    /// The engine takes its turn at the scheduled work of the store: rotates what is due by policy, and whatever has sealed half
+    /// of what its suite allows. Of all engines that would, one does. Default true; the command line has it off, and does it
+    /// with `keyleash schedule --run`.
+    pub scheduled_work: bool,
 }
 
 impl Default for Settings {
@@ -91,6 +97,7 @@ impl Default for Settings {
             require_recoverable: false,
             retention: RETENTION_MAX,
             purge_protection: true,
+            scheduled_work: true,
         }
     }
 }
@@ -197,6 +204,40 @@ impl Settings {
         Ok(())
     }
 
+    /// Whether the promises hold with a token that has a deadline of its own.
+    ///
+    /// # Errors
+    /// As [`Settings::validate`], with the token's name.
+    pub fn validate_token(&self, token: &TokenName, call_timeout: Duration) -> Result<()> {
+        let judged = Self { call_timeout, ..self.clone() };
+        judged.validate().map_err(|error| match error {
+            Error::Misconfigured(what) if call_timeout != self.call_timeout => {
+                Error::Misconfigured(format!("token {token}: {what}"))
+            }
+            error => error,
+        })
+    }
+
+    /// Whether the promises hold with a KEK that goes over to its standby after the first token's deadline passed.
+    ///
+    /// # Errors
+    /// As [`Settings::validate`], with the names.
+    pub fn validate_standby(
+        &self,
+        kek: &KekName,
+        (first, first_timeout): (&TokenName, Duration),
+        (standby, standby_timeout): (&TokenName, Duration),
+    ) -> Result<()> {
+        let judged = Self { call_timeout: first_timeout.saturating_add(standby_timeout), ..self.clone() };
+        judged.validate().map_err(|error| match error {
+            Error::Misconfigured(what) => Error::Misconfigured(format!(
+                "KEK {kek} and its standby: a proof may take the call_timeout of token {first} and that of token {standby} \
+                 together; so counted, {what}"
+            )),
+            error => error,
+        })
+    }
+
     /// What holds but should be known.
     pub fn warnings(&self) -> Vec<String> {
         let accounts = self.max_cached_aeks;
@@ -271,8 +312,12 @@ fn show(duration: Duration) -> String {
 /// What the command line works with: the file, with the environment over it, and defaults below.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The token and how to log in.
+    /// The default token and how to log in.
     pub token: TokenConfig,
+    /// The other tokens, in the order of the file.
+    pub other_tokens: Vec<TokenConfig>,
+    /// The standby of each KEK that has one.
+    pub standbys: BTreeMap<KekName, TokenName>,
     /// Where the store is; relative paths are relative to the working directory.
     pub store: PathBuf,
     /// How the engine behaves; validated.
@@ -282,6 +327,8 @@ pub struct Config {
 /// Which token, and how to log in. What is `None` was said nowhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenConfig {
+    /// What the records of its KEKs call it.
+    pub name: TokenName,
     /// The PKCS#11 module.
     pub module: Option<PathBuf>,
     /// Which of its tokens.
@@ -290,6 +337,8 @@ pub struct TokenConfig {
     pub pin: Option<PinSource>,
     /// Threads that call the token, 1 to [`WORKERS_MAX`].
     pub workers: usize,
+    /// Its own deadline of calls; `None`: [`Settings::call_timeout`].
+    pub call_timeout: Option<Duration>,
 }
 
 /// Which token of a module.

@@ -11,7 +11,8 @@ use crate::{
     keyring::Keyring,
     lease::{Change, Phase, Verdict},
     slot::Leash,
-    store::{Key, Put, StoreVersion, record::DenialRecord},
+    standby::Voice,
+    store::{self, Key, Put, StoreVersion, record::DenialRecord},
 };
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -59,9 +60,10 @@ impl DenialNotes {
 
 impl Keyring {
     /// Notes what a verdict means for the record.
-    pub(crate) fn note_denial(&self, leash: &Leash, verdict: Verdict, change: Option<Change>) {
+    pub(crate) fn note_denial(&self, leash: &Leash, voice: Voice, verdict: Verdict, change: Option<Change>) {
         let notes = &leash.denial;
-        if matches!(verdict, Verdict::Granted { .. }) && leash.lease().answering() {
+        // The standby cannot speak for what another process heard of the first token.
+        if voice == Voice::First && matches!(verdict, Verdict::Granted { .. }) && leash.lease().answering() {
             notes.granted_unix.store(unix_now(), Ordering::SeqCst);
         }
         if change == Some(Change::Denied) {
@@ -69,6 +71,20 @@ impl Keyring {
         }
         if matches!(change, Some(Change::Denied | Change::Resuming | Change::Granted)) {
             notes.doubt();
+        }
+    }
+
+    /// Looks whether the store knows of a denial since the first token last granted, which another process heard: then the
+    /// standby is not asked. False too when the store does not say.
+    pub(crate) async fn knows_no_newer_denial(&self, leash: &Leash) -> Result<bool> {
+        let granted_unix = leash.denial.granted_unix.load(Ordering::SeqCst);
+        let own = leash.denial.record().clone().map(|(_, version)| version);
+        match store::load_denial(&*self.store, leash.kek()).await {
+            Ok(None) => Ok(true),
+            // Its own is of the standby's denial, or on the way out: the first token's is known without the store.
+            Ok(Some((record, version))) => Ok(own == Some(version) || record.since_unix < granted_unix),
+            Err(Error::Corrupt(_)) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

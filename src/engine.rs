@@ -14,21 +14,24 @@ use crate::{
     config::Settings,
     error::{Corrupt, Error, Result},
     keyring::{Keyring, NewProof, Owner},
-    name::{AccountId, KekName},
-    rotate::utc,
+    name::{AccountId, KekName, TokenName},
+    rotate::{start_work, utc},
     secret::{self, Aek},
     store::{
         self, Filter, Key, KeyStore,
         record::{AccountRecord, Usage, WrappedAek, binding, check_value, context},
     },
     telemetry::Events,
-    token::{KekHandle, Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers},
+    token::{Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers},
+    tokens::{Seat, Wiring},
     watch,
 };
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 mod keks;
 mod start_up;
+
+pub(crate) use self::start_up::round_trip;
 
 pub use self::keks::{KekStatus, KekVersionStatus};
 pub use crate::leash::LeaseStatus;
@@ -47,7 +50,7 @@ pub struct Engine {
 
 /// Makes an [`Engine`].
 pub struct EngineBuilder {
-    token: Arc<dyn Token>,
+    wiring: Wiring,
     store: Arc<dyn KeyStore>,
     settings: Settings,
     clock: Clock,
@@ -62,6 +65,40 @@ impl EngineBuilder {
     #[must_use]
     pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;
+        self
+    }
+
+    /// What the token is called that the engine was begun with, which is the default one: `default` unless said otherwise. KEKs
+    /// that are in it name it so in the store.
+    #[must_use]
+    pub fn default_token(mut self, name: TokenName) -> Self {
+        self.wiring.default.0 = name;
+        self
+    }
+
+    /// Another token, with workers, deadline and leases of its own: trouble on one neither delays nor denies the accounts of
+    /// another.
+    #[must_use]
+    pub fn token(mut self, name: TokenName, token: Arc<dyn Token>) -> Self {
+        self.wiring.others.push((name, token));
+        self
+    }
+
+    /// The deadline of calls to the token of that name, where it is another one than [`Settings::call_timeout`]: the same that
+    /// the token itself was made with.
+    #[must_use]
+    pub fn call_timeout(mut self, token: TokenName, call_timeout: Duration) -> Self {
+        self.wiring.call_timeouts.push((token, call_timeout));
+        self
+    }
+
+    /// The standby of a KEK: a token that has the same key material under the same CKA_ID, as HSM vendors clone it. It is
+    /// used while the token that the KEK is in is unreachable, and never when that one denied;
+    /// [`manual::promises`](mod@crate::manual::promises#a-standby) says what holds. Of a KEK that is named twice the last one
+    /// counts.
+    #[must_use]
+    pub fn standby(mut self, kek: KekName, token: TokenName) -> Self {
+        self.wiring.standbys.insert(kek, token);
         self
     }
 
@@ -118,29 +155,39 @@ impl EngineBuilder {
         let mut warnings = self.settings.warnings();
         warnings.extend(secret::check_memlock(cells, self.settings.memlock)?);
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let keyring = Arc::new(Keyring::new(self.token, self.store, self.clock, self.settings, self.seed));
+        let tokens = self.wiring.connect(&self.settings, &self.clock)?;
+        let keyring = Arc::new(Keyring::new(tokens, self.store, self.clock, self.settings, self.seed));
         watch::start(&keyring);
-        if self.start_up_proof {
-            tokio::spawn(start_up::prove_profiles(keyring.clone()));
+        for seat in keyring.tokens.seats().filter(|_| self.start_up_proof) {
+            tokio::spawn(start_up::prove_profiles(keyring.clone(), seat.clone()));
         }
-        Ok(Engine {
-            owner: Arc::new(Owner(keyring)),
-            backend: self.backend,
-            suite: self.suite,
-            warnings: warnings.into(),
-        })
+        let engine =
+            Engine { owner: Owner::new(keyring), backend: self.backend, suite: self.suite, warnings: warnings.into() };
+        if engine.keyring().settings.scheduled_work {
+            start_work(&engine);
+        }
+        Ok(engine)
     }
+}
+
+/// One of the engine's tokens.
+#[derive(Debug, Clone)]
+pub struct TokenStatus {
+    /// Its name in this engine.
+    pub name: TokenName,
+    /// What it says about itself, or why it does not.
+    pub info: Result<TokenInfo, TokenError>,
+    /// Its workers.
+    pub workers: Workers,
+    /// True when every worker hangs in the module: only a restart of the process brings the token back. Leases run out.
+    pub restart_needed: bool,
 }
 
 /// A snapshot of the engine.
 #[derive(Debug, Clone)]
 pub struct Status {
-    /// What the token says about itself, or why it does not.
-    pub token: Result<TokenInfo, TokenError>,
-    /// The token's workers.
-    pub workers: Workers,
-    /// True when every worker hangs in the module: only a restart of the process brings the token back. Leases run out.
-    pub restart_needed: bool,
+    /// Every token, the default first.
+    pub tokens: Vec<TokenStatus>,
     /// The leases of all KEK versions that were used in this process.
     pub leases: Vec<LeaseStatus>,
     /// Accounts in the index.
@@ -155,7 +202,7 @@ impl Engine {
     /// Begins an engine over a token and a key store.
     pub fn builder(token: Arc<dyn Token>, store: Arc<dyn KeyStore>) -> EngineBuilder {
         EngineBuilder {
-            token,
+            wiring: Wiring::new(token),
             store,
             settings: Settings::default(),
             clock: Clock::default(),
@@ -195,7 +242,7 @@ impl Engine {
         if self.leave_if_retired(id, wrapped).await? {
             return self.account(id).await;
         }
-        let keys = self.owner.0.admit_new(id, wrapped, &proof).await?;
+        let keys = self.owner.0.admit_new(&record, wrapped, &proof).await?;
         Ok(self.handle(keys))
     }
 
@@ -212,9 +259,7 @@ impl Engine {
         }
         let aek = Aek::generate()?;
         let context = context(&kek, id, aek_version);
-        let handle = KekHandle { id: current.id.clone(), profile: current.profile };
-        // A KEK that may only unwrap is no denial of its accounts: the lease is not told.
-        let wrapped = self.owner.0.token.wrap(&handle, &aek, &binding(&context)).await?;
+        let wrapped = self.owner.0.wrap(&kek, &current, &aek, &binding(&context)).await?;
         let wrapped = WrappedAek {
             aek_version,
             kek,
@@ -242,8 +287,23 @@ impl Engine {
         Ok(self.handle(self.owner.0.open(id).await?))
     }
 
+    /// Writes down in the accounts' records what was sealed under them so far. The engine does so by itself, at the latest after
+    /// an hour; call this before the process ends, so that nothing of it is lost.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Conflict`], [`Error::Corrupt`]: the first; all other accounts are written all the same, and
+    /// what was not is kept for the next time.
+    pub async fn write_usage(&self) -> Result<()> {
+        self.keyring().write_all_usage().await
+    }
+
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
         &self.owner.0
+    }
+
+    /// The same engine for a task of its own, which does not keep it alive.
+    pub(crate) fn guest(&self) -> Self {
+        Self { owner: self.owner.guest(), ..self.clone() }
     }
 
     fn handle(&self, keys: Arc<crate::account_keys::AccountKeys>) -> Account {
@@ -271,12 +331,43 @@ impl Engine {
         Ok(page.keys.into_iter().filter_map(|key| if let Key::Account(id) = key { Some(id) } else { None }).collect())
     }
 
-    /// Proves a wrap profile on the token by a whole round trip with a key that does not outlive it.
+    /// Proves a wrap profile on the default token by a whole round trip with a key that does not outlive it.
     ///
     /// # Errors
     /// What the token fails with: [`Error::Misconfigured`] when it cannot do the profile.
     pub async fn probe(&self, profile: Profile) -> Result<Probe> {
-        Ok(self.owner.0.token.probe(profile).await?)
+        Ok(self.owner.0.tokens.default_seat().token.probe(profile).await?)
+    }
+
+    /// As [`Engine::probe`], on the token of that name.
+    ///
+    /// # Errors
+    /// As [`Engine::probe`], and [`Error::NotFound`] for the token.
+    pub async fn probe_on(&self, token: &TokenName, profile: Profile) -> Result<Probe> {
+        Ok(self.owner.0.tokens.named(token)?.token.probe(profile).await?)
+    }
+
+    /// The names of the tokens, the default first.
+    pub fn tokens(&self) -> Vec<TokenName> {
+        self.owner.0.tokens.seats().map(|seat| seat.name.clone()).collect()
+    }
+
+    /// The token in which KEKs are made unless another is named.
+    pub fn default_token(&self) -> &TokenName {
+        &self.owner.0.tokens.default_seat().name
+    }
+
+    /// What a token says about itself.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for the token, and what it fails with.
+    pub async fn token_info(&self, token: &TokenName) -> Result<TokenInfo> {
+        Ok(self.owner.0.tokens.named(token)?.token.info().await?)
+    }
+
+    /// What an operator should change, as [`Status`] says it.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// What happens to leases, workers and the watch, from now on.
@@ -289,18 +380,39 @@ impl Engine {
         self.owner.0.leases()
     }
 
-    /// A snapshot. Asks the token who it is, so it takes up to `call_timeout` when the token is silent.
+    /// A snapshot. Asks all tokens at once who they are, so it takes up to the longest `call_timeout` when one is silent.
     pub async fn status(&self) -> Status {
-        let workers = self.owner.0.token.workers();
+        let mut asked: Vec<_> = Vec::new();
+        for seat in self.owner.0.tokens.seats() {
+            let of = seat.clone();
+            asked.push((seat, tokio::spawn(async move { of.token.info().await })));
+        }
+        let mut tokens = Vec::new();
+        for (seat, info) in asked {
+            let workers = seat.token.workers();
+            tokens.push(TokenStatus {
+                name: seat.name.clone(),
+                info: info.await.unwrap_or_else(|_| Err(died(seat))),
+                workers,
+                restart_needed: workers.restart_needed(),
+            });
+        }
         Status {
-            token: self.owner.0.token.info().await,
-            workers,
-            restart_needed: workers.restart_needed(),
+            tokens,
             leases: self.owner.0.leases(),
             cached_accounts: self.owner.0.cached_accounts().await,
             unlocked_bytes: secret::unlocked_bytes(),
             warnings: self.warnings.to_vec(),
         }
+    }
+}
+
+fn died(seat: &Seat) -> TokenError {
+    TokenError {
+        verdict: Verdict::Fatal,
+        operation: "token info",
+        what: format!("the task that asks token {} died", seat.name),
+        remedy: "see the log".into(),
     }
 }
 

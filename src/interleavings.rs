@@ -15,6 +15,10 @@ use crate::{
     name::{AccountId, KekName, KekVersion},
     secret::{Aek, KeySlot},
     slot::{AekSlot, Leash},
+    standby::Voice,
+    store::record::{AekPolicy, Usage},
+    tokens::Route,
+    usage::{Ledger, Limits, Meter},
 };
 use loom::thread;
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
@@ -144,15 +148,19 @@ fn after_the_wait_nobody_is_inside_who_was_before_it() {
 fn leash_and_slot() -> (Arc<Leash>, Arc<AekSlot>, u64) {
     let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
     let clock = Clock::Manual(ManualClock::new(Instant::from_nanos(1)));
-    let leash = Arc::new(Leash::new(kek, Lease::new(Duration::from_secs(10)), clock, Duration::from_secs(5)));
-    let slot = AekSlot::new(AccountId::new("a").unwrap(), 1, leash.clone()).unwrap();
+    let (route, lease) = (Route::of_test(&clock), Lease::new(Duration::from_secs(10)));
+    let leash = Arc::new(Leash::new(kek, route, lease, clock, Duration::from_secs(5)));
+    let ledger = Ledger::new(Limits::SUITE);
+    let account = AccountId::new("a").unwrap();
+    let meter = Meter::new(&ledger, account, 1, Usage::default(), AekPolicy::default());
+    let slot = AekSlot::new(leash.clone(), meter).unwrap();
     let epoch = prove(&leash);
     (leash, slot, epoch)
 }
 
 fn prove(leash: &Leash) -> u64 {
     let (epoch, _) = leash.asking();
-    leash.step(Verdict::Granted { asked: Instant::from_nanos(1), epoch }, None);
+    leash.step(Voice::First, Verdict::Granted { asked: Instant::from_nanos(1), epoch }, None);
     epoch
 }
 
@@ -162,7 +170,7 @@ fn an_admission_that_meets_a_denial_leaves_no_key_behind_and_is_resumed_if_it_ca
         let (leash, slot, epoch) = leash_and_slot();
         let denier = spawn({
             let leash = leash.clone();
-            move || leash.step(Verdict::Denied, None)
+            move || leash.step(Voice::First, Verdict::Denied, None)
         });
         let admitted = slot.admit(&aek(1), epoch, LATER, LATER).is_ok();
         denier.join().unwrap();
@@ -178,7 +186,7 @@ fn a_key_that_was_admitted_after_a_new_proof_survives_the_wipe_of_the_denial_bef
         slot.admit(&aek(1), epoch, LATER, LATER).unwrap();
         let denier = spawn({
             let leash = leash.clone();
-            move || leash.step(Verdict::Denied, None)
+            move || leash.step(Voice::First, Verdict::Denied, None)
         });
         let epoch = prove(&leash);
         let admitted = slot.admit(&aek(1), epoch, LATER, LATER).is_ok();
@@ -206,7 +214,7 @@ fn a_seal_that_meets_a_denial_and_an_eviction_reads_whole_keys_only() {
             let slot = slot.clone();
             move || slot.wipe()
         });
-        leash.step(Verdict::Denied, None);
+        leash.step(Voice::First, Verdict::Denied, None);
         let operation = Operation::enter();
         assert!(slot.usable(&operation, Instant::from_nanos(1)).is_none(), "usable after the denial returned");
         drop(operation);

@@ -5,22 +5,25 @@
 
 use crate::{
     account_keys::AccountKeys,
-    budget::{Budget, Place},
+    budget::Place,
     clock::{Clock, Instant, Jitter},
     config::{REFRESH_PERCENT, Settings},
     error::{Corrupt, Error, Result},
     lease::{Actions, Lease, Phase, Verdict as LeaseVerdict},
-    leash::LeaseStatus,
+    leash::{LeaseStatus, Stepped},
     name::{AccountId, KekVersion},
     rotate::deleted,
     secret::Aek,
     slot::{AekSlot, Leash},
+    standby::Voice,
     store::{
         self, KeyStore,
-        record::{AccountRecord, WrappedAek, binding, check_matches, context},
+        record::{AccountRecord, WrappedAek},
     },
     telemetry::{Event, Teller},
-    token::{KekHandle, Token, TokenError, Verdict},
+    token::{TokenError, Verdict},
+    tokens::{Route, Tokens},
+    usage::{Ledger, Limits},
 };
 use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
 use std::{
@@ -33,7 +36,12 @@ use std::{
 };
 use tokio::sync::Notify;
 
+mod ask;
+mod usage;
 mod versions;
+
+pub(crate) use self::ask::{Heard, both_silent, is_silence, no_answer};
+use self::usage::DueAccounts;
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
 const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
@@ -43,11 +51,10 @@ const INDEX_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// The keys of one engine.
 pub(crate) struct Keyring {
-    pub(crate) token: Arc<dyn Token>,
+    pub(crate) tokens: Tokens,
     pub(crate) store: Arc<dyn KeyStore>,
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
-    pub(crate) budget: Budget,
     pub(crate) teller: Teller,
     pub(crate) jitter: Jitter,
     /// Wakes the watch: a lease was made, or changed.
@@ -62,6 +69,10 @@ pub(crate) struct Keyring {
     index: Cache<AccountId, Arc<AccountKeys>>,
     /// For each KEK version a wrapped AEK that was read for a proof: while the store fails, it proves on.
     samples: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
+    /// What is common to all that counts what is sealed.
+    ledger: Arc<Ledger>,
+    /// Accounts that were found to be due for rotation when their counts were written down.
+    pub(crate) due: DueAccounts,
     /// Every account with a handle or an index entry, so that one account never has two sets of slots.
     living: Mutex<HashMap<AccountId, Weak<AccountKeys>>>,
 }
@@ -86,6 +97,11 @@ impl Found {
     pub(crate) fn moved(&self) -> bool {
         self.heir.is_some()
     }
+
+    /// The lease that is asked for what belongs into `slot`.
+    pub(crate) fn leash<'a>(&'a self, slot: &'a AekSlot) -> &'a Arc<Leash> {
+        self.heir.as_ref().map_or(&slot.leash, |heir| &heir.leash)
+    }
 }
 
 /// What an unwrap needs: the record first, because a store that hangs must not hold up those who have it, and then the place.
@@ -104,7 +120,7 @@ pub(crate) enum Trouble {
 
 impl Keyring {
     pub(crate) fn new(
-        token: Arc<dyn Token>,
+        tokens: Tokens,
         store: Arc<dyn KeyStore>,
         clock: Clock,
         settings: Settings,
@@ -126,8 +142,7 @@ impl Keyring {
             })
             .build();
         Self {
-            budget: Budget::new(settings.resume_rate, clock.clone()),
-            token,
+            tokens,
             store,
             clock,
             settings,
@@ -140,6 +155,8 @@ impl Keyring {
             closed: AtomicBool::new(false),
             leashes: RwLock::default(),
             index,
+            ledger: Ledger::new(Limits::SUITE),
+            due: DueAccounts::default(),
             living: Mutex::default(),
         }
     }
@@ -157,9 +174,10 @@ impl Keyring {
             Err(Error::Corrupt(_)) => (Lease::denied_before(grace, self.clock.now()), None),
             Err(error) => return Err(error),
         };
+        let route = self.route(kek).await?;
         let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let leash = Leash::new(kek.clone(), lease, self.clock.clone(), self.settings.aek_ttl);
+            let leash = Leash::new(kek.clone(), route, lease, self.clock.clone(), self.settings.aek_ttl);
             // So that the fresh proofs of many KEK versions do not all come with one poll.
             let first = self.jitter.below(u64::from(self.settings.fresh_proof_every)) as usize;
             leash.proofs.store(first, Ordering::SeqCst);
@@ -170,6 +188,26 @@ impl Keyring {
         drop(leashes);
         self.stir.notify_one();
         Ok(leash)
+    }
+
+    /// The token that a KEK version is in, as the KEK's record says. A record that says nothing (it is gone, or damaged) matters
+    /// only where there is a choice.
+    async fn route(&self, kek: &KekVersion) -> Result<Route> {
+        let found = self.in_time(store::load_kek(&*self.store, &kek.name)).await;
+        let version = match found {
+            Ok(record) => record.and_then(|(record, _)| record.version(kek.version).cloned()),
+            Err(Error::Corrupt(_)) if self.tokens.only().is_some() => None,
+            Err(error) => return Err(error),
+        };
+        let seat = match (version, self.tokens.only()) {
+            (Some(version), _) => self.tokens.holder(kek, &version.token)?,
+            (None, Some(only)) => only,
+            (None, None) => {
+                let what = format!("it does not say in which token version {} is", kek.version);
+                return Err(Corrupt::Record { record: format!("KEK {}", kek.name), what }.into());
+            }
+        };
+        self.tokens.route(kek, seat)
     }
 
     /// The lease of a KEK version, if it was asked for before.
@@ -257,7 +295,7 @@ impl Keyring {
         }
         let mut slots = Vec::new();
         for wrapped in &record.versions {
-            slots.push(AekSlot::new(id.clone(), wrapped.aek_version, self.leash(&wrapped.kek).await?)?);
+            slots.push(AekSlot::new(self.leash(&wrapped.kek).await?, self.meter(&record, wrapped))?);
         }
         let Some(keys) = AccountKeys::new(id.clone(), slots) else {
             // The codec refuses such a record; this says so again rather than panicking.
@@ -311,18 +349,19 @@ impl Keyring {
     async fn unwrap_into(self: &Arc<Self>, slot: &AekSlot, ready: Option<Ready>) -> Result<()> {
         let came = self.clock.now();
         let _guard = self.shut_guard(&slot.account);
-        let Ready { found: Found { wrapped, heir }, place: _place } = match ready {
+        let Ready { found: Found { wrapped, heir }, place } = match ready {
             Some(ready) => ready,
             None if slot.leash.may_ask(came, REFUSED_ASK_PAUSE) => {
                 let found = self.find(slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
                 if found.moved() {
                     self.note_move(&slot.leash);
                 }
-                Ready { found, place: self.budget.on_demand().await }
+                let place = found.leash(slot).budget().on_demand().await;
+                Ready { found, place }
             }
             None => return Err(slot.leash.why_not()),
         };
-        let outcome = self.unwrap_found(slot, heir.as_deref().unwrap_or(slot), &wrapped, came).await;
+        let outcome = self.unwrap_found(slot, heir.as_deref().unwrap_or(slot), &wrapped, came, place).await;
         // What the KEK version of the record says counts from now on. While it says nothing, or refuses the record, the slot
         // stays as it is, under its own lease and TTL: an outage takes nothing away.
         if let Some(heir) = heir
@@ -342,6 +381,7 @@ impl Keyring {
         slot: &AekSlot,
         wrapped: &WrappedAek,
         came: Instant,
+        place: Place,
     ) -> Result<()> {
         // A queue in front of a silent token is not worked off one deadline after the other.
         if slot.leash.was_silent(came) {
@@ -349,9 +389,10 @@ impl Keyring {
         }
         let epoch = self.asking(&slot.leash);
         let asked = self.clock.now();
-        match self.unwrap_verified(&slot.account, wrapped).await {
+        let Heard { voice, outcome } = self.unwrap_verified(&slot.leash, &slot.account, wrapped, place).await;
+        match outcome {
             Ok(aek) => {
-                self.feed(&slot.leash, LeaseVerdict::Granted { asked, epoch }, None);
+                self.feed(&slot.leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
                 if !self.samples().contains_key(&wrapped.kek) {
                     self.keep_sample(&wrapped.kek, &slot.account, wrapped);
                 }
@@ -362,7 +403,7 @@ impl Keyring {
                 self.admit(slot, &aek, epoch, asked)
             }
             Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {}", slot.account)).into()),
-            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&slot.leash, &slot.account, &trouble).await),
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&slot.leash, voice, &slot.account, &trouble).await),
         }
     }
 
@@ -394,11 +435,13 @@ impl Keyring {
     pub(crate) async fn find(self: &Arc<Self>, slot: &AekSlot) -> Result<Found> {
         let record = self.record(slot).await?;
         self.learn_beside(slot, &record).await;
+        let policy = record.policy;
         let wrapped = self.wrapped_in(record, slot)?;
+        slot.meter.learn(wrapped.used, policy);
         let heir = if wrapped.kek == *slot.leash.kek() {
             None
         } else {
-            Some(AekSlot::new(slot.account.clone(), slot.aek_version, self.leash(&wrapped.kek).await?)?)
+            Some(AekSlot::new(self.leash(&wrapped.kek).await?, slot.meter.clone())?)
         };
         Ok(Found { wrapped, heir })
     }
@@ -483,14 +526,6 @@ impl Keyring {
         self.samples().insert(kek.clone(), (account.clone(), wrapped.clone()));
     }
 
-    /// Asks the token for an AEK and verifies that it is the one.
-    pub(crate) async fn unwrap_verified(&self, account: &AccountId, wrapped: &WrappedAek) -> Result<Aek, Trouble> {
-        let context = context(&wrapped.kek, account, wrapped.aek_version);
-        let kek = KekHandle { id: wrapped.kek_id.clone(), profile: wrapped.profile };
-        let aek = self.token.unwrap(&kek, &wrapped.wrapped, &binding(&context)).await.map_err(Trouble::Token)?;
-        if check_matches(&aek, &context, &wrapped.check) { Ok(aek) } else { Err(Trouble::OtherKey) }
-    }
-
     /// The epoch in which to ask the token now.
     pub(crate) fn asking(&self, leash: &Leash) -> u64 {
         let epoch = self.catch_up(leash);
@@ -507,14 +542,27 @@ impl Keyring {
 
     /// Tells a lease what was learned, tells subscribers of a change, and has a denial written down. Waits for nothing: a
     /// store that is slow delays no verdict.
-    pub(crate) fn feed(self: &Arc<Self>, leash: &Arc<Leash>, verdict: LeaseVerdict, trouble: Option<&TokenError>) {
+    pub(crate) fn feed(
+        self: &Arc<Self>,
+        leash: &Arc<Leash>,
+        voice: Voice,
+        verdict: LeaseVerdict,
+        trouble: Option<&TokenError>,
+    ) {
         let replaced = trouble.is_some_and(|trouble| trouble.verdict == Verdict::Replaced);
         if replaced && leash.trouble() != Some(Verdict::Replaced) {
             self.teller.tell(Event::KekReplaced { kek: leash.kek().clone() });
         }
-        let actions = leash.step(verdict, trouble);
+        let Stepped { actions, took_over } = leash.step(voice, verdict, trouble);
         self.tell(leash, actions, trouble);
-        self.note_denial(leash, verdict, actions.change);
+        if let (Some(took_over), Some(standby)) = (took_over, &leash.route.standby) {
+            let (kek, standby) = (leash.kek().clone(), standby.name.clone());
+            self.teller.tell(match took_over {
+                true => Event::StandbyTookOver { kek, standby },
+                false => Event::StandbyDone { kek, standby },
+            });
+        }
+        self.note_denial(leash, voice, verdict, actions.change);
         self.save_if_needed(leash);
     }
 
@@ -530,7 +578,13 @@ impl Keyring {
     }
 
     /// Tells the lease of a failed unwrap, and makes the caller's error of it.
-    async fn learn_trouble(self: &Arc<Self>, leash: &Arc<Leash>, account: &AccountId, trouble: &TokenError) -> Error {
+    async fn learn_trouble(
+        self: &Arc<Self>,
+        leash: &Arc<Leash>,
+        voice: Voice,
+        account: &AccountId,
+        trouble: &TokenError,
+    ) -> Error {
         let Some(verdict) = lease_verdict(leash, trouble) else {
             return match trouble.verdict {
                 Verdict::BadRecord => Corrupt::WrappedAek(format!("account {account}")).into(),
@@ -541,7 +595,7 @@ impl Keyring {
         tokio::pin!(saved);
         // Enlist before the save can end.
         saved.as_mut().enable();
-        self.feed(leash, verdict, Some(trouble));
+        self.feed(leash, voice, verdict, Some(trouble));
         if verdict == LeaseVerdict::Denied && leash.denial.is_saving() {
             // The caller may be a command that ends now: its denial must outlast it. A slow store is waited for so long.
             let patience = self.clock.now().plus(self.settings.call_timeout);
@@ -556,11 +610,12 @@ impl Keyring {
     /// The keys of an account that was just created, its slot filled with the AEK that the token gave back.
     pub(crate) async fn admit_new(
         &self,
-        id: &AccountId,
+        record: &AccountRecord,
         wrapped: &WrappedAek,
         proof: &NewProof,
     ) -> Result<Arc<AccountKeys>> {
-        let slot = AekSlot::new(id.clone(), wrapped.aek_version, proof.leash.clone())?;
+        let id = &record.account;
+        let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
         self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
         self.keep_sample(&wrapped.kek, id, wrapped);
         let Some(keys) = AccountKeys::new(id.clone(), vec![slot]) else {
@@ -579,18 +634,19 @@ impl Keyring {
             // What a key wraps just now says nothing of the AEKs that are there: another KEK in its place would do it too.
             return Err(leash.why_not());
         }
-        let _place = self.budget.on_demand().await;
+        let place = leash.budget().on_demand().await;
         let epoch = self.asking(&leash);
         let asked = self.clock.now();
-        match self.unwrap_verified(account, wrapped).await {
+        let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
+        match outcome {
             Ok(aek) => {
-                self.feed(&leash, LeaseVerdict::Granted { asked, epoch }, None);
+                self.feed(&leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
                 Ok(NewProof { leash, aek, epoch, asked })
             }
             Err(Trouble::OtherKey) => {
                 Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)))
             }
-            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, account, &trouble).await),
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
         }
     }
 
@@ -608,11 +664,32 @@ impl Keyring {
 }
 
 /// What handles hold: when the last of them goes, every key is wiped, whatever task still runs.
-pub(crate) struct Owner(pub(crate) Arc<Keyring>);
+pub(crate) struct Owner(pub(crate) Arc<Keyring>, Ends);
+
+/// Whether the keyring ends with its holder.
+#[derive(PartialEq, Eq)]
+enum Ends {
+    Keyring,
+    /// The engine's own tasks keep nothing alive.
+    Nothing,
+}
+
+impl Owner {
+    pub(crate) fn new(keyring: Arc<Keyring>) -> Arc<Self> {
+        Arc::new(Self(keyring, Ends::Keyring))
+    }
+
+    /// For a task of the engine itself.
+    pub(crate) fn guest(&self) -> Arc<Self> {
+        Arc::new(Self(self.0.clone(), Ends::Nothing))
+    }
+}
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.0.close();
+        if self.1 == Ends::Keyring {
+            self.0.close();
+        }
     }
 }
 

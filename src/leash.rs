@@ -4,14 +4,17 @@
 //! the slots when it says so, and admits a freshly unwrapped key only in the epoch in which it was asked for.
 
 use crate::{
+    budget::Budget,
     clock::{Clock, Instant},
     denial::DenialNotes,
     error::{Error, Refusal, Result},
     lease::{Actions, Lease, Phase, Verdict},
-    name::KekVersion,
+    name::{KekVersion, TokenName},
     secret::{Aek, KeySlot},
+    standby::{FirstWord, Voice},
     sync::{AtomicBool, AtomicU64, Mutex, MutexGuard},
     token::{TokenError, Verdict as TokenVerdict},
+    tokens::{Route, Seat},
 };
 use std::{
     num::NonZeroU64,
@@ -41,6 +44,8 @@ pub(crate) trait Member: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Leash<M> {
     kek: KekVersion,
+    /// Whom to ask.
+    pub(crate) route: Route,
     clock: Clock,
     aek_ttl: Duration,
     /// For how long beyond its TTL an AEK may be used at most, whatever the token does: one silence, which no lease survives
@@ -60,6 +65,14 @@ pub(crate) struct Leash<M> {
     pub(crate) retired: AtomicUsize,
     /// Some account under it was found to be under another KEK version by now.
     pub(crate) moved: AtomicBool,
+    /// The standby was looked at, while it was not needed.
+    pub(crate) standby_looked_at: AtomicBool,
+    /// The standby was seen to have the KEK.
+    pub(crate) standby_has_it: AtomicBool,
+    /// It was told that the standby is none.
+    pub(crate) standby_unfit: AtomicBool,
+    /// The standby unwrapped an AEK that verified: it has the same key.
+    pub(crate) standby_proved: AtomicBool,
     /// When the token was last asked on behalf of a refused caller.
     asked_ns: AtomicU64,
     /// What is known of its denial's record in the store.
@@ -69,6 +82,7 @@ pub(crate) struct Leash<M> {
 #[derive(Debug)]
 struct Inner {
     lease: Lease,
+    first: FirstWord,
     /// Why the token last did not grant, in words; shown with refusals.
     trouble: Option<TokenError>,
     /// When it was last silent.
@@ -80,11 +94,22 @@ struct Inner {
     ttl_binds_from: Instant,
 }
 
+/// What came of a step.
+pub(crate) struct Stepped {
+    pub(crate) actions: Actions,
+    /// The standby took over (true) or the first token is back (false).
+    pub(crate) took_over: Option<bool>,
+}
+
 /// What is told about a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseStatus {
     /// The KEK version.
     pub kek: KekVersion,
+    /// The token that it is in.
+    pub token: TokenName,
+    /// The standby, while it is the one that grants because the first token is silent.
+    pub on_standby: Option<TokenName>,
     /// Where the lease stands.
     pub phase: Phase,
     /// Time since the newest proof was asked; `None` when there is none.
@@ -99,9 +124,10 @@ pub struct LeaseStatus {
 
 impl<M: Member> Leash<M> {
     /// `aek_ttl` is for how long after a silence the TTL of no AEK binds.
-    pub(crate) fn new(kek: KekVersion, lease: Lease, clock: Clock, aek_ttl: Duration) -> Self {
+    pub(crate) fn new(kek: KekVersion, route: Route, lease: Lease, clock: Clock, aek_ttl: Duration) -> Self {
         let leash = Self {
             kek,
+            route,
             clock,
             aek_ttl,
             waiver_max: lease.grace().saturating_add(aek_ttl),
@@ -110,6 +136,7 @@ impl<M: Member> Leash<M> {
             ttl_binds_from_ns: AtomicU64::new(0),
             inner: Mutex::new(Inner {
                 lease,
+                first: FirstWord::new(matches!(lease.phase(), Phase::Denied { .. })),
                 trouble: None,
                 silent: None,
                 closed: false,
@@ -119,6 +146,10 @@ impl<M: Member> Leash<M> {
             proofs: AtomicUsize::new(0),
             retired: AtomicUsize::new(0),
             moved: AtomicBool::new(false),
+            standby_looked_at: AtomicBool::new(false),
+            standby_has_it: AtomicBool::new(false),
+            standby_unfit: AtomicBool::new(false),
+            standby_proved: AtomicBool::new(false),
             asked_ns: AtomicU64::new(0),
             denial: DenialNotes::default(),
         };
@@ -196,8 +227,29 @@ impl<M: Member> Leash<M> {
 
     /// The epoch in which to ask the token, after the state machine caught up with the time.
     pub(crate) fn asking(&self) -> (u64, Actions) {
-        let actions = self.step(Verdict::Nothing, None);
-        (self.epoch(), actions)
+        let stepped = self.step(Voice::First, Verdict::Nothing, None);
+        (self.epoch(), stepped.actions)
+    }
+
+    /// What is known of the first token, as of now.
+    pub(crate) fn first(&self) -> FirstWord {
+        self.inner().first
+    }
+
+    /// Takes in what was learned of the first token beside the lease's verdicts.
+    pub(crate) fn note_first(&self, note: impl FnOnce(&mut FirstWord, Instant)) {
+        let now = self.clock.now();
+        note(&mut self.inner().first, now);
+    }
+
+    /// The standby, if the first token is known to be silent and the standby may be asked instead of it.
+    pub(crate) fn standby_to_ask(&self) -> Option<&Arc<Seat>> {
+        self.route.standby.as_ref().filter(|_| self.first().whom_to_ask() == Voice::Standby)
+    }
+
+    /// The budget of whoever is to be asked for an AEK now.
+    pub(crate) fn budget(&self) -> &Budget {
+        self.standby_to_ask().map_or(&self.route.first.budget, |standby| &standby.guests)
     }
 
     /// True when the token may be asked for a caller who waits. While it refuses or is silent: once per `pause`, whoever comes.
@@ -234,11 +286,16 @@ impl<M: Member> Leash<M> {
     }
 
     /// Feeds what was learned; wipes when the state machine says so. Returns after the wipe.
-    pub(crate) fn step(&self, verdict: Verdict, trouble: Option<&TokenError>) -> Actions {
-        let actions = {
+    pub(crate) fn step(&self, voice: Voice, verdict: Verdict, trouble: Option<&TokenError>) -> Stepped {
+        let stepped = {
             let mut inner = self.inner();
             let now = self.clock.now();
+            let verdict = if inner.first.lets_count(voice, verdict) { verdict } else { Verdict::Nothing };
+            let epoch_before = inner.lease.epoch();
             let (lease, actions) = inner.lease.step(verdict, now);
+            let in_epoch = matches!(verdict, Verdict::Granted { epoch, .. } if epoch == epoch_before);
+            // In the same step as the lease: an epoch that is asked in after a denial goes with the word that denied.
+            let took_over = inner.first.hear(voice, verdict, in_epoch && lease.answering());
             let was_silent = matches!(inner.lease.phase(), Phase::Grace { .. });
             inner.lease = lease;
             match verdict {
@@ -257,12 +314,12 @@ impl<M: Member> Leash<M> {
                 inner.ttl_binds_from = now.plus(self.aek_ttl);
             }
             self.publish(&inner);
-            actions
+            Stepped { actions, took_over }
         };
-        if actions.wipe {
+        if stepped.actions.wipe {
             self.wipe();
         }
-        actions
+        stepped
     }
 
     /// Empties every slot of an ended epoch at once, then wipes them after one wait for the operations in flight.
@@ -363,6 +420,13 @@ impl<M: Member> Leash<M> {
         let lease = inner.lease.step(Verdict::Nothing, now).0;
         LeaseStatus {
             kek: self.kek.clone(),
+            token: self.route.first.name.clone(),
+            on_standby: self
+                .route
+                .standby
+                .as_ref()
+                .filter(|_| inner.first.is_on_standby())
+                .map(|seat| seat.name.clone()),
             phase: lease.phase(),
             proved_ago: lease.proved().map(|proved| now.since(proved)),
             ends_in: lease.end().since(now),
@@ -389,8 +453,9 @@ mod tests {
     fn leash() -> (Leash<Slot>, ManualClock, Arc<Slot>) {
         let manual = ManualClock::new(Instant::from_nanos(1));
         let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
-        let leash =
-            Leash::new(kek, Lease::new(Duration::from_secs(10)), Clock::Manual(manual.clone()), Duration::from_secs(5));
+        let clock = Clock::Manual(manual.clone());
+        let lease = Lease::new(Duration::from_secs(10));
+        let leash = Leash::new(kek, Route::of_test(&clock), lease, clock, Duration::from_secs(5));
         let slot = Arc::new(Slot(KeySlot::new().unwrap()));
         leash.enlist(Arc::downgrade(&slot));
         (leash, manual, slot)
@@ -398,7 +463,7 @@ mod tests {
 
     fn prove(leash: &Leash<Slot>) -> u64 {
         let (epoch, _) = leash.asking();
-        leash.step(Verdict::Granted { asked: leash.clock.now(), epoch }, None);
+        leash.step(Voice::First, Verdict::Granted { asked: leash.clock.now(), epoch }, None);
         epoch
     }
 
@@ -409,7 +474,7 @@ mod tests {
         let epoch = prove(&leash);
         leash.admit(epoch, &slot.0, &aek, |_| ()).unwrap();
         assert!(slot.0.holds(&aek));
-        leash.step(Verdict::Denied, None);
+        leash.step(Voice::First, Verdict::Denied, None);
         assert!(slot.0.is_wiped() && !leash.runs_at(leash.clock.now()));
         assert!(matches!(leash.admit(epoch, &slot.0, &aek, |_| ()), Err(Error::Denied(_))));
         // Not even after the token granted again: it was asked in an earlier epoch.
@@ -441,7 +506,7 @@ mod tests {
             what: "CKR_KEY_FUNCTION_NOT_PERMITTED".into(),
             remedy: "enable it".into(),
         };
-        leash.step(Verdict::Denied, Some(&trouble));
+        leash.step(Voice::First, Verdict::Denied, Some(&trouble));
         manual.advance(Duration::from_secs(7));
         let text = leash.why_not().to_string();
         for part in ["denied", "KEK k/1", "for 7 s", "CKR_KEY_FUNCTION_NOT_PERMITTED", "enable it"] {

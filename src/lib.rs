@@ -54,11 +54,14 @@ pub mod name;
 pub mod rotate;
 pub mod secret;
 mod slot;
+mod standby;
 pub mod store;
 mod sync;
 pub mod telemetry;
 mod tend;
 pub mod token;
+mod tokens;
+mod usage;
 mod watch;
 
 pub use account::Account;

@@ -1,5 +1,6 @@
 //! The tending of slots: brings accounts back after a denial or lapse, refreshes the AEKs in use ahead of their TTL, wipes
-//! those that nobody used for a TTL, and follows accounts that somebody else re-wrapped to their new KEK version.
+//! those that nobody used for a TTL, follows accounts that somebody else re-wrapped to their new KEK version, and has written
+//! down what was sealed.
 //!
 //! All of it runs in the background share of the budget, behind whoever waits for a key. Nothing here bounds anything:
 //! a slot that was not refreshed in time is simply cold.
@@ -9,13 +10,15 @@ use crate::{
     error::{Error, Result},
     keyring::{Keyring, Ready},
     lease::{Phase, Verdict as LeaseVerdict},
-    name::KekVersion,
+    name::{KekVersion, TokenName},
     slot::{AekSlot, Due, Leash},
+    standby::Voice,
     telemetry::Event,
+    usage::{self, Meter},
     watch::Beat,
 };
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -36,7 +39,8 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     let mut work = JoinSet::new();
     let mut resuming: HashMap<KekVersion, (u64, Id)> = HashMap::new();
     let mut following: HashMap<KekVersion, (Instant, Option<Id>)> = HashMap::new();
-    let mut refreshing = None;
+    let mut refreshing: HashMap<TokenName, Id> = HashMap::new();
+    let mut writing = None;
     let mut next_round = keyring.clock.now();
     loop {
         let now = keyring.clock.now();
@@ -58,11 +62,15 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
                 following.insert(leash.kek().clone(), (now.plus(keyring.settings.poll_interval), Some(task.id())));
             }
         }
-        if now >= next_round && refreshing.is_none() {
+        if now >= next_round {
             next_round = now.plus(ROUND_MIN.max(keyring.settings.aek_ttl / ROUNDS_PER_TTL));
-            let due = go_round(&keyring);
-            if !due.is_empty() {
-                refreshing = Some(work.spawn(refresh(keyring.clone(), due)).id());
+            let (due, counted) = go_round(&keyring);
+            for (token, due) in due {
+                // One at a time of each token: one that is slow holds up nobody else's accounts.
+                refreshing.entry(token).or_insert_with(|| work.spawn(refresh(keyring.clone(), due)).id());
+            }
+            if writing.is_none() {
+                writing = Some(work.spawn(write_usage(keyring.clone(), counted)).id());
             }
         }
         tokio::select! {
@@ -75,21 +83,26 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
                 resuming.retain(|_, (_, task)| *task != id);
                 following.values_mut().for_each(|(_, task)| *task = task.filter(|task| *task != id));
                 following.retain(|_, (next, task)| task.is_some() || *next > now);
-                refreshing = refreshing.filter(|task| *task != id);
+                refreshing.retain(|_, task| *task != id);
+                writing = writing.filter(|task| *task != id);
             }
         }
     }
 }
 
-/// Wipes what was idle for a TTL and lists what is to be refreshed.
-fn go_round(keyring: &Keyring) -> Vec<Arc<AekSlot>> {
+/// Wipes what was idle for a TTL, and lists what is to be refreshed, by token, and whose counts are to be written down.
+fn go_round(keyring: &Keyring) -> (BTreeMap<TokenName, Vec<Arc<AekSlot>>>, Vec<Arc<Meter>>) {
+    usage::provide_lanes();
     let now = keyring.clock.now();
-    let (mut due, mut idle) = (Vec::new(), Vec::new());
+    let (mut due, mut idle, mut counted) = (BTreeMap::<_, Vec<_>>::new(), Vec::new(), Vec::new());
     for leash in keyring.leashes() {
         for slot in leash.living_members() {
+            if slot.meter.is_due(now) {
+                counted.push(slot.meter.clone());
+            }
             match slot.due(now) {
                 Due::Nothing => {}
-                Due::Refresh | Due::Check => due.push(slot),
+                Due::Refresh | Due::Check => due.entry(leash.route.first.name.clone()).or_default().push(slot),
                 Due::Wipe => idle.push(slot),
             }
         }
@@ -98,7 +111,14 @@ fn go_round(keyring: &Keyring) -> Vec<Arc<AekSlot>> {
     // thread, and with it the watch, for as long as big blocks are sealed.
     idle.iter().for_each(|slot| slot.empty());
     idle.iter().for_each(|slot| slot.scrub());
-    due
+    (due, counted)
+}
+
+/// A count that could not be written down stays with its meter for the next round.
+async fn write_usage(keyring: Arc<Keyring>, counted: Vec<Arc<Meter>>) {
+    if let Err(error) = keyring.write_usage(counted).await {
+        tracing::warn!(%error, "what was sealed could not be written down; the next round tries again");
+    }
 }
 
 async fn refresh(keyring: Arc<Keyring>, due: Vec<Arc<AekSlot>>) {
@@ -150,7 +170,7 @@ async fn resume(keyring: Arc<Keyring>, leash: Arc<Leash>, epoch: u64) {
         // Not at once: whatever failed may fail again.
         keyring.clock.sleep_until(keyring.clock.now().plus(TICK)).await;
     } else {
-        keyring.feed(&leash, LeaseVerdict::AllBack { epoch }, None);
+        keyring.feed(&leash, Voice::First, LeaseVerdict::AllBack { epoch }, None);
     }
 }
 
@@ -201,7 +221,7 @@ async fn attempt(keyring: &Arc<Keyring>, slot: &Arc<AekSlot>, why: Why) -> Resul
     if !found.moved() && why == Why::Moved {
         return Ok(());
     }
-    let place = keyring.budget.background().await;
+    let place = found.leash(slot).budget().background().await;
     let is_due = || slot.is_wanted() && slot.leash.answers() || slot.due(keyring.clock.now()) == Due::Refresh;
     if slot.is_retired() || !found.moved() && !is_due() {
         return Ok(()); // somebody who waited for it was faster, or it was taken away again

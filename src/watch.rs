@@ -7,14 +7,16 @@
 use crate::{
     clock::Instant,
     error::{Corrupt, Error},
-    keyring::{Keyring, Sample, Trouble, lease_verdict},
+    keyring::{Keyring, Sample, Trouble, both_silent, is_silence, lease_verdict, no_answer},
     lease::{Lease, Phase, Verdict as LeaseVerdict},
     name::KekVersion,
     secret::Aek,
     slot::{AekSlot, Leash},
+    standby::Voice,
     telemetry::Event,
     tend,
     token::{TokenError, Verdict},
+    tokens::Seat,
 };
 use std::{
     collections::HashMap,
@@ -25,6 +27,8 @@ use std::{
     time::Duration,
 };
 use tokio::task::{AbortHandle, Id, JoinSet};
+
+mod keks;
 
 /// The watch looks at its leases at least this often, so that a lease that ends is wiped within this time.
 const TICK: Duration = Duration::from_secs(1);
@@ -42,7 +46,7 @@ const BACK_OFF_AFTER: Duration = Duration::from_secs(10 * 60);
 /// … down to once in this time.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
-/// Starts the watch and the tending of slots. They end with the engine.
+/// Starts the watch, the tending of slots and the look after keys that come and go in each token. They end with the engine.
 pub(crate) fn start(keyring: &Arc<Keyring>) {
     tokio::spawn(supervise(keyring.clone(), "watch", |keyring, beat, restarted| {
         tokio::spawn(watch(keyring, beat, restarted)).abort_handle()
@@ -50,6 +54,12 @@ pub(crate) fn start(keyring: &Arc<Keyring>) {
     tokio::spawn(supervise(keyring.clone(), "tend", |keyring, beat, _| {
         tokio::spawn(tend::tend(keyring, beat)).abort_handle()
     }));
+    for seat in keyring.tokens.seats() {
+        let seat = seat.clone();
+        tokio::spawn(supervise(keyring.clone(), "keks", move |keyring, beat, _| {
+            tokio::spawn(keks::look_after(keyring, seat.clone(), beat)).abort_handle()
+        }));
+    }
 }
 
 /// When a task last showed life.
@@ -68,8 +78,12 @@ impl Beat {
 
 /// Runs a task for as long as the engine lives, and starts it again when it died or stalled. There is never a second one
 /// beside it: one that is stuck in a call cannot be ended, and another would get stuck as well, until no thread is left.
-async fn supervise(keyring: Arc<Keyring>, name: &str, start: impl Fn(Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle) {
-    let stall = STALL_MIN.max(keyring.settings.poll_interval + keyring.settings.call_timeout);
+pub(crate) async fn supervise(
+    keyring: Arc<Keyring>,
+    name: &str,
+    start: impl Fn(Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle,
+) {
+    let stall = STALL_MIN.max(keyring.settings.poll_interval + keyring.tokens.proof_max());
     let mut restarted = false;
     loop {
         let beat = Arc::new(Beat::default());
@@ -109,7 +123,7 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
     }
     let mut asking = JoinSet::new();
     let mut asked: HashMap<Id, KekVersion> = HashMap::new();
-    let mut hung = keyring.token.workers().hung;
+    let mut hung: Vec<_> = keyring.tokens.seats().map(|seat| seat.token.workers().hung).collect();
     loop {
         let now = keyring.clock.now();
         beat.at(now);
@@ -187,12 +201,14 @@ impl Turn {
     }
 }
 
-fn tell_of_lost_workers(keyring: &Keyring, hung: &mut usize) {
-    let workers = keyring.token.workers();
-    if workers.hung > *hung {
-        keyring.teller.tell(Event::WorkerLost { workers });
+fn tell_of_lost_workers(keyring: &Keyring, hung: &mut [usize]) {
+    for (seat, hung) in keyring.tokens.seats().zip(hung) {
+        let workers = seat.token.workers();
+        if workers.hung > *hung {
+            keyring.teller.tell(Event::WorkerLost { token: seat.name.clone(), workers });
+        }
+        *hung = workers.hung;
     }
-    *hung = workers.hung;
 }
 
 /// What a proof brought to light.
@@ -205,39 +221,98 @@ enum Learned {
     Nothing(Error),
 }
 
-/// One proof, within `call_timeout` in all.
+/// One proof: of the first token within its deadline, and where it is silent, of the standby within that one's. While the
+/// first is known to be silent both are asked at once, so that neither waits for the other: the standby keeps the lease, and
+/// the first one's return, or its denial, is heard within a poll.
 async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) {
-    let epoch = keyring.asking(&leash);
-    let asked = keyring.clock.now();
-    let deadline = asked.plus(keyring.settings.call_timeout);
-    let learned = keyring.clock.until(deadline, prove(&keyring, &leash, turn)).await;
-    match learned {
-        Some(Learned::Proof(slot, aek)) => {
-            keyring.feed(&leash, LeaseVerdict::Granted { asked, epoch }, None);
-            // The sample's own unwrap renews its TTL, if somebody used it: proofs keep no idle account in memory.
-            // Refused only by a denial that came in between.
-            let _guard = slot.as_ref().map(|slot| keyring.shut_guard(&slot.account));
-            if let Some(slot) = slot.filter(|slot| slot.is_in_use() || slot.is_wanted()) {
-                let _ = keyring.admit(&slot, &aek, epoch, asked);
+    let (epoch, asked) = (keyring.asking(&leash), keyring.clock.now());
+    let question = Question { keyring: &keyring, leash: &leash, turn, epoch, asked };
+    let first = &leash.route.first;
+    let silence = match leash.standby_to_ask() {
+        Some(standby) => {
+            let other = question.put(Voice::Standby, standby);
+            match tokio::join!(question.put(Voice::First, first), other) {
+                (Some(first), Some(other)) => Some(both_silent(first, standby, &other)),
+                _ => None,
             }
         }
-        Some(Learned::Trouble(trouble)) => {
-            if let Some(verdict) = lease_verdict(&leash, &trouble) {
-                if verdict == LeaseVerdict::Denied {
-                    leash.denial.doubt();
+        None => match (question.put(Voice::First, first).await, &leash.route.standby) {
+            (Some(first), Some(standby)) if keyring.may_go_over(&leash).await => {
+                let other = question.put(Voice::Standby, standby).await;
+                other.map(|other| both_silent(first, standby, &other))
+            }
+            (silence, _) => silence,
+        },
+    };
+    if let Some(trouble) = silence {
+        keyring.feed(&leash, Voice::First, LeaseVerdict::Unreachable, Some(&trouble));
+        return;
+    }
+    if let Some(standby) = leash.route.standby.as_ref().filter(|_| !leash.first().is_on_standby() && leash.answers()) {
+        let is_due = turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize);
+        let is_first = !leash.standby_looked_at.swap(true, Ordering::SeqCst);
+        let kek = keyring.sample(leash.kek()).map(|(_, wrapped)| wrapped.kek_id);
+        if let Some(kek) = kek.filter(|_| is_due || is_first) {
+            keyring.look_at_standby(&leash, standby, &kek).await;
+        }
+    }
+}
+
+/// A proof that is asked for.
+struct Question<'a> {
+    keyring: &'a Arc<Keyring>,
+    leash: &'a Arc<Leash>,
+    turn: usize,
+    epoch: u64,
+    asked: Instant,
+}
+
+impl Question<'_> {
+    /// Asks one token, within its deadline, and feeds what it says. Gives its words when it is silent, which it may be alone.
+    async fn put(&self, voice: Voice, seat: &Seat) -> Option<TokenError> {
+        let Self { keyring, leash, turn, epoch, asked } = *self;
+        let deadline = keyring.clock.now().plus(seat.call_timeout);
+        let learned = keyring.clock.until(deadline, prove(keyring, leash, voice, seat, turn)).await;
+        let Some(learned) = learned else { return Some(no_answer(seat)) };
+        match &learned {
+            Learned::Trouble(trouble) if is_silence(trouble.verdict) => return Some(trouble.clone()),
+            Learned::Trouble(trouble) if voice == Voice::Standby && trouble.verdict == Verdict::Replaced => {
+                keyring.tell_unfit(leash, seat, &trouble.to_string());
+                return Some(trouble.clone());
+            }
+            Learned::Proof(..) | Learned::Trouble(_) if voice == Voice::First => {
+                leash.note_first(|first, _| first.answers());
+            }
+            _ => {}
+        }
+        match learned {
+            Learned::Proof(slot, aek) => {
+                keyring.feed(leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
+                // The sample's own unwrap renews its TTL, if somebody used it: proofs keep no idle account in memory.
+                // Refused only by a denial that came in between.
+                let _guard = slot.as_ref().map(|slot| keyring.shut_guard(&slot.account));
+                if let Some(slot) = slot.filter(|slot| slot.is_in_use() || slot.is_wanted()) {
+                    let _ = keyring.admit(&slot, &aek, epoch, asked);
                 }
-                keyring.feed(&leash, verdict, Some(&trouble));
             }
+            Learned::Trouble(trouble) => {
+                if let Some(verdict) = lease_verdict(leash, &trouble) {
+                    if verdict == LeaseVerdict::Denied {
+                        leash.denial.doubt();
+                    }
+                    keyring.feed(leash, voice, verdict, Some(&trouble));
+                }
+            }
+            Learned::Nothing(error) => tracing::warn!(kek = %leash.kek(), %error, "no record to prove the KEK with"),
         }
-        Some(Learned::Nothing(error)) => tracing::warn!(kek = %leash.kek(), %error, "no record to prove the KEK with"),
-        None => keyring.feed(&leash, LeaseVerdict::Unreachable, Some(&silent(keyring.settings.call_timeout))),
+        None
     }
 }
 
 /// Unwraps the AEK of a member, another one with each turn; of the next ones, where a record turns out to be damaged.
-async fn prove(keyring: &Keyring, leash: &Leash, turn: usize) -> Learned {
+async fn prove(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn: usize) -> Learned {
     if turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize)
-        && let Err(trouble) = keyring.token.renew_context().await
+        && let Err(trouble) = seat.token.renew_context().await
     {
         // An outage says so; anything else (a worker hangs, so the module cannot be renewed) leaves the usual proof.
         tracing::warn!(%trouble, "the token's context could not be renewed for a fresh proof");
@@ -256,7 +331,7 @@ async fn prove(keyring: &Keyring, leash: &Leash, turn: usize) -> Learned {
                 continue;
             }
         };
-        match keyring.unwrap_verified(&account, &wrapped).await {
+        match keyring.prove_at(leash, voice, seat, &account, &wrapped).await {
             Ok(aek) if !slot.as_ref().is_some_and(|slot| slot.differs_from(&aek)) => {
                 keyring.keep_sample(leash.kek(), &account, &wrapped);
                 return Learned::Proof(slot, aek);
@@ -275,7 +350,7 @@ async fn prove(keyring: &Keyring, leash: &Leash, turn: usize) -> Learned {
     // Every record that was tried is gone, moved or damaged. The last one that was proved is still a wrapped AEK of this KEK
     // version, and as good a question: without it a denial would go unnoticed.
     let Some((account, wrapped)) = keyring.sample(leash.kek()) else { return Learned::Nothing(last) };
-    match keyring.unwrap_verified(&account, &wrapped).await {
+    match keyring.prove_at(leash, voice, seat, &account, &wrapped).await {
         Ok(aek) => Learned::Proof(None, aek),
         Err(Trouble::OtherKey) => Learned::Trouble(replaced("the token gave other bytes than the AEK")),
         // These very bytes were unwrapped in this process: what became another one is the key.
@@ -295,15 +370,6 @@ fn replaced(found: &str) -> TokenError {
     }
 }
 
-fn silent(call_timeout: Duration) -> TokenError {
-    TokenError {
-        verdict: Verdict::Unreachable,
-        operation: "proof",
-        what: format!("no answer within {} ms", call_timeout.as_millis()),
-        remedy: "see whether the token is reachable; service goes on until grace ends".into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,6 +382,7 @@ mod tests {
             record::{Usage, WrappedAek},
         },
         token::{KekId, Profile, Wrapped, scripted::ScriptedToken},
+        tokens::Tokens,
     };
     use std::sync::{Mutex, atomic::AtomicUsize, mpsc};
 
@@ -323,7 +390,8 @@ mod tests {
         let manual = ManualClock::new(Instant::from_nanos(1));
         let clock = Clock::Manual(manual.clone());
         let (token, _) = ScriptedToken::new(clock.clone(), Duration::from_secs(5), 1);
-        let keyring = Keyring::new(token, Arc::new(MemoryStore::new()), clock, Settings::default(), Some(1));
+        let tokens = Tokens::of_test(token, &clock);
+        let keyring = Keyring::new(tokens, Arc::new(MemoryStore::new()), clock, Settings::default(), Some(1));
         (Arc::new(keyring), manual)
     }
 

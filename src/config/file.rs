@@ -3,9 +3,13 @@
 //! Each thing that can be set has one line in [`ITEMS`], by which both are read. Unknown names are refused with the
 //! near one: a misspelt limit must not be a default.
 
-use super::{Config, PinSource, STORE_DEFAULT, Settings, TokenConfig, TokenSelector, WORKERS_DEFAULT, WORKERS_MAX};
+use super::{
+    Config, PinSource, STORE_DEFAULT, Settings, TokenSelector, WORKERS_MAX,
+    tokens::{More, TokenItems, named_badly, tables},
+};
 use crate::{
     error::{Error, Result},
+    name::TokenName,
     secret::MemlockPolicy,
 };
 use std::{
@@ -29,7 +33,8 @@ const PIN_VARIABLE: &str = "KEYLEASH_PIN";
 const VARIABLES_ELSEWHERE: [&str; 3] = ["KEYLEASH_CONFIG", "KEYLEASH_SHIM_MODULE", "KEYLEASH_SHIM_CONTROL"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Item {
+pub(super) enum Item {
+    TokenName,
     Module,
     Label,
     Serial,
@@ -37,6 +42,7 @@ enum Item {
     PinFile,
     PinEnv,
     Workers,
+    TokenCallTimeout,
     Store,
     PollInterval,
     CallTimeout,
@@ -62,8 +68,8 @@ const fn named(item: Item, section: &'static str, key: &'static str, variable: &
     Named { item, section, key, variable }
 }
 
-const SECTIONS: [&str; 5] = ["token", "store", "lease", "cache", "keys"];
-const ITEMS: [Named; 19] = [
+const SECTIONS: [&str; 6] = ["token", "kek", "store", "lease", "cache", "keys"];
+const ITEMS: [Named; 21] = [
     named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
     named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
     named(Item::Serial, "token", "serial", "KEYLEASH_TOKEN_SERIAL"),
@@ -83,6 +89,9 @@ const ITEMS: [Named; 19] = [
     named(Item::RequireRecoverable, "keys", "require_recoverable", "KEYLEASH_REQUIRE_RECOVERABLE"),
     named(Item::Retention, "keys", "retention", "KEYLEASH_RETENTION"),
     named(Item::PurgeProtection, "keys", "purge_protection", "KEYLEASH_PURGE_PROTECTION"),
+    // Behind the keys of the same names elsewhere, which are the ones that are meant where no section is named.
+    named(Item::TokenName, "token", "name", "KEYLEASH_TOKEN_NAME"),
+    named(Item::TokenCallTimeout, "token", "call_timeout", "KEYLEASH_TOKEN_CALL_TIMEOUT"),
 ];
 
 /// What a configuration file says, and no more: defaults and bounds come with [`ConfigFile::resolve`].
@@ -106,10 +115,8 @@ const ITEMS: [Named; 19] = [
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConfigFile {
-    module: Option<PathBuf>,
-    selector: Option<TokenSelector>,
-    pin: Option<PinSource>,
-    workers: Option<usize>,
+    token: TokenItems,
+    more: More,
     store: Option<PathBuf>,
     poll_interval: Option<Duration>,
     call_timeout: Option<Duration>,
@@ -165,20 +172,64 @@ impl ConfigFile {
         for (section, content) in in_order(table.get_ref()) {
             let origin = at(section.span());
             let section = section.get_ref();
+            if file.read_array(&origin, section, content.get_ref(), &at)? {
+                continue;
+            }
             let Some(keys) = content.get_ref().as_table() else {
                 return Err(misplaced(&origin, section, content.get_ref()));
             };
             if !SECTIONS.contains(&section.as_ref()) {
                 return Err(bad(&origin, &format!("there is no section [{section}]; {}", near(section, &SECTIONS))));
             }
-            for (key, value) in in_order(keys) {
-                let origin = at(key.span());
-                let named = find_key(&origin, section, key.get_ref())?;
-                let origin = format!("{origin}: {section}.{}", named.key);
-                file.set(named.item, Given::of_toml(&origin, named.item, value.get_ref())?, &origin)?;
-            }
+            file.read_section(section, keys, &at)?;
         }
         Ok(file)
+    }
+
+    fn read_section(&mut self, section: &str, keys: &DeTable<'_>, at: &impl Fn(Range<usize>) -> String) -> Result<()> {
+        for (key, value) in in_order(keys) {
+            let origin = at(key.span());
+            let named = find_key(&origin, section, key.get_ref())?;
+            let origin = format!("{origin}: {section}.{}", named.key);
+            self.set(named.item, Given::of_toml(&origin, named.item, value.get_ref())?, &origin)?;
+        }
+        Ok(())
+    }
+
+    /// `[[token]]`, of which the first is the default one, and `[[kek]]`. False for another section.
+    fn read_array(
+        &mut self,
+        origin: &str,
+        section: &str,
+        content: &DeValue<'_>,
+        at: &impl Fn(Range<usize>) -> String,
+    ) -> Result<bool> {
+        if !["token", "kek"].contains(&section) {
+            return Ok(false);
+        }
+        let Some(tables) = tables(origin, section, content)? else {
+            return match section {
+                "kek" => Err(bad(origin, "write each KEK that has a standby as [[kek]], with name and standby below")),
+                _ => Ok(false),
+            };
+        };
+        for (number, (span, keys)) in tables.into_iter().enumerate() {
+            let origin = at(span);
+            if section == "kek" {
+                self.more.add_kek(&origin, keys, at)?;
+                continue;
+            }
+            let mut one = Self::default();
+            one.read_section(section, keys, at)?;
+            if one.token.name.is_none() {
+                return Err(bad(&origin, "a [[token]] has a name, by which the records of its KEKs name it"));
+            }
+            match number {
+                0 => self.token = one.token,
+                _ => self.more.add_token(one.token, origin)?,
+            }
+        }
+        Ok(true)
     }
 
     /// Puts the `KEYLEASH_*` variables over the file. `names` are the environment's, all of them; `lookup` gives a
@@ -207,17 +258,17 @@ impl ConfigFile {
         names.sort_unstable();
         if names.iter().any(|name| name == PIN_VARIABLE) {
             let same = PinSource::Env(PIN_VARIABLE.into());
-            if environment.pin.as_ref().is_some_and(|pin| *pin != same) {
+            if environment.token.pin.as_ref().is_some_and(|pin| *pin != same) {
                 return Err(two_pins(&format!("environment variable {PIN_VARIABLE}")));
             }
-            environment.pin = Some(same);
+            environment.token.pin = Some(same);
         }
         let layered = environment.over(self);
         let is_known = |name: &str| {
             ITEMS.iter().any(|named| named.variable == name)
                 || name == PIN_VARIABLE
                 || VARIABLES_ELSEWHERE.contains(&name)
-                || layered.pin == Some(PinSource::Env(name.into()))
+                || layered.token.pin == Some(PinSource::Env(name.into()))
         };
         if let Some(unknown) = names.iter().find(|name| !is_known(name)) {
             let mut known: Vec<_> = ITEMS.iter().map(|named| named.variable).collect();
@@ -248,20 +299,23 @@ impl ConfigFile {
             require_recoverable: self.require_recoverable.unwrap_or(default.require_recoverable),
             retention: self.retention.unwrap_or(default.retention),
             purge_protection: self.purge_protection.unwrap_or(default.purge_protection),
+            scheduled_work: default.scheduled_work,
         };
         settings.validate()?;
-        let workers = self.workers.unwrap_or(WORKERS_DEFAULT);
-        let token = TokenConfig { module: self.module, selector: self.selector, pin: self.pin, workers };
-        Ok(Config { token, store: self.store.unwrap_or_else(|| STORE_DEFAULT.into()), settings })
+        let token = self.token.resolve();
+        let (other_tokens, standbys) = self.more.resolve(&token.name)?;
+        for token in [&token].into_iter().chain(&other_tokens) {
+            settings.validate_token(&token.name, token.call_timeout.unwrap_or(settings.call_timeout))?;
+        }
+        let store = self.store.unwrap_or_else(|| STORE_DEFAULT.into());
+        Ok(Config { token, other_tokens, standbys, store, settings })
     }
 
     /// What this says, and where it says nothing, what `below` says.
     fn over(self, below: Self) -> Self {
         Self {
-            module: self.module.or(below.module),
-            selector: self.selector.or(below.selector),
-            pin: self.pin.or(below.pin),
-            workers: self.workers.or(below.workers),
+            token: self.token.over(below.token),
+            more: below.more, // no variable speaks of them
             store: self.store.or(below.store),
             poll_interval: self.poll_interval.or(below.poll_interval),
             call_timeout: self.call_timeout.or(below.call_timeout),
@@ -280,14 +334,19 @@ impl ConfigFile {
     /// Sets one item, which is set once per file and once per environment.
     fn set(&mut self, item: Item, given: Given, origin: &str) -> Result<()> {
         match item {
-            Item::Module => self.module = Some(given.path(origin)?),
+            Item::TokenName => {
+                let name = TokenName::new(given.string(origin)?);
+                self.token.name = Some(name.map_err(|error| named_badly(origin, error))?);
+            }
+            Item::TokenCallTimeout => self.token.call_timeout = Some(given.duration(origin)?),
+            Item::Module => self.token.module = Some(given.path(origin)?),
             Item::Store => self.store = Some(given.path(origin)?),
-            Item::Label => self.select(TokenSelector::Label(given.text(origin, LABEL_BYTES_MAX)?), origin)?,
-            Item::Serial => self.select(TokenSelector::Serial(given.text(origin, SERIAL_BYTES_MAX)?), origin)?,
-            Item::Slot => self.select(TokenSelector::Slot(given.number(origin, 0, u64::MAX)?), origin)?,
-            Item::PinFile => self.take_pin(PinSource::File(given.path(origin)?), origin)?,
-            Item::PinEnv => self.take_pin(PinSource::Env(given.variable_name(origin)?), origin)?,
-            Item::Workers => self.workers = Some(given.number(origin, 1, WORKERS_MAX as u64)?),
+            Item::Label => self.token.select(TokenSelector::Label(given.text(origin, LABEL_BYTES_MAX)?), origin)?,
+            Item::Serial => self.token.select(TokenSelector::Serial(given.text(origin, SERIAL_BYTES_MAX)?), origin)?,
+            Item::Slot => self.token.select(TokenSelector::Slot(given.number(origin, 0, u64::MAX)?), origin)?,
+            Item::PinFile => self.token.take_pin(PinSource::File(given.path(origin)?), origin)?,
+            Item::PinEnv => self.token.take_pin(PinSource::Env(given.variable_name(origin)?), origin)?,
+            Item::Workers => self.token.workers = Some(given.number(origin, 1, WORKERS_MAX as u64)?),
             Item::PollInterval => self.poll_interval = Some(given.duration(origin)?),
             Item::CallTimeout => self.call_timeout = Some(given.duration(origin)?),
             Item::Grace => self.grace = Some(given.duration(origin)?),
@@ -302,24 +361,10 @@ impl ConfigFile {
         }
         Ok(())
     }
-
-    fn select(&mut self, selector: TokenSelector, origin: &str) -> Result<()> {
-        match self.selector.replace(selector) {
-            None => Ok(()),
-            Some(_) => Err(bad(origin, "the token is named twice: use one of label, serial and slot")),
-        }
-    }
-
-    fn take_pin(&mut self, pin: PinSource, origin: &str) -> Result<()> {
-        match self.pin.replace(pin) {
-            None => Ok(()),
-            Some(_) => Err(two_pins(origin)),
-        }
-    }
 }
 
 /// A value as it was given, of the right type but not yet judged.
-enum Given {
+pub(super) enum Given {
     /// A string of the file, or a variable.
     Text(OsString),
     /// A number of the file, as it is written.
@@ -327,11 +372,18 @@ enum Given {
 }
 
 impl Given {
-    fn of_toml(origin: &str, item: Item, value: &DeValue<'_>) -> Result<Self> {
+    pub(super) fn of_toml(origin: &str, item: Item, value: &DeValue<'_>) -> Result<Self> {
         let wants_number =
             matches!(item, Item::Slot | Item::Workers | Item::ResumeRate | Item::FreshProofEvery | Item::MaxCachedAeks);
-        let is_duration =
-            matches!(item, Item::PollInterval | Item::CallTimeout | Item::Grace | Item::AekTtl | Item::Retention);
+        let is_duration = matches!(
+            item,
+            Item::TokenCallTimeout
+                | Item::PollInterval
+                | Item::CallTimeout
+                | Item::Grace
+                | Item::AekTtl
+                | Item::Retention
+        );
         let is_switch = matches!(item, Item::RequireRecoverable | Item::PurgeProtection);
         match value {
             DeValue::Boolean(on) if is_switch => Ok(Self::Text(on.to_string().into())),
@@ -361,7 +413,7 @@ impl Given {
         Ok(Self::Text(value))
     }
 
-    fn string(self, origin: &str) -> Result<String> {
+    pub(super) fn string(self, origin: &str) -> Result<String> {
         let text = match self {
             Self::Number(text) => text,
             Self::Text(text) => text.into_string().map_err(|_| bad(origin, "is not UTF-8"))?,
@@ -441,7 +493,7 @@ impl Given {
 
 const DURATION_FORM: &str = "write a whole number and a unit, \"100ms\", \"15s\", \"30 min\", \"1h\" or \"90d\"";
 
-fn bad(origin: &str, what: &str) -> Error {
+pub(super) fn bad(origin: &str, what: &str) -> Error {
     Error::Misconfigured(format!("{origin}: {what}"))
 }
 
@@ -453,7 +505,7 @@ fn no_unit(origin: &str, number: &str) -> Error {
     bad(origin, &format!("{number} has no unit; write \"{number}s\" for seconds, \"{number} min\" or \"{number}ms\""))
 }
 
-fn two_pins(origin: &str) -> Error {
+pub(super) fn two_pins(origin: &str) -> Error {
     bad(
         origin,
         "the PIN is given twice: use one of pin_file (KEYLEASH_PIN_FILE), pin_env (KEYLEASH_PIN_ENV) and KEYLEASH_PIN",
@@ -461,7 +513,7 @@ fn two_pins(origin: &str) -> Error {
 }
 
 /// The entries as they stand in the file, so that the first mistake is the one that is named.
-fn in_order<'t, 'i>(
+pub(super) fn in_order<'t, 'i>(
     table: &'t DeTable<'i>,
 ) -> Vec<(&'t toml::Spanned<toml::de::DeString<'i>>, &'t toml::Spanned<DeValue<'i>>)> {
     let mut entries: Vec<_> = table.iter().collect();
@@ -503,7 +555,7 @@ fn find_key(origin: &str, section: &str, key: &str) -> Result<&'static Named> {
 }
 
 /// "did you mean …", or all that there is when nothing is near.
-fn near(name: &str, known: &[&str]) -> String {
+pub(super) fn near(name: &str, known: &[&str]) -> String {
     let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(name, known));
     let is_near = |known: &&&str| strsim::normalized_damerau_levenshtein(name, known) > 0.5;
     match nearest.filter(is_near) {

@@ -3,12 +3,13 @@
 use super::{Engine, start_up::round_trip};
 use crate::{
     error::{Corrupt, Error, Refusal, Result},
-    name::{KekName, KekVersion},
+    name::{KekName, KekVersion, TokenName},
     store::{
         self, Filter, Key,
         record::{KekPolicy, KekRecord, KekVersionRecord},
     },
-    token::{KekHandle, KekId, KekInfo, KekSpec, Profile, TokenError},
+    token::{KekHandle, KekId, KekInfo, KekSpec, Profile, TokenError, Verdict},
+    tokens::Seat,
 };
 use std::collections::HashSet;
 
@@ -24,6 +25,8 @@ pub struct KekVersionStatus {
     pub current: bool,
     /// As the token has it: `Ok(None)` when it has none with this CKA_ID.
     pub in_token: Result<Option<KekInfo>, TokenError>,
+    /// As its standby has it, if it has one.
+    pub in_standby: Option<(TokenName, Result<Option<KekInfo>, TokenError>)>,
 }
 
 impl KekVersionStatus {
@@ -41,6 +44,8 @@ pub struct KekStatus {
     pub name: KekName,
     /// Oldest first.
     pub versions: Vec<KekVersionStatus>,
+    /// When it is rotated by schedule.
+    pub policy: KekPolicy,
 }
 
 /// The CKA_LABEL of a KEK version that keyleash makes.
@@ -63,7 +68,7 @@ fn and_stays(error: Error, id: &KekId) -> Error {
 }
 
 impl Engine {
-    /// Makes version 1 of a KEK in the token and writes it down in the store.
+    /// Makes version 1 of a KEK in the default token and writes it down in the store.
     ///
     /// A KEK with its label that is in the token but not in the store is one whose making was cut short by a crash: it is
     /// taken, if it is sound and of the same profile.
@@ -72,14 +77,33 @@ impl Engine {
     /// [`Error::Exists`] when the store has a KEK of this name; [`Error::Misconfigured`] when the token cannot make it or
     /// has several keys with its label; [`Error::Denied`], [`Error::Unreachable`], [`Error::Store`].
     pub async fn create_kek(&self, name: &KekName, profile: Profile, destroyable: bool) -> Result<KekInfo> {
+        self.create_kek_on(self.keyring().tokens.default_seat(), name, profile, destroyable).await
+    }
+
+    /// As [`Engine::create_kek`], in the token of that name. All later versions of the KEK are made there.
+    ///
+    /// # Errors
+    /// As [`Engine::create_kek`], and [`Error::NotFound`] for the token.
+    pub async fn create_kek_in(
+        &self,
+        token: &TokenName,
+        name: &KekName,
+        profile: Profile,
+        destroyable: bool,
+    ) -> Result<KekInfo> {
+        self.create_kek_on(self.keyring().tokens.named(token)?, name, profile, destroyable).await
+    }
+
+    async fn create_kek_on(&self, seat: &Seat, name: &KekName, profile: Profile, destroyable: bool) -> Result<KekInfo> {
         let key = Key::Kek(name.clone());
         let exists =
             || Error::Exists(format!("KEK {name}: see it with `keyleash kek show {name}`, or choose another name"));
         if self.owner.0.store.get(&key).await?.is_some() {
             return Err(exists());
         }
-        let info = self.make_kek(&KekVersion::new(name.clone(), 1), profile, destroyable).await?;
-        let version = KekVersionRecord::new(self.keyring().clock.unix_now(), 1, info.id.clone(), profile);
+        let info = self.make_kek(seat, &KekVersion::new(name.clone(), 1), profile, destroyable).await?;
+        let now = self.keyring().clock.unix_now();
+        let version = KekVersionRecord::new(now, 1, info.id.clone(), profile, seat.name.clone());
         let record =
             KekRecord { name: name.clone(), versions: vec![version], current: 1, policy: KekPolicy::default() };
         match self.owner.0.store.create(&key, record.put()?).await {
@@ -90,15 +114,21 @@ impl Engine {
 
     /// Makes a KEK version in the token, or takes the one that a crash left there, and proves it. The store does not know
     /// it yet.
-    pub(crate) async fn make_kek(&self, kek: &KekVersion, profile: Profile, destroyable: bool) -> Result<KekInfo> {
+    pub(crate) async fn make_kek(
+        &self,
+        seat: &Seat,
+        kek: &KekVersion,
+        profile: Profile,
+        destroyable: bool,
+    ) -> Result<KekInfo> {
         let label = label_of(kek);
-        let mut found = self.owner.0.token.list_keks().await?;
+        let mut found = seat.token.list_keks().await?;
         found.retain(|kek| kek.label == label);
         let info = match found.as_slice() {
             [] => {
                 // First with a key that leaves nothing behind: a KEK that turns out to be of no use cannot be deleted.
-                self.owner.0.token.probe(profile).await?;
-                self.owner.0.token.create_kek(&KekSpec { label, profile, destroyable }).await?
+                seat.token.probe(profile).await?;
+                seat.token.create_kek(&KekSpec { label, profile, destroyable }).await?
             }
             [KekInfo { known_outside: Some(why), id, .. }] => {
                 return Err(Error::Misconfigured(format!(
@@ -127,15 +157,10 @@ impl Engine {
             return Err(Error::Misconfigured(format!("the token made KEK {kek} otherwise than asked: {refused}")));
         }
         let handle = KekHandle { id: info.id.clone(), profile };
-        match self.prove_kek(kek, &handle).await {
+        match round_trip(&*seat.token, kek, &handle).await {
             Ok(()) => Ok(info),
             Err(error) => Err(and_stays(error, &info.id)),
         }
-    }
-
-    /// A whole round trip under a KEK before anything is entrusted to it.
-    pub(crate) async fn prove_kek(&self, kek: &KekVersion, handle: &KekHandle) -> Result<()> {
-        round_trip(&*self.owner.0.token, kek, handle).await
     }
 
     /// Every KEK of the store, in the order of their names.
@@ -144,17 +169,23 @@ impl Engine {
     /// [`Error::Store`], [`Error::Corrupt`].
     pub async fn keks(&self) -> Result<Vec<KekStatus>> {
         let mut keks = Vec::new();
+        for name in self.kek_names().await? {
+            keks.push(self.kek(&name).await?);
+        }
+        Ok(keks)
+    }
+
+    async fn kek_names(&self) -> Result<Vec<KekName>> {
+        let mut names = Vec::new();
         let mut after = None;
         loop {
             let page = self.owner.0.store.list(&Filter::Keks, after.as_ref(), store::PAGE_KEYS_MAX).await?;
-            for key in &page.keys {
-                if let Key::Kek(name) = key {
-                    keks.push(self.kek(name).await?);
-                }
-            }
+            names.extend(
+                page.keys.into_iter().filter_map(|key| if let Key::Kek(name) = key { Some(name) } else { None }),
+            );
             after = page.next;
             if after.is_none() {
-                return Ok(keks);
+                return Ok(names);
             }
         }
     }
@@ -167,10 +198,28 @@ impl Engine {
         let record = self.kek_record(name).await?;
         let mut versions = Vec::new();
         for version in record.versions {
-            let in_token = self.owner.0.token.find_kek(&version.id).await;
-            versions.push(KekVersionStatus { current: version.version == record.current, record: version, in_token });
+            let in_token = self.find_kek(name, &version).await;
+            let in_standby = match self.keyring().tokens.standby_of(name) {
+                Some(standby) => Some((standby.name.clone(), standby.token.find_kek(&version.id).await)),
+                None => None,
+            };
+            let current = version.version == record.current;
+            versions.push(KekVersionStatus { current, record: version, in_token, in_standby });
         }
-        Ok(KekStatus { name: name.clone(), versions })
+        Ok(KekStatus { name: name.clone(), versions, policy: record.policy })
+    }
+
+    async fn find_kek(&self, name: &KekName, version: &KekVersionRecord) -> Result<Option<KekInfo>, TokenError> {
+        let kek = KekVersion::new(name.clone(), version.version);
+        match self.keyring().tokens.holder(&kek, &version.token) {
+            Ok(seat) => seat.token.find_kek(&version.id).await,
+            Err(error) => Err(TokenError {
+                verdict: Verdict::Misconfigured,
+                operation: "find KEK",
+                what: format!("token {} is not configured", version.token),
+                remedy: error.to_string(),
+            }),
+        }
     }
 
     pub(crate) async fn kek_record(&self, name: &KekName) -> Result<KekRecord> {
@@ -193,14 +242,30 @@ impl Engine {
         }
     }
 
-    /// Keys in the token that could be KEKs but that no KEK of the store names, in the order of their labels.
+    /// Keys in the default token that could be KEKs but that no KEK of the store names, in the order of their labels.
     ///
     /// # Errors
-    /// As [`Engine::keks`], and what the token fails with.
+    /// [`Error::Store`], [`Error::Corrupt`], and what the token fails with.
     pub async fn unknown_keks(&self) -> Result<Vec<KekInfo>> {
-        let keks = self.keks().await?;
-        let known: HashSet<_> = keks.iter().flat_map(|kek| &kek.versions).map(|version| &version.record.id).collect();
-        let mut found = self.owner.0.token.list_keks().await?;
+        self.unknown_keks_on(self.keyring().tokens.default_seat()).await
+    }
+
+    /// As [`Engine::unknown_keks`], in the token of that name.
+    ///
+    /// # Errors
+    /// As [`Engine::unknown_keks`], and [`Error::NotFound`] for the token.
+    pub async fn unknown_keks_in(&self, token: &TokenName) -> Result<Vec<KekInfo>> {
+        self.unknown_keks_on(self.keyring().tokens.named(token)?).await
+    }
+
+    async fn unknown_keks_on(&self, seat: &Seat) -> Result<Vec<KekInfo>> {
+        let mut known = HashSet::new();
+        for name in self.kek_names().await? {
+            let record = self.kek_record(&name).await?;
+            let its = record.versions.into_iter().filter(|version| version.token == seat.name);
+            known.extend(its.map(|version| version.id));
+        }
+        let mut found = seat.token.list_keks().await?;
         found.retain(|kek| !known.contains(&kek.id));
         Ok(found)
     }

@@ -4,16 +4,17 @@
 use crate::{
     error::{Error, Result},
     keyring::Keyring,
-    name::KekVersion,
+    name::{KekVersion, TokenName},
     secret::Aek,
     store::{self, Filter, Key, PAGE_KEYS_MAX, record::binding},
     telemetry::Event,
     token::{KekHandle, Profile, Token, Verdict},
+    tokens::Seat,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Wraps and unwraps a key that is thrown away.
-pub(super) async fn round_trip(token: &dyn Token, kek: &KekVersion, handle: &KekHandle) -> Result<()> {
+pub(crate) async fn round_trip(token: &dyn Token, kek: &KekVersion, handle: &KekHandle) -> Result<()> {
     let aek = Aek::generate()?;
     let binding = binding(kek.name.as_str().as_bytes());
     let wrapped = token.wrap(handle, &aek, &binding).await?;
@@ -24,11 +25,11 @@ pub(super) async fn round_trip(token: &dyn Token, kek: &KekVersion, handle: &Kek
     Err(Error::Misconfigured(format!("KEK {kek} does not give back what it wrapped: do not use this token")))
 }
 
-/// Proves every wrap profile that a KEK of the store has, once, as soon as the token answers, and tells what fails. Denials
-/// are the leases' business; nothing here grants or takes anything.
-pub(super) async fn prove_profiles(keyring: Arc<Keyring>) {
+/// Proves every wrap profile that a KEK of the token has, once, as soon as it answers, and tells what fails. Denials are the
+/// leases' business; nothing here grants or takes anything.
+pub(super) async fn prove_profiles(keyring: Arc<Keyring>, seat: Arc<Seat>) {
     while !keyring.is_closed() {
-        if try_to_prove(&keyring).await {
+        if try_to_prove(&keyring, &seat).await {
             return;
         }
         keyring.clock.sleep_until(keyring.clock.now().plus(keyring.settings.poll_interval)).await;
@@ -36,16 +37,16 @@ pub(super) async fn prove_profiles(keyring: Arc<Keyring>) {
 }
 
 /// False when token or store did not answer.
-async fn try_to_prove(keyring: &Keyring) -> bool {
-    let Ok(keks) = one_of_each_profile(keyring).await else { return false };
+async fn try_to_prove(keyring: &Keyring, seat: &Seat) -> bool {
+    let Ok(keks) = one_of_each_profile(keyring, &seat.name).await else { return false };
     if keks.is_empty() {
         return true;
     }
-    if keyring.token.info().await.is_err_and(|trouble| trouble.verdict == Verdict::Unreachable) {
+    if seat.token.info().await.is_err_and(|trouble| trouble.verdict == Verdict::Unreachable) {
         return false;
     }
     for (profile, (kek, handle)) in keks {
-        match round_trip(&*keyring.token, &kek, &handle).await {
+        match round_trip(&*seat.token, &kek, &handle).await {
             Ok(()) | Err(Error::Denied(_)) => {}
             Err(Error::Unreachable(_)) => return false,
             Err(error) => keyring.teller.tell(Event::ProfileFailed { profile, kek, error: error.to_string() }),
@@ -54,8 +55,11 @@ async fn try_to_prove(keyring: &Keyring) -> bool {
     true
 }
 
-/// The current version of a KEK for each profile that is in use.
-async fn one_of_each_profile(keyring: &Keyring) -> Result<BTreeMap<Profile, (KekVersion, KekHandle)>> {
+/// The current version of a KEK for each profile that is in use in the token.
+async fn one_of_each_profile(
+    keyring: &Keyring,
+    token: &TokenName,
+) -> Result<BTreeMap<Profile, (KekVersion, KekHandle)>> {
     let (mut found, mut after) = (BTreeMap::new(), None);
     loop {
         let page = keyring.store.list(&Filter::Keks, after.as_ref(), PAGE_KEYS_MAX).await?;
@@ -63,7 +67,7 @@ async fn one_of_each_profile(keyring: &Keyring) -> Result<BTreeMap<Profile, (Kek
             let Key::Kek(name) = key else { continue };
             // A damaged record is told by whoever needs it.
             let Ok(Some((record, _))) = store::load_kek(&*keyring.store, &name).await else { continue };
-            if let Some(current) = record.current() {
+            if let Some(current) = record.current().filter(|current| current.token == *token) {
                 let kek = KekVersion::new(name, current.version);
                 let handle = KekHandle { id: current.id.clone(), profile: current.profile };
                 found.entry(current.profile).or_insert((kek, handle));

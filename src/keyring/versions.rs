@@ -1,8 +1,9 @@
 //! AEK versions that come and go while handles live, and unwraps that fill no slot.
 
-use super::{Keyring, NewProof, Trouble};
+use super::{Heard, Keyring, NewProof, Trouble};
 use crate::{
     account_keys::{AccountKeys, ShutGuard},
+    budget::Place,
     error::{Corrupt, Error, Result},
     lease::{Phase, Verdict as LeaseVerdict},
     name::{AccountId, KekVersion},
@@ -19,9 +20,9 @@ use std::sync::Arc;
 
 impl Keyring {
     /// Adds the AEK version that was just stored to the account's keys, if anybody has them.
-    pub(crate) fn admit_version(&self, id: &AccountId, wrapped: &WrappedAek, proof: &NewProof) -> Result<()> {
-        let Some(keys) = self.alive(id) else { return Ok(()) };
-        let slot = AekSlot::new(id.clone(), wrapped.aek_version, proof.leash.clone())?;
+    pub(crate) fn admit_version(&self, record: &AccountRecord, wrapped: &WrappedAek, proof: &NewProof) -> Result<()> {
+        let Some(keys) = self.alive(&record.account) else { return Ok(()) };
+        let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
         // Refused by a denial in between: new blocks are sealed under it all the same, so its lease's word counts.
         let _ = self.admit(&slot, &proof.aek, proof.epoch, proof.asked);
         keys.add(slot);
@@ -50,9 +51,9 @@ impl Keyring {
                 continue;
             }
             let leash = self.leash(&wrapped.kek).await?;
-            let slot = AekSlot::new(keys.id.clone(), wrapped.aek_version, leash)?;
-            let _place = self.budget.on_demand().await;
-            match self.unwrap_found(&slot, &slot, wrapped, self.clock.now()).await {
+            let slot = AekSlot::new(leash, self.meter(record, wrapped))?;
+            let place = slot.leash.budget().on_demand().await;
+            match self.unwrap_found(&slot, &slot, wrapped, self.clock.now(), place).await {
                 Ok(()) | Err(Error::Denied(_)) => {
                     keys.add(slot);
                     self.changed.notify_waiters();
@@ -98,35 +99,47 @@ impl Keyring {
         }
     }
 
-    /// Unwraps an AEK that goes into no slot, and verifies it; a proof like any other. The caller holds a place.
-    pub(crate) async fn unwrap_apart(self: &Arc<Self>, account: &AccountId, wrapped: &WrappedAek) -> Result<Aek> {
+    /// Unwraps an AEK that goes into no slot, and verifies it; a proof like any other.
+    pub(crate) async fn unwrap_apart(
+        self: &Arc<Self>,
+        account: &AccountId,
+        wrapped: &WrappedAek,
+        place: Place,
+    ) -> Result<Aek> {
         let leash = self.leash(&wrapped.kek).await?;
         let epoch = self.asking(&leash);
         let asked = self.clock.now();
-        match self.unwrap_verified(account, wrapped).await {
+        let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
+        match outcome {
             Ok(aek) => {
-                self.feed(&leash, LeaseVerdict::Granted { asked, epoch }, None);
+                self.feed(&leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
                 Ok(aek)
             }
             Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {account}")).into()),
-            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, account, &trouble).await),
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
         }
     }
 
     /// As [`Keyring::unwrap_apart`], for a wrapping that is not stored: no proof, because another key in the KEK's place
     /// would give it back as well.
-    pub(crate) async fn verify_new(self: &Arc<Self>, account: &AccountId, wrapped: &WrappedAek) -> Result<Aek> {
+    pub(crate) async fn verify_new(
+        self: &Arc<Self>,
+        account: &AccountId,
+        wrapped: &WrappedAek,
+        place: Place,
+    ) -> Result<Aek> {
         let leash = self.leash(&wrapped.kek).await?;
         if matches!(leash.lease().phase(), Phase::Denied { .. }) && leash.member(0).is_some() {
             return Err(leash.why_not());
         }
-        match self.unwrap_verified(account, wrapped).await {
+        let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
+        match outcome {
             Ok(aek) => Ok(aek),
             Err(Trouble::OtherKey) => Err(Error::Misconfigured(format!(
                 "KEK {} does not give back what it wrapped: do not use it",
                 wrapped.kek
             ))),
-            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, account, &trouble).await),
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
         }
     }
 

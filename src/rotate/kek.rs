@@ -1,7 +1,7 @@
 //! New KEK versions, made by us or by an operator; their retirement; attested backups.
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, KekVersionStatus, round_trip},
     error::{Error, Result},
     name::{KekName, KekVersion},
     store::{
@@ -22,13 +22,55 @@ impl Engine {
     /// token, unused, and the error names it; else as [`Engine::create_kek`].
     pub async fn rotate_kek(&self, name: &KekName) -> Result<KekVersionRecord> {
         let (record, seen) = self.load_kek(name).await?;
-        let (_, current) = self.current_kek(name).await?;
-        let next = KekVersion::new(name.clone(), next_version(&record)?);
-        let old = self.keyring().token.find_kek(&current.id).await?;
+        self.next_kek(record, &seen, || Ok(())).await
+    }
+
+    /// As [`Engine::rotate_kek`], if the current version is `expected`; `None` when it is another one by now. However many
+    /// rotate one version at once, one does.
+    ///
+    /// # Errors
+    /// As [`Engine::rotate_kek`].
+    pub async fn rotate_kek_from(&self, name: &KekName, expected: u32) -> Result<Option<KekVersionRecord>> {
+        self.rotate_kek_held(name, expected, || Ok(())).await
+    }
+
+    /// As [`Engine::rotate_kek_from`]. `may_write` is asked before every write.
+    pub(super) async fn rotate_kek_held(
+        &self,
+        name: &KekName,
+        expected: u32,
+        may_write: impl Fn() -> Result<()>,
+    ) -> Result<Option<KekVersionRecord>> {
+        let (record, seen) = self.load_kek(name).await?;
+        if record.current != expected {
+            return Ok(None);
+        }
+        match self.next_kek(record, &seen, may_write).await {
+            Err(conflict @ Error::Conflict(_)) => {
+                let current = self.kek_record(name).await?.current;
+                if current == expected { Err(conflict) } else { Ok(None) }
+            }
+            made => made.map(Some),
+        }
+    }
+
+    async fn next_kek(
+        &self,
+        record: KekRecord,
+        seen: &StoreVersion,
+        may_write: impl Fn() -> Result<()>,
+    ) -> Result<KekVersionRecord> {
+        let (name, current) = self.current_kek(&record.name).await?;
+        let next = KekVersion::new(name.name, next_version(&record)?);
+        let seat = self.keyring().tokens.holder(&next, &current.token)?;
+        let old = seat.token.find_kek(&current.id).await?;
         let destroyable = old.is_some_and(|info| info.destroyable == Some(true));
-        let info = self.make_kek(&next, current.profile, destroyable).await?;
-        let version = KekVersionRecord::new(self.keyring().clock.unix_now(), next.version, info.id, current.profile);
-        self.add_version(record, &seen, version).await
+        may_write()?;
+        let info = self.make_kek(seat, &next, current.profile, destroyable).await?;
+        let now = self.keyring().clock.unix_now();
+        let version = KekVersionRecord::new(now, next.version, info.id, current.profile, current.token);
+        may_write()?;
+        self.add_version(record, seen, version).await
     }
 
     /// Makes a key that an operator made in the token the next version of a KEK, and its current one.
@@ -42,12 +84,14 @@ impl Engine {
         let (_, current) = self.current_kek(name).await?;
         let next = KekVersion::new(name.clone(), next_version(&record)?);
         for kek in self.keks().await? {
-            if let Some(known) = kek.versions.iter().find(|version| version.record.id == *id) {
+            let is_it = |version: &&KekVersionStatus| version.record.id == *id && version.record.token == current.token;
+            if let Some(known) = kek.versions.iter().find(is_it) {
                 let known = KekVersion::new(kek.name.clone(), known.record.version);
                 return Err(Error::Exists(format!("the key with CKA_ID {id} is KEK {known}")));
             }
         }
-        let Some(info) = self.keyring().token.find_kek(id).await? else {
+        let seat = self.keyring().tokens.holder(&next, &current.token)?;
+        let Some(info) = seat.token.find_kek(id).await? else {
             return Err(Error::NotFound(format!(
                 "a key with CKA_ID {id} in the token: `keyleash kek list` shows those that no KEK names"
             )));
@@ -66,8 +110,9 @@ impl Engine {
         if !info.enabled {
             return Err(Error::Misconfigured(format!("the key with CKA_ID {id} is disabled: enable it first")));
         }
-        self.prove_kek(&next, &KekHandle { id: id.clone(), profile: current.profile }).await?;
-        let version = KekVersionRecord::new(self.keyring().clock.unix_now(), next.version, id.clone(), current.profile);
+        round_trip(&*seat.token, &next, &KekHandle { id: id.clone(), profile: current.profile }).await?;
+        let now = self.keyring().clock.unix_now();
+        let version = KekVersionRecord::new(now, next.version, id.clone(), current.profile, current.token);
         self.add_version(record, &seen, version).await
     }
 
@@ -174,7 +219,7 @@ impl Engine {
         if !self.keyring().settings.require_recoverable {
             return Ok(());
         }
-        let info = self.keyring().token.find_kek(&record.id).await?;
+        let info = self.keyring().tokens.holder(kek, &record.token)?.token.find_kek(&record.id).await?;
         let lacks = match (info.and_then(|info| info.destroyable), record.backup_attested_unix) {
             (Some(false), Some(_)) => return Ok(()),
             (Some(false), None) => {

@@ -248,17 +248,8 @@ impl WrappedAek {
 }
 
 impl KekVersionRecord {
-    /// A version that is in the default token.
-    pub(crate) fn new(created_unix: u64, version: u32, id: KekId, profile: Profile) -> Self {
-        Self {
-            version,
-            id,
-            profile,
-            created_unix,
-            token: TokenName::default(),
-            retired_unix: None,
-            backup_attested_unix: None,
-        }
+    pub(crate) fn new(created_unix: u64, version: u32, id: KekId, profile: Profile, token: TokenName) -> Self {
+        Self { version, id, profile, created_unix, token, retired_unix: None, backup_attested_unix: None }
     }
 }
 

@@ -83,6 +83,23 @@ struct Kek {
     replaced: bool,
 }
 
+impl Kek {
+    /// It as another token has it that never used it.
+    fn twin(&self) -> Self {
+        Self {
+            key: self.key.clone(),
+            label: self.label.clone(),
+            profile: self.profile,
+            destroyable: self.destroyable,
+            unwraps: self.unwraps,
+            wraps: self.wraps,
+            refused: self.refused.clone(),
+            worked: false,
+            replaced: false,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Counts {
     begun: u64,
@@ -220,6 +237,15 @@ impl Script {
         let mut state = self.lock();
         if let Some(risen) = state.graves.remove(kek) {
             state.keks.insert(kek.clone(), risen);
+        }
+    }
+
+    /// Copies every KEK that is not there yet to another token, as HSM vendors clone them: the same keys, attributes and CKA_IDs.
+    pub fn clone_keks_to(&self, other: &Self) {
+        let clones: Vec<_> = self.lock().keks.iter().map(|(id, kek)| (id.clone(), kek.twin())).collect();
+        let mut other = other.lock();
+        for (id, clone) in clones {
+            other.keks.entry(id).or_insert(clone);
         }
     }
 

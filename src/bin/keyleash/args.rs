@@ -3,7 +3,7 @@
 use crate::exit;
 use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
 use keyleash::token::Profile;
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,8 +28,9 @@ Examples:
   keyleash seal --account alice notes.txt -o notes.sealed
   pg_dump | keyleash seal --account alice > dump.sealed
 
-OUT appears only when it is complete: it is written beside its place and
-renamed. It has mode 0600.";
+OUT appears only when it is complete: it is written beside its place, as
+.OUT.*.keyleash, and renamed. Only SIGKILL and power loss leave that behind:
+delete it. OUT has mode 0600.";
 
 const OPEN_EXAMPLES: &str = "\
 Examples:
@@ -39,7 +40,17 @@ Examples:
 The account is named in the sealed file. Only bytes that were authenticated are
 written, block by block; that a file was cut short shows only at its end. So on
 standard output wait for exit status 0 before you trust that it is the whole.
-OUT appears only when it is.";
+OUT appears only when it is; SIGKILL and power loss leave .OUT.*.keyleash
+beside it, with plaintext: delete that.";
+
+const SCHEDULE_HELP: &str = "\
+Policies are set by `keyleash kek policy` and `keyleash account policy`. A
+service does what is due by itself; where only commands are used, call
+`keyleash schedule --run` from a timer. Of all that would work, one process at a
+time does. What was missed is caught up once.
+
+Ends with 5 when something that is due failed; it is reported, and left as it
+was.";
 
 /// HSM-backed envelope encryption, whose keys stay on a leash.
 ///
@@ -85,6 +96,9 @@ pub(crate) enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Show what is due for rotation by policy, what comes next, and who does it; or do it.
+    #[command(after_help = SCHEDULE_HELP)]
+    Schedule(ScheduleArgs),
     /// Rehearse revocation, outage and resumption on the token, under load, and measure them against the promises.
     #[command(subcommand)]
     Drill(crate::drill::args::Drill),
@@ -108,13 +122,17 @@ pub(crate) struct Quickstart {
 pub(crate) enum Token {
     /// Show module, slot, token and mechanisms, try every wrap profile, and say what is wrong and what to do.
     ///
-    /// Ends with 0 when a profile works. Leaves nothing in the token.
-    Check,
+    /// Ends with 0 when a profile works on each token. Leaves nothing in a token.
+    Check {
+        /// Only this one of the tokens that are configured.
+        #[arg(long, value_name = "NAME")]
+        token: Option<OsString>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Kek {
-    /// Make a KEK in the token: sensitive, not extractable.
+    /// Make a KEK in a token: sensitive, not extractable.
     #[command(after_help = "Example:\n  keyleash kek create tenants --profile aes-gcm")]
     Create {
         /// 1 to 64 of A-Z a-z 0-9 . _ - beginning with a letter or digit.
@@ -125,8 +143,11 @@ pub(crate) enum Kek {
         /// Allow its deletion in the token. Without it a KEK can be disabled, and enabled again, but not deleted by accident.
         #[arg(long)]
         destroyable: bool,
+        /// The token to make it in, where several are configured [default: the first].
+        #[arg(long, value_name = "NAME")]
+        token: Option<OsString>,
     },
-    /// List the KEKs of the store, and keys in the token that the store does not know.
+    /// List the KEKs of the store, and keys in the tokens that the store does not know.
     List,
     /// Show a KEK's versions.
     Show {
@@ -157,6 +178,9 @@ pub(crate) enum Kek {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Set when a KEK is rotated, and what it wraps re-wrapped, by schedule; show it without options.
+    #[command(after_help = "Example:\n  keyleash kek policy tenants --max-age 365d")]
+    Policy(KekPolicyArgs),
     /// Retire a version that wraps nothing any more; then it may be deleted in the token.
     #[command(after_help = "Example:\n  keyleash kek retire tenants/1")]
     Retire {
@@ -197,6 +221,11 @@ pub(crate) enum Account {
         /// Its id.
         id: OsString,
     },
+    /// Set when an account's AEK is rotated by schedule; show it without options.
+    ///
+    /// Whichever is reached first counts. What is not given stays as it is.
+    #[command(after_help = "Example:\n  keyleash account policy alice --max-age 90d --max-blocks 1000000000")]
+    Policy(AekPolicyArgs),
     /// Delete AEK versions that no block uses any more. Blocks that were sealed under them are lost.
     Retire {
         /// Its id.
@@ -231,6 +260,46 @@ pub(crate) enum Account {
         #[arg(long)]
         now: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleArgs {
+    /// Do what is due. Waits for its turn, unless another process turns out to be at work.
+    #[arg(long)]
+    pub(crate) run: bool,
+    /// Name at most so many accounts that are due.
+    #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "run")]
+    pub(crate) limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KekPolicyArgs {
+    /// Its name.
+    pub(crate) name: OsString,
+    /// Age of the current version, with its unit: 1 hour to 100 years.
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    pub(crate) max_age: Option<Duration>,
+    /// Not by schedule.
+    #[arg(long, conflicts_with = "max_age")]
+    pub(crate) none: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AekPolicyArgs {
+    /// Its id.
+    pub(crate) id: OsString,
+    /// Age of the current AEK version, with its unit: 1 hour to 100 years.
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    pub(crate) max_age: Option<Duration>,
+    /// Blocks sealed under it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_blocks: Option<u64>,
+    /// Plaintext bytes sealed under it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_bytes: Option<u64>,
+    /// None of them.
+    #[arg(long, conflicts_with_all = ["max_age", "max_blocks", "max_bytes"])]
+    pub(crate) none: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,17 +1,18 @@
-//! `kek create`, `list`, `show`, `rotate`, `rewrap`, `retire`, `attest-backup`.
+//! `kek create`, `list`, `show`, `rotate`, `rewrap`, `policy`, `retire`, `attest-backup`.
 
 use crate::{
     args::Kek,
     exit::Failure,
     output::{Output, columns, count},
     progress::Progress,
-    setup::{Setup, Store, kek_id, kek_name, kek_version},
+    schedule::{kek_policy, kek_policy_json, kek_policy_words},
+    setup::{Setup, Store, kek_id, kek_name, kek_version, token_name},
 };
 use keyleash::{
     engine::{KekStatus, KekVersionStatus},
-    name::KekName,
+    name::{KekName, TokenName},
     rotate::{RewrapFailure, RewrapOptions, RewrapProgress, utc},
-    store::record::KekVersionRecord,
+    store::record::{KekPolicy, KekVersionRecord},
     token::{KekInfo, TokenError},
 };
 use serde_json::{Value, json};
@@ -19,10 +20,14 @@ use std::sync::{Mutex, PoisonError};
 
 pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
-        Kek::Create { name, profile, destroyable } => {
+        Kek::Create { name, profile, destroyable, token } => {
             let name = kek_name(&name)?;
+            let token = token.map(|token| token_name(&token)).transpose()?;
             let engine = setup.engine(Store::Create).await?;
-            let info = engine.create_kek(&name, profile, destroyable).await?;
+            let info = match &token {
+                None => engine.create_kek(&name, profile, destroyable).await?,
+                Some(token) => engine.create_kek_in(token, &name, profile, destroyable).await?,
+            };
             let line = format!("KEK {name}/1: {profile}, {} bits, CKA_ID {}\n", info.bits, info.id);
             let mut result = json!({ "kek": name.as_str(), "kek_version": 1, "kek_id": info.id.to_string() });
             merge(&mut result, in_token_json(&info));
@@ -31,16 +36,29 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
         Kek::List => {
             let engine = setup.engine(Store::Optional).await?;
             let keks = engine.keks().await?;
-            let unknown = engine.unknown_keks().await?;
+            let tokens = engine.tokens();
+            let (mut unknown, mut trouble) = (Vec::new(), None);
+            for token in &tokens {
+                match engine.unknown_keks_in(token).await {
+                    Ok(keys) => unknown.extend(keys.into_iter().map(|key| (token, key))),
+                    // The others are shown all the same.
+                    Err(error) => trouble = trouble.or(Some(error)),
+                }
+            }
+            if let (Some(error), [_]) = (&trouble, &tokens[..]) {
+                return Err(error.clone().into());
+            }
             let result = json!({
                 "keks": keks.iter().map(kek_json).collect::<Vec<_>>(),
                 "unknown": unknown.iter().map(unknown_json).collect::<Vec<_>>(),
             });
-            output.result(&result, &list_lines(&keks, &unknown))
+            output.result(&result, &list_lines(&keks, &unknown, tokens.len() > 1))?;
+            trouble.map_or(Ok(()), |error| Err(error.into()))
         }
         Kek::Show { name } => {
-            let kek = setup.engine(Store::Existing).await?.kek(&kek_name(&name)?).await?;
-            output.result(&kek_json(&kek), &show_lines(&kek))
+            let engine = setup.engine(Store::Existing).await?;
+            let kek = engine.kek(&kek_name(&name)?).await?;
+            output.result(&kek_json(&kek), &show_lines(&kek, engine.tokens().len() > 1))
         }
         Kek::Rotate { name, adopt } => {
             let name = kek_name(&name)?;
@@ -58,6 +76,7 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
             output.result(&result, &line)
         }
         Kek::Rewrap { name, rate, dry_run } => rewrap(&kek_name(&name)?, rate, dry_run, setup, output).await,
+        Kek::Policy(args) => kek_policy(args, setup, output).await,
         Kek::Retire { version } => {
             let kek = kek_version(&version)?;
             setup.engine(Store::Existing).await?.retire_kek(&kek).await?;
@@ -118,7 +137,8 @@ async fn rewrap(
 pub(crate) fn kek_json(kek: &KekStatus) -> Value {
     let current = kek.versions.iter().find(|version| version.current).map(|version| version.record.version);
     let versions: Vec<_> = kek.versions.iter().map(version_json).collect();
-    json!({ "kek": kek.name.as_str(), "current": current, "versions": versions })
+    let policy = kek_policy_json(kek.policy);
+    json!({ "kek": kek.name.as_str(), "current": current, "policy": policy, "versions": versions })
 }
 
 fn version_json(version: &KekVersionStatus) -> Value {
@@ -126,6 +146,7 @@ fn version_json(version: &KekVersionStatus) -> Value {
         "kek_version": version.record.version,
         "kek_id": version.record.id.to_string(),
         "profile": version.record.profile.name(),
+        "token": version.record.token.as_str(),
         "created_unix": version.record.created_unix,
         "in_token": version.in_token.as_ref().ok().map(Option::is_some),
         "retired_unix": version.record.retired_unix,
@@ -135,6 +156,9 @@ fn version_json(version: &KekVersionStatus) -> Value {
     });
     if let Ok(Some(info)) = &version.in_token {
         merge(&mut json, in_token_json(info));
+    }
+    if let Some((standby, _)) = &version.in_standby {
+        merge(&mut json, json!({ "standby": standby.as_str(), "standby_trouble": standby_trouble(version) }));
     }
     json
 }
@@ -151,8 +175,8 @@ fn in_token_json(info: &KekInfo) -> Value {
     })
 }
 
-fn unknown_json(info: &KekInfo) -> Value {
-    let mut json = json!({ "kek_id": info.id.to_string() });
+fn unknown_json((token, info): &(&TokenName, KekInfo)) -> Value {
+    let mut json = json!({ "kek_id": info.id.to_string(), "token": token.as_str() });
     merge(&mut json, in_token_json(info));
     json
 }
@@ -168,7 +192,16 @@ fn merge(into: &mut Value, from: Value) {
 
 /// What keeps a KEK version from working, in words; `None` when nothing does.
 pub(crate) fn trouble(version: &KekVersionStatus) -> Option<String> {
-    match &version.in_token {
+    in_words(&version.in_token)
+}
+
+/// What would keep its standby from taking over.
+fn standby_trouble(version: &KekVersionStatus) -> Option<String> {
+    version.in_standby.as_ref().and_then(|(_, found)| in_words(found))
+}
+
+fn in_words(found: &Result<Option<KekInfo>, TokenError>) -> Option<String> {
+    match found {
         Err(TokenError { operation, what, .. }) => Some(format!("unknown: {operation}: {what}")),
         Ok(None) => Some("is not in this token".into()),
         Ok(Some(info)) => match &info.refused {
@@ -179,42 +212,57 @@ pub(crate) fn trouble(version: &KekVersionStatus) -> Option<String> {
     }
 }
 
-/// One row: name, profile, CKA_ID, state.
-pub(crate) fn version_row(kek: &KekStatus, version: &KekVersionStatus) -> Vec<String> {
-    let state = trouble(version).unwrap_or_else(|| "ok".into());
-    vec![
+/// One row: name, profile, CKA_ID, the token where there are several, state.
+pub(crate) fn version_row(kek: &KekStatus, version: &KekVersionStatus, with_token: bool) -> Vec<String> {
+    let mut row = vec![
         format!("{}/{}", kek.name, version.record.version),
         version.record.profile.to_string(),
         version.record.id.to_string(),
-        state,
-    ]
+    ];
+    if with_token {
+        row.push(version.record.token.to_string());
+    }
+    row.push(trouble(version).unwrap_or_else(|| "ok".into()));
+    row
 }
 
-fn list_lines(keks: &[KekStatus], unknown: &[KekInfo]) -> String {
-    let rows = keks.iter().flat_map(|kek| kek.versions.iter().map(|version| version_row(kek, version)));
+fn list_lines(keks: &[KekStatus], unknown: &[(&TokenName, KekInfo)], with_token: bool) -> String {
+    let row = |kek, version| version_row(kek, version, with_token);
+    let rows = keks.iter().flat_map(|kek| kek.versions.iter().map(move |version| row(kek, version)));
     let mut lines = columns(&rows.collect::<Vec<_>>());
     if keks.is_empty() {
         lines.push_str("no KEK in the store: make one with `keyleash kek create NAME`\n");
     }
     if !unknown.is_empty() {
         lines.push_str("in the token, unknown to the store:\n");
-        let row = |info: &KekInfo| {
+        let row = |(token, info): &(&TokenName, KekInfo)| {
             let profile = info.profile.map_or_else(|| "no profile".into(), |profile| profile.to_string());
             let state = info.refused.as_ref().map_or_else(String::new, |refused| format!("refused: {refused}"));
-            vec![format!("  {:?}", info.label), profile, info.id.to_string(), state]
+            let mut row = vec![format!("  {:?}", info.label), profile, info.id.to_string(), state];
+            if with_token {
+                row.insert(3, token.to_string());
+            }
+            row
         };
         lines.push_str(&columns(&unknown.iter().map(row).collect::<Vec<_>>()));
     }
     lines
 }
 
-fn show_lines(kek: &KekStatus) -> String {
+fn show_lines(kek: &KekStatus, with_token: bool) -> String {
     let mut lines = String::new();
     for version in &kek.versions {
         let mut rows = vec![
             vec!["CKA_ID".into(), version.record.id.to_string()],
             vec!["profile".into(), version.record.profile.to_string()],
         ];
+        if with_token {
+            rows.push(vec!["token".into(), version.record.token.to_string()]);
+        }
+        if let Some((standby, _)) = &version.in_standby {
+            let state = standby_trouble(version).unwrap_or_else(|| "ok".into());
+            rows.push(vec!["standby".into(), format!("{standby}: {state}")]);
+        }
         if let Ok(Some(info)) = &version.in_token {
             let or_unknown = |known: Option<bool>| known.map_or("the token does not say", yes_no).to_owned();
             rows.extend([
@@ -240,6 +288,9 @@ fn show_lines(kek: &KekStatus) -> String {
         };
         lines.push_str(&format!("KEK {}/{}{current}\n", kek.name, version.record.version));
         lines.push_str(&columns(&rows));
+    }
+    if kek.policy != KekPolicy::default() {
+        lines.push_str(&format!("KEK {}: {}\n", kek.name, kek_policy_words(kek.policy)));
     }
     lines
 }

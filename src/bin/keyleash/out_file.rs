@@ -4,6 +4,7 @@ use crate::exit::Failure;
 use keyleash::Error;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::{
+    ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
@@ -89,14 +90,19 @@ impl OutFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Failure::io(place.display(), error)),
         }
-        let Some(name) = place.file_name() else {
+        // A name with `/` or `/.` behind it is that of a directory, though it has a file name: nothing could be put there in the end.
+        let is_last = |name: &&OsStr| place.as_os_str().as_encoded_bytes().ends_with(name.as_encoded_bytes());
+        let Some(name) = place.file_name().filter(is_last) else {
             return Err(Failure::Usage(format!("{}: is no file name", place.display())));
         };
         let mut random = [0; 8];
         keyleash::secret::fill_random(&mut random)?;
+        let mut temporary = OsString::from(".");
         // A long name has no room for more.
-        let stem = if name.len() <= NAME_SHOWN_MAX { name.display().to_string() } else { String::new() };
-        let temporary = format!(".{stem}.{:016x}.keyleash", u64::from_ne_bytes(random));
+        if name.len() <= NAME_SHOWN_MAX {
+            temporary.push(name);
+        }
+        temporary.push(format!(".{:016x}.keyleash", u64::from_ne_bytes(random)));
         let temporary = place.with_file_name(temporary);
         let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary);
         let file = file.map_err(|error| Failure::io(format!("{}: cannot be made", place.display()), error))?;
@@ -266,8 +272,23 @@ mod tests {
     }
 
     #[test]
+    fn whatever_name_the_place_may_have_there_is_one_beside_it() {
+        use std::os::unix::ffi::OsStrExt;
+        let directory = tempfile::tempdir().unwrap();
+        for name in [&[0xff; 100][..], &[0xff; 200], &[b'x'; 200], &[b'x'; 255]] {
+            let place = directory.path().join(OsStr::from_bytes(name));
+            OutFile::create(&place, false).unwrap().complete().unwrap();
+            assert!(place.exists());
+        }
+    }
+
+    #[test]
     fn what_is_no_regular_file_is_not_replaced() {
         assert_eq!(OutFile::create(Path::new("/dev/null"), true).unwrap_err().kind(), "usage");
         assert_eq!(OutFile::create(Path::new("/"), true).unwrap_err().kind(), "usage");
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["new/", "new/.", "new//", ".."] {
+            assert_eq!(OutFile::create(&directory.path().join(name), true).unwrap_err().kind(), "usage", "{name}");
+        }
     }
 }

@@ -37,7 +37,7 @@ pub(crate) async fn run(args: Quickstart, setup: &Setup, output: Output) -> Resu
     let reading = tokio::task::spawn_blocking(move || Plain::read(args.file.as_deref()));
     let plain = reading.await.map_err(|error| Failure::io("reading", io::Error::other(error)))??;
     let engine = setup.engine(Store::Create).await?;
-    let token = engine.status().await.token.map_err(Error::from)?;
+    let token = engine.token_info(engine.default_token()).await?;
     let place = find_place(&engine, output).await?;
     let (account, runtime) = (place.account.clone(), Handle::current());
     let sealing = tokio::task::spawn_blocking(move || seal_and_open(account, runtime, plain));

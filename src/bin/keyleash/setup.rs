@@ -1,11 +1,12 @@
 //! From settings to an engine.
 
-use crate::{exit::Failure, shared_store::SharedStore};
+use crate::{exit::Failure, lazy_token::LazyToken, shared_store::SharedStore};
 use keyleash::{
     Engine, Error,
     clock::Clock,
-    config::{Config, ConfigFile, PinSource, Settings, TokenSelector},
-    name::{AccountId, KekName, KekVersion},
+    config::{Config, ConfigFile, PinSource, Settings, TokenConfig, TokenSelector},
+    name::{AccountId, KekName, KekVersion, TokenName},
+    secret::{MemlockPolicy, check_memlock},
     store::{KeyStore, memory::MemoryStore},
     token::{
         KekId, Token, TokenError, Verdict,
@@ -97,17 +98,46 @@ impl Setup {
     async fn engine_over(&self, store: Arc<dyn KeyStore>, cached_aeks_max: u64) -> Result<Engine, Failure> {
         let mut settings = self.config.settings.clone();
         settings.max_cached_aeks = settings.max_cached_aeks.min(cached_aeks_max);
-        let token = Pkcs11Token::open(self.token_settings()?).await.map_err(Error::from)?;
-        wait_until_listed(&token).await;
+        if settings.memlock == MemlockPolicy::Refuse {
+            // Before there is a PIN in memory. The engine says what is not refused.
+            check_memlock(usize::try_from(settings.max_cached_aeks).unwrap_or(usize::MAX), settings.memlock)?;
+        }
+        settings.scheduled_work = false; // a command does what it was told
+        let Config { token: default, other_tokens: others, standbys, .. } = &self.config;
+        let token: Arc<dyn Token> = match others.is_empty() {
+            true => {
+                let token = Pkcs11Token::open(self.token_settings()?).await.map_err(Error::from)?;
+                wait_until_listed(&token).await;
+                Arc::new(token)
+            }
+            false => Arc::new(LazyToken::new(self.token_settings()?)),
+        };
         // A command proves by what it does.
-        Ok(Engine::builder(Arc::new(token), store).settings(settings).start_up_proof(false).build()?)
+        let mut builder = Engine::builder(token, store).settings(settings).start_up_proof(false);
+        builder = builder.default_token(default.name.clone());
+        for other in others {
+            let token = LazyToken::new(self.settings_of(other)?);
+            builder = builder.token(other.name.clone(), Arc::new(token));
+        }
+        for token in others.iter().chain([default]) {
+            if let Some(timeout) = token.call_timeout {
+                builder = builder.call_timeout(token.name.clone(), timeout);
+            }
+        }
+        for (kek, standby) in standbys {
+            builder = builder.standby(kek.clone(), standby.clone());
+        }
+        Ok(builder.build()?)
     }
 
-    /// How the token is reached.
+    /// How the default token is reached.
     pub(crate) fn token_settings(&self) -> Result<Pkcs11Settings, Failure> {
-        let token = &self.config.token;
+        self.settings_of(&self.config.token)
+    }
+
+    fn settings_of(&self, token: &TokenConfig) -> Result<Pkcs11Settings, Failure> {
         let (Some(module), Some(selector), Some(pin)) = (&token.module, &token.selector, &token.pin) else {
-            return Err(self.no_token());
+            return Err(self.no_token(token));
         };
         let selector = match selector {
             TokenSelector::Label(label) => Selector::Label(label.clone()),
@@ -120,12 +150,22 @@ impl Setup {
         };
         let mut settings = Pkcs11Settings::new(module, selector, pin);
         settings.workers = token.workers;
-        settings.call_timeout = self.config.settings.call_timeout;
+        settings.call_timeout = token.call_timeout.unwrap_or(self.config.settings.call_timeout);
         Ok(settings)
     }
 
-    fn no_token(&self) -> Failure {
-        let token = &self.config.token;
+    fn no_token(&self, token: &TokenConfig) -> Failure {
+        if token.name != self.config.token.name {
+            let missing = [
+                (token.module.is_none(), "module"),
+                (token.selector.is_none(), "label"),
+                (token.pin.is_none(), "pin_file"),
+            ];
+            let missing: Vec<_> =
+                missing.into_iter().filter_map(|(is_missing, key)| is_missing.then_some(key)).collect();
+            let message = format!("[[token]] {}: {} not set", token.name, missing.join(", "));
+            return Error::Misconfigured(message).into();
+        }
         let missing = [
             (token.module.is_none(), "KEYLEASH_MODULE"),
             (token.selector.is_none(), "KEYLEASH_TOKEN_LABEL"),
@@ -160,6 +200,11 @@ pub(crate) fn account_id(id: &OsStr) -> Result<AccountId, Failure> {
 /// A KEK name from the command line.
 pub(crate) fn kek_name(name: &OsStr) -> Result<KekName, Failure> {
     Ok(KekName::new(name.to_string_lossy())?)
+}
+
+/// A token's name from the command line.
+pub(crate) fn token_name(name: &OsStr) -> Result<TokenName, Failure> {
+    Ok(TokenName::new(name.to_string_lossy())?)
 }
 
 /// `NAME/VERSION` from the command line.

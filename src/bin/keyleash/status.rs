@@ -9,9 +9,9 @@ use crate::{
 };
 use keyleash::{
     Account, Engine, Error,
-    engine::{KekStatus, LeaseStatus, Status},
+    engine::{KekStatus, LeaseStatus, Status, TokenStatus},
     lease::Phase,
-    name::KekVersion,
+    name::{KekVersion, TokenName},
     store::{Filter, Key, KeyStore},
     telemetry::Event,
 };
@@ -46,7 +46,7 @@ pub(crate) async fn run(watch: bool, setup: &Setup, output: Output) -> Result<()
     }
     // Kept until here, so that the engine had keys to watch over.
     drop(accounts);
-    let silent = status.token.err().map(Error::from);
+    let silent = status.tokens.into_iter().find_map(|token| token.info.err()).map(Error::from);
     silent.or(refusal).map_or(Ok(()), |error| Err(error.into()))
 }
 
@@ -68,6 +68,16 @@ fn event_shown(event: &Event) -> (Value, String) {
                 json!({ "event": change, "kek": kek.name.as_str(), "kek_version": kek.version, "trouble": trouble });
             (json, format!("{kek} {change}{because}\n"))
         }
+        Event::AekRotated { account, aek_version, why } => (
+            json!({ "event": "rotation", "account": account, "aek_version": aek_version, "why": why.to_string() }),
+            format!("account {account}: AEK version {aek_version} seals new blocks ({why})\n"),
+        ),
+        Event::KekRotated { kek, why } => (
+            json!({
+                "event": "rotation", "kek": kek.name.as_str(), "kek_version": kek.version, "why": why.to_string(),
+            }),
+            format!("KEK {kek}: wraps new AEKs ({why})\n"),
+        ),
         other => (json!({ "event": "other", "what": format!("{other:?}") }), format!("{other:?}\n")),
     }
 }
@@ -88,6 +98,8 @@ fn lease_json(lease: &LeaseStatus) -> Value {
     json!({
         "kek": lease.kek.name.as_str(),
         "kek_version": lease.kek.version,
+        "token": lease.token.as_str(),
+        "on_standby": lease.on_standby.as_ref().map(TokenName::as_str),
         "phase": phase_name(lease.phase),
         "proved_ago_s": lease.proved_ago.map(|ago| ago.as_secs_f64()),
         "ends_in_s": lease.ends_in.as_secs_f64(),
@@ -96,15 +108,28 @@ fn lease_json(lease: &LeaseStatus) -> Value {
     })
 }
 
-fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
+fn token_json(token: &TokenStatus) -> Value {
     json!({
-        "token": status.token.as_ref().ok().map(info_json),
-        "token_trouble": status.token.as_ref().err().map(ToString::to_string),
+        "name": token.name.as_str(),
+        "token": token.info.as_ref().ok().map(info_json),
+        "token_trouble": token.info.as_ref().err().map(ToString::to_string),
         "workers": {
-            "alive": status.workers.alive,
-            "hung": status.workers.hung,
-            "hung_max": status.workers.hung_max,
+            "alive": token.workers.alive,
+            "hung": token.workers.hung,
+            "hung_max": token.workers.hung_max,
         },
+    })
+}
+
+fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
+    let tokens: Vec<_> = status.tokens.iter().map(token_json).collect();
+    // The default token's, once more: fields are only added.
+    let of_default = |field: &str| tokens.first().and_then(|token| token.get(field)).cloned();
+    json!({
+        "token": of_default("token"),
+        "token_trouble": of_default("token_trouble"),
+        "workers": of_default("workers"),
+        "tokens": tokens,
         "keks": keks.iter().map(kek_json).collect::<Vec<_>>(),
         "leases": status.leases.iter().map(lease_json).collect::<Vec<_>>(),
         "cached_accounts": status.cached_accounts,
@@ -114,21 +139,28 @@ fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
 }
 
 fn report_lines(status: &Status, keks: &[KekStatus]) -> String {
-    let mut rows = match &status.token {
-        Ok(info) => info_rows(info),
-        Err(trouble) => vec![vec!["token".into(), format!("{trouble}; {}", trouble.remedy)]],
-    };
-    let workers = status.workers;
-    rows.push(vec![
-        "workers".into(),
-        format!("{} alive, {} of {} hang", workers.alive, workers.hung, workers.hung_max),
-    ]);
-    rows.push(vec!["cached".into(), count(status.cached_accounts, "account")]);
-    let mut lines = columns(&rows);
-    lines.push('\n');
+    let mut lines = String::new();
+    for token in &status.tokens {
+        let mut rows = match &token.info {
+            Ok(info) => info_rows(info),
+            Err(trouble) => vec![vec!["token".into(), format!("{trouble}; {}", trouble.remedy)]],
+        };
+        let workers = token.workers;
+        rows.push(vec![
+            "workers".into(),
+            format!("{} alive, {} of {} hang", workers.alive, workers.hung, workers.hung_max),
+        ]);
+        if status.tokens.len() > 1 {
+            rows.insert(0, vec!["name".into(), token.name.to_string()]);
+        } else {
+            rows.push(vec!["cached".into(), count(status.cached_accounts, "account")]);
+        }
+        lines.push_str(&columns(&rows));
+        lines.push('\n');
+    }
     let rows = keks.iter().flat_map(|kek| {
         kek.versions.iter().map(|version| {
-            let mut row = version_row(kek, version);
+            let mut row = version_row(kek, version, status.tokens.len() > 1);
             let of_this =
                 |lease: &&LeaseStatus| lease.kek.name == kek.name && lease.kek.version == version.record.version;
             if trouble(version).is_none() {
@@ -148,5 +180,6 @@ fn report_lines(status: &Status, keks: &[KekStatus]) -> String {
 fn lease_words(lease: &LeaseStatus) -> String {
     let phase = phase_name(lease.phase);
     let trouble = lease.trouble.as_ref().map_or_else(String::new, |trouble| format!(", {trouble}"));
-    format!("lease {phase}, ends in {} s{trouble}", lease.ends_in.as_secs())
+    let by = lease.on_standby.as_ref().map_or_else(String::new, |standby| format!(" by standby {standby}"));
+    format!("lease {phase}{by}, ends in {} s{trouble}", lease.ends_in.as_secs())
 }

@@ -4,10 +4,11 @@ use crate::{
     args::Token,
     exit::Failure,
     output::{Output, columns},
-    setup::{Setup, Store},
+    setup::{Setup, Store, token_name},
 };
 use keyleash::{
     Engine, Error,
+    name::TokenName,
     token::{Probe, Profile, TokenInfo},
 };
 use serde_json::{Value, json};
@@ -23,28 +24,65 @@ const RELEVANT: [&str; 7] = [
     "CKM_SHA_1",
 ];
 
-pub(crate) async fn run(Token::Check: Token, setup: &Setup, output: Output) -> Result<(), Failure> {
-    let engine = setup.full_engine(setup.store(Store::None).await?).await?;
-    let status = engine.status().await;
-    let info = status.token.map_err(Error::from)?;
-    let mut probes = Vec::new();
-    for profile in Profile::ALL {
-        probes.push((profile, engine.probe(profile).await));
-    }
-    let mut problems = status.warnings;
-    problems.extend(refused_keys(&engine).await?);
-    problems.extend(default_profile_problem(&probes));
-    output.result(&report_json(&info, &probes, &problems), &report_lines(&info, &probes, &problems))?;
-    // The report said why for each; the default profile's reason decides the exit status.
-    let usable = probes.iter().any(|(_, probe)| probe.is_ok());
-    match probes.into_iter().next() {
-        Some((_, Err(error))) if !usable => Err(error.into()),
-        _ => Ok(()),
-    }
+/// What was found of one token.
+struct Checked {
+    name: TokenName,
+    info: TokenInfo,
+    probes: Vec<(Profile, Result<Probe, Error>)>,
+    problems: Vec<String>,
 }
 
-async fn refused_keys(engine: &Engine) -> Result<Vec<String>, Failure> {
-    let keys = engine.unknown_keks().await?;
+/// Reports on every token that answers, then ends as the first thing that is wrong.
+pub(crate) async fn run(Token::Check { token }: Token, setup: &Setup, output: Output) -> Result<(), Failure> {
+    let token = token.map(|token| token_name(&token)).transpose()?;
+    let engine = setup.full_engine(setup.store(Store::None).await?).await?;
+    let names = token.map_or_else(|| engine.tokens(), |token| vec![token]);
+    let (mut checked, mut failed) = (Vec::new(), None);
+    for name in &names {
+        match check(&engine, name).await {
+            Ok(found) => checked.push(found),
+            Err(error) if names.len() == 1 => return Err(error.into()),
+            Err(error) => {
+                output.note(&format!("keyleash: token {name}: {error}"));
+                failed = failed.or(Some(error));
+            }
+        }
+    }
+    if let Some(first) = checked.first_mut() {
+        first.problems.splice(0..0, engine.warnings().to_vec());
+    }
+    match &checked[..] {
+        [only] if names.len() == 1 => output.result(&report_json(only), &report_lines(only))?,
+        all => {
+            let named = |found: &Checked| format!("token {}\n{}", found.name, report_lines(found));
+            let tokens: Vec<_> = all.iter().map(report_json).collect();
+            output.result(&json!({ "tokens": tokens }), &all.iter().map(named).collect::<Vec<_>>().join("\n"))?;
+        }
+    }
+    // The report said why for each; the default profile's reason decides the exit status.
+    for Checked { probes, .. } in checked {
+        let usable = probes.iter().any(|(_, probe)| probe.is_ok());
+        match probes.into_iter().next() {
+            Some((_, Err(error))) if !usable => failed = failed.or(Some(error)),
+            _ => {}
+        }
+    }
+    failed.map_or(Ok(()), |error| Err(error.into()))
+}
+
+async fn check(engine: &Engine, token: &TokenName) -> Result<Checked, Error> {
+    let info = engine.token_info(token).await?;
+    let mut probes = Vec::new();
+    for profile in Profile::ALL {
+        probes.push((profile, engine.probe_on(token, profile).await));
+    }
+    let mut problems = refused_keys(engine, token).await?;
+    problems.extend(default_profile_problem(&probes));
+    Ok(Checked { name: token.clone(), info, probes, problems })
+}
+
+async fn refused_keys(engine: &Engine, token: &TokenName) -> Result<Vec<String>, Error> {
+    let keys = engine.unknown_keks_in(token).await?;
     let refused = keys.into_iter().filter_map(|key| Some((key.label, key.refused?)));
     Ok(refused.map(|(label, why)| format!("the key {label:?} cannot be a KEK: {why}")).collect())
 }
@@ -61,7 +99,7 @@ fn default_profile_problem(probes: &[(Profile, Result<Probe, Error>)]) -> Option
     }
 }
 
-fn report_json(info: &TokenInfo, probes: &[(Profile, Result<Probe, Error>)], problems: &[String]) -> Value {
+fn report_json(Checked { name, info, probes, problems }: &Checked) -> Value {
     let profiles: Vec<_> = probes
         .iter()
         .map(|(profile, probe)| match probe {
@@ -74,7 +112,7 @@ fn report_json(info: &TokenInfo, probes: &[(Profile, Result<Probe, Error>)], pro
             Err(error) => json!({ "profile": profile.name(), "usable": false, "trouble": error.to_string() }),
         })
         .collect();
-    json!({ "token": info_json(info), "profiles": profiles, "problems": problems })
+    json!({ "name": name.as_str(), "token": info_json(info), "profiles": profiles, "problems": problems })
 }
 
 /// What the token says about itself, as `token check` and `status` give it.
@@ -100,7 +138,7 @@ pub(crate) fn info_rows(info: &TokenInfo) -> Vec<Vec<String>> {
     rows.map(|(name, value)| vec![name.into(), value]).into()
 }
 
-fn report_lines(info: &TokenInfo, probes: &[(Profile, Result<Probe, Error>)], problems: &[String]) -> String {
+fn report_lines(Checked { info, probes, problems, .. }: &Checked) -> String {
     let relevant = info.mechanisms.iter().map(String::as_str).filter(|name| RELEVANT.contains(name));
     let mut rows = info_rows(info);
     rows.push(vec!["mechanisms".into(), relevant.collect::<Vec<_>>().join(" ")]);

@@ -100,6 +100,42 @@ pub(super) struct Module {
     shared_with_host: AtomicBool,
 }
 
+/// The pauses of one token between re-initialisations for its sake. Those of another one on the module, which works, do not end
+/// them: each re-initialisation costs that one its sessions.
+#[derive(Default)]
+pub(super) struct Pauses(Mutex<Pause>);
+
+#[derive(Default)]
+struct Pause {
+    vain: u32,
+    not_before: Instant,
+}
+
+impl Pause {
+    fn back_off(&mut self, now: Instant) {
+        let pause = BACKOFF_MIN.saturating_mul(1 << self.vain.min(8)).min(BACKOFF_MAX);
+        self.vain = self.vain.saturating_add(1);
+        self.not_before = now.plus(pause);
+    }
+}
+
+impl Pauses {
+    fn not_before(&self) -> Instant {
+        lock(&self.0).not_before
+    }
+
+    fn back_off(&self, now: Instant) {
+        lock(&self.0).back_off(now);
+    }
+
+    fn end(&self) {
+        let mut pause = lock(&self.0);
+        if pause.vain > 0 {
+            *pause = Pause::default();
+        }
+    }
+}
+
 struct Gate {
     /// Counts successful initialisations; sessions and handles of another generation are dead.
     generation: u64,
@@ -113,8 +149,7 @@ struct Gate {
     /// The process ends: nobody enters any more.
     shut: bool,
     /// Initialisations in a row that brought no working token.
-    vain: u32,
-    not_before: Instant,
+    pause: Pause,
     last_refusal: Option<RvError>,
 }
 
@@ -178,8 +213,7 @@ impl Module {
                 inside: 0,
                 closed: false,
                 shut: false,
-                vain: 0,
-                not_before: Instant::default(),
+                pause: Pause::default(),
                 last_refusal: None,
             }),
             changed: Condvar::new(),
@@ -254,7 +288,7 @@ impl Module {
                 gate.inside += 1;
                 return Ok(Inside { module: self, generation: gate.generation });
             } else {
-                if self.clock.now() < gate.not_before {
+                if self.clock.now() < gate.pause.not_before {
                     let code = gate.last_refusal.map_or_else(|| "it failed".into(), verdict::name);
                     return Err(fault::unreachable(operation, format!("C_Initialize: {code} a moment ago")));
                 }
@@ -297,7 +331,7 @@ impl Module {
             }
             Err(code) => {
                 gate.last_refusal = Some(code);
-                self.back_off(&mut gate);
+                gate.pause.back_off(self.clock.now());
                 let what = format!("C_Initialize: {}", verdict::name(code));
                 Err(match verdict::class(code) {
                     Class::Fatal => fault::fatal(operation, what),
@@ -307,29 +341,23 @@ impl Module {
         }
     }
 
-    fn back_off(&self, gate: &mut Gate) {
-        let pause = BACKOFF_MIN.saturating_mul(1 << gate.vain.min(8)).min(BACKOFF_MAX);
-        gate.vain = gate.vain.saturating_add(1);
-        gate.not_before = self.clock.now().plus(pause);
-    }
-
-    /// Notes that the token works: the next trouble is met without a pause.
-    pub(super) fn works(&self) {
+    /// Notes that a token works: its next trouble is met without a pause.
+    pub(super) fn works(&self, token: &Pauses) {
+        token.end();
         let mut gate = lock(&self.gate);
-        if gate.vain > 0 {
-            gate.vain = 0;
-            gate.not_before = Instant::default();
+        if gate.pause.vain > 0 {
+            gate.pause = Pause::default();
         }
     }
 
-    /// C_Finalize and C_Initialize, because there is trouble. The caller is not inside. `seen` is the generation in which the
+    /// C_Finalize and C_Initialize, because there is trouble with `token`. The caller is not inside. `seen` is the generation in which the
     /// trouble was met: when another is on already, somebody else did it.
     ///
     /// # Errors
     /// In words, why not now: a call hangs, calls do not end, it was done a moment ago, or the context is not ours.
-    pub(super) fn reinitialise(&self, seen: u64, deadline: Instant) -> Result<(), String> {
+    pub(super) fn reinitialise(&self, token: &Pauses, seen: u64, deadline: Instant) -> Result<(), String> {
         let mut gate = lock(&self.gate);
-        let not_before = gate.not_before;
+        let not_before = gate.pause.not_before.max(token.not_before());
         if not_before.since(self.clock.now()) > PAUSE_WAITED_MAX {
             return Err("it was done a moment ago".into());
         }
@@ -345,10 +373,11 @@ impl Module {
         if !self.may_finalize(&gate) {
             // Should its owner have finalized it, the next to enter initialises it; else that changes nothing.
             gate.initialised = false;
-            self.back_off(&mut gate);
-            gate.not_before = Instant::default();
+            gate.pause.back_off(self.clock.now());
+            gate.pause.not_before = Instant::default();
             return Err("left to the part of this process that shares the module and owns its context".into());
         }
+        token.back_off(self.clock.now());
         self.restart(gate, deadline.min(self.clock.now().plus(GATE_WAIT_MAX))).map_err(|error| error.what)
     }
 
@@ -368,7 +397,7 @@ impl Module {
             }
         }
         let now = self.clock.now();
-        if gate.generation != seen || !gate.initialised || now < gate.not_before {
+        if gate.generation != seen || !gate.initialised || now < gate.pause.not_before {
             return Ok(());
         }
         if !self.may_finalize(&gate) {
@@ -415,10 +444,10 @@ impl Module {
         gate.closed = false;
         gate.initialised = false;
         // Nothing pauses the C_Initialize that follows, but the next round of both.
-        self.back_off(&mut gate);
-        let not_before = std::mem::take(&mut gate.not_before);
+        gate.pause.back_off(self.clock.now());
+        let not_before = std::mem::take(&mut gate.pause.not_before);
         let mut gate = self.initialise(gate, "re-initialise")?;
-        gate.not_before = not_before;
+        gate.pause.not_before = not_before;
         tracing::info!(module = %self.path.display(), generation = gate.generation, ?finalized, "module re-initialised");
         Ok(())
     }

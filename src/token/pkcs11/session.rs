@@ -2,7 +2,7 @@
 
 use super::fault::{self, Fault, at, code_of};
 use super::kek::{self, Kek};
-use super::module::{Inside, Module};
+use super::module::{Inside, Module, Pauses};
 use super::pin::{Attempt, Pins};
 use super::select::{Listed, ListedToken, NoChoice, Selector, select};
 use super::verdict::{self, Class, Facts, Good};
@@ -42,6 +42,7 @@ pub(super) struct Shared {
     pub(super) module: Arc<Module>,
     pub(super) selector: Selector,
     pub(super) pins: Pins,
+    pauses: Pauses,
     keks: Mutex<KekCache>,
     goods: Mutex<HashMap<KekHandle, GoodRecord>>,
     clock: Clock,
@@ -61,7 +62,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(super) fn new(module: Arc<Module>, selector: Selector, pins: Pins) -> Self {
-        Self { module, selector, pins, keks: Mutex::default(), goods: Mutex::default(), clock: Clock::Boottime }
+        Self {
+            module,
+            selector,
+            pins,
+            pauses: Pauses::default(),
+            keks: Mutex::default(),
+            goods: Mutex::default(),
+            clock: Clock::Boottime,
+        }
     }
 
     fn cached(&self, handle: &KekHandle, generation: u64) -> Option<Arc<Kek>> {
@@ -197,6 +206,17 @@ pub(super) struct About<'a> {
 /// during C_Initialize.
 const REINITIALISATIONS_MAX: u32 = 3;
 
+/// Whether the call is made once more before the fault is judged, on a new session too: a handle may be stale, and it takes two
+/// answers to take a key away.
+fn is_hint(about: About<'_>, fault: &Fault) -> bool {
+    let Fault::Code { code, .. } = fault else { return false };
+    match verdict::class(*code) {
+        Class::Retry => true,
+        Class::Denied | Class::Misconfigured => about.kek.is_some(),
+        Class::Unreachable | Class::BadRecord | Class::Fatal => false,
+    }
+}
+
 /// A worker's place at the token.
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -246,7 +266,7 @@ impl Worker {
             let was_open = self.open.is_some();
             let fault = match self.attempt(&inside, deadline, &mut op) {
                 Ok(value) => {
-                    shared.module.works();
+                    shared.module.works(&shared.pauses);
                     return Ok(value);
                 }
                 Err(fault) => fault,
@@ -258,7 +278,7 @@ impl Worker {
             }
             // Whatever was said on a session that was open for a while is but a hint.
             let paused = matches!(fault, Fault::LoginPaused(_));
-            let hint = matches!(&fault, Fault::Code { code, .. } if verdict::class(*code) == Class::Retry) || was_open;
+            let hint = was_open || is_hint(about, &fault);
             if hint && !retried && !paused && !matches!(fault, Fault::Settled(_)) {
                 retried = true;
                 continue;
@@ -276,7 +296,7 @@ impl Worker {
                 return Err(error);
             }
             reinitialised += 1;
-            if let Err(why) = shared.module.reinitialise(generation, deadline) {
+            if let Err(why) = shared.module.reinitialise(&shared.pauses, generation, deadline) {
                 error.what.push_str(&format!(" (re-initialisation: {why})"));
                 return Err(error);
             }

@@ -1,0 +1,267 @@
+//! Asking a lease's tokens: the first, and where that is silent its standby.
+
+use super::{Keyring, Trouble};
+use crate::{
+    budget::Place,
+    error::Result,
+    lease::Verdict as LeaseVerdict,
+    name::{AccountId, KekVersion},
+    secret::Aek,
+    slot::Leash,
+    standby::{FirstWord, Voice},
+    store::record::{KekVersionRecord, WrappedAek, binding, check_matches, context},
+    telemetry::Event,
+    token::{Binding, KekHandle, KekId, TokenError, Verdict, Wrapped},
+    tokens::Seat,
+};
+use std::sync::{Arc, atomic::Ordering};
+
+/// Which token said what of an AEK.
+pub(crate) struct Heard {
+    pub(crate) voice: Voice,
+    pub(crate) outcome: Result<Aek, Trouble>,
+}
+
+/// The token did not answer, or cannot.
+pub(crate) const fn is_silence(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Unreachable | Verdict::Fatal)
+}
+
+impl Keyring {
+    /// Asks for an AEK and verifies that it is the one. `place` is one of the lease's budget.
+    pub(crate) async fn unwrap_verified(
+        self: &Arc<Self>,
+        leash: &Arc<Leash>,
+        account: &AccountId,
+        wrapped: &WrappedAek,
+        place: Place,
+    ) -> Heard {
+        if let Some(standby) = leash.standby_to_ask().cloned() {
+            let outcome = self.unwrap_by_standby(leash, &standby, account, wrapped).await;
+            return Heard { voice: Voice::Standby, outcome };
+        }
+        let outcome = self.unwrap_at(&leash.route.first, account, wrapped).await;
+        let Some(standby) = leash.route.standby.clone() else { return Heard { voice: Voice::First, outcome } };
+        let silent = match &outcome {
+            Err(Trouble::Token(trouble)) if is_silence(trouble.verdict) => trouble.clone(),
+            _ => {
+                leash.note_first(|first, _| first.answers());
+                return Heard { voice: Voice::First, outcome };
+            }
+        };
+        if !self.may_go_over(leash).await {
+            return Heard { voice: Voice::First, outcome };
+        }
+        let urgent = place.is_on_demand();
+        drop(place); // the accounts that are at home in a silent token need it
+        let _place = if urgent { standby.guests.on_demand().await } else { standby.guests.background().await };
+        let outcome = match self.unwrap_by_standby(leash, &standby, account, wrapped).await {
+            Err(Trouble::Token(trouble)) if is_silence(trouble.verdict) => {
+                Err(Trouble::Token(both_silent(silent, &standby, &trouble)))
+            }
+            outcome => outcome,
+        };
+        Heard { voice: Voice::Standby, outcome }
+    }
+
+    /// Asks one token for an AEK and verifies that it is the one.
+    pub(crate) async fn unwrap_at(
+        &self,
+        seat: &Seat,
+        account: &AccountId,
+        wrapped: &WrappedAek,
+    ) -> Result<Aek, Trouble> {
+        let context = context(&wrapped.kek, account, wrapped.aek_version);
+        let kek = KekHandle { id: wrapped.kek_id.clone(), profile: wrapped.profile };
+        let aek = seat.token.unwrap(&kek, &wrapped.wrapped, &binding(&context)).await.map_err(Trouble::Token)?;
+        if check_matches(&aek, &context, &wrapped.check) { Ok(aek) } else { Err(Trouble::OtherKey) }
+    }
+
+    /// Notes that the first token is silent, and says whether the standby may be asked: not when the first one's last word
+    /// was a denial, in this process or, as the store knows, in another.
+    pub(crate) async fn may_go_over(self: &Arc<Self>, leash: &Arc<Leash>) -> bool {
+        leash.note_first(FirstWord::is_silent);
+        if leash.route.standby.is_none() {
+            return false;
+        }
+        if let Some(known) = leash.first().may_go_over() {
+            return known;
+        }
+        match self.in_time(self.knows_no_newer_denial(leash)).await {
+            Ok(true) => leash.note_first(|first, _| first.looked()),
+            Ok(false) => self.feed(leash, Voice::First, LeaseVerdict::Denied, Some(&denied_elsewhere(leash.kek()))),
+            // Whether it denied is not known, and the silence goes on as one.
+            Err(error) => {
+                tracing::warn!(kek = %leash.kek(), %error, "no standby: the store does not say whether the first token denied");
+            }
+        }
+        leash.first().may_go_over() == Some(true)
+    }
+
+    /// For a proof: asks one token, whose answer is judged by who it is.
+    pub(crate) async fn prove_at(
+        &self,
+        leash: &Leash,
+        voice: Voice,
+        seat: &Seat,
+        account: &AccountId,
+        wrapped: &WrappedAek,
+    ) -> Result<Aek, Trouble> {
+        match voice {
+            Voice::First => self.unwrap_at(seat, account, wrapped).await,
+            Voice::Standby => self.unwrap_by_standby(leash, seat, account, wrapped).await,
+        }
+    }
+
+    /// As [`Keyring::unwrap_at`], by the standby, within its deadline.
+    pub(crate) async fn unwrap_by_standby(
+        &self,
+        leash: &Leash,
+        standby: &Seat,
+        account: &AccountId,
+        wrapped: &WrappedAek,
+    ) -> Result<Aek, Trouble> {
+        let asking = async {
+            let outcome = self.unwrap_at(standby, account, wrapped).await;
+            self.judge_standby(leash, standby, &wrapped.kek_id, outcome).await
+        };
+        let deadline = self.clock.now().plus(standby.call_timeout);
+        let late = || Err(Trouble::Token(no_answer(standby)));
+        self.clock.until(deadline, asking).await.unwrap_or_else(late)
+    }
+
+    /// What the standby's answer says. One that does not have the key, or another one in its place, is no standby: that denies
+    /// nobody, and the silence of the first token goes on.
+    async fn judge_standby(
+        &self,
+        leash: &Leash,
+        standby: &Seat,
+        kek: &KekId,
+        outcome: Result<Aek, Trouble>,
+    ) -> Result<Aek, Trouble> {
+        let trouble = match outcome {
+            Ok(aek) => {
+                leash.standby_proved.store(true, Ordering::SeqCst);
+                leash.standby_has_it.store(true, Ordering::SeqCst);
+                return Ok(aek);
+            }
+            Err(Trouble::OtherKey) => return Err(self.unfit(leash, standby, "it gave other bytes than the AEK")),
+            Err(Trouble::Token(trouble)) => trouble,
+        };
+        let proved = leash.standby_proved.load(Ordering::SeqCst);
+        match trouble.verdict {
+            Verdict::Denied if !leash.standby_has_it.load(Ordering::SeqCst) => {
+                // Deleted there and never made there look alike. Only what was seen there can have been taken away.
+                match standby.token.find_kek(kek).await {
+                    Ok(None) => Err(self.unfit(leash, standby, "it has no such key")),
+                    Err(silent) if is_silence(silent.verdict) => Err(Trouble::Token(silent)),
+                    Ok(Some(_)) | Err(_) => Err(Trouble::Token(trouble)),
+                }
+            }
+            Verdict::BadRecord if !proved => Err(self.unfit(leash, standby, "it refuses what the first token wrapped")),
+            Verdict::Replaced | Verdict::Misconfigured => Err(self.unfit(leash, standby, &trouble.to_string())),
+            Verdict::Denied | Verdict::BadRecord | Verdict::Unreachable | Verdict::Fatal => {
+                Err(Trouble::Token(trouble))
+            }
+        }
+    }
+
+    /// Tells, once until it serves again, that a standby is none.
+    fn unfit(&self, leash: &Leash, standby: &Seat, why: &str) -> Trouble {
+        let trouble = TokenError {
+            verdict: Verdict::Unreachable,
+            operation: "standby",
+            what: format!("not fit, {why}"),
+            remedy: format!(
+                "make token {} reachable; clone KEK {} to the standby with its CKA_ID, or configure no standby for it",
+                leash.route.first.name,
+                leash.kek()
+            ),
+        };
+        self.tell_unfit(leash, standby, why);
+        Trouble::Token(trouble)
+    }
+
+    pub(crate) fn tell_unfit(&self, leash: &Leash, standby: &Seat, why: &str) {
+        if !leash.standby_unfit.swap(true, Ordering::SeqCst) {
+            let (kek, standby, why) = (leash.kek().clone(), standby.name.clone(), why.to_owned());
+            self.teller.tell(Event::StandbyUnfit { kek, standby, why });
+        }
+    }
+
+    /// Looks whether the standby has the KEK, while it is not needed: an operator should know before the day, and what was
+    /// seen there counts as denied when it is gone on that day. Asks for no AEK.
+    pub(crate) async fn look_at_standby(&self, leash: &Leash, standby: &Seat, kek: &KekId) {
+        let deadline = self.clock.now().plus(standby.call_timeout);
+        let Some(found) = self.clock.until(deadline, standby.token.find_kek(kek)).await else { return };
+        let why = match found {
+            Ok(Some(info)) => {
+                leash.standby_has_it.store(true, Ordering::SeqCst);
+                match info.refused {
+                    Some(refused) => format!("it is refused: {refused}"),
+                    None if !info.enabled => "it is disabled there".into(),
+                    None => {
+                        leash.standby_unfit.store(false, Ordering::SeqCst);
+                        return;
+                    }
+                }
+            }
+            Ok(None) => {
+                leash.standby_has_it.store(false, Ordering::SeqCst);
+                "it has no such key: clone it, with its CKA_ID".into()
+            }
+            Err(trouble) if is_silence(trouble.verdict) => return,
+            Err(trouble) => trouble.to_string(),
+        };
+        self.tell_unfit(leash, standby, &why);
+    }
+
+    /// Wraps an AEK under a KEK version. Its lease is not told: a KEK that may only unwrap is no denial of its accounts. A
+    /// standby wraps in the place of a silent first token only once it has unwrapped what that one wrapped: what another key
+    /// wrapped, the first token could never give back.
+    pub(crate) async fn wrap(
+        self: &Arc<Self>,
+        kek: &KekVersion,
+        record: &KekVersionRecord,
+        aek: &Aek,
+        binding: &Binding,
+    ) -> Result<Wrapped> {
+        let leash = self.leash(kek).await?;
+        let handle = KekHandle { id: record.id.clone(), profile: record.profile };
+        let proved = || leash.route.standby.as_ref().filter(|_| leash.standby_proved.load(Ordering::SeqCst));
+        if let Some(standby) = leash.standby_to_ask().and_then(|_| proved()) {
+            return Ok(standby.token.wrap(&handle, aek, binding).await?);
+        }
+        match leash.route.first.token.wrap(&handle, aek, binding).await {
+            Err(trouble) if is_silence(trouble.verdict) => match proved() {
+                Some(standby) if self.may_go_over(&leash).await => {
+                    Ok(standby.token.wrap(&handle, aek, binding).await?)
+                }
+                _ => Err(trouble.into()),
+            },
+            wrapped => Ok(wrapped?),
+        }
+    }
+}
+
+fn denied_elsewhere(kek: &KekVersion) -> TokenError {
+    TokenError {
+        verdict: Verdict::Denied,
+        operation: "go over to the standby",
+        what: format!("another process was denied KEK {kek} before the first token fell silent"),
+        remedy: "make the first token reachable; if the key was not taken away, service resumes by itself then".into(),
+    }
+}
+
+pub(crate) fn both_silent(first: TokenError, seat: &Seat, standby: &TokenError) -> TokenError {
+    TokenError { what: format!("{}; and standby {}: {}", first.what, seat.name, standby.what), ..first }
+}
+
+pub(crate) fn no_answer(seat: &Seat) -> TokenError {
+    TokenError {
+        verdict: Verdict::Unreachable,
+        operation: "proof",
+        what: format!("token {}: no answer within {} ms", seat.name, seat.call_timeout.as_millis()),
+        remedy: "see whether the token is reachable; service goes on until grace ends".into(),
+    }
+}

@@ -1,0 +1,443 @@
+//! A KEK with a standby, another token that has the same key: it speaks while the first token is silent, and never against it.
+
+use super::{hand::HandStore, *};
+use keyleash::{
+    Error,
+    engine::EngineBuilder,
+    lease::Phase,
+    name::{KekVersion, TokenName},
+    store::{Key, KeyStore, Put, record::DenialRecord},
+    telemetry::Event,
+    token::{
+        Verdict,
+        scripted::{Act, Call},
+    },
+};
+
+fn seal(account: &Account) -> keyleash::Result<()> {
+    account.seal_in_place(1_u64, &mut [0; 64]).map(drop)
+}
+
+fn standby_name() -> TokenName {
+    TokenName::new("standby").unwrap()
+}
+
+/// A rig whose KEK has a standby: `rig.script` moves the first token's hand, `standby` that of the other one.
+struct Pair {
+    rig: Rig,
+    standby: Script,
+    token: Arc<ScriptedToken>,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        let mut rig = Rig::new().await;
+        let clock = Clock::Manual(rig.clock.clone());
+        let (token, standby) = ScriptedToken::new(clock, Settings::default().call_timeout, 9);
+        rig.script.clone_keks_to(&standby);
+        rig.engine = over(&rig, &token, rig.store.clone()).build().unwrap();
+        Self { rig, standby, token }
+    }
+
+    /// The process is started again.
+    fn restart(&mut self) {
+        self.rig.engine = self.another();
+    }
+
+    /// Another process on the same store and tokens.
+    fn another(&self) -> Engine {
+        over(&self.rig, &self.token, self.rig.store.clone()).build().unwrap()
+    }
+
+    fn phase(&self) -> Phase {
+        self.rig.engine.leases()[0].phase
+    }
+
+    /// Seals four times a second.
+    async fn serves_for(&self, accounts: &[&Account], secs: u32) {
+        for quarter in 0..4 * secs {
+            self.rig.pass(SECOND / 4).await;
+            for account in accounts {
+                seal(account).unwrap_or_else(|error| panic!("after {} s: {error}", quarter / 4));
+            }
+        }
+    }
+}
+
+fn over(rig: &Rig, standby: &Arc<ScriptedToken>, store: Arc<dyn KeyStore>) -> EngineBuilder {
+    Engine::builder(rig.token.clone(), store)
+        .token(standby_name(), standby.clone())
+        .standby(rig.kek.clone(), standby_name())
+        .clock(Clock::Manual(rig.clock.clone()))
+        .jitter_seed(1)
+        .start_up_proof(false)
+}
+
+/// The ways in which a token is silent.
+fn silences() -> [Act; 3] {
+    [Act::Hang, Act::fail(Verdict::Unreachable), Act::fail(Verdict::Fatal)]
+}
+
+#[tokio::test]
+async fn an_outage_of_the_first_token_however_long_is_noticed_by_nobody_and_its_end_within_a_poll() {
+    for silent in silences() {
+        let pair = Pair::new().await;
+        let mut accounts = Vec::new();
+        for n in 0..20 {
+            accounts.push(pair.rig.account(&format!("a{n}")).await);
+        }
+        let accounts: Vec<_> = accounts.iter().collect();
+        pair.serves_for(&accounts[..2], 20).await;
+        assert_eq!(pair.standby.calls(Call::Unwrap), 0, "asked while the first token answers");
+        let mut events = pair.rig.engine.events();
+        pair.rig.script.standing(Call::Unwrap, silent.clone());
+        for minute in 0..40 {
+            pair.rig.pass_by(60 * SECOND, SECOND / 2).await;
+            accounts.iter().for_each(|account| {
+                seal(account).unwrap_or_else(|error| panic!("{silent:?}, after {minute} min: {error}"));
+            });
+        }
+        let lease = pair.rig.engine.leases().remove(0);
+        assert_eq!((lease.phase, lease.on_standby), (Phase::Active, Some(standby_name())));
+        assert_eq!(pair.standby.calls(Call::Wrap), 0);
+        pair.rig.script.release();
+        pair.rig.script.standing(Call::Unwrap, Act::Serve);
+        pair.rig.pass(21 * SECOND).await;
+        assert_eq!(pair.rig.engine.leases()[0].on_standby, None);
+        let asked = pair.standby.calls(Call::Unwrap);
+        pair.rig.pass(60 * SECOND).await;
+        assert_eq!(pair.standby.calls(Call::Unwrap), asked, "it is asked no more");
+        let mut told = Vec::new();
+        while let Some(event) = events.try_next() {
+            match event {
+                Event::StandbyTookOver { .. } => told.push(true),
+                Event::StandbyDone { .. } => told.push(false),
+                _ => {}
+            }
+        }
+        assert_eq!(told, [true, false], "{silent:?}");
+    }
+}
+
+#[tokio::test]
+async fn one_caller_waits_for_the_silence_of_the_first_token_and_nobody_after_it() {
+    let pair = Pair::new().await;
+    let (one, other) = (pair.rig.account("a").await, pair.rig.account("b").await);
+    pair.rig.pass_by(25 * 60 * SECOND, SECOND).await; // idle for a TTL: both are cold
+    pair.rig.script.standing(Call::Unwrap, Act::Hang);
+    let began = pair.rig.clock.now();
+    pair.rig.meanwhile(one.warm()).await.unwrap();
+    assert!(pair.rig.clock.now().since(began) <= 5 * SECOND + SECOND / 2);
+    let began = pair.rig.clock.now();
+    pair.rig.meanwhile(other.warm()).await.unwrap();
+    assert!(pair.rig.clock.now().since(began) <= SECOND / 2, "it waited for a token that is known to be silent");
+    seal(&one).unwrap();
+    seal(&other).unwrap();
+}
+
+#[tokio::test]
+async fn a_process_that_starts_in_the_outage_opens_and_creates_accounts_by_the_standby() {
+    let mut pair = Pair::new().await;
+    let block = pair.rig.account("a").await.seal_to_vec(9_u64, b"before").unwrap();
+    pair.rig.script.set_unreachable(true);
+    pair.restart();
+    let id = account_id("new");
+    let new = pair.rig.engine.create_account(&id, &pair.rig.kek);
+    let error = pair.rig.meanwhile(new).await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable(_)), "a standby that proved nothing yet wraps nothing: {error}");
+    let account = pair.rig.meanwhile(pair.rig.engine.account(&account_id("a"))).await.unwrap();
+    assert_eq!(account.open_to_vec(9_u64, &block).unwrap(), b"before");
+    let new = pair.rig.engine.create_account(&id, &pair.rig.kek);
+    let block = pair.rig.meanwhile(new).await.unwrap().seal_to_vec(9_u64, b"meanwhile").unwrap();
+    // The first token gives back what the standby wrapped.
+    pair.rig.script.set_unreachable(false);
+    pair.standby.set_unreachable(true);
+    pair.restart();
+    let account = pair.rig.engine.account(&account_id("new")).await.unwrap();
+    assert_eq!(account.open_to_vec(9_u64, &block).unwrap(), b"meanwhile");
+}
+
+#[tokio::test]
+async fn a_key_that_the_first_token_denied_is_never_asked_of_the_standby_whatever_comes_after() {
+    let mut pair = Pair::new().await;
+    let account = pair.rig.account("a").await;
+    pair.serves_for(&[&account], 20).await;
+    pair.rig.script.disable(&pair.rig.kek_id);
+    pair.rig.pass(16 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))));
+    pair.rig.script.set_unreachable(true);
+    for minute in 0..40 {
+        pair.rig.pass_by(60 * SECOND, SECOND).await;
+        assert!(matches!(seal(&account), Err(Error::Denied(_))), "after {minute} min");
+        assert!(matches!(pair.rig.meanwhile(account.warm()).await, Err(Error::Denied(_))));
+    }
+    // Nor after a restart, of which the store alone knows.
+    pair.restart();
+    let again = pair.rig.meanwhile(pair.rig.engine.account(&account_id("a"))).await;
+    assert!(matches!(again, Err(Error::Denied(_))), "{again:?}");
+    pair.rig.pass(60 * SECOND).await;
+    let error = pair.rig.meanwhile(pair.rig.engine.create_account(&account_id("b"), &pair.rig.kek)).await.unwrap_err();
+    assert!(matches!(error, Error::Denied(_) | Error::Unreachable(_)), "{error}");
+    let asked = (pair.standby.calls(Call::Unwrap), pair.standby.calls(Call::Wrap));
+    assert_eq!(asked, (0, 0), "the standby was asked after a denial");
+    // Granted again by the first, and silent after that: now it may be.
+    pair.rig.script.set_unreachable(false);
+    pair.rig.script.enable(&pair.rig.kek_id);
+    let account = pair.rig.meanwhile(pair.rig.engine.account(&account_id("a"))).await.unwrap();
+    pair.rig.pass(16 * SECOND).await;
+    pair.rig.script.set_unreachable(true);
+    pair.serves_for(&[&account], 120).await;
+}
+
+#[tokio::test]
+async fn a_grant_by_the_standby_that_was_asked_before_the_first_token_denied_does_not_readmit() {
+    let pair = Pair::new().await;
+    let account = pair.rig.account("a").await;
+    pair.serves_for(&[&account], 20).await;
+    pair.rig.script.set_unreachable(true);
+    pair.serves_for(&[&account], 20).await;
+    // Both are asked at once from now on: the standby takes its time, and the first token is back, and denies.
+    pair.standby.standing(Call::Unwrap, Act::Delay(4 * SECOND));
+    pair.rig.script.disable(&pair.rig.kek_id);
+    pair.rig.script.set_unreachable(false);
+    pair.rig.pass(15 * SECOND + SECOND / 2).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))), "not noticed within a poll");
+    for _ in 0..80 {
+        pair.rig.pass(SECOND / 4).await;
+        assert!(matches!(seal(&account), Err(Error::Denied(_))));
+    }
+    assert!(matches!(pair.phase(), Phase::Denied { .. }));
+}
+
+#[tokio::test]
+async fn a_denial_by_the_standby_while_the_first_is_silent_is_a_denial_within_a_poll_and_both_deadlines() {
+    for silent in silences() {
+        let pair = Pair::new().await;
+        let account = pair.rig.account("a").await;
+        pair.serves_for(&[&account], 20).await;
+        // At once: the worst case, because the standby was not in use yet.
+        pair.rig.script.standing(Call::Unwrap, silent.clone());
+        pair.standby.disable(&pair.rig.kek_id);
+        pair.rig.pass(20 * SECOND + SECOND / 4).await;
+        assert!(matches!(seal(&account), Err(Error::Denied(_))), "{silent:?}");
+        pair.standby.enable(&pair.rig.kek_id);
+        pair.rig.pass(21 * SECOND).await;
+        seal(&account).unwrap();
+        // And once it is in use, within a poll.
+        pair.standby.disable(&pair.rig.kek_id);
+        pair.rig.pass(15 * SECOND + SECOND / 4).await;
+        assert!(matches!(seal(&account), Err(Error::Denied(_))), "{silent:?}");
+        // Both silent: denied stays denied.
+        pair.standby.set_unreachable(true);
+        pair.rig.pass(60 * SECOND).await;
+        assert!(matches!(seal(&account), Err(Error::Denied(_))), "{silent:?}");
+        // The first one's grant is a proof.
+        pair.rig.script.release();
+        pair.rig.script.standing(Call::Unwrap, Act::Serve);
+        pair.rig.pass(21 * SECOND).await;
+        seal(&account).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_standby_that_denies_denies_nobody_while_the_first_token_answers() {
+    let pair = Pair::new().await;
+    let account = pair.rig.account("a").await;
+    pair.standby.disable(&pair.rig.kek_id);
+    pair.serves_for(&[&account], 60).await;
+    // One proof goes amiss, and the standby takes over. With the next one the first token is back before it denies.
+    pair.standby.enable(&pair.rig.kek_id);
+    pair.rig.script.push(Call::Unwrap, Act::fail(Verdict::Unreachable));
+    while pair.rig.engine.leases()[0].on_standby.is_none() {
+        pair.serves_for(&[&account], 1).await;
+    }
+    pair.standby.disable(&pair.rig.kek_id);
+    pair.standby.standing(Call::Unwrap, Act::Delay(4 * SECOND));
+    let asked = pair.standby.calls(Call::Unwrap);
+    pair.serves_for(&[&account], 30).await;
+    assert_eq!(pair.standby.calls(Call::Unwrap), asked + 1, "it was asked, and denied");
+    assert_eq!(pair.rig.engine.leases()[0].on_standby, None);
+}
+
+#[tokio::test]
+async fn both_silent_is_an_outage_with_one_grace_and_lapses() {
+    let pair = Pair::new().await;
+    let account = pair.rig.account("a").await;
+    pair.serves_for(&[&account], 20).await;
+    pair.rig.script.set_unreachable(true);
+    pair.serves_for(&[&account], 60).await;
+    pair.standby.standing(Call::Unwrap, Act::Hang);
+    pair.rig.pass_by(29 * 60 * SECOND, SECOND).await;
+    seal(&account).unwrap();
+    let lease = pair.rig.engine.leases().remove(0);
+    assert!(matches!(lease.phase, Phase::Grace { .. }));
+    let trouble = lease.trouble.unwrap();
+    assert!(trouble.contains("the token is away") && trouble.contains("standby"), "{trouble}");
+    pair.rig.pass_by(75 * SECOND, SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Lapsed(_))));
+    pair.standby.release();
+    pair.standby.standing(Call::Unwrap, Act::Serve);
+    pair.rig.pass(61 * SECOND).await;
+    seal(&account).unwrap();
+}
+
+#[tokio::test]
+async fn a_standby_without_the_key_or_with_another_one_is_none_and_denies_nobody_in_the_outage() {
+    type Spoil = fn(&Pair);
+    let cases: [(&str, Spoil); 4] = [
+        ("no such key", |pair| pair.standby.destroy(&pair.rig.kek_id)),
+        ("refuses", |pair| pair.standby.replace(&pair.rig.kek_id)),
+        ("other bytes", |pair| pair.standby.standing(Call::Unwrap, Act::WrongPlaintext)),
+        ("the script says so", |pair| pair.standby.standing(Call::Unwrap, Act::fail(Verdict::Misconfigured))),
+    ];
+    for (words, spoil) in cases {
+        let pair = Pair::new().await;
+        spoil(&pair);
+        let mut events = pair.rig.engine.events();
+        let (account, idle) = (pair.rig.account("a").await, pair.rig.account("b").await);
+        pair.serves_for(&[&account, &idle], 20).await;
+        pair.rig.script.set_unreachable(true);
+        pair.rig.pass_by(28 * 60 * SECOND, SECOND).await;
+        seal(&account).unwrap_or_else(|error| panic!("{words}: {error}"));
+        seal(&idle).unwrap_or_else(|error| panic!("{words}: {error}"));
+        let error = pair.rig.meanwhile(pair.rig.engine.create_account(&account_id("new"), &pair.rig.kek)).await;
+        assert!(matches!(error, Err(Error::Unreachable(_))), "{words}: {error:?}");
+        pair.rig.pass_by(3 * 60 * SECOND, SECOND).await;
+        assert!(matches!(seal(&account), Err(Error::Lapsed(_))), "{words}");
+        let mut told = Vec::new();
+        while let Some(event) = events.try_next() {
+            if let Event::StandbyUnfit { why, .. } = event {
+                told.push(why);
+            }
+        }
+        assert!(matches!(&told[..], [why] if why.contains(words)), "{words}: {told:?}");
+        pair.rig.script.set_unreachable(false);
+        pair.rig.pass(61 * SECOND).await;
+        seal(&account).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_was_seen_on_the_standby_and_is_deleted_there_in_the_outage_is_denied() {
+    let pair = Pair::new().await;
+    let account = pair.rig.account("a").await;
+    pair.serves_for(&[&account], 20).await; // it is looked at, though not needed
+    pair.rig.script.set_unreachable(true);
+    pair.standby.destroy(&pair.rig.kek_id);
+    pair.rig.pass(20 * SECOND + SECOND / 4).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))));
+}
+
+#[tokio::test]
+async fn what_another_process_heard_of_the_first_token_keeps_this_one_from_the_standby() {
+    let pair = Pair::new().await;
+    let account = pair.rig.account("a").await;
+    pair.serves_for(&[&account], 20).await;
+    // The other process polls first; before this one does, the token is silent.
+    let since_unix = keyleash::clock::unix_now() + 60;
+    let kek = KekVersion::new(pair.rig.kek.clone(), 1);
+    let record = DenialRecord { kek: kek.clone(), since_unix, reason: "heard by another process".into() };
+    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new() };
+    pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
+    pair.rig.script.set_unreachable(true);
+    pair.rig.pass(21 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))));
+    assert_eq!(pair.standby.calls(Call::Unwrap), 0);
+    let kept = keyleash::store::load_denial(&*pair.rig.store, &kek).await.unwrap();
+    assert!(kept.is_some(), "and the record stays");
+}
+
+#[tokio::test]
+async fn a_proof_by_the_standby_clears_no_denial_that_another_process_heard() {
+    let pair = Pair::new().await;
+    let account = pair.rig.account("a").await;
+    pair.serves_for(&[&account], 20).await;
+    pair.rig.script.set_unreachable(true);
+    pair.serves_for(&[&account], 20).await;
+    let kek = KekVersion::new(pair.rig.kek.clone(), 1);
+    // Not before the first token's last grant, and before the standby's, by a clock that counts whole seconds.
+    let since_unix = keyleash::clock::unix_now();
+    std::thread::sleep(SECOND + SECOND / 10);
+    let record = DenialRecord { kek: kek.clone(), since_unix, reason: "heard by another process".into() };
+    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new() };
+    pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
+    // A change of the lease by the standby, which has it look at the record.
+    pair.standby.set_unreachable(true);
+    pair.rig.pass(31 * SECOND).await;
+    pair.standby.set_unreachable(false);
+    pair.rig.pass(31 * SECOND).await;
+    let kept = keyleash::store::load_denial(&*pair.rig.store, &kek).await.unwrap();
+    assert!(kept.is_some(), "the standby cannot speak for it");
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_say_whether_the_first_token_denied_keeps_the_standby_out() {
+    let pair = Pair::new().await;
+    let store = HandStore::over(&pair.rig.store);
+    let engine = over(&pair.rig, &pair.token, store.clone()).build().unwrap();
+    let account = engine.create_account(&account_id("a"), &pair.rig.kek).await.unwrap();
+    pair.serves_for(&[&account], 20).await;
+    store.hold_reads(|key| matches!(key, Key::Denial(_)));
+    pair.rig.script.set_unreachable(true);
+    pair.serves_for(&[&account], 60).await;
+    assert_eq!(pair.standby.calls(Call::Unwrap), 0);
+    assert!(matches!(engine.leases()[0].phase, Phase::Grace { .. }));
+    store.let_go();
+    pair.serves_for(&[&account], 30).await;
+    assert_eq!(engine.leases()[0].on_standby, Some(standby_name()));
+}
+
+#[tokio::test]
+async fn accounts_that_go_over_to_a_standby_take_no_place_from_those_that_are_at_home_there() {
+    let pair = Pair::new().await;
+    let home = KekName::new("home").unwrap();
+    pair.rig.engine.create_kek_in(&standby_name(), &home, Profile::AesGcm, false).await.unwrap();
+    let at_home = pair.rig.engine.create_account(&account_id("home"), &home).await.unwrap();
+    let mut guests = Vec::new();
+    for n in 0..40 {
+        guests.push(pair.rig.account(&format!("guest-{n}")).await);
+    }
+    pair.rig.pass_by(25 * 60 * SECOND, SECOND).await; // idle for a TTL: all are cold
+    pair.rig.script.set_unreachable(true);
+    pair.rig.pass(16 * SECOND).await;
+    pair.standby.set_latency(2 * SECOND);
+    let warming: Vec<_> = guests.into_iter().map(|guest| tokio::spawn(async move { guest.warm().await })).collect();
+    settle().await;
+    assert!(pair.standby.in_flight() >= 16);
+    let began = pair.rig.clock.now();
+    pair.rig.meanwhile(at_home.warm()).await.unwrap();
+    let waited = pair.rig.clock.now().since(began);
+    assert!(waited <= 2 * SECOND + SECOND / 2, "behind the guests: {waited:?}");
+    for warming in warming {
+        pair.rig.meanwhile(warming).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_standby_that_cannot_be_one_is_refused_by_name() {
+    let pair = Pair::new().await;
+    let build = || over(&pair.rig, &pair.token, pair.rig.store.clone());
+    let third = TokenName::new("third").unwrap();
+    let error = build().standby(pair.rig.kek.clone(), third).build().unwrap_err().to_string();
+    assert!(
+        error.contains("KEK kek") && error.contains("token third") && error.contains("default, standby"),
+        "{error}"
+    );
+    let error = build().call_timeout(standby_name(), 11 * SECOND).build().unwrap_err().to_string();
+    for word in ["KEK kek", "token default", "token standby", "16 s", "poll_interval (15 s)", "promise 1"] {
+        assert!(error.contains(word), "{error} should say {word}");
+    }
+    let engine = build().standby(pair.rig.kek.clone(), TokenName::default()).build().unwrap();
+    let error = engine.create_account(&account_id("a"), &pair.rig.kek).await.unwrap_err();
+    assert!(matches!(&error, Error::Misconfigured(what) if what.contains("name another one")), "{error}");
+}
+
+#[tokio::test]
+async fn a_kek_shows_what_its_standby_has() {
+    let pair = Pair::new().await;
+    let shown = pair.rig.engine.kek(&pair.rig.kek).await.unwrap();
+    assert!(matches!(&shown.versions[0].in_standby, Some((name, Ok(Some(_)))) if *name == standby_name()));
+    pair.rig.engine.rotate_kek(&pair.rig.kek).await.unwrap();
+    let shown = pair.rig.engine.kek(&pair.rig.kek).await.unwrap();
+    assert!(matches!(&shown.versions[1].in_standby, Some((_, Ok(None)))), "not cloned yet");
+}
