@@ -2,10 +2,7 @@
 //! session of its own. What keyleash costs beside the token is what it takes longer than this.
 #![allow(unsafe_code)] // one raw call, as src/token/pkcs11/raw.rs makes it: cryptoki's own form calls C_Decrypt twice
 
-use super::{
-    pairs::{Pinned, cores},
-    rig::{module, variable},
-};
+use super::rig::{module, variable};
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     error::Error,
@@ -93,15 +90,15 @@ impl Bare {
     /// Unwraps all samples, in equal shares on all threads, and gives the time from the first to the last, in nanoseconds.
     pub(crate) fn run(&mut self, samples: &[Sample]) -> f64 {
         let share = samples.len().div_ceil(self.sessions.len());
-        let (clock, start, cores) = (Clock::default(), Barrier::new(self.sessions.len()), cores());
+        let (clock, start) = (Clock::default(), Barrier::new(self.sessions.len()));
         let decrypt = self.decrypt;
         let spans: Vec<_> = std::thread::scope(|scope| {
-            let shares = self.sessions.iter_mut().zip(samples.chunks(share)).enumerate();
+            let shares = self.sessions.iter_mut().zip(samples.chunks(share));
             let threads: Vec<_> = shares
-                .map(|(number, ((session, key), samples))| {
-                    let (clock, start, core) = (clock.clone(), &start, cores[number % cores.len()]);
+                .map(|((session, key), samples)| {
+                    let (clock, start) = (clock.clone(), &start);
                     scope.spawn(move || {
-                        let _pinned = Pinned::to(core);
+                        // Not pinned, as the engine's workers are not.
                         start.wait();
                         let begun = clock.now();
                         samples.iter().for_each(|sample| unwrap(decrypt, session, *key, sample));

@@ -67,6 +67,11 @@ pub(crate) fn thread_cpu() -> Duration {
     clock_gettime(ClockId::ThreadCPUTime).try_into().expect("the processor time of a thread")
 }
 
+/// Processor time of all threads of this process so far.
+pub(crate) fn process_cpu() -> Duration {
+    clock_gettime(ClockId::ProcessCPUTime).try_into().expect("the processor time of a process")
+}
+
 /// Nanoseconds of one call, for each thing and round.
 #[derive(Debug, Clone)]
 pub(crate) struct Rounds(Vec<Vec<f64>>);

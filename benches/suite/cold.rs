@@ -5,7 +5,7 @@ use crate::{
     common::{
         bare::{self, Bare},
         fleets::{Fleet, Opened},
-        pairs::{Rounds, Spread, quantile},
+        pairs::{Rounds, Spread, process_cpu, quantile},
         rig,
     },
     plot::{Curve, Panel},
@@ -31,6 +31,8 @@ const ALONE: usize = 3;
 /// What the rounds with one number of workers gave.
 struct Cold {
     rounds: Rounds,
+    /// The same in processor time of the whole process.
+    cpu: Rounds,
     /// Of all opens of a place, in nanoseconds.
     latencies_ns: Vec<Vec<f64>>,
     /// Of those at once: the p99 of each round, and the unwraps of all rounds.
@@ -58,6 +60,7 @@ pub(crate) fn cold_opens(runtime: &Runtime, scale: &Scale, table: &mut Table) ->
             curves.push(curve(&format!("{TASKS} tasks, 1 worker"), &cold.latencies_ns[BUSY]));
         } else {
             table.put("cold, two workers", rounds.ratio(BUSY, BARE), "");
+            table.put("cold, cpu", cold.cpu.ratio(BUSY, BARE), "");
             table.put("cold, at once", rounds.ratio(AT_ONCE, BARE), &note);
             let calls = cold.unwraps as f64 / (accounts * rounds.count()) as f64;
             table.put_value("cold, at once, calls", calls, "");
@@ -78,17 +81,24 @@ fn measure(runtime: &Runtime, scale: &Scale, fleet: &Fleet, ids: &[AccountId], w
     bare.run(&samples); // warm up
     open(TASKS);
     let mut ns = vec![Vec::new(); ALONE + 1];
+    let mut cpu_ns = vec![Vec::new(); ALONE + 1];
     let mut latencies_ns = vec![Vec::new(); ALONE + 1];
     let (mut p99_ns, mut unwraps) = (Vec::new(), 0);
     for round in 0..scale.cold_rounds {
         let mut turn = |place: usize| {
+            let cpu = process_cpu();
+            if place == BARE {
+                ns[BARE].push(bare.run(&samples) / ids.len() as f64);
+                cpu_ns[BARE].push((process_cpu() - cpu).as_nanos() as f64 / ids.len() as f64);
+                return;
+            }
             let at_once = match place {
-                BARE => return ns[BARE].push(bare.run(&samples) / ids.len() as f64),
                 ALONE => 1,
                 BUSY => TASKS,
                 _ => ids.len(),
             };
             let opened = open(at_once);
+            cpu_ns[place].push((process_cpu() - cpu).as_nanos() as f64 / ids.len() as f64);
             if place == AT_ONCE {
                 p99_ns.push(quantile(&opened.latencies_ns, 0.99));
                 unwraps += opened.unwraps;
@@ -99,7 +109,7 @@ fn measure(runtime: &Runtime, scale: &Scale, fleet: &Fleet, ids: &[AccountId], w
         if round % 2 == 0 { (BARE..=ALONE).for_each(&mut turn) } else { (BARE..=ALONE).rev().for_each(&mut turn) }
     }
     latencies_ns.iter_mut().for_each(|of| of.sort_by(f64::total_cmp));
-    Cold { rounds: Rounds::from_ns(ns), latencies_ns, p99_ns, unwraps }
+    Cold { rounds: Rounds::from_ns(ns), cpu: Rounds::from_ns(cpu_ns), latencies_ns, p99_ns, unwraps }
 }
 
 fn one_account(runtime: &Runtime, fleet: &Fleet, id: &AccountId, table: &mut Table) {

@@ -31,7 +31,7 @@ use std::{
     process::ExitCode,
     time::Duration,
 };
-use table::Table;
+use table::{Rows, Table};
 
 const USAGE: &str = "usage: benches/report [--quick] [--readme] [--only PART]…   parts: blocks, cold, fleet, files";
 const PARTS: [&str; 4] = ["fleet", "blocks", "cold", "files"];
@@ -169,29 +169,34 @@ fn write(
     table: &Table,
     versions: &str,
 ) -> Result<(), Box<dyn Error>> {
-    let mut text = format!("{}\n\n", machine.line());
-    let quick = args.quick.then(|| "this is the quick run: small numbers, rough ratios".to_owned());
-    for warning in quick.into_iter().chain(machine.warning()) {
-        text += &format!("**Beware**: {warning}.\n\n");
-    }
-    text += &table.markdown(args.parts.is_empty());
-    if !versions.is_empty() {
-        text += &format!("\nFiles: {versions}.\n");
-    }
-    if args.parts.is_empty() {
-        text += &match peers::markdown(&out.join("peers.json")) {
-            Ok(peers) => format!("\n{peers}"),
-            Err(why) => format!("\nNot measured: {why}.\n"),
-        };
-    }
+    let whole = args.parts.is_empty();
+    let text = |rows| {
+        let mut text = format!("{}\n\n", machine.line());
+        let quick = args.quick.then(|| "this is the quick run: small numbers, rough ratios".to_owned());
+        for warning in quick.into_iter().chain(machine.warning()) {
+            text += &format!("**Beware**: {warning}.\n\n");
+        }
+        text += &table.markdown(rows);
+        if !versions.is_empty() {
+            text += &format!("\nFiles: {versions}.\n");
+        }
+        if whole {
+            text += &match peers::markdown(&out.join("peers.json")) {
+                Ok(peers) => format!("\n{peers}"),
+                Err(why) => format!("\nNot measured: {why}.\n"),
+            };
+        }
+        text
+    };
+    let report = text(if whole { Rows::All } else { Rows::Measured });
     let (missed, unmeasured) = table.missed();
     let verdict = format!("{missed} targets missed, {unmeasured} not measured.");
-    fs::write(out.join("report.md"), format!("# keyleash: benchmark report\n\n{text}\n{verdict}\n"))?;
+    fs::write(out.join("report.md"), format!("# keyleash: benchmark report\n\n{report}\n{verdict}\n"))?;
     let json = json!({ "machine": machine.json(), "quick": args.quick, "table": table.json() });
     fs::write(out.join("report.json"), serde_json::to_string_pretty(&json)?)?;
-    println!("{text}\n{verdict}\n{}", out.join("report.md").display());
+    println!("{report}\n{verdict}\n{}", out.join("report.md").display());
     if args.readme {
-        readme::fill(root, out, &text)?;
+        readme::fill(root, out, &text(Rows::Readme))?;
     }
     Ok(())
 }

@@ -23,6 +23,16 @@ pub(crate) struct Table {
     missing: Vec<String>,
 }
 
+/// Which rows are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    All,
+    /// When only some parts were to be measured.
+    Measured,
+    /// What a reader of README.md needs.
+    Readme,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Met,
@@ -75,7 +85,10 @@ impl Table {
 
     fn verdict(&self, target: &Target) -> Verdict {
         let Some(Figure { spread, .. }) = self.figures.get(target.key) else {
-            return if target.bound == Bound::Reported { Verdict::Reported } else { Verdict::NotMeasured };
+            return match target.bound {
+                Bound::Reported | Bound::Beside => Verdict::Reported,
+                _ => Verdict::NotMeasured,
+            };
         };
         // As it is shown: a ratio that reads 0.95 is 0.95.
         let value = rounded(spread.median, target.unit);
@@ -84,7 +97,7 @@ impl Table {
             Bound::AtMost(most) => value <= most,
             Bound::MoreThan(other) => value > other,
             Bound::Exactly(exact) => value == exact,
-            Bound::Reported => return Verdict::Reported,
+            Bound::Reported | Bound::Beside => return Verdict::Reported,
         };
         if met { Verdict::Met } else { Verdict::Missed }
     }
@@ -106,10 +119,15 @@ impl Table {
         [what, show_bound(target), measured, verdict]
     }
 
-    /// The table in Markdown; the rows that were not measured too, when the `whole` was to be.
-    pub(crate) fn markdown(&self, whole: bool) -> String {
+    /// The table in Markdown.
+    pub(crate) fn markdown(&self, rows: Rows) -> String {
         let mut text = "| what | target | measured | |\n| --- | --- | --- | --- |\n".to_owned();
-        for target in TARGETS.iter().filter(|target| whole || self.figures.contains_key(target.key)) {
+        let shown = |target: &&Target| match rows {
+            Rows::All => true,
+            Rows::Measured => self.figures.contains_key(target.key),
+            Rows::Readme => target.bound != Bound::Beside,
+        };
+        for target in TARGETS.iter().filter(shown) {
             let [what, bound, measured, verdict] = self.cells(target);
             let _ = writeln!(text, "| {what} | {bound} | {measured} | {verdict} |");
         }
@@ -181,7 +199,7 @@ fn show_bound(target: &Target) -> String {
         Bound::AtMost(most) => format!("≤ {}", show(most, target.unit)),
         Bound::MoreThan(other) => format!("> {}", show(other, target.unit)),
         Bound::Exactly(exact) => show(exact, target.unit),
-        Bound::Reported => "reported".into(),
+        Bound::Reported | Bound::Beside => "reported".into(),
     }
 }
 

@@ -33,7 +33,7 @@
 //!   and decode the record, unwrap, verify the check value, fill the slot. Against threads that do nothing but C_DecryptInit and C_Decrypt
 //!   of the same wrapped AEKs, as many as the engine has workers. SoftHSM answers in some 10 µs, which no HSM on a network does: this
 //!   row is keyleash's own cost at its most visible. With two workers on two cores the bare loop has both cores for itself, and all
-//!   that keyleash does besides is taken from them. *One after the other* is the way there and back between threads, alone.
+//!   that keyleash does besides is taken from them; the row in processor time says how much that is. *One after the other* is the way there and back between threads, alone.
 //! - **All at once.** Every account is asked for at the same moment; latencies count from then, so that the p99 is close to the time of
 //!   the whole.
 //! - **Look-up.** Accounts are drawn at random, so that each is wherever a million of them are, mostly not in a cache of the processor;
@@ -47,6 +47,9 @@
 //!   longest on the wall, beside the longest while another thread merely spins for as long.
 //! - **Files.** `benches/suite/files.rs` says what each tool does. Until it is on the disk is the fair time: keyleash syncs before it
 //!   says that it is done, the others leave that to whoever cares.
+//!
+//! A benchmark with a process of its own leaves its row as `KEY.json` in `$BENCH_REPORT_DIR/rows/`, which is `target/report/rows/`:
+//! `{"value": 0.81, "low": 0.79, "high": 0.82, "note": "…"}`, quartiles and note where it has them. KEY is that of the list of targets.
 //!
 //! # The peers
 //!

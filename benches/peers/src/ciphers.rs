@@ -37,7 +37,7 @@ pub(crate) fn all(plain: &[u8]) -> Vec<Peer> {
 
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    rand::RngCore::fill_bytes(&mut rand::rng(), &mut bytes);
+    rand::Rng::fill_bytes(&mut rand::rng(), &mut bytes);
     bytes
 }
 
@@ -163,7 +163,7 @@ fn rust_crypto<C: AeadInOut + Clone + Send + 'static>(
 ) -> Peer {
     fn nonce<C: AeadInOut>() -> aes_gcm::aead::Nonce<C> {
         let mut nonce = aes_gcm::aead::Nonce::<C>::default();
-        rand::RngCore::fill_bytes(&mut rand::rng(), &mut nonce);
+        rand::Rng::fill_bytes(&mut rand::rng(), &mut nonce);
         nonce
     }
     let (kept, mut sealed) = (nonce::<C>(), plain.to_vec());

@@ -20,21 +20,26 @@ pub(crate) fn all(plain: &[u8]) -> Vec<Peer> {
     vec![tink(plain), age(plain), esdk(plain)]
 }
 
+thread_local! {
+    /// Its AEADs stay on their thread.
+    static TINK: Box<dyn tink_core::Aead> = {
+        tink_aead::init();
+        let keys = tink_core::keyset::Handle::new(&tink_aead::aes256_gcm_key_template()).expect("a keyset");
+        tink_aead::new(&keys).expect("an AEAD")
+    };
+}
+
 fn tink(plain: &[u8]) -> Peer {
-    tink_aead::init();
-    let keys = tink_core::keyset::Handle::new(&tink_aead::aes256_gcm_key_template()).expect("a keyset");
-    let sealing = tink_aead::new(&keys).expect("an AEAD");
-    let opening = tink_aead::new(&keys).expect("an AEAD");
-    let sealed = sealing.encrypt(plain, &ADDRESS).expect("a sealed block");
+    let sealed = TINK.with(|tink| tink.encrypt(plain, &ADDRESS)).expect("a sealed block");
     Peer {
         name: "tink-rust",
         package: "tink-aead",
         difference: "AES-256-GCM keyset, which rotates by itself; one key for 2^32 blocks at most; allocates each message; no lease",
         seal: Side::new("tink-rust", move |buffers: &mut Buffers| {
-            black_box(sealing.encrypt(&buffers.plain, &ADDRESS).expect("a sealed block"));
+            black_box(TINK.with(|tink| tink.encrypt(&buffers.plain, &ADDRESS)).expect("a sealed block"));
         }),
         open: Side::new("tink-rust", move |_: &mut Buffers| {
-            black_box(opening.decrypt(&sealed, &ADDRESS).expect("an opened block"));
+            black_box(TINK.with(|tink| tink.decrypt(&sealed, &ADDRESS)).expect("an opened block"));
         }),
     }
 }
@@ -81,7 +86,8 @@ fn esdk(plain: &[u8]) -> Peer {
 async fn keyring() -> KeyringRef {
     let providers = MaterialProvidersConfig::builder().build().expect("a configuration");
     let providers = material_providers::client::Client::from_conf(providers).expect("a client");
-    let keyring = providers.create_raw_aes_keyring().key_namespace("keyleash").key_name("peers").wrapping_key(KEY);
+    let keyring =
+        providers.create_raw_aes_keyring().key_namespace("keyleash").key_name("peers").wrapping_key(KEY.to_vec());
     keyring.wrapping_alg(AesWrappingAlg::AlgAes256GcmIv12Tag16).send().await.expect("a keyring")
 }
 
