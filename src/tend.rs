@@ -34,6 +34,9 @@ const ROUND_MIN: Duration = Duration::from_millis(100);
 /// Background unwraps that one leash has under way at once; the budget bounds those of all together.
 const FLIGHTS_MAX: usize = 8;
 
+/// Slots that something is due for, by the token that they are asked of.
+type ByToken = BTreeMap<TokenName, Vec<Arc<AekSlot>>>;
+
 /// Runs for as long as the engine lives.
 pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     let mut work = JoinSet::new();
@@ -91,10 +94,10 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
 }
 
 /// Wipes what was idle for a TTL, and lists what is to be refreshed, by token, and whose counts are to be written down.
-fn go_round(keyring: &Keyring) -> (BTreeMap<TokenName, Vec<Arc<AekSlot>>>, Vec<Arc<Meter>>) {
+fn go_round(keyring: &Keyring) -> (ByToken, Vec<Arc<Meter>>) {
     usage::provide_lanes();
     let now = keyring.clock.now();
-    let (mut due, mut idle, mut counted) = (BTreeMap::<_, Vec<_>>::new(), Vec::new(), Vec::new());
+    let (mut due, mut idle, mut counted) = (ByToken::new(), Vec::new(), Vec::new());
     for leash in keyring.leashes() {
         for slot in leash.living_members() {
             if slot.meter.is_due(now) {

@@ -12,7 +12,7 @@ use crate::{
     name::{ACCOUNT_ID_BYTES_MAX, AccountId},
 };
 
-const DOMAIN: &[u8] = b"keyleash.block.v1";
+const DOMAIN: &[u8; 17] = b"keyleash.block.v1";
 /// What stands before the account id.
 const FRONT_BYTES: usize = DOMAIN.len() + PREFIX_BYTES + 2;
 const AAD_BYTES_MAX: usize = FRONT_BYTES + ACCOUNT_ID_BYTES_MAX + 2 + ADDRESS_BYTES_MAX;
@@ -40,9 +40,11 @@ impl Aad {
         let id = account.as_str().as_bytes();
         let fits = u16::try_from(id.len()).ok().and_then(|id_len| {
             let (front, rest) = self.bytes.split_first_chunk_mut::<FRONT_BYTES>()?;
-            front[..DOMAIN.len()].copy_from_slice(DOMAIN);
-            front[DOMAIN.len()..][..PREFIX_BYTES].copy_from_slice(&prefix);
-            front[DOMAIN.len() + PREFIX_BYTES..].copy_from_slice(&id_len.to_be_bytes());
+            let (domain, front) = front.split_first_chunk_mut()?;
+            *domain = *DOMAIN;
+            let (place, front) = front.split_first_chunk_mut()?;
+            *place = prefix;
+            *front.first_chunk_mut()? = id_len.to_be_bytes();
             let (place, rest) = rest.split_at_mut_checked(id.len())?;
             place.copy_from_slice(id);
             let (len, rest) = rest.split_first_chunk_mut::<2>()?;

@@ -39,9 +39,9 @@ impl Dek {
     /// Fills it: CMAC(00 01 `X` 00 ‖ nonce\[0..12\]) ‖ CMAC(00 02 `X` 00 ‖ nonce\[0..12\]).
     #[inline]
     pub(super) fn derive(&mut self, schedule: &Schedule, seed: &Seed) {
-        let masked: [u8; 16] = std::array::from_fn(|at| seed.0[at] ^ schedule.k1()[at]);
-        for (half, counter) in self.0.as_chunks_mut::<16>().0.iter_mut().zip(1_u8..) {
-            *half = std::array::from_fn(|at| masked[at] ^ if at == 1 { counter } else { 0 });
+        let masked = u128::from_le_bytes(seed.0) ^ u128::from_le_bytes(*schedule.k1());
+        for (half, counter) in self.0.as_chunks_mut::<16>().0.iter_mut().zip(1_u128..) {
+            *half = (masked ^ counter << 8).to_le_bytes(); // the counter is the second byte
             schedule.encrypt_block(half);
         }
     }
