@@ -78,7 +78,7 @@ impl Engine {
         if self.owner.0.store.get(&key).await?.is_some() {
             return Err(exists());
         }
-        let info = self.make_kek(&KekVersion::new(name.clone(), 1), profile, destroyable).await?;
+        let info = self.make_kek(&KekVersion::new(name.clone(), 1), profile, destroyable, &[]).await?;
         let version = KekVersionRecord::new(self.keyring().clock.unix_now(), 1, info.id.clone(), profile);
         let record =
             KekRecord { name: name.clone(), versions: vec![version], current: 1, policy: KekPolicy::default() };
@@ -89,11 +89,21 @@ impl Engine {
     }
 
     /// Makes a KEK version in the token, or takes the one that a crash left there, and proves it. The store does not know
-    /// it yet.
-    pub(crate) async fn make_kek(&self, kek: &KekVersion, profile: Profile, destroyable: bool) -> Result<KekInfo> {
+    /// it yet: it is none of those that are `known`, one of which may have its label, when it was adopted.
+    pub(crate) async fn make_kek(
+        &self,
+        kek: &KekVersion,
+        profile: Profile,
+        destroyable: bool,
+        known: &[KekId],
+    ) -> Result<KekInfo> {
         let label = label_of(kek);
         let mut found = self.owner.0.token.list_keks().await?;
-        found.retain(|kek| kek.label == label);
+        found.retain(|found| found.label == label && !known.contains(&found.id));
+        let remedy = match kek.version {
+            1 => "choose another name, or remove",
+            _ => "adopt it (`kek rotate --adopt`), or remove",
+        };
         let info = match found.as_slice() {
             [] => {
                 // First with a key that leaves nothing behind: a KEK that turns out to be of no use cannot be deleted.
@@ -103,7 +113,7 @@ impl Engine {
             [KekInfo { known_outside: Some(why), id, .. }] => {
                 return Err(Error::Misconfigured(format!(
                     "the token has a key labelled {label:?} already (CKA_ID {id}), which the store does not know, and {why}: \
-                     choose another name, or remove that key"
+                     {remedy} that key"
                 )));
             }
             [kek] if kek.profile == Some(profile) && kek.refused.is_none() && kek.destroyable != Some(!destroyable) => {
@@ -112,13 +122,13 @@ impl Engine {
             [kek] => {
                 return Err(Error::Misconfigured(format!(
                     "the token has a key labelled {label:?} already, which the store does not know and which is {}: \
-                 choose another name, or remove that key",
+                     {remedy} that key",
                     kek.refused.clone().unwrap_or_else(|| format!("no {profile} KEK with destroyable = {destroyable}"))
                 )));
             }
             several => {
                 return Err(Error::Misconfigured(format!(
-                    "the token has {} keys labelled {label:?}, which the store does not know: choose another name, or remove them",
+                    "the token has {} keys labelled {label:?}, which the store does not know: {remedy} those keys",
                     several.len()
                 )));
             }

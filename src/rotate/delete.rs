@@ -80,7 +80,7 @@ impl Engine {
             }
             match keyring.store.delete(&record.key(), &seen).await {
                 Ok(()) => {
-                    keyring.shut(id).await;
+                    keyring.forget_account(id).await;
                     return Ok(());
                 }
                 Err(Error::Conflict(_)) => {} // undeleted, perhaps

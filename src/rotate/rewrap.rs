@@ -11,18 +11,12 @@ use crate::{
     keyring::Keyring,
     name::{AccountId, KekName, KekVersion},
     store::{
-        Filter, Key, PAGE_KEYS_MAX,
+        Filter, Key, PAGE_KEYS_MAX, Page,
         record::{AccountRecord, KekVersionRecord, WrappedAek, binding, check_value, context},
     },
     token::KekHandle,
 };
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::BTreeSet, sync::Arc};
 use tokio::task::JoinSet;
 
 /// Accounts under way at once: more than the token has calls, so that their writes share a commit of the store.
@@ -73,7 +67,8 @@ pub struct RewrapReport {
     pub failed: u64,
     /// The first [`REWRAP_FAILURES_MAX`] of them.
     pub failures: Vec<RewrapFailure>,
-    /// Why it stopped before the end; the rest waits for the next time, which goes on from there.
+    /// Why it stopped before the end; the rest waits for the next time, which goes on from there. After a denial of one KEK
+    /// version the accounts under the others were moved all the same.
     pub stopped: Option<Error>,
 }
 
@@ -121,25 +116,26 @@ impl Engine {
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
         let pace = Arc::new(Pace { own: options.rate.map(|rate| Budget::new(rate, self.keyring().clock.clone())) });
-        let mut run = Run::new(self, self.target(kek).await?, pace);
+        let mut run = Run::new(self, self.target(kek).await?, pace, options.dry_run);
         for version in self.old_versions(kek, &run.target).await? {
             run.found += self.count_wrapped_by(&version).await?;
         }
         progress(run.progress());
         for _ in 0..PASSES_MAX {
-            let done_before = run.report.accounts;
+            let (done_before, target_before) = (run.report.accounts, run.target.kek.clone());
             for version in self.old_versions(kek, &run.target).await? {
-                run.pass(&version, options.dry_run, &progress).await?;
-                if run.report.stopped.is_some() {
-                    return Ok(run.report);
+                run.pass(&version, &progress).await;
+                match &run.report.stopped {
+                    // The KEK version that is denied, or lost, keeps only what it wraps itself.
+                    None | Some(Error::Denied(_)) => {}
+                    Some(_) => return Ok(run.report),
                 }
             }
-            // Meanwhile the KEK may have been rotated again, and accounts been made under what was current before.
-            let target = self.target(kek).await?;
-            let moved_on = target.kek != run.target.kek;
-            run.target = target;
-            run.report.to = run.target.kek.clone();
-            if options.dry_run || !moved_on && run.report.accounts == done_before {
+            if let Err(error) = run.retarget().await {
+                run.report.stopped.get_or_insert(error);
+            }
+            let is_done = run.target.kek == target_before && run.report.accounts == done_before;
+            if is_done || options.dry_run || run.report.stopped.is_some() {
                 break;
             }
         }
@@ -164,7 +160,7 @@ impl Engine {
         let mut moved = false;
         for _ in 0..CONFLICTS_MAX {
             let target = self.target(kek).await?;
-            moved |= move_aeks(self.keyring(), id, &target, Which::All, &pace).await? > 0;
+            moved |= move_aeks(self, id, &target, Which::All, &pace).await? > 0;
             // Retirement looks who is wrapped before and after; whoever it did not see looks here.
             if self.target(kek).await?.kek == target.kek {
                 return Ok(moved);
@@ -178,11 +174,11 @@ impl Engine {
         Ok(Target { kek, record })
     }
 
-    /// Every version but the target; retired ones too, under which a crash may have left an account.
+    /// Every version before the target; retired ones too, under which a crash may have left an account.
     async fn old_versions(&self, kek: &KekName, target: &Target) -> Result<Vec<KekVersion>> {
         let record = self.kek_record(kek).await?;
         let versions = record.versions.iter().map(|version| KekVersion::new(kek.clone(), version.version));
-        Ok(versions.filter(|version| *version != target.kek).collect())
+        Ok(versions.filter(|version| version.version < target.kek.version).collect())
     }
 }
 
@@ -191,16 +187,16 @@ struct Run<'a> {
     engine: &'a Engine,
     target: Target,
     pace: Arc<Pace>,
+    dry_run: bool,
     found: u64,
     done: u64,
     report: RewrapReport,
     /// Failed in this run: not tried again in a further pass.
     failed: BTreeSet<AccountId>,
-    aeks: Arc<AtomicU64>,
 }
 
 impl<'a> Run<'a> {
-    fn new(engine: &'a Engine, target: Target, pace: Arc<Pace>) -> Self {
+    fn new(engine: &'a Engine, target: Target, pace: Arc<Pace>, dry_run: bool) -> Self {
         let report = RewrapReport {
             to: target.kek.clone(),
             accounts: 0,
@@ -209,24 +205,31 @@ impl<'a> Run<'a> {
             failures: Vec::new(),
             stopped: None,
         };
-        Self { engine, target, pace, found: 0, done: 0, report, failed: BTreeSet::new(), aeks: Arc::default() }
+        Self { engine, target, pace, dry_run, found: 0, done: 0, report, failed: BTreeSet::new() }
+    }
+
+    /// Meanwhile the KEK may have been rotated again, accounts been made under what was current before, and that been
+    /// retired: looked at before each page, so that a crash leaves no more than one page under it.
+    async fn retarget(&mut self) -> Result<()> {
+        self.target = self.engine.target(&self.target.kek.name).await?;
+        self.report.to = self.target.kek.clone();
+        Ok(())
     }
 
     fn progress(&self) -> RewrapProgress {
         RewrapProgress { accounts: self.found.max(self.done), done: self.done }
     }
 
-    /// Moves what one version wraps.
-    async fn pass(&mut self, from: &KekVersion, dry_run: bool, progress: &impl Fn(RewrapProgress)) -> Result<()> {
-        let keyring = self.engine.keyring();
-        let filter = Filter::WrappedBy(from.clone());
-        let mut after = None;
+    /// Moves what one version wraps; stops at the first trouble that is not an account's own.
+    async fn pass(&mut self, from: &KekVersion, progress: &impl Fn(RewrapProgress)) {
+        let mut stopped = None;
         let mut flights = JoinSet::new();
-        'pages: loop {
-            let page = match keyring.store.list(&filter, after.as_ref(), PAGE_KEYS_MAX).await {
+        let mut after = None;
+        while stopped.is_none() {
+            let page = match self.page(from, after.as_ref()).await {
                 Ok(page) => page,
                 Err(error) => {
-                    self.report.stopped = Some(error);
+                    stopped = Some(error);
                     break;
                 }
             };
@@ -238,19 +241,12 @@ impl<'a> Run<'a> {
                 if flights.len() >= ACCOUNTS_IN_FLIGHT_MAX
                     && let Some(landed) = flights.join_next().await
                 {
-                    self.land(landed, progress);
+                    stopped = self.land(landed, progress).err();
                 }
-                if self.report.stopped.is_some() {
-                    break 'pages;
+                if stopped.is_some() {
+                    break;
                 }
-                let (keyring, target, pace) = (keyring.clone(), self.target.clone(), self.pace.clone());
-                flights.spawn(async move {
-                    let outcome = match dry_run {
-                        true => would_move(&keyring, &id, &target).await,
-                        false => move_aeks(&keyring, &id, &target, Which::OfThisKek, &pace).await,
-                    };
-                    (id, outcome)
-                });
+                flights.spawn(self.flight(id));
             }
             after = page.next;
             if after.is_none() {
@@ -258,33 +254,43 @@ impl<'a> Run<'a> {
             }
         }
         while let Some(landed) = flights.join_next().await {
-            self.land(landed, progress);
+            stopped = stopped.or(self.land(landed, progress).err());
         }
-        self.report.aeks = self.aeks.load(Ordering::SeqCst);
-        if !dry_run {
-            keyring.note_moved(from);
+        if !self.dry_run {
+            self.engine.keyring().note_moved(from);
         }
-        Ok(())
+        self.report.stopped = self.report.stopped.take().or(stopped);
+    }
+
+    async fn page(&mut self, from: &KekVersion, after: Option<&Key>) -> Result<Page> {
+        self.retarget().await?;
+        self.engine.keyring().store.list(&Filter::WrappedBy(from.clone()), after, PAGE_KEYS_MAX).await
+    }
+
+    fn flight(&self, id: AccountId) -> impl Future<Output = (AccountId, Result<u64>)> + Send + use<> {
+        let (engine, target, pace, dry_run) =
+            (self.engine.clone(), self.target.clone(), self.pace.clone(), self.dry_run);
+        async move {
+            let outcome = match dry_run {
+                true => would_move(engine.keyring(), &id, &target).await,
+                false => move_aeks(&engine, &id, &target, Which::OfThisKek, &pace).await,
+            };
+            (id, outcome)
+        }
     }
 
     fn land(
         &mut self,
         landed: Result<(AccountId, Result<u64>), tokio::task::JoinError>,
         progress: &impl Fn(RewrapProgress),
-    ) {
-        let (account, outcome) = match landed {
-            Ok(landed) => landed,
-            Err(_) => {
-                let died = Error::Fatal("the task that re-wraps an account died: try again".into());
-                self.report.stopped.get_or_insert(died);
-                return;
-            }
-        };
+    ) -> Result<()> {
+        let died = |_| Error::Fatal("the task that re-wraps an account died: try again".into());
+        let (account, outcome) = landed.map_err(died)?;
         match outcome {
             Ok(0) => {} // somebody else has moved or purged it
             Ok(aeks) => {
                 self.report.accounts += 1;
-                self.aeks.fetch_add(aeks, Ordering::SeqCst);
+                self.report.aeks += aeks;
             }
             Err(error @ (Error::Corrupt(_) | Error::Invalid(_) | Error::Conflict(_))) => {
                 self.report.failed += 1;
@@ -293,24 +299,20 @@ impl<'a> Run<'a> {
                     self.report.failures.push(RewrapFailure { account, error });
                 }
             }
-            Err(error) => {
-                self.report.stopped.get_or_insert(error);
-                return;
-            }
+            Err(error) => return Err(error),
         }
         self.done += 1;
         progress(self.progress());
+        Ok(())
     }
 }
 
-/// The AEKs that are to be moved.
+/// The AEKs that are to be moved. Never from a newer version of the target's KEK: somebody rotated it since, and the target may
+/// be retired by now.
 fn left_behind<'a>(record: &'a AccountRecord, target: &Target, which: Which) -> Vec<&'a WrappedAek> {
-    let is_left = |aek: &&WrappedAek| {
-        aek.kek != target.kek
-            && match which {
-                Which::OfThisKek => aek.kek.name == target.kek.name,
-                Which::All => true,
-            }
+    let is_left = |aek: &&WrappedAek| match aek.kek.name == target.kek.name {
+        true => aek.kek.version < target.kek.version,
+        false => which == Which::All,
     };
     record.versions.iter().filter(is_left).collect()
 }
@@ -321,7 +323,8 @@ async fn would_move(keyring: &Keyring, id: &AccountId, target: &Target) -> Resul
 }
 
 /// Moves AEKs of one account, and says how many.
-async fn move_aeks(keyring: &Arc<Keyring>, id: &AccountId, target: &Target, which: Which, pace: &Pace) -> Result<u64> {
+async fn move_aeks(engine: &Engine, id: &AccountId, target: &Target, which: Which, pace: &Pace) -> Result<u64> {
+    let keyring = engine.keyring();
     for _ in 0..CONFLICTS_MAX {
         let Some((mut record, seen)) = crate::store::load_account(&*keyring.store, id).await? else {
             return match which {

@@ -6,7 +6,7 @@
 
 use super::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, check_limit, check_put};
 use crate::error::{Error, Result};
-use ::redb::{Database, Error as RedbError, ReadableDatabase};
+use ::redb::{Database, Error as RedbError, ReadableDatabase, StorageBackend};
 use async_trait::async_trait;
 use std::{
     ops::Bound,
@@ -35,6 +35,8 @@ pub struct RedbStore {
 
 struct Shared {
     path: PathBuf,
+    /// Opens it again.
+    reopen: Box<dyn Fn(&Path) -> Result<Database> + Send + Sync>,
     /// `None` after an I/O error, until the next use opens it again.
     database: RwLock<Option<Database>>,
     waiting: Mutex<Vec<Job>>,
@@ -60,8 +62,31 @@ impl RedbStore {
     }
 
     async fn open_by(path: PathBuf, open: fn(&Path) -> Result<Database>) -> Result<Self> {
+        Self::over(path, open, file::open).await
+    }
+
+    /// Over a backend in the place of the file, which `backend` gives anew each time that the store is opened: for tests, whose
+    /// disk fails, or loses what it was not asked to sync. `name` stands for the path in errors.
+    ///
+    /// # Errors
+    /// As [`RedbStore::open`].
+    #[doc(hidden)]
+    pub async fn open_backend<B: StorageBackend>(
+        name: impl Into<PathBuf>,
+        backend: impl Fn() -> B + Clone + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let open = move |name: &Path| file::open_backend(name, backend());
+        Self::over(name.into(), open.clone(), open).await
+    }
+
+    async fn over(
+        path: PathBuf,
+        open: impl FnOnce(&Path) -> Result<Database> + Send + 'static,
+        reopen: impl Fn(&Path) -> Result<Database> + Send + Sync + 'static,
+    ) -> Result<Self> {
         let (path, database) = blocking(move || open(&path).map(|database| (path, database))).await?;
-        let shared = Shared { path, database: RwLock::new(Some(database)), waiting: Mutex::default() };
+        let (database, waiting) = (RwLock::new(Some(database)), Mutex::default());
+        let shared = Shared { path, reopen: Box::new(reopen), database, waiting };
         Ok(Self { shared: Arc::new(shared), turn: Arc::default() })
     }
 
@@ -123,7 +148,7 @@ impl Shared {
             }
             let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
             if database.is_none() {
-                *database = Some(file::open(&self.path)?);
+                *database = Some((self.reopen)(&self.path)?);
             }
         }
         .inspect_err(|_| *self.database.write().unwrap_or_else(PoisonError::into_inner) = None)

@@ -8,6 +8,7 @@ mod hand;
 mod leash;
 mod moved;
 mod open;
+mod race;
 mod rotate;
 mod start_up;
 mod tamper;
