@@ -70,7 +70,8 @@ fn arguments() -> Arguments {
 }
 
 fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `softhsm/with-token cargo bench --bench rewrap`"))
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set: run `softhsm/with-token cargo bench --bench rewrap`"))
 }
 
 /// Resident memory of this process, in MiB.
@@ -121,7 +122,9 @@ impl Bench {
             let (engine, kek) = (self.engine.clone(), self.kek.clone());
             making.spawn(async move {
                 let account = engine.create_account(&id(number), &kek).await.unwrap();
-                number.is_multiple_of(97).then(|| (number, account.seal_to_vec(ADDRESS, id(number).as_str().as_bytes()).unwrap()))
+                number
+                    .is_multiple_of(97)
+                    .then(|| (number, account.seal_to_vec(ADDRESS, id(number).as_str().as_bytes()).unwrap()))
             });
         }
         while let Some(made) = making.join_next().await {

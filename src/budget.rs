@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Unwraps in flight at most, proofs not counted. More than a token has workers, so that none idles.
 pub(crate) const IN_FLIGHT_MAX: usize = 16;
-const BACKGROUND_IN_FLIGHT_MAX: usize = IN_FLIGHT_MAX / 2;
+pub(crate) const BACKGROUND_IN_FLIGHT_MAX: usize = IN_FLIGHT_MAX / 2;
 /// How many calls on-demand work may run ahead of the rate: background work waits for no more than these.
 const DEBT_CALLS_MAX: u32 = 4;
 
@@ -58,9 +58,18 @@ impl Budget {
     /// A place for a call that nobody waits for, at the rate.
     pub(crate) async fn background(&self) -> Place {
         let background = self.background.clone().acquire_owned().await.ok();
+        self.at_the_rate().await;
+        Place { _place: self.places.clone().acquire_owned().await.ok(), _background: background }
+    }
+
+    /// Waits for the next call in a background place that is held already.
+    pub(crate) async fn next_in(&self, _held: &Place) {
+        self.at_the_rate().await;
+    }
+
+    async fn at_the_rate(&self) {
         let start = self.take_slot(self.clock.now(), Instant::from_nanos(u64::MAX));
         self.clock.sleep_until(start).await;
-        Place { _place: self.places.clone().acquire_owned().await.ok(), _background: background }
     }
 
     /// Takes the next start time, and moves the one after it on, at most to `latest`.

@@ -36,6 +36,7 @@ transcripts! {
     out_files,
     quickstart,
     rotation,
+    rotation_trouble,
     settings,
     stores,
     streams,

@@ -114,7 +114,9 @@ impl Engine {
     /// Refuses a version that an engine may still take for the current one.
     fn refuse_while_sealing(&self, record: &AccountRecord, aek_version: u32) -> Result<()> {
         let id = &record.account;
-        let Some(heir) = record.versions.iter().find(|version| version.aek_version > aek_version) else { return Ok(()) };
+        let Some(heir) = record.versions.iter().find(|version| version.aek_version > aek_version) else {
+            return Ok(());
+        };
         let until_unix = heir.created_unix.saturating_add(self.keyring().settings.aek_overlap().as_secs());
         if self.keyring().clock.unix_now() >= until_unix {
             return Ok(());

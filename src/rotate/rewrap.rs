@@ -5,22 +5,31 @@
 
 use super::{CONFLICTS_MAX, delete::again_and_again};
 use crate::{
-    budget::{Budget, Place},
+    budget::{BACKGROUND_IN_FLIGHT_MAX, Budget},
     engine::Engine,
     error::{Error, Result},
     keyring::Keyring,
     name::{AccountId, KekName, KekVersion},
     store::{
-        Filter, Key, PAGE_KEYS_MAX, Page,
+        Filter, Key, PAGE_KEYS_MAX, Page, Put, StoreVersion, Versioned,
         record::{AccountRecord, KekVersionRecord, WrappedAek, binding, check_value, context},
     },
     token::KekHandle,
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 use tokio::task::JoinSet;
 
-/// Accounts under way at once: more than the token has calls, so that their writes share a commit of the store.
-const ACCOUNTS_IN_FLIGHT_MAX: usize = 256;
+/// Accounts that are read together and written together, in one commit of the store each …
+const BATCH_MAX: usize = 128;
+/// … but no more than are re-wrapped in this part of a second at the rate: none waits long to be written, and progress is seen.
+const BATCHES_PER_SECOND: u32 = 10;
+/// While one batch is written, the token works on the next.
+const BATCHES_IN_FLIGHT_MAX: usize = 2;
+/// Unwrap, wrap, unwrap.
+const CALLS_PER_AEK: u32 = 3;
 /// Failures that are reported one by one; more are counted.
 pub const REWRAP_FAILURES_MAX: usize = 1000;
 /// How often the whole index is gone through, while accounts keep appearing under versions that are not current.
@@ -94,8 +103,8 @@ struct Pace {
 }
 
 impl Pace {
-    async fn place(&self, keyring: &Keyring) -> Place {
-        self.own.as_ref().unwrap_or(&keyring.budget).background().await
+    fn budget<'a>(&'a self, keyring: &'a Keyring) -> &'a Budget {
+        self.own.as_ref().unwrap_or(&keyring.budget)
     }
 }
 
@@ -115,8 +124,7 @@ impl Engine {
         options: RewrapOptions,
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
-        let pace = Arc::new(Pace { own: options.rate.map(|rate| Budget::new(rate, self.keyring().clock.clone())) });
-        let mut run = Run::new(self, self.target(kek).await?, pace, options.dry_run);
+        let mut run = Run::new(self, self.target(kek).await?, options);
         for version in self.old_versions(kek, &run.target).await? {
             run.found += self.count_wrapped_by(&version).await?;
         }
@@ -188,6 +196,8 @@ struct Run<'a> {
     target: Target,
     pace: Arc<Pace>,
     dry_run: bool,
+    /// Accounts in a batch.
+    batch: usize,
     found: u64,
     done: u64,
     report: RewrapReport,
@@ -196,7 +206,12 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(engine: &'a Engine, target: Target, pace: Arc<Pace>, dry_run: bool) -> Self {
+    fn new(engine: &'a Engine, target: Target, options: RewrapOptions) -> Self {
+        let RewrapOptions { rate, dry_run } = options;
+        let clock = &engine.keyring().clock;
+        let pace = Arc::new(Pace { own: rate.map(|rate| Budget::new(rate, clock.clone())) });
+        let rate = rate.unwrap_or(engine.keyring().settings.resume_rate);
+        let batch = usize::try_from(rate / CALLS_PER_AEK / BATCHES_PER_SECOND).unwrap_or(BATCH_MAX).clamp(1, BATCH_MAX);
         let report = RewrapReport {
             to: target.kek.clone(),
             accounts: 0,
@@ -205,7 +220,7 @@ impl<'a> Run<'a> {
             failures: Vec::new(),
             stopped: None,
         };
-        Self { engine, target, pace, dry_run, found: 0, done: 0, report, failed: BTreeSet::new() }
+        Self { engine, target, pace, dry_run, batch, found: 0, done: 0, report, failed: BTreeSet::new() }
     }
 
     /// Meanwhile the KEK may have been rotated again, accounts been made under what was current before, and that been
@@ -233,12 +248,10 @@ impl<'a> Run<'a> {
                     break;
                 }
             };
-            for key in page.keys {
-                let Key::Account(id) = key else { continue };
-                if self.failed.contains(&id) {
-                    continue;
-                }
-                if flights.len() >= ACCOUNTS_IN_FLIGHT_MAX
+            let ids: Vec<_> =
+                page.keys.into_iter().filter_map(account_of).filter(|id| !self.failed.contains(id)).collect();
+            for batch in ids.chunks(self.batch) {
+                if flights.len() >= BATCHES_IN_FLIGHT_MAX
                     && let Some(landed) = flights.join_next().await
                 {
                     stopped = self.land(landed, progress).err();
@@ -246,7 +259,7 @@ impl<'a> Run<'a> {
                 if stopped.is_some() {
                     break;
                 }
-                flights.spawn(self.flight(id));
+                flights.spawn(self.flight(batch.to_vec()));
             }
             after = page.next;
             if after.is_none() {
@@ -267,44 +280,164 @@ impl<'a> Run<'a> {
         self.engine.keyring().store.list(&Filter::WrappedBy(from.clone()), after, PAGE_KEYS_MAX).await
     }
 
-    fn flight(&self, id: AccountId) -> impl Future<Output = (AccountId, Result<u64>)> + Send + use<> {
-        let (engine, target, pace, dry_run) =
-            (self.engine.clone(), self.target.clone(), self.pace.clone(), self.dry_run);
-        async move {
-            let outcome = match dry_run {
-                true => would_move(engine.keyring(), &id, &target).await,
-                false => move_aeks(&engine, &id, &target, Which::OfThisKek, &pace).await,
-            };
-            (id, outcome)
-        }
+    fn flight(&self, ids: Vec<AccountId>) -> impl Future<Output = Vec<Landed>> + Send + use<> {
+        let batch = Batch { engine: self.engine.clone(), target: self.target.clone(), pace: self.pace.clone() };
+        let dry_run = self.dry_run;
+        async move { if dry_run { batch.would_move(ids).await } else { batch.move_all(ids).await } }
     }
 
+    /// Counts what became of a batch; gives the first trouble that is not an account's own.
     fn land(
         &mut self,
-        landed: Result<(AccountId, Result<u64>), tokio::task::JoinError>,
+        landed: Result<Vec<Landed>, tokio::task::JoinError>,
         progress: &impl Fn(RewrapProgress),
     ) -> Result<()> {
-        let died = |_| Error::Fatal("the task that re-wraps an account died: try again".into());
-        let (account, outcome) = landed.map_err(died)?;
-        match outcome {
-            Ok(0) => {} // somebody else has moved or purged it
-            Ok(aeks) => {
-                self.report.accounts += 1;
-                self.report.aeks += aeks;
-            }
-            Err(error @ (Error::Corrupt(_) | Error::Invalid(_) | Error::Conflict(_))) => {
-                self.report.failed += 1;
-                self.failed.insert(account.clone());
-                if self.report.failures.len() < REWRAP_FAILURES_MAX {
-                    self.report.failures.push(RewrapFailure { account, error });
+        let died = |_| Error::Fatal("the task that re-wraps accounts died: try again".into());
+        let mut trouble = Ok(());
+        for (account, outcome) in landed.map_err(died)? {
+            match outcome {
+                Ok(0) => {} // somebody else has moved or purged it
+                Ok(aeks) => {
+                    self.report.accounts += 1;
+                    self.report.aeks += aeks;
+                }
+                Err(error) if is_the_accounts_own(&error) => {
+                    self.report.failed += 1;
+                    self.failed.insert(account.clone());
+                    if self.report.failures.len() < REWRAP_FAILURES_MAX {
+                        self.report.failures.push(RewrapFailure { account, error });
+                    }
+                }
+                Err(error) => {
+                    trouble = trouble.and(Err(error));
+                    continue;
                 }
             }
-            Err(error) => return Err(error),
+            self.done += 1;
+            progress(self.progress());
         }
-        self.done += 1;
-        progress(self.progress());
-        Ok(())
+        trouble
     }
+}
+
+/// What became of an account: how many of its AEKs were moved.
+type Landed = (AccountId, Result<u64>);
+
+fn account_of(key: Key) -> Option<AccountId> {
+    if let Key::Account(id) = key { Some(id) } else { None }
+}
+
+/// Accounts that are re-wrapped together.
+#[derive(Clone)]
+struct Batch {
+    engine: Engine,
+    target: Target,
+    pace: Arc<Pace>,
+}
+
+impl Batch {
+    async fn would_move(&self, ids: Vec<AccountId>) -> Vec<Landed> {
+        let left = |found: Option<(AccountRecord, StoreVersion)>| {
+            found.map_or(0, |(record, _)| left_behind(&record, &self.target, Which::OfThisKek).len() as u64)
+        };
+        self.read(ids).await.into_iter().map(|(id, found)| (id, found.map(left))).collect()
+    }
+
+    /// Reads them together, has each re-wrapped by the token, and writes them together. One that was changed meanwhile is done
+    /// again by itself.
+    async fn move_all(&self, ids: Vec<AccountId>) -> Vec<Landed> {
+        let (mut found, mut landed) = (Vec::new(), Vec::new());
+        for (id, read) in self.read(ids).await {
+            match read {
+                Ok(Some((record, seen))) => found.push((id, record, seen)),
+                Ok(None) => landed.push((id, Ok(0))), // purged since it was listed
+                Err(error) => landed.push((id, Err(error))),
+            }
+        }
+        let heap = Arc::new(Mutex::new(found.into_iter()));
+        let mut hands = JoinSet::new();
+        for _ in 0..BACKGROUND_IN_FLIGHT_MAX {
+            hands.spawn(self.clone().work_off(heap.clone()));
+        }
+        let (mut changes, mut changed) = (Vec::new(), Vec::new());
+        while let Some(done) = hands.join_next().await {
+            for (id, change) in unless_it_died(done) {
+                match change {
+                    Ok(Some((change, aeks))) => {
+                        changes.push(change);
+                        changed.push((id, aeks));
+                    }
+                    Ok(None) => landed.push((id, Ok(0))),
+                    Err(error) => landed.push((id, Err(error))),
+                }
+            }
+        }
+        let outcomes = self.engine.keyring().store.replace_many(changes).await;
+        for ((id, aeks), outcome) in changed.into_iter().zip(outcomes) {
+            let outcome = match outcome {
+                Ok(_) => Ok(aeks),
+                Err(Error::NotFound(_)) => Ok(0),
+                Err(Error::Conflict(_)) => {
+                    move_aeks(&self.engine, &id, &self.target, Which::OfThisKek, &self.pace).await
+                }
+                Err(error) => Err(error),
+            };
+            landed.push((id, outcome));
+        }
+        landed
+    }
+
+    async fn read(&self, ids: Vec<AccountId>) -> Vec<(AccountId, Result<Option<(AccountRecord, StoreVersion)>>)> {
+        let keys: Vec<_> = ids.iter().cloned().map(Key::Account).collect();
+        let found = self.engine.keyring().store.get_many(&keys).await;
+        let decode = |(key, found): (&Key, Result<Option<Versioned>>)| {
+            found?.map(|found| Ok((AccountRecord::decode(key, &found.value)?, found.version))).transpose()
+        };
+        ids.into_iter().zip(keys.iter().zip(found).map(decode)).collect()
+    }
+
+    /// Takes one account after the other until none is left; leaves the rest when one meets what would befall all.
+    async fn work_off(self, heap: Arc<Mutex<Heap>>) -> Vec<(AccountId, Result<Option<(Change, u64)>>)> {
+        let heap = || heap.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = || heap().next();
+        let mut done = Vec::new();
+        while let Some((id, record, seen)) = next() {
+            let change = self.change(record, seen).await;
+            if change.as_ref().is_err_and(|error| !is_the_accounts_own(error)) {
+                *heap() = Vec::new().into_iter();
+            }
+            done.push((id, change));
+        }
+        done
+    }
+
+    /// The change to an account's record, and how many AEKs it moves; `None` when there is nothing to move.
+    async fn change(&self, mut record: AccountRecord, seen: StoreVersion) -> Result<Option<(Change, u64)>> {
+        let left = rewrap_all(self.engine.keyring(), &mut record, &self.target, Which::OfThisKek, &self.pace).await?;
+        if left.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(((record.key(), seen, record.put()?), left.len() as u64)))
+    }
+}
+
+/// What is to be done of a batch.
+type Heap = std::vec::IntoIter<(AccountId, AccountRecord, StoreVersion)>;
+
+/// A change of a record by compare-and-put.
+type Change = (Key, StoreVersion, Put);
+
+/// A task that panicked takes its batch with it: what that had not written is as it was.
+fn unless_it_died<T>(done: Result<T, tokio::task::JoinError>) -> T {
+    match done {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Anything else would befall every account.
+fn is_the_accounts_own(error: &Error) -> bool {
+    matches!(error, Error::Corrupt(_) | Error::Invalid(_) | Error::Conflict(_))
 }
 
 /// The AEKs that are to be moved. Never from a newer version of the target's KEK: somebody rotated it since, and the target may
@@ -317,14 +450,10 @@ fn left_behind<'a>(record: &'a AccountRecord, target: &Target, which: Which) -> 
     record.versions.iter().filter(is_left).collect()
 }
 
-async fn would_move(keyring: &Keyring, id: &AccountId, target: &Target) -> Result<u64> {
-    let found = crate::store::load_account(&*keyring.store, id).await?;
-    Ok(found.map_or(0, |(record, _)| left_behind(&record, target, Which::OfThisKek).len() as u64))
-}
-
 /// Moves AEKs of one account, and says how many.
 async fn move_aeks(engine: &Engine, id: &AccountId, target: &Target, which: Which, pace: &Pace) -> Result<u64> {
     let keyring = engine.keyring();
+    let mut target = target.clone();
     for _ in 0..CONFLICTS_MAX {
         let Some((mut record, seen)) = crate::store::load_account(&*keyring.store, id).await? else {
             return match which {
@@ -332,33 +461,46 @@ async fn move_aeks(engine: &Engine, id: &AccountId, target: &Target, which: Whic
                 Which::All => Err(Error::NotFound(format!("account {id}"))),
             };
         };
-        let mut moved = Vec::new();
-        for aek in left_behind(&record, target, which) {
-            moved.push(rewrap(keyring, id, aek, target, pace).await?);
-        }
-        if moved.is_empty() {
+        let left = rewrap_all(keyring, &mut record, &target, which, pace).await?;
+        if left.is_empty() {
             return Ok(0);
-        }
-        let old: BTreeSet<_> = left_behind(&record, target, which).into_iter().map(|aek| aek.kek.clone()).collect();
-        let count = moved.len() as u64;
-        for aek in moved {
-            if let Some(place) = record.versions.iter_mut().find(|version| version.aek_version == aek.aek_version) {
-                *place = aek;
-            }
         }
         match keyring.store.replace(&record.key(), &seen, record.put()?).await {
             Ok(_) => {
                 if which == Which::All {
-                    old.iter().for_each(|kek| keyring.note_moved(kek));
+                    left.iter().for_each(|kek| keyring.note_moved(kek));
                 }
-                return Ok(count);
+                return Ok(left.len() as u64);
             }
-            Err(Error::Conflict(_)) => {} // on what it is by now
+            // On what it is by now, and to where it is moved by now.
+            Err(Error::Conflict(_)) => target = engine.target(&target.kek.name).await?,
             Err(Error::NotFound(_)) if which == Which::OfThisKek => return Ok(0),
             Err(error) => return Err(error),
         }
     }
     Err(again_and_again(id))
+}
+
+/// Puts every AEK of `record` that is to be moved under the target. Gives the KEK versions that they were under, one for each.
+async fn rewrap_all(
+    keyring: &Arc<Keyring>,
+    record: &mut AccountRecord,
+    target: &Target,
+    which: Which,
+    pace: &Pace,
+) -> Result<Vec<KekVersion>> {
+    let mut moved = Vec::new();
+    for aek in left_behind(record, target, which) {
+        moved.push((aek.kek.clone(), rewrap(keyring, &record.account, aek, target, pace).await?));
+    }
+    let mut left = Vec::with_capacity(moved.len());
+    for (kek, aek) in moved {
+        if let Some(place) = record.versions.iter_mut().find(|version| version.aek_version == aek.aek_version) {
+            *place = aek;
+            left.push(kek);
+        }
+    }
+    Ok(left)
 }
 
 /// One AEK under the target, verified by an unwrap.
@@ -369,14 +511,13 @@ async fn rewrap(
     target: &Target,
     pace: &Pace,
 ) -> Result<WrappedAek> {
-    let place = pace.place(keyring).await;
+    let budget = pace.budget(keyring);
+    let place = budget.background().await;
     let aek = keyring.unwrap_apart(id, old).await?;
-    drop(place);
     let context = context(&target.kek, id, old.aek_version);
     let handle = KekHandle { id: target.record.id.clone(), profile: target.record.profile };
-    let place = pace.place(keyring).await;
+    budget.next_in(&place).await;
     let wrapped = keyring.token.wrap(&handle, &aek, &binding(&context)).await?;
-    drop(place);
     let new = WrappedAek {
         kek: target.kek.clone(),
         kek_id: target.record.id.clone(),
@@ -385,7 +526,7 @@ async fn rewrap(
         check: check_value(&aek, &context),
         ..old.clone()
     };
-    let _place = pace.place(keyring).await;
+    budget.next_in(&place).await;
     let back = keyring.verify_new(id, &new).await?;
     if back == aek {
         return Ok(new);

@@ -181,6 +181,25 @@ pub trait KeyStore: Send + Sync + 'static {
     /// [`Error::Conflict`] when it has another by now, [`Error::NotFound`] when it is gone; [`Error::Store`].
     async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion>;
 
+    /// Reads many: each answered as [`KeyStore::get`] would, in their order. One way there and back, where the store can.
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Versioned>>> {
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            found.push(self.get(key).await);
+        }
+        found
+    }
+
+    /// Replaces many: each by itself and answered as [`KeyStore::replace`] would, in their order; some may be done and others not.
+    /// One commit, where the store can.
+    async fn replace_many(&self, changes: Vec<(Key, StoreVersion, Put)>) -> Vec<Result<StoreVersion>> {
+        let mut outcomes = Vec::with_capacity(changes.len());
+        for (key, expected, put) in changes {
+            outcomes.push(self.replace(&key, &expected, put).await);
+        }
+        outcomes
+    }
+
     /// Deletes the value that has version `expected`.
     ///
     /// # Errors

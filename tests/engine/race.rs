@@ -150,7 +150,10 @@ async fn an_aek_version_is_not_retired_while_another_engine_may_seal_under_it() 
         let retired = rig.engine.retire_aeks(&id, &[1], false).await;
         match seal(&there) {
             Ok(block) => {
-                assert!(matches!(&retired, Err(Error::Invalid(what)) if what.contains("may still seal")), "{retired:?}");
+                assert!(
+                    matches!(&retired, Err(Error::Invalid(what)) if what.contains("may still seal")),
+                    "{retired:?}"
+                );
                 blocks.push(block);
             }
             Err(_) if retired.is_ok() => return assert!(blocks.len() > 20 * 60, "{}", blocks.len()),

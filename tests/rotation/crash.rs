@@ -329,7 +329,10 @@ impl World {
             let record = self.engine.account_record(&id(*number)).await.unwrap();
             let aek_versions: Vec<_> = record.versions.iter().map(|aek| aek.aek_version).collect();
             assert_eq!(State { aek_versions, deleted: record.deleted.is_some() }, expected.state);
-            record.wrapped_by().into_iter().for_each(|kek| wrapped.entry(kek).or_default().push(record.account.clone()));
+            record
+                .wrapped_by()
+                .into_iter()
+                .for_each(|kek| wrapped.entry(kek).or_default().push(record.account.clone()));
             if expected.state.deleted {
                 assert!(matches!(self.engine.account(&record.account).await, Err(Error::NotFound(_))));
                 self.engine.undelete_account(&record.account).await.unwrap();
@@ -393,6 +396,7 @@ proptest! {
                 }
             }
             world.verify().await;
+            println!("{} crashes, {} blocks", world.crashes, world.sealed);
         });
     }
 }

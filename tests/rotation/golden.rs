@@ -49,7 +49,15 @@ fn kek_v1(name: &KekName, id: &[u8]) -> Vec<u8> {
 }
 
 /// An account of one AEK version, in format version 1.
-fn account_v1(id: &AccountId, aek_version: u8, kek: &KekName, kek_id: &[u8], iv: &[u8], aek: &[u8], check: &[u8]) -> Vec<u8> {
+fn account_v1(
+    id: &AccountId,
+    aek_version: u8,
+    kek: &KekName,
+    kek_id: &[u8],
+    iv: &[u8],
+    aek: &[u8],
+    check: &[u8],
+) -> Vec<u8> {
     [
         &[1, 0][..],
         &with_len(id.as_str().as_bytes()),

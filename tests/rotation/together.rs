@@ -112,7 +112,12 @@ impl Sealers {
 }
 
 /// A block sealed, and opened again by the same handle: refused never, cold at most, as an idle account may be.
-fn there_and_back(runtime: &tokio::runtime::Handle, account: &Account, number: usize, address: u64) -> (BlockHeader, Vec<u8>) {
+fn there_and_back(
+    runtime: &tokio::runtime::Handle,
+    account: &Account,
+    number: usize,
+    address: u64,
+) -> (BlockHeader, Vec<u8>) {
     let plain = plaintext(number, address);
     let mut buf = plain.clone();
     let header = match account.seal_in_place(address, &mut buf) {
@@ -247,7 +252,11 @@ async fn two_processes_rotate_and_rewrap_one_store_while_a_third_seals_without_p
     let kek = shop.json(&["kek", "show", &shop.kek]);
     for (version, kek_id) in &made {
         let found = kek["versions"].as_array().unwrap().iter().find(|found| found["kek_version"] == *version);
-        assert_eq!(found.unwrap()["kek_id"], kek_id.as_str(), "a version that was acknowledged is the one that is there");
+        assert_eq!(
+            found.unwrap()["kek_id"],
+            kek_id.as_str(),
+            "a version that was acknowledged is the one that is there"
+        );
     }
     let current = kek["current"].as_u64().unwrap();
     assert_eq!(made.iter().map(|(version, _)| *version).collect::<BTreeSet<_>>(), (2..=current).collect());

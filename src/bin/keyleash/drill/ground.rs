@@ -277,7 +277,8 @@ fn may_act(scenario: Scenario, options: &Options, info: &TokenInfo, with_token: 
     if with_token.is_some() || (told && options.operator) {
         return Ok(());
     }
-    let by_pkcs11 = matches!(scenario, Scenario::Revocation | Scenario::Fleet | Scenario::PinChanged | Scenario::Rotation);
+    let by_pkcs11 =
+        matches!(scenario, Scenario::Revocation | Scenario::Fleet | Scenario::PinChanged | Scenario::Rotation);
     let allowed = match (options.operator, scenario.is_destructive()) {
         (true, destructive) => !destructive,
         (false, _) => told && by_pkcs11,

@@ -187,7 +187,8 @@ impl Worker {
             self.verify(buf, &plain);
         }
         let header = BlockHeader::split(kept).ok().map(|(header, _)| header);
-        if let Some(opened) = self.operation(seat, number, account, header, || account.open_to_vec(KEPT_ADDRESS, kept)) {
+        if let Some(opened) = self.operation(seat, number, account, header, || account.open_to_vec(KEPT_ADDRESS, kept))
+        {
             succeeded = true;
             self.verify(&opened, &plaintext(account.id().as_str(), KEPT_BYTES, 0));
         }

@@ -183,7 +183,8 @@ impl<'a> Drawing<'a> {
             .into_iter()
             .find(|step| span / step <= 12.0);
         let step = step.unwrap_or(3600.0) * 1e3;
-        let first = ((self.from_ms - self.act_ms) / step).ceil();
+        // Adding 0 makes 0 of -0.
+        let first = ((self.from_ms - self.act_ms) / step).ceil() + 0.0;
         let mut tick = first * step;
         while self.act_ms + tick <= self.to_ms {
             let x = self.x(self.act_ms + tick);
@@ -246,7 +247,8 @@ impl<'a> Drawing<'a> {
 
     /// How many of all AEKs were in memory, as an area over the band.
     fn aeks(&mut self, top: f64, samples: &[&LeaseSample]) {
-        let most = self.report.finished.timeline.lease.iter().map(|sample| sample.aeks).max().unwrap_or(0).max(1) as f64;
+        let most =
+            self.report.finished.timeline.lease.iter().map(|sample| sample.aeks).max().unwrap_or(0).max(1) as f64;
         let bottom = top + BAND;
         let Some(first) = samples.first() else { return };
         let mut path = format!("M{:.1} {bottom:.1}", self.x(self.ms(first.at)));
@@ -364,7 +366,11 @@ impl<'a> Drawing<'a> {
             x += 60.0 + 10.5 * outcome.name().len() as f64;
         }
         if self.report.finished.timeline.kek_versions().len() > 1 {
-            let _ = write!(self.out, "<rect class=\"aeks\" x=\"{x:.0}\" y=\"{:.0}\" width=\"16\" height=\"16\"/>", y - 14.0);
+            let _ = write!(
+                self.out,
+                "<rect class=\"aeks\" x=\"{x:.0}\" y=\"{:.0}\" width=\"16\" height=\"16\"/>",
+                y - 14.0
+            );
             self.text(x + 22.0, y, "fg", TEXT, "start", "AEKs in memory under the KEK version");
             return y + LINE + 4.0;
         }

@@ -43,13 +43,12 @@ impl Report {
             .acts
             .iter()
             .map(|act| json!({ "kind": act.kind, "what": act.what, "at_ms": round(self.ms(act.at)) }));
-        let lease = timeline
-            .lease
-            .iter()
-            .map(|sample| json!({
+        let lease = timeline.lease.iter().map(|sample| {
+            json!({
                 "at_ms": round(self.ms(sample.at)), "kek_version": sample.kek_version, "phase": sample.phase,
                 "aeks": sample.aeks,
-            }));
+            })
+        });
         let intervals = timeline.intervals.iter().map(|counts| {
             let of = |outcome: Outcome| counts.get(outcome as usize).copied().unwrap_or(0);
             json!(Outcome::ALL.map(of))

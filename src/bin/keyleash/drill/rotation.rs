@@ -141,7 +141,10 @@ impl Play<'_> {
         self.step("re-wrap every AEK", at);
         let report = self.engine.rewrap_kek(&self.ground.name, RewrapOptions::default(), |_| {}).await?;
         let end = now();
-        self.step(format!("{} of {} accounts are under version {}", report.accounts, self.ids.len(), report.to.version), end);
+        self.step(
+            format!("{} of {} accounts are under version {}", report.accounts, self.ids.len(), report.to.version),
+            end,
+        );
         match report.stopped.or(report.failures.into_iter().next().map(|failure| failure.error)) {
             Some(error) => Err(error.into()),
             None => Ok((report.accounts, end.since(at))),

@@ -169,7 +169,8 @@ impl Recorder {
 
     /// The leases that there are; those that were told before and are not among them are gone.
     pub(crate) fn leases(&self, at: Instant, leases: &[(u32, &str, usize)]) {
-        for kek_version in self.lock().kek_versions() {
+        let told = self.lock().kek_versions();
+        for kek_version in told {
             if leases.iter().all(|(there, ..)| *there != kek_version) {
                 self.lease(at, kek_version, "gone", 0);
             }
