@@ -108,8 +108,9 @@
 //!
 //! # Memory
 //!
-//! An AEK in memory takes a cell of 272 bytes of locked pages: a million need 260 MiB of RLIMIT_MEMLOCK. Where it is too
-//! small, a warning gives the number for `LimitMEMLOCK=`; `memlock = "refuse"` makes that an error instead.
+//! An AEK in memory takes a cell of 272 bytes of locked pages: a million need 260 MiB of RLIMIT_MEMLOCK. An account that is open
+//! while it is re-wrapped or moved takes another one, until its last handle and its place in the index are gone; leave room
+//! for the KEK rotations that a process lives through. Where it is too small, a warning gives the number for `LimitMEMLOCK=`; `memlock = "refuse"` makes that an error instead.
 //!
 //! # Store and backups
 //!

@@ -42,7 +42,7 @@ impl Disk {
     }
 
     pub(crate) fn light(&self, fuse: Fuse) {
-        self.platter().fuse = Some(fuse);
+        self.platter().fuse.get_or_insert(fuse);
     }
 
     /// Another fuse has not burnt down.

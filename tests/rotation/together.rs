@@ -43,7 +43,8 @@ async fn token() -> Arc<Pkcs11Token> {
 fn settings() -> Settings {
     Settings {
         poll_interval: Duration::from_secs(5),
-        aek_ttl: Duration::from_secs(10),
+        call_timeout: Duration::from_secs(3),
+        aek_ttl: Duration::from_secs(6),
         resume_rate: 1_000_000,
         ..Settings::default()
     }
@@ -219,7 +220,8 @@ async fn two_processes_rotate_and_rewrap_one_store_while_a_third_seals_without_p
     }
     let token = token().await;
     let store = Arc::new(SharedStore::open(shop.store(), false).await.unwrap());
-    let sealers = Sealers::start(&engine(&token, store.clone()), ACCOUNTS).await;
+    let third = engine(&token, store.clone());
+    let sealers = Sealers::start(&third, ACCOUNTS).await;
     let (shop, made) = tokio::task::spawn_blocking(move || {
         let rotator = |first: usize| {
             let mut made = Vec::new();
@@ -248,6 +250,15 @@ async fn two_processes_rotate_and_rewrap_one_store_while_a_third_seals_without_p
     })
     .await
     .unwrap();
+    // Within one TTL it hears of what the others did, and seals some more.
+    let live = third.account(&id(0)).await.unwrap();
+    let heard = async {
+        while live.aek_version() == 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(2 * settings().aek_ttl, heard).await.expect("a new AEK version is heard of");
+    tokio::time::sleep(Duration::from_millis(200)).await;
     let kept = sealers.stop();
     let kek = shop.json(&["kek", "show", &shop.kek]);
     for (version, kek_id) in &made {
