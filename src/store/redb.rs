@@ -33,10 +33,12 @@ pub struct RedbStore {
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
+type Reopen = dyn Fn(&Path) -> Result<Database> + Send + Sync;
+
 struct Shared {
     path: PathBuf,
     /// Opens it again.
-    reopen: Box<dyn Fn(&Path) -> Result<Database> + Send + Sync>,
+    reopen: Box<Reopen>,
     /// `None` after an I/O error, until the next use opens it again.
     database: RwLock<Option<Database>>,
     waiting: Mutex<Vec<Job>>,
