@@ -40,6 +40,7 @@ transcripts! {
     stores,
     streams,
     token_check,
+    tokens,
     usage,
 }
 
