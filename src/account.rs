@@ -2,8 +2,8 @@
 //!
 //! Nothing here awaits, allocates (but what the caller asked for), or takes a lock that another core contends for.
 //! Every seal and open, in this order: enters as an operation in flight, compares CLOCK_BOOTTIME with the end of its
-//! lease, finds its slot filled in the lease's epoch, derives the block's own DEK, seals or opens, and looks at the
-//! lease again before it reports success.
+//! lease, finds its slot filled in the lease's epoch, counts a block that is sealed, derives the block's own DEK, seals or
+//! opens, and looks at the lease again before it reports success.
 
 use crate::{
     account_keys::AccountKeys,
@@ -112,21 +112,29 @@ impl Account {
     ///
     /// # Errors
     /// [`Error::Denied`], [`Error::Lapsed`], [`Error::Unreachable`], [`Error::Cold`] when the key may not be used;
-    /// [`Error::Invalid`] over 64 MiB. `buf` then still holds the plaintext. [`Error::Fatal`] when the cipher fails.
+    /// [`Error::Invalid`] over 64 MiB, and when the AEK version has sealed as much as one may
+    /// ([`AEK_BLOCKS_MAX`](crate::block::AEK_BLOCKS_MAX)); [`Error::Store`] when what was sealed could not be written down for
+    /// very long. `buf` then still holds the plaintext. [`Error::Fatal`] when the cipher fails.
     pub fn seal_in_place(&self, address: impl Into<Address>, buf: &mut [u8]) -> Result<BlockHeader> {
-        let address = address.into();
+        self.seal_in_place_at(&address.into(), buf)
+    }
+
+    // Not generic, so that the data path is compiled once, with its parts inlined.
+    fn seal_in_place_at(&self, address: &Address, buf: &mut [u8]) -> Result<BlockHeader> {
+        let mut header = BlockHeader::blank();
         let operation = Operation::enter();
-        let outcome = self.current(&operation).and_then(|key| {
+        let outcome = self.to_seal(&operation, buf.len()).and_then(|key| {
             let sealer = self.sealer(&key);
-            let header = sealer.seal_in_place(self.suite, key.aek_version, &address, buf)?;
+            sealer.seal(self.suite, key.aek_version, address, buf.into(), &mut header)?;
             if key.still_holds(buf.len(), self.keyring()) {
-                return Ok(header);
+                return Ok(());
             }
             // Nothing is lost: the caller may have no other copy of the plaintext.
-            sealer.open_in_place(&header, &address, buf)?;
+            sealer.open_in_place(&header, address, buf)?;
             Err(Unusable::Revoked)
         });
-        self.explain(operation, self.keys.current(), outcome)
+        self.explain(operation, self.keys.current(), outcome)?;
+        Ok(header)
     }
 
     /// Opens in place what [`Account::seal_in_place`] sealed.
@@ -136,11 +144,14 @@ impl Account {
     /// sealed: `buf` is then zero, and so it is when the key was taken away during the call; open into another buffer to
     /// keep the ciphertext.
     pub fn open_in_place(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
-        let address = address.into();
+        self.open_in_place_at(&address.into(), header, buf)
+    }
+
+    fn open_in_place_at(&self, address: &Address, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
         let slot = self.slot_of(header)?;
         let operation = Operation::enter();
         let outcome = self.select(&operation, slot).and_then(|key| {
-            self.sealer(&key).open_in_place(header, &address, buf)?;
+            self.sealer(&key).open_in_place(header, address, buf)?;
             if key.still_holds(buf.len(), self.keyring()) {
                 return Ok(());
             }
@@ -167,6 +178,7 @@ impl Account {
         // Both before the first byte is changed, so that a cold key leaves the buffer as it was.
         let outcome = self.select(&operation, new).and_then(|new_key| {
             let old_key = self.select(&operation, old)?;
+            self.count(&operation, &new_key, buf.len())?;
             self.sealer(&old_key).open_in_place(header, &address, buf)?;
             let resealed = self.sealer(&new_key).seal_in_place(self.suite, new_key.aek_version, &address, buf);
             let holds =
@@ -196,17 +208,23 @@ impl Account {
         plaintext: &[u8],
         ciphertext: &mut [u8],
     ) -> Result<BlockHeader> {
-        let address = address.into();
+        self.seal_into_at(&address.into(), plaintext, ciphertext)
+    }
+
+    fn seal_into_at(&self, address: &Address, plaintext: &[u8], ciphertext: &mut [u8]) -> Result<BlockHeader> {
+        let mut header = BlockHeader::blank();
         let operation = Operation::enter();
-        let outcome = self.current(&operation).and_then(|key| {
-            let header = self.sealer(&key).seal_into(self.suite, key.aek_version, &address, plaintext, ciphertext)?;
+        let outcome = self.to_seal(&operation, plaintext.len()).and_then(|key| {
+            let buf = block::pair(plaintext, ciphertext)?;
+            self.sealer(&key).seal(self.suite, key.aek_version, address, buf, &mut header)?;
             if key.still_holds(plaintext.len(), self.keyring()) {
-                return Ok(header);
+                return Ok(());
             }
             ciphertext.fill(0);
             Err(Unusable::Revoked)
         });
-        self.explain(operation, self.keys.current(), outcome)
+        self.explain(operation, self.keys.current(), outcome)?;
+        Ok(header)
     }
 
     /// Opens `ciphertext`, which is only read, into `plaintext` of the same length.
@@ -220,11 +238,20 @@ impl Account {
         ciphertext: &[u8],
         plaintext: &mut [u8],
     ) -> Result<()> {
-        let address = address.into();
+        self.open_into_at(&address.into(), header, ciphertext, plaintext)
+    }
+
+    fn open_into_at(
+        &self,
+        address: &Address,
+        header: &BlockHeader,
+        ciphertext: &[u8],
+        plaintext: &mut [u8],
+    ) -> Result<()> {
         let slot = self.slot_of(header)?;
         let operation = Operation::enter();
         let outcome = self.select(&operation, slot).and_then(|key| {
-            self.sealer(&key).open_into(header, &address, ciphertext, plaintext)?;
+            self.sealer(&key).open_into(header, address, ciphertext, plaintext)?;
             if key.still_holds(ciphertext.len(), self.keyring()) {
                 return Ok(());
             }
@@ -388,9 +415,19 @@ impl Account {
         })
     }
 
+    /// The key for a block of `bytes` bytes that is to be sealed now, which is counted.
     #[inline]
-    fn current<'a>(&'a self, operation: &'a Operation) -> Result<Selection<'a>, Unusable> {
-        self.select(operation, self.keys.current())
+    fn to_seal<'a>(&'a self, operation: &'a Operation, bytes: usize) -> Result<Selection<'a>, Unusable> {
+        let key = self.select(operation, self.keys.current())?;
+        self.count(operation, &key, bytes)?;
+        Ok(key)
+    }
+
+    /// Before it is sealed: the limits of the suite hold whatever happens in between.
+    #[inline]
+    fn count(&self, operation: &Operation, key: &Selection<'_>, bytes: usize) -> Result<()> {
+        block::check_len(bytes)?;
+        key.meter.count(operation.thread(), bytes, || self.keyring().clock.now())
     }
 
     #[inline]

@@ -77,6 +77,10 @@ pub struct Settings {
     pub retention: Duration,
     /// Nobody purges an account before its retention is over. Default true.
     pub purge_protection: bool,
+    /// The engine takes its turn at the scheduled work of the store: rotates what is due by policy, and whatever has sealed half
+    /// of what its suite allows. Of all engines that would, one does. Default true; the command line has it off, and does it
+    /// with `keyleash schedule --run`.
+    pub scheduled_work: bool,
 }
 
 impl Default for Settings {
@@ -93,6 +97,7 @@ impl Default for Settings {
             require_recoverable: false,
             retention: RETENTION_MAX,
             purge_protection: true,
+            scheduled_work: true,
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     error::{Corrupt, Error, Result},
     keyring::{Keyring, NewProof, Owner},
     name::{AccountId, KekName, TokenName},
-    rotate::utc,
+    rotate::{start_work, utc},
     secret::{self, Aek},
     store::{
         self, Filter, Key, KeyStore,
@@ -161,12 +161,12 @@ impl EngineBuilder {
         for seat in keyring.tokens.seats().filter(|_| self.start_up_proof) {
             tokio::spawn(start_up::prove_profiles(keyring.clone(), seat.clone()));
         }
-        Ok(Engine {
-            owner: Arc::new(Owner(keyring)),
-            backend: self.backend,
-            suite: self.suite,
-            warnings: warnings.into(),
-        })
+        let engine =
+            Engine { owner: Owner::new(keyring), backend: self.backend, suite: self.suite, warnings: warnings.into() };
+        if engine.keyring().settings.scheduled_work {
+            start_work(&engine);
+        }
+        Ok(engine)
     }
 }
 
@@ -242,7 +242,7 @@ impl Engine {
         if self.leave_if_retired(id, wrapped).await? {
             return self.account(id).await;
         }
-        let keys = self.owner.0.admit_new(id, wrapped, &proof).await?;
+        let keys = self.owner.0.admit_new(&record, wrapped, &proof).await?;
         Ok(self.handle(keys))
     }
 
@@ -287,8 +287,23 @@ impl Engine {
         Ok(self.handle(self.owner.0.open(id).await?))
     }
 
+    /// Writes down in the accounts' records what was sealed under them so far. The engine does so by itself, at the latest after
+    /// an hour; call this before the process ends, so that nothing of it is lost.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Conflict`], [`Error::Corrupt`]: the first; all other accounts are written all the same, and
+    /// what was not is kept for the next time.
+    pub async fn write_usage(&self) -> Result<()> {
+        self.keyring().write_all_usage().await
+    }
+
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
         &self.owner.0
+    }
+
+    /// The same engine for a task of its own, which does not keep it alive.
+    pub(crate) fn guest(&self) -> Self {
+        Self { owner: self.owner.guest(), ..self.clone() }
     }
 
     fn handle(&self, keys: Arc<crate::account_keys::AccountKeys>) -> Account {

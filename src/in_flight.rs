@@ -32,10 +32,18 @@ fn new_phase() -> &'static Phase {
     &lines.0
 }
 
-/// Every phase there ever was (threads that ended give theirs to new ones), and those that are free.
+/// What a thread has while it lives.
+#[derive(Clone, Copy)]
+struct Seat {
+    phase: &'static Phase,
+    /// Counts from 0. No two living threads have the same.
+    number: usize,
+}
+
+/// Every phase there ever was (threads that ended give their seats to new ones), and the seats that are free.
 struct Registry {
     all: Vec<&'static Phase>,
-    free: Vec<&'static Phase>,
+    free: Vec<Seat>,
 }
 
 sync::global!(REGISTRY: Mutex<Registry> = Mutex::new(Registry { all: Vec::new(), free: Vec::new() }));
@@ -48,16 +56,16 @@ fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A thread's claim on a phase; given back when the thread ends.
-struct Claim(&'static Phase);
+/// A thread's claim on a seat; given back when the thread ends.
+struct Claim(Seat);
 
 impl Claim {
     fn new() -> Self {
         let mut registry = registry();
         Self(registry.free.pop().unwrap_or_else(|| {
-            let phase = new_phase();
-            registry.all.push(phase);
-            phase
+            let seat = Seat { phase: new_phase(), number: registry.all.len() };
+            registry.all.push(seat.phase);
+            seat
         }))
     }
 }
@@ -85,7 +93,7 @@ loom::thread_local! {
 
 /// A seal or open in flight on this thread. Keys that it saw stay in place until it is dropped.
 pub(crate) struct Operation {
-    phase: &'static Phase,
+    seat: Seat,
     /// Held when the thread is ending and has no claim of its own any more.
     _claim: Option<Claim>,
     not_send: PhantomData<*const ()>,
@@ -95,8 +103,8 @@ impl Operation {
     /// Enters.
     #[inline]
     pub(crate) fn enter() -> Self {
-        let (phase, claim) = match CLAIM.try_with(|claim| claim.0) {
-            Ok(phase) => (phase, None),
+        let (seat, claim) = match CLAIM.try_with(|claim| claim.0) {
+            Ok(seat) => (seat, None),
             Err(_) => {
                 let claim = Claim::new();
                 (claim.0, Some(claim))
@@ -106,10 +114,17 @@ impl Operation {
         if !nested {
             // The only writer is this thread. Release, because a wiper that waited for the operation before this one may see
             // this value instead of the one that left it: a relaxed store would not order that operation's reads before the wipe.
+            let phase = seat.phase;
             phase.store(phase.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
             fence(Ordering::SeqCst);
         }
-        Self { phase, _claim: claim, not_send: PhantomData }
+        Self { seat, _claim: claim, not_send: PhantomData }
+    }
+
+    /// The number of the thread that it runs on, from 0: no two threads have the same at the same time.
+    #[inline]
+    pub(crate) fn thread(&self) -> usize {
+        self.seat.number
     }
 }
 
@@ -118,7 +133,8 @@ impl Drop for Operation {
     fn drop(&mut self) {
         let outermost = self._claim.is_some() || DEPTH.with(|depth| depth.replace(depth.get() - 1)) == 1;
         if outermost {
-            self.phase.store(self.phase.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+            let phase = self.seat.phase;
+            phase.store(phase.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
         }
     }
 }
@@ -188,8 +204,8 @@ mod tests {
         let outer = Operation::enter();
         let inner = Operation::enter();
         drop(inner);
-        assert_eq!(outer.phase.load(Ordering::SeqCst) % 2, 1);
+        assert_eq!(outer.seat.phase.load(Ordering::SeqCst) % 2, 1);
         drop(outer);
-        CLAIM.with(|claim| assert_eq!(claim.0.load(Ordering::SeqCst) % 2, 0));
+        CLAIM.with(|claim| assert_eq!(claim.0.phase.load(Ordering::SeqCst) % 2, 0));
     }
 }

@@ -16,7 +16,9 @@ use crate::{
     secret::{Aek, KeySlot},
     slot::{AekSlot, Leash},
     standby::Voice,
+    store::record::{AekPolicy, Usage},
     tokens::Route,
+    usage::{Ledger, Limits, Meter},
 };
 use loom::thread;
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
@@ -148,7 +150,10 @@ fn leash_and_slot() -> (Arc<Leash>, Arc<AekSlot>, u64) {
     let clock = Clock::Manual(ManualClock::new(Instant::from_nanos(1)));
     let (route, lease) = (Route::of_test(&clock), Lease::new(Duration::from_secs(10)));
     let leash = Arc::new(Leash::new(kek, route, lease, clock, Duration::from_secs(5)));
-    let slot = AekSlot::new(AccountId::new("a").unwrap(), 1, leash.clone()).unwrap();
+    let ledger = Ledger::new(Limits::SUITE);
+    let account = AccountId::new("a").unwrap();
+    let meter = Meter::new(&ledger, account, 1, Usage::default(), AekPolicy::default());
+    let slot = AekSlot::new(leash.clone(), meter).unwrap();
     let epoch = prove(&leash);
     (leash, slot, epoch)
 }

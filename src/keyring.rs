@@ -23,6 +23,7 @@ use crate::{
     telemetry::{Event, Teller},
     token::{TokenError, Verdict},
     tokens::{Route, Tokens},
+    usage::{Ledger, Limits},
 };
 use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
 use std::{
@@ -36,9 +37,11 @@ use std::{
 use tokio::sync::Notify;
 
 mod ask;
+mod usage;
 mod versions;
 
 pub(crate) use self::ask::{Heard, both_silent, is_silence, no_answer};
+use self::usage::DueAccounts;
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
 const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
@@ -66,6 +69,10 @@ pub(crate) struct Keyring {
     index: Cache<AccountId, Arc<AccountKeys>>,
     /// For each KEK version a wrapped AEK that was read for a proof: while the store fails, it proves on.
     samples: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
+    /// What is common to all that counts what is sealed.
+    ledger: Arc<Ledger>,
+    /// Accounts that were found to be due for rotation when their counts were written down.
+    pub(crate) due: DueAccounts,
     /// Every account with a handle or an index entry, so that one account never has two sets of slots.
     living: Mutex<HashMap<AccountId, Weak<AccountKeys>>>,
 }
@@ -148,6 +155,8 @@ impl Keyring {
             closed: AtomicBool::new(false),
             leashes: RwLock::default(),
             index,
+            ledger: Ledger::new(Limits::SUITE),
+            due: DueAccounts::default(),
             living: Mutex::default(),
         }
     }
@@ -286,7 +295,7 @@ impl Keyring {
         }
         let mut slots = Vec::new();
         for wrapped in &record.versions {
-            slots.push(AekSlot::new(id.clone(), wrapped.aek_version, self.leash(&wrapped.kek).await?)?);
+            slots.push(AekSlot::new(self.leash(&wrapped.kek).await?, self.meter(&record, wrapped))?);
         }
         let Some(keys) = AccountKeys::new(id.clone(), slots) else {
             // The codec refuses such a record; this says so again rather than panicking.
@@ -426,11 +435,13 @@ impl Keyring {
     pub(crate) async fn find(self: &Arc<Self>, slot: &AekSlot) -> Result<Found> {
         let record = self.record(slot).await?;
         self.learn_beside(slot, &record).await;
+        let policy = record.policy;
         let wrapped = self.wrapped_in(record, slot)?;
+        slot.meter.learn(wrapped.used, policy);
         let heir = if wrapped.kek == *slot.leash.kek() {
             None
         } else {
-            Some(AekSlot::new(slot.account.clone(), slot.aek_version, self.leash(&wrapped.kek).await?)?)
+            Some(AekSlot::new(self.leash(&wrapped.kek).await?, slot.meter.clone())?)
         };
         Ok(Found { wrapped, heir })
     }
@@ -599,11 +610,12 @@ impl Keyring {
     /// The keys of an account that was just created, its slot filled with the AEK that the token gave back.
     pub(crate) async fn admit_new(
         &self,
-        id: &AccountId,
+        record: &AccountRecord,
         wrapped: &WrappedAek,
         proof: &NewProof,
     ) -> Result<Arc<AccountKeys>> {
-        let slot = AekSlot::new(id.clone(), wrapped.aek_version, proof.leash.clone())?;
+        let id = &record.account;
+        let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
         self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
         self.keep_sample(&wrapped.kek, id, wrapped);
         let Some(keys) = AccountKeys::new(id.clone(), vec![slot]) else {
@@ -652,11 +664,32 @@ impl Keyring {
 }
 
 /// What handles hold: when the last of them goes, every key is wiped, whatever task still runs.
-pub(crate) struct Owner(pub(crate) Arc<Keyring>);
+pub(crate) struct Owner(pub(crate) Arc<Keyring>, Ends);
+
+/// Whether the keyring ends with its holder.
+#[derive(PartialEq, Eq)]
+enum Ends {
+    Keyring,
+    /// The engine's own tasks keep nothing alive.
+    Nothing,
+}
+
+impl Owner {
+    pub(crate) fn new(keyring: Arc<Keyring>) -> Arc<Self> {
+        Arc::new(Self(keyring, Ends::Keyring))
+    }
+
+    /// For a task of the engine itself.
+    pub(crate) fn guest(&self) -> Arc<Self> {
+        Arc::new(Self(self.0.clone(), Ends::Nothing))
+    }
+}
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.0.close();
+        if self.1 == Ends::Keyring {
+            self.0.close();
+        }
     }
 }
 

@@ -61,6 +61,7 @@ pub mod telemetry;
 mod tend;
 pub mod token;
 mod tokens;
+mod usage;
 mod watch;
 
 pub use account::Account;

@@ -41,6 +41,9 @@ pub const CELL_BYTES: usize = 272;
 const CELL_ALIGN: usize = 16;
 /// Pages are mapped and locked in chunks of this many bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
+const CELLS_PER_CHUNK: usize = CHUNK_BYTES / CELL_BYTES;
+/// Cells beside those of the AEKs that are kept: PINs, AEKs on their way to and from the token, and a counter for each thread.
+const CELLS_BESIDE: usize = 256;
 
 /// Cells that are free, in chunks that live as long as the process.
 static FREE: Mutex<Vec<CellPtr>> = Mutex::new(Vec::new());
@@ -75,21 +78,29 @@ pub fn check_memlock(cells: usize, policy: MemlockPolicy) -> Result<Option<Strin
     if policy == MemlockPolicy::Refuse {
         REFUSE_UNLOCKED.store(true, Ordering::SeqCst);
     }
-    let need = cells.saturating_mul(CELL_BYTES).div_ceil(CHUNK_BYTES).saturating_mul(CHUNK_BYTES) as u64;
+    let need = bytes_with(cells) as u64;
     let limit = getrlimit(Resource::Memlock).current;
     let Some(limit) = limit.filter(|limit| *limit < need && !may_lock_without_limit()) else {
         return Ok(None);
     };
-    let what = format!(
+    let mut what = format!(
         "RLIMIT_MEMLOCK is {limit} bytes and {need} are needed to keep {cells} AEKs out of swap: \
-         set LimitMEMLOCK={need} in the unit (or `ulimit -l {}`), or lower max_cached_aeks to {}",
+         set LimitMEMLOCK={need} in the unit (or `ulimit -l {}`)",
         need / 1024,
-        limit as usize / CHUNK_BYTES * (CHUNK_BYTES / CELL_BYTES),
     );
+    let fit = (limit / CHUNK_BYTES as u64 * CELLS_PER_CHUNK as u64).saturating_sub(CELLS_BESIDE as u64);
+    if fit > 0 {
+        what.push_str(&format!(", or lower max_cached_aeks to {fit}"));
+    }
     match policy {
         MemlockPolicy::Warn => Ok(Some(what)),
         MemlockPolicy::Refuse => Err(Error::Misconfigured(what)),
     }
+}
+
+/// Key memory with room for so many AEKs.
+fn bytes_with(cells: usize) -> usize {
+    cells.saturating_add(CELLS_BESIDE).div_ceil(CELLS_PER_CHUNK).saturating_mul(CHUNK_BYTES)
 }
 
 /// Bytes of key memory that could not be locked so far.
@@ -180,7 +191,7 @@ fn map_chunk(
             tracing::warn!(%error, "key memory cannot be locked and may reach swap: raise RLIMIT_MEMLOCK");
         }
     }
-    for cell in 0..CHUNK_BYTES / CELL_BYTES {
+    for cell in 0..CELLS_PER_CHUNK {
         // SAFETY: the offset is inside the mapping, which is page-aligned and lives for good.
         let cell = unsafe { base.cast::<u8>().add(cell * CELL_BYTES) };
         free.extend(NonNull::new(cell).map(CellPtr));
@@ -254,7 +265,7 @@ impl Pin {
             source.zeroize();
             return Err(Error::Invalid(format!("a PIN has 1 to {} bytes, this one has {len}", Self::BYTES_MAX)));
         }
-        let mut cell = LockedCell::take()?;
+        let mut cell = LockedCell::take().inspect_err(|_| source.zeroize())?;
         cell.bytes_mut().iter_mut().zip(source.iter()).for_each(|(to, from)| *to = *from);
         source.zeroize();
         Ok(Self { cell, len })

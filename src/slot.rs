@@ -8,6 +8,7 @@ use crate::{
     name::AccountId,
     secret::{Aek, KeySlot, Schedule},
     sync::{AtomicBool, AtomicU64, Mutex, MutexGuard},
+    usage::Meter,
 };
 use std::sync::{Arc, PoisonError, atomic::Ordering};
 use tokio::sync::watch;
@@ -24,6 +25,8 @@ pub(crate) struct AekSlot {
     pub(crate) account: AccountId,
     pub(crate) aek_version: u32,
     pub(crate) leash: Arc<Leash>,
+    /// What is sealed under it; a successor goes on with it.
+    pub(crate) meter: Arc<Meter>,
     key: KeySlot,
     /// Until when the AEK may be used without a fresh unwrap of its own, while the token answers.
     fresh_until_ns: AtomicU64,
@@ -46,6 +49,7 @@ pub(crate) struct Selection<'a> {
     pub(crate) schedule: &'a Schedule,
     pub(crate) aek_version: u32,
     pub(crate) leash: &'a Leash,
+    pub(crate) meter: &'a Meter,
     pub(crate) epoch: u64,
 }
 
@@ -76,15 +80,16 @@ impl Member for AekSlot {
 }
 
 impl AekSlot {
-    /// An empty slot, enlisted with its lease.
+    /// An empty slot for the AEK version that `meter` counts, enlisted with its lease.
     ///
     /// # Errors
     /// As [`KeySlot::new`].
-    pub(crate) fn new(account: AccountId, aek_version: u32, leash: Arc<Leash>) -> Result<Arc<Self>> {
+    pub(crate) fn new(leash: Arc<Leash>, meter: Arc<Meter>) -> Result<Arc<Self>> {
         let slot = Arc::new(Self {
-            account,
-            aek_version,
+            account: meter.account.clone(),
+            aek_version: meter.aek_version,
             leash,
+            meter,
             key: KeySlot::new()?,
             fresh_until_ns: AtomicU64::new(0),
             refresh_from_ns: AtomicU64::new(0),
@@ -113,7 +118,7 @@ impl AekSlot {
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
         }
-        Some(Selection { schedule, aek_version: self.aek_version, leash: &self.leash, epoch })
+        Some(Selection { schedule, aek_version: self.aek_version, leash: &self.leash, meter: &self.meter, epoch })
     }
 
     /// True when its TTL is over and binds, or has been over for as long as anything may put that off.

@@ -3,7 +3,8 @@
 use crate::{
     lease::Change,
     name::{KekVersion, TokenName},
-    token::{Profile, Workers},
+    rotate::Due,
+    token::{KekId, Profile, Workers},
 };
 use tokio::sync::broadcast;
 
@@ -80,6 +81,60 @@ pub enum Event {
         /// Why.
         error: String,
     },
+    /// The AEK of an account was rotated by schedule.
+    AekRotated {
+        /// The account.
+        account: String,
+        /// The AEK version that seals new blocks now.
+        aek_version: u32,
+        /// Why it was due.
+        why: Due,
+    },
+    /// A KEK was rotated by schedule.
+    KekRotated {
+        /// The KEK version that wraps new AEKs now.
+        kek: KekVersion,
+        /// Why it was due.
+        why: Due,
+    },
+    /// A re-wrap by schedule has come to its end.
+    Rewrapped {
+        /// The KEK version that the accounts were moved to.
+        kek: KekVersion,
+        /// Accounts that were moved.
+        accounts: u64,
+        /// Accounts that could not be moved.
+        failed: u64,
+    },
+    /// Something is due by schedule and could not be done. Told once, until it succeeds or fails otherwise.
+    ScheduleFailed {
+        /// What.
+        subject: String,
+        /// Why, and the remedy.
+        error: String,
+    },
+    /// A key that could be a KEK came into the token, and no KEK names it: adopt it (`keyleash kek rotate NAME --adopt ID`)
+    /// before what it should replace goes.
+    KekUnknown {
+        /// Which token.
+        token: TokenName,
+        /// Its CKA_ID.
+        id: KekId,
+        /// Its label.
+        label: String,
+    },
+    /// A KEK version that is not retired is in the token no more. What this means for its accounts is learned from proofs.
+    KekMissing {
+        /// The KEK version.
+        kek: KekVersion,
+        /// True for the version that wraps new AEKs.
+        current: bool,
+    },
+    /// A KEK version that was missing is in the token again.
+    KekBack {
+        /// The KEK version.
+        kek: KekVersion,
+    },
     /// The subscriber was too slow and missed this many events.
     Missed(u64),
 }
@@ -98,6 +153,10 @@ impl Teller {
             Event::Lease { kek, change, trouble } => {
                 tracing::info!(%kek, ?change, trouble = trouble.as_deref().unwrap_or_default(), "lease");
             }
+            good @ (Event::AekRotated { .. } | Event::KekRotated { .. } | Event::KekBack { .. }) => {
+                tracing::info!(event = ?good, "keyleash");
+            }
+            good @ Event::Rewrapped { failed: 0, .. } => tracing::info!(event = ?good, "keyleash"),
             other => tracing::warn!(event = ?other, "keyleash"),
         }
         // Nobody needs to listen.

@@ -1,5 +1,6 @@
 //! The tending of slots: brings accounts back after a denial or lapse, refreshes the AEKs in use ahead of their TTL, wipes
-//! those that nobody used for a TTL, and follows accounts that somebody else re-wrapped to their new KEK version.
+//! those that nobody used for a TTL, follows accounts that somebody else re-wrapped to their new KEK version, and has written
+//! down what was sealed.
 //!
 //! All of it runs in the background share of the budget, behind whoever waits for a key. Nothing here bounds anything:
 //! a slot that was not refreshed in time is simply cold.
@@ -13,6 +14,7 @@ use crate::{
     slot::{AekSlot, Due, Leash},
     standby::Voice,
     telemetry::Event,
+    usage::{self, Meter},
     watch::Beat,
 };
 use std::{
@@ -32,12 +34,16 @@ const ROUND_MIN: Duration = Duration::from_millis(100);
 /// Background unwraps that one leash has under way at once; the budget bounds those of all together.
 const FLIGHTS_MAX: usize = 8;
 
+/// Slots that something is due for, by the token that they are asked of.
+type ByToken = BTreeMap<TokenName, Vec<Arc<AekSlot>>>;
+
 /// Runs for as long as the engine lives.
 pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     let mut work = JoinSet::new();
     let mut resuming: HashMap<KekVersion, (u64, Id)> = HashMap::new();
     let mut following: HashMap<KekVersion, (Instant, Option<Id>)> = HashMap::new();
     let mut refreshing: HashMap<TokenName, Id> = HashMap::new();
+    let mut writing = None;
     let mut next_round = keyring.clock.now();
     loop {
         let now = keyring.clock.now();
@@ -61,9 +67,13 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
         }
         if now >= next_round {
             next_round = now.plus(ROUND_MIN.max(keyring.settings.aek_ttl / ROUNDS_PER_TTL));
-            for (token, due) in go_round(&keyring) {
+            let (due, counted) = go_round(&keyring);
+            for (token, due) in due {
                 // One at a time of each token: one that is slow holds up nobody else's accounts.
                 refreshing.entry(token).or_insert_with(|| work.spawn(refresh(keyring.clone(), due)).id());
+            }
+            if writing.is_none() {
+                writing = Some(work.spawn(write_usage(keyring.clone(), counted)).id());
             }
         }
         tokio::select! {
@@ -77,17 +87,22 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
                 following.values_mut().for_each(|(_, task)| *task = task.filter(|task| *task != id));
                 following.retain(|_, (next, task)| task.is_some() || *next > now);
                 refreshing.retain(|_, task| *task != id);
+                writing = writing.filter(|task| *task != id);
             }
         }
     }
 }
 
-/// Wipes what was idle for a TTL and lists what is to be refreshed, by token.
-fn go_round(keyring: &Keyring) -> BTreeMap<TokenName, Vec<Arc<AekSlot>>> {
+/// Wipes what was idle for a TTL, and lists what is to be refreshed, by token, and whose counts are to be written down.
+fn go_round(keyring: &Keyring) -> (ByToken, Vec<Arc<Meter>>) {
+    usage::provide_lanes();
     let now = keyring.clock.now();
-    let (mut due, mut idle) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
+    let (mut due, mut idle, mut counted) = (ByToken::new(), Vec::new(), Vec::new());
     for leash in keyring.leashes() {
         for slot in leash.living_members() {
+            if slot.meter.is_due(now) {
+                counted.push(slot.meter.clone());
+            }
             match slot.due(now) {
                 Due::Nothing => {}
                 Due::Refresh | Due::Check => due.entry(leash.route.first.name.clone()).or_default().push(slot),
@@ -99,7 +114,14 @@ fn go_round(keyring: &Keyring) -> BTreeMap<TokenName, Vec<Arc<AekSlot>>> {
     // thread, and with it the watch, for as long as big blocks are sealed.
     idle.iter().for_each(|slot| slot.empty());
     idle.iter().for_each(|slot| slot.scrub());
-    due
+    (due, counted)
+}
+
+/// A count that could not be written down stays with its meter for the next round.
+async fn write_usage(keyring: Arc<Keyring>, counted: Vec<Arc<Meter>>) {
+    if let Err(error) = keyring.write_usage(counted).await {
+        tracing::warn!(%error, "what was sealed could not be written down; the next round tries again");
+    }
 }
 
 async fn refresh(keyring: Arc<Keyring>, due: Vec<Arc<AekSlot>>) {

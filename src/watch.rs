@@ -28,6 +28,8 @@ use std::{
 };
 use tokio::task::{AbortHandle, Id, JoinSet};
 
+mod keks;
+
 /// The watch looks at its leases at least this often, so that a lease that ends is wiped within this time.
 const TICK: Duration = Duration::from_secs(1);
 /// The watch does not look more often than this, however many leases there are.
@@ -44,7 +46,7 @@ const BACK_OFF_AFTER: Duration = Duration::from_secs(10 * 60);
 /// … down to once in this time.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
-/// Starts the watch and the tending of slots. They end with the engine.
+/// Starts the watch, the tending of slots and the look after keys that come and go in each token. They end with the engine.
 pub(crate) fn start(keyring: &Arc<Keyring>) {
     tokio::spawn(supervise(keyring.clone(), "watch", |keyring, beat, restarted| {
         tokio::spawn(watch(keyring, beat, restarted)).abort_handle()
@@ -52,6 +54,12 @@ pub(crate) fn start(keyring: &Arc<Keyring>) {
     tokio::spawn(supervise(keyring.clone(), "tend", |keyring, beat, _| {
         tokio::spawn(tend::tend(keyring, beat)).abort_handle()
     }));
+    for seat in keyring.tokens.seats() {
+        let seat = seat.clone();
+        tokio::spawn(supervise(keyring.clone(), "keks", move |keyring, beat, _| {
+            tokio::spawn(keks::look_after(keyring, seat.clone(), beat)).abort_handle()
+        }));
+    }
 }
 
 /// When a task last showed life.
@@ -70,7 +78,11 @@ impl Beat {
 
 /// Runs a task for as long as the engine lives, and starts it again when it died or stalled. There is never a second one
 /// beside it: one that is stuck in a call cannot be ended, and another would get stuck as well, until no thread is left.
-async fn supervise(keyring: Arc<Keyring>, name: &str, start: impl Fn(Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle) {
+pub(crate) async fn supervise(
+    keyring: Arc<Keyring>,
+    name: &str,
+    start: impl Fn(Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle,
+) {
     let stall = STALL_MIN.max(keyring.settings.poll_interval + keyring.tokens.proof_max());
     let mut restarted = false;
     loop {

@@ -9,9 +9,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, File},
+    io::Write,
+    os::unix::fs::FileExt,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::Duration,
 };
 
 macro_rules! transcripts {
@@ -36,6 +41,7 @@ transcripts! {
     out_files,
     quickstart,
     rotation,
+    schedule,
     settings,
     stores,
     streams,
@@ -135,6 +141,68 @@ fn line_matches(expected: &str, line: &str) -> bool {
             line.char_indices().map(|(at, _)| at).chain([line.len()]).any(|at| line_matches(rest, &line[at..]))
         }),
     }
+}
+
+/// How often the text stands in the writable memory of a process.
+fn places_in_memory(of: &Child, text: &[u8]) -> usize {
+    let process = Path::new("/proc").join(of.id().to_string());
+    let maps = fs::read_to_string(process.join("maps")).unwrap();
+    let memory = File::open(process.join("mem")).unwrap();
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let writable = maps.lines().filter_map(|line| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        rest.starts_with("rw").then_some((hex(start)?, hex(end)?))
+    });
+    let places = |(start, end): (u64, u64)| {
+        let mut bytes = vec![0; (end - start) as usize];
+        // What cannot be read ([vvar]) holds nothing.
+        memory
+            .read_exact_at(&mut bytes, start)
+            .map_or(0, |()| bytes.windows(text.len()).filter(|at| *at == text).count())
+    };
+    writable.map(places).sum()
+}
+
+/// Runs `keyleash ARGS` with `first` on its standard input, then `rest` in small pieces, and looks until `text` is nowhere
+/// in it, while it waits for more.
+fn forgets(args: &[&str], directory: &Path, first: &[u8], rest: &[u8], text: &[u8]) -> bool {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keyleash"));
+    let mut process =
+        command.args(args).current_dir(directory).stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut input = process.stdin.take().unwrap();
+    input.write_all(first).unwrap();
+    for piece in rest.chunks(1000) {
+        sleep(Duration::from_millis(1)); // or many would be read as one, over all that was before
+        input.write_all(piece).unwrap();
+    }
+    let forgotten = (0..50).any(|_| {
+        sleep(Duration::from_millis(100));
+        places_in_memory(&process, text) == 0
+    });
+    drop(input);
+    process.wait().unwrap();
+    forgotten
+}
+
+#[test]
+fn plaintext_that_was_sealed_or_opened_is_nowhere_in_the_process() {
+    const BLOCK_BYTES: usize = 64 * 1024;
+    let sandbox = tempfile::tempdir().unwrap();
+    let directory = sandbox.path();
+    let (made, status) = bash("keyleash kek create memory && keyleash account create alice --kek memory", directory);
+    assert_eq!(status, 0, "{made}");
+
+    let text = b"plain, secret text";
+    let secret = text.repeat(BLOCK_BYTES / text.len() + 1);
+    let plain = [&secret[..BLOCK_BYTES], &[0; 3 * BLOCK_BYTES]].concat();
+    let (first, rest) = plain.split_at(BLOCK_BYTES);
+    assert!(forgets(&["seal", "--account", "alice", "-o", "sealed"], directory, first, rest, text), "after sealing");
+
+    let sealed = fs::read(directory.join("sealed")).unwrap();
+    // Neither all of it, lest the process ends, nor so little that the second block is not opened yet.
+    let (first, rest) = sealed[..3 * BLOCK_BYTES].split_at(BLOCK_BYTES);
+    assert!(forgets(&["open", "-o", "opened"], directory, first, rest, text), "after opening");
 }
 
 #[test]

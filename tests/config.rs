@@ -198,6 +198,7 @@ fn every_key_of_the_file_arrives() {
         require_recoverable: true,
         retention: 30 * DAY,
         purge_protection: false,
+        scheduled_work: true,
     };
     assert_eq!(config.settings, settings);
 }
@@ -248,6 +249,7 @@ fn every_variable_stands_over_the_file() {
         require_recoverable: false,
         retention: 7 * DAY,
         purge_protection: true,
+        scheduled_work: true,
     };
     assert_eq!(config.settings, settings);
     for (name, selector) in [

@@ -12,38 +12,49 @@ use crate::{
     name::{ACCOUNT_ID_BYTES_MAX, AccountId},
 };
 
-const DOMAIN: &[u8] = b"keyleash.block.v1";
-const AAD_BYTES_MAX: usize = DOMAIN.len() + PREFIX_BYTES + 2 + ACCOUNT_ID_BYTES_MAX + 2 + ADDRESS_BYTES_MAX;
+const DOMAIN: &[u8; 17] = b"keyleash.block.v1";
+/// What stands before the account id.
+const FRONT_BYTES: usize = DOMAIN.len() + PREFIX_BYTES + 2;
+const AAD_BYTES_MAX: usize = FRONT_BYTES + ACCOUNT_ID_BYTES_MAX + 2 + ADDRESS_BYTES_MAX;
 
-/// Additional data, on the stack.
+/// Additional data, on the stack. It is put together where it stands: a move would copy all of it, and wait for bytes that
+/// were written just before.
 pub(super) struct Aad {
     bytes: [u8; AAD_BYTES_MAX],
     len: usize,
 }
 
 impl Aad {
+    /// A place for additional data, to be filled by [`Aad::put`].
+    #[inline]
+    pub(super) fn blank() -> Self {
+        Self { bytes: [0; AAD_BYTES_MAX], len: 0 }
+    }
+
+    /// Fills it.
+    ///
     /// # Errors
     /// Never: ids and addresses are bounded where they are made. A bound that is broken all the same must not seal a block.
-    pub(super) fn new(prefix: [u8; PREFIX_BYTES], account: &AccountId, address: &Address) -> Result<Self> {
-        let mut aad = Self { bytes: [0; AAD_BYTES_MAX], len: 0 };
-        aad.put(DOMAIN)?;
-        aad.put(&prefix)?;
-        aad.put_with_len(account.as_str().as_bytes())?;
-        aad.put_with_len(address.as_bytes())?;
-        Ok(aad)
-    }
-
-    fn put_with_len(&mut self, field: &[u8]) -> Result<()> {
-        let len = u16::try_from(field.len()).map_err(|_| too_long())?;
-        self.put(&len.to_be_bytes())?;
-        self.put(field)
-    }
-
     #[inline]
-    fn put(&mut self, field: &[u8]) -> Result<()> {
-        let end = self.len.saturating_add(field.len());
-        self.bytes.get_mut(self.len..end).ok_or_else(too_long)?.copy_from_slice(field);
-        self.len = end;
+    pub(super) fn put(&mut self, prefix: [u8; PREFIX_BYTES], account: &AccountId, address: &Address) -> Result<()> {
+        let id = account.as_str().as_bytes();
+        let fits = u16::try_from(id.len()).ok().and_then(|id_len| {
+            let (front, rest) = self.bytes.split_first_chunk_mut::<FRONT_BYTES>()?;
+            let (domain, front) = front.split_first_chunk_mut()?;
+            *domain = *DOMAIN;
+            let (place, front) = front.split_first_chunk_mut()?;
+            *place = prefix;
+            *front.first_chunk_mut()? = id_len.to_be_bytes();
+            let (place, rest) = rest.split_at_mut_checked(id.len())?;
+            place.copy_from_slice(id);
+            let (len, rest) = rest.split_first_chunk_mut::<2>()?;
+            let (padded, address_len) = address.padded();
+            *len = u16::from(address_len).to_be_bytes();
+            // All of it: what is behind its length is zero, as it was, and a copy of fixed length is quicker.
+            *rest.first_chunk_mut()? = *padded;
+            Some(FRONT_BYTES + id.len() + 2 + usize::from(address_len))
+        });
+        self.len = fits.ok_or_else(too_long)?;
         Ok(())
     }
 
@@ -64,22 +75,24 @@ fn too_long() -> Error {
 mod tests {
     use super::*;
 
+    fn aad(prefix: [u8; PREFIX_BYTES], account: &str, address: &[u8]) -> Vec<u8> {
+        let mut aad = Aad::blank();
+        aad.put(prefix, &AccountId::new(account).unwrap(), &Address::new(address).unwrap()).unwrap();
+        aad.as_bytes().to_vec()
+    }
+
     #[test]
     fn the_encoding_is_fixed_and_the_longest_fits() {
-        let account = AccountId::new("ab").unwrap();
-        let aad = Aad::new([1, 2, 0, 0, 0, 0, 0, 9], &account, &Address::new(b"xyz").unwrap()).unwrap();
-        assert_eq!(aad.as_bytes(), b"keyleash.block.v1\x01\x02\0\0\0\0\0\x09\0\x02ab\0\x03xyz");
-        let account = AccountId::new("x".repeat(ACCOUNT_ID_BYTES_MAX)).unwrap();
-        let aad = Aad::new([1; 8], &account, &Address::new(&[7; ADDRESS_BYTES_MAX]).unwrap()).unwrap();
-        assert_eq!(aad.as_bytes().len(), 348);
+        let short = aad([1, 2, 0, 0, 0, 0, 0, 9], "ab", b"xyz");
+        assert_eq!(short, b"keyleash.block.v1\x01\x02\0\0\0\0\0\x09\0\x02ab\0\x03xyz");
+        let longest = aad([1; 8], &"x".repeat(ACCOUNT_ID_BYTES_MAX), &[7; ADDRESS_BYTES_MAX]);
+        assert_eq!(longest.len(), 348);
+        assert_eq!(longest[348 - 66..], *[&[0, 64][..], &[7; 64]].concat());
     }
 
     #[test]
     fn fields_do_not_run_into_one_another() {
-        let of = |account, address: &[u8]| {
-            let account = AccountId::new(account).unwrap();
-            Aad::new([0; 8], &account, &Address::new(address).unwrap()).unwrap().as_bytes().to_vec()
-        };
+        let of = |account, address: &[u8]| aad([0; 8], account, address);
         assert_ne!(of("ab", b"c"), of("a", b"bc"));
         assert_ne!(of("a", b""), of("a", b"\0"));
     }

@@ -57,6 +57,12 @@ impl Address {
         Self { bytes, len: 24 }
     }
 
+    /// Its bytes with zeros behind them, and its length.
+    #[inline]
+    pub(super) fn padded(&self) -> (&[u8; ADDRESS_BYTES_MAX], u8) {
+        (&self.bytes, self.len)
+    }
+
     /// The bytes that are bound into the block.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {

@@ -39,7 +39,8 @@ impl Backend {
 }
 
 /// How far below a seal or open the stack is overwritten: deeper than the frames in which a back end may have left parts of
-/// a DEK or of its schedule. Unoptimised frames are far deeper. `tests::residue` searches the stack for what is left.
+/// a DEK or of its schedule. Unoptimised frames are far deeper. `tests::residue` measures how deep they are, and searches the
+/// stack for what is left.
 /// (What is of the AEK comes from `aes`: on processors with VAES it may spread all round keys on the stack for a single block.)
 const SCRUB_BYTES_UNOPTIMISED: usize = 64 * 1024;
 #[cfg(feature = "aws-lc")]
@@ -47,6 +48,15 @@ const SCRUB_BYTES_AWS_LC: usize = if cfg!(debug_assertions) { SCRUB_BYTES_UNOPTI
 const SCRUB_BYTES_PURE_RUST: usize = if cfg!(debug_assertions) { SCRUB_BYTES_UNOPTIMISED } else { 16 * 1024 };
 
 impl Backend {
+    #[cfg(test)]
+    pub(super) fn scrub_bytes(self) -> usize {
+        match self {
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc => SCRUB_BYTES_AWS_LC,
+            Self::PureRust => SCRUB_BYTES_PURE_RUST,
+        }
+    }
+
     /// Overwrites what ended calls left below the caller's frame.
     #[inline]
     pub(super) fn scrub_stack(self) {

@@ -128,23 +128,38 @@ impl BlockHeader {
     }
 
     /// The first eight bytes, which name suite and AEK version and are part of the additional data.
-    pub(super) fn prefix_of(suite: Suite, aek_version: u32) -> [u8; PREFIX_BYTES] {
+    #[inline]
+    pub(super) fn prefix(&self) -> [u8; PREFIX_BYTES] {
+        Self::prefix_of(self.suite, self.aek_version())
+    }
+
+    fn prefix_of(suite: Suite, aek_version: u32) -> [u8; PREFIX_BYTES] {
         let [a, b, c, d] = aek_version.to_be_bytes();
         [FORMAT_VERSION, suite as u8, 0, 0, a, b, c, d]
     }
 
-    /// Puts a header together; a commitment makes it one of suite 2.
-    pub(super) fn assemble(aek_version: u32, nonce: &Nonce, tag: &Tag, commitment: Option<&Commitment>) -> Self {
-        let suite = if commitment.is_some() { Suite::XaesGcmCommit } else { Suite::XaesGcm };
+    /// A place for a header.
+    #[inline]
+    pub(crate) fn blank() -> Self {
+        Self { bytes: [0; HEADER_BYTES_MAX], suite: Suite::XaesGcm }
+    }
+
+    /// A header that says what is known before the block is sealed; tag and commitment follow. It is filled where it stands: bytes
+    /// that were just written one by one and are moved as a whole make the processor wait.
+    #[inline]
+    pub(super) fn begin(suite: Suite, aek_version: u32, nonce: &Nonce) -> Self {
         let mut bytes = [0; HEADER_BYTES_MAX];
         bytes[..8].copy_from_slice(&Self::prefix_of(suite, aek_version));
-        bytes[8..20].copy_from_slice(&nonce.kdf);
-        bytes[20..32].copy_from_slice(&nonce.gcm);
-        bytes[32..48].copy_from_slice(tag);
-        if let Some(commitment) = commitment {
-            bytes[48..80].copy_from_slice(commitment);
-        }
+        bytes[8..32].copy_from_slice(&nonce.to_bytes());
         Self { bytes, suite }
+    }
+
+    #[inline]
+    pub(super) fn finish(&mut self, tag: &Tag, commitment: Option<&Commitment>) {
+        self.bytes[32..48].copy_from_slice(tag);
+        if let Some(commitment) = commitment {
+            self.bytes[48..80].copy_from_slice(commitment);
+        }
     }
 
     /// The bytes to store: 48 or 80.
@@ -166,14 +181,17 @@ impl BlockHeader {
     }
 
     /// The nonce.
+    #[inline]
     pub fn nonce(&self) -> [u8; 24] {
         copy(&self.bytes[8..32])
     }
 
-    pub(super) fn nonce_halves(&self) -> Nonce {
-        Nonce { kdf: copy(&self.bytes[8..20]), gcm: copy(&self.bytes[20..32]) }
+    #[inline]
+    pub(super) fn nonce_of_block(&self) -> Nonce {
+        Nonce::from_bytes(&self.nonce())
     }
 
+    #[inline]
     pub(super) fn tag(&self) -> Tag {
         copy(&self.bytes[32..48])
     }

@@ -18,6 +18,17 @@ pub(super) type Commitment = [u8; COMMITMENT_BYTES];
 /// The key of one block. Wiped on drop; it is filled where it stands, because a move would leave a copy behind.
 pub(super) struct Dek([u8; DEK_BYTES]);
 
+/// The message of the KDF, whose counter is still 0. It is put together before other work: bytes that were just written
+/// one by one and are read as a whole make the processor wait.
+pub(super) struct Seed([u8; 16]);
+
+impl Seed {
+    #[inline]
+    pub(super) fn new(nonce: &Nonce) -> Self {
+        Self(join([0, 0, b'X', 0], nonce.kdf()).to_le_bytes())
+    }
+}
+
 impl Dek {
     /// A place for a DEK, to be filled by [`Dek::derive`].
     #[inline]
@@ -27,10 +38,10 @@ impl Dek {
 
     /// Fills it: CMAC(00 01 `X` 00 ‖ nonce\[0..12\]) ‖ CMAC(00 02 `X` 00 ‖ nonce\[0..12\]).
     #[inline]
-    pub(super) fn derive(&mut self, schedule: &Schedule, nonce: &Nonce) {
-        let message = join([0, 0, b'X', 0], &nonce.kdf) ^ u128::from_le_bytes(*schedule.k1());
+    pub(super) fn derive(&mut self, schedule: &Schedule, seed: &Seed) {
+        let masked = u128::from_le_bytes(seed.0) ^ u128::from_le_bytes(*schedule.k1());
         for (half, counter) in self.0.as_chunks_mut::<16>().0.iter_mut().zip(1_u128..) {
-            *half = (message ^ counter << 8).to_le_bytes();
+            *half = (masked ^ counter << 8).to_le_bytes(); // the counter is the second byte
             schedule.encrypt_block(half);
         }
     }
@@ -58,9 +69,9 @@ impl Drop for Dek {
 /// X = AES(`XCMT` ‖ nonce\[0..12\]); C_i = AES(X ⊕ (nonce\[12..24\] ‖ 00 01 00 i) ⊕ K1) for i = 1, 2. It is public.
 #[inline]
 pub(super) fn commitment(schedule: &Schedule, nonce: &Nonce) -> Commitment {
-    let mut chain = join(*b"XCMT", &nonce.kdf).to_le_bytes();
+    let mut chain = join(*b"XCMT", nonce.kdf()).to_le_bytes();
     schedule.encrypt_block(&mut chain);
-    let last = join([0; 4], &nonce.gcm) >> 32 | 1 << 104;
+    let last = nonce.gcm() | 1 << 104;
     let last = last ^ u128::from_le_bytes(chain) ^ u128::from_le_bytes(*schedule.k1());
     let mut commitment = [0; COMMITMENT_BYTES];
     for (half, counter) in commitment.as_chunks_mut::<16>().0.iter_mut().zip(1_u128..) {
@@ -70,12 +81,8 @@ pub(super) fn commitment(schedule: &Schedule, nonce: &Nonce) -> Commitment {
     commitment
 }
 
-/// A block of four bytes and twelve as a little-endian number. It is put together in registers: bytes written one by one and
-/// read as a whole would make the processor wait for its store buffer.
+/// A block of four bytes and twelve, as a number whose least byte comes first.
 #[inline]
-fn join(head: [u8; 4], tail: &[u8; 12]) -> u128 {
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = *tail;
-    let low = u64::from(u32::from_le_bytes(head)) | u64::from(u32::from_le_bytes([a, b, c, d])) << 32;
-    let high = u64::from_le_bytes([e, f, g, h, i, j, k, l]);
-    u128::from(low) | u128::from(high) << 64
+fn join(head: [u8; 4], tail: u128) -> u128 {
+    u128::from(u32::from_le_bytes(head)) | tail << 32
 }

@@ -34,12 +34,21 @@ use crate::{
 };
 use aad::Aad;
 use aes_gcm::aead::inout::InOutBuf;
-use kdf::Dek;
+use kdf::{Dek, Seed};
 use nonce::Nonce;
 use subtle::ConstantTimeEq;
 
 /// Longest block, in bytes of plaintext (and of ciphertext): 64 MiB.
 pub const BLOCK_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Most blocks that are sealed under one AEK version, whatever its account's policy says: 2^46. Each takes at most two
+/// messages of CMAC under the AEK, of which NIST SP 800-38B (appendix B) recommends no more than 2^48, and at most five calls of
+/// AES: told from random with an advantage below 2^-32. A factor of two is left for what crashes keep from being counted.
+/// Collisions of nonces, which bind plain AES-GCM to 2^32 blocks, are far behind: C2SP gives 2^80 for a risk of 2^-32.
+pub const AEK_BLOCKS_MAX: u64 = 1 << 46;
+/// Most plaintext bytes that are sealed under one AEK version: 2^60. Every block has a DEK of its own, so AES-GCM's limits of
+/// length hold for each by itself; over all, their advantage stays below 2^-50.
+pub const AEK_BYTES_MAX: u64 = 1 << 60;
+
 /// Seals and opens blocks of one account under one AEK version. Borrowed for one call; the data path of `Account`.
 #[derive(Clone, Copy)]
 pub(crate) struct Sealer<'a> {
@@ -65,7 +74,9 @@ impl Sealer<'_> {
         address: &Address,
         buf: &mut [u8],
     ) -> Result<BlockHeader> {
-        self.seal(suite, aek_version, address, buf.into())
+        let mut header = BlockHeader::blank();
+        self.seal(suite, aek_version, address, buf.into(), &mut header)?;
+        Ok(header)
     }
 
     /// Seals `plaintext` into `ciphertext`, which is as long.
@@ -81,7 +92,9 @@ impl Sealer<'_> {
         plaintext: &[u8],
         ciphertext: &mut [u8],
     ) -> Result<BlockHeader> {
-        self.seal(suite, aek_version, address, pair(plaintext, ciphertext)?)
+        let mut header = BlockHeader::blank();
+        self.seal(suite, aek_version, address, pair(plaintext, ciphertext)?, &mut header)?;
+        Ok(header)
     }
 
     /// Opens `buf`, whose ciphertext becomes the plaintext. The schedule must be that of `header.aek_version()`.
@@ -109,19 +122,44 @@ impl Sealer<'_> {
         self.open(header, address, pair(ciphertext, plaintext)?)
     }
 
+    /// Seals `buf` and fills `header`, where it stands: on its way out through many results it would be copied as often.
+    ///
+    /// # Errors
+    /// As [`Sealer::seal_in_place`].
     #[inline]
-    fn seal(
+    pub(crate) fn seal(
         &self,
         suite: Suite,
         aek_version: u32,
         address: &Address,
         buf: InOutBuf<'_, '_, u8>,
-    ) -> Result<BlockHeader> {
+        header: &mut BlockHeader,
+    ) -> Result<()> {
         check_len(buf.len())?;
-        self.seal_with(Nonce::random()?, suite, aek_version, address, buf)
+        self.seal_under(Nonce::random()?, suite, aek_version, address, buf, header)
     }
 
     /// The nonce comes in by value, so that it seals once; outside tests it is random.
+    #[inline(always)]
+    fn seal_under(
+        &self,
+        nonce: Nonce,
+        suite: Suite,
+        aek_version: u32,
+        address: &Address,
+        buf: InOutBuf<'_, '_, u8>,
+        header: &mut BlockHeader,
+    ) -> Result<()> {
+        let seed = Seed::new(&nonce);
+        *header = BlockHeader::begin(suite, aek_version, &nonce);
+        let mut aad = Aad::blank();
+        aad.put(header.prefix(), self.account, address)?;
+        let sealed = self.seal_below(&nonce, &seed, &aad, buf, header);
+        self.backend.scrub_stack();
+        sealed
+    }
+
+    /// As [`Sealer::seal`], under a nonce of a test's.
     fn seal_with(
         &self,
         nonce: Nonce,
@@ -130,10 +168,9 @@ impl Sealer<'_> {
         address: &Address,
         buf: InOutBuf<'_, '_, u8>,
     ) -> Result<BlockHeader> {
-        let aad = Aad::new(BlockHeader::prefix_of(suite, aek_version), self.account, address)?;
-        let sealed = self.seal_below(&nonce, suite, aek_version, &aad, buf);
-        self.backend.scrub_stack();
-        sealed
+        let mut header = BlockHeader::blank();
+        self.seal_under(nonce, suite, aek_version, address, buf, &mut header)?;
+        Ok(header)
     }
 
     // A frame of its own, so that the scrub of its caller reaches everything that it leaves on the stack.
@@ -141,41 +178,52 @@ impl Sealer<'_> {
     fn seal_below(
         &self,
         nonce: &Nonce,
-        suite: Suite,
-        aek_version: u32,
+        seed: &Seed,
         aad: &Aad,
         buf: InOutBuf<'_, '_, u8>,
-    ) -> Result<BlockHeader> {
+        header: &mut BlockHeader,
+    ) -> Result<()> {
         let mut dek = Dek::blank();
-        dek.derive(self.schedule, nonce);
-        let tag = aead::seal(self.backend, &dek, &nonce.gcm, aad.as_bytes(), buf)?;
-        let commitment = match suite {
+        dek.derive(self.schedule, seed);
+        let tag = aead::seal(self.backend, &dek, &nonce.gcm_bytes(), aad.as_bytes(), buf)?;
+        let commitment = match header.suite() {
             Suite::XaesGcm => None,
             Suite::XaesGcmCommit => Some(kdf::commitment(self.schedule, nonce)),
         };
-        Ok(BlockHeader::assemble(aek_version, nonce, &tag, commitment.as_ref()))
+        header.finish(&tag, commitment.as_ref());
+        Ok(())
     }
 
-    fn open(&self, header: &BlockHeader, address: &Address, buf: InOutBuf<'_, '_, u8>) -> Result<()> {
+    #[inline]
+    pub(crate) fn open(&self, header: &BlockHeader, address: &Address, buf: InOutBuf<'_, '_, u8>) -> Result<()> {
         check_len(buf.len())?;
-        let aad = Aad::new(BlockHeader::prefix_of(header.suite(), header.aek_version()), self.account, address)?;
-        let opened = self.open_below(header, &aad, buf);
+        let nonce = header.nonce_of_block();
+        let seed = Seed::new(&nonce);
+        let mut aad = Aad::blank();
+        aad.put(header.prefix(), self.account, address)?;
+        let opened = self.open_below(header, &nonce, &seed, &aad, buf);
         self.backend.scrub_stack();
         opened
     }
 
     #[inline(never)] // as `seal_below`
-    fn open_below(&self, header: &BlockHeader, aad: &Aad, buf: InOutBuf<'_, '_, u8>) -> Result<()> {
-        let nonce = header.nonce_halves();
+    fn open_below(
+        &self,
+        header: &BlockHeader,
+        nonce: &Nonce,
+        seed: &Seed,
+        aad: &Aad,
+        buf: InOutBuf<'_, '_, u8>,
+    ) -> Result<()> {
         if let Some(stored) = header.commitment()
-            && !bool::from(kdf::commitment(self.schedule, &nonce).ct_eq(&stored))
+            && !bool::from(kdf::commitment(self.schedule, nonce).ct_eq(&stored))
         {
             buf.into_out().fill(0);
             return Err(Corrupt::Commitment.into());
         }
         let mut dek = Dek::blank();
-        dek.derive(self.schedule, &nonce);
-        aead::open(self.backend, &dek, &nonce.gcm, aad.as_bytes(), &header.tag(), buf)
+        dek.derive(self.schedule, seed);
+        aead::open(self.backend, &dek, &nonce.gcm_bytes(), aad.as_bytes(), &header.tag(), buf)
     }
 }
 
@@ -186,7 +234,7 @@ pub(crate) fn check_len(len: usize) -> Result<()> {
     Err(Error::Invalid(format!("a block has at most {BLOCK_BYTES_MAX} bytes, this one has {len}: seal it in parts")))
 }
 
-fn pair<'i, 'o>(input: &'i [u8], output: &'o mut [u8]) -> Result<InOutBuf<'i, 'o, u8>> {
+pub(crate) fn pair<'i, 'o>(input: &'i [u8], output: &'o mut [u8]) -> Result<InOutBuf<'i, 'o, u8>> {
     let (input_len, output_len) = (input.len(), output.len());
     InOutBuf::new(input, output).map_err(|_| {
         Error::Invalid(format!("the output has {output_len} bytes and the input {input_len}: they must be as long"))

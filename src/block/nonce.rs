@@ -18,11 +18,43 @@ pub const NONCE_BYTES: usize = 24;
 const BYTES_PER_SEED: u32 = 1024 * 1024;
 const NONCES_PER_SEED: u32 = BYTES_PER_SEED / NONCE_BYTES as u32;
 
-/// The nonce of one block: the half that goes into the DEK, and the half that goes into GCM.
+/// The nonce of one block: the half that goes into the DEK, and the half that goes into GCM. Kept as words, which stay in
+/// registers from the generator on: bytes that were just written one by one and are read as a whole make the processor wait.
 /// A seal takes it by value and it cannot be copied, so it seals once.
-pub(super) struct Nonce {
-    pub(super) kdf: [u8; 12],
-    pub(super) gcm: [u8; 12],
+pub(super) struct Nonce([u64; 3]);
+
+impl Nonce {
+    #[inline]
+    pub(super) fn from_bytes(bytes: &[u8; NONCE_BYTES]) -> Self {
+        let mut words = [0; 3];
+        words.iter_mut().zip(bytes.as_chunks().0).for_each(|(word, bytes)| *word = u64::from_le_bytes(*bytes));
+        Self(words)
+    }
+
+    #[inline]
+    pub(super) fn to_bytes(&self) -> [u8; NONCE_BYTES] {
+        let mut bytes = [0; NONCE_BYTES];
+        bytes.as_chunks_mut().0.iter_mut().zip(self.0).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
+        bytes
+    }
+
+    /// The first half, as a number whose least byte comes first.
+    #[inline]
+    pub(super) fn kdf(&self) -> u128 {
+        u128::from(self.0[0]) | u128::from(self.0[1] as u32) << 64
+    }
+
+    /// The second half, likewise.
+    #[inline]
+    pub(super) fn gcm(&self) -> u128 {
+        u128::from(self.0[1] >> 32) | u128::from(self.0[2]) << 32
+    }
+
+    #[inline]
+    pub(super) fn gcm_bytes(&self) -> [u8; 12] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = self.gcm().to_le_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l]
+    }
 }
 
 struct Source {
@@ -44,7 +76,7 @@ impl Nonce {
     #[inline]
     pub(super) fn random() -> Result<Self> {
         let generation = fork_generation()?;
-        let mut nonce = Self { kdf: [0; 12], gcm: [0; 12] };
+        let mut nonce = Self([0; 3]);
         let drawn = SOURCE.try_with(|source| {
             let mut source = source.try_borrow_mut().ok()?;
             Some(match &mut *source {
@@ -59,8 +91,9 @@ impl Nonce {
             Ok(Some(drawn)) => drawn?,
             // The thread is ending, or a signal handler seals in the midst of a draw.
             _ => {
-                fill_random(&mut nonce.kdf)?;
-                fill_random(&mut nonce.gcm)?;
+                let mut bytes = [0; NONCE_BYTES];
+                fill_random(&mut bytes)?;
+                nonce = Self::from_bytes(&bytes);
             }
         }
         Ok(nonce)
@@ -78,8 +111,7 @@ impl Source {
     #[inline]
     fn draw(&mut self, nonce: &mut Nonce) {
         self.left = self.left.saturating_sub(1);
-        self.rng.fill_bytes(&mut nonce.kdf);
-        self.rng.fill_bytes(&mut nonce.gcm);
+        nonce.0 = std::array::from_fn(|_| self.rng.next_u64());
     }
 }
 
@@ -93,11 +125,7 @@ mod tests {
     };
 
     fn draw() -> [u8; NONCE_BYTES] {
-        let nonce = Nonce::random().unwrap();
-        let mut bytes = [0; NONCE_BYTES];
-        bytes[..12].copy_from_slice(&nonce.kdf);
-        bytes[12..].copy_from_slice(&nonce.gcm);
-        bytes
+        Nonce::random().unwrap().to_bytes()
     }
 
     #[test]

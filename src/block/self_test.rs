@@ -54,7 +54,7 @@ type Fault = String;
 
 fn known_answer(sealer: &Sealer<'_>, suite: Suite, expected: &[u8]) -> Result<(), Fault> {
     let address = Address::from(7_u64);
-    let nonce = Nonce { kdf: *b"ABCDEFGHIJKL", gcm: *b"MNOPQRSTUVWX" };
+    let nonce = Nonce::from_bytes(b"ABCDEFGHIJKLMNOPQRSTUVWX");
     let mut buf = PLAINTEXT;
     let header = sealer.seal_with(nonce, suite, AEK_VERSION, &address, (&mut buf[..]).into()).map_err(in_words)?;
     ensure(header.as_bytes() == expected && buf == CIPHERTEXT, "a known block was sealed to other bytes")?;

@@ -33,7 +33,7 @@ impl Key {
 }
 
 fn nonce(bytes: &[u8]) -> Nonce {
-    Nonce { kdf: bytes[..12].try_into().unwrap(), gcm: bytes[12..].try_into().unwrap() }
+    Nonce::from_bytes(bytes.try_into().unwrap())
 }
 
 fn account(id: &str) -> AccountId {

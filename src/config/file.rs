@@ -299,6 +299,7 @@ impl ConfigFile {
             require_recoverable: self.require_recoverable.unwrap_or(default.require_recoverable),
             retention: self.retention.unwrap_or(default.retention),
             purge_protection: self.purge_protection.unwrap_or(default.purge_protection),
+            scheduled_work: default.scheduled_work,
         };
         settings.validate()?;
         let token = self.token.resolve();

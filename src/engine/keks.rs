@@ -44,6 +44,8 @@ pub struct KekStatus {
     pub name: KekName,
     /// Oldest first.
     pub versions: Vec<KekVersionStatus>,
+    /// When it is rotated by schedule.
+    pub policy: KekPolicy,
 }
 
 /// The CKA_LABEL of a KEK version that keyleash makes.
@@ -204,7 +206,7 @@ impl Engine {
             let current = version.version == record.current;
             versions.push(KekVersionStatus { current, record: version, in_token, in_standby });
         }
-        Ok(KekStatus { name: name.clone(), versions })
+        Ok(KekStatus { name: name.clone(), versions, policy: record.policy })
     }
 
     async fn find_kek(&self, name: &KekName, version: &KekVersionRecord) -> Result<Option<KekInfo>, TokenError> {

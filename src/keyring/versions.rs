@@ -20,9 +20,9 @@ use std::sync::Arc;
 
 impl Keyring {
     /// Adds the AEK version that was just stored to the account's keys, if anybody has them.
-    pub(crate) fn admit_version(&self, id: &AccountId, wrapped: &WrappedAek, proof: &NewProof) -> Result<()> {
-        let Some(keys) = self.alive(id) else { return Ok(()) };
-        let slot = AekSlot::new(id.clone(), wrapped.aek_version, proof.leash.clone())?;
+    pub(crate) fn admit_version(&self, record: &AccountRecord, wrapped: &WrappedAek, proof: &NewProof) -> Result<()> {
+        let Some(keys) = self.alive(&record.account) else { return Ok(()) };
+        let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
         // Refused by a denial in between: new blocks are sealed under it all the same, so its lease's word counts.
         let _ = self.admit(&slot, &proof.aek, proof.epoch, proof.asked);
         keys.add(slot);
@@ -51,7 +51,7 @@ impl Keyring {
                 continue;
             }
             let leash = self.leash(&wrapped.kek).await?;
-            let slot = AekSlot::new(keys.id.clone(), wrapped.aek_version, leash)?;
+            let slot = AekSlot::new(leash, self.meter(record, wrapped))?;
             let place = slot.leash.budget().on_demand().await;
             match self.unwrap_found(&slot, &slot, wrapped, self.clock.now(), place).await {
                 Ok(()) | Err(Error::Denied(_)) => {

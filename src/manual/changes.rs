@@ -30,3 +30,8 @@
 //! - **`call_timeout` is at most `poll_interval`, and `grace` at least their sum**: else a proof that hangs delays the next
 //!   one past promise 1, or a lease lapses between two proofs.
 //! - **An empty store file is refused**, not filled: it may be a store that was truncated.
+//! - **Sealed blocks and bytes are counted after the fact, not reserved ahead.** A reservation would cost a write of the store for
+//!   every account that is opened, and make a policy of few blocks come early by what others have reserved. What a crash may
+//!   lose is bounded on the data path instead, and the limit of the suite leaves a factor of two for it.
+//! - **Whoever waits for the scheduled work goes by how long its record did not change, by CLOCK_BOOTTIME**, and by the wall clock
+//!   only beside that: a holder whose wall clock is wrong is replaced all the same.

@@ -185,7 +185,16 @@
 //! | KEK versions | 1024 |
 //! | configuration file | 64 KiB |
 //!
-//! Nonces are random: 24 bytes, of which a collision is a matter of 2^80 blocks per AEK at a risk of 2^-32 (C2SP).
+//! | blocks sealed under an AEK version | 2^46 |
+//! | bytes sealed under an AEK version | 2^60 |
+//!
+//! Nonces are random: 24 bytes, of which a collision is a matter of 2^80 blocks per AEK at a risk of 2^-32 (C2SP). The 2^32 blocks
+//! of plain AES-GCM with random nonces (NIST SP 800-38D) do not bind, because every half of a nonce has a DEK of its own. What
+//! binds first is the derivation: each block takes two messages of CMAC under the AEK (in suite 2 five calls of AES in all), and
+//! NIST SP 800-38B recommends no more than 2^48 messages. Sealing is refused behind 2^46 blocks, which leaves a factor of two for
+//! what crashes keep from being counted; the engine that does the scheduled work rotates at half of it, whatever the policy
+//! says. What was sealed under a version is in its record, as far as it was written down: every engine adds its own counts, at
+//! the latest when they are 2^30 blocks of one thread.
 //!
 //! # What these formats do not protect
 //!

@@ -5,11 +5,13 @@
 //! - [`format`](mod@format): every byte at rest, enough to write a reader in another language.
 //! - [`operations`]: set-up, PINs, memory limits, backups, tests.
 //! - [`drills`]: rehearsals on a real token, and their report.
+//! - [`performance`]: what is measured, how, and how to read a target that was missed.
 //! - [`changes`]: where this differs from its starting design and why, and what stays compatible.
 
 pub mod changes;
 pub mod drills;
 pub mod format;
 pub mod operations;
+pub mod performance;
 pub mod promises;
 pub mod threats;

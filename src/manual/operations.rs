@@ -176,6 +176,42 @@
 //! no process has it open, or from a snapshot of the file system, which is as a crash to it. A store that is older than a
 //! backup of the blocks may miss accounts or AEK versions: back the store up last. Try a restore before it is needed.
 //!
+//! # Schedules
+//!
+//! `keyleash account policy` has an account's AEK rotated by age, by sealed blocks or by sealed bytes, whichever is reached first;
+//! `keyleash kek policy` has a KEK rotated by age, and whatever its older versions wrap moved to the current one, also what an
+//! operator's own rotation left. Without a policy nothing is rotated, but for an AEK version that has sealed half of what the
+//! suite allows. `keyleash schedule` shows what is due, what comes next, and who does the work; it changes nothing.
+//!
+//! - **Who does it.** Every engine whose [`scheduled_work`](crate::config::Settings::scheduled_work) is set (the default; the
+//!   command line has it off) waits for its turn; one per store has the work, by a lease of 60 s in the store's work record, and
+//!   is replaced some 75 s after it was last heard of. Where no service runs, call `keyleash schedule --run` from a timer: it holds
+//!   the work for 10 s at a time, waits for whoever crashed before it, and leaves the work to a service that is alive.
+//! - **When.** The holder passes over the store every 15 minutes, and begins when it takes over. A page of 1000 accounts at a
+//!   time, it reads every record once and rests nine times as long as that took: over 1,000,000 accounts in the embedded store some
+//!   35 s of one core, spread over more than five minutes. What is due by counts is rotated at once, when
+//!   it is the holder that writes the count down, else with the next pass. Rotations and re-wraps run in the background share of
+//!   `resume_rate`, up to eight accounts at once.
+//! - **Missed.** A rotation makes a version whose age and counts begin anew, so a schedule that was missed three times is
+//!   caught up once. Nothing is rotated twice: a rotation names the version that it saw as due, and whoever comes second finds
+//!   another one. What the lease and clocks have to do with that is in `rotate/hold.rs`: they spare doubled work, no more. One thing
+//!   is left of two engines that rotate one KEK at once: a key in the token that no KEK names, and that is told.
+//! - **What fails** is told once ([`Event::ScheduleFailed`](crate::telemetry::Event::ScheduleFailed)), left as it was, and tried again
+//!   with each pass; damaged records in a re-wrap once a day. Accounts under a KEK that is denied or silent wait. An account
+//!   with 256 AEK versions is not rotated any further: retire those that no block uses.
+//! - **Wall clocks** decide what is due by age. A version that was made under a clock that was ahead is due that much later.
+//!
+//! What is sealed is counted in memory and written into the account's record when it is 2^20 blocks, 2^36 bytes or a sixteenth of
+//! what the policy allows, and after an hour at the latest: a million accounts in use cost the store some 280 writes a second. A
+//! crash loses what was not written; [`Engine::write_usage`](crate::Engine::write_usage) before a clean end loses nothing.
+//!
+//! # Keys that come and go in the token
+//!
+//! A key that a vendor's tool rotated, without anybody telling keyleash, is the classic way to lose access. Once in 20 poll intervals
+//! (by default 5 minutes) an engine asks the token for its keys, and tells each change once: a key that no KEK names, a KEK version
+//! that is gone and not retired, and one that is back. Keys that were there when the engine began are told only if they bear the label
+//! of a KEK, because tokens are shared. That is news and no verdict: what is denied is learned from proofs.
+//!
 //! # Tests
 //!
 //! - `softhsm/with-token cargo test`: everything, with a real token; without its variables the tests of token and command
@@ -191,5 +227,6 @@
 //! - `softhsm/with-token cargo test --test softhsm -- --nocapture`: the promises on real tokens alone, with what was measured. Installs p11-kit
 //!   and builds the fault shim (`softhsm/fault-shim`) where they are missing. `softhsm/with-token --shim COMMAND…` runs any
 //!   command on a module that fails as a control file says.
+//! - `benches/report`: how fast it is, beside its targets; see [`performance`](super::performance). No test, and CI measures nothing.
 //! - `cargo test --test store`: the key store alone, with its kills; `PROPTEST_CASES=100000 cargo test --test store records`
 //!   for long runs of the record decoder.

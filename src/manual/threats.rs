@@ -27,5 +27,8 @@
 //! - **Traffic analysis**: lengths and access patterns are visible.
 //! - **Denial of service**: whoever can fill the disk, stop the token or delete the store stops the service. Data is not
 //!   lost by it, but for what was deleted.
+//! - **Counts that are put back.** Limits of sealed blocks and bytes stand on counts in the key store: whoever can write it can lower
+//!   them, and a crash loses what was not written down yet (at most 2^30 blocks for each thread, in practice what was sealed in
+//!   the last round). The limit of the suite leaves room for 500 losses of that greatest size under one AEK version.
 //! - **Loss of the KEK.** A KEK without a backup that is destroyed takes every AEK with it, and every block. That is what
 //!   shredding means.

@@ -18,19 +18,40 @@ impl Engine {
     /// others change the account all the time; [`Error::Store`]: nothing was acknowledged, and another try may add one
     /// more; what the token fails with.
     pub async fn rotate_account(&self, id: &AccountId) -> Result<u32> {
-        let _guard = self.keyring().shut_guard(id);
         let (first, _) = self.load_account(id).await?;
-        if let Some(deletion) = first.deleted {
-            return Err(deleted(id, deletion));
-        }
         let before = first.current().map_or(0, |current| current.aek_version);
+        let (current, _) = self.rotate_aek(id, before, || Ok(())).await?;
+        Ok(current)
+    }
+
+    /// As [`Engine::rotate_account`], if the current AEK version is `expected`; `None` when it is another one by now. However
+    /// many rotate one version at once, one does.
+    ///
+    /// # Errors
+    /// As [`Engine::rotate_account`].
+    pub async fn rotate_account_from(&self, id: &AccountId, expected: u32) -> Result<Option<u32>> {
+        let (current, made) = self.rotate_aek(id, expected, || Ok(())).await?;
+        Ok(made.then_some(current))
+    }
+
+    /// The current AEK version afterwards, and whether this call made it. `may_write` is asked before every write.
+    pub(super) async fn rotate_aek(
+        &self,
+        id: &AccountId,
+        expected: u32,
+        may_write: impl Fn() -> Result<()>,
+    ) -> Result<(u32, bool)> {
+        let _guard = self.keyring().shut_guard(id);
         for _ in 0..CONFLICTS_MAX {
             let (mut record, seen) = self.load_account(id).await?;
+            if let Some(deletion) = record.deleted {
+                return Err(deleted(id, deletion));
+            }
             let Some(current) = record.current() else { break };
-            if current.aek_version > before {
-                // Somebody else rotated it since this began; that is what was asked for.
+            if current.aek_version != expected {
+                // Somebody else rotated it since; that is what was asked for.
                 self.keyring().learn(id).await?;
-                return Ok(current.aek_version);
+                return Ok((current.aek_version, false));
             }
             if record.versions.len() >= AEK_VERSIONS_MAX {
                 return Err(Error::Invalid(format!(
@@ -42,11 +63,12 @@ impl Engine {
             };
             let (wrapped, proof) = self.new_aek(id, next, &current.kek.name.clone()).await?;
             record.versions.push(wrapped.clone());
+            may_write()?;
             match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
                 Ok(_) => {
-                    self.keyring().admit_version(id, &wrapped, &proof)?;
+                    self.keyring().admit_version(&record, &wrapped, &proof)?;
                     self.leave_if_retired(id, &wrapped).await?;
-                    return Ok(next);
+                    return Ok((next, true));
                 }
                 Err(Error::Conflict(_)) => {}
                 Err(error) => return Err(error),

@@ -22,15 +22,55 @@ impl Engine {
     /// token, unused, and the error names it; else as [`Engine::create_kek`].
     pub async fn rotate_kek(&self, name: &KekName) -> Result<KekVersionRecord> {
         let (record, seen) = self.load_kek(name).await?;
-        let (_, current) = self.current_kek(name).await?;
-        let next = KekVersion::new(name.clone(), next_version(&record)?);
+        self.next_kek(record, &seen, || Ok(())).await
+    }
+
+    /// As [`Engine::rotate_kek`], if the current version is `expected`; `None` when it is another one by now. However many
+    /// rotate one version at once, one does.
+    ///
+    /// # Errors
+    /// As [`Engine::rotate_kek`].
+    pub async fn rotate_kek_from(&self, name: &KekName, expected: u32) -> Result<Option<KekVersionRecord>> {
+        self.rotate_kek_held(name, expected, || Ok(())).await
+    }
+
+    /// As [`Engine::rotate_kek_from`]. `may_write` is asked before every write.
+    pub(super) async fn rotate_kek_held(
+        &self,
+        name: &KekName,
+        expected: u32,
+        may_write: impl Fn() -> Result<()>,
+    ) -> Result<Option<KekVersionRecord>> {
+        let (record, seen) = self.load_kek(name).await?;
+        if record.current != expected {
+            return Ok(None);
+        }
+        match self.next_kek(record, &seen, may_write).await {
+            Err(conflict @ Error::Conflict(_)) => {
+                let current = self.kek_record(name).await?.current;
+                if current == expected { Err(conflict) } else { Ok(None) }
+            }
+            made => made.map(Some),
+        }
+    }
+
+    async fn next_kek(
+        &self,
+        record: KekRecord,
+        seen: &StoreVersion,
+        may_write: impl Fn() -> Result<()>,
+    ) -> Result<KekVersionRecord> {
+        let (name, current) = self.current_kek(&record.name).await?;
+        let next = KekVersion::new(name.name, next_version(&record)?);
         let seat = self.keyring().tokens.holder(&next, &current.token)?;
         let old = seat.token.find_kek(&current.id).await?;
         let destroyable = old.is_some_and(|info| info.destroyable == Some(true));
+        may_write()?;
         let info = self.make_kek(seat, &next, current.profile, destroyable).await?;
         let now = self.keyring().clock.unix_now();
         let version = KekVersionRecord::new(now, next.version, info.id, current.profile, current.token);
-        self.add_version(record, &seen, version).await
+        may_write()?;
+        self.add_version(record, seen, version).await
     }
 
     /// Makes a key that an operator made in the token the next version of a KEK, and its current one.

@@ -9,6 +9,10 @@
 //! | `rewrap.rs` | every AEK of a KEK to its current version; one account to another KEK |
 //! | `aek.rs` | new AEK versions of an account, and their retirement |
 //! | `delete.rs` | soft deletion, undeletion, purge |
+//! | `schedule.rs` | what is due by schedule, pure |
+//! | `hold.rs` | who does the scheduled work of a store: one engine at a time |
+//! | `work.rs`, `pass.rs` | the scheduled work: when, and what |
+//! | `view.rs` | policies, and what is due by them, shown without doing it |
 
 use crate::{
     engine::Engine,
@@ -22,12 +26,22 @@ use crate::{
 
 mod aek;
 mod delete;
+mod hold;
 mod kek;
+mod pass;
 mod rewrap;
+mod schedule;
+mod view;
+mod work;
 
 pub(crate) use self::delete::deleted;
 pub use self::delete::utc;
+pub use self::pass::{WORK_FAILURES_MAX, WorkReport};
 pub use self::rewrap::{REWRAP_FAILURES_MAX, RewrapFailure, RewrapOptions, RewrapProgress, RewrapReport};
+pub use self::schedule::{Due, POLICY_AGE_MAX, POLICY_AGE_MIN, aek_due, aek_due_at, kek_due, kek_due_at};
+pub use self::view::{AekSchedule, KekSchedule, Schedule, VIEW_ACCOUNTS_MAX};
+pub use self::work::PASS_EVERY;
+pub(crate) use self::work::start as start_work;
 
 /// How often a change is tried again because somebody else changed the record in between. Each such somebody got on.
 const CONFLICTS_MAX: usize = 32;

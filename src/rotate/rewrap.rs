@@ -3,7 +3,7 @@
 //! Of each AEK: unwrap, verify, wrap, verify by a second unwrap, compare-and-put. What is left to do is what the store's
 //! index still finds under the other versions, so that nothing needs to be remembered for going on after a crash.
 
-use super::{CONFLICTS_MAX, delete::again_and_again};
+use super::{CONFLICTS_MAX, delete::again_and_again, hold::Hold};
 use crate::{
     budget::{Budget, Place},
     engine::Engine,
@@ -93,15 +93,26 @@ enum Which {
     All,
 }
 
-/// The pace of token calls.
-struct Pace {
+/// The pace of token calls, and whether there may be any.
+pub(super) struct Pace {
     own: Option<Budget>,
+    /// Of scheduled work: it stops when its holder is another engine.
+    hold: Option<Arc<Hold>>,
 }
 
 impl Pace {
+    /// Of scheduled work.
+    pub(super) fn held(hold: Arc<Hold>) -> Self {
+        Self { own: None, hold: Some(hold) }
+    }
+
     /// A place for a call under that lease.
     async fn place(&self, leash: &Leash) -> Place {
         self.own.as_ref().unwrap_or(leash.budget()).background().await
+    }
+
+    fn may_write(&self, keyring: &Keyring) -> Result<()> {
+        self.hold.as_ref().map_or(Ok(()), |hold| hold.check(keyring.clock.now()))
     }
 }
 
@@ -121,7 +132,19 @@ impl Engine {
         options: RewrapOptions,
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
-        let pace = Arc::new(Pace { own: options.rate.map(|rate| Budget::new(rate, self.keyring().clock.clone())) });
+        let own = options.rate.map(|rate| Budget::new(rate, self.keyring().clock.clone()));
+        self.rewrap_at(kek, options.dry_run, Pace { own, hold: None }, progress).await
+    }
+
+    /// As [`Engine::rewrap_kek`], at a given pace.
+    pub(super) async fn rewrap_at(
+        &self,
+        kek: &KekName,
+        dry_run: bool,
+        pace: Pace,
+        progress: impl Fn(RewrapProgress) + Send,
+    ) -> Result<RewrapReport> {
+        let pace = Arc::new(pace);
         let mut run = Run::new(self, self.target(kek).await?, pace);
         for version in self.old_versions(kek, &run.target).await? {
             run.found += self.count_wrapped_by(&version).await?;
@@ -130,7 +153,7 @@ impl Engine {
         for _ in 0..PASSES_MAX {
             let done_before = run.report.accounts;
             for version in self.old_versions(kek, &run.target).await? {
-                run.pass(&version, options.dry_run, &progress).await?;
+                run.pass(&version, dry_run, &progress).await?;
                 if run.report.stopped.is_some() {
                     return Ok(run.report);
                 }
@@ -140,7 +163,7 @@ impl Engine {
             let moved_on = target.kek != run.target.kek;
             run.target = target;
             run.report.to = run.target.kek.clone();
-            if options.dry_run || !moved_on && run.report.accounts == done_before {
+            if dry_run || !moved_on && run.report.accounts == done_before {
                 break;
             }
         }
@@ -161,7 +184,7 @@ impl Engine {
 
     /// As [`Engine::move_account`], without asking whether the KEK is good enough for a new account.
     pub(crate) async fn relocate(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
-        let pace = Pace { own: None };
+        let pace = Pace { own: None, hold: None };
         let mut moved = false;
         for _ in 0..CONFLICTS_MAX {
             let target = self.target(kek).await?;
@@ -281,6 +304,10 @@ impl<'a> Run<'a> {
                 return;
             }
         };
+        if let (Err(lost), Err(_)) = (self.pace.may_write(self.engine.keyring()), &outcome) {
+            self.report.stopped.get_or_insert(lost);
+            return;
+        }
         match outcome {
             Ok(0) => {} // somebody else has moved or purged it
             Ok(aeks) => {
@@ -344,6 +371,7 @@ async fn move_aeks(keyring: &Arc<Keyring>, id: &AccountId, target: &Target, whic
                 *place = aek;
             }
         }
+        pace.may_write(keyring)?;
         match keyring.store.replace(&record.key(), &seen, record.put()?).await {
             Ok(_) => {
                 if which == Which::All {

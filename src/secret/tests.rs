@@ -62,6 +62,15 @@ fn memory_that_cannot_be_locked_and_is_refused_is_given_back() {
 }
 
 #[test]
+fn the_memory_that_is_asked_for_holds_all_keys_and_what_stands_beside_them() {
+    let mut chunk = Vec::new();
+    map_chunk(&mut chunk, false, |_| Ok(())).unwrap();
+    for cells in [1, 64, 963, 1_000, 1_000_000] {
+        assert!(bytes_with(cells) / CHUNK_BYTES * chunk.len() > cells, "{cells}");
+    }
+}
+
+#[test]
 fn a_forked_child_wipes_without_waiting_for_operations_of_its_parents_threads() {
     let slot = KeySlot::new().unwrap();
     slot.fill(&Aek::generate().unwrap(), ONE);

@@ -113,12 +113,11 @@ impl Shared {
 
     /// Uses the database; opens it first when an error closed it, and closes it on an error.
     fn with_database<T>(&self, work: impl FnOnce(&Database) -> Result<T, RedbError>) -> Result<T> {
-        // A panic inside redb poisons the lock; the database it leaves refuses by itself what it cannot do.
         loop {
             if let Some(database) = &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
-                match work(database) {
+                match file::guarded(&self.path, || work(database).map_err(|error| file::failed(&self.path, error))) {
                     Ok(value) => return Ok(value),
-                    Err(error) => break Err(file::failed(&self.path, error)),
+                    refused => break refused,
                 }
             }
             let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +125,7 @@ impl Shared {
                 *database = Some(file::open(&self.path)?);
             }
         }
-        .inspect_err(|_| *self.database.write().unwrap_or_else(PoisonError::into_inner) = None)
+        .inspect_err(|_| file::close(&self.path, self.database.write().unwrap_or_else(PoisonError::into_inner).take()))
     }
 
     fn write_waiting(&self) {
@@ -150,6 +149,12 @@ impl Shared {
             // Whoever asked may have stopped waiting.
             let _ = reply.send(outcome);
         }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        file::close(&self.path, self.database.get_mut().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 

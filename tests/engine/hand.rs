@@ -1,4 +1,4 @@
-//! A store whose reads and deletes a test holds up.
+//! A store whose reads, writes and deletes a test holds up.
 
 use async_trait::async_trait;
 use keyleash::{
@@ -15,6 +15,7 @@ type Chosen = Box<dyn Fn(&Key) -> bool + Send>;
 pub(crate) struct HandStore {
     inner: Arc<MemoryStore>,
     reads: Mutex<Option<Chosen>>,
+    writes: Mutex<bool>,
     deletes: Mutex<bool>,
     let_go: Arc<Notify>,
 }
@@ -29,6 +30,11 @@ impl HandStore {
         *self.reads.lock().unwrap() = Some(Box::new(which));
     }
 
+    /// Writes hang until [`HandStore::let_go`], and happen then if somebody still waits for them.
+    pub(crate) fn hold_writes(&self) {
+        *self.writes.lock().unwrap() = true;
+    }
+
     /// Deletes are under way until [`HandStore::let_go`], and happen then, whether or not somebody still waits for them.
     pub(crate) fn hold_deletes(&self) {
         *self.deletes.lock().unwrap() = true;
@@ -36,6 +42,7 @@ impl HandStore {
 
     pub(crate) fn let_go(&self) {
         *self.reads.lock().unwrap() = None;
+        *self.writes.lock().unwrap() = false;
         *self.deletes.lock().unwrap() = false;
         self.let_go.notify_waiters();
     }
@@ -56,6 +63,10 @@ impl KeyStore for HandStore {
     }
 
     async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion> {
+        let held = *self.writes.lock().unwrap();
+        if held {
+            self.let_go.notified().await;
+        }
         self.inner.replace(key, expected, put).await
     }
 

@@ -9,10 +9,12 @@ mod leash;
 mod moved;
 mod open;
 mod rotate;
+mod schedule;
 mod standby;
 mod start_up;
 mod tamper;
 mod tokens;
+mod usage;
 
 use keyleash::{
     Account, Engine,

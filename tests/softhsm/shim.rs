@@ -349,6 +349,14 @@ fn every_row_of_the_verdicts() {
         }
         println!("{}verdicts: {asked} codes", crate::bench::MEASURED);
 
+        // One code alone takes no key away, from a session and with a handle that are new either.
+        for code in [0x68, 0x200, 0x1b, 0x63, 0x70, 0x13] {
+            token.renew_context().await.unwrap();
+            bench.fail(&format!("C_Decrypt rv={code:#x} count=1"));
+            let back = token.unwrap(&gcm, &wrapped, &BINDING).await;
+            assert_eq!(back.as_ref(), Ok(&aek), "{code:#x} once");
+        }
+
         // Trouble that ends at whatever point of retry and diagnosis is an outage, or nothing at all.
         for code in [0x30, 0x5, 0x6] {
             for count in 1..=16 {

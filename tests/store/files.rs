@@ -34,6 +34,7 @@ async fn a_new_store_is_for_its_owner_alone_and_leaves_nothing_beside_it() {
     let names: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["store.redb"]);
     RedbStore::open_existing(&path).await.unwrap();
+    drop(RedbStore::open(directory.path().join("x".repeat(255))).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -112,6 +113,9 @@ async fn a_path_that_cannot_hold_a_store_is_refused_with_what_to_do() {
     assert!(!directory.path().join("no").exists());
 
     assert_misconfigured(&refusal(directory.path()).await, "regular file");
+    let pipe = directory.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    assert_misconfigured(&refusal(&pipe).await, "regular file");
     let file = directory.path().join("file");
     fs::write(&file, "x").unwrap();
     assert_misconfigured(&refusal(&file.join("store.redb")).await, "a file where a directory should be");
@@ -134,6 +138,44 @@ async fn a_cut_store_is_refused_and_never_made_anew() {
             assert_misconfigured(&error, if len == 0 { "is empty" } else { "no redb file" });
         }
         assert_eq!(fs::read(&cut).unwrap().len(), len);
+    }
+}
+
+/// redb panics over it.
+#[tokio::test]
+async fn damage_that_redb_does_not_look_for_is_damage_all_the_same() {
+    const TABLE: &[u8] = b"keyleash.meta";
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    drop(RedbStore::open(&path).await.unwrap());
+    let mut bytes = fs::read(&path).unwrap();
+    let places: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(TABLE)).collect();
+    assert!(!places.is_empty());
+    places.iter().for_each(|at| bytes[*at] = 0xff); // no UTF-8
+    fs::write(&path, bytes).unwrap();
+    let error = refusal(&path).await;
+    assert!(matches!(&error, Error::Corrupt(_)) && error.to_string().contains("damaged"), "{error}");
+}
+
+/// redb fails as it closes the file, which it does when the store is dropped.
+#[tokio::test]
+async fn damage_that_shows_when_the_store_is_dropped_does_not_end_the_process() {
+    const WORD: [u8; 8] = [0xff; 8]; // of redb's lists of free pages
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    let store = RedbStore::open(&path).await.unwrap();
+    store.create(&account("a"), put(b"value", &[])).await.unwrap();
+    drop(store);
+    let whole = fs::read(&path).unwrap();
+    let is_first = |at: &usize| whole[*at..].starts_with(&WORD) && whole[at - 1] != 0xff;
+    for at in (1..whole.len()).filter(is_first) {
+        let mut bytes = whole.clone();
+        bytes[at + 4] = 0xfd;
+        fs::write(&path, bytes).unwrap();
+        match RedbStore::open(&path).await {
+            Ok(store) => drop((store.get(&account("a")).await, store)),
+            Err(error) => assert!(matches!(&error, Error::Corrupt(_)), "{at}: {error}"),
+        }
     }
 }
 

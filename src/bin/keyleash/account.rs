@@ -1,9 +1,10 @@
-//! `account create`, `list`, `show`, `rotate`, `retire`, `move`, `delete`, `undelete`, `purge`.
+//! `account create`, `list`, `show`, `rotate`, `policy`, `retire`, `move`, `delete`, `undelete`, `purge`.
 
 use crate::{
     args::Account,
     exit::Failure,
-    output::{Output, columns, hex},
+    output::{Output, columns, count, hex},
+    schedule::{aek_policy, aek_policy_json, aek_policy_words},
     setup::{Setup, Store, account_id, kek_name, kek_version},
 };
 use keyleash::{
@@ -12,7 +13,7 @@ use keyleash::{
     rotate::utc,
     store::{
         self, Filter, Key, KeyStore, PAGE_KEYS_MAX,
-        record::{AccountRecord, Deletion},
+        record::{AccountRecord, AekPolicy, Deletion},
     },
 };
 use serde_json::{Value, json};
@@ -48,6 +49,7 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             let line = format!("account {id}: AEK version {aek_version} seals new blocks\n");
             output.result(&json!({ "account": id.as_str(), "aek_version": aek_version }), &line)
         }
+        Account::Policy(args) => aek_policy(args, setup, output).await,
         Account::Retire { id, aek_version } => {
             let id = account_id(&id)?;
             setup.engine(Store::Existing).await?.retire_aeks(&id, &aek_version).await?;
@@ -121,10 +123,14 @@ fn record_json(record: &AccountRecord) -> Value {
                 "iv": hex(&version.wrapped.iv),
                 "wrapped": hex(&version.wrapped.bytes),
                 "check": hex(&version.check),
+                "created_unix": version.created_unix,
+                "sealed_blocks": version.used.blocks,
+                "sealed_bytes": version.used.bytes,
             })
         })
         .collect();
-    let mut json = json!({ "account": record.account.as_str(), "versions": versions });
+    let policy = aek_policy_json(record.policy);
+    let mut json = json!({ "account": record.account.as_str(), "policy": policy, "versions": versions });
     if let (Some(deletion), Some(fields)) = (record.deleted, json.as_object_mut()) {
         fields.insert("deleted".into(), deletion_json(deletion));
     }
@@ -137,12 +143,17 @@ fn record_lines(record: &AccountRecord) -> String {
         let (since, until) = (utc(deletion.since_unix), utc(deletion.purge_after_unix));
         lines.push_str(&format!("deleted {since}, may be purged from {until} on\n"));
     }
+    if record.policy != AekPolicy::default() {
+        lines.push_str(&format!("{}\n", aek_policy_words(record.policy)));
+    }
     for version in &record.versions {
         let rows = [
             ("wrapped by", format!("KEK {} ({}, CKA_ID {})", version.kek, version.profile, version.kek_id)),
             ("iv", hex(&version.wrapped.iv)),
             ("wrapped", hex(&version.wrapped.bytes)),
             ("check", hex(&version.check)),
+            ("made", utc(version.created_unix)),
+            ("sealed", format!("{}, {}", count(version.used.blocks, "block"), count(version.used.bytes, "byte"))),
         ];
         lines.push_str(&format!("AEK version {}\n", version.aek_version));
         lines.push_str(&columns(&rows.map(|(name, value)| vec![" ".into(), name.into(), value])));

@@ -3,7 +3,7 @@
 use crate::exit;
 use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
 use keyleash::token::Profile;
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,8 +28,9 @@ Examples:
   keyleash seal --account alice notes.txt -o notes.sealed
   pg_dump | keyleash seal --account alice > dump.sealed
 
-OUT appears only when it is complete: it is written beside its place and
-renamed. It has mode 0600.";
+OUT appears only when it is complete: it is written beside its place, as
+.OUT.*.keyleash, and renamed. Only SIGKILL and power loss leave that behind:
+delete it. OUT has mode 0600.";
 
 const OPEN_EXAMPLES: &str = "\
 Examples:
@@ -39,7 +40,17 @@ Examples:
 The account is named in the sealed file. Only bytes that were authenticated are
 written, block by block; that a file was cut short shows only at its end. So on
 standard output wait for exit status 0 before you trust that it is the whole.
-OUT appears only when it is.";
+OUT appears only when it is; SIGKILL and power loss leave .OUT.*.keyleash
+beside it, with plaintext: delete that.";
+
+const SCHEDULE_HELP: &str = "\
+Policies are set by `keyleash kek policy` and `keyleash account policy`. A
+service does what is due by itself; where only commands are used, call
+`keyleash schedule --run` from a timer. Of all that would work, one process at a
+time does. What was missed is caught up once.
+
+Ends with 5 when something that is due failed; it is reported, and left as it
+was.";
 
 /// HSM-backed envelope encryption, whose keys stay on a leash.
 ///
@@ -85,6 +96,9 @@ pub(crate) enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Show what is due for rotation by policy, what comes next, and who does it; or do it.
+    #[command(after_help = SCHEDULE_HELP)]
+    Schedule(ScheduleArgs),
     /// Rehearse revocation, outage and resumption on the token, under load, and measure them against the promises.
     #[command(subcommand)]
     Drill(crate::drill::args::Drill),
@@ -164,6 +178,9 @@ pub(crate) enum Kek {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Set when a KEK is rotated, and what it wraps re-wrapped, by schedule; show it without options.
+    #[command(after_help = "Example:\n  keyleash kek policy tenants --max-age 365d")]
+    Policy(KekPolicyArgs),
     /// Retire a version that wraps nothing any more; then it may be deleted in the token.
     #[command(after_help = "Example:\n  keyleash kek retire tenants/1")]
     Retire {
@@ -204,6 +221,11 @@ pub(crate) enum Account {
         /// Its id.
         id: OsString,
     },
+    /// Set when an account's AEK is rotated by schedule; show it without options.
+    ///
+    /// Whichever is reached first counts. What is not given stays as it is.
+    #[command(after_help = "Example:\n  keyleash account policy alice --max-age 90d --max-blocks 1000000000")]
+    Policy(AekPolicyArgs),
     /// Delete AEK versions that no block uses any more. Blocks that were sealed under them are lost.
     Retire {
         /// Its id.
@@ -238,6 +260,46 @@ pub(crate) enum Account {
         #[arg(long)]
         now: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleArgs {
+    /// Do what is due. Waits for its turn, unless another process turns out to be at work.
+    #[arg(long)]
+    pub(crate) run: bool,
+    /// Name at most so many accounts that are due.
+    #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "run")]
+    pub(crate) limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KekPolicyArgs {
+    /// Its name.
+    pub(crate) name: OsString,
+    /// Age of the current version, with its unit: 1 hour to 100 years.
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    pub(crate) max_age: Option<Duration>,
+    /// Not by schedule.
+    #[arg(long, conflicts_with = "max_age")]
+    pub(crate) none: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AekPolicyArgs {
+    /// Its id.
+    pub(crate) id: OsString,
+    /// Age of the current AEK version, with its unit: 1 hour to 100 years.
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    pub(crate) max_age: Option<Duration>,
+    /// Blocks sealed under it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_blocks: Option<u64>,
+    /// Plaintext bytes sealed under it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_bytes: Option<u64>,
+    /// None of them.
+    #[arg(long, conflicts_with_all = ["max_age", "max_blocks", "max_bytes"])]
+    pub(crate) none: bool,
 }
 
 #[derive(Debug, Args)]

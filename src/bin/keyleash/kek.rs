@@ -1,17 +1,18 @@
-//! `kek create`, `list`, `show`, `rotate`, `rewrap`, `retire`, `attest-backup`.
+//! `kek create`, `list`, `show`, `rotate`, `rewrap`, `policy`, `retire`, `attest-backup`.
 
 use crate::{
     args::Kek,
     exit::Failure,
     output::{Output, columns, count},
     progress::Progress,
+    schedule::{kek_policy, kek_policy_json, kek_policy_words},
     setup::{Setup, Store, kek_id, kek_name, kek_version, token_name},
 };
 use keyleash::{
     engine::{KekStatus, KekVersionStatus},
     name::{KekName, TokenName},
     rotate::{RewrapFailure, RewrapOptions, RewrapProgress, utc},
-    store::record::KekVersionRecord,
+    store::record::{KekPolicy, KekVersionRecord},
     token::{KekInfo, TokenError},
 };
 use serde_json::{Value, json};
@@ -75,6 +76,7 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
             output.result(&result, &line)
         }
         Kek::Rewrap { name, rate, dry_run } => rewrap(&kek_name(&name)?, rate, dry_run, setup, output).await,
+        Kek::Policy(args) => kek_policy(args, setup, output).await,
         Kek::Retire { version } => {
             let kek = kek_version(&version)?;
             setup.engine(Store::Existing).await?.retire_kek(&kek).await?;
@@ -135,7 +137,8 @@ async fn rewrap(
 pub(crate) fn kek_json(kek: &KekStatus) -> Value {
     let current = kek.versions.iter().find(|version| version.current).map(|version| version.record.version);
     let versions: Vec<_> = kek.versions.iter().map(version_json).collect();
-    json!({ "kek": kek.name.as_str(), "current": current, "versions": versions })
+    let policy = kek_policy_json(kek.policy);
+    json!({ "kek": kek.name.as_str(), "current": current, "policy": policy, "versions": versions })
 }
 
 fn version_json(version: &KekVersionStatus) -> Value {
@@ -285,6 +288,9 @@ fn show_lines(kek: &KekStatus, with_token: bool) -> String {
         };
         lines.push_str(&format!("KEK {}/{}{current}\n", kek.name, version.record.version));
         lines.push_str(&columns(&rows));
+    }
+    if kek.policy != KekPolicy::default() {
+        lines.push_str(&format!("KEK {}: {}\n", kek.name, kek_policy_words(kek.policy)));
     }
     lines
 }

@@ -12,6 +12,7 @@ mod out_file;
 mod output;
 mod progress;
 mod quickstart;
+mod schedule;
 mod seal;
 mod setup;
 mod shared_store;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     match Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build() {
         Ok(runtime) => {
             let outcome = run_to_end(&runtime, cli, output);
+            warnings::end();
             runtime.shutdown_timeout(FAREWELL);
             // It says whether all left; who has not by then cannot be helped.
             let _ = end_of_process(TOKEN_FAREWELL);
@@ -110,6 +112,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Seal(args) => seal::seal(args, &setup()?, output).await,
         Command::Open(args) => seal::open(args, &setup()?, output).await,
         Command::Status { watch } => status::run(watch, &setup()?, output).await,
+        Command::Schedule(args) => schedule::run(args, &setup()?, output).await,
         Command::Drill(drill) => drill::run(drill, config.as_deref(), &setup()?, output).await,
         Command::Completions { shell } => completions::run(shell, output),
     }

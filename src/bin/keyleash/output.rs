@@ -4,6 +4,7 @@
 use crate::exit::Failure;
 use serde_json::{Value, json};
 use std::{
+    borrow::Cow,
     fmt::Write as _,
     io::{self, Write},
 };
@@ -51,13 +52,30 @@ impl Output {
     /// Tells a person something that is no result.
     pub(crate) fn note(self, line: &str) {
         if !self.json {
-            let _ = writeln!(io::stderr().lock(), "{line}");
+            let _ = writeln!(io::stderr().lock(), "{}", harmless(line));
         }
     }
 
     fn write(self, out: &mut impl Write, json: &Value, lines: &str) -> io::Result<()> {
-        if self.json { writeln!(out, "{json}") } else { out.write_all(lines.as_bytes()) }
+        if self.json { writeln!(out, "{json}") } else { out.write_all(harmless(lines).as_bytes()) }
     }
+}
+
+/// The text with its control characters, but for line ends, spelled out: names come from tokens and files, and a terminal would
+/// obey them.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    spelled_out(text, |char| char.is_control() && char != '\n')
+}
+
+fn spelled_out(text: &str, is_meant: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&is_meant) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(2 * text.len());
+    for char in text.chars() {
+        if is_meant(char) { out.extend(char.escape_default()) } else { out.push(char) }
+    }
+    out.into()
 }
 
 /// Lowercase hex.
@@ -68,13 +86,15 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Columns, each as wide as its widest cell, two spaces apart.
+/// Columns, each as wide as its widest cell, two spaces apart. A cell is one line, whatever is in it.
 pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<_>> =
+        rows.iter().map(|row| row.iter().map(|cell| spelled_out(cell, char::is_control)).collect()).collect();
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..count).map(|column| width(column).unwrap_or(0)).collect();
     let mut lines = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             let _ = write!(line, "{cell:<width$}  ");
@@ -99,6 +119,15 @@ mod tests {
         let rows = [vec!["a".into(), "bb".into(), "".into()], vec!["ccc".into(), "d".into()]];
         assert_eq!(columns(&rows), "a    bb\nccc  d\n");
         assert_eq!(columns(&[]), "");
+    }
+
+    #[test]
+    fn no_terminal_obeys_what_is_shown() {
+        let label = "a\u{1b}[2Jb\u{9b}31m\r\u{7}\nstate  ok";
+        assert_eq!(harmless(label), "a\\u{1b}[2Jb\\u{9b}31m\\r\\u{7}\nstate  ok");
+        let rows = [vec!["label".into(), label.into()]];
+        assert_eq!(columns(&rows), "label  a\\u{1b}[2Jb\\u{9b}31m\\r\\u{7}\\nstate  ok\n");
+        assert_eq!(harmless("käse\n"), "käse\n");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde_json::json;
 use std::{
     fs::File,
     io::{self, BufReader, BufWriter, IsTerminal, Read, Write},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -33,13 +34,19 @@ pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<()
             "a sealed file is no text: name a file with -o, or redirect standard output".into(),
         ));
     }
-    let account = setup.engine(Store::Existing).await?.account(&id).await?;
-    streams
-        .run(output, move |work| {
-            let keys = Keys::new(account, Handle::current());
-            file::seal(&keys, &mut work.input, &mut work.output, |bytes| work.step.done(bytes))
-        })
-        .await
+    let engine = setup.engine(Store::Existing).await?;
+    let account = engine.account(&id).await?;
+    let sealed = streams.run(output, move |work| {
+        let keys = Keys::new(account, Handle::current());
+        // Past the buffer, in which plaintext would stay.
+        file::seal(&keys, work.input.get_mut(), &mut work.output, |bytes| work.step.done(bytes))
+    });
+    let sealed = sealed.await;
+    if let Err(error) = engine.write_usage().await {
+        // The file is whole all the same.
+        output.note(&format!("keyleash: what was sealed is not counted in the account's record: {error}"));
+    }
+    sealed
 }
 
 pub(crate) async fn open(args: Open, setup: &Setup, output: Output) -> Result<(), Failure> {
@@ -53,7 +60,8 @@ fn open_with(engine: &Engine, work: &mut Work) -> Result<(FileHeader, Totals), F
     let runtime = Handle::current();
     let account = runtime.block_on(engine.account(&file.account))?;
     let keys = Keys::new(account, runtime);
-    let totals = file::open(&file, &keys, &mut work.input, &mut work.output, |bytes| work.step.done(bytes))?;
+    // Past the buffer, as when sealing.
+    let totals = file::open(&file, &keys, &mut work.input, work.output.get_mut(), |bytes| work.step.done(bytes))?;
     Ok((file, totals))
 }
 
@@ -135,8 +143,8 @@ impl Opened {
             let out = out.clone();
             move || {
                 let sink: Box<dyn Write + Send> = match &out {
-                    Some(out) => Box::new(out.file().try_clone().map_err(|error| Failure::io("OUT", error))?),
-                    None => Box::new(io::stdout()),
+                    Some(out) => Box::new(out.writer()?),
+                    None => Box::new(standard(io::stdout()).map_err(|error| Failure::io("standard output", error))?),
                 };
                 let mut job = Work {
                     input: BufReader::with_capacity(BUFFER_BYTES, input),
@@ -173,9 +181,17 @@ impl Opened {
     }
 }
 
+/// A standard stream without the buffer that the standard library puts before it.
+fn standard(stream: impl AsFd) -> io::Result<File> {
+    stream.as_fd().try_clone_to_owned().map(File::from)
+}
+
 /// The stream, and its length where that is known.
 fn open_input(path: Option<PathBuf>) -> Result<(Box<dyn Read + Send>, Option<u64>), Failure> {
-    let Some(path) = path else { return Ok((Box::new(io::stdin()), None)) };
+    let Some(path) = path else {
+        let input = standard(io::stdin()).map_err(|error| Failure::io("standard input", error))?;
+        return Ok((Box::new(input), None));
+    };
     let failed = |error| Failure::input(&path, error);
     let file = File::open(&path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;

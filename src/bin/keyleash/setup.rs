@@ -6,6 +6,7 @@ use keyleash::{
     clock::Clock,
     config::{Config, ConfigFile, PinSource, Settings, TokenConfig, TokenSelector},
     name::{AccountId, KekName, KekVersion, TokenName},
+    secret::{MemlockPolicy, check_memlock},
     store::{KeyStore, memory::MemoryStore},
     token::{
         KekId, Token, TokenError, Verdict,
@@ -97,6 +98,11 @@ impl Setup {
     async fn engine_over(&self, store: Arc<dyn KeyStore>, cached_aeks_max: u64) -> Result<Engine, Failure> {
         let mut settings = self.config.settings.clone();
         settings.max_cached_aeks = settings.max_cached_aeks.min(cached_aeks_max);
+        if settings.memlock == MemlockPolicy::Refuse {
+            // Before there is a PIN in memory. The engine says what is not refused.
+            check_memlock(usize::try_from(settings.max_cached_aeks).unwrap_or(usize::MAX), settings.memlock)?;
+        }
+        settings.scheduled_work = false; // a command does what it was told
         let Config { token: default, other_tokens: others, standbys, .. } = &self.config;
         let token: Arc<dyn Token> = match others.is_empty() {
             true => {

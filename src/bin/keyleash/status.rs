@@ -68,6 +68,16 @@ fn event_shown(event: &Event) -> (Value, String) {
                 json!({ "event": change, "kek": kek.name.as_str(), "kek_version": kek.version, "trouble": trouble });
             (json, format!("{kek} {change}{because}\n"))
         }
+        Event::AekRotated { account, aek_version, why } => (
+            json!({ "event": "rotation", "account": account, "aek_version": aek_version, "why": why.to_string() }),
+            format!("account {account}: AEK version {aek_version} seals new blocks ({why})\n"),
+        ),
+        Event::KekRotated { kek, why } => (
+            json!({
+                "event": "rotation", "kek": kek.name.as_str(), "kek_version": kek.version, "why": why.to_string(),
+            }),
+            format!("KEK {kek}: wraps new AEKs ({why})\n"),
+        ),
         other => (json!({ "event": "other", "what": format!("{other:?}") }), format!("{other:?}\n")),
     }
 }

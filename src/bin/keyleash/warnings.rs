@@ -1,8 +1,10 @@
 //! Shows the library's warnings on standard error.
 
+use crate::output::harmless;
 use std::{
     fmt::{self, Write as _},
     io::{self, Write},
+    sync::atomic::{AtomicBool, Ordering},
 };
 use tracing::{
     Event, Level, Metadata, Subscriber,
@@ -13,6 +15,8 @@ use tracing::{
 /// Warns that the token is unreachable while it is opened. A command fails then, and says more.
 const OPENING: &str = "keyleash::token::pkcs11";
 
+static ENDED: AtomicBool = AtomicBool::new(false);
+
 /// Everything from WARN up, a line each; no spans.
 struct Warnings;
 
@@ -20,6 +24,11 @@ struct Warnings;
 pub(crate) fn show() {
     // Fails if it was done before, and then it is done.
     let _ = tracing::subscriber::set_global_default(Warnings);
+}
+
+/// The command is done, and its runtime is taken down: that something was still under way is no trouble.
+pub(crate) fn end() {
+    ENDED.store(true, Ordering::SeqCst);
 }
 
 impl Subscriber for Warnings {
@@ -38,10 +47,14 @@ impl Subscriber for Warnings {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
+        if ENDED.load(Ordering::SeqCst) {
+            return;
+        }
         let mut line = Line::default();
         event.record(&mut line);
+        let line = format!("keyleash: warning: {}{}", line.message, line.fields);
         // Nobody is left to be told.
-        let _ = writeln!(io::stderr().lock(), "keyleash: warning: {}{}", line.message, line.fields);
+        let _ = writeln!(io::stderr().lock(), "{}", harmless(&line));
     }
 
     fn enter(&self, _: &span::Id) {}

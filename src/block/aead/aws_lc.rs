@@ -1,5 +1,6 @@
-//! AWS-LC, called below aws-lc-rs: its context stands on the stack, which saves an allocation for each block, and is
-//! cleansed here, because AWS-LC's own cleanup of a GCM context wipes nothing.
+//! AWS-LC, called below aws-lc-rs: its context stands on the stack, which saves an allocation for each block. AWS-LC's own
+//! cleanup of a GCM context wipes nothing; the caller overwrites it with everything else that a call leaves behind
+//! ([`crate::block`] scrubs below every seal and open), so that it is not wiped twice.
 #![allow(unsafe_code)] // one of the rooms that may; each block says why it is sound
 
 use super::Failure;
@@ -10,7 +11,7 @@ use crate::block::{
 use aes_gcm::aead::inout::InOutBuf;
 use aws_lc_sys::{
     CRYPTO_library_init, ERR_clear_error, EVP_AEAD_CTX, EVP_AEAD_CTX_cleanup, EVP_AEAD_CTX_init,
-    EVP_AEAD_CTX_open_gather, EVP_AEAD_CTX_seal_scatter, EVP_aead_aes_256_gcm, OPENSSL_cleanse,
+    EVP_AEAD_CTX_open_gather, EVP_AEAD_CTX_seal_scatter, EVP_aead_aes_256_gcm,
 };
 use std::{mem::MaybeUninit, ptr, sync::Once};
 
@@ -19,7 +20,7 @@ const OK: i32 = 1;
 
 static LIBRARY: Once = Once::new();
 
-/// A context that is set up where it stands (a move would leave a copy of the schedule) and cleansed when it is dropped.
+/// A context that is set up where it stands: a move would leave a copy of the schedule where no scrub may reach.
 struct Context(MaybeUninit<EVP_AEAD_CTX>);
 
 impl Context {
@@ -54,11 +55,8 @@ impl Drop for Context {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: `blank` is followed by `set` in both functions below, and init always sets the one field that cleanup
-        // reads, when it fails too. Cleansing may write any bytes: nothing reads the context after this.
-        unsafe {
-            EVP_AEAD_CTX_cleanup(self.0.as_mut_ptr());
-            OPENSSL_cleanse(self.0.as_mut_ptr().cast(), size_of::<EVP_AEAD_CTX>());
-        }
+        // reads, when it fails too. Nothing reads the context after this.
+        unsafe { EVP_AEAD_CTX_cleanup(self.0.as_mut_ptr()) };
     }
 }
 

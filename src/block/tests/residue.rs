@@ -63,7 +63,9 @@ fn depth_of(stack: &[u8], secret: &[u8; 16]) -> Option<usize> {
 fn assert_clean(aek: &[u8; 32], header: &BlockHeader, what: &str) {
     let stack = stack_below();
     let mut dek = Dek::blank();
-    Key::new(*aek).with(Backend::PureRust, &account("a"), |sealer| dek.derive(sealer.schedule, &header.nonce_halves()));
+    Key::new(*aek).with(Backend::PureRust, &account("a"), |sealer| {
+        dek.derive(sealer.schedule, &Seed::new(&header.nonce_of_block()))
+    });
     for (owner, key) in [("AEK", aek), ("DEK", dek.expose())] {
         for (round, round_key) in round_keys(key).iter().enumerate() {
             let depth = depth_of(&stack, round_key);
@@ -100,6 +102,51 @@ fn nothing_of_a_key_is_left_on_the_stack() {
                 }
             }
         }
+    }
+}
+
+/// What no call leaves on the stack by chance.
+const PAINT: u8 = 0xa5;
+
+#[inline(never)]
+fn paint_below() {
+    std::hint::black_box(&mut [PAINT; 2 * BELOW_BYTES]);
+}
+
+/// How many bytes below the frame that called it a call wrote to at most.
+fn depth_of_writing(stack: &[u8]) -> usize {
+    stack.iter().position(|byte| *byte != PAINT).map_or(0, |at| stack.len() - at)
+}
+
+/// Calls below a seal and an open, and how deep they wrote.
+fn deepest(backend: Backend) -> usize {
+    let (key, account, address) = (Key::new([7; 32]), account("a"), Address::from(1_u64));
+    let mut deepest = 0;
+    for (suite, len) in SUITES.into_iter().flat_map(|suite| [0, 1, 100, 1000, 4096, 70_000].map(|len| (suite, len))) {
+        let mut buf = vec![7; len];
+        key.with(backend, &account, |sealer| {
+            let nonce = Nonce::random().unwrap();
+            let seed = Seed::new(&nonce);
+            let mut header = BlockHeader::begin(suite, 1, &nonce);
+            let mut aad = Aad::blank();
+            aad.put(header.prefix(), &account, &address).unwrap();
+            paint_below();
+            sealer.seal_below(&nonce, &seed, &aad, (&mut *buf).into(), &mut header).unwrap();
+            deepest = deepest.max(depth_of_writing(&stack_below()));
+            paint_below();
+            sealer.open_below(&header, &nonce, &seed, &aad, (&mut *buf).into()).unwrap();
+            deepest = deepest.max(depth_of_writing(&stack_below()));
+        });
+    }
+    deepest
+}
+
+#[test]
+fn no_call_of_a_seal_or_open_reaches_deeper_than_the_scrub() {
+    for &backend in Backend::available() {
+        let deepest = deepest(backend);
+        println!("{backend}: {deepest} of {} bytes", backend.scrub_bytes());
+        assert!(0 < deepest && deepest <= backend.scrub_bytes(), "{backend}: {deepest}");
     }
 }
 

@@ -172,7 +172,7 @@ fn one_suite_is_not_taken_for_the_other() {
     assert_eq!(block.open_with(&bytes), Err(Corrupt::Commitment.into()));
     // Even with the right commitment, which whoever holds the AEK could compute, the tag is that of another suite.
     let commitment = block.key.with(Backend::PureRust, &block.account, |sealer| {
-        kdf::commitment(sealer.schedule, &block.header.nonce_halves())
+        kdf::commitment(sealer.schedule, &block.header.nonce_of_block())
     });
     bytes[48..].copy_from_slice(&commitment);
     assert_eq!(block.open_with(&bytes), Err(Corrupt::Block.into()));

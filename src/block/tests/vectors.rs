@@ -8,11 +8,11 @@ use shake::{ExtendableOutput, Shake128, Update, XofReader};
 fn seal(backend: Backend, key: &Key, nonce_bytes: &[u8], plaintext: &[u8], aad: &[u8]) -> Vec<u8> {
     let nonce = nonce(nonce_bytes);
     let mut dek = Dek::blank();
-    key.with(backend, &account("a"), |sealer| dek.derive(sealer.schedule, &nonce));
+    key.with(backend, &account("a"), |sealer| dek.derive(sealer.schedule, &Seed::new(&nonce)));
     let mut sealed = plaintext.to_vec();
-    let tag = aead::seal(backend, &dek, &nonce.gcm, aad, sealed.as_mut_slice().into()).unwrap();
+    let tag = aead::seal(backend, &dek, &nonce.gcm_bytes(), aad, sealed.as_mut_slice().into()).unwrap();
     let mut opened = vec![0x55; sealed.len()];
-    aead::open(backend, &dek, &nonce.gcm, aad, &tag, InOutBuf::new(&sealed, &mut opened).unwrap()).unwrap();
+    aead::open(backend, &dek, &nonce.gcm_bytes(), aad, &tag, InOutBuf::new(&sealed, &mut opened).unwrap()).unwrap();
     assert_eq!(opened, plaintext);
     sealed.extend(tag);
     sealed
@@ -45,7 +45,7 @@ fn c2sp_printed_vectors() {
             key.with(backend, &account("a"), |sealer| {
                 assert_eq!(hex::encode(sealer.schedule.k1()), k1);
                 let mut dek = Dek::blank();
-                dek.derive(sealer.schedule, &nonce(nonce_bytes));
+                dek.derive(sealer.schedule, &Seed::new(&nonce(nonce_bytes)));
                 assert_eq!(hex::encode(dek.expose()), dek_hex);
             });
             assert_eq!(

@@ -7,10 +7,13 @@ use crate::{
 use ::redb::{
     Builder, Database, Error as RedbError, ReadableDatabase, TableDefinition, TableError, backends::FileBackend,
 };
+use rustix::fs::OFlags;
 use std::{
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
 
@@ -27,6 +30,8 @@ const FORMAT_VERSION: u32 = 1;
 const REDB_MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 /// redb's own default is 1 GiB, too much for a service that has records of some hundred bytes.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
+/// Longest name, in bytes, that the file in the making shows in its own: file systems have room for 255.
+const NAME_SHOWN_MAX: usize = 200;
 /// The file says which accounts there are: nobody else needs to read it.
 const FILE_MODE: u32 = 0o600;
 
@@ -47,14 +52,36 @@ pub(super) fn open_or_create(path: &Path) -> Result<Database> {
 /// Opens a store that exists.
 pub(super) fn open(path: &Path) -> Result<Database> {
     check_file(path)?;
-    let database = builder().open(path).map_err(|error| failed(path, error.into()))?;
-    check_format(path, &database)?;
-    Ok(database)
+    guarded(path, || {
+        let database = builder().open(path).map_err(|error| failed(path, error.into()))?;
+        check_format(path, &database)?;
+        Ok(database)
+    })
+}
+
+/// redb panics over some kinds of damage. Whoever calls this gives up the database that it happened in.
+pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(corrupt(path, "the file is damaged (redb failed over it, see the log); restore it from a copy"))
+    })
+}
+
+/// Closes the store. redb writes as it does so, and panics over some kinds of damage; nothing that was acknowledged rests on it.
+pub(super) fn close(path: &Path, database: Option<Database>) {
+    let closed = guarded(path, || {
+        drop(database);
+        Ok(())
+    });
+    if let Err(error) = closed {
+        tracing::warn!(%error, "the key store was not closed cleanly");
+    }
 }
 
 /// Refuses what cannot be a redb file, before redb looks at it.
 fn check_file(path: &Path) -> Result<()> {
-    let file = match File::open(path) {
+    // Opening a pipe that nobody writes to would take for ever.
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Error::NotFound(format!("store {}: there is no such file", path.display())));
@@ -113,7 +140,13 @@ fn create(path: &Path) -> Result<Database> {
     };
     let mut random = [0; 8];
     fill_random(&mut random)?;
-    let temporary = directory.join(format!(".{}.{:016x}.new", name.display(), u64::from_ne_bytes(random)));
+    let mut temporary = OsString::from(".");
+    // A long name has no room for more.
+    if name.len() <= NAME_SHOWN_MAX {
+        temporary.push(name);
+    }
+    temporary.push(format!(".{:016x}.new", u64::from_ne_bytes(random)));
+    let temporary = directory.join(temporary);
     let made = make(path, &temporary, directory);
     // Gone already when it was linked; else whatever failed is said, not this.
     let _ = fs::remove_file(&temporary);

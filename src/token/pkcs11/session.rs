@@ -210,6 +210,17 @@ pub(super) struct About<'a> {
 /// during C_Initialize.
 const REINITIALISATIONS_MAX: u32 = 3;
 
+/// Whether the call is made once more before the fault is judged, on a new session too: a handle may be stale, and it takes two
+/// answers to take a key away.
+fn is_hint(about: About<'_>, fault: &Fault) -> bool {
+    let Fault::Code { code, .. } = fault else { return false };
+    match verdict::class(*code) {
+        Class::Retry => true,
+        Class::Denied | Class::Misconfigured => about.kek.is_some(),
+        Class::Unreachable | Class::BadRecord | Class::Fatal => false,
+    }
+}
+
 /// A worker's place at the token.
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -271,7 +282,7 @@ impl Worker {
             }
             // Whatever was said on a session that was open for a while is but a hint.
             let paused = matches!(fault, Fault::LoginPaused(_));
-            let hint = matches!(&fault, Fault::Code { code, .. } if verdict::class(*code) == Class::Retry) || was_open;
+            let hint = was_open || is_hint(about, &fault);
             if hint && !retried && !paused && !matches!(fault, Fault::Settled(_)) {
                 retried = true;
                 continue;

@@ -96,7 +96,7 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
 }
 
 fn write(file: &OutFile, text: &str) -> Result<(), Failure> {
-    file.file().write_all(text.as_bytes()).map_err(|error| Failure::io("writing the report", error))?;
+    file.writer()?.write_all(text.as_bytes()).map_err(|error| Failure::io("writing the report", error))?;
     file.complete()
 }
 

@@ -1,0 +1,95 @@
+//! What is measured and what is asked of it: the one list. The report, README.md and the exit status stand on it.
+
+/// What is asked of a figure.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+    MoreThan(f64),
+    Exactly(f64),
+    /// Nothing; it is told.
+    Reported,
+    /// Nothing; it helps to read the rows around it, and README.md does without.
+    Beside,
+}
+
+/// What a figure is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// How many times as fast as what it is compared with, or as much.
+    Ratio,
+    Nanoseconds,
+    Milliseconds,
+    Bytes,
+    Calls,
+}
+
+/// A row of the table.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// By which a measurement names it; other benchmarks do so in `target/report/rows/KEY.json`.
+    pub(crate) key: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) bound: Bound,
+    pub(crate) unit: Unit,
+    /// What measures it.
+    pub(crate) by: &'static str,
+}
+
+const HERE: &str = "benches/report";
+
+const fn row(key: &'static str, what: &'static str, bound: Bound, unit: Unit) -> Target {
+    Target { key, what, bound, unit, by: HERE }
+}
+
+use Bound::{AtLeast, AtMost, Beside, Exactly, MoreThan, Reported};
+use Unit::{Bytes, Calls, Milliseconds, Nanoseconds, Ratio};
+
+/// All rows, in the order of the table.
+#[rustfmt::skip]
+pub(crate) const TARGETS: &[Target] = &[
+    row("seal 512", "seal, 512 B, against raw aws-lc-rs with a fresh key per block", AtLeast(0.88), Ratio),
+    row("open 512", "open, 512 B, against the same", AtLeast(0.88), Ratio),
+    row("seal 4096", "seal, 4 KiB, against raw aws-lc-rs with a fresh key per block", AtLeast(1.0), Ratio),
+    row("open 4096", "open, 4 KiB, against the same", AtLeast(1.0), Ratio),
+    row("round trip 4096", "seal and open in place, 4 KiB, against the same", Beside, Ratio),
+    row("commit 4096", "seal with key commitment (suite 2), 4 KiB, against the same", Beside, Ratio),
+    row("seal 65536", "seal, 64 KiB, against raw aws-lc-rs with one fixed key", AtLeast(0.95), Ratio),
+    row("open 65536", "open, 64 KiB, against the same", AtLeast(0.95), Ratio),
+    row("seal 1048576", "seal, 1 MiB, against the same", AtLeast(0.95), Ratio),
+    row("open 1048576", "open, 1 MiB, against the same", AtLeast(0.95), Ratio),
+    row("two threads, one account", "two threads on one account, against one thread", AtLeast(1.9), Ratio),
+    row("two threads, two accounts", "two threads on an account each, against one thread", AtLeast(1.9), Ratio),
+    row("two threads, raw", "raw aws-lc-rs on two threads, against one: what this machine allows", Beside, Ratio),
+    Target { key: "allocated", what: "bytes allocated per in-place seal or open, C heap included", bound: Exactly(0.0), unit: Bytes,
+        by: "a test of `cargo test`, not this report" },
+    row("cold, one worker", "cold opens, 64 at a time, against a bare loop of the same C_Decrypt: one worker, one thread", AtLeast(0.8), Ratio),
+    row("cold, two workers", "the same: two workers, two threads", AtLeast(0.8), Ratio),
+    row("cold, cpu", "processor time of that, against the bare loop's", Beside, Ratio),
+    row("cold, alone", "cold opens one after the other, one worker: nothing overlaps", Beside, Ratio),
+    row("cold, at once, one worker", "all cold accounts opened at once, against the bare loop: one worker, one thread", AtLeast(0.8), Ratio),
+    row("cold, at once", "the same: two workers, two threads", AtLeast(0.8), Ratio),
+    row("cold, at once, calls", "HSM calls of that, for each account", Exactly(1.0), Calls),
+    row("cold, at once, p99", "p99 of that, from the moment at which all were asked for", Reported, Milliseconds),
+    row("one cold account", "HSM calls when 1,000 tasks open one cold account", Exactly(1.0), Calls),
+    row("look-up", "warm `Engine::account`, a random one of all in the index", AtMost(300.0), Nanoseconds),
+    row("look-up, few", "the same with 1,000 accounts in the index", Beside, Nanoseconds),
+    row("memory", "memory per cached account, locked part included", AtMost(640.0), Bytes),
+    row("proofs, 1", "token calls per poll, 1 account", Exactly(1.0), Calls),
+    row("proofs, 1000", "token calls per poll, 1,000 accounts", Exactly(1.0), Calls),
+    row("proofs, all", "token calls per poll, all accounts of the index", Exactly(1.0), Calls),
+    row("wipe", "denial that wipes 100,000 slots while two threads seal", Reported, Milliseconds),
+    row("wipe, longest seal", "longest seal during it, processor time", AtMost(1.0), Milliseconds),
+    row("wipe, waits", "seals that waited for something during it", Exactly(0.0), Calls),
+    row("wipe, longest on the wall", "longest seal during it, on the wall: the scheduler's turns too", Beside, Milliseconds),
+    row("wipe, longest without", "longest on the wall while another thread merely spins for as long", Beside, Milliseconds),
+    Target { key: "rewrap", what: "re-wrap of 100,000 accounts, against a bare loop", bound: AtLeast(0.7), unit: Ratio, by: "benches/rewrap.rs" },
+    row("file, rage", "`keyleash seal` of a file, until it is on the disk, against `rage`", MoreThan(1.0), Ratio),
+    row("file, gpg", "the same against `gpg --symmetric`", MoreThan(1.0), Ratio),
+    row("file, cat", "the same against a plain copy (`cat`)", Reported, Ratio),
+    row("file, rage, returned", "until the command returns (keyleash alone syncs before that), against `rage`", Beside, Ratio),
+    row("file, gpg, returned", "the same against `gpg --symmetric`", Beside, Ratio),
+    row("file, cat, returned", "the same against `cat`", Beside, Ratio),
+    row("file, rage, cpu", "processor time of that, against `rage`", Beside, Ratio),
+    row("file, gpg, cpu", "the same against `gpg --symmetric`", Beside, Ratio),
+];

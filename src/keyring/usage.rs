@@ -1,0 +1,151 @@
+//! Writes down, in the accounts' records, what was sealed.
+
+use super::Keyring;
+use crate::{
+    error::{Error, Result},
+    name::AccountId,
+    rotate::aek_due,
+    store::{
+        self,
+        record::{AccountRecord, AekPolicy, Usage, WrappedAek},
+    },
+    usage::{Meter, plus},
+};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::{sync::Notify, task::JoinSet};
+
+/// Records that are written at once, so that they share a commit of the store.
+const WRITES_IN_FLIGHT_MAX: usize = 16;
+/// How often a record is tried again that somebody else changed in between.
+const CONFLICTS_MAX: usize = 32;
+/// Accounts that wait for their rotation; further ones are found when the store is gone through.
+const DUE_MAX: usize = 10_000;
+
+/// Accounts that are due for rotation. Told at once, because the next time that the store is gone through may be minutes away.
+#[derive(Debug, Default)]
+pub(crate) struct DueAccounts {
+    accounts: Mutex<BTreeSet<AccountId>>,
+    /// Wakes the scheduled work.
+    pub(crate) stir: Notify,
+}
+
+impl DueAccounts {
+    fn add(&self, account: AccountId) {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if accounts.len() < DUE_MAX {
+            accounts.insert(account);
+            self.stir.notify_one();
+        }
+    }
+
+    pub(crate) fn take(&self) -> Vec<AccountId> {
+        let accounts = std::mem::take(&mut *self.accounts.lock().unwrap_or_else(PoisonError::into_inner));
+        accounts.into_iter().collect()
+    }
+}
+
+impl Keyring {
+    /// A meter of an AEK version, for a slot.
+    pub(crate) fn meter(&self, record: &AccountRecord, wrapped: &WrappedAek) -> Arc<Meter> {
+        Meter::new(&self.ledger, record.account.clone(), wrapped.aek_version, wrapped.used, record.policy)
+    }
+
+    /// What every meter counted, those that are in use and those that are gone.
+    pub(crate) async fn write_all_usage(self: &Arc<Self>) -> Result<()> {
+        let members = self.leashes().into_iter().flat_map(|leash| leash.living_members());
+        self.write_usage(members.map(|slot| slot.meter.clone()).collect()).await
+    }
+
+    /// Writes down what these meters counted, and those that are gone. Each that fails keeps its count; the first error is
+    /// told.
+    pub(crate) async fn write_usage(self: &Arc<Self>, meters: Vec<Arc<Meter>>) -> Result<()> {
+        let (mut flights, mut outcome) = (JoinSet::new(), Ok(()));
+        for meter in meters {
+            if flights.len() >= WRITES_IN_FLIGHT_MAX {
+                land(&mut flights, &mut outcome).await;
+            }
+            let keyring = self.clone();
+            flights.spawn(async move { keyring.write_meter(&meter).await });
+        }
+        for (account, aek_version, used) in self.ledger.take_left() {
+            if flights.len() >= WRITES_IN_FLIGHT_MAX {
+                land(&mut flights, &mut outcome).await;
+            }
+            let keyring = self.clone();
+            flights.spawn(async move {
+                keyring.add_usage(&account, aek_version, used).await.map(drop).inspect_err(|_| {
+                    keyring.ledger.leave(account, aek_version, used);
+                })
+            });
+        }
+        while !flights.is_empty() {
+            land(&mut flights, &mut outcome).await;
+        }
+        outcome
+    }
+
+    async fn write_meter(&self, meter: &Meter) -> Result<()> {
+        let taken = Taken { meter, used: meter.take() };
+        if taken.used == Usage::default() {
+            return Ok(());
+        }
+        if let Some((seen, policy)) = self.add_usage(&meter.account, meter.aek_version, taken.used).await? {
+            meter.wrote(seen, policy);
+        }
+        std::mem::forget(taken);
+        Ok(())
+    }
+
+    /// Adds to what an AEK version's record says, and gives the sum; `None` when the account has no such version any more.
+    async fn add_usage(
+        &self,
+        account: &AccountId,
+        aek_version: u32,
+        used: Usage,
+    ) -> Result<Option<(Usage, AekPolicy)>> {
+        for _ in 0..CONFLICTS_MAX {
+            let Some((mut record, seen)) = store::load_account(&*self.store, account).await? else { return Ok(None) };
+            let mut versions = record.versions.iter_mut();
+            let Some(version) = versions.find(|version| version.aek_version == aek_version) else { return Ok(None) };
+            version.used = plus(version.used, used);
+            let sum = (version.used, record.policy);
+            match self.store.replace(&record.key(), &seen, record.put()?).await {
+                Ok(_) => {
+                    if aek_due(&record, self.clock.unix_now()).is_some() {
+                        self.due.add(record.account);
+                    }
+                    return Ok(Some(sum));
+                }
+                Err(Error::Conflict(_)) => {} // to what it is by now
+                Err(Error::NotFound(_)) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::Conflict(format!("account {account}, again and again: see who changes it")))
+    }
+}
+
+async fn land(flights: &mut JoinSet<Result<()>>, outcome: &mut Result<()>) {
+    match flights.join_next().await {
+        None | Some(Ok(Ok(()))) => {}
+        Some(Ok(Err(error))) => *outcome = outcome.clone().and(Err(error)),
+        Some(Err(died)) => {
+            *outcome = outcome.clone().and(Err(Error::Fatal(format!("a count was not written: {died}"))))
+        }
+    }
+}
+
+/// A count on its way to the store; goes back when it does not arrive, or nobody waits for it any more.
+struct Taken<'a> {
+    meter: &'a Meter,
+    used: Usage,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.meter.give_back(self.used);
+    }
+}

@@ -1,0 +1,70 @@
+//! Performance: what is measured, how, and how to read a target that was missed.
+//!
+//! ```text
+//! benches/report             ten minutes and 10 GiB of disk: the table, report.json and pictures, in target/report/
+//! benches/report --quick     one minute, to see that it works; its ratios are rough
+//! benches/report --readme    the whole report, and the table and one picture into README.md and this manual
+//! benches/report --only blocks --only cold     some parts: blocks, cold, fleet, files
+//! ```
+//!
+//! It builds and installs what it compares (a token, rage, gpg, OpenSSL's headers). A target that is missed is printed as missed,
+//! with by how much, and the exit status is 0 all the same: a time is not a test, and CI measures none. Targets and rows are one list,
+//! `benches/suite/targets.rs`; nothing in the table or in README.md is written by hand.
+//!
+//! # How a ratio is made
+//!
+//! Machines are noisy, and two means that were measured one after the other compare two minutes rather than two programs. So the
+//! things that are compared take turns of some milliseconds (A B, B A, A B, …) in one process, on the same buffers, pinned to the same
+//! core where they use one. A ratio is the median of the ratios of the rounds, with the quartiles in parentheses: 1.02 (1.01–1.04) was
+//! below 1.01 in a quarter of the rounds. What runs on one thread is timed in processor time, which stands still while somebody else
+//! has the core. Wide quartiles say that the machine was busy; the report also says what its load was.
+//! Ratios are speeds: 1.2 is 1.2 times as fast.
+//!
+//! # The rows
+//!
+//! - **Seal and open.** Our whole way of a block: lease, clock, nonce, derivation, AES-256-GCM, the account and the address bound in, the
+//!   lease again. Against `aws-lc-rs`, which does nothing but AES-256-GCM with as much additional data: with a fresh key for each block,
+//!   the ordinary way to have one, though its key comes from nowhere and its nonce is a constant; or with one fixed key, which is the limit
+//!   of any design. Seals are in place, opens go into another buffer (an open in place destroys its own input; the row with both in place
+//!   covers it). The ciphertext that is opened is the same bytes for both.
+//! - **Two threads.** Time of one thread against two, each on a core of its own. What raw `aws-lc-rs` gains from a second thread stands
+//!   beside it: where that is below 2, the machine's cores are not two (hyper-threads, a neighbour), and no program reaches 1.9.
+//! - **Cold opens.** [`Engine::account`](crate::Engine::account) on an empty engine, with a store in memory and SoftHSM as the token: read
+//!   and decode the record, unwrap, verify the check value, fill the slot. Against threads that do nothing but C_DecryptInit and C_Decrypt
+//!   of the same wrapped AEKs, as many as the engine has workers. SoftHSM answers in some 10 µs, which no HSM on a network does: this
+//!   row is keyleash's own cost at its most visible. With two workers on two cores the bare loop has both cores for itself, and all
+//!   that keyleash does besides is taken from them; the row in processor time says how much that is. *One after the other* is the way there and back between threads, alone.
+//! - **All at once.** Every account is asked for at the same moment; latencies count from then, so that the p99 is close to the time of
+//!   the whole.
+//! - **Look-up.** Accounts are drawn at random, so that each is wherever a million of them are, mostly not in a cache of the processor;
+//!   with 1,000 they are. A service that keeps its [`Account`](crate::Account) handle looks nothing up.
+//! - **Memory.** Growth of the resident set as accounts are opened, by account: index, slot, names, key memory. The store's records do not count.
+//! - **Token calls.** On the manual clock, with accounts that nobody uses: one proof for each poll, however many accounts there are.
+//!   An account in use is unwrapped anew once in 5 to 7.5 minutes besides (`aek_ttl`); that is what a TTL costs.
+//! - **Wipe.** A denial empties and wipes every slot of its KEK, while two threads seal 4 KiB blocks under another. Those seals are
+//!   told in three ways, because a machine with two cores has none left for the wipe and its scheduler interrupts whom it likes: the
+//!   longest in processor time (what the wipe makes them spin or miss the cache), how often they waited by themselves (a lock), and the
+//!   longest on the wall, beside the longest while another thread merely spins for as long.
+//! - **Files.** `benches/suite/files.rs` says what each tool does. Until it is on the disk is the fair time: keyleash syncs before it
+//!   says that it is done, the others leave that to whoever cares.
+//!
+//! A benchmark with a process of its own leaves its row as `KEY.json` in `$BENCH_REPORT_DIR/rows/`, which is `target/report/rows/`:
+//! `{"value": 0.81, "low": 0.79, "high": 0.82, "note": "…"}`, quartiles and note where it has them. KEY is that of the list of targets.
+//!
+//! # The peers
+//!
+//! `benches/peers` is a package of its own, with a lock file of its own, so that nobody who builds keyleash compiles them: the first
+//! build takes half an hour. Each does one block, authenticated and bound to an address, as its own documentation would have it; the
+//! table says with which version and what it does less or more.
+//!
+//! # How to read a miss
+//!
+//! First the quartiles and the load: repeat it on a quiet machine. Then the row beside it: raw two threads for two threads, one worker
+//! for two, *returned* for files. Then a profile:
+//!
+//! ```text
+//! cargo bench --bench block -- 'seal in place, 4096 B'                         criterion's curves, with what changed since last time
+//! softhsm/with-token cargo bench --bench unwrap
+//! cargo bench --bench fleet
+//! perf record -g target/release/deps/block-* --bench --profile-time 10 'seal in place, 4096 B/keyleash'
+//! ```

@@ -1,0 +1,298 @@
+//! Who does the scheduled work of a store: one engine at a time, by a lease in the store's work record with a fencing token.
+//!
+//! The record spares doubled work; that nothing is rotated twice does not depend on it, because every rotation names the
+//! version that was seen as due and is a compare-and-put. What is assumed of clocks: a holder stops by its own CLOCK_BOOTTIME
+//! one lease after it last asked to renew. Others take over when the record has not changed for longer than that by *their*
+//! CLOCK_BOOTTIME, or when their wall clock is [`SKEW_MAX_SECS`] past what the holder wrote; wall clocks that differ by more make
+//! a holder lose its place early, and it stops before its next write.
+
+use crate::{
+    clock::Instant,
+    error::{Error, Result},
+    keyring::Keyring,
+    secret::fill_random,
+    store::{
+        Key, StoreVersion, Versioned,
+        record::{HOLDER_BYTES, WorkRecord},
+    },
+};
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+/// For how long an engine of a service holds the work; renewed three times in it.
+pub(super) const SERVICE_LEASE: Duration = Duration::from_secs(60);
+/// As [`SERVICE_LEASE`], for an engine that works once and ends: whoever comes after a crash need not wait long.
+pub(super) const ONCE_LEASE: Duration = Duration::from_secs(10);
+/// A holder that did not touch the record for this long is gone, whatever the wall clocks say.
+const SILENT_MAX: Duration = Duration::from_secs(75);
+/// Wall clocks are taken to differ by less.
+const SKEW_MAX_SECS: u64 = 5;
+
+/// An engine's claim on the scheduled work.
+#[derive(Debug)]
+pub(super) struct Hold {
+    holder: [u8; HOLDER_BYTES],
+    lease: Duration,
+    /// Until when nobody else takes it; 0 while it is not held.
+    valid_until_ns: AtomicU64,
+    sight: Mutex<Sight>,
+}
+
+/// The record as it was seen last.
+#[derive(Debug, Default)]
+struct Sight {
+    version: Option<StoreVersion>,
+    /// Since when it is so.
+    since: Instant,
+    /// Under which fence it is held here.
+    fence: Option<u64>,
+    /// How often it was seen to change in another's hands.
+    renewals: u64,
+}
+
+/// Who has the scheduled work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// This engine.
+    Ours,
+    /// Another one, that was seen to be alive since this engine began to look.
+    Busy(WorkRecord),
+    /// Another one, that may be gone.
+    Waiting(WorkRecord),
+}
+
+impl Hold {
+    /// Not held yet.
+    ///
+    /// # Errors
+    /// [`Error::Fatal`] without randomness.
+    pub(super) fn new(lease: Duration) -> Result<Self> {
+        let mut holder = [0; HOLDER_BYTES];
+        fill_random(&mut holder)?;
+        Ok(Self { holder, lease, valid_until_ns: AtomicU64::new(0), sight: Mutex::default() })
+    }
+
+    /// How often to [`Hold::look`].
+    pub(super) fn look_every(&self) -> Duration {
+        self.lease / 3
+    }
+
+    /// Refuses work that this engine has lost, or may have lost: before every write.
+    pub(super) fn check(&self, now: Instant) -> Result<()> {
+        if now.as_nanos() < self.valid_until_ns.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(lost())
+    }
+
+    /// Takes the work, or renews it, or sees who has it.
+    ///
+    /// # Errors
+    /// [`Error::Store`], also when the store does not answer in time: what was held runs out by itself.
+    pub(super) async fn look(&self, keyring: &Keyring) -> Result<Standing> {
+        let asked = keyring.clock.now();
+        let give_up = asked.plus(keyring.settings.call_timeout);
+        let looked = keyring.clock.until(give_up, self.look_now(keyring, asked)).await;
+        looked.unwrap_or_else(|| Err(Error::Store("no answer in time, for who does the scheduled work".into())))
+    }
+
+    async fn look_now(&self, keyring: &Keyring, asked: Instant) -> Result<Standing> {
+        let found = keyring.store.get(&Key::Work).await?;
+        let now_unix = keyring.clock.unix_now();
+        let Some(Versioned { value, version }) = found else {
+            let first = WorkRecord { fence: 1, holder: self.holder, until_unix: self.until(now_unix) };
+            return match keyring.store.create(&Key::Work, first.put()?).await {
+                Ok(version) => Ok(self.took(version, first.fence, asked)),
+                Err(Error::Exists(_)) => Ok(Standing::Waiting(first)),
+                Err(error) => Err(error),
+            };
+        };
+        let record = WorkRecord::decode(&Key::Work, &value).unwrap_or_else(|_| damaged(now_unix));
+        let free = self.see(&record, &version, asked, now_unix);
+        // Also when it ran out meanwhile, or the store acknowledged nothing: nobody else has taken it.
+        let ours = record.holder == self.holder && record.until_unix != 0;
+        if !ours && !free {
+            self.drop_claim();
+            return Ok(match self.sight().renewals {
+                0 => Standing::Waiting(record),
+                _ => Standing::Busy(record),
+            });
+        }
+        let fence = if ours { record.fence } else { record.fence.saturating_add(1) };
+        let next = WorkRecord { fence, holder: self.holder, until_unix: self.until(now_unix) };
+        match keyring.store.replace(&Key::Work, &version, next.put()?).await {
+            Ok(version) => Ok(self.took(version, fence, asked)),
+            Err(Error::Conflict(_) | Error::NotFound(_)) => {
+                self.drop_claim();
+                Ok(Standing::Waiting(record))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the work up, so that the next one need not wait.
+    pub(super) async fn release(&self, keyring: &Keyring) {
+        let (fence, version) = {
+            let sight = self.sight();
+            (sight.fence, sight.version.clone())
+        };
+        self.drop_claim();
+        if let (Some(fence), Some(version)) = (fence, version)
+            && let Ok(put) = (WorkRecord { fence, holder: self.holder, until_unix: 0 }).put()
+            && let Err(error) = keyring.store.replace(&Key::Work, &version, put).await
+        {
+            // It runs out by itself.
+            tracing::warn!(%error, "the scheduled work was not given up");
+        }
+    }
+
+    fn sight(&self) -> MutexGuard<'_, Sight> {
+        // Nothing panics while it is held.
+        self.sight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn until(&self, now_unix: u64) -> u64 {
+        now_unix.saturating_add(self.lease.as_secs())
+    }
+
+    /// Notes what the record is now. True when nobody has the work.
+    fn see(&self, record: &WorkRecord, version: &StoreVersion, now: Instant, now_unix: u64) -> bool {
+        let mut sight = self.sight();
+        if sight.version.as_ref() != Some(version) {
+            if sight.version.is_some() && record.holder != self.holder && record.until_unix != 0 {
+                sight.renewals += 1;
+            }
+            (sight.version, sight.since) = (Some(version.clone()), now);
+        }
+        is_free(record, now.since(sight.since), now_unix)
+    }
+
+    fn took(&self, version: StoreVersion, fence: u64, asked: Instant) -> Standing {
+        let mut sight = self.sight();
+        (sight.version, sight.since, sight.fence, sight.renewals) = (Some(version), asked, Some(fence), 0);
+        self.valid_until_ns.store(asked.plus(self.lease).as_nanos(), Ordering::SeqCst);
+        Standing::Ours
+    }
+
+    fn drop_claim(&self) {
+        self.valid_until_ns.store(0, Ordering::SeqCst);
+        self.sight().fence = None;
+    }
+}
+
+/// True when nobody has the work: it was given up, or its time is over by the wall clock or by how long it did not change.
+fn is_free(record: &WorkRecord, unchanged_for: Duration, now_unix: u64) -> bool {
+    unchanged_for >= SILENT_MAX || now_unix >= record.until_unix.saturating_add(SKEW_MAX_SECS)
+}
+
+/// Stands for a record that cannot be read: taken over when it stays so, under a fence that nobody counted up to.
+fn damaged(now_unix: u64) -> WorkRecord {
+    WorkRecord { fence: now_unix, holder: [0; HOLDER_BYTES], until_unix: u64::MAX }
+}
+
+/// What is said to work whose holder is another engine by now.
+pub(super) fn lost() -> Error {
+    Error::Conflict("the scheduled work: another engine does it, or may do it, by now".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::{Clock, ManualClock},
+        config::Settings,
+        store::{KeyStore, load_work, memory::MemoryStore},
+        token::scripted::ScriptedToken,
+        tokens::Tokens,
+    };
+    use std::sync::Arc;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn keyring() -> (Arc<Keyring>, ManualClock, Arc<MemoryStore>) {
+        let manual = ManualClock::new(Instant::from_nanos(1));
+        let clock = Clock::Manual(manual.clone());
+        let (token, _) = ScriptedToken::new(clock.clone(), 5 * SECOND, 1);
+        let store = Arc::new(MemoryStore::new());
+        let tokens = Tokens::of_test(token, &clock);
+        (Arc::new(Keyring::new(tokens, store.clone(), clock, Settings::default(), Some(1))), manual, store)
+    }
+
+    fn hold() -> Hold {
+        Hold::new(SERVICE_LEASE).unwrap()
+    }
+
+    async fn fence(keyring: &Keyring) -> u64 {
+        load_work(&*keyring.store).await.unwrap().unwrap().0.fence
+    }
+
+    #[tokio::test]
+    async fn one_at_a_time_has_the_work_and_a_holder_that_is_gone_is_replaced_under_a_higher_fence() {
+        let (keyring, clock, _) = keyring();
+        let (one, two) = (hold(), hold());
+        assert_eq!(one.look(&keyring).await.unwrap(), Standing::Ours);
+        for _ in 0..20 {
+            clock.advance(one.look_every());
+            assert!(one.check(keyring.clock.now()).is_ok());
+            assert_ne!(two.look(&keyring).await.unwrap(), Standing::Ours);
+            assert_eq!(one.look(&keyring).await.unwrap(), Standing::Ours);
+        }
+        assert!(matches!(two.look(&keyring).await.unwrap(), Standing::Busy(_)), "it was seen to be alive");
+        assert_eq!(fence(&keyring).await, 1);
+        // It hangs from here on.
+        clock.advance(59 * SECOND);
+        assert!(one.check(keyring.clock.now()).is_ok());
+        assert_ne!(two.look(&keyring).await.unwrap(), Standing::Ours, "it may still work");
+        clock.advance(SECOND);
+        assert!(one.check(keyring.clock.now()).is_err(), "it stops before anybody takes over");
+        assert_ne!(two.look(&keyring).await.unwrap(), Standing::Ours, "wall clocks may differ");
+        clock.advance(5 * SECOND);
+        assert_eq!(two.look(&keyring).await.unwrap(), Standing::Ours);
+        assert_eq!(fence(&keyring).await, 2);
+        assert!(matches!(one.look(&keyring).await.unwrap(), Standing::Waiting(_) | Standing::Busy(_)));
+        assert!(one.check(keyring.clock.now()).is_err() && two.check(keyring.clock.now()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_holder_whose_wall_clock_is_far_ahead_is_replaced_all_the_same_once_it_is_silent() {
+        let (keyring, clock, store) = keyring();
+        let ahead = WorkRecord { fence: 7, holder: [9; HOLDER_BYTES], until_unix: u64::MAX };
+        store.create(&Key::Work, ahead.put().unwrap()).await.unwrap();
+        let one = hold();
+        for _ in 0..75 {
+            assert!(matches!(one.look(&keyring).await.unwrap(), Standing::Waiting(_)));
+            clock.advance(SECOND);
+        }
+        assert_eq!(one.look(&keyring).await.unwrap(), Standing::Ours);
+        assert_eq!(fence(&keyring).await, 8);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_is_damaged_is_replaced_once_it_stays_so() {
+        let (keyring, clock, store) = keyring();
+        let put = crate::store::Put { value: b"?".to_vec(), wrapped_by: Vec::new() };
+        store.create(&Key::Work, put).await.unwrap();
+        let one = hold();
+        assert!(matches!(one.look(&keyring).await.unwrap(), Standing::Waiting(_)));
+        clock.advance(SILENT_MAX);
+        assert_eq!(one.look(&keyring).await.unwrap(), Standing::Ours);
+        assert!(fence(&keyring).await > 1_000_000);
+    }
+
+    #[tokio::test]
+    async fn work_that_was_given_up_is_taken_at_once_and_two_who_take_it_at_once_do_not_both_get_it() {
+        let (keyring, _, _) = keyring();
+        let (one, two, three) = (hold(), hold(), hold());
+        assert_eq!(one.look(&keyring).await.unwrap(), Standing::Ours);
+        one.release(&keyring).await;
+        assert!(one.check(keyring.clock.now()).is_err());
+        let (second, third) = tokio::join!(two.look(&keyring), three.look(&keyring));
+        let ours = [second.unwrap(), third.unwrap()].iter().filter(|standing| **standing == Standing::Ours).count();
+        assert_eq!((ours, fence(&keyring).await), (1, 2));
+    }
+}

@@ -1,0 +1,354 @@
+//! One pass over the store: rotates what is due, and re-wraps what a rotated KEK left behind.
+//!
+//! What is left to do is in the store: what is due says the record, what is to be re-wrapped says the index. So a pass that a
+//! crash cut short is simply done again, by whoever comes next.
+
+use super::{
+    hold::Hold,
+    rewrap::Pace,
+    schedule::{Due, aek_due, kek_due},
+};
+use crate::{
+    clock::Instant,
+    engine::Engine,
+    error::{Error, Result},
+    name::{AccountId, KekName, KekVersion},
+    store::{
+        Filter, Key, PAGE_KEYS_MAX, load_account,
+        record::{KekRecord, WorkRecord},
+    },
+    telemetry::Event,
+};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::task::JoinSet;
+
+/// Accounts that are rotated at once, so that their writes share a commit of the store.
+const ROTATIONS_IN_FLIGHT_MAX: usize = 8;
+/// Between two pages of accounts the store has this many times as long for others as the page took, …
+const REST_FACTOR: u32 = 9;
+/// … and at least this long.
+const REST_MIN: Duration = Duration::from_millis(10);
+/// Failures that are told one by one; more are counted. Also how many are remembered as told.
+pub const WORK_FAILURES_MAX: usize = 1000;
+/// A re-wrap in which records failed is tried again after this time: they are damaged, and stay so until somebody acts.
+const REWRAP_AGAIN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What was done by schedule.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkReport {
+    /// Another engine does the scheduled work, so nothing was done.
+    pub held_by: Option<WorkRecord>,
+    /// KEK versions that were made.
+    pub keks: Vec<(KekVersion, Due)>,
+    /// Accounts whose AEK was rotated.
+    pub accounts: u64,
+    /// Accounts that were re-wrapped.
+    pub rewrapped: u64,
+    /// Keys that are due and could not be rotated, and re-wraps that left accounts behind.
+    pub failed: u64,
+    /// The first [`WORK_FAILURES_MAX`] of them: what, and why.
+    pub failures: Vec<(String, Error)>,
+    /// Why the work stopped before its end; the next time goes on from there.
+    pub stopped: Option<Error>,
+}
+
+/// What an engine remembers between passes.
+#[derive(Debug, Default)]
+pub(super) struct Notes(Mutex<Noted>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    /// What was told of a subject, until it succeeds.
+    told: HashMap<String, String>,
+    /// KEK versions to which some accounts could not be moved, and when that was.
+    left_behind: HashMap<KekVersion, Instant>,
+}
+
+impl Notes {
+    fn noted(&self) -> MutexGuard<'_, Noted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True when this is news.
+    fn is_news(&self, subject: &str, error: &str) -> bool {
+        let told = &mut self.noted().told;
+        if told.len() >= WORK_FAILURES_MAX && !told.contains_key(subject) {
+            return false;
+        }
+        told.insert(subject.to_owned(), error.to_owned()).as_deref() != Some(error)
+    }
+
+    fn succeeded(&self, subject: &str) {
+        self.noted().told.remove(subject);
+    }
+}
+
+/// The rotation of an account, when it has come to its end.
+struct Landed {
+    id: AccountId,
+    kek: KekName,
+    /// The current AEK version, and whether this rotation made it.
+    rotated: Result<(u32, bool)>,
+    why: Due,
+}
+
+/// A pass under way.
+pub(super) struct Pass {
+    engine: Engine,
+    hold: Arc<Hold>,
+    /// Of a task that tells its engine's subscribers what fails; whoever runs a single pass reads its report.
+    notes: Option<Arc<Notes>>,
+    /// KEKs that refused or did not answer in this pass: the other accounts under them are not tried.
+    troubled: BTreeSet<KekName>,
+    flights: JoinSet<Landed>,
+    report: WorkReport,
+}
+
+impl Pass {
+    pub(super) fn new(engine: Engine, hold: Arc<Hold>, notes: Option<Arc<Notes>>) -> Self {
+        let (troubled, flights, report) = Default::default();
+        Self { engine, hold, notes, troubled, flights, report }
+    }
+
+    /// Everything that is due.
+    pub(super) async fn run(mut self) -> WorkReport {
+        let mut outcome = self.keks().await;
+        if outcome.is_ok() {
+            outcome = self.accounts().await;
+        }
+        self.end(outcome).await
+    }
+
+    /// Those of these accounts that are due.
+    pub(super) async fn run_for(mut self, accounts: Vec<AccountId>) -> WorkReport {
+        let outcome = self.some(accounts).await;
+        self.end(outcome).await
+    }
+
+    async fn end(mut self, outcome: Result<()>) -> WorkReport {
+        while let Some(landed) = self.flights.join_next().await {
+            self.land(landed);
+        }
+        if let Err(error) = outcome {
+            self.report.stopped.get_or_insert(error);
+        }
+        if let Some(stopped) = &self.report.stopped {
+            tracing::warn!(%stopped, "the scheduled work stopped; the next pass goes on");
+        }
+        self.report
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Some(stopped) = &self.report.stopped {
+            return Err(stopped.clone());
+        }
+        self.hold.check(self.engine.keyring().clock.now())
+    }
+
+    fn tell(&self, event: Event) {
+        self.engine.keyring().teller.tell(event);
+    }
+
+    fn succeeded(&self, subject: &str) {
+        if let Some(notes) = &self.notes {
+            notes.succeeded(subject);
+        }
+    }
+
+    fn failed(&mut self, subject: String, error: Error) {
+        let text = error.to_string();
+        // Silence passes, and the lease tells of it.
+        let passes = matches!(error, Error::Lapsed(_) | Error::Unreachable(_));
+        if !passes && self.notes.as_ref().is_some_and(|notes| notes.is_news(&subject, &text)) {
+            self.tell(Event::ScheduleFailed { subject: subject.clone(), error: text });
+        }
+        self.report.failed += 1;
+        if self.report.failures.len() < WORK_FAILURES_MAX {
+            self.report.failures.push((subject, error));
+        }
+    }
+
+    async fn keks(&mut self) -> Result<()> {
+        let mut after = None;
+        loop {
+            let page = self.engine.keyring().store.list(&Filter::Keks, after.as_ref(), PAGE_KEYS_MAX).await?;
+            for key in page.keys {
+                let Key::Kek(name) = key else { continue };
+                self.check()?;
+                let subject = format!("KEK {name}");
+                match self.kek(&name).await {
+                    Ok(()) => self.succeeded(&subject),
+                    Err(error @ Error::Store(_)) => return Err(error),
+                    Err(error) => {
+                        self.check()?; // lost meanwhile: that is why
+                        self.failed(subject, error);
+                    }
+                }
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn kek(&mut self, name: &KekName) -> Result<()> {
+        let mut record = self.engine.kek_record(name).await?;
+        if record.policy.max_age_secs == 0 {
+            return Ok(());
+        }
+        if let Some(why) = kek_due(&record, self.engine.keyring().clock.unix_now()) {
+            let (hold, clock) = (self.hold.clone(), self.engine.keyring().clock.clone());
+            let made = self.engine.rotate_kek_held(name, record.current, || hold.check(clock.now())).await?;
+            if let Some(made) = made {
+                let kek = KekVersion::new(name.clone(), made.version);
+                self.report.keks.push((kek.clone(), why));
+                self.tell(Event::KekRotated { kek, why });
+            }
+            record = self.engine.kek_record(name).await?;
+        }
+        self.rewrap(&record).await
+    }
+
+    /// Moves what other versions of a KEK still wrap, whoever rotated it: a holder that a crash took away, too.
+    async fn rewrap(&mut self, record: &KekRecord) -> Result<()> {
+        let keyring = self.engine.keyring().clone();
+        let to = KekVersion::new(record.name.clone(), record.current);
+        let now = keyring.clock.now();
+        let too_soon = self.notes.as_ref().is_some_and(|notes| {
+            notes.noted().left_behind.get(&to).is_some_and(|tried| now.since(*tried) < REWRAP_AGAIN_AFTER)
+        });
+        if too_soon || !self.engine.has_left_behind(record).await? {
+            return Ok(());
+        }
+        let pace = Pace::held(self.hold.clone());
+        let done = self.engine.rewrap_at(&record.name, false, pace, |_| {}).await?;
+        self.report.rewrapped += done.accounts;
+        if let Some(stopped) = done.stopped {
+            return Err(stopped);
+        }
+        if done.failed > 0 {
+            if let Some(notes) = &self.notes {
+                notes.noted().left_behind.insert(to.clone(), keyring.clock.now());
+            }
+            for failure in done.failures {
+                self.failed(format!("account {}", failure.account), failure.error);
+            }
+        }
+        self.tell(Event::Rewrapped { kek: done.to, accounts: done.accounts, failed: done.failed });
+        Ok(())
+    }
+
+    async fn accounts(&mut self) -> Result<()> {
+        let (mut after, clock) = (None, self.engine.keyring().clock.clone());
+        loop {
+            let began = clock.now();
+            let page = self.engine.keyring().store.list(&Filter::Accounts, after.as_ref(), PAGE_KEYS_MAX).await?;
+            let accounts = page.keys.into_iter().filter_map(|key| match key {
+                Key::Account(id) => Some(id),
+                _ => None,
+            });
+            self.some(accounts.collect()).await?;
+            after = page.next;
+            if after.is_none() {
+                return Ok(());
+            }
+            let now = clock.now();
+            clock.sleep_until(now.plus(REST_MIN.max(now.since(began) * REST_FACTOR))).await;
+        }
+    }
+
+    async fn some(&mut self, accounts: Vec<AccountId>) -> Result<()> {
+        let keyring = self.engine.keyring().clone();
+        for id in accounts {
+            self.check()?;
+            let record = match load_account(&*keyring.store, &id).await {
+                Ok(Some((record, _))) => record,
+                Ok(None) => continue, // purged since it was listed
+                Err(error @ Error::Store(_)) => return Err(error),
+                Err(error) => {
+                    self.failed(format!("account {id}"), error);
+                    continue;
+                }
+            };
+            let Some(why) = aek_due(&record, keyring.clock.unix_now()) else { continue };
+            let Some(current) = record.current() else { continue };
+            let (expected, kek) = (current.aek_version, current.kek.name.clone());
+            if self.troubled.contains(&kek) {
+                self.report.failed += 1;
+                continue;
+            }
+            while self.flights.len() >= ROTATIONS_IN_FLIGHT_MAX
+                && let Some(landed) = self.flights.join_next().await
+            {
+                self.land(landed);
+            }
+            // At the pace of the background; its two calls then go as any other rotation's do.
+            match keyring.leash(&current.kek).await {
+                Ok(leash) => drop(leash.budget().background().await),
+                Err(error @ Error::Store(_)) => return Err(error),
+                Err(error) => {
+                    self.failed(format!("account {id}"), error);
+                    continue;
+                }
+            }
+            let (engine, hold, clock) = (self.engine.clone(), self.hold.clone(), keyring.clock.clone());
+            self.flights.spawn(async move {
+                let rotated = engine.rotate_aek(&id, expected, || hold.check(clock.now())).await;
+                Landed { id, kek, rotated, why }
+            });
+        }
+        Ok(())
+    }
+
+    fn land(&mut self, landed: Result<Landed, tokio::task::JoinError>) {
+        let Ok(Landed { id, kek, rotated, why }) = landed else {
+            let died = Error::Fatal("the task that rotates an account died: try again".into());
+            self.report.stopped.get_or_insert(died);
+            return;
+        };
+        let subject = format!("account {id}");
+        match rotated {
+            Ok((aek_version, true)) => {
+                self.report.accounts += 1;
+                self.succeeded(&subject);
+                self.tell(Event::AekRotated { account: id.to_string(), aek_version, why });
+            }
+            // Rotated, deleted or purged by somebody else.
+            Ok((_, false)) | Err(Error::NotFound(_)) => self.succeeded(&subject),
+            Err(error @ Error::Store(_)) => {
+                self.report.stopped.get_or_insert(error);
+            }
+            Err(error) => {
+                if let Err(lost) = self.hold.check(self.engine.keyring().clock.now()) {
+                    self.report.stopped.get_or_insert(lost);
+                    return;
+                }
+                if !matches!(error, Error::Invalid(_) | Error::Corrupt(_) | Error::Conflict(_)) {
+                    // It is the KEK's trouble, told once for it.
+                    self.troubled.insert(kek.clone());
+                    self.failed(format!("accounts under KEK {kek}"), error);
+                    return;
+                }
+                self.failed(subject, error);
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// True when another version of a KEK than the current one wraps an AEK.
+    async fn has_left_behind(&self, record: &KekRecord) -> Result<bool> {
+        for version in record.versions.iter().filter(|version| version.version != record.current) {
+            let filter = Filter::WrappedBy(KekVersion::new(record.name.clone(), version.version));
+            if !self.keyring().store.list(&filter, None, 1).await?.keys.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

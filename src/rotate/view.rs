@@ -1,0 +1,188 @@
+//! Policies, and what is due by them, shown without doing it.
+
+use super::schedule::{Due, aek_due, aek_due_at, check_aek_policy, check_kek_policy, kek_due, kek_due_at};
+use crate::{
+    engine::Engine,
+    error::{Error, Result},
+    name::{AccountId, KekName, KekVersion},
+    store::{
+        Filter, Key, PAGE_KEYS_MAX, load_account, load_work,
+        record::{AekPolicy, KekPolicy, WorkRecord},
+    },
+};
+use std::collections::BinaryHeap;
+
+/// Accounts that a view names one by one: that many that are due, that many that come next. More are counted.
+pub const VIEW_ACCOUNTS_MAX: usize = 1000;
+
+/// A KEK that has a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KekSchedule {
+    /// Its current version.
+    pub kek: KekVersion,
+    /// From when on it is due, in seconds since 1970.
+    pub due_at_unix: u64,
+    /// Why it is due now, if it is.
+    pub due: Option<Due>,
+    /// Accounts that older versions still wrap: they are moved to the current one.
+    pub left_behind: u64,
+}
+
+/// An account whose AEK is due, now or some day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AekSchedule {
+    /// The account.
+    pub account: AccountId,
+    /// Its current AEK version.
+    pub aek_version: u32,
+    /// From when on it is due by age, in seconds since 1970.
+    pub due_at_unix: Option<u64>,
+    /// Why it is due now, if it is.
+    pub due: Option<Due>,
+}
+
+/// What is scheduled for a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Schedule {
+    /// The time that it was made for, in seconds since 1970.
+    pub now_unix: u64,
+    /// Who does the scheduled work, or did it last.
+    pub holder: Option<WorkRecord>,
+    /// KEKs that have a policy, in the order of their names.
+    pub keks: Vec<KekSchedule>,
+    /// Accounts that are due.
+    pub accounts_due: u64,
+    /// The first [`VIEW_ACCOUNTS_MAX`] of them, in the order of their ids.
+    pub due: Vec<AekSchedule>,
+    /// The accounts that come next by their age, the next one first.
+    pub next: Vec<AekSchedule>,
+    /// Records that could not be read.
+    pub unreadable: u64,
+}
+
+impl Schedule {
+    /// True when the holder has not given the work up, and its time is not over.
+    pub fn is_held(&self) -> bool {
+        self.holder.as_ref().is_some_and(|holder| holder.until_unix > self.now_unix)
+    }
+}
+
+impl Engine {
+    /// Sets when an account's AEK is rotated by schedule; [`AekPolicy::default`] is never.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Invalid`] for an age out of [`POLICY_AGE_MIN`](super::POLICY_AGE_MIN) and
+    /// [`POLICY_AGE_MAX`](super::POLICY_AGE_MAX); [`Error::Store`], [`Error::Conflict`].
+    pub async fn set_aek_policy(&self, id: &AccountId, policy: AekPolicy) -> Result<()> {
+        check_aek_policy(policy)?;
+        let change = |record: &mut crate::store::record::AccountRecord| {
+            Ok(std::mem::replace(&mut record.policy, policy) != policy)
+        };
+        self.change_account(id, change).await.map(drop)
+    }
+
+    /// Sets when a KEK is rotated, and what it wraps re-wrapped, by schedule; [`KekPolicy::default`] is never.
+    ///
+    /// # Errors
+    /// As [`Engine::set_aek_policy`].
+    pub async fn set_kek_policy(&self, name: &KekName, policy: KekPolicy) -> Result<()> {
+        check_kek_policy(policy)?;
+        let change =
+            |record: &mut crate::store::record::KekRecord| Ok(std::mem::replace(&mut record.policy, policy) != policy);
+        self.change_kek(name, change).await.map(drop)
+    }
+
+    /// What is due now, what comes next, and who does it. Changes nothing and asks the token nothing; reads every record of the
+    /// store once, and names at most `accounts_max` accounts (and [`VIEW_ACCOUNTS_MAX`]) each.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn schedule(&self, accounts_max: usize) -> Result<Schedule> {
+        let (store, now_unix) = (&*self.keyring().store, self.keyring().clock.unix_now());
+        let holder = match load_work(store).await {
+            Ok(found) => found.map(|(record, _)| record),
+            Err(Error::Corrupt(_)) => None, // whoever works next replaces it
+            Err(error) => return Err(error),
+        };
+        let mut schedule = Schedule { now_unix, holder, ..Schedule::default() };
+        self.view_keks(&mut schedule).await?;
+        self.view_accounts(&mut schedule, accounts_max.min(VIEW_ACCOUNTS_MAX)).await?;
+        Ok(schedule)
+    }
+
+    async fn view_keks(&self, schedule: &mut Schedule) -> Result<()> {
+        let mut after = None;
+        loop {
+            let page = self.keyring().store.list(&Filter::Keks, after.as_ref(), PAGE_KEYS_MAX).await?;
+            for key in page.keys {
+                let Key::Kek(name) = key else { continue };
+                let record = match self.kek_record(&name).await {
+                    Ok(record) => record,
+                    Err(error @ Error::Store(_)) => return Err(error),
+                    Err(_) => {
+                        schedule.unreadable += 1;
+                        continue;
+                    }
+                };
+                let Some(due_at_unix) = kek_due_at(&record) else { continue };
+                let mut left_behind = 0;
+                for version in record.versions.iter().filter(|version| version.version != record.current) {
+                    left_behind += self.count_wrapped_by(&KekVersion::new(name.clone(), version.version)).await?;
+                }
+                let due = kek_due(&record, schedule.now_unix);
+                let kek = KekVersion::new(name, record.current);
+                schedule.keks.push(KekSchedule { kek, due_at_unix, due, left_behind });
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn view_accounts(&self, schedule: &mut Schedule, accounts_max: usize) -> Result<()> {
+        // The latest of those that come next is on top, and goes when there are too many.
+        let mut next = BinaryHeap::new();
+        let (store, mut after) = (&*self.keyring().store, None);
+        loop {
+            let page = store.list(&Filter::Accounts, after.as_ref(), PAGE_KEYS_MAX).await?;
+            for key in page.keys {
+                let Key::Account(id) = key else { continue };
+                let record = match load_account(store, &id).await {
+                    Ok(Some((record, _))) => record,
+                    Ok(None) => continue,
+                    Err(error @ Error::Store(_)) => return Err(error),
+                    Err(_) => {
+                        schedule.unreadable += 1;
+                        continue;
+                    }
+                };
+                let aek_version = record.current().map_or(0, |current| current.aek_version);
+                let due_at_unix = aek_due_at(&record);
+                if let Some(due) = aek_due(&record, schedule.now_unix) {
+                    schedule.accounts_due += 1;
+                    if schedule.due.len() < accounts_max {
+                        schedule.due.push(AekSchedule { account: id, aek_version, due_at_unix, due: Some(due) });
+                    }
+                } else if let Some(due_at_unix) = due_at_unix {
+                    next.push((due_at_unix, id, aek_version));
+                    if next.len() > accounts_max {
+                        next.pop();
+                    }
+                }
+            }
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        let in_order = next.into_sorted_vec().into_iter().map(|(due_at_unix, account, aek_version)| AekSchedule {
+            account,
+            aek_version,
+            due_at_unix: Some(due_at_unix),
+            due: None,
+        });
+        schedule.next = in_order.collect();
+        Ok(())
+    }
+}
