@@ -5,16 +5,13 @@ use crate::{
     error::{Corrupt, Error, Refusal, Result},
     name::{KekName, KekVersion, TokenName},
     store::{
-        self, Filter, Key,
+        self, Key,
         record::{KekPolicy, KekRecord, KekVersionRecord},
     },
-    token::{KekHandle, KekId, KekInfo, KekSpec, Profile, TokenError, Verdict},
+    token::{KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, TokenError, Verdict},
     tokens::Seat,
 };
 use std::collections::HashSet;
-
-/// Begins the CKA_LABEL of every KEK that keyleash makes; the rest is `NAME/VERSION`.
-const LABEL_PREFIX: &str = "keyleash/";
 
 /// One version of a KEK as the store knows it, and as the token has it.
 #[derive(Debug, Clone)]
@@ -169,25 +166,10 @@ impl Engine {
     /// [`Error::Store`], [`Error::Corrupt`].
     pub async fn keks(&self) -> Result<Vec<KekStatus>> {
         let mut keks = Vec::new();
-        for name in self.kek_names().await? {
+        for name in store::kek_names(&*self.owner.0.store).await? {
             keks.push(self.kek(&name).await?);
         }
         Ok(keks)
-    }
-
-    async fn kek_names(&self) -> Result<Vec<KekName>> {
-        let mut names = Vec::new();
-        let mut after = None;
-        loop {
-            let page = self.owner.0.store.list(&Filter::Keks, after.as_ref(), store::PAGE_KEYS_MAX).await?;
-            names.extend(
-                page.keys.into_iter().filter_map(|key| if let Key::Kek(name) = key { Some(name) } else { None }),
-            );
-            after = page.next;
-            if after.is_none() {
-                return Ok(names);
-            }
-        }
     }
 
     /// One KEK.
@@ -260,7 +242,7 @@ impl Engine {
 
     async fn unknown_keks_on(&self, seat: &Seat) -> Result<Vec<KekInfo>> {
         let mut known = HashSet::new();
-        for name in self.kek_names().await? {
+        for name in store::kek_names(&*self.owner.0.store).await? {
             let record = self.kek_record(&name).await?;
             let its = record.versions.into_iter().filter(|version| version.token == seat.name);
             known.extend(its.map(|version| version.id));

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result},
     name::{AccountId, KekName, KekVersion},
     store::{
-        Filter, Key, PAGE_KEYS_MAX, load_account,
+        Filter, Key, PAGE_KEYS_MAX, kek_names, load_account,
         record::{KekRecord, WorkRecord},
     },
     telemetry::Event,
@@ -173,27 +173,19 @@ impl Pass {
     }
 
     async fn keks(&mut self) -> Result<()> {
-        let mut after = None;
-        loop {
-            let page = self.engine.keyring().store.list(&Filter::Keks, after.as_ref(), PAGE_KEYS_MAX).await?;
-            for key in page.keys {
-                let Key::Kek(name) = key else { continue };
-                self.check()?;
-                let subject = format!("KEK {name}");
-                match self.kek(&name).await {
-                    Ok(()) => self.succeeded(&subject),
-                    Err(error @ Error::Store(_)) => return Err(error),
-                    Err(error) => {
-                        self.check()?; // lost meanwhile: that is why
-                        self.failed(subject, error);
-                    }
+        for name in kek_names(&*self.engine.keyring().store).await? {
+            self.check()?;
+            let subject = format!("KEK {name}");
+            match self.kek(&name).await {
+                Ok(()) => self.succeeded(&subject),
+                Err(error @ Error::Store(_)) => return Err(error),
+                Err(error) => {
+                    self.check()?; // lost meanwhile: that is why
+                    self.failed(subject, error);
                 }
             }
-            after = page.next;
-            if after.is_none() {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     async fn kek(&mut self, name: &KekName) -> Result<()> {

@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Result},
     name::{AccountId, KekName, KekVersion},
     store::{
-        Filter, Key, PAGE_KEYS_MAX, load_account, load_work,
+        Filter, Key, PAGE_KEYS_MAX, kek_names, load_account, load_work,
         record::{AekPolicy, KekPolicy, WorkRecord},
     },
 };
@@ -111,33 +111,25 @@ impl Engine {
     }
 
     async fn view_keks(&self, schedule: &mut Schedule) -> Result<()> {
-        let mut after = None;
-        loop {
-            let page = self.keyring().store.list(&Filter::Keks, after.as_ref(), PAGE_KEYS_MAX).await?;
-            for key in page.keys {
-                let Key::Kek(name) = key else { continue };
-                let record = match self.kek_record(&name).await {
-                    Ok(record) => record,
-                    Err(error @ Error::Store(_)) => return Err(error),
-                    Err(_) => {
-                        schedule.unreadable += 1;
-                        continue;
-                    }
-                };
-                let Some(due_at_unix) = kek_due_at(&record) else { continue };
-                let mut left_behind = 0;
-                for version in record.versions.iter().filter(|version| version.version != record.current) {
-                    left_behind += self.count_wrapped_by(&KekVersion::new(name.clone(), version.version)).await?;
+        for name in kek_names(&*self.keyring().store).await? {
+            let record = match self.kek_record(&name).await {
+                Ok(record) => record,
+                Err(error @ Error::Store(_)) => return Err(error),
+                Err(_) => {
+                    schedule.unreadable += 1;
+                    continue;
                 }
-                let due = kek_due(&record, schedule.now_unix);
-                let kek = KekVersion::new(name, record.current);
-                schedule.keks.push(KekSchedule { kek, due_at_unix, due, left_behind });
+            };
+            let Some(due_at_unix) = kek_due_at(&record) else { continue };
+            let mut left_behind = 0;
+            for version in record.versions.iter().filter(|version| version.version != record.current) {
+                left_behind += self.count_wrapped_by(&KekVersion::new(name.clone(), version.version)).await?;
             }
-            after = page.next;
-            if after.is_none() {
-                return Ok(());
-            }
+            let due = kek_due(&record, schedule.now_unix);
+            let kek = KekVersion::new(name, record.current);
+            schedule.keks.push(KekSchedule { kek, due_at_unix, due, left_behind });
         }
+        Ok(())
     }
 
     async fn view_accounts(&self, schedule: &mut Schedule, accounts_max: usize) -> Result<()> {

@@ -273,6 +273,22 @@ pub async fn load_work(store: &dyn KeyStore) -> Result<Option<(WorkRecord, Store
     load(store, Key::Work, WorkRecord::decode).await
 }
 
+/// The names of all KEKs, in their order.
+///
+/// # Errors
+/// [`Error::Store`].
+pub(crate) async fn kek_names(store: &dyn KeyStore) -> Result<Vec<KekName>> {
+    let (mut names, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.list(&Filter::Keks, after.as_ref(), PAGE_KEYS_MAX).await?;
+        names.extend(page.keys.into_iter().filter_map(|key| if let Key::Kek(name) = key { Some(name) } else { None }));
+        after = page.next;
+        if after.is_none() {
+            return Ok(names);
+        }
+    }
+}
+
 async fn load<R>(
     store: &dyn KeyStore,
     key: Key,

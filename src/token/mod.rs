@@ -10,6 +10,9 @@ use std::{fmt, str::FromStr, time::Duration};
 pub mod pkcs11;
 pub mod scripted;
 
+/// Begins the CKA_LABEL of every KEK that keyleash makes; the rest is `NAME/VERSION`.
+pub(crate) const LABEL_PREFIX: &str = "keyleash/";
+
 /// How an AEK is wrapped in the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]

@@ -8,9 +8,9 @@ use crate::{
     error::Result,
     keyring::Keyring,
     name::{KekVersion, TokenName},
-    store::{Filter, Key, PAGE_KEYS_MAX, load_kek},
+    store::{kek_names, load_kek},
     telemetry::Event,
-    token::{KekId, KekInfo},
+    token::{KekId, KekInfo, LABEL_PREFIX},
     tokens::Seat,
 };
 use std::{
@@ -25,8 +25,6 @@ const POLLS_PER_LOOK: u32 = 20;
 const LOOKS_PER_TRY_MAX: u32 = 64;
 /// Changes that one look tells one by one. What is more is told by the looks after it.
 const CHANGES_PER_LOOK_MAX: usize = 64;
-/// Begins the CKA_LABEL of keys that keyleash makes.
-const LABEL_PREFIX: &str = "keyleash/";
 
 /// Looks into one token now and then, for as long as the engine lives.
 pub(super) async fn look_after(keyring: Arc<Keyring>, seat: Arc<Seat>, beat: Arc<Beat>) {
@@ -78,24 +76,17 @@ struct Known {
 
 /// Every KEK version of the store that is in this token.
 async fn known(keyring: &Keyring, token: &TokenName) -> Result<BTreeMap<KekId, Known>> {
-    let (mut known, mut after) = (BTreeMap::new(), None);
-    loop {
-        let page = keyring.store.list(&Filter::Keks, after.as_ref(), PAGE_KEYS_MAX).await?;
-        for key in page.keys {
-            let Key::Kek(name) = key else { continue };
-            // A damaged record is told by whoever needs it; without it its keys would pass for unknown ones.
-            let Some((record, _)) = load_kek(&*keyring.store, &name).await? else { continue };
-            for version in record.versions.into_iter().filter(|version| version.token == *token) {
-                let kek = KekVersion::new(name.clone(), version.version);
-                let (current, retired) = (version.version == record.current, version.retired_unix.is_some());
-                known.insert(version.id, Known { kek, current, retired });
-            }
-        }
-        after = page.next;
-        if after.is_none() {
-            return Ok(known);
+    let mut known = BTreeMap::new();
+    for name in kek_names(&*keyring.store).await? {
+        // A damaged record is told by whoever needs it; without it its keys would pass for unknown ones.
+        let Some((record, _)) = load_kek(&*keyring.store, &name).await? else { continue };
+        for version in record.versions.into_iter().filter(|version| version.token == *token) {
+            let kek = KekVersion::new(name.clone(), version.version);
+            let (current, retired) = (version.version == record.current, version.retired_unix.is_some());
+            known.insert(version.id, Known { kek, current, retired });
         }
     }
+    Ok(known)
 }
 
 /// What was told, or needs not be.

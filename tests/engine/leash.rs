@@ -10,10 +10,6 @@ use keyleash::{
     token::scripted::{Act, Call},
 };
 
-fn seal(account: &Account) -> keyleash::Result<()> {
-    account.seal_in_place(1_u64, &mut [0; 64]).map(drop)
-}
-
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[tokio::test]

@@ -42,6 +42,10 @@ struct Rig {
 
 const SECOND: Duration = Duration::from_secs(1);
 
+fn seal(account: &Account) -> keyleash::Result<()> {
+    account.seal_in_place(1_u64, &mut [0; 64]).map(drop)
+}
+
 impl Rig {
     async fn new() -> Self {
         Self::with(Settings::default()).await

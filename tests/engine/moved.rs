@@ -11,10 +11,6 @@ use keyleash::{
     token::{KekHandle, Token, scripted::Call},
 };
 
-fn seal(account: &Account) -> keyleash::Result<()> {
-    account.seal_in_place(1_u64, &mut [0; 64]).map(drop)
-}
-
 /// Another KEK, and what the accounts' records will be once they are re-wrapped under it.
 async fn prepare(rig: &Rig, ids: &[&str]) -> (KekId, Vec<(Key, Put)>) {
     let name = KekName::new("next").unwrap();

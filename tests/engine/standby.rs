@@ -14,10 +14,6 @@ use keyleash::{
     },
 };
 
-fn seal(account: &Account) -> keyleash::Result<()> {
-    account.seal_in_place(1_u64, &mut [0; 64]).map(drop)
-}
-
 fn standby_name() -> TokenName {
     TokenName::new("standby").unwrap()
 }

@@ -12,10 +12,6 @@ use keyleash::{
     },
 };
 
-fn seal(account: &Account) -> keyleash::Result<()> {
-    account.seal_in_place(1_u64, &mut [0; 64]).map(drop)
-}
-
 fn token_name(name: &str) -> TokenName {
     TokenName::new(name).unwrap()
 }
