@@ -231,6 +231,8 @@ impl Engine {
                 )),
             });
         }
+        // What is in memory under this id is of an account that was purged.
+        self.owner.0.forget_account(id).await;
         let (wrapped, proof) = self.new_aek(id, FIRST_AEK_VERSION, kek).await?;
         let record = AccountRecord::new(wrapped.created_unix, id.clone(), wrapped);
         match self.owner.0.store.create(&key, record.put()?).await {

@@ -41,6 +41,7 @@ transcripts! {
     out_files,
     quickstart,
     rotation,
+    rotation_trouble,
     schedule,
     settings,
     stores,

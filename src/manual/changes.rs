@@ -26,6 +26,9 @@
 //!   for one TTL, so that an outage leaves nobody cold; a token that flaps would put them off for ever.
 //! - **`call_timeout` is at most `poll_interval`, and `grace` at least their sum**: else a proof that hangs delays the next
 //!   one past promise 1, or a lease lapses between two proofs.
+//! - **`account retire` waits for its own promise.** An AEK version is not deleted until every engine that may take it for the
+//!   current one has heard of the next, an outage included; else a block that was sealed and acknowledged after the service's
+//!   count would be lost.
 //! - **An empty store file is refused**, not filled: it may be a store that was truncated.
 //! - **Sealed blocks and bytes are counted after the fact, not reserved ahead.** A reservation would cost a write of the store for
 //!   every account that is opened, and make a policy of few blocks come early by what others have reserved. What a crash may

@@ -108,8 +108,9 @@
 //!
 //! # Memory
 //!
-//! An AEK in memory takes a cell of 272 bytes of locked pages: a million need 260 MiB of RLIMIT_MEMLOCK. Where it is too
-//! small, a warning gives the number for `LimitMEMLOCK=`; `memlock = "refuse"` makes that an error instead.
+//! An AEK in memory takes a cell of 272 bytes of locked pages: a million need 260 MiB of RLIMIT_MEMLOCK. An account that is open
+//! while it is re-wrapped or moved takes another one, until its last handle and its place in the index are gone; leave room
+//! for the KEK rotations that a process lives through. Where it is too small, a warning gives the number for `LimitMEMLOCK=`; `memlock = "refuse"` makes that an error instead.
 //!
 //! # Store and backups
 //!
@@ -157,6 +158,24 @@
 //! that is gone and not retired, and one that is back. Keys that were there when the engine began are told only if they bear the label
 //! of a KEK, because tokens are shared. That is news and no verdict: what is denied is learned from proofs.
 //!
+//! # Rotating, while blocks flow
+//!
+//! `kek rotate`, then `kek rewrap`, then `kek retire`; `drill rotation` rehearses it. No command touches a block.
+//!
+//! - **When the old key may go.** `kek retire` says when nothing is wrapped by a version. Engines whose accounts are open follow a
+//!   re-wrap within one `poll_interval` and the time that it takes to unwrap those accounts at `resume_rate`; until then they
+//!   use their AEKs under the old version's lease, and a denial of it stops them until they have followed. So wait that long
+//!   before you delete the old version in the token, and keep its backup for as long as backups of the store are kept that need it.
+//!   Once more `kek retire`, just before, says whether a process that was killed at the wrong instant left something under it.
+//! - **A re-wrap that stopped** (denied, unreachable, store full, SIGKILL) goes on when it is called again. A KEK version that is denied
+//!   or lost keeps only its own accounts from being moved.
+//! - **When an old AEK version may go.** Another engine may not have heard of the newer version, and its next block is in nobody's count.
+//!   `account retire` refuses a version until `grace + 2 × aek_ttl + 2 × call_timeout` after its successor was made (50 min by default),
+//!   which is as long as an engine with the same settings can go on. Reseal, wait, count, retire. `--now` is for accounts that no
+//!   other process has open.
+//! - **Two who rotate one KEK at once** make one new version, or one of them is told that its key stays in the token, unused.
+//! - **What is purged** is forgotten by every engine within one `aek_ttl`; a handle of it says so, also when the name was given anew.
+//!
 //! # Tests
 //!
 //! - `softhsm/with-token cargo test`: everything, with a real token; without its variables the tests of token and command
@@ -173,5 +192,8 @@
 //!   and builds the fault shim (`softhsm/fault-shim`) where they are missing. `softhsm/with-token --shim COMMAND…` runs any
 //!   command on a module that fails as a control file says.
 //! - `benches/report`: how fast it is, beside its targets; see [`performance`](super::performance). No test, and CI measures nothing.
+//! - `softhsm/with-token cargo test --test rotation`: rotation beside crashes, kills, other processes and a load. `ROTATION_TEST_KILLS=1000`
+//!   kills the real binary so often instead of 50 times.
+//! - `softhsm/with-token cargo bench --bench rewrap -- --accounts 100000`: re-wrap beside a bare loop of the same token calls.
 //! - `cargo test --test store`: the key store alone, with its kills; `PROPTEST_CASES=100000 cargo test --test store records`
 //!   for long runs of the record decoder.
