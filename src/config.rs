@@ -59,7 +59,7 @@ pub struct Settings {
     /// How long an AEK is used without an unwrap of its own, at least 1 s and twice `call_timeout`, at most `grace`.
     /// Default 10 min.
     pub aek_ttl: Duration,
-    /// Most unwraps per second when accounts resume or are refreshed ahead of their TTL, at least 1. Default 3000, which
+    /// Most unwraps per second of each token when accounts resume or are refreshed ahead of their TTL, at least 1. Default 3000, which
     /// lets as many as the default `max_cached_aeks` be in use with the default `aek_ttl`. A token that is slower sets its
     /// own pace.
     pub resume_rate: u32,

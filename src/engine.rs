@@ -1,7 +1,7 @@
-//! The engine: puts token, store, keyring and clock together, and makes KEKs and accounts.
+//! The engine: puts tokens, store, keyring and clock together, and makes KEKs and accounts.
 //!
 //! ```text
-//! service ── Account::seal / open ──▶ slot ◀── Keyring ──▶ Token (KEK, never leaves it)
+//! service ── Account::seal / open ──▶ slot ◀── Keyring ──▶ Tokens (KEKs, which never leave them)
 //!               (account.rs)           │        (keyring.rs)  │
 //!                                    lease ◀── verdicts ──────┘
 //!                                  (leash.rs over lease.rs)

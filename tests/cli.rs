@@ -47,6 +47,7 @@ transcripts! {
     stores,
     streams,
     token_check,
+    tokens,
     usage,
 }
 

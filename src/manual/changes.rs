@@ -21,6 +21,9 @@
 //! - **`resume_rate` is 3000 unwraps/s by default, not 200.** At 200, 360,000 accounts resume within the promised 30
 //!   minutes, and the default cache holds a million; to refresh a million ahead of a TTL of 10 minutes takes 2,667 unwraps/s.
 //!   The default would have warned about itself.
+//! - **A lease may be asked of two tokens**, the KEK's own and its standby. The state machine of the lease knows nothing of it: which
+//!   of the two may speak is a second, smaller one (`src/standby.rs`) beside it, under the same lock.
+//! - **Budgets, deadlines and refreshes are each token's own**, so `resume_rate` counts for each.
 //! - **`aek_ttl` is at least 1 s and twice `call_timeout`**: else handles in use go cold between two unwraps.
 //! - **A TTL is put off for no longer than grace and one more TTL.** After a silence the TTLs that passed in it do not bind
 //!   for one TTL, so that an outage leaves nobody cold; a token that flaps would put them off for ever.
