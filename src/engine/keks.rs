@@ -249,7 +249,8 @@ impl Engine {
         let mut known = HashSet::new();
         for name in store::kek_names(&*self.owner.0.store).await? {
             let record = self.kek_record(&name).await?;
-            let its = record.versions.into_iter().filter(|version| version.token == seat.name);
+            let tokens = &self.keyring().tokens;
+            let its = record.versions.into_iter().filter(|version| tokens.may_have(&seat.name, &name, version));
             known.extend(its.map(|version| version.id));
         }
         let mut found = seat.token.list_keks().await?;
