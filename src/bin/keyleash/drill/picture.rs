@@ -519,7 +519,7 @@ mod tests {
         finished.timeline.lease.push(sample);
         let picture = svg(&[&Report::new(finished)]);
         assert!(picture.contains("KEK version 1") && picture.contains("KEK version 2"));
-        assert_eq!(picture.matches("class=\"aeks\"").count(), 2);
+        assert_eq!(picture.matches("<path class=\"aeks\"").count(), 2);
     }
 
     #[test]
