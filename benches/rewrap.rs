@@ -1,5 +1,5 @@
-//! Re-wrap of many accounts on a real token, beside a bare loop of the same token calls (unwrap, wrap, unwrap) on the same
-//! token with the same workers, in turns in one process; and the memory that it takes from 10 % to the end.
+//! Re-wrap of many accounts on a real token, beside a bare loop of the same calls of the module (unwrap, wrap, unwrap) on as many
+//! threads as the token has workers, in turns in one process; and the memory that it takes from 10 % to the end.
 //!
 //!     softhsm/with-token cargo bench --bench rewrap
 //!     softhsm/with-token cargo bench --bench rewrap -- --accounts 100000
@@ -9,41 +9,39 @@
 //! The ratio goes into the row of `benches/report`, which sets `BENCH_REPORT_DIR`.
 
 // A benchmark that cannot go on must stop.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod common;
+
+use common::{
+    bare::{self, Bare},
+    rig::variable,
+};
 use keyleash::{
     Engine,
     block::BlockHeader,
     clock::Clock,
     name::{AccountId, KekName},
     rotate::RewrapOptions,
-    store::{
-        self,
-        record::{AccountRecord, binding, context},
-        redb::RedbStore,
-    },
+    store::redb::RedbStore,
     token::{
-        KekHandle, Profile, Token,
+        Profile,
         pkcs11::{PinSource, Pkcs11Settings, Pkcs11Token, Selector},
     },
 };
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
 };
 use tokio::task::JoinSet;
 
 /// Accounts that are made at once.
 const MADE_AT_ONCE: usize = 512;
-/// Bare calls in flight for each worker, so that none waits for the next.
-const BARE_IN_FLIGHT_PER_WORKER: usize = 8;
 /// Faster than any token: the rate is not what is measured.
 const RATE: u32 = 1_000_000_000;
 const ADDRESS: u64 = 7;
 const TARGET: f64 = 0.7;
+const NANOS_PER_SEC: f64 = 1e9;
 
 struct Arguments {
     accounts: usize,
@@ -69,9 +67,14 @@ fn arguments() -> Arguments {
     found
 }
 
-fn variable(name: &str) -> String {
-    std::env::var(name)
-        .unwrap_or_else(|_| panic!("{name} is not set: run `softhsm/with-token cargo bench --bench rewrap`"))
+/// Gives back to the system what is free, so that growth is seen.
+#[allow(unsafe_code)] // glibc's own call
+fn trim() {
+    unsafe extern "C" {
+        fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    }
+    // SAFETY: glibc's; it takes any number and touches free memory alone.
+    unsafe { malloc_trim(0) };
 }
 
 /// Resident memory of this process, in MiB.
@@ -136,13 +139,10 @@ impl Bench {
         self.engine = Engine::builder(self.token.clone(), self.store.clone()).build().unwrap();
     }
 
-    async fn record(&self, number: usize) -> AccountRecord {
-        store::load_account(&*self.store, &id(number)).await.unwrap().unwrap().0
-    }
-
     /// Seconds that a re-wrap of all takes, and the memory at 10 % and at its end.
     async fn rewrap(&self) -> (f64, f64, f64) {
         self.engine.rotate_kek(&self.kek).await.unwrap();
+        trim();
         let tenth = std::sync::Mutex::new(None);
         let begun = self.clock.now();
         let options = RewrapOptions { rate: Some(RATE), dry_run: false };
@@ -158,32 +158,13 @@ impl Bench {
         (secs, tenth, resident_mib())
     }
 
-    /// Seconds that the same token calls take with nothing around them.
+    /// Seconds that the same calls of the module take with nothing around them.
     async fn bare(&self) -> f64 {
-        let mut records = Vec::with_capacity(self.accounts);
-        for number in 0..self.accounts {
-            records.push(self.record(number).await);
-        }
-        let (records, next) = (Arc::new(records), Arc::new(AtomicUsize::new(0)));
-        let begun = self.clock.now();
-        let mut loops = JoinSet::new();
-        for _ in 0..self.workers * BARE_IN_FLIGHT_PER_WORKER {
-            let (records, next, token) = (records.clone(), next.clone(), self.token.clone());
-            loops.spawn(async move {
-                while let Some(record) = records.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let old = record.current().unwrap();
-                    let kek = KekHandle { id: old.kek_id.clone(), profile: old.profile };
-                    let binding = binding(&context(&old.kek, &record.account, old.aek_version));
-                    let aek = token.unwrap(&kek, &old.wrapped, &binding).await.unwrap();
-                    let wrapped = token.wrap(&kek, &aek, &binding).await.unwrap();
-                    token.unwrap(&kek, &wrapped, &binding).await.unwrap();
-                }
-            });
-        }
-        while let Some(done) = loops.join_next().await {
-            done.unwrap();
-        }
-        self.clock.now().since(begun).as_secs_f64()
+        let ids: Vec<_> = (0..self.accounts).map(id).collect();
+        let (kek, samples) = bare::samples(&*self.store, &ids).await;
+        let workers = self.workers;
+        let loops = move || Bare::open(&kek, workers).unwrap().rewrap(&samples);
+        tokio::task::spawn_blocking(loops).await.unwrap() / NANOS_PER_SEC
     }
 
     async fn verify(&self, kept: &[(usize, Vec<u8>)]) {
