@@ -4,9 +4,9 @@
 //!     softhsm/with-token cargo bench --bench rewrap
 //!     softhsm/with-token cargo bench --bench rewrap -- --accounts 100000
 //!
-//! `--workers N` (2 unless said otherwise) are the token's threads, `--rounds N` (3) rotations are measured, `--directory D`
+//! `--workers N` (2 unless said otherwise) are the token's and the bare loop's threads, `--rounds N` (3) rotations are measured, `--directory D`
 //! holds the store. Every 97th account is opened at the end, and the block that was sealed before the first rotation is compared.
-//! The ratio goes into the row of `benches/report`, which sets `BENCH_REPORT_DIR`.
+//! The ratio goes into the row `rewrap N` of `benches/report`, which sets `BENCH_REPORT_DIR`.
 
 // A benchmark that cannot go on must stop.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -209,16 +209,14 @@ async fn run() {
         ratios.push(bare / rewrap);
     }
     bench.verify(&kept).await;
-    let (median_ratio, note) = (
-        median(&mut ratios),
-        format!("{accounts} accounts, {workers} workers, {rounds} rounds; {resident} of the last one"),
-    );
+    let (median_ratio, note) =
+        (median(&mut ratios), format!("{accounts} accounts, {rounds} rounds; {resident} of the last one"));
     if let Some(report) = std::env::var_os("BENCH_REPORT_DIR") {
         let (low, high) = (ratios.first(), ratios.last());
         let row = serde_json::json!({ "value": median_ratio, "low": low, "high": high, "note": note });
         let rows = Path::new(&report).join("rows");
         std::fs::create_dir_all(&rows).unwrap();
-        std::fs::write(rows.join("rewrap.json"), row.to_string()).unwrap();
+        std::fs::write(rows.join(format!("rewrap {workers}.json")), row.to_string()).unwrap();
     }
     println!(
         "median: re-wrap {:.0} accounts/s, bare loop {:.0} accounts/s, ratio {:.2} (target {TARGET}); {} blocks verified",
