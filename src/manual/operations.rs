@@ -79,6 +79,14 @@
 //! - A token whose user PIN is locked, or one attempt away from that, is not logged in to; once it is unlocked, service resumes with
 //!   the same PIN.
 //!
+//! # The end of the process
+//!
+//! Modules and what is under them (OpenSSL) have exit handlers, and a call that is still inside of the module crashes under
+//! them. So [`end_of_process`](crate::token::pkcs11::end_of_process) belongs to the end of `main`; where it says that calls are still inside,
+//! end by [`exit_at_once`](crate::token::pkcs11::exit_at_once). The command line does both, with a patience of 10 s. A program that calls
+//! neither is held by an exit handler of keyleash's for at most 5 s; a call that takes longer, the making of an RSA key on a busy
+//! machine for one, may then end it with a segmentation fault.
+//!
 //! # The configuration
 //!
 //! `keyleash.toml`, with `KEYLEASH_*` variables over it, item by item; a token or PIN named in the environment replaces

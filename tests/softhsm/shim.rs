@@ -29,6 +29,7 @@ fn the_promises_hold_whatever_the_module_returns() {
         a_refused_login,
         a_login_that_fails_is_not_repeated,
         a_failed_login_that_the_token_counts_is_the_last,
+        a_process_that_ends_in_the_midst_of_a_call_does_not_crash,
         a_slow_token_and_fresh_proofs,
         every_row_of_the_verdicts,
     ]);
@@ -227,6 +228,18 @@ fn a_failed_login_that_the_token_counts_is_the_last() {
         assert!(denied > 5);
         token.reload_pin();
         assert!(token.list_keks().await.is_ok());
+    });
+}
+
+/// The exit handlers of what is under SoftHSM would take away what the call stands on: see `end_of_process`.
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_process_that_ends_in_the_midst_of_a_call_does_not_crash() {
+    alone_with_shim("shim::a_process_that_ends_in_the_midst_of_a_call_does_not_crash", |bench| async move {
+        let token = bench.open().await;
+        bench.fail("C_GenerateKey delay=1s");
+        let spec = KekSpec { label: "keyleash/ends/1".into(), profile: Profile::AesGcm, destroyable: true };
+        assert!(tokio::time::timeout(SECOND / 4, token.create_kek(&spec)).await.is_err(), "it is under way");
     });
 }
 
