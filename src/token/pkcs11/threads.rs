@@ -102,15 +102,13 @@ mod tests {
         time::Duration,
     };
 
-    static ENDED: AtomicUsize = AtomicUsize::new(0);
-
-    /// Takes its time as its thread ends, as a library may.
-    struct Library;
+    /// Takes its time as its thread ends, as a library may, and counts that.
+    struct Library(&'static AtomicUsize);
 
     impl Drop for Library {
         fn drop(&mut self) {
             thread::sleep(Duration::from_millis(100));
-            ENDED.fetch_add(1, Ordering::SeqCst);
+            self.0.fetch_add(1, Ordering::SeqCst);
         }
     }
 
@@ -128,13 +126,14 @@ mod tests {
 
     #[test]
     fn the_process_ends_when_no_thread_is_in_the_midst_of_ending_and_then_none_ends() {
+        static ENDED: AtomicUsize = AtomicUsize::new(0);
         let threads = threads();
         let (sender, done) = mpsc::channel();
         for _ in 0..4 {
             let sender = sender.clone();
             threads
                 .spawn("one that ends", move || {
-                    USED.set(Some(Library));
+                    USED.set(Some(Library(&ENDED)));
                     sender.send(()).unwrap();
                 })
                 .unwrap();
@@ -142,7 +141,7 @@ mod tests {
         let (goes_on, goes) = mpsc::channel();
         threads
             .spawn("one that does not", move || {
-                USED.set(Some(Library));
+                USED.set(Some(Library(&ENDED)));
                 goes.recv().unwrap();
             })
             .unwrap();
@@ -162,8 +161,9 @@ mod tests {
 
     #[test]
     fn a_thread_that_does_not_come_to_its_end_is_not_waited_for_beyond_the_deadline() {
+        static ENDED: AtomicUsize = AtomicUsize::new(0);
         let threads = threads();
-        threads.spawn("slow", || USED.set(Some(Library))).unwrap();
+        threads.spawn("slow", || USED.set(Some(Library(&ENDED)))).unwrap();
         while threads.with(|state| state.running.len()) > 0 {
             thread::yield_now();
         }
