@@ -11,7 +11,7 @@ use crate::{
     clock::Instant,
     error::{Corrupt, Error, Result},
     in_flight::Operation,
-    keyring::{Keyring, Owner},
+    keyring::{Keyring, Owner, made_anew},
     name::AccountId,
     slot::{AekSlot, Selection},
 };
@@ -165,8 +165,8 @@ impl Account {
     /// old one when it was current already. Store block and header anew only on success.
     ///
     /// # Errors
-    /// As [`Account::open_in_place`] and [`Account::seal_in_place`]. `buf` is then as it was, or zero: the stored block is
-    /// still good.
+    /// As [`Account::open_in_place`] and [`Account::seal_in_place`]. `buf` is then as it was: the caller may have no other copy
+    /// of the block. But with [`Error::Corrupt`] and [`Error::Fatal`] it is zero.
     pub fn reseal(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<BlockHeader> {
         let address = address.into();
         let old = self.slot_of(header)?;
@@ -179,19 +179,15 @@ impl Account {
         let outcome = self.select(&operation, new).and_then(|new_key| {
             let old_key = self.select(&operation, old)?;
             self.count(&operation, &new_key, buf.len())?;
-            self.sealer(&old_key).open_in_place(header, &address, buf)?;
-            let resealed = self.sealer(&new_key).seal_in_place(self.suite, new_key.aek_version, &address, buf);
-            let holds =
-                old_key.still_holds(buf.len(), self.keyring()) && new_key.still_holds(buf.len(), self.keyring());
-            match resealed {
-                Ok(header) if holds => return Ok(header),
-                Ok(_) => {}
-                Err(error) => {
-                    buf.fill(0); // it may hold plaintext
-                    return Err(error.into());
-                }
+            let (opener, sealer) = (self.sealer(&old_key), self.sealer(&new_key));
+            opener.open_in_place(header, &address, buf)?;
+            let resealed = sealer.seal_in_place(self.suite, new_key.aek_version, &address, buf);
+            let resealed = resealed.inspect_err(|_| buf.fill(0))?; // it may hold plaintext
+            if old_key.still_holds(buf.len(), self.keyring()) && new_key.still_holds(buf.len(), self.keyring()) {
+                return Ok(resealed);
             }
-            buf.fill(0);
+            sealer.open_in_place(&resealed, &address, buf)?;
+            opener.seal_back(header, &address, buf)?;
             Err(Unusable::Revoked)
         });
         let refused = if new.is_usable(self.keyring().clock.now()) { old } else { new };
@@ -386,10 +382,11 @@ impl Account {
     /// Call it when a seal says [`Error::Cold`].
     ///
     /// # Errors
-    /// As [`crate::Engine::account`].
+    /// As [`crate::Engine::account`]; [`Error::NotFound`] also when the account was purged and made anew under the handle.
     pub async fn warm(&self) -> Result<()> {
         // Through the index, so that an evicted account is counted again.
-        self.keyring().open(self.id()).await.map(drop)
+        let keys = self.keyring().open(self.id()).await?;
+        if Arc::ptr_eq(&keys, &self.keys) { Ok(()) } else { Err(made_anew(self.id())) }
     }
 
     /// As [`Account::warm`], for opening the block that `header` belongs to, which may be of an older AEK version.

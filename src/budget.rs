@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Unwraps in flight at most, proofs not counted. More than a token has workers, so that none idles.
 pub(crate) const IN_FLIGHT_MAX: usize = 16;
-const BACKGROUND_IN_FLIGHT_MAX: usize = IN_FLIGHT_MAX / 2;
+pub(crate) const BACKGROUND_IN_FLIGHT_MAX: usize = IN_FLIGHT_MAX / 2;
 /// How many calls on-demand work may run ahead of the rate: background work waits for no more than these.
 const DEBT_CALLS_MAX: u32 = 4;
 

@@ -59,7 +59,7 @@ pub struct Settings {
     /// How long an AEK is used without an unwrap of its own, at least 1 s and twice `call_timeout`, at most `grace`.
     /// Default 10 min.
     pub aek_ttl: Duration,
-    /// Most unwraps per second when accounts resume or are refreshed ahead of their TTL, at least 1. Default 3000, which
+    /// Most unwraps per second of each token when accounts resume or are refreshed ahead of their TTL, at least 1. Default 3000, which
     /// lets as many as the default `max_cached_aeks` be in use with the default `aek_ttl`. A token that is slower sets its
     /// own pace.
     pub resume_rate: u32,
@@ -103,6 +103,15 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// How long an engine with these settings may go on sealing under an AEK version after a newer one was stored: it read the
+    /// record just before, its token fell silent just before its AEK's TTL was over, and the lease ran for its whole grace.
+    #[must_use]
+    pub fn aek_overlap(&self) -> Duration {
+        let silence = self.grace.saturating_add(self.aek_ttl); // `Leash::waiver_max`
+        // Two calls: the unwrap after that read, and the proof between the new version's making and its storing.
+        self.aek_ttl.saturating_add(silence).saturating_add(self.call_timeout * 2)
+    }
+
     /// Checks every bound.
     ///
     /// # Errors

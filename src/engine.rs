@@ -1,7 +1,7 @@
-//! The engine: puts token, store, keyring and clock together, and makes KEKs and accounts.
+//! The engine: puts tokens, store, keyring and clock together, and makes KEKs and accounts.
 //!
 //! ```text
-//! service ── Account::seal / open ──▶ slot ◀── Keyring ──▶ Token (KEK, never leaves it)
+//! service ── Account::seal / open ──▶ slot ◀── Keyring ──▶ Tokens (KEKs, which never leave them)
 //!               (account.rs)           │        (keyring.rs)  │
 //!                                    lease ◀── verdicts ──────┘
 //!                                  (leash.rs over lease.rs)
@@ -231,6 +231,8 @@ impl Engine {
                 )),
             });
         }
+        // What is in memory under this id is of an account that was purged.
+        self.owner.0.forget_account(id).await;
         let (wrapped, proof) = self.new_aek(id, FIRST_AEK_VERSION, kek).await?;
         let record = AccountRecord::new(wrapped.created_unix, id.clone(), wrapped);
         match self.owner.0.store.create(&key, record.put()?).await {

@@ -436,7 +436,7 @@ impl Keyring {
         let record = self.record(slot).await?;
         self.learn_beside(slot, &record).await;
         let policy = record.policy;
-        let wrapped = self.wrapped_in(record, slot)?;
+        let wrapped = self.wrapped_in(record, slot).await?;
         slot.meter.learn(wrapped.used, policy);
         let heir = if wrapped.kek == *slot.leash.kek() {
             None
@@ -458,12 +458,20 @@ impl Keyring {
         match self.in_time(store::load_account(&*self.store, &slot.account)).await? {
             Some((AccountRecord { deleted: Some(deletion), .. }, _)) => Err(deleted(&slot.account, deletion)),
             Some((record, _)) => Ok(record),
-            None => Err(Error::NotFound(format!("account {}: it was purged", slot.account))),
+            None => {
+                self.disown(slot).await;
+                Err(Error::NotFound(format!("account {}: it was purged", slot.account)))
+            }
         }
     }
 
     /// The wrapped AEK of a slot's AEK version.
-    fn wrapped_in(&self, record: AccountRecord, slot: &AekSlot) -> Result<WrappedAek> {
+    async fn wrapped_in(&self, record: AccountRecord, slot: &AekSlot) -> Result<WrappedAek> {
+        if record.current().is_none_or(|current| current.aek_version < slot.aek_version) {
+            // AEK versions only ever count up.
+            self.disown(slot).await;
+            return Err(made_anew(&slot.account));
+        }
         let Some(wrapped) = record.versions.into_iter().find(|wrapped| wrapped.aek_version == slot.aek_version) else {
             // Not before its successor is here: handles seal under the newest that there is.
             let keys = self.alive(&slot.account);
@@ -491,7 +499,7 @@ impl Keyring {
             if self.alive(&slot.account).is_some_and(|keys| keys.current().aek_version < newest) {
                 self.note_move(&slot.leash); // the tending learns of it; a proof has no time for that
             }
-            self.wrapped_in(record, &slot)
+            self.wrapped_in(record, &slot).await
         };
         let failed = match self.clock.until(patience, wrapped).await {
             Some(Ok(wrapped)) if wrapped.kek != *kek => {
@@ -700,6 +708,11 @@ pub(crate) struct NewProof {
     pub(crate) aek: Aek,
     pub(crate) epoch: u64,
     pub(crate) asked: Instant,
+}
+
+/// What is said to a handle of the account that had this id before.
+pub(crate) fn made_anew(account: &AccountId) -> Error {
+    Error::NotFound(format!("account {account}: it was purged, and made anew since: open it again"))
 }
 
 /// What a failed call says about the KEK; `None` when it says nothing about it.

@@ -7,6 +7,7 @@ use crate::{
     config::Settings,
     error::{Error, Result},
     name::{KekName, KekVersion, TokenName},
+    store::record::KekVersionRecord,
     token::Token,
 };
 use std::{collections::BTreeMap, iter, sync::Arc, time::Duration};
@@ -130,6 +131,11 @@ impl Tokens {
 
     pub(crate) fn standby_of(&self, kek: &KekName) -> Option<&Arc<Seat>> {
         self.standbys.get(kek).and_then(|name| self.seat(name))
+    }
+
+    /// True when this token has a KEK of the store, or as its standby a clone of it, in good order.
+    pub(crate) fn may_have(&self, token: &TokenName, kek: &KekName, record: &KekVersionRecord) -> bool {
+        record.token == *token || self.standbys.get(kek) == Some(token)
     }
 
     /// The way to a KEK version that is in the token of this seat.

@@ -41,11 +41,13 @@ transcripts! {
     out_files,
     quickstart,
     rotation,
+    rotation_trouble,
     schedule,
     settings,
     stores,
     streams,
     token_check,
+    tokens,
     usage,
 }
 

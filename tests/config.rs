@@ -262,6 +262,63 @@ fn every_variable_stands_over_the_file() {
     assert!(bounds.contains("grace is 120 min") && bounds.contains("promise 1"), "{bounds}");
 }
 
+const SEVERAL: &str = r#"
+[[token]]
+name = "hsm-a"
+module = "/a.so"
+serial = "01"
+pin_file = "/pin-a"
+workers = 4
+
+[[token]]
+name = "hsm-b"
+module = "/b.so"
+label = "b"
+pin_env = "PIN_B"
+call_timeout = "2s"
+
+[[kek]]
+name = "tenants"
+standby = "hsm-b"
+"#;
+
+#[test]
+fn several_tokens_have_names_the_first_is_the_default_and_variables_stand_over_it_alone() {
+    let config = layered(SEVERAL, &[("KEYLEASH_TOKEN_LABEL", "a"), ("KEYLEASH_WORKERS", "9")]).unwrap();
+    let Config { token, other_tokens, standbys, settings, .. } = config;
+    assert_eq!((token.name.as_str(), token.selector), ("hsm-a", Some(TokenSelector::Label("a".into()))));
+    assert_eq!((token.module, token.workers, token.call_timeout), (Some("/a.so".into()), 9, None));
+    let [other] = &other_tokens[..] else { panic!("{other_tokens:?}") };
+    assert_eq!((other.name.as_str(), &other.selector), ("hsm-b", &Some(TokenSelector::Label("b".into()))));
+    assert_eq!((&other.module, other.workers), (&Some("/b.so".into()), WORKERS_DEFAULT));
+    assert_eq!((&other.pin, other.call_timeout), (&Some(PinSource::Env("PIN_B".into())), Some(2 * S)));
+    let standbys: Vec<_> = standbys.iter().map(|(kek, token)| (kek.as_str(), token.as_str())).collect();
+    assert_eq!((standbys, settings), (vec![("tenants", "hsm-b")], Settings::default()));
+    let one = layered("[token]\nname = \"hsm\"\ncall_timeout = \"1s\"", &[]).unwrap();
+    assert_eq!((one.token.name.as_str(), one.token.call_timeout), ("hsm", Some(S)));
+    let named = layered(WHOLE, &[("KEYLEASH_TOKEN_NAME", "hsm"), ("KEYLEASH_TOKEN_CALL_TIMEOUT", "1s")]).unwrap();
+    assert_eq!((named.token.name.as_str(), named.token.call_timeout), ("hsm", Some(S)));
+    assert_eq!(layered(WHOLE, &[]).unwrap().token.name.as_str(), "default");
+}
+
+#[test]
+fn tokens_that_cannot_stand_beside_each_other_are_refused_with_their_line() {
+    let cases = [
+        (SEVERAL.replace("hsm-b\"\nmodule", "hsm-a\"\nmodule"), "line 9: two tokens are named hsm-a"),
+        (
+            SEVERAL.replace("standby = \"hsm-b\"", "standby = \"hsm-c\""),
+            "line 18: kek.standby: there is no token hsm-c",
+        ),
+        (SEVERAL.replace("\"2s\"", "\"16s\""), "token hsm-b: call_timeout is 16 s, allowed is at most poll_interval"),
+        (SEVERAL.replace("\"2s\"", "\"20ms\""), "token hsm-b: call_timeout is 20 ms, allowed is 100 ms"),
+        ("[[token]]\nname = \"t\"\n".repeat(65), "more than 64 tokens"),
+    ];
+    for (text, words) in cases {
+        let error = text_of(layered(&text, &[]).unwrap_err());
+        assert!(error.contains(words), "{error} should say {words}");
+    }
+}
+
 #[test]
 fn the_pin_itself_is_named_and_never_read() {
     let names = [OsString::from("KEYLEASH_PIN")];
@@ -296,6 +353,22 @@ fn what_is_wrong_in_the_file_is_named_with_its_line() {
         ("[leas]\n", 1, "did you mean lease?"),
         ("[[token]]\nlabel = \"a\"", 1, "a [[token]] has a name"),
         ("[[cache]]\nmemlock = \"warn\"", 1, "cache is a section"),
+        ("[[token]]\nname = \"a\"\n[[token]]\n", 3, "a [[token]] has a name"),
+        ("[[token]]\nname = \"a/b\"", 2, "use 1 to 64 of"),
+        ("[[token]]\nname = \"a\"\nlabl = \"b\"", 3, "did you mean label?"),
+        ("[[token]]\nname = \"a\"\npin = \"1\"", 3, "a PIN does not stand in a configuration"),
+        ("[[token]]\nname = \"a\"\nlabel = \"b\"\nslot = 1", 4, "named twice"),
+        ("[[token]]\nname = \"a\"\nslot = 1\n[[token]]\nname = \"b\"\nslot = -1", 6, "whole numbers from 0"),
+        ("token = [1]", 1, "write each token as [[token]]"),
+        ("[[lease]]\ngrace = \"1s\"", 1, "lease is a section"),
+        ("[kek]\nname = \"k\"", 1, "as [[kek]]"),
+        ("kek = 3", 1, "as [[kek]]"),
+        ("[[kek]]\nname = \"k\"", 1, "has a name and a standby"),
+        ("[[kek]]\nnam = \"k\"", 2, "did you mean name?"),
+        ("[[kek]]\nname = \"k/1\"", 2, "use 1 to 64 of"),
+        ("[[kek]]\nname = 3", 2, "must be a string"),
+        ("[[kek]]\nname = \"k\"\nstandby = \"\"", 3, "is empty"),
+        ("[[kek]]\nname = \"k\"\nstandby = \"a\"\n[[kek]]\nname = \"k\"\nstandby = \"b\"", 4, "twice"),
         ("token = 3", 1, "token is a section"),
         ("\ngrace = \"15s\"\n", 2, "belongs in [lease]"),
         ("\ngrase = \"15s\"\n", 2, "did you mean grace?"),
@@ -384,7 +457,7 @@ fn a_file_that_is_missing_too_long_or_no_text_is_refused() {
 
 proptest! {
     #[test]
-    fn no_text_makes_the_parser_panic(text in "(\\[|\\]|=|\"|[a-z_]{1,5}|token|lease|grace|[0-9]{1,3}|\\.|\n| |#|é){0,30}") {
+    fn no_text_makes_the_parser_panic(text in "(\\[|\\]|=|\"|[a-z_]{1,5}|token|kek|\\[\\[|\\]\\]|name|standby|lease|grace|[0-9]{1,3}|\\.|\n| |#|é){0,30}") {
         let _ = parse(&text);
     }
 }

@@ -88,6 +88,8 @@ async fn make_due(path: &Path, kek: &KekName) {
 fn command(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keyleash"));
     command.args(["schedule", "--run", "--json"]).current_dir(directory).env_remove("KEYLEASH_STORE");
+    // Slow enough that accounts are written a few at a time, and a kill falls between.
+    command.env("KEYLEASH_RESUME_RATE", "120").env("KEYLEASH_MAX_CACHED_AEKS", "1000");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

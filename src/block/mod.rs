@@ -107,6 +107,21 @@ impl Sealer<'_> {
         self.open(header, address, buf.into())
     }
 
+    /// Takes back an open: `buf`, which holds the plaintext that `header` opened to, gets the ciphertext that it was. The nonce
+    /// is used again, for the same bytes; for others it seals nothing.
+    ///
+    /// # Errors
+    /// [`Corrupt::Block`] when `buf` holds another plaintext, [`Error::Fatal`] when the back end fails: `buf` is zero.
+    pub(crate) fn seal_back(&self, header: &BlockHeader, address: &Address, buf: &mut [u8]) -> Result<()> {
+        let again =
+            self.seal_with(header.nonce_of_block(), header.suite(), header.aek_version(), address, (&mut *buf).into())?;
+        if again.as_bytes().ct_eq(header.as_bytes()).into() {
+            return Ok(());
+        }
+        buf.fill(0);
+        Err(Corrupt::Block.into())
+    }
+
     /// Opens `ciphertext` into `plaintext`, which is as long. Never writes to `ciphertext`.
     ///
     /// # Errors
@@ -159,7 +174,7 @@ impl Sealer<'_> {
         sealed
     }
 
-    /// As [`Sealer::seal`], under a nonce of a test's.
+    /// As [`Sealer::seal`], under a nonce that is given: one that seals the same bytes again, or a test's.
     fn seal_with(
         &self,
         nonce: Nonce,

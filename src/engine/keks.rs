@@ -98,7 +98,7 @@ impl Engine {
         if self.owner.0.store.get(&key).await?.is_some() {
             return Err(exists());
         }
-        let info = self.make_kek(seat, &KekVersion::new(name.clone(), 1), profile, destroyable).await?;
+        let info = self.make_kek(seat, &KekVersion::new(name.clone(), 1), profile, destroyable, &[]).await?;
         let now = self.keyring().clock.unix_now();
         let version = KekVersionRecord::new(now, 1, info.id.clone(), profile, seat.name.clone());
         let record =
@@ -110,17 +110,22 @@ impl Engine {
     }
 
     /// Makes a KEK version in the token, or takes the one that a crash left there, and proves it. The store does not know
-    /// it yet.
+    /// it yet: it is none of those that are `known`, one of which may have its label, when it was adopted.
     pub(crate) async fn make_kek(
         &self,
         seat: &Seat,
         kek: &KekVersion,
         profile: Profile,
         destroyable: bool,
+        known: &[KekId],
     ) -> Result<KekInfo> {
         let label = label_of(kek);
         let mut found = seat.token.list_keks().await?;
-        found.retain(|kek| kek.label == label);
+        found.retain(|found| found.label == label && !known.contains(&found.id));
+        let remedy = match kek.version {
+            1 => "choose another name, or remove",
+            _ => "adopt it (`kek rotate --adopt`), or remove",
+        };
         let info = match found.as_slice() {
             [] => {
                 // First with a key that leaves nothing behind: a KEK that turns out to be of no use cannot be deleted.
@@ -130,7 +135,7 @@ impl Engine {
             [KekInfo { known_outside: Some(why), id, .. }] => {
                 return Err(Error::Misconfigured(format!(
                     "the token has a key labelled {label:?} already (CKA_ID {id}), which the store does not know, and {why}: \
-                     choose another name, or remove that key"
+                     {remedy} that key"
                 )));
             }
             [kek] if kek.profile == Some(profile) && kek.refused.is_none() && kek.destroyable != Some(!destroyable) => {
@@ -139,13 +144,13 @@ impl Engine {
             [kek] => {
                 return Err(Error::Misconfigured(format!(
                     "the token has a key labelled {label:?} already, which the store does not know and which is {}: \
-                 choose another name, or remove that key",
+                     {remedy} that key",
                     kek.refused.clone().unwrap_or_else(|| format!("no {profile} KEK with destroyable = {destroyable}"))
                 )));
             }
             several => {
                 return Err(Error::Misconfigured(format!(
-                    "the token has {} keys labelled {label:?}, which the store does not know: choose another name, or remove them",
+                    "the token has {} keys labelled {label:?}, which the store does not know: {remedy} those keys",
                     several.len()
                 )));
             }
@@ -244,7 +249,8 @@ impl Engine {
         let mut known = HashSet::new();
         for name in store::kek_names(&*self.owner.0.store).await? {
             let record = self.kek_record(&name).await?;
-            let its = record.versions.into_iter().filter(|version| version.token == seat.name);
+            let tokens = &self.keyring().tokens;
+            let its = record.versions.into_iter().filter(|version| tokens.may_have(&seat.name, &name, version));
             known.extend(its.map(|version| version.id));
         }
         let mut found = seat.token.list_keks().await?;

@@ -6,7 +6,7 @@ use crate::{
     name::AccountId,
     rotate::aek_due,
     store::{
-        self,
+        self, CONFLICTS_MAX, again_and_again,
         record::{AccountRecord, AekPolicy, Usage, WrappedAek},
     },
     usage::{Meter, plus},
@@ -19,8 +19,6 @@ use tokio::{sync::Notify, task::JoinSet};
 
 /// Records that are written at once, so that they share a commit of the store.
 const WRITES_IN_FLIGHT_MAX: usize = 16;
-/// How often a record is tried again that somebody else changed in between.
-const CONFLICTS_MAX: usize = 32;
 /// Accounts that wait for their rotation; further ones are found when the store is gone through.
 const DUE_MAX: usize = 10_000;
 
@@ -124,7 +122,7 @@ impl Keyring {
                 Err(error) => return Err(error),
             }
         }
-        Err(Error::Conflict(format!("account {account}, again and again: see who changes it")))
+        Err(again_and_again("account", account))
     }
 }
 

@@ -74,6 +74,7 @@ impl Keyring {
 
     /// Wipes AEK versions that the account does not have any more.
     pub(crate) fn retire_versions(&self, id: &AccountId, aek_versions: &[u32]) {
+        self.samples().retain(|_, (of, wrapped)| of != id || !aek_versions.contains(&wrapped.aek_version));
         if let Some(keys) = self.alive(id) {
             keys.slots().filter(|slot| aek_versions.contains(&slot.aek_version)).for_each(|slot| slot.retire());
         }
@@ -84,6 +85,26 @@ impl Keyring {
         self.index.invalidate(id).await;
         if let Some(keys) = self.alive(id) {
             keys.shut();
+        }
+    }
+
+    /// Wipes every key of an account that is no more, and forgets what there is of it in memory. Its handles stay, and are of
+    /// no use any more: whoever makes an account of this id anew gets other keys.
+    pub(crate) async fn forget_account(&self, id: &AccountId) {
+        self.shut(id).await;
+        if let Some(keys) = self.alive(id) {
+            // Else a lease would wait for ever for a proof by an AEK that nobody has.
+            keys.slots().for_each(|slot| slot.retire());
+        }
+        self.samples().retain(|_, (of, _)| of != id);
+        self.living().remove(id);
+    }
+
+    /// As [`Keyring::forget_account`], where that is whose slot it is, and not the one that was made anew.
+    pub(super) async fn disown(&self, slot: &AekSlot) {
+        let is_its = |keys: Arc<AccountKeys>| keys.slots().any(|one| std::ptr::eq(&**one, slot));
+        if self.alive(&slot.account).is_some_and(is_its) {
+            self.forget_account(&slot.account).await;
         }
     }
 

@@ -21,11 +21,17 @@
 //! - **`resume_rate` is 3000 unwraps/s by default, not 200.** At 200, 360,000 accounts resume within the promised 30
 //!   minutes, and the default cache holds a million; to refresh a million ahead of a TTL of 10 minutes takes 2,667 unwraps/s.
 //!   The default would have warned about itself.
+//! - **A lease may be asked of two tokens**, the KEK's own and its standby. The state machine of the lease knows nothing of it: which
+//!   of the two may speak is a second, smaller one (`src/standby.rs`) beside it, under the same lock.
+//! - **Budgets, deadlines and refreshes are each token's own**, so `resume_rate` counts for each.
 //! - **`aek_ttl` is at least 1 s and twice `call_timeout`**: else handles in use go cold between two unwraps.
 //! - **A TTL is put off for no longer than grace and one more TTL.** After a silence the TTLs that passed in it do not bind
 //!   for one TTL, so that an outage leaves nobody cold; a token that flaps would put them off for ever.
 //! - **`call_timeout` is at most `poll_interval`, and `grace` at least their sum**: else a proof that hangs delays the next
 //!   one past promise 1, or a lease lapses between two proofs.
+//! - **`account retire` waits for its own promise.** An AEK version is not deleted until every engine that may take it for the
+//!   current one has heard of the next, an outage included; else a block that was sealed and acknowledged after the service's
+//!   count would be lost.
 //! - **An empty store file is refused**, not filled: it may be a store that was truncated.
 //! - **Sealed blocks and bytes are counted after the fact, not reserved ahead.** A reservation would cost a write of the store for
 //!   every account that is opened, and make a policy of few blocks come early by what others have reserved. What a crash may

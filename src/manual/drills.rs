@@ -18,6 +18,7 @@
 //! | `hang` | POSIX locks held on the token's objects for 4 poll intervals: calls do not return | released | service |
 //! | `restart` | the process killed (SIGKILL) and started while active, denied, denied and unreachable, unreachable | | what was owed before the restart |
 //! | `fleet` | as `revocation`, with 10,000 accounts | | the same |
+//! | `rotation` | the KEK rotated by the service, which re-wraps 1000 accounts, rotates their AEKs and retires the old version; that one destroyed | | service, all the time |
 //! | `all` | all of them, one after the other | | |
 //!
 //! `--fast` sets `poll_interval` 1 s, `call_timeout` 1 s, `grace` and `aek_ttl` 10 s (for `pin-changed` also
@@ -28,8 +29,11 @@
 //! `--operator`: the drill says what to do and waits for Enter; the time counts from then, so what is measured may be shorter
 //! than it was by as long as the operator takes to press it. Without `--operator` a drill acts only on a token that `softhsm/with-token` made
 //! (SOFTHSM2_CONF names a directory whose file `label` is the token's label, `keyleash-…`), or, where PKCS#11 alone suffices
-//! (`revocation`, `fleet`, `pin-changed`), on the token whose serial `--token-serial` names. The destructive ones (`destroy`,
+//! (`revocation`, `fleet`, `pin-changed`, `rotation`), on the token whose serial `--token-serial` names. The destructive ones (`destroy`,
 //! `token-removed`, `pin-changed`) want that serial with `--operator` too.
+//!
+//! `rotation --operator` has the person make the new key in the token, as vendors rotate, and adopts it; in the end the person destroys the
+//! old one. Both keys are the drill's own.
 //!
 //! # How it measures
 //!
@@ -59,7 +63,7 @@
 //! | `.measurements` | see below |
 //! | `.promises[]` | `name`, `promise` (its number), `what`, `formula`, `unit` (`ms`, `count`), `relation` (`at-most`, `at-least`), `bound`, `slack_ms`, `measured`, `verdict` (`pass`, `fail`) |
 //! | `.wrong_example` | the words of the first refusal that was not right at its time |
-//! | `.timeline` | `interval_ms`, `end_ms`, `outcomes` (names), `operations` (per interval, one count for each outcome), `lease[]` (`at_ms`, `phase`, `aeks` in memory) |
+//! | `.timeline` | `interval_ms`, `end_ms`, `outcomes` (names), `operations` (per interval, one count for each outcome), `lease[]` (`at_ms`, `kek_version`, `phase`, `aeks` in memory) |
 //!
 //! | measurement | what |
 //! | --- | --- |
@@ -74,6 +78,9 @@
 //! | `wrong_outcomes` | operations with an outcome that was not right at its time: denied in an outage, lapsed after a revocation, corrupt ever |
 //! | `unverified_bytes` | bytes that came out other than they went in |
 //! | `warmed` | operations that waited for an unwrap of their own |
+//! | `longest_operation_ms` | the longest seal or open, waiting for its unwrap included; `null` for `restart`. Never judged |
+//! | `rewrap_ms`, `rewrap_accounts_per_s`, `aek_rotation_ms` | `rotation`: how long the re-wrap of all accounts took, how many it moved in a second (at most a third of `resume_rate`), how long the rotation of every AEK took. Never judged |
+//! | `accounts_left_behind`, `accounts_not_rotated` | `rotation`: accounts with an AEK under the old KEK version, and that seal under the old AEK version, at the end |
 //! | `unwraps_served`, `unwraps_failed` | what the token did under load; `null` for `restart`, whose processes are killed |
 //!
 //! `keyleash drill compare OLD NEW` puts two such reports side by side; with `--json` as `{"format":

@@ -31,6 +31,57 @@
 //!   that went away: that is then for the program to do. One that uses the module itself, after keyleash, must say so:
 //!   [`FreshContext::Never`](crate::token::pkcs11::FreshContext::Never).
 //!
+//! # Several tokens
+//!
+//! One engine serves KEKs in several tokens. In `keyleash.toml` each is a `[[token]]` with a name, and the first is the default,
+//! in which KEKs are made unless `kek create --token` names another; in a program
+//! [`EngineBuilder::token`](crate::engine::EngineBuilder::token) adds them.
+//!
+//! ```toml
+//! [[token]]
+//! name = "hsm-a"
+//! module = "/usr/lib/vendor/libvendor-pkcs11.so"
+//! label = "production"
+//! pin_file = "/run/credentials/service/pin-a"
+//!
+//! [[token]]
+//! name = "hsm-b"
+//! module = "/usr/lib/vendor-b/libvendor-pkcs11.so"
+//! label = "production-b"
+//! pin_file = "/run/credentials/service/pin-b"
+//! call_timeout = "2s"       # its own deadline; else that of [lease]
+//!
+//! [[kek]]
+//! name = "tenants"
+//! standby = "hsm-b"         # has the same key under the same CKA_ID
+//! ```
+//!
+//! - **Names.** The record of each KEK version names its token. The one of a single `[token]` is named `default`: a store that
+//!   was made with it finds its KEKs when the first `[[token]]` is named `default` too. A token may move to another host or module
+//!   under its name; the name itself stays. An account goes to a KEK in another token by `account move`, with both connected.
+//! - **The variables** `KEYLEASH_*` go over the default token, and no other.
+//! - **`resume_rate`** counts for each token.
+//! - **A command opens a token when it first needs it**, where several are configured: one with a wrong PIN or a missing module is no
+//!   trouble of a command that does not use it. A service opens them itself.
+//! - **A standby** is a clone of the whole key, attributes and CKA_ID included, made with the vendor's tool;
+//!   [`promises`](mod@super::promises#a-standby) says what holds. Clone each new version after `kek rotate` before `kek rewrap`:
+//!   `kek show` says what the standby has. In `keyleash.toml` its two deadlines together are at most `poll_interval`.
+//!
+//! Two tokens **in one module** share the module's context, and that cannot be undone by anybody outside of it:
+//!
+//! - A token that is away is looked for by C_Finalize and C_Initialize, which end the sessions of every token of the module. The
+//!   others' calls that are under way end first (up to 500 ms, else it is put off), and those that come meanwhile wait at the gate and log
+//!   in again: some 20 ms on SoftHSM, at most once in 800 ms however often the one that is away is asked. No call fails.
+//!   A fresh proof of one token's KEK does the same.
+//! - Where C_Initialize itself fails because of one token (SoftHSM: the whole directory is away), all of the module are unreachable.
+//! - While a call hangs in one token, no context is ended: another token of the module that was away does not come back until
+//!   the call does, and its fresh proofs are ordinary ones. Calls to the others go on where the module lets them; SoftHSM does.
+//! - A module that crashes takes the process with it.
+//!
+//! Tokens in **modules of their own** share none of that: other vendors' modules, a `p11-kit server` each, or a copy of the module's file
+//! under another path, which the loader takes for another library (run with SoftHSM; ask your vendor, for some libraries share more
+//! than their code). Two copies of SoftHSM still read one directory, when it is one: a C_Initialize waits for files that are locked in it.
+//!
 //! # The module in a process of its own
 //!
 //! A PKCS#11 module is somebody else's code in your process: where it crashes, you crash; where it hangs, its thread is lost until it
@@ -91,6 +142,10 @@
 //! | `[token] label`, `serial` or `slot` | `KEYLEASH_TOKEN_LABEL`, `_SERIAL`, `_SLOT` | |
 //! | `[token] pin_file` or `pin_env` | `KEYLEASH_PIN_FILE`, `KEYLEASH_PIN_ENV`, or `KEYLEASH_PIN` itself | |
 //! | `[token] workers` | `KEYLEASH_WORKERS` | 1 |
+//! | `[token] name` | `KEYLEASH_TOKEN_NAME` | `default` |
+//! | `[token] call_timeout` | `KEYLEASH_TOKEN_CALL_TIMEOUT` | that of `[lease]` |
+//! | `[[token]]`, with the same keys | those above go over the first | |
+//! | `[[kek]] name`, `standby` | | no standby |
 //! | `[store] path` | `KEYLEASH_STORE` | `./keyleash.redb` |
 //! | `[lease] poll_interval` | `KEYLEASH_POLL_INTERVAL` | 15 s |
 //! | `[lease] call_timeout` | `KEYLEASH_CALL_TIMEOUT` | 5 s |
@@ -108,8 +163,9 @@
 //!
 //! # Memory
 //!
-//! An AEK in memory takes a cell of 272 bytes of locked pages: a million need 260 MiB of RLIMIT_MEMLOCK. Where it is too
-//! small, a warning gives the number for `LimitMEMLOCK=`; `memlock = "refuse"` makes that an error instead.
+//! An AEK in memory takes a cell of 272 bytes of locked pages: a million need 260 MiB of RLIMIT_MEMLOCK. An account that is open
+//! while it is re-wrapped or moved takes another one, until its last handle and its place in the index are gone; leave room
+//! for the KEK rotations that a process lives through. Where it is too small, a warning gives the number for `LimitMEMLOCK=`; `memlock = "refuse"` makes that an error instead.
 //!
 //! # Store and backups
 //!
@@ -157,6 +213,24 @@
 //! that is gone and not retired, and one that is back. Keys that were there when the engine began are told only if they bear the label
 //! of a KEK, because tokens are shared. That is news and no verdict: what is denied is learned from proofs.
 //!
+//! # Rotating, while blocks flow
+//!
+//! `kek rotate`, then `kek rewrap`, then `kek retire`; `drill rotation` rehearses it. No command touches a block.
+//!
+//! - **When the old key may go.** `kek retire` says when nothing is wrapped by a version. Engines whose accounts are open follow a
+//!   re-wrap within one `poll_interval` and the time that it takes to unwrap those accounts at `resume_rate`; until then they
+//!   use their AEKs under the old version's lease, and a denial of it stops them until they have followed. So wait that long
+//!   before you delete the old version in the token, and keep its backup for as long as backups of the store are kept that need it.
+//!   Once more `kek retire`, just before, says whether a process that was killed at the wrong instant left something under it.
+//! - **A re-wrap that stopped** (denied, unreachable, store full, SIGKILL) goes on when it is called again. A KEK version that is denied
+//!   or lost keeps only its own accounts from being moved.
+//! - **When an old AEK version may go.** Another engine may not have heard of the newer version, and its next block is in nobody's count.
+//!   `account retire` refuses a version until `grace + 2 × aek_ttl + 2 × call_timeout` after its successor was made (50 min by default),
+//!   which is as long as an engine with the same settings can go on. Reseal, wait, count, retire. `--now` is for accounts that no
+//!   other process has open.
+//! - **Two who rotate one KEK at once** make one new version, or one of them is told that its key stays in the token, unused.
+//! - **What is purged** is forgotten by every engine within one `aek_ttl`; a handle of it says so, also when the name was given anew.
+//!
 //! # Tests
 //!
 //! - `softhsm/with-token cargo test`: everything, with a real token; without its variables the tests of token and command
@@ -175,5 +249,8 @@
 //! - `.ci/instructions/check`: counts the instructions of a seal and an open of 4 KiB under valgrind, which it installs, and compares
 //!   those of keyleash with `.ci/instructions/expected`, whatever the processor; `--accept` after a change that is meant.
 //! - `benches/report`: how fast it is, beside its targets; see [`performance`](super::performance). No test, and CI measures nothing.
+//! - `softhsm/with-token cargo test --test rotation`: rotation beside crashes, kills, other processes and a load. `ROTATION_TEST_KILLS=1000`
+//!   kills the real binary so often instead of 50 times.
+//! - `softhsm/with-token cargo bench --bench rewrap -- --accounts 100000`: re-wrap beside a bare loop of the same token calls.
 //! - `cargo test --test store`: the key store alone, with its kills; `PROPTEST_CASES=100000 cargo test --test store records`
 //!   for long runs of the record decoder.

@@ -36,6 +36,57 @@
 //!   proofs (20): for them, promise 1's first bound is `fresh_proof_every * poll_interval + call_timeout` (5 min by
 //!   default), and the second stands.
 //!
+//! # Several tokens
+//!
+//! Each token has workers, a deadline (`call_timeout`), a budget of unwraps, refreshes and proofs of its own, and each KEK
+//! version a lease of its own: a token that hangs, is away or denies takes no place, no proof and no time from the accounts of
+//! another, and denies none of them. The bounds above hold for each token with its own deadline. What the engine cannot keep
+//! apart is what two tokens share outside of it: one PKCS#11 module
+//! ([`operations`](mod@super::operations#several-tokens)), one network, one HSM.
+//!
+//! A KEK version is asked of the token that its record names. Where that one is not configured, its accounts are
+//! [`Error::Misconfigured`](crate::Error::Misconfigured) by name, and no other token is asked: there the KEK would be missing,
+//! which is a denial.
+//!
+//! # A standby
+//!
+//! A KEK may have a standby: another token that has the same key material under the same CKA_ID and profile, as HSM vendors
+//! clone it (clones keep attributes). The first token is the one that the KEK's record names.
+//!
+//! - **Who speaks.** The first token, and the standby only while the first is unreachable (no answer, or an answer that it
+//!   cannot). While the first one's last word was a denial, the standby is never asked, whatever comes after: silence, a restart
+//!   (the denial is in the store), or another process that heard it (going over, an engine looks into the store; where the store
+//!   does not say, the standby is not asked). Only a grant by the first token ends that. A remembered denial counts as the
+//!   first token's after a restart, though the standby may have been the one that denied.
+//! - **A grant by the standby is a proof**: it renews the lease like any other, so that an outage of the first token alone
+//!   is noticed by nobody however long it lasts. What was asked of the standby before a denial arrived re-admits nothing.
+//! - **A denial by the standby is a denial**, while the first token is silent. If the first one has answered by then, its own
+//!   word counts and the standby's does not. A standby that denied may grant again, which is a proof; so is a grant by the
+//!   first token that comes back.
+//! - **Both silent** is an outage as ever: one grace after the newest proof, then lapsed.
+//! - **Promise 1 with a standby.** While the first token answers, nothing changes: `poll_interval + call_timeout`. In the
+//!   silence of the first: a denial by the standby holds within `poll_interval + ` the first one's `call_timeout + ` the
+//!   standby's, because the proof that meets the silence waits for the first one's deadline before it goes over; once the silence
+//!   is known both are asked at once, and the standby's denial holds within `poll_interval + ` its own `call_timeout`, the
+//!   first one's return or denial within `poll_interval + ` its own. So the sum of both deadlines is held against the bounds
+//!   of `call_timeout`: a configuration in which it is longer than `poll_interval` is refused. The look into the store
+//!   as the standby takes over has the store's own deadline, `[lease] call_timeout`, once in each silence.
+//! - **To revoke while the first token is unreachable**, disable the key on the standby too: disabling it on the first one
+//!   alone is heard when that one answers again, and until then the standby grants. That is what it is for. Who takes the
+//!   first token off the network and wants the data to go dark must disable the key on the standby, or the standby must be
+//!   silent as well, for a grace.
+//! - **A standby that is none.** One that does not have the key, or another one in its place (it gives other bytes, refuses what the
+//!   first token wrapped, or is set up so that it cannot), denies nobody: the silence of the first token is then an outage with
+//!   its grace, and [`Event::StandbyUnfit`](crate::telemetry::Event::StandbyUnfit) says why. A key that was seen on the standby and is
+//!   gone from there in the outage is a denial; engines look for it after the first proof and with every fresh one. A key
+//!   version that was rotated in and not cloned yet is one that was never seen.
+//! - **Who waits.** The first caller whose key is not in memory waits for the first token's deadline, then for the standby;
+//!   whoever comes after it asks the standby at once. Guests of a standby have a budget of their own there: they take no
+//!   place from the accounts that are at home in it.
+//! - **New wrappings** (new accounts, rotations, re-wraps) are made by the standby only in a process in which it has unwrapped
+//!   what the first token wrapped: else another key might wrap what the first token could never give back. KEKs and their
+//!   versions are made in the first token alone.
+//!
 //! # Not there yet
 //!
 //! The spool: after grace, writes are refused and not held.

@@ -1,11 +1,14 @@
 //! New AEK versions of an account, and their retirement.
 
-use super::{CONFLICTS_MAX, delete::again_and_again, deleted};
+use super::{deleted, utc};
 use crate::{
     engine::Engine,
     error::{Corrupt, Error, Result},
     name::AccountId,
-    store::record::{AEK_VERSIONS_MAX, WrappedAek},
+    store::{
+        CONFLICTS_MAX, again_and_again,
+        record::{AEK_VERSIONS_MAX, AccountRecord, WrappedAek},
+    },
 };
 
 impl Engine {
@@ -66,15 +69,18 @@ impl Engine {
             may_write()?;
             match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
                 Ok(_) => {
-                    self.keyring().admit_version(&record, &wrapped, &proof)?;
-                    self.leave_if_retired(id, &wrapped).await?;
+                    // Before the first block is sealed under it.
+                    match self.leave_if_retired(id, &wrapped).await? {
+                        false => self.keyring().admit_version(&record, &wrapped, &proof)?,
+                        true => self.keyring().learn(id).await?,
+                    }
                     return Ok((next, true));
                 }
                 Err(Error::Conflict(_)) => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(again_and_again(id))
+        Err(again_and_again("account", id))
     }
 
     /// Moves what was just wrapped on, if its KEK version was retired while it was written: retirement looks who is wrapped
@@ -89,12 +95,19 @@ impl Engine {
     }
 
     /// Deletes AEK versions of an account that no block uses any more, as the service has counted, and wipes them. Blocks
-    /// that were sealed under one are lost. Other engines wipe it within one `aek_ttl`.
+    /// that were sealed under one are lost.
+    ///
+    /// No count knows what another engine is about to seal, which may not have heard of the version that came after: so a
+    /// version is kept until every engine with these settings has, an outage of the token included ([`Settings::aek_overlap`]).
+    /// With `now` it is not kept: for a service that knows that no other engine has the account open.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Invalid`] for the current version; [`Corrupt::AekVersion`] for one that the account
-    /// does not have; [`Error::Conflict`], [`Error::Store`].
-    pub async fn retire_aeks(&self, id: &AccountId, aek_versions: &[u32]) -> Result<()> {
+    /// [`Error::NotFound`]; [`Error::Invalid`] for the current version, and for one that another engine may still seal
+    /// under, with the time until which; [`Corrupt::AekVersion`] for one that the account does not have;
+    /// [`Error::Conflict`], [`Error::Store`].
+    ///
+    /// [`Settings::aek_overlap`]: crate::config::Settings::aek_overlap
+    pub async fn retire_aeks(&self, id: &AccountId, aek_versions: &[u32], now: bool) -> Result<()> {
         for _ in 0..CONFLICTS_MAX {
             let (mut record, seen) = self.load_account(id).await?;
             for aek_version in aek_versions {
@@ -105,6 +118,9 @@ impl Engine {
                 }
                 if record.version(*aek_version).is_none() {
                     return Err(Corrupt::AekVersion(*aek_version).into());
+                }
+                if !now {
+                    self.refuse_while_sealing(&record, *aek_version)?;
                 }
             }
             record.versions.retain(|version| !aek_versions.contains(&version.aek_version));
@@ -117,6 +133,23 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        Err(again_and_again(id))
+        Err(again_and_again("account", id))
+    }
+
+    /// Refuses a version that an engine may still take for the current one.
+    fn refuse_while_sealing(&self, record: &AccountRecord, aek_version: u32) -> Result<()> {
+        let id = &record.account;
+        let Some(heir) = record.versions.iter().find(|version| version.aek_version > aek_version) else {
+            return Ok(());
+        };
+        let until_unix = heir.created_unix.saturating_add(self.keyring().settings.aek_overlap().as_secs());
+        if self.keyring().clock.unix_now() >= until_unix {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "another engine may still seal under AEK version {aek_version} of account {id}, until {}: count again and retire \
+             it after that, or with `--now`, if no other process has the account open",
+            utc(until_unix)
+        )))
     }
 }

@@ -1,12 +1,11 @@
 //! Soft deletion of accounts, undeletion, and the purge that shreds their blocks.
 
-use super::CONFLICTS_MAX;
 use crate::{
     engine::Engine,
     error::{Error, Result},
     name::AccountId,
     store::{
-        StoreVersion,
+        CONFLICTS_MAX, StoreVersion, again_and_again,
         record::{AccountRecord, Deletion},
     },
 };
@@ -80,14 +79,14 @@ impl Engine {
             }
             match keyring.store.delete(&record.key(), &seen).await {
                 Ok(()) => {
-                    keyring.shut(id).await;
+                    keyring.forget_account(id).await;
                     return Ok(());
                 }
                 Err(Error::Conflict(_)) => {} // undeleted, perhaps
                 Err(error) => return Err(error),
             }
         }
-        Err(again_and_again(id))
+        Err(again_and_again("account", id))
     }
 
     /// Changes an account's record; again, on what it is by then, when somebody else was faster. `change` says whether it
@@ -108,12 +107,8 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        Err(again_and_again(id))
+        Err(again_and_again("account", id))
     }
-}
-
-pub(super) fn again_and_again(id: &AccountId) -> Error {
-    Error::Conflict(format!("account {id}, again and again: see who changes it, and try again"))
 }
 
 /// What is said of a deleted account.

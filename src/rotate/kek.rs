@@ -6,7 +6,7 @@ use crate::{
     name::{KekName, KekVersion},
     store::{
         Filter, PAGE_KEYS_MAX, StoreVersion,
-        record::{KekRecord, KekVersionRecord},
+        record::{KEK_VERSIONS_MAX, KekRecord, KekVersionRecord},
     },
     token::{KekHandle, KekId},
 };
@@ -18,8 +18,9 @@ impl Engine {
     /// A key that a crash left behind between the token and the store is taken, so that trying again makes no second one.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Conflict`] when somebody else rotated it meanwhile: then the new key stays in the
-    /// token, unused, and the error names it; else as [`Engine::create_kek`].
+    /// [`Error::NotFound`]; [`Error::Invalid`] with [`KEK_VERSIONS_MAX`] versions; [`Error::Conflict`] when somebody else
+    /// rotated it meanwhile to another key: then the new key stays in the token, unused, and the error names it; else as
+    /// [`Engine::create_kek`].
     pub async fn rotate_kek(&self, name: &KekName) -> Result<KekVersionRecord> {
         let (record, seen) = self.load_kek(name).await?;
         self.next_kek(record, &seen, || Ok(())).await
@@ -65,8 +66,9 @@ impl Engine {
         let seat = self.keyring().tokens.holder(&next, &current.token)?;
         let old = seat.token.find_kek(&current.id).await?;
         let destroyable = old.is_some_and(|info| info.destroyable == Some(true));
+        let known: Vec<_> = record.versions.iter().map(|version| version.id.clone()).collect();
         may_write()?;
-        let info = self.make_kek(seat, &next, current.profile, destroyable).await?;
+        let info = self.make_kek(seat, &next, current.profile, destroyable, &known).await?;
         let now = self.keyring().clock.unix_now();
         let version = KekVersionRecord::new(now, next.version, info.id, current.profile, current.token);
         may_write()?;
@@ -126,11 +128,21 @@ impl Engine {
         record.versions.push(version.clone());
         match self.keyring().store.replace(&record.key(), seen, record.put()?).await {
             Ok(_) => Ok(version),
-            Err(Error::Conflict(_)) => Err(Error::Conflict(format!(
-                "KEK {}, which has another version by now; the key with CKA_ID {} stays in the token, and no KEK names it",
-                record.name, version.id
-            ))),
+            Err(Error::Conflict(_)) => self.see_whose_key_counts(&record.name, version).await,
             Err(error) => Err(error),
+        }
+    }
+
+    /// Somebody else rotated the KEK meanwhile: to this very key, where one found what the other had just made, or to another.
+    async fn see_whose_key_counts(&self, name: &KekName, version: KekVersionRecord) -> Result<KekVersionRecord> {
+        let record = self.kek_record(name).await?;
+        match record.versions.into_iter().find(|known| known.id == version.id) {
+            Some(known) => Ok(known),
+            None => Err(Error::Conflict(format!(
+                "KEK {name}, which somebody else changed; the key with CKA_ID {} stays in the token, and no KEK names it: \
+                 see `keyleash kek show {name}`, and remove that key or adopt it",
+                version.id
+            ))),
         }
     }
 
@@ -232,10 +244,16 @@ impl Engine {
     }
 }
 
+/// Refused before a key is made that no record could name.
 fn next_version(record: &KekRecord) -> Result<u32> {
     let last = record.versions.last().map_or(0, |version| version.version);
-    last.checked_add(1)
-        .ok_or_else(|| Error::Invalid(format!("KEK {} has no further version number: make another KEK", record.name)))
+    let next = last.checked_add(1).filter(|_| record.versions.len() < KEK_VERSIONS_MAX);
+    next.ok_or_else(|| {
+        Error::Invalid(format!(
+            "KEK {} has {KEK_VERSIONS_MAX} versions, which is the most: make another KEK, and move its accounts",
+            record.name
+        ))
+    })
 }
 
 fn version_mut<'a>(record: &'a mut KekRecord, kek: &KekVersion) -> Result<&'a mut KekVersionRecord> {

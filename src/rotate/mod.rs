@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     name::{AccountId, KekName},
     store::{
-        self, StoreVersion,
+        self, CONFLICTS_MAX, StoreVersion, again_and_again,
         record::{AccountRecord, KekRecord},
     },
 };
@@ -43,9 +43,6 @@ pub use self::view::{AekSchedule, KekSchedule, Schedule, VIEW_ACCOUNTS_MAX};
 pub use self::work::PASS_EVERY;
 pub(crate) use self::work::start as start_work;
 
-/// How often a change is tried again because somebody else changed the record in between. Each such somebody got on.
-const CONFLICTS_MAX: usize = 32;
-
 impl Engine {
     /// Changes a KEK's record; again, on what it is by then, when somebody else was faster. `change` says whether it
     /// changed anything.
@@ -66,7 +63,7 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        Err(Error::Conflict(format!("KEK {name}, again and again: see who changes it, and try again")))
+        Err(again_and_again("KEK", name))
     }
 
     async fn load_kek(&self, name: &KekName) -> Result<(KekRecord, StoreVersion)> {

@@ -3,30 +3,33 @@
 //! Of each AEK: unwrap, verify, wrap, verify by a second unwrap, compare-and-put. What is left to do is what the store's
 //! index still finds under the other versions, so that nothing needs to be remembered for going on after a crash.
 
-use super::{CONFLICTS_MAX, delete::again_and_again, hold::Hold};
+use super::hold::Hold;
 use crate::{
-    budget::{Budget, Place},
+    budget::{BACKGROUND_IN_FLIGHT_MAX, Budget, Place},
     engine::Engine,
     error::{Error, Result},
     keyring::Keyring,
     name::{AccountId, KekName, KekVersion},
     slot::Leash,
     store::{
-        Filter, Key, PAGE_KEYS_MAX,
+        CONFLICTS_MAX, Filter, Key, PAGE_KEYS_MAX, Page, Put, StoreVersion, Versioned, again_and_again,
         record::{AccountRecord, KekVersionRecord, WrappedAek, binding, check_value, context},
     },
 };
 use std::{
     collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 use tokio::task::JoinSet;
 
-/// Accounts under way at once: more than the token has calls, so that their writes share a commit of the store.
-const ACCOUNTS_IN_FLIGHT_MAX: usize = 256;
+/// Accounts that are read together and written together, in one commit of the store each …
+const BATCH_MAX: usize = 128;
+/// … but no more than are re-wrapped in this part of a second at the rate: none waits long to be written, and progress is seen.
+const BATCHES_PER_SECOND: u32 = 10;
+/// While one batch is written, the token works on the next.
+const BATCHES_IN_FLIGHT_MAX: usize = 2;
+/// Unwrap, wrap, unwrap.
+const CALLS_PER_AEK: u32 = 3;
 /// Failures that are reported one by one; more are counted.
 pub const REWRAP_FAILURES_MAX: usize = 1000;
 /// How often the whole index is gone through, while accounts keep appearing under versions that are not current.
@@ -73,7 +76,8 @@ pub struct RewrapReport {
     pub failed: u64,
     /// The first [`REWRAP_FAILURES_MAX`] of them.
     pub failures: Vec<RewrapFailure>,
-    /// Why it stopped before the end; the rest waits for the next time, which goes on from there.
+    /// Why it stopped before the end; the rest waits for the next time, which goes on from there. After a denial of one KEK
+    /// version the accounts under the others were moved all the same.
     pub stopped: Option<Error>,
 }
 
@@ -95,7 +99,8 @@ enum Which {
 
 /// The pace of token calls, and whether there may be any.
 pub(super) struct Pace {
-    own: Option<Budget>,
+    /// A budget of its own, with its rate.
+    own: Option<(u32, Budget)>,
     /// Of scheduled work: it stops when its holder is another engine.
     hold: Option<Arc<Hold>>,
 }
@@ -108,7 +113,12 @@ impl Pace {
 
     /// A place for a call under that lease.
     async fn place(&self, leash: &Leash) -> Place {
-        self.own.as_ref().unwrap_or(leash.budget()).background().await
+        self.own.as_ref().map_or_else(|| leash.budget(), |(_, own)| own).background().await
+    }
+
+    /// Most token calls per second.
+    fn rate(&self, keyring: &Keyring) -> u32 {
+        self.own.as_ref().map_or(keyring.settings.resume_rate, |(rate, _)| *rate)
     }
 
     fn may_write(&self, keyring: &Keyring) -> Result<()> {
@@ -132,7 +142,7 @@ impl Engine {
         options: RewrapOptions,
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
-        let own = options.rate.map(|rate| Budget::new(rate, self.keyring().clock.clone()));
+        let own = options.rate.map(|rate| (rate, Budget::new(rate, self.keyring().clock.clone())));
         self.rewrap_at(kek, options.dry_run, Pace { own, hold: None }, progress).await
     }
 
@@ -144,26 +154,26 @@ impl Engine {
         pace: Pace,
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
-        let pace = Arc::new(pace);
-        let mut run = Run::new(self, self.target(kek).await?, pace);
+        let mut run = Run::new(self, self.target(kek).await?, pace, dry_run);
         for version in self.old_versions(kek, &run.target).await? {
             run.found += self.count_wrapped_by(&version).await?;
         }
         progress(run.progress());
         for _ in 0..PASSES_MAX {
-            let done_before = run.report.accounts;
+            let (done_before, target_before) = (run.report.accounts, run.target.kek.clone());
             for version in self.old_versions(kek, &run.target).await? {
-                run.pass(&version, dry_run, &progress).await?;
-                if run.report.stopped.is_some() {
-                    return Ok(run.report);
+                run.pass(&version, &progress).await;
+                match &run.report.stopped {
+                    // The KEK version that is denied, or lost, keeps only what it wraps itself.
+                    None | Some(Error::Denied(_)) => {}
+                    Some(_) => return Ok(run.report),
                 }
             }
-            // Meanwhile the KEK may have been rotated again, and accounts been made under what was current before.
-            let target = self.target(kek).await?;
-            let moved_on = target.kek != run.target.kek;
-            run.target = target;
-            run.report.to = run.target.kek.clone();
-            if dry_run || !moved_on && run.report.accounts == done_before {
+            if let Err(error) = run.retarget().await {
+                run.report.stopped.get_or_insert(error);
+            }
+            let is_done = run.target.kek == target_before && run.report.accounts == done_before;
+            if is_done || dry_run || run.report.stopped.is_some() {
                 break;
             }
         }
@@ -188,13 +198,13 @@ impl Engine {
         let mut moved = false;
         for _ in 0..CONFLICTS_MAX {
             let target = self.target(kek).await?;
-            moved |= move_aeks(self.keyring(), id, &target, Which::All, &pace).await? > 0;
+            moved |= move_aeks(self, id, &target, Which::All, &pace).await? > 0;
             // Retirement looks who is wrapped before and after; whoever it did not see looks here.
             if self.target(kek).await?.kek == target.kek {
                 return Ok(moved);
             }
         }
-        Err(Error::Conflict(format!("KEK {kek}, again and again: see who rotates it, and try again")))
+        Err(again_and_again("KEK", kek))
     }
 
     async fn target(&self, kek: &KekName) -> Result<Target> {
@@ -202,11 +212,11 @@ impl Engine {
         Ok(Target { kek, record })
     }
 
-    /// Every version but the target; retired ones too, under which a crash may have left an account.
+    /// Every version before the target; retired ones too, under which a crash may have left an account.
     async fn old_versions(&self, kek: &KekName, target: &Target) -> Result<Vec<KekVersion>> {
         let record = self.kek_record(kek).await?;
         let versions = record.versions.iter().map(|version| KekVersion::new(kek.clone(), version.version));
-        Ok(versions.filter(|version| *version != target.kek).collect())
+        Ok(versions.filter(|version| version.version < target.kek.version).collect())
     }
 }
 
@@ -215,16 +225,20 @@ struct Run<'a> {
     engine: &'a Engine,
     target: Target,
     pace: Arc<Pace>,
+    dry_run: bool,
+    /// Accounts in a batch.
+    batch: usize,
     found: u64,
     done: u64,
     report: RewrapReport,
     /// Failed in this run: not tried again in a further pass.
     failed: BTreeSet<AccountId>,
-    aeks: Arc<AtomicU64>,
 }
 
 impl<'a> Run<'a> {
-    fn new(engine: &'a Engine, target: Target, pace: Arc<Pace>) -> Self {
+    fn new(engine: &'a Engine, target: Target, pace: Pace, dry_run: bool) -> Self {
+        let rate = pace.rate(engine.keyring());
+        let batch = usize::try_from(rate / CALLS_PER_AEK / BATCHES_PER_SECOND).unwrap_or(BATCH_MAX).clamp(1, BATCH_MAX);
         let report = RewrapReport {
             to: target.kek.clone(),
             accounts: 0,
@@ -233,48 +247,56 @@ impl<'a> Run<'a> {
             failures: Vec::new(),
             stopped: None,
         };
-        Self { engine, target, pace, found: 0, done: 0, report, failed: BTreeSet::new(), aeks: Arc::default() }
+        Self {
+            engine,
+            target,
+            pace: Arc::new(pace),
+            dry_run,
+            batch,
+            found: 0,
+            done: 0,
+            report,
+            failed: BTreeSet::new(),
+        }
+    }
+
+    /// Meanwhile the KEK may have been rotated again, accounts been made under what was current before, and that been
+    /// retired: looked at before each page, so that a crash leaves no more than one page under it.
+    async fn retarget(&mut self) -> Result<()> {
+        self.target = self.engine.target(&self.target.kek.name).await?;
+        self.report.to = self.target.kek.clone();
+        Ok(())
     }
 
     fn progress(&self) -> RewrapProgress {
         RewrapProgress { accounts: self.found.max(self.done), done: self.done }
     }
 
-    /// Moves what one version wraps.
-    async fn pass(&mut self, from: &KekVersion, dry_run: bool, progress: &impl Fn(RewrapProgress)) -> Result<()> {
-        let keyring = self.engine.keyring();
-        let filter = Filter::WrappedBy(from.clone());
-        let mut after = None;
+    /// Moves what one version wraps; stops at the first trouble that is not an account's own.
+    async fn pass(&mut self, from: &KekVersion, progress: &impl Fn(RewrapProgress)) {
+        let mut stopped = None;
         let mut flights = JoinSet::new();
-        'pages: loop {
-            let page = match keyring.store.list(&filter, after.as_ref(), PAGE_KEYS_MAX).await {
+        let mut after = None;
+        while stopped.is_none() {
+            let page = match self.page(from, after.as_ref()).await {
                 Ok(page) => page,
                 Err(error) => {
-                    self.report.stopped = Some(error);
+                    stopped = Some(error);
                     break;
                 }
             };
-            for key in page.keys {
-                let Key::Account(id) = key else { continue };
-                if self.failed.contains(&id) {
-                    continue;
-                }
-                if flights.len() >= ACCOUNTS_IN_FLIGHT_MAX
+            let ids: Vec<_> =
+                page.keys.into_iter().filter_map(account_of).filter(|id| !self.failed.contains(id)).collect();
+            for batch in ids.chunks(self.batch) {
+                if flights.len() >= BATCHES_IN_FLIGHT_MAX
                     && let Some(landed) = flights.join_next().await
                 {
-                    self.land(landed, progress);
+                    stopped = self.land(landed, progress).err();
                 }
-                if self.report.stopped.is_some() {
-                    break 'pages;
+                if stopped.is_some() {
+                    break;
                 }
-                let (keyring, target, pace) = (keyring.clone(), self.target.clone(), self.pace.clone());
-                flights.spawn(async move {
-                    let outcome = match dry_run {
-                        true => would_move(&keyring, &id, &target).await,
-                        false => move_aeks(&keyring, &id, &target, Which::OfThisKek, &pace).await,
-                    };
-                    (id, outcome)
-                });
+                flights.spawn(self.flight(batch.to_vec()));
             }
             after = page.next;
             if after.is_none() {
@@ -282,74 +304,198 @@ impl<'a> Run<'a> {
             }
         }
         while let Some(landed) = flights.join_next().await {
-            self.land(landed, progress);
+            stopped = stopped.or(self.land(landed, progress).err());
         }
-        self.report.aeks = self.aeks.load(Ordering::SeqCst);
-        if !dry_run {
-            keyring.note_moved(from);
+        if !self.dry_run {
+            self.engine.keyring().note_moved(from);
         }
-        Ok(())
+        self.report.stopped = self.report.stopped.take().or(stopped);
     }
 
+    async fn page(&mut self, from: &KekVersion, after: Option<&Key>) -> Result<Page> {
+        self.retarget().await?;
+        self.engine.keyring().store.list(&Filter::WrappedBy(from.clone()), after, PAGE_KEYS_MAX).await
+    }
+
+    fn flight(&self, ids: Vec<AccountId>) -> impl Future<Output = Vec<Landed>> + Send + use<> {
+        let batch = Batch { engine: self.engine.clone(), target: self.target.clone(), pace: self.pace.clone() };
+        let dry_run = self.dry_run;
+        async move { if dry_run { batch.would_move(ids).await } else { batch.move_all(ids).await } }
+    }
+
+    /// Counts what became of a batch; gives the first trouble that is not an account's own.
     fn land(
         &mut self,
-        landed: Result<(AccountId, Result<u64>), tokio::task::JoinError>,
+        landed: Result<Vec<Landed>, tokio::task::JoinError>,
         progress: &impl Fn(RewrapProgress),
-    ) {
-        let (account, outcome) = match landed {
-            Ok(landed) => landed,
-            Err(_) => {
-                let died = Error::Fatal("the task that re-wraps an account died: try again".into());
-                self.report.stopped.get_or_insert(died);
-                return;
-            }
-        };
-        if let (Err(lost), Err(_)) = (self.pace.may_write(self.engine.keyring()), &outcome) {
-            self.report.stopped.get_or_insert(lost);
-            return;
-        }
-        match outcome {
-            Ok(0) => {} // somebody else has moved or purged it
-            Ok(aeks) => {
-                self.report.accounts += 1;
-                self.aeks.fetch_add(aeks, Ordering::SeqCst);
-            }
-            Err(error @ (Error::Corrupt(_) | Error::Invalid(_) | Error::Conflict(_))) => {
-                self.report.failed += 1;
-                self.failed.insert(account.clone());
-                if self.report.failures.len() < REWRAP_FAILURES_MAX {
-                    self.report.failures.push(RewrapFailure { account, error });
+    ) -> Result<()> {
+        let died = |_| Error::Fatal("the task that re-wraps accounts died: try again".into());
+        let is_held = self.pace.may_write(self.engine.keyring());
+        let mut trouble = Ok(());
+        for (account, outcome) in landed.map_err(died)? {
+            match outcome {
+                Ok(0) => {} // somebody else has moved or purged it
+                Ok(aeks) => {
+                    self.report.accounts += 1;
+                    self.report.aeks += aeks;
+                }
+                Err(error) if is_held.is_ok() && is_the_accounts_own(&error) => {
+                    self.report.failed += 1;
+                    self.failed.insert(account.clone());
+                    if self.report.failures.len() < REWRAP_FAILURES_MAX {
+                        self.report.failures.push(RewrapFailure { account, error });
+                    }
+                }
+                Err(error) => {
+                    trouble = trouble.and(is_held.clone()).and(Err(error));
+                    continue;
                 }
             }
-            Err(error) => {
-                self.report.stopped.get_or_insert(error);
-                return;
-            }
+            self.done += 1;
+            progress(self.progress());
         }
-        self.done += 1;
-        progress(self.progress());
+        trouble
     }
 }
 
-/// The AEKs that are to be moved.
-fn left_behind<'a>(record: &'a AccountRecord, target: &Target, which: Which) -> Vec<&'a WrappedAek> {
-    let is_left = |aek: &&WrappedAek| {
-        aek.kek != target.kek
-            && match which {
-                Which::OfThisKek => aek.kek.name == target.kek.name,
-                Which::All => true,
+/// What became of an account: how many of its AEKs were moved.
+type Landed = (AccountId, Result<u64>);
+
+fn account_of(key: Key) -> Option<AccountId> {
+    if let Key::Account(id) = key { Some(id) } else { None }
+}
+
+/// Accounts that are re-wrapped together.
+#[derive(Clone)]
+struct Batch {
+    engine: Engine,
+    target: Target,
+    pace: Arc<Pace>,
+}
+
+impl Batch {
+    async fn would_move(&self, ids: Vec<AccountId>) -> Vec<Landed> {
+        let left = |found: Option<(AccountRecord, StoreVersion)>| {
+            found.map_or(0, |(record, _)| left_behind(&record, &self.target, Which::OfThisKek).len() as u64)
+        };
+        self.read(ids).await.into_iter().map(|(id, found)| (id, found.map(left))).collect()
+    }
+
+    /// Reads them together, has each re-wrapped by the token, and writes them together. One that was changed meanwhile is done
+    /// again by itself.
+    async fn move_all(&self, ids: Vec<AccountId>) -> Vec<Landed> {
+        let (mut found, mut landed) = (Vec::new(), Vec::new());
+        for (id, read) in self.read(ids).await {
+            match read {
+                Ok(Some((record, seen))) => found.push((id, record, seen)),
+                Ok(None) => landed.push((id, Ok(0))), // purged since it was listed
+                Err(error) => landed.push((id, Err(error))),
             }
+        }
+        let heap = Arc::new(Mutex::new(found.into_iter()));
+        let mut hands = JoinSet::new();
+        for _ in 0..BACKGROUND_IN_FLIGHT_MAX {
+            hands.spawn(self.clone().work_off(heap.clone()));
+        }
+        let (mut changes, mut changed) = (Vec::new(), Vec::new());
+        while let Some(done) = hands.join_next().await {
+            for (id, change) in unless_it_died(done) {
+                match change {
+                    Ok(Some((change, aeks))) => {
+                        changes.push(change);
+                        changed.push((id, aeks));
+                    }
+                    Ok(None) => landed.push((id, Ok(0))),
+                    Err(error) => landed.push((id, Err(error))),
+                }
+            }
+        }
+        let keyring = self.engine.keyring();
+        let outcomes = match self.pace.may_write(keyring) {
+            Ok(()) => keyring.store.replace_many(changes).await,
+            Err(lost) => vec![Err(lost); changes.len()],
+        };
+        for ((id, aeks), outcome) in changed.into_iter().zip(outcomes) {
+            let outcome = match outcome {
+                Ok(_) => Ok(aeks),
+                Err(Error::NotFound(_)) => Ok(0),
+                Err(Error::Conflict(_)) => {
+                    move_aeks(&self.engine, &id, &self.target, Which::OfThisKek, &self.pace).await
+                }
+                Err(error) => Err(error),
+            };
+            landed.push((id, outcome));
+        }
+        landed
+    }
+
+    async fn read(&self, ids: Vec<AccountId>) -> Vec<(AccountId, Result<Option<(AccountRecord, StoreVersion)>>)> {
+        let keys: Vec<_> = ids.iter().cloned().map(Key::Account).collect();
+        let found = self.engine.keyring().store.get_many(&keys).await;
+        let decode = |(key, found): (&Key, Result<Option<Versioned>>)| {
+            found?.map(|found| Ok((AccountRecord::decode(key, &found.value)?, found.version))).transpose()
+        };
+        ids.into_iter().zip(keys.iter().zip(found).map(decode)).collect()
+    }
+
+    /// Takes one account after the other until none is left; leaves the rest when one meets what would befall all.
+    async fn work_off(self, heap: Arc<Mutex<Heap>>) -> Vec<(AccountId, Result<Option<(Change, u64)>>)> {
+        let heap = || heap.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = || heap().next();
+        let mut done = Vec::new();
+        while let Some((id, record, seen)) = next() {
+            let change = self.change(record, seen).await;
+            if change.as_ref().is_err_and(|error| !is_the_accounts_own(error)) {
+                *heap() = Vec::new().into_iter();
+            }
+            done.push((id, change));
+        }
+        done
+    }
+
+    /// The change to an account's record, and how many AEKs it moves; `None` when there is nothing to move.
+    async fn change(&self, mut record: AccountRecord, seen: StoreVersion) -> Result<Option<(Change, u64)>> {
+        let left = rewrap_all(self.engine.keyring(), &mut record, &self.target, Which::OfThisKek, &self.pace).await?;
+        if left.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(((record.key(), seen, record.put()?), left.len() as u64)))
+    }
+}
+
+/// What is to be done of a batch.
+type Heap = std::vec::IntoIter<(AccountId, AccountRecord, StoreVersion)>;
+
+/// A change of a record by compare-and-put.
+type Change = (Key, StoreVersion, Put);
+
+/// A task that panicked takes its batch with it: what that had not written is as it was.
+fn unless_it_died<T>(done: Result<T, tokio::task::JoinError>) -> T {
+    match done {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Anything else would befall every account.
+fn is_the_accounts_own(error: &Error) -> bool {
+    matches!(error, Error::Corrupt(_) | Error::Invalid(_) | Error::Conflict(_))
+}
+
+/// The AEKs that are to be moved. Never from a newer version of the target's KEK: somebody rotated it since, and the target may
+/// be retired by now.
+fn left_behind<'a>(record: &'a AccountRecord, target: &Target, which: Which) -> Vec<&'a WrappedAek> {
+    let is_left = |aek: &&WrappedAek| match aek.kek.name == target.kek.name {
+        true => aek.kek.version < target.kek.version,
+        false => which == Which::All,
     };
     record.versions.iter().filter(is_left).collect()
 }
 
-async fn would_move(keyring: &Keyring, id: &AccountId, target: &Target) -> Result<u64> {
-    let found = crate::store::load_account(&*keyring.store, id).await?;
-    Ok(found.map_or(0, |(record, _)| left_behind(&record, target, Which::OfThisKek).len() as u64))
-}
-
 /// Moves AEKs of one account, and says how many.
-async fn move_aeks(keyring: &Arc<Keyring>, id: &AccountId, target: &Target, which: Which, pace: &Pace) -> Result<u64> {
+async fn move_aeks(engine: &Engine, id: &AccountId, target: &Target, which: Which, pace: &Pace) -> Result<u64> {
+    let keyring = engine.keyring();
+    let mut target = target.clone();
     for _ in 0..CONFLICTS_MAX {
         let Some((mut record, seen)) = crate::store::load_account(&*keyring.store, id).await? else {
             return match which {
@@ -357,34 +503,47 @@ async fn move_aeks(keyring: &Arc<Keyring>, id: &AccountId, target: &Target, whic
                 Which::All => Err(Error::NotFound(format!("account {id}"))),
             };
         };
-        let mut moved = Vec::new();
-        for aek in left_behind(&record, target, which) {
-            moved.push(rewrap(keyring, id, aek, target, pace).await?);
-        }
-        if moved.is_empty() {
+        let left = rewrap_all(keyring, &mut record, &target, which, pace).await?;
+        if left.is_empty() {
             return Ok(0);
-        }
-        let old: BTreeSet<_> = left_behind(&record, target, which).into_iter().map(|aek| aek.kek.clone()).collect();
-        let count = moved.len() as u64;
-        for aek in moved {
-            if let Some(place) = record.versions.iter_mut().find(|version| version.aek_version == aek.aek_version) {
-                *place = aek;
-            }
         }
         pace.may_write(keyring)?;
         match keyring.store.replace(&record.key(), &seen, record.put()?).await {
             Ok(_) => {
                 if which == Which::All {
-                    old.iter().for_each(|kek| keyring.note_moved(kek));
+                    left.iter().for_each(|kek| keyring.note_moved(kek));
                 }
-                return Ok(count);
+                return Ok(left.len() as u64);
             }
-            Err(Error::Conflict(_)) => {} // on what it is by now
+            // On what it is by now, and to where it is moved by now.
+            Err(Error::Conflict(_)) => target = engine.target(&target.kek.name).await?,
             Err(Error::NotFound(_)) if which == Which::OfThisKek => return Ok(0),
             Err(error) => return Err(error),
         }
     }
-    Err(again_and_again(id))
+    Err(again_and_again("account", id))
+}
+
+/// Puts every AEK of `record` that is to be moved under the target. Gives the KEK versions that they were under, one for each.
+async fn rewrap_all(
+    keyring: &Arc<Keyring>,
+    record: &mut AccountRecord,
+    target: &Target,
+    which: Which,
+    pace: &Pace,
+) -> Result<Vec<KekVersion>> {
+    let mut moved = Vec::new();
+    for aek in left_behind(record, target, which) {
+        moved.push((aek.kek.clone(), rewrap(keyring, &record.account, aek, target, pace).await?));
+    }
+    let mut left = Vec::with_capacity(moved.len());
+    for (kek, aek) in moved {
+        if let Some(place) = record.versions.iter_mut().find(|version| version.aek_version == aek.aek_version) {
+            *place = aek;
+            left.push(kek);
+        }
+    }
+    Ok(left)
 }
 
 /// One AEK under the target, verified by an unwrap.

@@ -22,6 +22,9 @@ pub const PAGE_KEYS_MAX: usize = 1000;
 /// Most KEK versions under which one key is found: one per AEK version.
 pub const WRAPPED_BY_MAX: usize = AEK_VERSIONS_MAX;
 
+/// How often a change is tried again because somebody else changed the record in between. Each such somebody got on.
+pub(crate) const CONFLICTS_MAX: usize = 32;
+
 const ACCOUNT_KIND: u8 = b'a';
 const KEK_KIND: u8 = b'k';
 const DENIAL_KIND: u8 = b'd';
@@ -181,6 +184,25 @@ pub trait KeyStore: Send + Sync + 'static {
     /// [`Error::Conflict`] when it has another by now, [`Error::NotFound`] when it is gone; [`Error::Store`].
     async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion>;
 
+    /// Reads many: each answered as [`KeyStore::get`] would, in their order. One way there and back, where the store can.
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Versioned>>> {
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            found.push(self.get(key).await);
+        }
+        found
+    }
+
+    /// Replaces many: each by itself and answered as [`KeyStore::replace`] would, in their order; some may be done and others not.
+    /// One commit, where the store can.
+    async fn replace_many(&self, changes: Vec<(Key, StoreVersion, Put)>) -> Vec<Result<StoreVersion>> {
+        let mut outcomes = Vec::with_capacity(changes.len());
+        for (key, expected, put) in changes {
+            outcomes.push(self.replace(&key, &expected, put).await);
+        }
+        outcomes
+    }
+
     /// Deletes the value that has version `expected`.
     ///
     /// # Errors
@@ -239,6 +261,11 @@ pub fn not_found(key: &Key) -> Error {
 /// What implementations answer when `key` has another version than expected.
 pub fn conflict(key: &Key) -> Error {
     Error::Conflict(key.to_string())
+}
+
+/// What is said when somebody was faster [`CONFLICTS_MAX`] times.
+pub(crate) fn again_and_again(kind: &str, name: impl std::fmt::Display) -> Error {
+    Error::Conflict(format!("{kind} {name}, again and again: see who changes it, and try again"))
 }
 
 /// Reads an account; `None` when there is none.

@@ -6,7 +6,7 @@
 
 use super::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, check_limit, check_put};
 use crate::error::{Error, Result};
-use ::redb::{Database, Error as RedbError, ReadableDatabase};
+use ::redb::{Database, Error as RedbError, ReadableDatabase, StorageBackend};
 use async_trait::async_trait;
 use std::{
     ops::Bound,
@@ -33,8 +33,12 @@ pub struct RedbStore {
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
+type Reopen = dyn Fn(&Path) -> Result<Database> + Send + Sync;
+
 struct Shared {
     path: PathBuf,
+    /// Opens it again.
+    reopen: Box<Reopen>,
     /// `None` after an I/O error, until the next use opens it again.
     database: RwLock<Option<Database>>,
     waiting: Mutex<Vec<Job>>,
@@ -60,8 +64,31 @@ impl RedbStore {
     }
 
     async fn open_by(path: PathBuf, open: fn(&Path) -> Result<Database>) -> Result<Self> {
+        Self::over(path, open, file::open).await
+    }
+
+    /// Over a backend in the place of the file, which `backend` gives anew each time that the store is opened: for tests, whose
+    /// disk fails, or loses what it was not asked to sync. `name` stands for the path in errors.
+    ///
+    /// # Errors
+    /// As [`RedbStore::open`].
+    #[doc(hidden)]
+    pub async fn open_backend<B: StorageBackend>(
+        name: impl Into<PathBuf>,
+        backend: impl Fn() -> B + Clone + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let open = move |name: &Path| file::open_backend(name, backend());
+        Self::over(name.into(), open.clone(), open).await
+    }
+
+    async fn over(
+        path: PathBuf,
+        open: impl FnOnce(&Path) -> Result<Database> + Send + 'static,
+        reopen: impl Fn(&Path) -> Result<Database> + Send + Sync + 'static,
+    ) -> Result<Self> {
         let (path, database) = blocking(move || open(&path).map(|database| (path, database))).await?;
-        let shared = Shared { path, database: RwLock::new(Some(database)), waiting: Mutex::default() };
+        let (database, waiting) = (RwLock::new(Some(database)), Mutex::default());
+        let shared = Shared { path, reopen: Box::new(reopen), database, waiting };
         Ok(Self { shared: Arc::new(shared), turn: Arc::default() })
     }
 
@@ -78,24 +105,37 @@ impl RedbStore {
         blocking(move || shared.with_database(read)).await
     }
 
-    /// Queues the write, and either finds it done by whoever had the turn before, or writes all that is queued.
     async fn write(&self, write: Write) -> Outcome {
-        let (reply, mut done) = oneshot::channel();
-        self.shared.waiting().push(Job { write, reply });
-        let turn = self.turn.clone().lock_owned().await;
-        if let Ok(outcome) = done.try_recv() {
-            return outcome;
+        self.write_many(vec![write]).await.pop().unwrap_or_else(|| Err(given_up()))
+    }
+
+    /// Queues the writes, and either finds them done by whoever had the turn before, or writes all that is queued.
+    async fn write_many(&self, writes: Vec<Write>) -> Vec<Outcome> {
+        let mut answers = Vec::with_capacity(writes.len());
+        {
+            let mut waiting = self.shared.waiting();
+            for write in writes {
+                let (reply, answer) = oneshot::channel();
+                waiting.push(Job { write, reply });
+                answers.push(answer);
+            }
         }
-        let shared = self.shared.clone();
-        blocking(move || {
-            shared.write_waiting();
-            drop((shared, turn));
-            Ok(())
-        })
-        .await?;
-        // The turn before took this write and ended without an answer only when it panicked.
-        done.try_recv()
-            .unwrap_or_else(|_| Err(Error::Store("the write was given up; read again to see its effect".into())))
+        let turn = self.turn.clone().lock_owned().await;
+        let mut outcomes: Vec<_> = answers.iter_mut().map(|answer| answer.try_recv().ok()).collect();
+        if outcomes.iter().any(Option::is_none) {
+            let shared = self.shared.clone();
+            let written = blocking(move || {
+                shared.write_waiting();
+                drop((shared, turn));
+                Ok(())
+            });
+            // The turn before took a write and ended without an answer only when it panicked.
+            let failed = written.await.err().unwrap_or_else(given_up);
+            for (outcome, answer) in outcomes.iter_mut().zip(&mut answers).filter(|(outcome, _)| outcome.is_none()) {
+                *outcome = Some(answer.try_recv().unwrap_or_else(|_| Err(failed.clone())));
+            }
+        }
+        outcomes.into_iter().flatten().collect()
     }
 }
 
@@ -122,7 +162,7 @@ impl Shared {
             }
             let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
             if database.is_none() {
-                *database = Some(file::open(&self.path)?);
+                *database = Some((self.reopen)(&self.path)?);
             }
         }
         .inspect_err(|_| file::close(&self.path, self.database.write().unwrap_or_else(PoisonError::into_inner).take()))
@@ -158,6 +198,10 @@ impl Drop for Shared {
     }
 }
 
+fn given_up() -> Error {
+    Error::Store("the write was given up; read again to see its effect".into())
+}
+
 /// Runs blocking work beside the runtime's own threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let runtime = tokio::runtime::Handle::try_current()
@@ -174,14 +218,25 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 #[async_trait]
 impl KeyStore for RedbStore {
     async fn get(&self, key: &Key) -> Result<Option<Versioned>> {
-        let bytes = key.to_bytes();
+        self.get_many(std::slice::from_ref(key)).await.pop().unwrap_or(Ok(None))
+    }
+
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Versioned>>> {
+        let wanted: Vec<_> = keys.iter().map(Key::to_bytes).collect();
         let found = self.read(move |database| {
             let table = database.begin_read()?.open_table(RECORDS)?;
-            Ok(table.get(bytes.as_slice())?.map(|value| value.value().to_vec()))
+            let read = |bytes: &Vec<u8>| Ok(table.get(bytes.as_slice())?.map(|value| value.value().to_vec()));
+            wanted.iter().map(read).collect::<Result<Vec<_>, RedbError>>()
         });
-        let Some(bytes) = found.await? else { return Ok(None) };
-        let Envelope { revision, record, .. } = Envelope::decode(key, &bytes)?;
-        Ok(Some(Versioned { value: record.to_vec(), version: version_of(revision) }))
+        let decoded = |(key, bytes): (&Key, Option<Vec<u8>>)| {
+            let Some(bytes) = bytes else { return Ok(None) };
+            let Envelope { revision, record, .. } = Envelope::decode(key, &bytes)?;
+            Ok(Some(Versioned { value: record.to_vec(), version: version_of(revision) }))
+        };
+        match found.await {
+            Ok(found) => keys.iter().zip(found).map(decoded).collect(),
+            Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
+        }
     }
 
     async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
@@ -192,6 +247,18 @@ impl KeyStore for RedbStore {
     async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion> {
         check_put(key, &put)?;
         self.write(Write::Replace { key: key.clone(), expected: expected.clone(), put }).await
+    }
+
+    async fn replace_many(&self, changes: Vec<(Key, StoreVersion, Put)>) -> Vec<Result<StoreVersion>> {
+        let refused: Vec<_> = changes.iter().map(|(key, _, put)| check_put(key, put).err()).collect();
+        let sound = changes.into_iter().zip(&refused).filter(|(_, refused)| refused.is_none());
+        let writes = sound.map(|((key, expected, put), _)| Write::Replace { key, expected, put }).collect();
+        let mut written = self.write_many(writes).await.into_iter();
+        let answer = |refused: Option<Error>| match refused {
+            Some(error) => Err(error),
+            None => written.next().unwrap_or_else(|| Err(given_up())),
+        };
+        refused.into_iter().map(answer).collect()
     }
 
     async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {

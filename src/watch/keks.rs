@@ -8,7 +8,7 @@ use crate::{
     error::Result,
     keyring::Keyring,
     name::{KekVersion, TokenName},
-    store::{kek_names, load_kek},
+    store::{kek_names, load_kek, record::KekVersionRecord},
     telemetry::Event,
     token::{KekId, KekInfo, LABEL_PREFIX},
     tokens::Seat,
@@ -55,11 +55,12 @@ pub(super) async fn look_after(keyring: Arc<Keyring>, seat: Arc<Seat>, beat: Arc
 async fn look(keyring: &Keyring, seat: &Seat, seen: &mut Seen) -> Result<()> {
     let deadline = keyring.clock.now().plus(keyring.settings.call_timeout);
     let Some(known) = keyring.clock.until(deadline, known(keyring, &seat.name)).await else { return Ok(()) };
-    let known = known?;
+    let (known, clones) = known?;
     if known.is_empty() {
         return Ok(());
     }
-    let found = seat.token.list_keks().await?;
+    let mut found = seat.token.list_keks().await?;
+    found.retain(|info| known.contains_key(&info.id) || !clones.contains(&info.id));
     for event in seen.compare(&known, &found) {
         keyring.teller.tell(event);
     }
@@ -74,19 +75,24 @@ struct Known {
     retired: bool,
 }
 
-/// Every KEK version of the store that is in this token.
-async fn known(keyring: &Keyring, token: &TokenName) -> Result<BTreeMap<KekId, Known>> {
-    let mut known = BTreeMap::new();
+/// Every KEK version of the store that is in this token, and those that it may have clones of, as their standby.
+async fn known(keyring: &Keyring, token: &TokenName) -> Result<(BTreeMap<KekId, Known>, BTreeSet<KekId>)> {
+    let (mut known, mut clones) = (BTreeMap::new(), BTreeSet::new());
     for name in kek_names(&*keyring.store).await? {
         // A damaged record is told by whoever needs it; without it its keys would pass for unknown ones.
         let Some((record, _)) = load_kek(&*keyring.store, &name).await? else { continue };
-        for version in record.versions.into_iter().filter(|version| version.token == *token) {
+        let may_have = |version: &KekVersionRecord| keyring.tokens.may_have(token, &name, version);
+        for version in record.versions.into_iter().filter(may_have) {
+            if version.token != *token {
+                clones.insert(version.id);
+                continue;
+            }
             let kek = KekVersion::new(name.clone(), version.version);
             let (current, retired) = (version.version == record.current, version.retired_unix.is_some());
             known.insert(version.id, Known { kek, current, retired });
         }
     }
-    Ok(known)
+    Ok((known, clones))
 }
 
 /// What was told, or needs not be.

@@ -8,6 +8,7 @@ mod hand;
 mod leash;
 mod moved;
 mod open;
+mod race;
 mod rotate;
 mod schedule;
 mod standby;

@@ -206,7 +206,7 @@ async fn an_idle_handle_of_another_process_seals_under_the_version_that_is_curre
     rig.pass(25 * 60 * SECOND).await;
     assert!(matches!(seal(&there), Err(Error::Cold { .. })));
     rig.engine.rotate_account(&account_id("a")).await.unwrap();
-    rig.engine.retire_aeks(&account_id("a"), &[1]).await.unwrap();
+    rig.engine.retire_aeks(&account_id("a"), &[1], true).await.unwrap();
     there.warm().await.unwrap();
     assert_eq!(there.aek_version(), 2);
     seal(&there).unwrap();
@@ -219,10 +219,10 @@ async fn a_retired_aek_version_is_gone_from_record_and_memory_and_the_current_on
     let there = other(&rig).account(&account_id("a")).await.unwrap();
     let block = seal(&account).unwrap();
     let id = account_id("a");
-    assert!(matches!(rig.engine.retire_aeks(&id, &[1]).await, Err(Error::Invalid(_))));
+    assert!(matches!(rig.engine.retire_aeks(&id, &[1], true).await, Err(Error::Invalid(_))));
     rig.engine.rotate_account(&id).await.unwrap();
-    assert_eq!(rig.engine.retire_aeks(&id, &[7]).await, Err(Error::Corrupt(Corrupt::AekVersion(7))));
-    rig.engine.retire_aeks(&id, &[1]).await.unwrap();
+    assert_eq!(rig.engine.retire_aeks(&id, &[7], false).await, Err(Error::Corrupt(Corrupt::AekVersion(7))));
+    rig.engine.retire_aeks(&id, &[1], true).await.unwrap();
     assert_eq!(wrapped_by(&rig.engine, "a").await, ["2:kek/1"]);
     assert_eq!(account.open_to_vec(1_u64, &block), Err(Error::Corrupt(Corrupt::AekVersion(1))));
     there.open_to_vec(1_u64, &block).unwrap();

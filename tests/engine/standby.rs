@@ -437,3 +437,24 @@ async fn a_kek_shows_what_its_standby_has() {
     let shown = pair.rig.engine.kek(&pair.rig.kek).await.unwrap();
     assert!(matches!(&shown.versions[1].in_standby, Some((_, Ok(None)))), "not cloned yet");
 }
+
+#[tokio::test]
+async fn clones_in_a_standby_pass_for_no_unknown_keys() {
+    let pair = Pair::new().await;
+    // So that the standby has a KEK of its own, and is looked after.
+    let home = KekName::new("home").unwrap();
+    pair.rig.engine.create_kek_in(&standby_name(), &home, Profile::AesGcm, false).await.unwrap();
+    assert_eq!(pair.rig.engine.unknown_keks_in(&standby_name()).await.unwrap(), []);
+    let mut events = pair.rig.engine.events();
+    pair.rig.pass_by(11 * 60 * SECOND, SECOND).await;
+    while let Some(event) = events.try_next() {
+        assert!(!matches!(event, Event::KekUnknown { .. } | Event::KekMissing { .. }), "{event:?}");
+    }
+    // Without a word of the standby they are keys that nobody adopted.
+    let plain = Engine::builder(pair.rig.token.clone(), pair.rig.store.clone())
+        .token(standby_name(), pair.token.clone())
+        .clock(Clock::Manual(pair.rig.clock.clone()))
+        .build()
+        .unwrap();
+    assert_eq!(plain.unknown_keks_in(&standby_name()).await.unwrap().len(), 1);
+}

@@ -21,4 +21,5 @@ mod operator;
 mod service;
 mod setup;
 mod shim;
+mod tokens;
 mod trouble;

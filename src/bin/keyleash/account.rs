@@ -50,9 +50,9 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             output.result(&json!({ "account": id.as_str(), "aek_version": aek_version }), &line)
         }
         Account::Policy(args) => aek_policy(args, setup, output).await,
-        Account::Retire { id, aek_version } => {
+        Account::Retire { id, aek_version, now } => {
             let id = account_id(&id)?;
-            setup.engine(Store::Existing).await?.retire_aeks(&id, &aek_version).await?;
+            setup.engine(Store::Existing).await?.retire_aeks(&id, &aek_version, now).await?;
             let versions: Vec<_> = aek_version.iter().map(u32::to_string).collect();
             let line = format!("account {id}: AEK versions {} are gone\n", versions.join(", "));
             output.result(&json!({ "account": id.as_str(), "retired": aek_version }), &line)

@@ -233,6 +233,9 @@ pub(crate) enum Account {
         /// The AEK versions.
         #[arg(long, value_name = "N", required = true, num_args = 1..)]
         aek_version: Vec<u32>,
+        /// Also where another process may still seal under them, which has not heard of the newer version. Only if none has the account open.
+        #[arg(long)]
+        now: bool,
     },
     /// Move an account under another KEK. The old wrapping is gone when it returns.
     Move {

@@ -69,6 +69,20 @@ impl KeyStore for SharedStore {
         self.turn().await?.store.replace(key, expected, put).await
     }
 
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Versioned>>> {
+        match self.turn().await {
+            Ok(turn) => turn.store.get_many(keys).await,
+            Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
+        }
+    }
+
+    async fn replace_many(&self, changes: Vec<(Key, StoreVersion, Put)>) -> Vec<Result<StoreVersion>> {
+        match self.turn().await {
+            Ok(turn) => turn.store.replace_many(changes).await,
+            Err(error) => changes.iter().map(|_| Err(error.clone())).collect(),
+        }
+    }
+
     async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {
         self.turn().await?.store.delete(key, expected).await
     }

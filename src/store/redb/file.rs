@@ -5,7 +5,8 @@ use crate::{
     secret::fill_random,
 };
 use ::redb::{
-    Builder, Database, Error as RedbError, ReadableDatabase, TableDefinition, TableError, backends::FileBackend,
+    Builder, Database, Error as RedbError, ReadableDatabase, StorageBackend, TableDefinition, TableError,
+    backends::FileBackend,
 };
 use rustix::fs::OFlags;
 use std::{
@@ -75,6 +76,17 @@ pub(super) fn close(path: &Path, database: Option<Database>) {
     if let Err(error) = closed {
         tracing::warn!(%error, "the key store was not closed cleanly");
     }
+}
+
+/// Opens a store in what stands for its file, and makes it when that is empty.
+pub(super) fn open_backend(name: &Path, backend: impl StorageBackend) -> Result<Database> {
+    let is_new = backend.len().map_err(|error| io_failed(name, &error))? == 0;
+    let database = builder().create_with_backend(backend).map_err(|error| failed(name, error.into()))?;
+    if is_new {
+        write_format(&database).map_err(|error| failed(name, error))?;
+    }
+    check_format(name, &database)?;
+    Ok(database)
 }
 
 /// Refuses what cannot be a redb file, before redb looks at it.

@@ -12,6 +12,7 @@ use crate::clock::{Clock, Instant};
 use crate::secret::Aek;
 use crate::token::{Binding, KekHandle, TokenError, Verdict, Wrapped};
 use cryptoki::{
+    context::Pkcs11,
     error::RvError,
     session::{Session, SessionState, UserType},
     slot::{Slot, TokenInfo},
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     pub(super) selector: Selector,
     pub(super) pins: Pins,
     pauses: Pauses,
+    /// Where the token was found last, and its serial number.
+    found: Mutex<Option<(u64, String)>>,
     keks: Mutex<KekCache>,
     goods: Mutex<HashMap<KekHandle, GoodRecord>>,
     clock: Clock,
@@ -67,6 +70,7 @@ impl Shared {
             selector,
             pins,
             pauses: Pauses::default(),
+            found: Mutex::default(),
             keks: Mutex::default(),
             goods: Mutex::default(),
             clock: Clock::Boottime,
@@ -426,6 +430,16 @@ impl Worker {
     }
 }
 
+impl ListedToken {
+    fn of(token: &TokenInfo) -> Self {
+        Self {
+            label: token.label().trim_end().to_owned(),
+            serial: token.serial_number().trim().to_owned(),
+            initialized: token.token_initialized(),
+        }
+    }
+}
+
 fn not_listed(selector: &Selector, operation: &'static str, words: &str) -> TokenError {
     TokenError {
         remedy: "connect the token, or choose one that is listed; keyleash tries again by itself".into(),
@@ -433,25 +447,40 @@ fn not_listed(selector: &Selector, operation: &'static str, words: &str) -> Toke
     }
 }
 
+/// The slot where the token was found last, if it is there still: then no other token of the module is asked, whose answer may
+/// not come.
+fn found_before(shared: &Shared, pkcs11: &Pkcs11, slots: &[Slot]) -> Option<Slot> {
+    let (id, serial) = lock(&shared.found).clone()?;
+    let slot = slots.iter().find(|slot| slot.id() == id)?;
+    let token = pkcs11.get_token_info(*slot).ok()?;
+    let same = ListedToken::of(&token);
+    let listed = Listed { slot: id, token: Some(same.clone()) };
+    (same.serial == serial && select(&shared.selector, &[listed]).is_ok()).then_some(*slot)
+}
+
 /// The slot of the selected token, as the module lists it now.
 fn find_slot(shared: &Shared, inside: &Inside<'_>) -> Result<Slot, Fault> {
     let pkcs11 = inside.pkcs11();
     let slots = pkcs11.get_slots_with_token().map_err(at("C_GetSlotList"))?;
+    if let Some(slot) = found_before(shared, pkcs11, &slots) {
+        return Ok(slot);
+    }
     // By slot id nothing is asked of the others: some modules fail at C_GetTokenInfo.
     let describe = !matches!(shared.selector, Selector::Slot(_));
     let listed: Vec<Listed> = slots
         .iter()
         .map(|slot| Listed {
             slot: slot.id(),
-            token: describe.then(|| pkcs11.get_token_info(*slot).ok()).flatten().map(|token| ListedToken {
-                label: token.label().trim_end().to_owned(),
-                serial: token.serial_number().trim().to_owned(),
-                initialized: token.token_initialized(),
-            }),
+            token: describe.then(|| pkcs11.get_token_info(*slot).ok()).flatten().map(|token| ListedToken::of(&token)),
         })
         .collect();
     match select(&shared.selector, &listed) {
-        Ok(id) => Slot::try_from(id).map_err(at("slot id")),
+        Ok(id) => {
+            let chosen = listed.into_iter().find(|entry| entry.slot == id).and_then(|entry| entry.token);
+            // One without a serial number could be another one the next time.
+            *lock(&shared.found) = chosen.filter(|token| !token.serial.is_empty()).map(|token| (id, token.serial));
+            Slot::try_from(id).map_err(at("slot id"))
+        }
         Err(NoChoice::None(words)) => Err(Fault::NotListed(words)),
         Err(NoChoice::Several(words)) => Err(fault::misconfigured(
             "select token",

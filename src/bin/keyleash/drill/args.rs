@@ -36,6 +36,8 @@ pub(crate) enum Drill {
     Restart(Options),
     /// 10,000 accounts are revoked and resume.
     Fleet(Options),
+    /// The KEK is rotated, every AEK re-wrapped and rotated, and the old KEK version destroyed, while blocks flow.
+    Rotation(Options),
     /// All of the above, one after the other.
     All(Options),
     /// Compare two reports made with --json. Ends with 9 when a promise that held does not hold any more.
@@ -58,7 +60,7 @@ pub(crate) struct Options {
     /// Poll 1 s, timeout 1 s, grace 10 s, instead of the settings in force.
     #[arg(long)]
     pub(crate) fast: bool,
-    /// Accounts under load [default: 50; fleet: 10000].
+    /// Accounts under load [default: 50; rotation: 1000; fleet: 10000].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) accounts: Option<u32>,
     /// Threads that seal and open.

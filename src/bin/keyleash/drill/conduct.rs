@@ -7,6 +7,7 @@ use super::{
     load::{Listener, Load},
     outcome::{Outcome, Outcomes},
     restart,
+    rotation::{self, Rotated},
     scenario::{FLAPS, Owed, Scenario},
     timeline::{Recorder, Timeline},
     wait::Wait,
@@ -59,6 +60,8 @@ pub(crate) struct Finished {
     pub(crate) timeline: Timeline,
     /// Unwraps that the token served, and that it did not.
     pub(crate) unwraps: (u64, u64),
+    /// What `rotation` did.
+    pub(crate) rotated: Option<Rotated>,
 }
 
 /// How long each interval of the timeline is.
@@ -88,6 +91,7 @@ pub(crate) async fn conduct(
     let accounts = customers.len();
     let recorder = Arc::new(Recorder::new(clock.now(), interval(&ground.settings), accounts));
     recorder.expect(clock.now(), OK);
+    let mut rotated = None;
     let unwraps = if scenario == Scenario::Restart {
         restart::conduct(options, &mut ground, customers, &recorder, wait).await?
     } else {
@@ -97,10 +101,15 @@ pub(crate) async fn conduct(
         let before = ground.token.unwraps();
         let listener: Arc<dyn Listener> = recorder.clone();
         let look = Look::start(&engine, recorder.clone(), accounts);
+        let ids: Vec<_> = customers.iter().map(|customer| customer.id.clone()).collect();
         let load = Load::start(customers, options.threads as usize, &engine, &listener)?;
-        Stage { ground: &mut ground, recorder: &recorder, options, wait, held: None, away: None }
-            .play(scenario)
-            .await?;
+        if scenario == Scenario::Rotation {
+            rotated = Some(rotation::conduct(&mut ground, options, &engine, &ids, &recorder, wait).await?);
+        } else {
+            Stage { ground: &mut ground, recorder: &recorder, options, wait, held: None, away: None }
+                .play(scenario)
+                .await?;
+        }
         load.stop().await;
         drop(look);
         let after = ground.token.unwraps();
@@ -120,6 +129,7 @@ pub(crate) async fn conduct(
         started_unix,
         timeline,
         unwraps,
+        rotated,
     };
     ground.engine = None;
     // Undoing what is left starts processes.
@@ -137,7 +147,7 @@ pub(crate) struct Look(tokio::task::JoinHandle<()>);
 impl Look {
     fn start(engine: &Engine, recorder: Arc<Recorder>, accounts: usize) -> Self {
         let engine = engine.clone();
-        Self(tokio::spawn(look(engine, accounts, move |at, phase, aeks| recorder.lease(at, phase, aeks))))
+        Self(tokio::spawn(look(engine, accounts, move |at, leases| recorder.leases(at, leases))))
     }
 }
 
@@ -147,17 +157,17 @@ impl Drop for Look {
     }
 }
 
-/// Tells phase and AEKs in memory again and again.
-pub(crate) async fn look(engine: Engine, accounts: usize, tell: impl Fn(Instant, &str, usize)) {
+/// Tells KEK version, phase and AEKs in memory of each lease again and again.
+pub(crate) async fn look(engine: Engine, accounts: usize, tell: impl Fn(Instant, &[(u32, &str, usize)])) {
     let clock = Clock::default();
     let pause = if accounts > FLEET_MIN { LOOK_EVERY_FLEET } else { LOOK_EVERY };
     loop {
         let leases = engine.leases();
         // After the look: what is told as wiped was.
         let at = clock.now();
-        if let Some(lease) = leases.first() {
-            tell(at, phase_name(lease.phase), lease.filled_slots);
-        }
+        let leases: Vec<_> =
+            leases.iter().map(|lease| (lease.kek.version, phase_name(lease.phase), lease.filled_slots)).collect();
+        tell(at, &leases);
         clock.sleep_until(at.plus(pause)).await;
     }
 }
@@ -203,6 +213,7 @@ impl Stage<'_> {
                     }
                 }
             }
+            Owed::Undisturbed => {} // played in `rotation`
             Owed::Service(lasting) => {
                 let act = self.take(scenario, OK).await?;
                 self.wait.rest("unreachable", act.plus(lasting).since(now())).await;
@@ -226,7 +237,7 @@ impl Stage<'_> {
     async fn take(&mut self, scenario: Scenario, right: Outcomes) -> Result<Instant, Failure> {
         let kek = kek_words(self.ground);
         let what = match scenario {
-            Scenario::Revocation | Scenario::Fleet | Scenario::Restart => format!("disable {kek}"),
+            Scenario::Revocation | Scenario::Fleet | Scenario::Restart | Scenario::Rotation => format!("disable {kek}"),
             Scenario::Destroy => format!("destroy {kek}, of which the token's backup has a copy"),
             Scenario::TokenRemoved => "take the token away from its module".into(),
             Scenario::PinChanged => "change the token's user PIN".into(),
@@ -236,7 +247,9 @@ impl Stage<'_> {
         self.recorder.expect(now(), right);
         let at = match scenario {
             _ if self.ground.actor.is_operator() => self.ground.act(&what, Vec::new()).await?,
-            Scenario::Revocation | Scenario::Fleet | Scenario::Restart => self.switch("disable", &what).await?,
+            Scenario::Revocation | Scenario::Fleet | Scenario::Restart | Scenario::Rotation => {
+                self.switch("disable", &what).await?
+            }
             Scenario::Destroy => {
                 let (tokens, backup) = (self.ground.tokens()?, self.beside("backup")?);
                 let of = tokens.clone();
@@ -271,7 +284,7 @@ impl Stage<'_> {
     async fn give(&mut self, scenario: Scenario, right: Outcomes) -> Result<Instant, Failure> {
         let kek = kek_words(self.ground);
         let what = match scenario {
-            Scenario::Revocation | Scenario::Fleet | Scenario::Restart => format!("enable {kek}"),
+            Scenario::Revocation | Scenario::Fleet | Scenario::Restart | Scenario::Rotation => format!("enable {kek}"),
             Scenario::Destroy => "restore the token from its backup".into(),
             Scenario::TokenRemoved => "put the token back".into(),
             Scenario::PinChanged => "give the service the new PIN".into(),
@@ -285,7 +298,9 @@ impl Stage<'_> {
                 self.ground.act(&what, Vec::new()).await?
             }
             _ if self.ground.actor.is_operator() => self.ground.act(&what, Vec::new()).await?,
-            Scenario::Revocation | Scenario::Fleet | Scenario::Restart => self.switch("enable", &what).await?,
+            Scenario::Revocation | Scenario::Fleet | Scenario::Restart | Scenario::Rotation => {
+                self.switch("enable", &what).await?
+            }
             Scenario::Destroy => {
                 let (backup, tokens) = (self.beside("backup")?, self.ground.tokens()?);
                 self.ground.act(&what, vec!["restore".into(), backup.into(), tokens.into()]).await?

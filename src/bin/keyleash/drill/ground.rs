@@ -125,6 +125,7 @@ pub(crate) struct Ground {
     pub(crate) info: TokenInfo,
     /// `None` once the drill has let go of it.
     pub(crate) engine: Option<Engine>,
+    pub(crate) name: KekName,
     pub(crate) kek: KekInfo,
     pub(crate) actor: Actor,
     pub(crate) config: Option<PathBuf>,
@@ -163,12 +164,7 @@ impl Ground {
         // Its label tells an operator of a real HSM which one it is.
         let name = kek_name(&directory)?;
         let kek = engine.create_kek(&name, options.profile, true).await?;
-        if let Ok(destroy) = hidden(config, "__act", vec!["destroy".into(), kek.id.to_string().into()]) {
-            undo.push(move || {
-                // The token may be one on which nothing can be destroyed; the KEK is the drill's alone.
-                let _ = run(destroy);
-            });
-        }
+        destroy_at_the_end(&mut undo, config, &kek.id);
         let customers = customers(&engine, &name, count).await?;
         let ground = Self {
             directory,
@@ -176,6 +172,7 @@ impl Ground {
             token,
             info,
             engine: Some(engine),
+            name,
             kek,
             actor,
             config: config.map(Path::to_owned),
@@ -196,6 +193,16 @@ impl Ground {
     /// Does an act, through a process or a person.
     pub(crate) async fn act(&self, words: &str, command: Vec<OsString>) -> Result<keyleash::clock::Instant, Failure> {
         self.actor.act(words, command).await
+    }
+}
+
+/// Whatever ends the drill.
+pub(crate) fn destroy_at_the_end(undo: &mut Undo, config: Option<&Path>, id: &KekId) {
+    if let Ok(destroy) = hidden(config, "__act", vec!["destroy".into(), id.to_string().into()]) {
+        undo.push(move || {
+            // The token may be one on which nothing can be destroyed; the KEK is the drill's alone.
+            let _ = run(destroy);
+        });
     }
 }
 
@@ -270,7 +277,8 @@ fn may_act(scenario: Scenario, options: &Options, info: &TokenInfo, with_token: 
     if with_token.is_some() || (told && options.operator) {
         return Ok(());
     }
-    let by_pkcs11 = matches!(scenario, Scenario::Revocation | Scenario::Fleet | Scenario::PinChanged);
+    let by_pkcs11 =
+        matches!(scenario, Scenario::Revocation | Scenario::Fleet | Scenario::PinChanged | Scenario::Rotation);
     let allowed = match (options.operator, scenario.is_destructive()) {
         (true, destructive) => !destructive,
         (false, _) => told && by_pkcs11,

@@ -10,6 +10,7 @@ use super::{
 use crate::exit::Failure;
 use keyleash::{
     Account, Engine, Error,
+    block::BlockHeader,
     clock::{Clock, Instant},
     name::AccountId,
 };
@@ -176,14 +177,18 @@ impl Worker {
     ) -> bool {
         let plain = plaintext(account.id().as_str(), buf.len(), round);
         buf.copy_from_slice(&plain);
-        let sealed = self.operation(seat, number, account, || account.seal_in_place(NEW_ADDRESS, buf));
+        let sealed = self.operation(seat, number, account, None, || account.seal_in_place(NEW_ADDRESS, buf));
         let mut succeeded = sealed.is_some();
         if let Some(header) = sealed
-            && self.operation(seat, number, account, || account.open_in_place(NEW_ADDRESS, &header, buf)).is_some()
+            && self
+                .operation(seat, number, account, Some(header), || account.open_in_place(NEW_ADDRESS, &header, buf))
+                .is_some()
         {
             self.verify(buf, &plain);
         }
-        if let Some(opened) = self.operation(seat, number, account, || account.open_to_vec(KEPT_ADDRESS, kept)) {
+        let header = BlockHeader::split(kept).ok().map(|(header, _)| header);
+        if let Some(opened) = self.operation(seat, number, account, header, || account.open_to_vec(KEPT_ADDRESS, kept))
+        {
             succeeded = true;
             self.verify(&opened, &plaintext(account.id().as_str(), KEPT_BYTES, 0));
         }
@@ -197,12 +202,13 @@ impl Worker {
         }
     }
 
-    /// One operation, tried again after an unwrap where the account is cold.
+    /// One operation, tried again after an unwrap where the account is cold: for an open, of the AEK that its header names.
     fn operation<T>(
         &mut self,
         seat: usize,
         number: usize,
         account: &Account,
+        opens: Option<BlockHeader>,
         mut op: impl FnMut() -> Result<T, Error>,
     ) -> Option<T> {
         let from = self.clock.now();
@@ -210,7 +216,12 @@ impl Worker {
         if let Err(Error::Cold { .. }) = result {
             self.chunk.warmed += 1;
             // What it failed with, the second try says too.
-            let _ = self.runtime.block_on(account.warm());
+            let _ = self.runtime.block_on(async {
+                match &opens {
+                    None => account.warm().await,
+                    Some(header) => account.warm_for(header).await,
+                }
+            });
             result = op();
         }
         self.note(seat, number, from, result.as_ref().map(|_| ()));
@@ -222,7 +233,9 @@ impl Worker {
             Ok(()) => Outcome::Ok,
             Err(error) => Outcome::of::<()>(&Err(error.clone())),
         };
-        let run = Run::one(outcome, from.as_nanos(), self.clock.now().as_nanos());
+        let to = self.clock.now();
+        self.chunk.longest = self.chunk.longest.max(to.since(from));
+        let run = Run::one(outcome, from.as_nanos(), to.as_nanos());
         let Some(last) = self.last.get_mut(seat) else { return };
         if last.as_mut().is_some_and(|last| last.extend(&run)) {
             return;

@@ -6,6 +6,7 @@ use super::{
     timeline::Timeline,
 };
 use keyleash::clock::Instant;
+use std::time::Duration;
 
 /// The measurements of one drill. Times are `None` when what they time did not happen.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -39,6 +40,16 @@ pub(crate) struct Measured {
     pub(crate) unverified_bytes: u64,
     /// Operations that waited for an unwrap of their own.
     pub(crate) warmed: u64,
+    /// The longest operation, where each was timed.
+    pub(crate) longest_ms: Option<f64>,
+    /// Of `rotation`: how long the re-wrap of all accounts took, how many it moved in a second, …
+    pub(crate) rewrap_ms: Option<f64>,
+    pub(crate) rewrap_per_s: Option<f64>,
+    /// … how long every AEK took to be rotated …
+    pub(crate) aek_rotation_ms: Option<f64>,
+    /// … and the accounts that were not moved, or seal under the old AEK version.
+    pub(crate) left_behind: Option<u64>,
+    pub(crate) not_rotated: Option<u64>,
 }
 
 fn ms(from: Instant, to_ns: u64) -> f64 {
@@ -47,7 +58,17 @@ fn ms(from: Instant, to_ns: u64) -> f64 {
 
 /// Measures a drill.
 pub(crate) fn measure(finished: &Finished) -> Measured {
-    of(&finished.timeline)
+    let measured = of(&finished.timeline);
+    let Some(rotated) = &finished.rotated else { return measured };
+    let ms = |time: Duration| Some(time.as_secs_f64() * 1e3);
+    Measured {
+        rewrap_ms: ms(rotated.rewrap),
+        rewrap_per_s: Some(rotated.rewrapped as f64 / rotated.rewrap.as_secs_f64().max(f64::MIN_POSITIVE)),
+        aek_rotation_ms: ms(rotated.aek_rotation),
+        left_behind: Some(rotated.left_behind),
+        not_rotated: Some(rotated.not_rotated),
+        ..measured
+    }
 }
 
 fn of(timeline: &Timeline) -> Measured {
@@ -60,6 +81,7 @@ fn of(timeline: &Timeline) -> Measured {
         wrong: timeline.wrong.iter().sum(),
         unverified_bytes: timeline.unverified_bytes,
         warmed: timeline.warmed,
+        longest_ms: (!timeline.longest.is_zero()).then(|| timeline.longest.as_secs_f64() * 1e3),
         ..Measured::default()
     };
     let is_ok = |run: &&Run| run.outcome == Outcome::Ok;
@@ -120,7 +142,7 @@ pub(crate) mod tests {
     pub(crate) fn timeline() -> Timeline {
         let at = |ms: u64| Instant::from_nanos(ms * MS);
         let act = |kind, ms| Act { kind, what: kind.into(), at: at(ms) };
-        let lease = |ms, phase: &str, aeks| LeaseSample { at: at(ms), phase: phase.into(), aeks };
+        let lease = |ms, phase: &str, aeks| LeaseSample { at: at(ms), kek_version: 1, phase: phase.into(), aeks };
         Timeline {
             runs: vec![
                 vec![run(Outcome::Ok, 0, 150), run(Outcome::Denied, 151, 300), run(Outcome::Ok, 309, 400)],

@@ -17,6 +17,7 @@ mod picture;
 mod promises;
 mod report;
 mod restart;
+mod rotation;
 mod scenario;
 mod serve;
 mod timeline;
@@ -44,6 +45,7 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
         Drill::Hang(options) => (&[Scenario::Hang], options),
         Drill::Restart(options) => (&[Scenario::Restart], options),
         Drill::Fleet(options) => (&[Scenario::Fleet], options),
+        Drill::Rotation(options) => (&[Scenario::Rotation], options),
         Drill::All(options) => (&Scenario::ALL, options),
         Drill::Compare { old, new } => return compare::run(&old, &new, output),
         Drill::Act(act) => return act::act(act, setup).await,

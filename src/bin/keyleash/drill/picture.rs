@@ -7,6 +7,7 @@ use super::{
     outcome::Outcome,
     promises::{Relation, Unit},
     report::{Report, bound_words, measured_words, seconds},
+    timeline::LeaseSample,
 };
 use keyleash::clock::Instant;
 use std::fmt::Write as _;
@@ -20,6 +21,8 @@ const TEXT: f64 = 18.0;
 const FLAG_ROW: f64 = 26.0;
 const FLAG_ROWS_MAX: usize = 4;
 const BAND: f64 = 34.0;
+/// Between the bands of two KEK versions.
+const BAND_GAP: f64 = 6.0;
 const UP: f64 = 110.0;
 const DOWN: f64 = 70.0;
 /// Characters that fit into a line of text.
@@ -32,12 +35,12 @@ const STYLE: &str = "\
 .good{fill:#1a7f37}.bad{fill:#cf222e}.ok{fill:#2da44e}.denied{fill:#cf222e}.lapsed{fill:#8250df}\
 .unreachable{fill:#bf8700}.cold{fill:#0969da}.corrupt,.other{fill:#000000}\
 .active{fill:#aceebb}.grace{fill:#ffdf80}.p-denied{fill:#ffb3ad}.p-lapsed{fill:#d8b9ff}.resuming{fill:#a6d3ff}\
-.unproven,.none{fill:#d8dee4}.flag{stroke:#1b1f24}.bound{stroke:#cf222e}.boundtext{fill:#cf222e}\
+.unproven,.none{fill:#d8dee4}.gone{fill:none}.aeks{fill:#1a7f37;fill-opacity:.45}.flag{stroke:#1b1f24}.bound{stroke:#cf222e}.boundtext{fill:#cf222e}\
 @media(prefers-color-scheme:dark){.bg{fill:#0d1117}.fg{fill:#e6edf3}.mute{fill:#9198a1}.line{stroke:#9198a1}\
 .grid{stroke:#30363d}.good{fill:#3fb950}.bad{fill:#ff7b72}.ok{fill:#2ea043}.denied{fill:#f85149}.lapsed{fill:#a371f7}\
 .unreachable{fill:#d29922}.cold{fill:#58a6ff}.corrupt,.other{fill:#ffffff}.active{fill:#1c5c30}.grace{fill:#6b5000}\
 .p-denied{fill:#8e1519}.p-lapsed{fill:#553098}.resuming{fill:#0c3d75}.unproven,.none{fill:#30363d}.flag{stroke:#e6edf3}\
-.bound{stroke:#ff7b72}.boundtext{fill:#ff7b72}}";
+.aeks{fill:#56d364;fill-opacity:.4}.bound{stroke:#ff7b72}.boundtext{fill:#ff7b72}}";
 
 /// Something that happened, with its number.
 struct Flag {
@@ -106,10 +109,14 @@ impl<'a> Drawing<'a> {
         let flags_top = y;
         let height = FLAG_ROW * (rows.iter().max().map_or(0, |row| row + 1)) as f64;
         let band = flags_top + height + 8.0;
-        let middle = band + BAND + 14.0 + UP;
+        let versions = self.report.finished.timeline.kek_versions();
+        let bands = versions.len().max(1) as f64;
+        let middle = band + bands * (BAND + BAND_GAP) + 14.0 - BAND_GAP + UP;
         let bottom = middle + DOWN + 6.0;
         self.axis(band, bottom);
-        self.band(band);
+        for (row, version) in versions.iter().enumerate() {
+            self.band(band + row as f64 * (BAND + BAND_GAP), *version, versions.len() > 1);
+        }
         self.bars(middle);
         self.bounds(band, bottom);
         for (number, (flag, row)) in flags.iter().zip(&rows).enumerate() {
@@ -176,7 +183,8 @@ impl<'a> Drawing<'a> {
             .into_iter()
             .find(|step| span / step <= 12.0);
         let step = step.unwrap_or(3600.0) * 1e3;
-        let first = ((self.from_ms - self.act_ms) / step).ceil();
+        // Adding 0 makes 0 of -0.
+        let first = ((self.from_ms - self.act_ms) / step).ceil() + 0.0;
         let mut tick = first * step;
         while self.act_ms + tick <= self.to_ms {
             let x = self.x(self.act_ms + tick);
@@ -194,15 +202,19 @@ impl<'a> Drawing<'a> {
         self.text(LEFT - 12.0, bottom + 20.0, "mute", 16.0, "end", "time from act");
     }
 
-    fn band(&mut self, top: f64) {
-        self.text(LEFT - 12.0, top + 23.0, "fg", TEXT, "end", "lease");
+    /// The lease of a KEK version; where there are several, with the part of all AEKs that is in memory under it.
+    fn band(&mut self, top: f64, kek_version: u32, is_one_of_several: bool) {
+        let name = if is_one_of_several { format!("KEK version {kek_version}") } else { "lease".into() };
+        self.text(LEFT - 12.0, top + 23.0, "fg", TEXT, "end", &name);
         let timeline = &self.report.finished.timeline;
+        let samples: Vec<_> = timeline.lease.iter().filter(|sample| sample.kek_version == kek_version).collect();
         let mut spans: Vec<(f64, String)> = Vec::new();
-        for sample in &timeline.lease {
+        for sample in &samples {
             if spans.last().is_none_or(|(_, phase)| *phase != sample.phase) {
                 spans.push((self.ms(sample.at), sample.phase.clone()));
             }
         }
+        let mut words = Vec::new();
         for (index, (from, phase)) in spans.iter().enumerate() {
             let to = spans.get(index + 1).map_or(self.to_ms, |next| next.0);
             let (x, width) = (self.x(*from), (self.x(to) - self.x(*from)).max(1.0));
@@ -215,12 +227,35 @@ impl<'a> Drawing<'a> {
                 "<rect class=\"{}\" x=\"{x:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"{BAND}\"/>",
                 escape(&class)
             );
-            let word = if phase == "none" { "no process" } else { phase };
+            let word = match phase.as_str() {
+                "none" => "no process".to_owned(),
+                "gone" => "no account needs it".to_owned(),
+                phase => phase.to_owned(),
+            };
             // Where it does not fit, the colour says it.
             if width > 11.0 * word.len() as f64 {
-                self.text(x + width / 2.0, top + 23.0, "fg", TEXT, "middle", word);
+                words.push((x + width / 2.0, word));
             }
         }
+        if is_one_of_several {
+            self.aeks(top, &samples);
+        }
+        for (x, word) in words {
+            self.text(x, top + 23.0, "fg", TEXT, "middle", &word);
+        }
+    }
+
+    /// How many of all AEKs were in memory, as an area over the band.
+    fn aeks(&mut self, top: f64, samples: &[&LeaseSample]) {
+        let most =
+            self.report.finished.timeline.lease.iter().map(|sample| sample.aeks).max().unwrap_or(0).max(1) as f64;
+        let bottom = top + BAND;
+        let Some(first) = samples.first() else { return };
+        let mut path = format!("M{:.1} {bottom:.1}", self.x(self.ms(first.at)));
+        for sample in samples {
+            let _ = write!(path, "H{:.1}V{:.1}", self.x(self.ms(sample.at)), bottom - sample.aeks as f64 / most * BAND);
+        }
+        let _ = write!(self.out, "<path class=\"aeks\" d=\"{path}H{:.1}V{bottom:.1}Z\"/>", self.x(self.to_ms));
     }
 
     fn bars(&mut self, middle: f64) {
@@ -329,6 +364,15 @@ impl<'a> Drawing<'a> {
             );
             self.text(x + 22.0, y, "fg", TEXT, "start", outcome.name());
             x += 60.0 + 10.5 * outcome.name().len() as f64;
+        }
+        if self.report.finished.timeline.kek_versions().len() > 1 {
+            let _ = write!(
+                self.out,
+                "<rect class=\"aeks\" x=\"{x:.0}\" y=\"{:.0}\" width=\"16\" height=\"16\"/>",
+                y - 14.0
+            );
+            self.text(x + 22.0, y, "fg", TEXT, "start", "AEKs in memory under the KEK version");
+            return y + LINE + 4.0;
         }
         let _ = write!(
             self.out,
@@ -466,6 +510,16 @@ mod tests {
         finished.timeline.unverified_bytes = 7;
         let picture = svg(&[&Report::new(finished)]);
         assert!(picture.contains("A PROMISE DID NOT HOLD") && picture.contains("bytes that did not verify: 7"));
+    }
+
+    #[test]
+    fn each_kek_version_has_a_band_of_its_own() {
+        let mut finished = finished(Scenario::Rotation);
+        let sample = LeaseSample { kek_version: 2, ..finished.timeline.lease[0].clone() };
+        finished.timeline.lease.push(sample);
+        let picture = svg(&[&Report::new(finished)]);
+        assert!(picture.contains("KEK version 1") && picture.contains("KEK version 2"));
+        assert_eq!(picture.matches("<path class=\"aeks\"").count(), 2);
     }
 
     #[test]

@@ -130,6 +130,13 @@ pub(crate) fn judge(finished: &Finished, measured: &Measured) -> Vec<Promise> {
             let active = ("active-again", 2, "lease active again after the undoing", "poll_interval");
             lines.time(active, Relation::AtMost, poll, measured.active_ms, Absent::Broken);
         }
+        Owed::Undisturbed => {
+            lines.none("refused-operations", 3, "operations refused while keys were rotated", measured.refused);
+            let behind = "accounts with an AEK that is not under the new KEK version";
+            lines.none("accounts-left-behind", 5, behind, measured.left_behind.unwrap_or(u64::MAX));
+            let old = "accounts that do not seal under a new AEK version";
+            lines.none("accounts-not-rotated", 5, old, measured.not_rotated.unwrap_or(u64::MAX));
+        }
     }
     lines.none("accounts-missing", 2, "accounts that did not work at the end", measured.accounts_missing);
     let wrong = match finished.scenario {
@@ -208,6 +215,20 @@ mod tests {
         assert!(!kept(&judge(&finished, &refused), "refused-operations"));
         let corrupt = Measured { unverified_bytes: 1, ..well };
         assert!(!kept(&judge(&finished, &corrupt), "unverified-bytes"));
+    }
+
+    #[test]
+    fn a_rotation_owes_service_and_every_account_under_the_new_versions() {
+        let finished = finished(Scenario::Rotation);
+        let well = Measured { left_behind: Some(0), not_rotated: Some(0), ..Measured::default() };
+        assert!(judge(&finished, &well).iter().all(|promise| promise.kept));
+        for (broken, name) in [
+            (Measured { refused: 1, ..well.clone() }, "refused-operations"),
+            (Measured { left_behind: Some(1), ..well.clone() }, "accounts-left-behind"),
+            (Measured { not_rotated: None, ..well.clone() }, "accounts-not-rotated"),
+        ] {
+            assert!(!kept(&judge(&finished, &broken), name), "{name}");
+        }
     }
 
     #[test]

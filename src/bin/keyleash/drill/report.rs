@@ -43,10 +43,12 @@ impl Report {
             .acts
             .iter()
             .map(|act| json!({ "kind": act.kind, "what": act.what, "at_ms": round(self.ms(act.at)) }));
-        let lease = timeline
-            .lease
-            .iter()
-            .map(|sample| json!({ "at_ms": round(self.ms(sample.at)), "phase": sample.phase, "aeks": sample.aeks }));
+        let lease = timeline.lease.iter().map(|sample| {
+            json!({
+                "at_ms": round(self.ms(sample.at)), "kek_version": sample.kek_version, "phase": sample.phase,
+                "aeks": sample.aeks,
+            })
+        });
         let intervals = timeline.intervals.iter().map(|counts| {
             let of = |outcome: Outcome| counts.get(outcome as usize).copied().unwrap_or(0);
             json!(Outcome::ALL.map(of))
@@ -105,6 +107,12 @@ impl Report {
             "wrong_outcomes": measured.wrong,
             "unverified_bytes": measured.unverified_bytes,
             "warmed": measured.warmed,
+            "longest_operation_ms": time(measured.longest_ms),
+            "rewrap_ms": time(measured.rewrap_ms),
+            "rewrap_accounts_per_s": time(measured.rewrap_per_s),
+            "aek_rotation_ms": time(measured.aek_rotation_ms),
+            "accounts_left_behind": measured.left_behind,
+            "accounts_not_rotated": measured.not_rotated,
             "unwraps_served": self.unwraps().map(|unwraps| unwraps.0),
             "unwraps_failed": self.unwraps().map(|unwraps| unwraps.1),
         })
@@ -157,6 +165,17 @@ impl Report {
                 seconds(p50),
                 seconds(p99),
                 seconds(max)
+            ));
+        }
+        if let (Some(rewrap), Some(rate), Some(aeks)) =
+            (measured.rewrap_ms, measured.rewrap_per_s, measured.aek_rotation_ms)
+        {
+            let (accounts, longest) = (self.finished.accounts, measured.longest_ms.unwrap_or(0.0));
+            words.push_str(&format!(
+                "; {accounts} accounts re-wrapped in {} ({rate:.0}/s), their AEKs rotated in {}; the longest seal or open took {}",
+                seconds(rewrap),
+                seconds(aeks),
+                seconds(longest)
             ));
         }
         words
@@ -267,6 +286,7 @@ pub(crate) mod tests {
             started_unix: 7,
             timeline: measure::tests::timeline(),
             unwraps: (3, 1),
+            rotated: None,
         }
     }
 

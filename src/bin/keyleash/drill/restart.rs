@@ -9,7 +9,7 @@ use super::{
     load::Customer,
     outcome::{Outcome, Outcomes},
     serve,
-    timeline::Recorder,
+    timeline::{FIRST_KEK_VERSION, Recorder},
     wait::Wait,
 };
 use crate::exit::Failure;
@@ -65,7 +65,7 @@ impl Play<'_> {
             })
             .await?;
             self.recorder.act("step", format!("kill the process and start it again {what}"), at);
-            self.recorder.lease(at, "none", 0);
+            self.recorder.lease(at, FIRST_KEK_VERSION, "none", 0);
         }
         let arguments: Vec<OsString> = vec![
             self.ground.directory.clone().into(),

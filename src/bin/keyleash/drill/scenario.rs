@@ -6,6 +6,8 @@ use std::time::Duration;
 /// Accounts where nothing is said.
 const ACCOUNTS: u32 = 50;
 const FLEET_ACCOUNTS: u32 = 10_000;
+/// Enough for a re-wrap to take a while.
+const ROTATION_ACCOUNTS: u32 = 1000;
 /// An outage shorter than grace takes this part of it, in percent.
 const OUTAGE_PERCENT: u32 = 60;
 /// A hang lasts for so many poll intervals: each may cost the token a worker, of which it has eight to lose.
@@ -25,6 +27,7 @@ pub(crate) enum Scenario {
     Hang,
     Restart,
     Fleet,
+    Rotation,
 }
 
 /// The end that a scenario owes between the act and the undoing.
@@ -36,10 +39,12 @@ pub(crate) enum Owed {
     Lapsed,
     /// Everything works, all the time that the trouble lasts.
     Service(Duration),
+    /// Everything works, all the time.
+    Undisturbed,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Revocation,
         Self::Destroy,
         Self::TokenRemoved,
@@ -50,6 +55,7 @@ impl Scenario {
         Self::Hang,
         Self::Restart,
         Self::Fleet,
+        Self::Rotation,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -64,6 +70,7 @@ impl Scenario {
             Self::Hang => "hang",
             Self::Restart => "restart",
             Self::Fleet => "fleet",
+            Self::Rotation => "rotation",
         }
     }
 
@@ -86,11 +93,19 @@ impl Scenario {
                 "The process is killed and started again while active, while denied, while denied and unreachable, and while unreachable."
             }
             Self::Fleet => "The KEK of a whole fleet of accounts is disabled, then enabled again.",
+            Self::Rotation => {
+                "The KEK is rotated, every AEK re-wrapped and rotated, and the old KEK version retired and destroyed in the \
+                 token. Nobody must notice."
+            }
         }
     }
 
     pub(crate) const fn accounts(self) -> u32 {
-        if matches!(self, Self::Fleet) { FLEET_ACCOUNTS } else { ACCOUNTS }
+        match self {
+            Self::Fleet => FLEET_ACCOUNTS,
+            Self::Rotation => ROTATION_ACCOUNTS,
+            _ => ACCOUNTS,
+        }
     }
 
     /// True for what could cost more than the drill's own KEK for a while.
@@ -108,6 +123,7 @@ impl Scenario {
             Self::Outage => Owed::Service(settings.grace * OUTAGE_PERCENT / 100),
             Self::Hang => Owed::Service(settings.poll_interval * HANG_POLLS),
             Self::Flapping => Owed::Service(settings.poll_interval * 3 * FLAPS),
+            Self::Rotation => Owed::Undisturbed,
         }
     }
 
@@ -115,6 +131,8 @@ impl Scenario {
     pub(crate) fn settings(self, in_force: &Settings, fast: bool, accounts: u32) -> Settings {
         // Room for the drill's accounts, not for a service's: less memory to lock.
         let mut settings = Settings { max_cached_aeks: u64::from(accounts) + 64, ..in_force.clone() };
+        // Its KEK is destroyed in the end.
+        settings.require_recoverable = false;
         if fast {
             settings.poll_interval = Duration::from_secs(1);
             settings.call_timeout = Duration::from_secs(1);

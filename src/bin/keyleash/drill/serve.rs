@@ -16,7 +16,7 @@ use super::{
     load::{Customer, Listener, Load},
     outcome::{Outcome, Run},
     scenario::Scenario,
-    timeline::{Chunk, Recorder},
+    timeline::{Chunk, FIRST_KEK_VERSION, Recorder},
 };
 use crate::{exit::Failure, setup::Setup};
 use keyleash::{
@@ -81,8 +81,10 @@ pub(crate) async fn serve(serve: Serve, setup: &Setup) -> Result<(), Failure> {
     };
     let engine = Engine::builder(Arc::new(token), Arc::new(store)).settings(settings).build()?;
     let listener: Arc<dyn Listener> = Arc::new(Teller);
-    let looking = tokio::spawn(look(engine.clone(), serve.accounts as usize, |at, phase, aeks| {
-        tell(&format!("l {} {aeks} {phase}\n", at.as_nanos()));
+    let looking = tokio::spawn(look(engine.clone(), serve.accounts as usize, |at, leases| {
+        for (_, phase, aeks) in leases {
+            tell(&format!("l {} {aeks} {phase}\n", at.as_nanos()));
+        }
     }));
     let load = Load::start(customers(&serve)?, serve.threads as usize, &engine, &listener)?;
     super::act::blocking(|| {
@@ -157,7 +159,7 @@ fn parse(line: &str, examples: &mut Vec<(Outcome, String)>, recorder: &Recorder)
         }
         "l" => {
             let (at, aeks) = (number()?, usize::try_from(number()?).ok()?);
-            recorder.lease(Instant::from_nanos(at), fields.next()?, aeks);
+            recorder.lease(Instant::from_nanos(at), FIRST_KEK_VERSION, fields.next()?, aeks);
             None
         }
         _ => None,

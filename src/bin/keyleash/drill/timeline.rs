@@ -7,12 +7,16 @@ use super::{
 };
 use keyleash::clock::Instant;
 use std::{
+    collections::BTreeSet,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 /// Runs that are kept per account; what flaps more often than that is counted, not kept.
 const RUNS_MAX: usize = 10_000;
+
+/// The KEK version that every drill begins with.
+pub(crate) const FIRST_KEK_VERSION: u32 = 1;
 
 /// An act on the token or on the process, and what an operator would call it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +31,9 @@ pub(crate) struct Act {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LeaseSample {
     pub(crate) at: Instant,
-    /// As `keyleash status` names it, or `none` while no process runs.
+    /// Of which KEK version it is.
+    pub(crate) kek_version: u32,
+    /// As `keyleash status` names it; `none` while no process runs, `gone` when no account is under it any more.
     pub(crate) phase: String,
     /// AEKs in memory.
     pub(crate) aeks: usize,
@@ -53,6 +59,8 @@ pub(crate) struct Timeline {
     pub(crate) unverified_bytes: u64,
     /// Operations that waited for an unwrap of their own.
     pub(crate) warmed: u64,
+    /// The longest that an operation took; zero where nobody timed each.
+    pub(crate) longest: Duration,
     /// What is right from an instant (in nanoseconds) on.
     pub(crate) expected: Vec<(u64, Outcomes)>,
 }
@@ -66,6 +74,12 @@ impl Timeline {
     /// When it was last given back.
     pub(crate) fn undoing(&self) -> Option<Instant> {
         self.acts.iter().rev().find(|act| act.kind == "undoing").map(|act| act.at)
+    }
+
+    /// The KEK versions that there was a lease of, in their order.
+    pub(crate) fn kek_versions(&self) -> Vec<u32> {
+        let versions: BTreeSet<_> = self.lease.iter().map(|sample| sample.kek_version).collect();
+        versions.into_iter().collect()
     }
 
     pub(crate) fn operations(&self, outcome: Outcome) -> u64 {
@@ -120,6 +134,7 @@ pub(crate) struct Chunk {
     pub(crate) runs: Vec<(usize, Run)>,
     pub(crate) unverified_bytes: u64,
     pub(crate) warmed: u64,
+    pub(crate) longest: Duration,
     /// Outcome and words of a refusal, one of each kind.
     pub(crate) examples: Vec<(Outcome, String)>,
 }
@@ -144,12 +159,23 @@ impl Recorder {
         self.lock().acts.push(Act { kind, what: what.into(), at });
     }
 
-    pub(crate) fn lease(&self, at: Instant, phase: &str, aeks: usize) {
+    pub(crate) fn lease(&self, at: Instant, kek_version: u32, phase: &str, aeks: usize) {
         let mut timeline = self.lock();
-        let changed = timeline.lease.last().is_none_or(|last| last.phase != phase || last.aeks != aeks);
-        if changed {
-            timeline.lease.push(LeaseSample { at, phase: phase.into(), aeks });
+        let last = timeline.lease.iter().rev().find(|sample| sample.kek_version == kek_version);
+        if last.is_none_or(|last| last.phase != phase || last.aeks != aeks) {
+            timeline.lease.push(LeaseSample { at, kek_version, phase: phase.into(), aeks });
         }
+    }
+
+    /// The leases that there are; those that were told before and are not among them are gone.
+    pub(crate) fn leases(&self, at: Instant, leases: &[(u32, &str, usize)]) {
+        let told = self.lock().kek_versions();
+        for kek_version in told {
+            if leases.iter().all(|(there, ..)| *there != kek_version) {
+                self.lease(at, kek_version, "gone", 0);
+            }
+        }
+        leases.iter().for_each(|(kek_version, phase, aeks)| self.lease(at, *kek_version, phase, *aeks));
     }
 
     /// True when the newest operation of every account came out like this, and began after `since`.
@@ -181,6 +207,7 @@ impl Listener for Recorder {
         let mut timeline = self.lock();
         timeline.unverified_bytes += chunk.unverified_bytes;
         timeline.warmed += chunk.warmed;
+        timeline.longest = timeline.longest.max(chunk.longest);
         let wrong_before = timeline.wrong;
         chunk.runs.into_iter().for_each(|(account, run)| timeline.count(account, run));
         if timeline.wrong_example.is_none() {
@@ -217,6 +244,18 @@ mod tests {
         assert_eq!(timeline.wrong, [1, 1, 0, 0, 0, 0, 0]);
         assert_eq!(timeline.intervals[0][Outcome::Denied as usize], 1);
         assert_eq!(timeline.intervals[2][Outcome::Ok as usize], 2);
+    }
+
+    #[test]
+    fn a_lease_that_is_not_told_any_more_is_gone() {
+        let recorder = recorder();
+        recorder.leases(Instant::from_nanos(1), &[(1, "active", 5)]);
+        recorder.leases(Instant::from_nanos(2), &[(1, "active", 3), (2, "active", 2)]);
+        recorder.leases(Instant::from_nanos(3), &[(2, "active", 5)]);
+        recorder.leases(Instant::from_nanos(4), &[(2, "active", 5)]);
+        let told = recorder.read(Instant::from_nanos(5)).lease;
+        let told: Vec<_> = told.iter().map(|sample| (sample.kek_version, &*sample.phase, sample.aeks)).collect();
+        assert_eq!(told, [(1, "active", 5), (1, "active", 3), (2, "active", 2), (1, "gone", 0), (2, "active", 5)]);
     }
 
     #[test]

@@ -1,0 +1,240 @@
+//! Re-wrap of many accounts on a real token, beside a bare loop of the same token calls (unwrap, wrap, unwrap) on the same
+//! token with the same workers, in turns in one process; and the memory that it takes from 10 % to the end.
+//!
+//!     softhsm/with-token cargo bench --bench rewrap
+//!     softhsm/with-token cargo bench --bench rewrap -- --accounts 100000
+//!
+//! `--workers N` (2 unless said otherwise) are the token's threads, `--rounds N` (3) rotations are measured, `--directory D`
+//! holds the store. Every account is opened at the end and a block that was sealed before the first rotation is compared.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)] // a benchmark that cannot start must stop
+
+use keyleash::{
+    Engine,
+    block::BlockHeader,
+    clock::Clock,
+    name::{AccountId, KekName},
+    rotate::RewrapOptions,
+    store::{
+        self,
+        record::{AccountRecord, binding, context},
+        redb::RedbStore,
+    },
+    token::{
+        KekHandle, Profile, Token,
+        pkcs11::{PinSource, Pkcs11Settings, Pkcs11Token, Selector},
+    },
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+use tokio::task::JoinSet;
+
+/// Accounts that are made at once.
+const MADE_AT_ONCE: usize = 512;
+/// Bare calls in flight for each worker, so that none waits for the next.
+const BARE_IN_FLIGHT_PER_WORKER: usize = 8;
+/// Faster than any token: the rate is not what is measured.
+const RATE: u32 = 1_000_000_000;
+const ADDRESS: u64 = 7;
+const TARGET: f64 = 0.7;
+
+struct Arguments {
+    accounts: usize,
+    workers: usize,
+    rounds: usize,
+    directory: Option<PathBuf>,
+}
+
+fn arguments() -> Arguments {
+    let mut found = Arguments { accounts: 10_000, workers: 2, rounds: 3, directory: None };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().unwrap_or_else(|| panic!("{word} needs a value"));
+        match word.as_str() {
+            "--accounts" => found.accounts = value().parse().unwrap(),
+            "--workers" => found.workers = value().parse().unwrap(),
+            "--rounds" => found.rounds = value().parse().unwrap(),
+            "--directory" => found.directory = Some(value().into()),
+            "--bench" => {} // cargo's
+            other => panic!("no option {other}: see the top of benches/rewrap.rs"),
+        }
+    }
+    found
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set: run `softhsm/with-token cargo bench --bench rewrap`"))
+}
+
+/// Resident memory of this process, in MiB.
+fn resident_mib() -> f64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
+    pages as f64 * rustix::param::page_size() as f64 / (1 << 20) as f64
+}
+
+fn id(number: usize) -> AccountId {
+    AccountId::new(format!("bench-{number:07}")).unwrap()
+}
+
+struct Bench {
+    engine: Engine,
+    token: Arc<Pkcs11Token>,
+    store: Arc<RedbStore>,
+    kek: KekName,
+    accounts: usize,
+    workers: usize,
+    clock: Clock,
+}
+
+impl Bench {
+    async fn new(arguments: &Arguments, directory: &Path) -> Self {
+        let selector = Selector::Label(variable("KEYLEASH_TOKEN_LABEL"));
+        let pin = PinSource::File(variable("KEYLEASH_PIN_FILE").into());
+        let mut settings = Pkcs11Settings::new(variable("KEYLEASH_MODULE"), selector, pin);
+        settings.workers = arguments.workers;
+        let token = Arc::new(Pkcs11Token::open(settings).await.unwrap());
+        let store = Arc::new(RedbStore::open(directory.join("store.redb")).await.unwrap());
+        let engine = Engine::builder(token.clone(), store.clone()).build().unwrap();
+        let kek = KekName::new(format!("bench-{}", std::process::id())).unwrap();
+        engine.create_kek(&kek, Profile::AesGcm, true).await.unwrap();
+        let (accounts, workers) = (arguments.accounts, arguments.workers);
+        Self { engine, token, store, kek, accounts, workers, clock: Clock::default() }
+    }
+
+    /// Makes the accounts; gives the blocks that were sealed under some of them.
+    async fn populate(&self) -> Vec<(usize, Vec<u8>)> {
+        let (mut making, mut kept) = (JoinSet::new(), Vec::new());
+        for number in 0..self.accounts {
+            if making.len() >= MADE_AT_ONCE {
+                kept.extend(making.join_next().await.unwrap().unwrap());
+            }
+            let (engine, kek) = (self.engine.clone(), self.kek.clone());
+            making.spawn(async move {
+                let account = engine.create_account(&id(number), &kek).await.unwrap();
+                number
+                    .is_multiple_of(97)
+                    .then(|| (number, account.seal_to_vec(ADDRESS, id(number).as_str().as_bytes()).unwrap()))
+            });
+        }
+        while let Some(made) = making.join_next().await {
+            kept.extend(made.unwrap());
+        }
+        kept
+    }
+
+    /// As a process that was just started: no account is open, whose refresh and whose memory would be measured as well.
+    fn restart(&mut self) {
+        self.engine = Engine::builder(self.token.clone(), self.store.clone()).build().unwrap();
+    }
+
+    async fn record(&self, number: usize) -> AccountRecord {
+        store::load_account(&*self.store, &id(number)).await.unwrap().unwrap().0
+    }
+
+    /// Seconds that a re-wrap of all takes, and the memory at 10 % and at its end.
+    async fn rewrap(&self) -> (f64, f64, f64) {
+        self.engine.rotate_kek(&self.kek).await.unwrap();
+        let tenth = std::sync::Mutex::new(None);
+        let begun = self.clock.now();
+        let options = RewrapOptions { rate: Some(RATE), dry_run: false };
+        let progress = |progress: keyleash::rotate::RewrapProgress| {
+            if progress.done * 10 == progress.accounts {
+                *tenth.lock().unwrap() = Some(resident_mib());
+            }
+        };
+        let report = self.engine.rewrap_kek(&self.kek, options, progress).await.unwrap();
+        let secs = self.clock.now().since(begun).as_secs_f64();
+        assert_eq!((report.accounts, report.failed, report.stopped), (self.accounts as u64, 0, None));
+        let tenth = tenth.lock().unwrap().unwrap_or_default();
+        (secs, tenth, resident_mib())
+    }
+
+    /// Seconds that the same token calls take with nothing around them.
+    async fn bare(&self) -> f64 {
+        let mut records = Vec::with_capacity(self.accounts);
+        for number in 0..self.accounts {
+            records.push(self.record(number).await);
+        }
+        let (records, next) = (Arc::new(records), Arc::new(AtomicUsize::new(0)));
+        let begun = self.clock.now();
+        let mut loops = JoinSet::new();
+        for _ in 0..self.workers * BARE_IN_FLIGHT_PER_WORKER {
+            let (records, next, token) = (records.clone(), next.clone(), self.token.clone());
+            loops.spawn(async move {
+                while let Some(record) = records.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let old = record.current().unwrap();
+                    let kek = KekHandle { id: old.kek_id.clone(), profile: old.profile };
+                    let binding = binding(&context(&old.kek, &record.account, old.aek_version));
+                    let aek = token.unwrap(&kek, &old.wrapped, &binding).await.unwrap();
+                    let wrapped = token.wrap(&kek, &aek, &binding).await.unwrap();
+                    token.unwrap(&kek, &wrapped, &binding).await.unwrap();
+                }
+            });
+        }
+        while let Some(done) = loops.join_next().await {
+            done.unwrap();
+        }
+        self.clock.now().since(begun).as_secs_f64()
+    }
+
+    async fn verify(&self, kept: &[(usize, Vec<u8>)]) {
+        for (number, block) in kept {
+            let account = self.engine.account(&id(*number)).await.unwrap();
+            let (header, ciphertext) = BlockHeader::split(block).unwrap();
+            let mut plaintext = ciphertext.to_vec();
+            account.open(ADDRESS, &header, &mut plaintext).await.unwrap();
+            assert_eq!(plaintext, id(*number).as_str().as_bytes());
+        }
+    }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+async fn run() {
+    let arguments = arguments();
+    let own = tempfile::tempdir().unwrap();
+    let directory = arguments.directory.clone().unwrap_or_else(|| own.path().to_owned());
+    let mut bench = Bench::new(&arguments, &directory).await;
+    let kept = bench.populate().await;
+    bench.restart();
+    let Arguments { accounts, workers, rounds, .. } = arguments;
+    println!("re-wrap of {accounts} accounts, SoftHSM, {workers} workers, {rounds} rounds");
+    let (mut rewraps, mut bares, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 1..=rounds {
+        let bare = bench.bare().await;
+        let (rewrap, tenth, end) = bench.rewrap().await;
+        let rate = |secs: f64| accounts as f64 / secs;
+        println!(
+            "round {round}: re-wrap {:.0} accounts/s, bare loop {:.0} accounts/s, ratio {:.2}; resident {tenth:.0} MiB at 10 %, \
+             {end:.0} MiB at the end",
+            rate(rewrap),
+            rate(bare),
+            bare / rewrap
+        );
+        rewraps.push(rate(rewrap));
+        bares.push(rate(bare));
+        ratios.push(bare / rewrap);
+    }
+    bench.verify(&kept).await;
+    println!(
+        "median: re-wrap {:.0} accounts/s, bare loop {:.0} accounts/s, ratio {:.2} (target {TARGET}); {} blocks verified",
+        median(&mut rewraps),
+        median(&mut bares),
+        median(&mut ratios),
+        kept.len()
+    );
+}
+
+fn main() {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(run());
+}

@@ -1,0 +1,291 @@
+//! Rotation, re-wrap, retirement and purge against others who do the same: on one store, at the same time, or just before.
+
+use crate::{Rig, SECOND, account_id, build, settle};
+use keyleash::{
+    Account, Engine, Error,
+    config::Settings,
+    name::KekVersion,
+    rotate::{RewrapOptions, RewrapReport},
+    store::{Key, KeyStore, record::KekRecord},
+    token::{KekSpec, Profile, Token, scripted::Call},
+};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+const FAST: RewrapOptions = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+
+fn seal(account: &Account) -> Result<Vec<u8>, Error> {
+    account.seal_to_vec(1_u64, b"data")
+}
+
+fn other(rig: &Rig, settings: Settings) -> Engine {
+    build(&rig.token, &rig.store, &rig.clock, settings)
+}
+
+fn version(rig: &Rig, version: u32) -> KekVersion {
+    KekVersion::new(rig.kek.clone(), version)
+}
+
+async fn wrapped_by(rig: &Rig, version: u32) -> u64 {
+    rig.engine.count_wrapped_by(&KekVersion::new(rig.kek.clone(), version)).await.unwrap()
+}
+
+async fn rewrap(rig: &Rig, engine: &Engine) -> RewrapReport {
+    rig.meanwhile(engine.rewrap_kek(&rig.kek, FAST, |_| {})).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_rewrap_that_was_overtaken_by_a_rotation_moves_nothing_back() {
+    let rig = Rig::new().await;
+    rig.account("a").await;
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    rig.script.set_latency(3 * SECOND);
+    let overtaken = tokio::spawn({
+        let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
+        async move { engine.rewrap_kek(&kek, FAST, |_| {}).await }
+    });
+    rig.pass(7 * SECOND).await; // its third call is under way
+    rig.script.set_latency(Duration::ZERO);
+    let there = other(&rig, Settings::default());
+    rig.meanwhile(there.rotate_kek(&rig.kek)).await.unwrap();
+    rewrap(&rig, &there).await;
+    rig.meanwhile(there.retire_kek(&version(&rig, 2))).await.unwrap();
+    assert!(!overtaken.is_finished());
+    rig.script.set_latency(SECOND);
+    while !overtaken.is_finished() {
+        rig.pass(SECOND / 4).await;
+        assert_eq!(wrapped_by(&rig, 2).await, 0, "back under a version that was retired, whose key may be gone");
+    }
+    assert_eq!(overtaken.await.unwrap().unwrap().stopped, None);
+    assert_eq!(wrapped_by(&rig, 3).await, 1);
+}
+
+#[tokio::test]
+async fn a_kek_version_that_is_lost_does_not_keep_the_accounts_of_others_from_being_rewrapped() {
+    let rig = Rig::new().await;
+    rig.account("lost").await;
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    for index in 0..20 {
+        rig.account(&format!("a{index}")).await;
+    }
+    rig.script.destroy(&rig.kek_id);
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    let report = rewrap(&rig, &rig.engine).await;
+    assert!(matches!(report.stopped, Some(Error::Denied(_))), "{:?}", report.stopped);
+    assert_eq!((report.accounts, report.failed), (20, 0));
+    assert_eq!((wrapped_by(&rig, 1).await, wrapped_by(&rig, 2).await, wrapped_by(&rig, 3).await), (1, 0, 20));
+}
+
+#[tokio::test]
+async fn two_that_rotate_a_kek_at_once_and_make_one_key_are_both_told_so() {
+    let rig = Rig::new().await;
+    let there = other(&rig, Settings::default());
+    rig.script.set_latency(SECOND);
+    let both = async { tokio::join!(rig.engine.rotate_kek(&rig.kek), there.rotate_kek(&rig.kek)) };
+    let mut made = Vec::new();
+    let (one, two) = rig.meanwhile(both).await;
+    rig.script.set_latency(Duration::ZERO);
+    let record = rig.engine.kek(&rig.kek).await.unwrap();
+    let named: Vec<_> = record.versions.iter().map(|version| version.record.id.clone()).collect();
+    for outcome in [one, two] {
+        match outcome {
+            Ok(version) => made.push(version.id),
+            // Whoever reads that no KEK names a key will delete it.
+            Err(error @ Error::Conflict(_)) => {
+                assert!(!named.iter().any(|id| error.to_string().contains(&id.to_string())), "{error}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(!made.is_empty() && made.iter().all(|id| named.contains(id)), "{made:?} of {named:?}");
+
+    // The slower one finds the key of the faster one, which is not in the store yet, and takes it for one that a crash left.
+    let key = Key::Kek(rig.kek.clone());
+    let spec = KekSpec { label: "keyleash/kek/3".into(), profile: Profile::AesGcm, destroyable: false };
+    let id = rig.token.create_kek(&spec).await.unwrap().id;
+    rig.script.set_latency(SECOND);
+    let slower = tokio::spawn({
+        let (there, kek) = (there.clone(), rig.kek.clone());
+        async move { there.rotate_kek(&kek).await }
+    });
+    settle().await;
+    let found = rig.store.get(&key).await.unwrap().unwrap();
+    let mut record = KekRecord::decode(&key, &found.value).unwrap();
+    let mut third = record.versions.last().unwrap().clone();
+    (third.version, third.id) = (3, id.clone());
+    record.versions.push(third);
+    record.current = 3;
+    rig.store.replace(&key, &found.version, record.put().unwrap()).await.unwrap();
+    let version = rig.meanwhile(slower).await.unwrap().unwrap();
+    assert_eq!((version.version, version.id), (3, id));
+}
+
+#[tokio::test]
+async fn a_key_that_was_adopted_is_not_taken_for_one_that_a_crash_left() {
+    let rig = Rig::new().await;
+    let spec = KekSpec { label: "keyleash/kek/3".into(), profile: Profile::AesGcm, destroyable: false };
+    let id = rig.token.create_kek(&spec).await.unwrap().id;
+    assert_eq!(rig.engine.adopt_kek(&rig.kek, &id).await.unwrap().version, 2);
+    let third = rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    assert_eq!(third.version, 3);
+    assert_ne!(third.id, id);
+}
+
+#[tokio::test]
+async fn an_aek_version_is_not_retired_while_another_engine_may_seal_under_it() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    rig.account("a").await;
+    let there = other(&rig, Settings::default()).account(&id).await.unwrap();
+    seal(&there).unwrap();
+    rig.pass(20 * SECOND).await;
+    rig.engine.rotate_account(&id).await.unwrap();
+    // The other engine hears of nothing: its token is silent, and its lease runs.
+    rig.script.set_unreachable(true);
+    let mut blocks = Vec::new();
+    for _ in 0..3600 {
+        rig.pass_by(SECOND, SECOND).await;
+        let retired = rig.engine.retire_aeks(&id, &[1], false).await;
+        match seal(&there) {
+            Ok(block) => {
+                assert!(
+                    matches!(&retired, Err(Error::Invalid(what)) if what.contains("may still seal")),
+                    "{retired:?}"
+                );
+                blocks.push(block);
+            }
+            Err(_) if retired.is_ok() => return assert!(blocks.len() > 20 * 60, "{}", blocks.len()),
+            Err(_) => {}
+        }
+    }
+    panic!("never retired");
+}
+
+#[tokio::test]
+async fn an_account_that_is_made_anew_under_live_handles_of_the_old_one_seals_under_its_own_aek() {
+    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let rig = Rig::with(settings.clone()).await;
+    let id = account_id("a");
+    let old = rig.account("a").await;
+    let elsewhere = other(&rig, settings);
+    let old_there = elsewhere.account(&id).await.unwrap();
+    for _ in 0..2 {
+        rig.engine.rotate_account(&id).await.unwrap();
+    }
+    old_there.warm_for(&keyleash::block::BlockHeader::split(&seal(&old).unwrap()).unwrap().0).await.unwrap();
+    assert_eq!(old_there.aek_version(), 3);
+    rig.engine.delete_account(&id).await.unwrap();
+    rig.engine.purge_account(&id, true).await.unwrap();
+
+    // Where the old keys are still in memory.
+    let anew = elsewhere.create_account(&id, &rig.kek).await.unwrap();
+    assert_eq!(anew.aek_version(), 1);
+    let block = seal(&anew).unwrap();
+    let here = rig.engine.account(&id).await.unwrap();
+    assert_eq!(here.open_to_vec(1_u64, &block).unwrap(), b"data");
+    for stale in [&old, &old_there] {
+        assert!(seal(stale).is_err());
+        assert!(matches!(stale.warm().await, Err(Error::NotFound(_))), "it is another account");
+    }
+    for _ in 0..700 {
+        rig.pass(SECOND).await;
+        seal(&anew).unwrap();
+        seal(&here).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_did_not_see_the_purge_opens_the_account_that_was_made_anew() {
+    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let rig = Rig::with(settings.clone()).await;
+    let id = account_id("a");
+    rig.account("a").await;
+    rig.engine.rotate_account(&id).await.unwrap();
+    let elsewhere = other(&rig, settings);
+    let stale = elsewhere.account(&id).await.unwrap();
+    rig.engine.delete_account(&id).await.unwrap();
+    rig.engine.purge_account(&id, true).await.unwrap();
+    let anew = rig.account("a").await;
+    let block = seal(&anew).unwrap();
+    rig.pass(25 * 60 * SECOND).await; // idle: its key is wiped
+    assert!(matches!(stale.warm().await, Err(Error::NotFound(_))));
+    let there = elsewhere.account(&id).await.unwrap();
+    assert_eq!(there.open_to_vec(1_u64, &block).unwrap(), b"data");
+}
+
+#[tokio::test]
+async fn no_proof_is_had_with_the_aek_of_a_purged_account() {
+    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let rig = Rig::with(settings).await;
+    let id = account_id("a");
+    let held = rig.account("a").await;
+    rig.pass(40 * SECOND).await;
+    rig.engine.delete_account(&id).await.unwrap();
+    rig.engine.purge_account(&id, true).await.unwrap();
+    let calls = rig.script.calls(Call::Unwrap);
+    rig.pass(120 * SECOND).await;
+    assert_eq!(rig.script.calls(Call::Unwrap), calls, "its wrapped AEK is still unwrapped");
+    drop(held);
+}
+
+#[tokio::test]
+async fn an_account_that_another_engine_deleted_is_not_rotated() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    let account = rig.account("a").await;
+    let there = other(&rig, Settings::default());
+    rig.script.set_latency(2 * SECOND);
+    let rotation = tokio::spawn({
+        let (engine, id) = (rig.engine.clone(), id.clone());
+        async move { engine.rotate_account(&id).await }
+    });
+    rig.pass(SECOND).await;
+    there.delete_account(&id).await.unwrap();
+    let outcome = rig.meanwhile(rotation).await.unwrap();
+    assert!(matches!(outcome, Err(Error::NotFound(_))), "{outcome:?}");
+    assert_eq!(account.aek_version(), 1);
+    assert_eq!(rig.engine.account_record(&id).await.unwrap().versions.len(), 1);
+}
+
+#[test]
+fn a_reseal_that_a_lapse_cuts_short_leaves_the_block_as_it_was() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let rig = Rig::new().await;
+        let account = rig.account("a").await;
+        // Long enough for the clock to be moved on in the midst of it.
+        let mut buf: Vec<u8> = (0..16 << 20).map(|index: u32| index.to_le_bytes()[1]).collect();
+        let plaintext = buf.clone();
+        let header = account.seal_in_place(1_u64, &mut buf).unwrap();
+        let sealed = buf.clone();
+        rig.engine.rotate_account(&account_id("a")).await.unwrap();
+        for delay_us in (0..40).map(|step| step * 500) {
+            rig.pass(30 * SECOND).await;
+            account.warm().await.unwrap();
+            account.warm_for(&header).await.unwrap();
+            let begun = AtomicBool::new(false);
+            let outcome = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !begun.load(Ordering::SeqCst) {
+                        std::hint::spin_loop();
+                    }
+                    std::thread::sleep(Duration::from_micros(delay_us));
+                    rig.clock.advance(31 * 60 * SECOND);
+                });
+                begun.store(true, Ordering::SeqCst);
+                account.reseal(1_u64, &header, &mut buf)
+            });
+            match outcome {
+                Ok(_) => buf.copy_from_slice(&sealed),
+                Err(Error::Lapsed(_)) => assert!(buf == sealed, "after {delay_us} µs the block is neither old nor new"),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        rig.pass(30 * SECOND).await;
+        account.warm_for(&header).await.unwrap();
+        account.open_in_place(1_u64, &header, &mut buf).unwrap();
+        assert!(buf == plaintext);
+    });
+}

@@ -1,0 +1,14 @@
+//! Rotation as a whole: beside crashes, kills, other processes and a load, and for bytes of old versions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
+
+mod crash;
+mod disk;
+mod golden;
+#[cfg(feature = "cli")]
+mod kill;
+#[cfg(feature = "cli")]
+#[path = "../../src/bin/keyleash/shared_store.rs"]
+mod shared_store;
+#[cfg(feature = "cli")]
+mod shop;
+mod together;
