@@ -1,7 +1,8 @@
 //! The keyring: which accounts' keys are in memory, and the one way in which they get there.
 //!
 //! moka is an index with single-flight and a bound; it enforces nothing. Use is bounded by the lease and the
-//! TTL on the data path (`account.rs`), and keys are wiped in their slots, wherever the index still points.
+//! TTL on the data path (`account.rs`), and keys are wiped in their slots, wherever the index still points. It need not hear of
+//! every look-up: the keys that anybody has are found beside it (`living.rs`).
 
 use crate::{
     account_keys::AccountKeys,
@@ -29,7 +30,7 @@ use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -38,11 +39,12 @@ use tokio::sync::Notify;
 
 mod ask;
 mod flights;
+mod living;
 mod usage;
 mod versions;
 
 pub(crate) use self::ask::{Heard, both_silent, is_silence, no_answer};
-use self::{flights::Flights, usage::DueAccounts};
+use self::{flights::Flights, living::Living, usage::DueAccounts};
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
 const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
@@ -75,8 +77,7 @@ pub(crate) struct Keyring {
     ledger: Arc<Ledger>,
     /// Accounts that were found to be due for rotation when their counts were written down.
     pub(crate) due: DueAccounts,
-    /// Every account with a handle or an index entry, so that one account never has two sets of slots.
-    living: Mutex<HashMap<AccountId, Weak<AccountKeys>>>,
+    living: Living,
 }
 
 /// A wrapped AEK to prove a KEK version with.
@@ -134,13 +135,16 @@ impl Keyring {
             // Not TinyLFU: it may refuse a new entry, and an account that was just opened must be usable.
             .eviction_policy(EvictionPolicy::lru())
             .time_to_idle(INDEX_IDLE_MAX)
-            .eviction_listener(move |_, keys: Arc<AccountKeys>, cause| match cause {
-                RemovalCause::Size => keys.slots().for_each(|slot| slot.wipe()),
-                RemovalCause::Expired => {
-                    let now = listener_clock.now();
-                    keys.slots().filter(|slot| !slot.is_usable(now)).for_each(|slot| slot.wipe());
+            .eviction_listener(move |_, keys: Arc<AccountKeys>, cause| {
+                keys.left_index();
+                match cause {
+                    RemovalCause::Size => keys.slots().for_each(|slot| slot.wipe()),
+                    RemovalCause::Expired => {
+                        let now = listener_clock.now();
+                        keys.slots().filter(|slot| !slot.is_usable(now)).for_each(|slot| slot.wipe());
+                    }
+                    RemovalCause::Explicit | RemovalCause::Replaced => {}
                 }
-                RemovalCause::Explicit | RemovalCause::Replaced => {}
             })
             .build();
         Self {
@@ -160,7 +164,7 @@ impl Keyring {
             flights: Arc::default(),
             ledger: Ledger::new(Limits::SUITE),
             due: DueAccounts::default(),
-            living: Mutex::default(),
+            living: Living::default(),
         }
     }
 
@@ -251,19 +255,23 @@ impl Keyring {
         self.index.entry_count()
     }
 
-    fn living(&self) -> MutexGuard<'_, HashMap<AccountId, Weak<AccountKeys>>> {
-        self.living.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The keys of an account, if anybody has them.
     fn alive(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
-        self.living().get(id).and_then(Weak::upgrade)
+        self.living.get(id)
     }
 
     /// The keys of an account, its current AEK unwrapped. However many ask at once, the token is asked once; all who
     /// waited for that attempt share its outcome, and the next to ask starts a new one.
     pub(crate) async fn open(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
+        let now = self.clock.now();
+        if let Some(keys) = self.alive(id).filter(|keys| keys.index_knows(now)) {
+            if !keys.current().is_usable(now) {
+                self.warm_current(&keys).await?;
+            }
+            return Ok(keys);
+        }
         if let Some(keys) = self.index.get(id).await {
+            keys.told_index(now);
             self.warm_current(&keys).await?;
             return Ok(keys);
         }
@@ -306,23 +314,7 @@ impl Keyring {
             let what = "it has no AEK".to_owned();
             return Err(Corrupt::Record { record: format!("account {id}"), what }.into());
         };
-        Ok(self.adopt(keys))
-    }
-
-    /// Makes keys the living ones of their account, unless others were faster.
-    fn adopt(&self, keys: AccountKeys) -> Arc<AccountKeys> {
-        let mut living = self.living();
-        if let Some(alive) = living.get(&keys.id).and_then(Weak::upgrade) {
-            return alive;
-        }
-        if living.len() == living.capacity() {
-            living.retain(|_, keys| keys.strong_count() > 0);
-            let alive = living.len();
-            living.reserve(alive.max(8)); // as `Leash::enlist`
-        }
-        let keys = Arc::new(keys);
-        living.insert(keys.id.clone(), Arc::downgrade(&keys));
-        keys
+        Ok(self.living.adopt(keys))
     }
 
     /// Fills a slot for somebody who waits, if it is not usable. Single-flight; the unwrap runs on, whoever of those that
@@ -633,7 +625,7 @@ impl Keyring {
         let Some(keys) = AccountKeys::new(id.clone(), vec![slot]) else {
             return Err(Error::Fatal(format!("account {id} has no slot")));
         };
-        let keys = self.adopt(keys);
+        let keys = self.living.adopt(keys);
         self.index.insert(id.clone(), keys.clone()).await;
         Ok(keys)
     }

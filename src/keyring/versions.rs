@@ -97,7 +97,7 @@ impl Keyring {
             keys.slots().for_each(|slot| slot.retire());
         }
         self.samples().retain(|_, (of, _)| of != id);
-        self.living().remove(id);
+        self.living.remove(id);
     }
 
     /// As [`Keyring::forget_account`], where that is whose slot it is, and not the one that was made anew.
