@@ -11,8 +11,9 @@ use std::{
 };
 
 /// The index hears of an account that is looked up once in this time: the order in which accounts leave a full index is so
-/// exact. Telling it costs a dozen reads of memory that wait for one another, a look-up without it five.
-const TELL_PAUSE_SECS: u32 = 60;
+/// exact, and one that left too early costs an unwrap, as its refresh does that often. Telling it takes a dozen reads of memory
+/// that wait for one another, a look-up without it five.
+const TELL_PAUSE_SECS: u32 = 5 * 60;
 const NANOS_PER_SEC: u64 = 1_000_000_000;
 
 /// How many times as long as the one before it each chunk of slots is.
@@ -173,7 +174,7 @@ impl AccountKeys {
         told != 0 && secs(now).wrapping_sub(told) < TELL_PAUSE_SECS
     }
 
-    /// The index gave it out at `now`.
+    /// The index hears of it at `now`.
     pub(crate) fn told_index(&self, now: Instant) {
         self.told_secs.store(secs(now), Ordering::Relaxed);
     }

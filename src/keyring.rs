@@ -263,24 +263,27 @@ impl Keyring {
     /// The keys of an account, its current AEK unwrapped. However many ask at once, the token is asked once; all who
     /// waited for that attempt share its outcome, and the next to ask starts a new one.
     pub(crate) async fn open(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
-        let now = self.clock.now();
-        if let Some(keys) = self.alive(id).filter(|keys| keys.index_knows(now)) {
+        let (now, alive) = (self.clock.now(), self.alive(id));
+        if let Some(keys) = alive.as_ref().filter(|keys| keys.index_knows(now)) {
             if !keys.current().is_usable(now) {
-                self.warm_current(&keys).await?;
+                self.warm_current(keys).await?;
             }
-            return Ok(keys);
+            return Ok(keys.clone());
         }
+        // Noted before the index is told: whoever leaves it afterwards takes the note away.
+        alive.iter().for_each(|keys| keys.told_index(now));
         if let Some(keys) = self.index.get(id).await {
-            keys.told_index(now);
             self.warm_current(&keys).await?;
             return Ok(keys);
         }
+        alive.iter().for_each(|keys| keys.left_index());
         let init = async {
             let keys = match self.alive(id) {
                 Some(keys) => keys,
                 None => self.load(id).await?,
             };
             self.warm_current(&keys).await?;
+            keys.told_index(now);
             Ok(keys)
         };
         self.index.try_get_with_by_ref(id, init).await.map_err(|error: Arc<Error>| (*error).clone())
@@ -626,6 +629,7 @@ impl Keyring {
             return Err(Error::Fatal(format!("account {id} has no slot")));
         };
         let keys = self.living.adopt(keys);
+        keys.told_index(proof.asked);
         self.index.insert(id.clone(), keys.clone()).await;
         Ok(keys)
     }
