@@ -5,6 +5,7 @@ use crate::{
     error::{Error, Result},
     name::AccountId,
     rotate::aek_due,
+    slot::AekSlot,
     store::{
         self, CONFLICTS_MAX, again_and_again,
         record::{AccountRecord, AekPolicy, Usage, WrappedAek},
@@ -47,26 +48,25 @@ impl DueAccounts {
 
 impl Keyring {
     /// A meter of an AEK version, for a slot.
-    pub(crate) fn meter(&self, record: &AccountRecord, wrapped: &WrappedAek) -> Arc<Meter> {
+    pub(crate) fn meter(&self, record: &AccountRecord, wrapped: &WrappedAek) -> Meter {
         Meter::new(&self.ledger, record.account.clone(), wrapped.aek_version, wrapped.used, record.policy)
     }
 
     /// What every meter counted, those that are in use and those that are gone.
     pub(crate) async fn write_all_usage(self: &Arc<Self>) -> Result<()> {
-        let members = self.leashes().into_iter().flat_map(|leash| leash.living_members());
-        self.write_usage(members.map(|slot| slot.meter.clone()).collect()).await
+        self.write_usage(self.leashes().into_iter().flat_map(|leash| leash.living_members()).collect()).await
     }
 
-    /// Writes down what these meters counted, and those that are gone. Each that fails keeps its count; the first error is
+    /// Writes down what the meters of these slots counted, and those that are gone. Each that fails keeps its count; the first error is
     /// told.
-    pub(crate) async fn write_usage(self: &Arc<Self>, meters: Vec<Arc<Meter>>) -> Result<()> {
+    pub(crate) async fn write_usage(self: &Arc<Self>, slots: Vec<Arc<AekSlot>>) -> Result<()> {
         let (mut flights, mut outcome) = (JoinSet::new(), Ok(()));
-        for meter in meters {
+        for slot in slots {
             if flights.len() >= WRITES_IN_FLIGHT_MAX {
                 land(&mut flights, &mut outcome).await;
             }
             let keyring = self.clone();
-            flights.spawn(async move { keyring.write_meter(&meter).await });
+            flights.spawn(async move { keyring.write_meter(slot.meter()).await });
         }
         for (account, aek_version, used) in self.ledger.take_left() {
             if flights.len() >= WRITES_IN_FLIGHT_MAX {

@@ -66,7 +66,7 @@ impl Keyring {
 
     /// As [`Keyring::learn_newer`], for a slot on the way to its own unwrap, which goes on whatever comes of it.
     pub(super) async fn learn_beside(self: &Arc<Self>, slot: &AekSlot, record: &AccountRecord) {
-        let Some(keys) = self.alive(&slot.account) else { return };
+        let Some(keys) = self.alive(slot.account()) else { return };
         if let Err(error @ (Error::Corrupt(_) | Error::Misconfigured(_))) = self.learn_newer(&keys, record).await {
             self.teller.tell(Event::AccountFailed { account: keys.id.to_string(), error: error.to_string() });
         }
@@ -97,14 +97,14 @@ impl Keyring {
             keys.slots().for_each(|slot| slot.retire());
         }
         self.samples().retain(|_, (of, _)| of != id);
-        self.living().remove(id);
+        self.living.remove(id);
     }
 
     /// As [`Keyring::forget_account`], where that is whose slot it is, and not the one that was made anew.
     pub(super) async fn disown(&self, slot: &AekSlot) {
         let is_its = |keys: Arc<AccountKeys>| keys.slots().any(|one| std::ptr::eq(&**one, slot));
-        if self.alive(&slot.account).is_some_and(is_its) {
-            self.forget_account(&slot.account).await;
+        if self.alive(slot.account()).is_some_and(is_its) {
+            self.forget_account(slot.account()).await;
         }
     }
 

@@ -273,6 +273,8 @@
 //! - `softhsm/with-token cargo test --test softhsm -- --nocapture`: the promises on real tokens alone, with what was measured. Installs p11-kit
 //!   and builds the fault shim (`softhsm/fault-shim`) where they are missing. `softhsm/with-token --shim COMMAND…` runs any
 //!   command on a module that fails as a control file says.
+//! - `.ci/instructions/check`: counts the instructions of a seal and an open of 4 KiB under valgrind, which it installs, and compares
+//!   those of keyleash with `.ci/instructions/expected`, whatever the processor; `--accept` after a change that is meant.
 //! - `benches/report`: how fast it is, beside its targets; see [`performance`](super::performance). No test, and CI measures nothing.
 //! - `softhsm/with-token cargo test --test rotation`: rotation beside crashes, kills, other processes and a load. `ROTATION_TEST_KILLS=1000`
 //!   kills the real binary so often instead of 50 times.
