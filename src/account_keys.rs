@@ -32,6 +32,11 @@ impl ShutGuard {
         let seen = keys.as_ref().map_or(0, |keys| keys.shuts.load(Ordering::SeqCst));
         Self { keys, seen }
     }
+
+    /// The account's keys as it was made.
+    pub(crate) fn keys(&self) -> Option<&AccountKeys> {
+        self.keys.as_deref()
+    }
 }
 
 impl Drop for ShutGuard {

@@ -220,7 +220,7 @@ impl Engine {
     /// [`Error::Exists`]; [`Error::NotFound`] for the KEK; [`Error::Denied`], [`Error::Unreachable`],
     /// [`Error::Misconfigured`] from the token; [`Error::Store`]: then nothing was acknowledged.
     pub async fn create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
-        let key = Key::Account(id.clone());
+        let (key, keys) = (Key::Account(id.clone()), self.owner.0.alive(id));
         let exists = || Error::Exists(format!("account {id}"));
         if let Some((record, _)) = store::load_account(&*self.owner.0.store, id).await? {
             return Err(match record.deleted {
@@ -231,8 +231,8 @@ impl Engine {
                 )),
             });
         }
-        // What is in memory under this id is of an account that was purged.
-        self.owner.0.forget_account(id).await;
+        // What was in memory under this id is of an account that was purged.
+        self.owner.0.forget_account(id, keys).await;
         let (wrapped, proof) = self.new_aek(id, FIRST_AEK_VERSION, kek).await?;
         let record = AccountRecord::new(wrapped.created_unix, id.clone(), wrapped);
         match self.owner.0.store.create(&key, record.put()?).await {

@@ -253,7 +253,7 @@ impl Keyring {
     }
 
     /// The keys of an account, if anybody has them.
-    fn alive(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
+    pub(crate) fn alive(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
         self.living().get(id).and_then(Weak::upgrade)
     }
 

@@ -62,6 +62,7 @@ impl Engine {
     pub async fn purge_account(&self, id: &AccountId, now: bool) -> Result<()> {
         let keyring = self.keyring();
         for _ in 0..CONFLICTS_MAX {
+            let keys = keyring.alive(id);
             let (record, seen) = self.load_account(id).await?;
             let Some(deletion) = record.deleted else {
                 return Err(Error::Invalid(format!(
@@ -79,7 +80,7 @@ impl Engine {
             }
             match keyring.store.delete(&record.key(), &seen).await {
                 Ok(()) => {
-                    keyring.forget_account(id).await;
+                    keyring.forget_account(id, keys).await;
                     return Ok(());
                 }
                 Err(Error::Conflict(_)) => {} // undeleted, perhaps

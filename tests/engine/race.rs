@@ -1,8 +1,9 @@
 //! Rotation, re-wrap, retirement and purge against others who do the same: on one store, at the same time, or just before.
 
-use crate::{Rig, SECOND, account_id, build, settle};
+use crate::{Rig, SECOND, account_id, build, hand::HandStore, settle};
 use keyleash::{
     Account, Engine, Error,
+    clock::Clock,
     config::Settings,
     name::KekVersion,
     rotate::{RewrapOptions, RewrapReport},
@@ -10,7 +11,10 @@ use keyleash::{
     token::{KekSpec, Profile, Token, scripted::Call},
 };
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -213,6 +217,92 @@ async fn an_engine_that_did_not_see_the_purge_opens_the_account_that_was_made_an
     assert!(matches!(stale.warm().await, Err(Error::NotFound(_))));
     let there = elsewhere.account(&id).await.unwrap();
     assert_eq!(there.open_to_vec(1_u64, &block).unwrap(), b"data");
+}
+
+/// An engine over a store that is held up, without protection from purging.
+fn held_up(rig: &Rig) -> (Engine, Arc<HandStore>) {
+    let hand = HandStore::over(&rig.store);
+    let engine = Engine::builder(rig.token.clone(), hand.clone())
+        .settings(Settings { purge_protection: false, scheduled_work: false, ..Settings::default() })
+        .clock(Clock::Manual(rig.clock.clone()))
+        .start_up_proof(false)
+        .build()
+        .unwrap();
+    (engine, hand)
+}
+
+#[tokio::test]
+async fn a_rotation_that_a_purge_overtook_gives_its_aek_to_no_account_that_was_made_anew() {
+    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let rig = Rig::with(settings).await;
+    let id = account_id("a");
+    let (engine, hand) = held_up(&rig);
+    let old = engine.create_account(&id, &rig.kek).await.unwrap();
+    rig.script.set_latency(SECOND);
+    let rotation = tokio::spawn({
+        let (engine, id) = (engine.clone(), id.clone());
+        async move { engine.rotate_account(&id).await }
+    });
+    settle().await; // it is in the token
+    hand.hold_reads(|key| matches!(key, Key::Kek(_)));
+    rig.pass(5 * SECOND).await;
+    assert_eq!(
+        engine.account_record(&id).await.unwrap().versions.len(),
+        2,
+        "it is in the store, and not yet in memory"
+    );
+    rig.script.set_latency(Duration::ZERO);
+    engine.delete_account(&id).await.unwrap();
+    engine.purge_account(&id, true).await.unwrap();
+    rig.engine.create_account(&id, &rig.kek).await.unwrap();
+    let anew = engine.account(&id).await.unwrap();
+    hand.let_go();
+    let _ = rig.meanwhile(rotation).await.unwrap();
+    let block = seal(&anew).unwrap();
+    let elsewhere = rig.engine.account(&id).await.unwrap();
+    assert_eq!(elsewhere.open_to_vec(1_u64, &block).unwrap(), b"data", "sealed under an AEK that nobody has stored");
+    assert!(seal(&old).is_err());
+}
+
+#[tokio::test]
+async fn whoever_comes_too_late_to_make_an_account_takes_nothing_from_whoever_made_it() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    let (engine, hand) = held_up(&rig);
+    hand.hold_answers(|key| matches!(key, Key::Account(_)));
+    let late = tokio::spawn({
+        let (engine, id, kek) = (engine.clone(), id.clone(), rig.kek.clone());
+        async move { engine.create_account(&id, &kek).await }
+    });
+    settle().await; // it has read that there is none
+    hand.hold_answers(|_| false);
+    let made = engine.create_account(&id, &rig.kek).await.unwrap();
+    let block = seal(&made).unwrap();
+    hand.let_go();
+    assert!(matches!(rig.meanwhile(late).await.unwrap(), Err(Error::Exists(_))));
+    assert_eq!(made.open_to_vec(1_u64, &block).unwrap(), b"data");
+    made.warm().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_purge_takes_nothing_from_an_account_that_was_made_anew_before_it_came_back() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    let (engine, hand) = held_up(&rig);
+    let old = engine.create_account(&id, &rig.kek).await.unwrap();
+    engine.delete_account(&id).await.unwrap();
+    hand.hold_done_deletes();
+    let purge = tokio::spawn({
+        let (engine, id) = (engine.clone(), id.clone());
+        async move { engine.purge_account(&id, true).await }
+    });
+    settle().await; // done in the store, and not yet here
+    let anew = engine.create_account(&id, &rig.kek).await.unwrap();
+    hand.let_go();
+    rig.meanwhile(purge).await.unwrap().unwrap();
+    seal(&anew).unwrap();
+    anew.warm().await.unwrap();
+    assert!(seal(&old).is_err());
 }
 
 #[tokio::test]
