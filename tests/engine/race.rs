@@ -83,6 +83,28 @@ async fn a_kek_version_that_is_lost_does_not_keep_the_accounts_of_others_from_be
 }
 
 #[tokio::test]
+async fn an_account_that_a_lost_kek_version_wraps_too_keeps_nobody_else_from_being_rewrapped() {
+    // The old one is lost, then the newer one.
+    for lost in [1, 2] {
+        let rig = Rig::new().await;
+        rig.account("a-both").await;
+        rig.account("b-old").await;
+        let second = rig.engine.rotate_kek(&rig.kek).await.unwrap();
+        rig.engine.rotate_account(&account_id("a-both")).await.unwrap();
+        for index in 0..20 {
+            rig.account(&format!("c{index}")).await;
+        }
+        rig.script.destroy(if lost == 1 { &rig.kek_id } else { &second.id });
+        rig.engine.rotate_kek(&rig.kek).await.unwrap();
+        let report = rewrap(&rig, &rig.engine).await;
+        assert!(matches!(report.stopped, Some(Error::Denied(_))), "{:?}", report.stopped);
+        let left = (wrapped_by(&rig, 1).await, wrapped_by(&rig, 2).await, wrapped_by(&rig, 3).await);
+        let expected = if lost == 1 { (2, 0, 21) } else { (0, 21, 2) };
+        assert_eq!((left, report.accounts, report.failed), (expected, expected.2, 0), "KEK version {lost} is lost");
+    }
+}
+
+#[tokio::test]
 async fn two_that_rotate_a_kek_at_once_and_make_one_key_are_both_told_so() {
     let rig = Rig::new().await;
     let there = other(&rig, Settings::default());
