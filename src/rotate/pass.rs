@@ -4,7 +4,7 @@
 //! crash cut short is simply done again, by whoever comes next.
 
 use super::{
-    hold::Hold,
+    hold::Stint,
     rewrap::Pace,
     schedule::{Due, aek_due, kek_due},
 };
@@ -99,7 +99,7 @@ struct Landed {
 /// A pass under way.
 pub(super) struct Pass {
     engine: Engine,
-    hold: Arc<Hold>,
+    stint: Arc<Stint>,
     /// Of a task that tells its engine's subscribers what fails; whoever runs a single pass reads its report.
     notes: Option<Arc<Notes>>,
     /// KEKs that refused or did not answer in this pass: the other accounts under them are not tried.
@@ -109,9 +109,9 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    pub(super) fn new(engine: Engine, hold: Arc<Hold>, notes: Option<Arc<Notes>>) -> Self {
+    pub(super) fn new(engine: Engine, stint: Arc<Stint>, notes: Option<Arc<Notes>>) -> Self {
         let (troubled, flights, report) = Default::default();
-        Self { engine, hold, notes, troubled, flights, report }
+        Self { engine, stint, notes, troubled, flights, report }
     }
 
     /// Everything that is due.
@@ -146,7 +146,7 @@ impl Pass {
         if let Some(stopped) = &self.report.stopped {
             return Err(stopped.clone());
         }
-        self.hold.check(self.engine.keyring().clock.now())
+        self.stint.check()
     }
 
     fn tell(&self, event: Event) {
@@ -194,8 +194,7 @@ impl Pass {
             return Ok(());
         }
         if let Some(why) = kek_due(&record, self.engine.keyring().clock.unix_now()) {
-            let (hold, clock) = (self.hold.clone(), self.engine.keyring().clock.clone());
-            let made = self.engine.rotate_kek_held(name, record.current, || hold.check(clock.now())).await?;
+            let made = self.engine.rotate_kek_held(name, record.current, || self.stint.check()).await?;
             if let Some(made) = made {
                 let kek = KekVersion::new(name.clone(), made.version);
                 self.report.keks.push((kek.clone(), why));
@@ -217,7 +216,7 @@ impl Pass {
         if too_soon || !self.engine.has_left_behind(record).await? {
             return Ok(());
         }
-        let pace = Pace::held(self.hold.clone());
+        let pace = Pace::held(self.stint.clone());
         let done = self.engine.rewrap_at(&record.name, false, pace, |_| {}).await?;
         self.report.rewrapped += done.accounts;
         if let Some(stopped) = done.stopped {
@@ -288,9 +287,9 @@ impl Pass {
                     continue;
                 }
             }
-            let (engine, hold, clock) = (self.engine.clone(), self.hold.clone(), keyring.clock.clone());
+            let (engine, stint) = (self.engine.clone(), self.stint.clone());
             self.flights.spawn(async move {
-                let rotated = engine.rotate_aek(&id, expected, || hold.check(clock.now())).await;
+                let rotated = engine.rotate_aek(&id, expected, || stint.check()).await;
                 Landed { id, kek, rotated, why }
             });
         }
@@ -316,7 +315,7 @@ impl Pass {
                 self.report.stopped.get_or_insert(error);
             }
             Err(error) => {
-                if let Err(lost) = self.hold.check(self.engine.keyring().clock.now()) {
+                if let Err(lost) = self.stint.check() {
                     self.report.stopped.get_or_insert(lost);
                     return;
                 }

@@ -3,7 +3,7 @@
 //! Of each AEK: unwrap, verify, wrap, verify by a second unwrap, compare-and-put. What is left to do is what the store's
 //! index still finds under the other versions, so that nothing needs to be remembered for going on after a crash.
 
-use super::hold::Hold;
+use super::hold::Stint;
 use crate::{
     budget::{BACKGROUND_IN_FLIGHT_MAX, Budget, Place},
     engine::Engine,
@@ -110,13 +110,13 @@ pub(super) struct Pace {
     /// A budget of its own, with its rate.
     own: Option<(u32, Budget)>,
     /// Of scheduled work: it stops when its holder is another engine.
-    hold: Option<Arc<Hold>>,
+    stint: Option<Arc<Stint>>,
 }
 
 impl Pace {
     /// Of scheduled work.
-    pub(super) fn held(hold: Arc<Hold>) -> Self {
-        Self { own: None, hold: Some(hold) }
+    pub(super) fn held(stint: Arc<Stint>) -> Self {
+        Self { own: None, stint: Some(stint) }
     }
 
     /// A place for a call under that lease.
@@ -129,8 +129,8 @@ impl Pace {
         self.own.as_ref().map_or(keyring.settings.resume_rate, |(rate, _)| *rate)
     }
 
-    fn may_write(&self, keyring: &Keyring) -> Result<()> {
-        self.hold.as_ref().map_or(Ok(()), |hold| hold.check(keyring.clock.now()))
+    fn may_write(&self) -> Result<()> {
+        self.stint.as_ref().map_or(Ok(()), |stint| stint.check())
     }
 }
 
@@ -151,7 +151,7 @@ impl Engine {
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
         let own = options.rate.map(|rate| (rate, Budget::new(rate, self.keyring().clock.clone())));
-        self.rewrap_at(kek, options.dry_run, Pace { own, hold: None }, progress).await
+        self.rewrap_at(kek, options.dry_run, Pace { own, stint: None }, progress).await
     }
 
     /// As [`Engine::rewrap_kek`], at a given pace.
@@ -205,7 +205,7 @@ impl Engine {
 
     /// As [`Engine::move_account`], without asking whether the KEK is good enough for a new account.
     pub(crate) async fn relocate(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
-        let pace = Pace { own: None, hold: None };
+        let pace = Pace { own: None, stint: None };
         let mut moved = false;
         for _ in 0..CONFLICTS_MAX {
             let target = self.target(kek).await?;
@@ -342,7 +342,7 @@ impl<'a> Run<'a> {
         progress: &impl Fn(RewrapProgress),
     ) -> Result<()> {
         let died = |_| Error::Fatal("the task that re-wraps accounts died: try again".into());
-        let is_held = self.pace.may_write(self.engine.keyring());
+        let is_held = self.pace.may_write();
         let mut trouble = Ok(());
         for (account, outcome) in landed.map_err(died)? {
             match outcome {
@@ -429,7 +429,7 @@ impl Batch {
             }
         }
         let keyring = self.engine.keyring();
-        let outcomes = match self.pace.may_write(keyring) {
+        let outcomes = match self.pace.may_write() {
             Ok(()) => keyring.store.replace_many(changes).await,
             Err(lost) => vec![Err(lost); changes.len()],
         };
@@ -523,7 +523,7 @@ async fn move_aeks(engine: &Engine, id: &AccountId, target: &Target, which: Whic
         if left.is_empty() {
             return Ok(0);
         }
-        pace.may_write(keyring)?;
+        pace.may_write()?;
         match keyring.store.replace(&record.key(), &seen, record.put()?).await {
             Ok(_) => {
                 if matches!(which, Which::All) {

@@ -1,7 +1,7 @@
 //! The scheduled work: a task of the engine that holds the work, or waits for it, and passes over the store now and then.
 
 use super::{
-    hold::{Hold, ONCE_LEASE, SERVICE_LEASE, Standing, lost},
+    hold::{Hold, ONCE_LEASE, SERVICE_LEASE, Standing, Stint, lost},
     pass::{Notes, Pass, WorkReport},
 };
 use crate::{
@@ -61,7 +61,8 @@ async fn work(engine: Engine, beat: Arc<Beat>) {
             }
         }
         if passes.is_empty() && hold.check(keyring.clock.now()).is_ok() {
-            let pass = Pass::new(engine.clone(), hold.clone(), Some(notes.clone()));
+            let stint = Stint::new(hold.clone(), keyring.clock.clone());
+            let pass = Pass::new(engine.clone(), stint, Some(notes.clone()));
             if now >= next_pass {
                 next_pass = now.plus(PASS_EVERY);
                 keyring.due.take(); // they are among all
@@ -100,7 +101,7 @@ impl Engine {
                 Standing::Waiting(_) => keyring.clock.sleep_until(keyring.clock.now().plus(TURN_EVERY)).await,
             }
         }
-        let pass = Pass::new(self.clone(), hold.clone(), None);
+        let pass = Pass::new(self.clone(), Stint::new(hold.clone(), keyring.clock.clone()), None);
         let keep = async {
             loop {
                 keyring.clock.sleep_until(keyring.clock.now().plus(hold.look_every())).await;

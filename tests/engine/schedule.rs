@@ -18,7 +18,13 @@ use keyleash::{
         scripted::{Act, Call},
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -270,6 +276,50 @@ async fn what_fails_is_told_once_and_left_as_it_is_and_others_are_done() {
     assert_eq!(failed.len(), 2, "{failed:?}");
     assert!(failed[0].0 == "account a" && failed[0].1.contains("corrupt"), "{failed:?}");
     assert!(failed[1].0 == "account full" && failed[1].1.contains("retire those"), "{failed:?}");
+}
+
+#[tokio::test]
+async fn a_rotation_that_stopped_because_the_work_was_lost_is_no_failure_of_its_account() {
+    let mut rig = Rig::new().await;
+    for id in ["a", "b"] {
+        rig.account(id).await;
+    }
+    rig.engine = by_hand(&rig);
+    let hand = HandStore::over(&rig.store);
+    let holder = service(&rig, hand.clone());
+    let mut events = holder.events();
+    rig.pass_by(MINUTE, SECOND).await; // it has the work, and has passed over the store
+    for id in ["a", "b"] {
+        rig.engine.set_aek_policy(&account_id(id), days(1)).await.unwrap();
+    }
+    rig.clock.advance(DAY);
+    // The store hangs when the rotation of the one is on its way, and the pass is about to read the other.
+    let of_b = Key::Account(account_id("b"));
+    hand.hold_reads({
+        let (of_a, of_b, reads_of_a) = (Key::Account(account_id("a")), of_b.clone(), AtomicUsize::new(0));
+        move |key| match key {
+            key if *key == of_a => reads_of_a.fetch_add(1, Ordering::SeqCst) >= 1,
+            Key::Work => reads_of_a.load(Ordering::SeqCst) >= 1,
+            key => *key == of_b,
+        }
+    });
+    rig.pass_by(3 * MINUTE, SECOND).await;
+    assert_eq!(versions(&rig.engine, "a").await, 1);
+    // First it goes on where nobody has the work, then the work is taken again.
+    hand.hold_reads({
+        let of_b = of_b.clone();
+        move |key| *key == of_b || *key == Key::Work
+    });
+    rig.pass_by(10 * SECOND, SECOND).await;
+    hand.hold_reads(move |key| *key == of_b);
+    rig.pass_by(2 * MINUTE, SECOND).await;
+    hand.let_go();
+    rig.pass_by(10 * SECOND, SECOND).await;
+    let failed: Vec<_> =
+        told(&mut events).into_iter().filter(|event| matches!(event, Event::ScheduleFailed { .. })).collect();
+    assert_eq!(failed, []);
+    rig.pass_by(2 * PASS_EVERY, SECOND).await;
+    assert_eq!((versions(&rig.engine, "a").await, versions(&rig.engine, "b").await), (2, 2));
 }
 
 #[tokio::test]
