@@ -219,7 +219,7 @@ fn damaged(now_unix: u64) -> WorkRecord {
 }
 
 /// What is said to work whose holder is another engine by now.
-pub(super) fn lost() -> Error {
+fn lost() -> Error {
     Error::Conflict("the scheduled work: another engine does it, or may do it, by now".into())
 }
 

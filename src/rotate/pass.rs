@@ -11,7 +11,7 @@ use super::{
 use crate::{
     clock::Instant,
     engine::Engine,
-    error::{Error, Result},
+    error::{Error, Refusal, Result},
     name::{AccountId, KekName, KekVersion},
     store::{
         Filter, Key, PAGE_KEYS_MAX, kek_names, load_account,
@@ -160,7 +160,7 @@ impl Pass {
     }
 
     fn failed(&mut self, subject: String, error: Error) {
-        let text = error.to_string();
+        let text = without_time(error.clone()).to_string();
         // Silence passes, and the lease tells of it.
         let passes = matches!(error, Error::Lapsed(_) | Error::Unreachable(_));
         if !passes && self.notes.as_ref().is_some_and(|notes| notes.is_news(&subject, &text)) {
@@ -219,16 +219,15 @@ impl Pass {
         let pace = Pace::held(self.stint.clone());
         let done = self.engine.rewrap_at(&record.name, false, pace, |_| {}).await?;
         self.report.rewrapped += done.accounts;
+        self.report.failed += done.failed - (done.failures.len() as u64).min(done.failed);
+        for failure in done.failures {
+            self.failed(format!("account {}", failure.account), failure.error);
+        }
         if let Some(stopped) = done.stopped {
             return Err(stopped);
         }
-        if done.failed > 0 {
-            if let Some(notes) = &self.notes {
-                notes.noted().left_behind.insert(to.clone(), keyring.clock.now());
-            }
-            for failure in done.failures {
-                self.failed(format!("account {}", failure.account), failure.error);
-            }
+        if let (1.., Some(notes)) = (done.failed, &self.notes) {
+            notes.noted().left_behind.insert(to.clone(), keyring.clock.now());
         }
         self.tell(Event::Rewrapped { kek: done.to, accounts: done.accounts, failed: done.failed });
         Ok(())
@@ -328,6 +327,17 @@ impl Pass {
                 self.failed(subject, error);
             }
         }
+    }
+}
+
+/// So that a denial that lasts is not news with every second.
+fn without_time(error: Error) -> Error {
+    let timeless = |refusal| Refusal { lasting: None, ..refusal };
+    match error {
+        Error::Denied(refusal) => Error::Denied(timeless(refusal)),
+        Error::Lapsed(refusal) => Error::Lapsed(timeless(refusal)),
+        Error::Unreachable(refusal) => Error::Unreachable(timeless(refusal)),
+        other => other,
     }
 }
 
