@@ -282,7 +282,7 @@ impl Pass {
                 Ok(leash) => drop(leash.budget().background().await),
                 Err(error @ Error::Store(_)) => return Err(error),
                 Err(error) => {
-                    self.failed(format!("account {id}"), error);
+                    self.not_rotated(&id, kek, error);
                     continue;
                 }
             }
@@ -318,15 +318,20 @@ impl Pass {
                     self.report.stopped.get_or_insert(lost);
                     return;
                 }
-                if !matches!(error, Error::Invalid(_) | Error::Corrupt(_) | Error::Conflict(_)) {
-                    // It is the KEK's trouble, told once for it.
-                    self.troubled.insert(kek.clone());
-                    self.failed(format!("accounts under KEK {kek}"), error);
-                    return;
-                }
-                self.failed(subject, error);
+                self.not_rotated(&id, kek, error);
             }
         }
+    }
+
+    fn not_rotated(&mut self, id: &AccountId, kek: KekName, error: Error) {
+        if matches!(error, Error::Invalid(_) | Error::Corrupt(_) | Error::Conflict(_)) {
+            self.failed(format!("account {id}"), error);
+            return;
+        }
+        // It is the KEK's trouble, told once for it.
+        let subject = format!("accounts under KEK {kek}");
+        self.troubled.insert(kek);
+        self.failed(subject, error);
     }
 }
 
