@@ -86,8 +86,8 @@ impl AekSlot {
     /// As [`KeySlot::new`].
     pub(crate) fn new(leash: Arc<Leash>, meter: Arc<Meter>) -> Result<Arc<Self>> {
         let slot = Arc::new(Self {
-            account: meter.account.clone(),
-            aek_version: meter.aek_version,
+            account: meter.aek.account.clone(),
+            aek_version: meter.aek.aek_version,
             leash,
             meter,
             key: KeySlot::new()?,
