@@ -271,6 +271,17 @@ async fn a_token_has_a_deadline_of_its_own_which_the_promises_bound() {
 }
 
 #[tokio::test]
+async fn a_key_is_adopted_without_asking_the_tokens_of_other_keks() {
+    let two = Two::new().await;
+    let spec = KekSpec { label: "vendor".into(), profile: Profile::AesGcm, destroyable: false };
+    let made = two.rig.token.create_kek(&spec).await.unwrap();
+    two.script.set_unreachable(true);
+    let calls = two.script.calls(Call::FindKek);
+    let adopted = two.rig.meanwhile(two.rig.engine.adopt_kek(&two.rig.kek, &made.id)).await.unwrap();
+    assert_eq!((adopted.version, two.script.calls(Call::FindKek)), (2, calls));
+}
+
+#[tokio::test]
 async fn accounts_whose_token_is_not_configured_fail_by_schedule_once_for_all_of_them() {
     let two = Two::new().await;
     for id in ["a", "b", "c"] {
