@@ -65,7 +65,8 @@
 //!   trouble of a command that does not use it. A service opens them itself.
 //! - **A standby** is a clone of the whole key, attributes and CKA_ID included, made with the vendor's tool;
 //!   [`promises`](mod@super::promises#a-standby) says what holds. Clone each new version after `kek rotate` before `kek rewrap`:
-//!   `kek show` says what the standby has. In `keyleash.toml` its two deadlines together are at most `poll_interval`.
+//!   `kek show` says what the standby has. A schedule waits for that: it rotates, says what is missing
+//!   ([`Event::ScheduleFailed`](crate::telemetry::Event::ScheduleFailed)), and moves nothing until the standby has the new version. In `keyleash.toml` its two deadlines together are at most `poll_interval`.
 //!
 //! Two tokens **in one module** share the module's context, and that cannot be undone by anybody outside of it:
 //!

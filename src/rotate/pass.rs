@@ -216,6 +216,7 @@ impl Pass {
         if too_soon || !self.engine.has_left_behind(record).await? {
             return Ok(());
         }
+        self.check_standby(record).await?;
         let pace = Pace::held(self.stint.clone());
         let done = self.engine.rewrap_at(&record.name, false, pace, |_| {}).await?;
         self.report.rewrapped += done.accounts;
@@ -231,6 +232,20 @@ impl Pass {
         }
         self.tell(Event::Rewrapped { kek: done.to, accounts: done.accounts, failed: done.failed });
         Ok(())
+    }
+
+    /// Nothing is moved to where an outage of the first token would find no standby: the new version is cloned by an operator,
+    /// and until then the older ones have theirs.
+    async fn check_standby(&self, record: &KekRecord) -> Result<()> {
+        let standby = self.engine.keyring().tokens.standby_of(&record.name);
+        let (Some(standby), Some(current)) = (standby, record.current()) else { return Ok(()) };
+        match standby.token.find_kek(&current.id).await? {
+            Some(_) => Ok(()),
+            None => Err(Error::Misconfigured(format!(
+                "KEK {}/{} is not in its standby, token {}: clone it (CKA_ID {}), and what older versions wrap is moved",
+                record.name, current.version, standby.name, current.id
+            ))),
+        }
     }
 
     async fn accounts(&mut self) -> Result<()> {
