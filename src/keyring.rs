@@ -480,6 +480,11 @@ impl Keyring {
             }
             return Err(Corrupt::AekVersion(slot.aek_version).into());
         };
+        if wrapped.created_unix != slot.meter.aek.created_unix {
+            // Of the same number, and another one: an AEK keeps the time of its making for good.
+            self.disown(slot).await;
+            return Err(made_anew(&slot.account));
+        }
         // A KEK version is one key in the token. A record that names another one is damaged, and must not speak for the KEK.
         let proved = self.sample(&wrapped.kek);
         if proved.is_some_and(|(_, good)| (&good.kek_id, good.profile) != (&wrapped.kek_id, wrapped.profile)) {

@@ -223,6 +223,24 @@ async fn an_account_that_is_made_anew_under_live_handles_of_the_old_one_seals_un
 }
 
 #[tokio::test]
+async fn a_handle_of_a_purged_account_does_not_turn_into_one_of_the_account_that_was_made_anew() {
+    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let rig = Rig::with(settings.clone()).await;
+    let id = account_id("a");
+    rig.account("a").await;
+    let elsewhere = other(&rig, settings);
+    let stale = elsewhere.account(&id).await.unwrap();
+    rig.pass(2 * SECOND).await;
+    rig.engine.delete_account(&id).await.unwrap();
+    rig.engine.purge_account(&id, true).await.unwrap();
+    rig.account("a").await; // of the same AEK version
+    rig.pass(25 * 60 * SECOND).await;
+    assert!(matches!(stale.warm().await, Err(Error::NotFound(what)) if what.contains("made anew")));
+    assert!(seal(&stale).is_err());
+    seal(&elsewhere.account(&id).await.unwrap()).unwrap();
+}
+
+#[tokio::test]
 async fn an_engine_that_did_not_see_the_purge_opens_the_account_that_was_made_anew() {
     let settings = Settings { purge_protection: false, ..Settings::default() };
     let rig = Rig::with(settings.clone()).await;
