@@ -239,9 +239,14 @@ impl Pass {
     async fn check_standby(&self, record: &KekRecord) -> Result<()> {
         let standby = self.engine.keyring().tokens.standby_of(&record.name);
         let (Some(standby), Some(current)) = (standby, record.current()) else { return Ok(()) };
-        match standby.token.find_kek(&current.id).await? {
-            Some(_) => Ok(()),
-            None => Err(Error::Misconfigured(format!(
+        match standby.token.find_kek(&current.id).await {
+            Ok(Some(_)) => Ok(()),
+            Err(trouble) => {
+                // No lease tells of a standby that is silent.
+                tracing::warn!(kek = %record.name, standby = %standby.name, %trouble, "nothing is moved while the standby does not say whether it has the KEK");
+                Err(trouble.into())
+            }
+            Ok(None) => Err(Error::Misconfigured(format!(
                 "KEK {}/{} is not in its standby, token {}: clone it (CKA_ID {}), and what older versions wrap is moved",
                 record.name, current.version, standby.name, current.id
             ))),
