@@ -1,47 +1,47 @@
-//! Re-wrap of many accounts on a real token, beside a bare loop of the same token calls (unwrap, wrap, unwrap) on the same
-//! token with the same workers, in turns in one process; and the memory that it takes from 10 % to the end.
+//! Re-wrap of many accounts on a real token, beside a bare loop of the same calls of the module (unwrap, wrap, unwrap) on as many
+//! threads as the token has workers, in turns in one process; and the memory that it takes from 10 % to the end.
 //!
 //!     softhsm/with-token cargo bench --bench rewrap
 //!     softhsm/with-token cargo bench --bench rewrap -- --accounts 100000
 //!
-//! `--workers N` (2 unless said otherwise) are the token's threads, `--rounds N` (3) rotations are measured, `--directory D`
-//! holds the store. Every account is opened at the end and a block that was sealed before the first rotation is compared.
+//! `--workers N` (2 unless said otherwise) are the token's and the bare loop's threads, `--rounds N` (3) rotations are measured, `--directory D`
+//! holds the store. Every 97th account is opened at the end, and the block that was sealed before the first rotation is compared.
+//! The ratio goes into the row `rewrap N` of `benches/report`, which sets `BENCH_REPORT_DIR`.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)] // a benchmark that cannot start must stop
+// A benchmark that cannot go on must stop.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod common;
+
+use common::{
+    bare::{self, Bare},
+    rig::variable,
+};
 use keyleash::{
     Engine,
     block::BlockHeader,
     clock::Clock,
     name::{AccountId, KekName},
     rotate::RewrapOptions,
-    store::{
-        self,
-        record::{AccountRecord, binding, context},
-        redb::RedbStore,
-    },
+    store::redb::RedbStore,
     token::{
-        KekHandle, Profile, Token,
+        Profile,
         pkcs11::{PinSource, Pkcs11Settings, Pkcs11Token, Selector},
     },
 };
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
 };
 use tokio::task::JoinSet;
 
 /// Accounts that are made at once.
 const MADE_AT_ONCE: usize = 512;
-/// Bare calls in flight for each worker, so that none waits for the next.
-const BARE_IN_FLIGHT_PER_WORKER: usize = 8;
 /// Faster than any token: the rate is not what is measured.
 const RATE: u32 = 1_000_000_000;
 const ADDRESS: u64 = 7;
 const TARGET: f64 = 0.7;
+const NANOS_PER_SEC: f64 = 1e9;
 
 struct Arguments {
     accounts: usize,
@@ -67,9 +67,14 @@ fn arguments() -> Arguments {
     found
 }
 
-fn variable(name: &str) -> String {
-    std::env::var(name)
-        .unwrap_or_else(|_| panic!("{name} is not set: run `softhsm/with-token cargo bench --bench rewrap`"))
+/// Gives back to the system what is free, so that growth is seen.
+#[allow(unsafe_code)] // glibc's own call
+fn trim() {
+    unsafe extern "C" {
+        fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    }
+    // SAFETY: glibc's; it takes any number and touches free memory alone.
+    unsafe { malloc_trim(0) };
 }
 
 /// Resident memory of this process, in MiB.
@@ -134,13 +139,10 @@ impl Bench {
         self.engine = Engine::builder(self.token.clone(), self.store.clone()).build().unwrap();
     }
 
-    async fn record(&self, number: usize) -> AccountRecord {
-        store::load_account(&*self.store, &id(number)).await.unwrap().unwrap().0
-    }
-
     /// Seconds that a re-wrap of all takes, and the memory at 10 % and at its end.
     async fn rewrap(&self) -> (f64, f64, f64) {
         self.engine.rotate_kek(&self.kek).await.unwrap();
+        trim();
         let tenth = std::sync::Mutex::new(None);
         let begun = self.clock.now();
         let options = RewrapOptions { rate: Some(RATE), dry_run: false };
@@ -156,32 +158,13 @@ impl Bench {
         (secs, tenth, resident_mib())
     }
 
-    /// Seconds that the same token calls take with nothing around them.
+    /// Seconds that the same calls of the module take with nothing around them.
     async fn bare(&self) -> f64 {
-        let mut records = Vec::with_capacity(self.accounts);
-        for number in 0..self.accounts {
-            records.push(self.record(number).await);
-        }
-        let (records, next) = (Arc::new(records), Arc::new(AtomicUsize::new(0)));
-        let begun = self.clock.now();
-        let mut loops = JoinSet::new();
-        for _ in 0..self.workers * BARE_IN_FLIGHT_PER_WORKER {
-            let (records, next, token) = (records.clone(), next.clone(), self.token.clone());
-            loops.spawn(async move {
-                while let Some(record) = records.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let old = record.current().unwrap();
-                    let kek = KekHandle { id: old.kek_id.clone(), profile: old.profile };
-                    let binding = binding(&context(&old.kek, &record.account, old.aek_version));
-                    let aek = token.unwrap(&kek, &old.wrapped, &binding).await.unwrap();
-                    let wrapped = token.wrap(&kek, &aek, &binding).await.unwrap();
-                    token.unwrap(&kek, &wrapped, &binding).await.unwrap();
-                }
-            });
-        }
-        while let Some(done) = loops.join_next().await {
-            done.unwrap();
-        }
-        self.clock.now().since(begun).as_secs_f64()
+        let ids: Vec<_> = (0..self.accounts).map(id).collect();
+        let (kek, samples) = bare::samples(&*self.store, &ids).await;
+        let workers = self.workers;
+        let loops = move || Bare::open(&kek, workers).unwrap().rewrap(&samples);
+        tokio::task::spawn_blocking(loops).await.unwrap() / NANOS_PER_SEC
     }
 
     async fn verify(&self, kept: &[(usize, Vec<u8>)]) {
@@ -209,14 +192,14 @@ async fn run() {
     bench.restart();
     let Arguments { accounts, workers, rounds, .. } = arguments;
     println!("re-wrap of {accounts} accounts, SoftHSM, {workers} workers, {rounds} rounds");
-    let (mut rewraps, mut bares, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rewraps, mut bares, mut ratios, mut resident) = (Vec::new(), Vec::new(), Vec::new(), String::new());
     for round in 1..=rounds {
         let bare = bench.bare().await;
         let (rewrap, tenth, end) = bench.rewrap().await;
         let rate = |secs: f64| accounts as f64 / secs;
+        resident = format!("resident {tenth:.0} MiB at 10 %, {end:.0} MiB at the end");
         println!(
-            "round {round}: re-wrap {:.0} accounts/s, bare loop {:.0} accounts/s, ratio {:.2}; resident {tenth:.0} MiB at 10 %, \
-             {end:.0} MiB at the end",
+            "round {round}: re-wrap {:.0} accounts/s, bare loop {:.0} accounts/s, ratio {:.2}; {resident}",
             rate(rewrap),
             rate(bare),
             bare / rewrap
@@ -226,11 +209,20 @@ async fn run() {
         ratios.push(bare / rewrap);
     }
     bench.verify(&kept).await;
+    let (median_ratio, note) =
+        (median(&mut ratios), format!("{accounts} accounts, {rounds} rounds; {resident} of the last one"));
+    if let Some(report) = std::env::var_os("BENCH_REPORT_DIR") {
+        let (low, high) = (ratios.first(), ratios.last());
+        let row = serde_json::json!({ "value": median_ratio, "low": low, "high": high, "note": note });
+        let rows = Path::new(&report).join("rows");
+        std::fs::create_dir_all(&rows).unwrap();
+        std::fs::write(rows.join(format!("rewrap {workers}.json")), row.to_string()).unwrap();
+    }
     println!(
         "median: re-wrap {:.0} accounts/s, bare loop {:.0} accounts/s, ratio {:.2} (target {TARGET}); {} blocks verified",
         median(&mut rewraps),
         median(&mut bares),
-        median(&mut ratios),
+        median_ratio,
         kept.len()
     );
 }

@@ -1,5 +1,6 @@
 //! The bare loop: threads that do nothing but C_DecryptInit and C_Decrypt on the wrapped AEKs that the engine unwraps, each on a
-//! session of its own. What keyleash costs beside the token is what it takes longer than this.
+//! session of its own; or, for a re-wrap, C_EncryptInit and C_Encrypt and the unwrap of what came of it as well. What keyleash
+//! costs beside the token is what it takes longer than this.
 #![allow(unsafe_code)] // one raw call, as src/token/pkcs11/raw.rs makes it: cryptoki's own form calls C_Decrypt twice
 
 use super::rig::{module, variable};
@@ -21,7 +22,7 @@ use keyleash::{
     },
     token::{Binding, KekId, Wrapped},
 };
-use std::{ptr, sync::Barrier};
+use std::{hint::black_box, ptr, sync::Barrier};
 
 /// Room for an unwrapped AEK and what a token counts to it.
 const PLAIN_BYTES: usize = 64;
@@ -89,6 +90,29 @@ impl Bare {
 
     /// Unwraps all samples, in equal shares on all threads, and gives the time from the first to the last, in nanoseconds.
     pub(crate) fn run(&mut self, samples: &[Sample]) -> f64 {
+        self.on_all(samples, |decrypt, session, key, sample| {
+            black_box(unwrap(decrypt, session, key, &sample.wrapped, &sample.binding));
+        })
+    }
+
+    /// As [`Bare::run`], and wraps each and unwraps what came of it, as a re-wrap does.
+    pub(crate) fn rewrap(&mut self, samples: &[Sample]) -> f64 {
+        self.on_all(samples, |decrypt, session, key, sample| {
+            let (aek, len) = unwrap(decrypt, session, key, &sample.wrapped, &sample.binding);
+            let mut iv = sample.wrapped.iv.clone();
+            let params = GcmParams::new(&mut iv, &sample.binding, TAG_BITS.into()).expect("GCM parameters");
+            let bytes = session.encrypt(&Mechanism::AesGcm(params), key, &aek[..len]).expect("C_Encrypt");
+            let wrapped = Wrapped { iv, bytes };
+            let (back, _) = unwrap(decrypt, session, key, &wrapped, &sample.binding);
+            assert_eq!(back, aek);
+        })
+    }
+
+    fn on_all(
+        &mut self,
+        samples: &[Sample],
+        work: impl Fn(CK_C_Decrypt, &mut Session, ObjectHandle, &Sample) + Sync,
+    ) -> f64 {
         let share = samples.len().div_ceil(self.sessions.len());
         let (clock, start) = (Clock::default(), Barrier::new(self.sessions.len()));
         let decrypt = self.decrypt;
@@ -96,12 +120,12 @@ impl Bare {
             let shares = self.sessions.iter_mut().zip(samples.chunks(share));
             let threads: Vec<_> = shares
                 .map(|((session, key), samples)| {
-                    let (clock, start) = (clock.clone(), &start);
+                    let (clock, start, work) = (clock.clone(), &start, &work);
                     scope.spawn(move || {
                         // Not pinned, as the engine's workers are not.
                         start.wait();
                         let begun = clock.now();
-                        samples.iter().for_each(|sample| unwrap(decrypt, session, *key, sample));
+                        samples.iter().for_each(|sample| work(decrypt, session, *key, sample));
                         (begun, clock.now())
                     })
                 })
@@ -114,11 +138,18 @@ impl Bare {
     }
 }
 
-fn unwrap(decrypt: CK_C_Decrypt, session: &mut Session, key: ObjectHandle, sample: &Sample) {
-    let mut iv = sample.wrapped.iv.clone();
-    let params = GcmParams::new(&mut iv, &sample.binding, TAG_BITS.into()).expect("GCM parameters");
+/// What C_Decrypt gave, and its length.
+fn unwrap(
+    decrypt: CK_C_Decrypt,
+    session: &mut Session,
+    key: ObjectHandle,
+    wrapped: &Wrapped,
+    binding: &Binding,
+) -> ([u8; PLAIN_BYTES], usize) {
+    let mut iv = wrapped.iv.clone();
+    let params = GcmParams::new(&mut iv, binding, TAG_BITS.into()).expect("GCM parameters");
     session.decrypt_init(&Mechanism::AesGcm(params), key).expect("C_DecryptInit");
-    let mut ciphertext = sample.wrapped.bytes.clone();
+    let mut ciphertext = wrapped.bytes.clone();
     let mut plain = [0; PLAIN_BYTES];
     let mut len = PLAIN_BYTES as _;
     // SAFETY: the module's C_Decrypt, on a session that is open and that this thread alone uses (`&mut`); every pointer is to
@@ -133,5 +164,5 @@ fn unwrap(decrypt: CK_C_Decrypt, session: &mut Session, key: ObjectHandle, sampl
         )
     };
     assert_eq!(code, CKR_OK, "C_Decrypt");
-    std::hint::black_box(plain);
+    (plain, len as usize)
 }

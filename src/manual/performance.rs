@@ -1,7 +1,7 @@
 //! Performance: what is measured, how, and how to read a target that was missed.
 //!
 //! ```text
-//! benches/report             ten minutes and 10 GiB of disk: the table, report.json and pictures, in target/report/
+//! benches/report             half an hour and 10 GiB of disk: the table, report.json and pictures, in target/report/
 //! benches/report --quick     one minute, to see that it works; its ratios are rough
 //! benches/report --readme    the whole report, and the table and one picture into README.md and this manual
 //! benches/report --only blocks --only cold     some parts: blocks, cold, fleet, files
@@ -45,6 +45,9 @@
 //!   told in three ways, because a machine with two cores has none left for the wipe and its scheduler interrupts whom it likes: the
 //!   longest in processor time (what the wipe makes them spin or miss the cache), how often they waited by themselves (a lock), and the
 //!   longest on the wall, beside the longest while another thread merely spins for as long.
+//! - **Re-wrap.** Unwrap, verify, wrap, verify by a second unwrap, compare-and-put into the embedded store on a real disk, in batches;
+//!   against threads that do the same three calls of the module and nothing else, as many as the token has workers. As with cold
+//!   opens, two bare threads on two cores leave nothing for what keyleash does besides. The note says what memory it took.
 //! - **Files.** `benches/suite/files.rs` says what each tool does. Until it is on the disk is the fair time: keyleash syncs before it
 //!   says that it is done, the others leave that to whoever cares.
 //!

@@ -76,10 +76,10 @@ pub(crate) enum Command {
     /// Look at the token.
     #[command(subcommand)]
     Token(Token),
-    /// Make and list KEKs (the keys that never leave the token).
+    /// KEKs (the keys that never leave the token): make, list, rotate, re-wrap, retire.
     #[command(subcommand)]
     Kek(Kek),
-    /// Make and list accounts.
+    /// Accounts: make, list, rotate, move, delete.
     #[command(subcommand)]
     Account(Account),
     /// Seal a file or a stream of any length for an account.

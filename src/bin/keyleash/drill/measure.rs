@@ -81,7 +81,7 @@ fn of(timeline: &Timeline) -> Measured {
         wrong: timeline.wrong.iter().sum(),
         unverified_bytes: timeline.unverified_bytes,
         warmed: timeline.warmed,
-        longest_ms: (!timeline.longest.is_zero()).then(|| timeline.longest.as_secs_f64() * 1e3),
+        longest_ms: (!timeline.longest.is_zero()).then_some(timeline.longest.as_secs_f64() * 1e3),
         ..Measured::default()
     };
     let is_ok = |run: &&Run| run.outcome == Outcome::Ok;
