@@ -631,6 +631,11 @@ impl Keyring {
         let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
         self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
         self.keep_sample(&wrapped.kek, id, wrapped);
+        // Somebody may have been about to open the account that was purged, and have its keys here by now.
+        let is_another = |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter.aek == slot.meter.aek);
+        if let Some(keys) = self.alive(id).filter(is_another) {
+            self.forget_account(id, Some(keys)).await;
+        }
         let Some(keys) = AccountKeys::new(id.clone(), vec![slot]) else {
             return Err(Error::Fatal(format!("account {id} has no slot")));
         };

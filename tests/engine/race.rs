@@ -346,6 +346,38 @@ async fn a_purge_takes_nothing_from_an_account_that_was_made_anew_before_it_came
 }
 
 #[tokio::test]
+async fn whoever_was_about_to_open_a_purged_account_takes_nothing_from_the_one_that_is_made_anew() {
+    let rig = Rig::with(Settings { purge_protection: false, ..Settings::default() }).await;
+    let id = account_id("a");
+    let (engine, hand) = held_up(&rig);
+    rig.account("a").await;
+    rig.pass(2 * SECOND).await;
+    let is_account = |key: &Key| matches!(key, Key::Account(_));
+    hand.hold_answers(is_account);
+    let opening = tokio::spawn({
+        let (engine, id) = (engine.clone(), id.clone());
+        async move { engine.account(&id).await }
+    });
+    settle().await; // it has read the record
+    hand.hold_answers(|_| false);
+    rig.engine.delete_account(&id).await.unwrap();
+    rig.engine.purge_account(&id, true).await.unwrap();
+    rig.script.set_latency(SECOND);
+    let making = tokio::spawn({
+        let (engine, id, kek) = (engine.clone(), id.clone(), rig.kek.clone());
+        async move { engine.create_account(&id, &kek).await }
+    });
+    settle().await; // it is in the token
+    hand.hold_reads(is_account); // the opening goes on, and looks into the store once more
+    let made = rig.meanwhile(making).await.unwrap().unwrap();
+    seal(&made).unwrap();
+    hand.let_go();
+    let _ = rig.meanwhile(opening).await.unwrap();
+    seal(&made).unwrap();
+    made.warm().await.unwrap();
+}
+
+#[tokio::test]
 async fn no_proof_is_had_with_the_aek_of_a_purged_account() {
     let settings = Settings { purge_protection: false, ..Settings::default() };
     let rig = Rig::with(settings).await;
