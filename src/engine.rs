@@ -299,6 +299,18 @@ impl Engine {
         self.keyring().write_all_usage().await
     }
 
+    /// Waits, for one `call_timeout` at most, until the store says of each KEK version whether it was denied last. For a process
+    /// that is about to end: a denial whose end was not written down is one for the next process, until its first proof.
+    pub async fn settle(&self) {
+        let keyring = self.keyring();
+        let settled = async {
+            for leash in keyring.leashes() {
+                leash.denial.settled().await;
+            }
+        };
+        keyring.clock.until(keyring.clock.now().plus(keyring.settings.call_timeout), settled).await;
+    }
+
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
         &self.owner.0
     }
