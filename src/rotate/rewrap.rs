@@ -188,6 +188,11 @@ impl Engine {
                 break;
             }
         }
+        if run.report.stopped.is_none() {
+            // An account that several versions wrap was found with each, and done with the first.
+            run.found = run.done;
+            progress(run.progress());
+        }
         Ok(run.report)
     }
 
@@ -394,7 +399,11 @@ impl Batch {
 
     async fn would_move(&self, ids: Vec<AccountId>) -> Vec<Landed> {
         let left = |found: Option<(AccountRecord, StoreVersion)>| {
-            found.map_or(0, |(record, _)| left_behind(&record, &self.target, self.which()).len() as u64)
+            let Some((record, _)) = found else { return 0 };
+            let left = left_behind(&record, &self.target, self.which());
+            // All of them in the first pass that meets the account, as the work itself would; that is over the oldest version.
+            let first = left.iter().map(|aek| aek.kek.version).min();
+            if first == Some(self.from.version) { left.len() as u64 } else { 0 }
         };
         self.read(ids).await.into_iter().map(|(id, found)| (id, found.map(left))).collect()
     }
