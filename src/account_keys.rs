@@ -118,6 +118,11 @@ impl ShutGuard {
         let seen = keys.as_ref().map_or(0, |keys| keys.shuts.load(Ordering::SeqCst));
         Self { keys, seen }
     }
+
+    /// The account's keys as it was made.
+    pub(crate) fn keys(&self) -> Option<&AccountKeys> {
+        self.keys.as_deref()
+    }
 }
 
 impl Drop for ShutGuard {
@@ -233,14 +238,15 @@ impl AccountKeys {
             slot::Leash,
             store::record::{AekPolicy, Usage},
             tokens::Route,
-            usage::{Ledger, Limits, Meter},
+            usage::{Counted, Ledger, Limits, Meter},
         };
         let (clock, second) = (Clock::Manual(ManualClock::default()), std::time::Duration::from_secs(1));
         let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
         let leash = Arc::new(Leash::new(kek, Route::of_test(&clock), Lease::new(second), clock, second));
         let (id, ledger) = (AccountId::new(id).unwrap(), Ledger::new(Limits::SUITE));
         let slot = |version: &u32| {
-            let meter = Meter::new(&ledger, id.clone(), *version, Usage::default(), AekPolicy::default());
+            let aek = Counted { account: id.clone(), aek_version: *version, created_unix: 0 };
+            let meter = Meter::new(&ledger, aek, Usage::default(), AekPolicy::default());
             AekSlot::new(leash.clone(), meter).unwrap()
         };
         Self::new(id.clone(), aek_versions.iter().map(slot).collect()).unwrap()

@@ -47,6 +47,20 @@ impl DenialNotes {
         self.saving.load(Ordering::SeqCst)
     }
 
+    /// Waits for what is being written.
+    pub(crate) async fn settled(&self) {
+        loop {
+            let saved = self.saved.notified();
+            tokio::pin!(saved);
+            // Enlist before the look.
+            saved.as_mut().enable();
+            if !self.is_saving() {
+                return;
+            }
+            saved.await;
+        }
+    }
+
     /// The store is to be looked at again: another process may have cleared the record of a denial that goes on.
     pub(crate) fn doubt(&self) {
         self.unsaved.store(true, Ordering::SeqCst);

@@ -220,7 +220,7 @@ impl Engine {
     /// [`Error::Exists`]; [`Error::NotFound`] for the KEK; [`Error::Denied`], [`Error::Unreachable`],
     /// [`Error::Misconfigured`] from the token; [`Error::Store`]: then nothing was acknowledged.
     pub async fn create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
-        let key = Key::Account(id.clone());
+        let (key, keys) = (Key::Account(id.clone()), self.owner.0.alive(id));
         let exists = || Error::Exists(format!("account {id}"));
         if let Some((record, _)) = store::load_account(&*self.owner.0.store, id).await? {
             return Err(match record.deleted {
@@ -231,8 +231,8 @@ impl Engine {
                 )),
             });
         }
-        // What is in memory under this id is of an account that was purged.
-        self.owner.0.forget_account(id).await;
+        // What was in memory under this id is of an account that was purged.
+        self.owner.0.forget_account(id, keys).await;
         let (wrapped, proof) = self.new_aek(id, FIRST_AEK_VERSION, kek).await?;
         let record = AccountRecord::new(wrapped.created_unix, id.clone(), wrapped);
         match self.owner.0.store.create(&key, record.put()?).await {
@@ -297,6 +297,18 @@ impl Engine {
     /// what was not is kept for the next time.
     pub async fn write_usage(&self) -> Result<()> {
         self.keyring().write_all_usage().await
+    }
+
+    /// Waits, for one `call_timeout` at most, until the store says of each KEK version whether it was denied last. For a process
+    /// that is about to end: a denial whose end was not written down is one for the next process, until its first proof.
+    pub async fn settle(&self) {
+        let keyring = self.keyring();
+        let settled = async {
+            for leash in keyring.leashes() {
+                leash.denial.settled().await;
+            }
+        };
+        keyring.clock.until(keyring.clock.now().plus(keyring.settings.call_timeout), settled).await;
     }
 
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {

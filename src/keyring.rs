@@ -256,7 +256,7 @@ impl Keyring {
     }
 
     /// The keys of an account, if anybody has them.
-    fn alive(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
+    pub(crate) fn alive(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
         self.living.get(id)
     }
 
@@ -479,6 +479,11 @@ impl Keyring {
             }
             return Err(Corrupt::AekVersion(slot.aek_version).into());
         };
+        if wrapped.created_unix != slot.meter().aek.created_unix {
+            // Of the same number, and another one: an AEK keeps the time of its making for good.
+            self.disown(slot).await;
+            return Err(made_anew(slot.account()));
+        }
         // A KEK version is one key in the token. A record that names another one is damaged, and must not speak for the KEK.
         let proved = self.sample(&wrapped.kek);
         if proved.is_some_and(|(_, good)| (&good.kek_id, good.profile) != (&wrapped.kek_id, wrapped.profile)) {
@@ -625,6 +630,11 @@ impl Keyring {
         let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
         self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
         self.keep_sample(&wrapped.kek, id, wrapped);
+        // Somebody may have been about to open the account that was purged, and have its keys here by now.
+        let is_another = |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter().aek == slot.meter().aek);
+        if let Some(keys) = self.alive(id).filter(is_another) {
+            self.forget_account(id, Some(keys)).await;
+        }
         let Some(keys) = AccountKeys::new(id.clone(), vec![slot]) else {
             return Err(Error::Fatal(format!("account {id} has no slot")));
         };

@@ -59,11 +59,20 @@ impl Limits {
     }
 }
 
+/// Which AEK is counted. One of the same account and version that was made at another time is another one: the account was
+/// purged, and made anew.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Counted {
+    pub(crate) account: AccountId,
+    pub(crate) aek_version: u32,
+    pub(crate) created_unix: u64,
+}
+
 /// What is common to the meters of an engine.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     limits: Limits,
-    left: Mutex<HashMap<(AccountId, u32), Usage>>,
+    left: Mutex<HashMap<Counted, Usage>>,
 }
 
 impl Ledger {
@@ -72,21 +81,20 @@ impl Ledger {
     }
 
     /// What meters that are gone had counted and not written down.
-    pub(crate) fn take_left(&self) -> Vec<(AccountId, u32, Usage)> {
-        let left = std::mem::take(&mut *self.left());
-        left.into_iter().map(|((account, aek_version), used)| (account, aek_version, used)).collect()
+    pub(crate) fn take_left(&self) -> Vec<(Counted, Usage)> {
+        std::mem::take(&mut *self.left()).into_iter().collect()
     }
 
     /// Keeps a count that nobody else will write down.
-    pub(crate) fn leave(&self, account: AccountId, aek_version: u32, used: Usage) {
+    pub(crate) fn leave(&self, aek: Counted, used: Usage) {
         let mut left = self.left();
-        if left.len() < LEFT_MAX || left.contains_key(&(account.clone(), aek_version)) {
-            let place = left.entry((account, aek_version)).or_default();
+        if left.len() < LEFT_MAX || left.contains_key(&aek) {
+            let place = left.entry(aek).or_default();
             *place = plus(*place, used);
         }
     }
 
-    fn left(&self) -> MutexGuard<'_, HashMap<(AccountId, u32), Usage>> {
+    fn left(&self) -> MutexGuard<'_, HashMap<Counted, Usage>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -94,8 +102,7 @@ impl Ledger {
 /// Counts what this engine seals under one AEK version.
 #[derive(Debug)]
 pub(crate) struct Meter {
-    pub(crate) account: AccountId,
-    pub(crate) aek_version: u32,
+    pub(crate) aek: Counted,
     ledger: Arc<Ledger>,
     few: Counter,
     lanes: OnceLock<Box<Lanes>>,
@@ -214,18 +221,11 @@ pub(crate) fn provide_lanes() {
 
 impl Meter {
     /// For an AEK version of which the record says that `seen` was sealed.
-    pub(crate) fn new(
-        ledger: &Arc<Ledger>,
-        account: AccountId,
-        aek_version: u32,
-        seen: Usage,
-        policy: AekPolicy,
-    ) -> Self {
+    pub(crate) fn new(ledger: &Arc<Ledger>, aek: Counted, seen: Usage, policy: AekPolicy) -> Self {
         provide_lanes();
         let few = Counter { ceiling: AtomicU64::new(UNWRITTEN_BLOCKS_MAX), ..Counter::default() };
         let meter = Self {
-            account,
-            aek_version,
+            aek,
             ledger: ledger.clone(),
             few,
             lanes: OnceLock::new(),
@@ -287,7 +287,7 @@ impl Meter {
     fn refusal(&self) -> Error {
         let books = self.books();
         let unwritten = minus(self.counted(), books.notes().taken);
-        let Self { account, aek_version, ledger, .. } = self;
+        let Self { aek: Counted { account, aek_version, .. }, ledger, .. } = self;
         if ledger.limits.reached(plus(books.seen, unwritten)) {
             let Limits { blocks, bytes } = ledger.limits;
             return Error::Invalid(format!(
@@ -389,7 +389,7 @@ impl Drop for Meter {
     fn drop(&mut self) {
         let left = self.take();
         if left != Usage::default() {
-            self.ledger.leave(self.account.clone(), self.aek_version, left);
+            self.ledger.leave(self.aek.clone(), left);
         }
     }
 }
@@ -417,9 +417,13 @@ mod tests {
         Usage { blocks, bytes }
     }
 
+    fn aek() -> Counted {
+        Counted { account: AccountId::new("a").unwrap(), aek_version: 1, created_unix: 7 }
+    }
+
     fn meter(limits: Limits, seen: Usage, policy: AekPolicy) -> (Arc<Ledger>, Arc<Meter>) {
         let ledger = Ledger::new(limits);
-        let meter = Meter::new(&ledger, AccountId::new("a").unwrap(), 1, seen, policy);
+        let meter = Meter::new(&ledger, aek(), seen, policy);
         (ledger, Arc::new(meter))
     }
 
@@ -548,7 +552,7 @@ mod tests {
         let (ledger, meter) = meter(Limits::SUITE, used(5, 5), NONE);
         meter.count(0, 9, || at(1)).unwrap();
         drop(meter);
-        assert_eq!(ledger.take_left(), [(AccountId::new("a").unwrap(), 1, used(1, 9))]);
+        assert_eq!(ledger.take_left(), [(aek(), used(1, 9))]);
         assert!(ledger.take_left().is_empty());
     }
 }

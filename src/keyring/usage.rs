@@ -10,7 +10,7 @@ use crate::{
         self, CONFLICTS_MAX, again_and_again,
         record::{AccountRecord, AekPolicy, Usage, WrappedAek},
     },
-    usage::{Meter, plus},
+    usage::{Counted, Meter, plus},
 };
 use std::{
     collections::BTreeSet,
@@ -49,7 +49,9 @@ impl DueAccounts {
 impl Keyring {
     /// A meter of an AEK version, for a slot.
     pub(crate) fn meter(&self, record: &AccountRecord, wrapped: &WrappedAek) -> Meter {
-        Meter::new(&self.ledger, record.account.clone(), wrapped.aek_version, wrapped.used, record.policy)
+        let WrappedAek { aek_version, created_unix, used, .. } = *wrapped;
+        let aek = Counted { account: record.account.clone(), aek_version, created_unix };
+        Meter::new(&self.ledger, aek, used, record.policy)
     }
 
     /// What every meter counted, those that are in use and those that are gone.
@@ -68,15 +70,13 @@ impl Keyring {
             let keyring = self.clone();
             flights.spawn(async move { keyring.write_meter(slot.meter()).await });
         }
-        for (account, aek_version, used) in self.ledger.take_left() {
+        for (aek, used) in self.ledger.take_left() {
             if flights.len() >= WRITES_IN_FLIGHT_MAX {
                 land(&mut flights, &mut outcome).await;
             }
             let keyring = self.clone();
             flights.spawn(async move {
-                keyring.add_usage(&account, aek_version, used).await.map(drop).inspect_err(|_| {
-                    keyring.ledger.leave(account, aek_version, used);
-                })
+                keyring.add_usage(&aek, used).await.map(drop).inspect_err(|_| keyring.ledger.leave(aek, used))
             });
         }
         while !flights.is_empty() {
@@ -90,24 +90,22 @@ impl Keyring {
         if taken.used == Usage::default() {
             return Ok(());
         }
-        if let Some((seen, policy)) = self.add_usage(&meter.account, meter.aek_version, taken.used).await? {
+        if let Some((seen, policy)) = self.add_usage(&meter.aek, taken.used).await? {
             meter.wrote(seen, policy);
         }
         std::mem::forget(taken);
         Ok(())
     }
 
-    /// Adds to what an AEK version's record says, and gives the sum; `None` when the account has no such version any more.
-    async fn add_usage(
-        &self,
-        account: &AccountId,
-        aek_version: u32,
-        used: Usage,
-    ) -> Result<Option<(Usage, AekPolicy)>> {
+    /// Adds to what an AEK version's record says, and gives the sum; `None` when the account has that AEK no more.
+    async fn add_usage(&self, aek: &Counted, used: Usage) -> Result<Option<(Usage, AekPolicy)>> {
+        let Counted { account, aek_version, created_unix } = aek;
         for _ in 0..CONFLICTS_MAX {
             let Some((mut record, seen)) = store::load_account(&*self.store, account).await? else { return Ok(None) };
-            let mut versions = record.versions.iter_mut();
-            let Some(version) = versions.find(|version| version.aek_version == aek_version) else { return Ok(None) };
+            let is_it = |version: &&mut WrappedAek| {
+                version.aek_version == *aek_version && version.created_unix == *created_unix
+            };
+            let Some(version) = record.versions.iter_mut().find(is_it) else { return Ok(None) };
             version.used = plus(version.used, used);
             let sum = (version.used, record.policy);
             match self.store.replace(&record.key(), &seen, record.put()?).await {

@@ -19,9 +19,15 @@ use crate::{
 use std::sync::Arc;
 
 impl Keyring {
-    /// Adds the AEK version that was just stored to the account's keys, if anybody has them.
-    pub(crate) fn admit_version(&self, record: &AccountRecord, wrapped: &WrappedAek, proof: &NewProof) -> Result<()> {
-        let Some(keys) = self.alive(&record.account) else { return Ok(()) };
+    /// Adds the AEK version that was just stored to keys that somebody had before the record was read: those that are there
+    /// by now may be of an account that was made anew.
+    pub(crate) fn admit_version(
+        &self,
+        keys: &AccountKeys,
+        record: &AccountRecord,
+        wrapped: &WrappedAek,
+        proof: &NewProof,
+    ) -> Result<()> {
         let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
         // Refused by a denial in between: new blocks are sealed under it all the same, so its lease's word counts.
         let _ = self.admit(&slot, &proof.aek, proof.epoch, proof.asked);
@@ -88,23 +94,25 @@ impl Keyring {
         }
     }
 
-    /// Wipes every key of an account that is no more, and forgets what there is of it in memory. Its handles stay, and are of
-    /// no use any more: whoever makes an account of this id anew gets other keys.
-    pub(crate) async fn forget_account(&self, id: &AccountId) {
-        self.shut(id).await;
-        if let Some(keys) = self.alive(id) {
-            // Else a lease would wait for ever for a proof by an AEK that nobody has.
-            keys.slots().for_each(|slot| slot.retire());
-        }
+    /// Wipes the keys of an account that is no more, and forgets what there is of it in memory. Its handles stay, and are of
+    /// no use any more: whoever makes an account of this id anew gets other keys, which are left alone if they are there already.
+    ///
+    /// `keys` are those that were there before it was known that the account is gone.
+    pub(crate) async fn forget_account(&self, id: &AccountId, keys: Option<Arc<AccountKeys>>) {
+        self.index.invalidate(id).await;
         self.samples().retain(|_, (of, _)| of != id);
-        self.living.remove(id);
+        let Some(keys) = keys else { return };
+        keys.shut();
+        // Else a lease would wait for ever for a proof by an AEK that nobody has.
+        keys.slots().for_each(|slot| slot.retire());
+        self.living.remove(&keys);
     }
 
     /// As [`Keyring::forget_account`], where that is whose slot it is, and not the one that was made anew.
     pub(super) async fn disown(&self, slot: &AekSlot) {
-        let is_its = |keys: Arc<AccountKeys>| keys.slots().any(|one| std::ptr::eq(&**one, slot));
-        if self.alive(slot.account()).is_some_and(is_its) {
-            self.forget_account(slot.account()).await;
+        let is_its = |keys: &Arc<AccountKeys>| keys.slots().any(|one| std::ptr::eq(&**one, slot));
+        if let Some(keys) = self.alive(slot.account()).filter(is_its) {
+            self.forget_account(slot.account(), Some(keys)).await;
         }
     }
 

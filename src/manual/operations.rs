@@ -65,7 +65,8 @@
 //!   trouble of a command that does not use it. A service opens them itself.
 //! - **A standby** is a clone of the whole key, attributes and CKA_ID included, made with the vendor's tool;
 //!   [`promises`](mod@super::promises#a-standby) says what holds. Clone each new version after `kek rotate` before `kek rewrap`:
-//!   `kek show` says what the standby has. In `keyleash.toml` its two deadlines together are at most `poll_interval`.
+//!   `kek show` says what the standby has. A schedule waits for that: it rotates, says what is missing
+//!   ([`Event::ScheduleFailed`](crate::telemetry::Event::ScheduleFailed)), and moves nothing until the standby has the new version. In `keyleash.toml` its two deadlines together are at most `poll_interval`.
 //!
 //! Two tokens **in one module** share the module's context, and that cannot be undone by anybody outside of it:
 //!
@@ -228,6 +229,7 @@
 //!   with each pass; damaged records in a re-wrap once a day. Accounts under a KEK that is denied or silent wait. An account
 //!   with 256 AEK versions is not rotated any further: retire those that no block uses.
 //! - **Wall clocks** decide what is due by age. A version that was made under a clock that was ahead is due that much later.
+//!   When an account may be purged is counted from the newest time in its record, if the clock of its deletion is behind that.
 //!
 //! What is sealed is counted in memory and written into the account's record when it is 2^20 blocks, 2^36 bytes or a sixteenth of
 //! what the policy allows, and after an hour at the latest: a million accounts in use cost the store some 280 writes a second. A
@@ -257,6 +259,9 @@
 //!   other process has open.
 //! - **Two who rotate one KEK at once** make one new version, or one of them is told that its key stays in the token, unused.
 //! - **What is purged** is forgotten by every engine within one `aek_ttl`; a handle of it says so, also when the name was given anew.
+//!   Its wrapped AEKs are still in backups, and in freed pages of the store's file until later writes come over them: whoever has
+//!   those and the use of the KEK can unwrap them. What must be gone for good goes with its KEK: give it one of its own, or
+//!   rotate, re-wrap, purge, and delete the old version in the token.
 //!
 //! # Tests
 //!

@@ -44,7 +44,7 @@ impl Engine {
         expected: u32,
         may_write: impl Fn() -> Result<()>,
     ) -> Result<(u32, bool)> {
-        let _guard = self.keyring().shut_guard(id);
+        let guard = self.keyring().shut_guard(id);
         for _ in 0..CONFLICTS_MAX {
             let (mut record, seen) = self.load_account(id).await?;
             if let Some(deletion) = record.deleted {
@@ -70,9 +70,9 @@ impl Engine {
             match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
                 Ok(_) => {
                     // Before the first block is sealed under it.
-                    match self.leave_if_retired(id, &wrapped).await? {
-                        false => self.keyring().admit_version(&record, &wrapped, &proof)?,
-                        true => self.keyring().learn(id).await?,
+                    match (self.leave_if_retired(id, &wrapped).await?, guard.keys()) {
+                        (false, Some(keys)) => self.keyring().admit_version(keys, &record, &wrapped, &proof)?,
+                        _ => self.keyring().learn(id).await?,
                     }
                     return Ok((next, true));
                 }

@@ -14,22 +14,26 @@ impl Engine {
     /// Deletes an account so that it can be brought back for `retention`. Its handles stop at once in this engine, and
     /// in every other one within one `aek_ttl`, an outage of the token included. Nothing of it is destroyed yet.
     ///
-    /// When it may be purged is written down now: neither a restart nor a later setting moves it. An account that was deleted
-    /// before stays as it was.
+    /// When it may be purged is written down now: neither a restart nor a later setting moves it. It counts from the newest time
+    /// that the record knows, should the clock be behind that. An account that was deleted before stays as it was.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Store`], [`Error::Conflict`].
     pub async fn delete_account(&self, id: &AccountId) -> Result<Deletion> {
-        let since_unix = self.keyring().clock.unix_now();
-        let purge_after_unix = since_unix.saturating_add(self.keyring().settings.retention.as_secs());
+        let (now, retention) = (self.keyring().clock.unix_now(), self.keyring().settings.retention.as_secs());
+        let mut deletion = Deletion { since_unix: now, purge_after_unix: now.saturating_add(retention) };
         let change = |record: &mut AccountRecord| {
             let is_new = record.deleted.is_none();
-            record.deleted.get_or_insert(Deletion { since_unix, purge_after_unix });
+            // A clock that was set back, or begins in 1970 for want of a battery, must not shorten the retention.
+            let newest = record.versions.iter().map(|version| version.created_unix).max();
+            let since_unix = now.max(record.created_unix).max(newest.unwrap_or_default());
+            let purge_after_unix = since_unix.saturating_add(retention);
+            deletion = *record.deleted.get_or_insert(Deletion { since_unix, purge_after_unix });
             Ok(is_new)
         };
-        let (record, _) = self.change_account(id, change).await?;
+        self.change_account(id, change).await?;
         self.keyring().shut(id).await;
-        Ok(record.deleted.unwrap_or(Deletion { since_unix, purge_after_unix }))
+        Ok(deletion)
     }
 
     /// Brings a deleted account back, with all its AEK versions. Handles that are still held work again once they are warmed.
@@ -54,7 +58,9 @@ impl Engine {
     /// where `purge_protection` is off.
     ///
     /// What copies there are elsewhere, the store's backups above all, still hold the wrapped AEKs, and the KEK still opens
-    /// them: they are shredded when those copies go, or when the KEK versions that wrapped them are deleted in the token.
+    /// them: they are shredded when those copies go, or when the KEK versions that wrapped them are deleted in the token. Such a
+    /// copy are also the freed pages of the embedded store's file, until later writes come over them, and what the file system
+    /// and the disk below it keep of pages that were written over.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Invalid`] when it is not deleted, when its retention is not over and `now` is false, or
@@ -62,6 +68,7 @@ impl Engine {
     pub async fn purge_account(&self, id: &AccountId, now: bool) -> Result<()> {
         let keyring = self.keyring();
         for _ in 0..CONFLICTS_MAX {
+            let keys = keyring.alive(id);
             let (record, seen) = self.load_account(id).await?;
             let Some(deletion) = record.deleted else {
                 return Err(Error::Invalid(format!(
@@ -79,7 +86,7 @@ impl Engine {
             }
             match keyring.store.delete(&record.key(), &seen).await {
                 Ok(()) => {
-                    keyring.forget_account(id).await;
+                    keyring.forget_account(id, keys).await;
                     return Ok(());
                 }
                 Err(Error::Conflict(_)) => {} // undeleted, perhaps

@@ -7,7 +7,7 @@
 //! a holder lose its place early, and it stops before its next write.
 
 use crate::{
-    clock::Instant,
+    clock::{Clock, Instant},
     error::{Error, Result},
     keyring::Keyring,
     secret::fill_random,
@@ -18,8 +18,8 @@ use crate::{
 };
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -64,6 +64,29 @@ pub(super) enum Standing {
     Busy(WorkRecord),
     /// Another one, that may be gone.
     Waiting(WorkRecord),
+}
+
+/// One pass's share in the claim: once it was refused it stays over, though the engine may have the work again by then. So
+/// what was not done because the work was lost is told from what failed.
+#[derive(Debug)]
+pub(super) struct Stint {
+    hold: Arc<Hold>,
+    clock: Clock,
+    over: AtomicBool,
+}
+
+impl Stint {
+    pub(super) fn new(hold: Arc<Hold>, clock: Clock) -> Arc<Self> {
+        Arc::new(Self { hold, clock, over: AtomicBool::new(false) })
+    }
+
+    /// As [`Hold::check`].
+    pub(super) fn check(&self) -> Result<()> {
+        if self.over.load(Ordering::SeqCst) {
+            return Err(lost());
+        }
+        self.hold.check(self.clock.now()).inspect_err(|_| self.over.store(true, Ordering::SeqCst))
+    }
 }
 
 impl Hold {
@@ -196,7 +219,7 @@ fn damaged(now_unix: u64) -> WorkRecord {
 }
 
 /// What is said to work whose holder is another engine by now.
-pub(super) fn lost() -> Error {
+fn lost() -> Error {
     Error::Conflict("the scheduled work: another engine does it, or may do it, by now".into())
 }
 
@@ -204,14 +227,12 @@ pub(super) fn lost() -> Error {
 mod tests {
     use super::*;
     use crate::{
-        clock::{Clock, ManualClock},
+        clock::ManualClock,
         config::Settings,
         store::{KeyStore, load_work, memory::MemoryStore},
         token::scripted::ScriptedToken,
         tokens::Tokens,
     };
-    use std::sync::Arc;
-
     const SECOND: Duration = Duration::from_secs(1);
 
     fn keyring() -> (Arc<Keyring>, ManualClock, Arc<MemoryStore>) {

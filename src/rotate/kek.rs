@@ -1,11 +1,11 @@
 //! New KEK versions, made by us or by an operator; their retirement; attested backups.
 
 use crate::{
-    engine::{Engine, KekVersionStatus, round_trip},
+    engine::{Engine, round_trip},
     error::{Error, Result},
     name::{KekName, KekVersion},
     store::{
-        Filter, PAGE_KEYS_MAX, StoreVersion,
+        Filter, PAGE_KEYS_MAX, StoreVersion, kek_names,
         record::{KEK_VERSIONS_MAX, KekRecord, KekVersionRecord},
     },
     token::{KekHandle, KekId},
@@ -85,10 +85,11 @@ impl Engine {
         let (record, seen) = self.load_kek(name).await?;
         let (_, current) = self.current_kek(name).await?;
         let next = KekVersion::new(name.clone(), next_version(&record)?);
-        for kek in self.keks().await? {
-            let is_it = |version: &&KekVersionStatus| version.record.id == *id && version.record.token == current.token;
-            if let Some(known) = kek.versions.iter().find(is_it) {
-                let known = KekVersion::new(kek.name.clone(), known.record.version);
+        for known in kek_names(&*self.keyring().store).await? {
+            let kek = self.kek_record(&known).await?;
+            let is_it = |version: &&KekVersionRecord| version.id == *id && version.token == current.token;
+            if let Some(version) = kek.versions.iter().find(is_it) {
+                let known = KekVersion::new(known, version.version);
                 return Err(Error::Exists(format!("the key with CKA_ID {id} is KEK {known}")));
             }
         }
@@ -237,7 +238,11 @@ impl Engine {
             (Some(false), None) => {
                 format!("no backup of it is attested: make one, and `keyleash kek attest-backup {kek}`")
             }
-            (Some(true), _) => "CKA_DESTROYABLE is true: rotate to a key that is not".into(),
+            (Some(true), _) => {
+                "CKA_DESTROYABLE is true, and so it will be of versions that keyleash makes: adopt a key of which it is false \
+                 (`kek rotate --adopt`), or make another KEK"
+                    .into()
+            }
             (None, _) => "the token does not say that CKA_DESTROYABLE is false".into(),
         };
         Err(Error::Misconfigured(format!("KEK {kek} is not recoverable, and require_recoverable is set: {lacks}")))

@@ -4,14 +4,14 @@
 //! crash cut short is simply done again, by whoever comes next.
 
 use super::{
-    hold::Hold,
+    hold::Stint,
     rewrap::Pace,
     schedule::{Due, aek_due, kek_due},
 };
 use crate::{
     clock::Instant,
     engine::Engine,
-    error::{Error, Result},
+    error::{Error, Refusal, Result},
     name::{AccountId, KekName, KekVersion},
     store::{
         Filter, Key, PAGE_KEYS_MAX, kek_names, load_account,
@@ -99,7 +99,7 @@ struct Landed {
 /// A pass under way.
 pub(super) struct Pass {
     engine: Engine,
-    hold: Arc<Hold>,
+    stint: Arc<Stint>,
     /// Of a task that tells its engine's subscribers what fails; whoever runs a single pass reads its report.
     notes: Option<Arc<Notes>>,
     /// KEKs that refused or did not answer in this pass: the other accounts under them are not tried.
@@ -109,9 +109,9 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    pub(super) fn new(engine: Engine, hold: Arc<Hold>, notes: Option<Arc<Notes>>) -> Self {
+    pub(super) fn new(engine: Engine, stint: Arc<Stint>, notes: Option<Arc<Notes>>) -> Self {
         let (troubled, flights, report) = Default::default();
-        Self { engine, hold, notes, troubled, flights, report }
+        Self { engine, stint, notes, troubled, flights, report }
     }
 
     /// Everything that is due.
@@ -146,7 +146,7 @@ impl Pass {
         if let Some(stopped) = &self.report.stopped {
             return Err(stopped.clone());
         }
-        self.hold.check(self.engine.keyring().clock.now())
+        self.stint.check()
     }
 
     fn tell(&self, event: Event) {
@@ -160,7 +160,7 @@ impl Pass {
     }
 
     fn failed(&mut self, subject: String, error: Error) {
-        let text = error.to_string();
+        let text = without_time(error.clone()).to_string();
         // Silence passes, and the lease tells of it.
         let passes = matches!(error, Error::Lapsed(_) | Error::Unreachable(_));
         if !passes && self.notes.as_ref().is_some_and(|notes| notes.is_news(&subject, &text)) {
@@ -194,8 +194,7 @@ impl Pass {
             return Ok(());
         }
         if let Some(why) = kek_due(&record, self.engine.keyring().clock.unix_now()) {
-            let (hold, clock) = (self.hold.clone(), self.engine.keyring().clock.clone());
-            let made = self.engine.rotate_kek_held(name, record.current, || hold.check(clock.now())).await?;
+            let made = self.engine.rotate_kek_held(name, record.current, || self.stint.check()).await?;
             if let Some(made) = made {
                 let kek = KekVersion::new(name.clone(), made.version);
                 self.report.keks.push((kek.clone(), why));
@@ -217,22 +216,41 @@ impl Pass {
         if too_soon || !self.engine.has_left_behind(record).await? {
             return Ok(());
         }
-        let pace = Pace::held(self.hold.clone());
+        self.check_standby(record).await?;
+        let pace = Pace::held(self.stint.clone());
         let done = self.engine.rewrap_at(&record.name, false, pace, |_| {}).await?;
         self.report.rewrapped += done.accounts;
+        self.report.failed += done.failed - (done.failures.len() as u64).min(done.failed);
+        for failure in done.failures {
+            self.failed(format!("account {}", failure.account), failure.error);
+        }
         if let Some(stopped) = done.stopped {
             return Err(stopped);
         }
-        if done.failed > 0 {
-            if let Some(notes) = &self.notes {
-                notes.noted().left_behind.insert(to.clone(), keyring.clock.now());
-            }
-            for failure in done.failures {
-                self.failed(format!("account {}", failure.account), failure.error);
-            }
+        if let (1.., Some(notes)) = (done.failed, &self.notes) {
+            notes.noted().left_behind.insert(to.clone(), keyring.clock.now());
         }
         self.tell(Event::Rewrapped { kek: done.to, accounts: done.accounts, failed: done.failed });
         Ok(())
+    }
+
+    /// Nothing is moved to where an outage of the first token would find no standby: the new version is cloned by an operator,
+    /// and until then the older ones have theirs.
+    async fn check_standby(&self, record: &KekRecord) -> Result<()> {
+        let standby = self.engine.keyring().tokens.standby_of(&record.name);
+        let (Some(standby), Some(current)) = (standby, record.current()) else { return Ok(()) };
+        match standby.token.find_kek(&current.id).await {
+            Ok(Some(_)) => Ok(()),
+            Err(trouble) => {
+                // No lease tells of a standby that is silent.
+                tracing::warn!(kek = %record.name, standby = %standby.name, %trouble, "nothing is moved while the standby does not say whether it has the KEK");
+                Err(trouble.into())
+            }
+            Ok(None) => Err(Error::Misconfigured(format!(
+                "KEK {}/{} is not in its standby, token {}: clone it (CKA_ID {}), and what older versions wrap is moved",
+                record.name, current.version, standby.name, current.id
+            ))),
+        }
     }
 
     async fn accounts(&mut self) -> Result<()> {
@@ -284,13 +302,13 @@ impl Pass {
                 Ok(leash) => drop(leash.budget().background().await),
                 Err(error @ Error::Store(_)) => return Err(error),
                 Err(error) => {
-                    self.failed(format!("account {id}"), error);
+                    self.not_rotated(&id, kek, error);
                     continue;
                 }
             }
-            let (engine, hold, clock) = (self.engine.clone(), self.hold.clone(), keyring.clock.clone());
+            let (engine, stint) = (self.engine.clone(), self.stint.clone());
             self.flights.spawn(async move {
-                let rotated = engine.rotate_aek(&id, expected, || hold.check(clock.now())).await;
+                let rotated = engine.rotate_aek(&id, expected, || stint.check()).await;
                 Landed { id, kek, rotated, why }
             });
         }
@@ -316,19 +334,35 @@ impl Pass {
                 self.report.stopped.get_or_insert(error);
             }
             Err(error) => {
-                if let Err(lost) = self.hold.check(self.engine.keyring().clock.now()) {
+                if let Err(lost) = self.stint.check() {
                     self.report.stopped.get_or_insert(lost);
                     return;
                 }
-                if !matches!(error, Error::Invalid(_) | Error::Corrupt(_) | Error::Conflict(_)) {
-                    // It is the KEK's trouble, told once for it.
-                    self.troubled.insert(kek.clone());
-                    self.failed(format!("accounts under KEK {kek}"), error);
-                    return;
-                }
-                self.failed(subject, error);
+                self.not_rotated(&id, kek, error);
             }
         }
+    }
+
+    fn not_rotated(&mut self, id: &AccountId, kek: KekName, error: Error) {
+        if matches!(error, Error::Invalid(_) | Error::Corrupt(_) | Error::Conflict(_)) {
+            self.failed(format!("account {id}"), error);
+            return;
+        }
+        // It is the KEK's trouble, told once for it.
+        let subject = format!("accounts under KEK {kek}");
+        self.troubled.insert(kek);
+        self.failed(subject, error);
+    }
+}
+
+/// So that a denial that lasts is not news with every second.
+fn without_time(error: Error) -> Error {
+    let timeless = |refusal| Refusal { lasting: None, ..refusal };
+    match error {
+        Error::Denied(refusal) => Error::Denied(timeless(refusal)),
+        Error::Lapsed(refusal) => Error::Lapsed(timeless(refusal)),
+        Error::Unreachable(refusal) => Error::Unreachable(timeless(refusal)),
+        other => other,
     }
 }
 

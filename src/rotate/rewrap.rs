@@ -3,13 +3,14 @@
 //! Of each AEK: unwrap, verify, wrap, verify by a second unwrap, compare-and-put. What is left to do is what the store's
 //! index still finds under the other versions, so that nothing needs to be remembered for going on after a crash.
 
-use super::hold::Hold;
+use super::hold::Stint;
 use crate::{
     budget::{BACKGROUND_IN_FLIGHT_MAX, Budget, Place},
     engine::Engine,
     error::{Error, Result},
     keyring::Keyring,
     name::{AccountId, KekName, KekVersion},
+    secret::Aek,
     slot::Leash,
     store::{
         CONFLICTS_MAX, Filter, Key, PAGE_KEYS_MAX, Page, Put, StoreVersion, Versioned, again_and_again,
@@ -77,7 +78,7 @@ pub struct RewrapReport {
     /// The first [`REWRAP_FAILURES_MAX`] of them.
     pub failures: Vec<RewrapFailure>,
     /// Why it stopped before the end; the rest waits for the next time, which goes on from there. After a denial of one KEK
-    /// version the accounts under the others were moved all the same.
+    /// version all that the others wrap was moved all the same, other AEKs of its own accounts too.
     pub stopped: Option<Error>,
 }
 
@@ -89,12 +90,19 @@ struct Target {
 }
 
 /// Which AEKs of an account are moved.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Which {
-    /// Those that another version of the target's KEK wraps.
-    OfThisKek,
+#[derive(Clone, Copy)]
+enum Which<'a> {
+    /// Those that another version of the target's KEK wraps, in the pass over what this version wraps.
+    OfThisKek(&'a KekVersion),
     /// All that something else than the target wraps.
     All,
+}
+
+impl Which<'_> {
+    /// True when an AEK under `kek` stays where it is while that is denied: another pass is over it, and says so.
+    fn may_leave(self, kek: &KekVersion) -> bool {
+        matches!(self, Self::OfThisKek(from) if from != kek)
+    }
 }
 
 /// The pace of token calls, and whether there may be any.
@@ -102,13 +110,13 @@ pub(super) struct Pace {
     /// A budget of its own, with its rate.
     own: Option<(u32, Budget)>,
     /// Of scheduled work: it stops when its holder is another engine.
-    hold: Option<Arc<Hold>>,
+    stint: Option<Arc<Stint>>,
 }
 
 impl Pace {
     /// Of scheduled work.
-    pub(super) fn held(hold: Arc<Hold>) -> Self {
-        Self { own: None, hold: Some(hold) }
+    pub(super) fn held(stint: Arc<Stint>) -> Self {
+        Self { own: None, stint: Some(stint) }
     }
 
     /// A place for a call under that lease.
@@ -121,8 +129,8 @@ impl Pace {
         self.own.as_ref().map_or(keyring.settings.resume_rate, |(rate, _)| *rate)
     }
 
-    fn may_write(&self, keyring: &Keyring) -> Result<()> {
-        self.hold.as_ref().map_or(Ok(()), |hold| hold.check(keyring.clock.now()))
+    fn may_write(&self) -> Result<()> {
+        self.stint.as_ref().map_or(Ok(()), |stint| stint.check())
     }
 }
 
@@ -131,8 +139,8 @@ impl Engine {
     /// once; the engine's on-demand unwraps go first. Live handles follow, undisturbed. Safe beside other engines and
     /// processes on the same store, account creation and rotation included; after a crash at any instant call it again.
     ///
-    /// An account whose record or wrapped AEK is damaged is reported and left as it is. A denial, an outage and a store
-    /// that fails stop it: [`RewrapReport::stopped`].
+    /// An account whose record or wrapped AEK is damaged is reported and left as it is. An outage and a store that fails stop it,
+    /// and so does a denial, for what that KEK version wraps: [`RewrapReport::stopped`].
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Store`], [`Error::Corrupt`] for the KEK itself.
@@ -143,7 +151,7 @@ impl Engine {
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
         let own = options.rate.map(|rate| (rate, Budget::new(rate, self.keyring().clock.clone())));
-        self.rewrap_at(kek, options.dry_run, Pace { own, hold: None }, progress).await
+        self.rewrap_at(kek, options.dry_run, Pace { own, stint: None }, progress).await
     }
 
     /// As [`Engine::rewrap_kek`], at a given pace.
@@ -162,11 +170,14 @@ impl Engine {
         for _ in 0..PASSES_MAX {
             let (done_before, target_before) = (run.report.accounts, run.target.kek.clone());
             for version in self.old_versions(kek, &run.target).await? {
-                run.pass(&version, &progress).await;
-                match &run.report.stopped {
+                match run.pass(&version, &progress).await {
+                    Ok(()) => {}
                     // The KEK version that is denied, or lost, keeps only what it wraps itself.
-                    None | Some(Error::Denied(_)) => {}
-                    Some(_) => return Ok(run.report),
+                    Err(denied @ Error::Denied(_)) => drop(run.report.stopped.get_or_insert(denied)),
+                    Err(error) => {
+                        run.report.stopped = Some(error);
+                        return Ok(run.report);
+                    }
                 }
             }
             if let Err(error) = run.retarget().await {
@@ -176,6 +187,11 @@ impl Engine {
             if is_done || dry_run || run.report.stopped.is_some() {
                 break;
             }
+        }
+        if run.report.stopped.is_none() {
+            // An account that several versions wrap was found with each, and done with the first.
+            run.found = run.done;
+            progress(run.progress());
         }
         Ok(run.report)
     }
@@ -194,7 +210,7 @@ impl Engine {
 
     /// As [`Engine::move_account`], without asking whether the KEK is good enough for a new account.
     pub(crate) async fn relocate(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
-        let pace = Pace { own: None, hold: None };
+        let pace = Pace { own: None, stint: None };
         let mut moved = false;
         for _ in 0..CONFLICTS_MAX {
             let target = self.target(kek).await?;
@@ -273,7 +289,7 @@ impl<'a> Run<'a> {
     }
 
     /// Moves what one version wraps; stops at the first trouble that is not an account's own.
-    async fn pass(&mut self, from: &KekVersion, progress: &impl Fn(RewrapProgress)) {
+    async fn pass(&mut self, from: &KekVersion, progress: &impl Fn(RewrapProgress)) -> Result<()> {
         let mut stopped = None;
         let mut flights = JoinSet::new();
         let mut after = None;
@@ -296,7 +312,7 @@ impl<'a> Run<'a> {
                 if stopped.is_some() {
                     break;
                 }
-                flights.spawn(self.flight(batch.to_vec()));
+                flights.spawn(self.flight(from, batch.to_vec()));
             }
             after = page.next;
             if after.is_none() {
@@ -309,7 +325,7 @@ impl<'a> Run<'a> {
         if !self.dry_run {
             self.engine.keyring().note_moved(from);
         }
-        self.report.stopped = self.report.stopped.take().or(stopped);
+        stopped.map_or(Ok(()), Err)
     }
 
     async fn page(&mut self, from: &KekVersion, after: Option<&Key>) -> Result<Page> {
@@ -317,8 +333,9 @@ impl<'a> Run<'a> {
         self.engine.keyring().store.list(&Filter::WrappedBy(from.clone()), after, PAGE_KEYS_MAX).await
     }
 
-    fn flight(&self, ids: Vec<AccountId>) -> impl Future<Output = Vec<Landed>> + Send + use<> {
-        let batch = Batch { engine: self.engine.clone(), target: self.target.clone(), pace: self.pace.clone() };
+    fn flight(&self, from: &KekVersion, ids: Vec<AccountId>) -> impl Future<Output = Vec<Landed>> + Send + use<> {
+        let (engine, target, pace) = (self.engine.clone(), self.target.clone(), self.pace.clone());
+        let batch = Batch { engine, from: from.clone(), target, pace };
         let dry_run = self.dry_run;
         async move { if dry_run { batch.would_move(ids).await } else { batch.move_all(ids).await } }
     }
@@ -330,7 +347,7 @@ impl<'a> Run<'a> {
         progress: &impl Fn(RewrapProgress),
     ) -> Result<()> {
         let died = |_| Error::Fatal("the task that re-wraps accounts died: try again".into());
-        let is_held = self.pace.may_write(self.engine.keyring());
+        let is_held = self.pace.may_write();
         let mut trouble = Ok(());
         for (account, outcome) in landed.map_err(died)? {
             match outcome {
@@ -369,14 +386,24 @@ fn account_of(key: Key) -> Option<AccountId> {
 #[derive(Clone)]
 struct Batch {
     engine: Engine,
+    /// The pass that it is of.
+    from: KekVersion,
     target: Target,
     pace: Arc<Pace>,
 }
 
 impl Batch {
+    fn which(&self) -> Which<'_> {
+        Which::OfThisKek(&self.from)
+    }
+
     async fn would_move(&self, ids: Vec<AccountId>) -> Vec<Landed> {
         let left = |found: Option<(AccountRecord, StoreVersion)>| {
-            found.map_or(0, |(record, _)| left_behind(&record, &self.target, Which::OfThisKek).len() as u64)
+            let Some((record, _)) = found else { return 0 };
+            let left = left_behind(&record, &self.target, self.which());
+            // All of them in the first pass that meets the account, as the work itself would; that is over the oldest version.
+            let first = left.iter().map(|aek| aek.kek.version).min();
+            if first == Some(self.from.version) { left.len() as u64 } else { 0 }
         };
         self.read(ids).await.into_iter().map(|(id, found)| (id, found.map(left))).collect()
     }
@@ -411,7 +438,7 @@ impl Batch {
             }
         }
         let keyring = self.engine.keyring();
-        let outcomes = match self.pace.may_write(keyring) {
+        let outcomes = match self.pace.may_write() {
             Ok(()) => keyring.store.replace_many(changes).await,
             Err(lost) => vec![Err(lost); changes.len()],
         };
@@ -419,9 +446,7 @@ impl Batch {
             let outcome = match outcome {
                 Ok(_) => Ok(aeks),
                 Err(Error::NotFound(_)) => Ok(0),
-                Err(Error::Conflict(_)) => {
-                    move_aeks(&self.engine, &id, &self.target, Which::OfThisKek, &self.pace).await
-                }
+                Err(Error::Conflict(_)) => move_aeks(&self.engine, &id, &self.target, self.which(), &self.pace).await,
                 Err(error) => Err(error),
             };
             landed.push((id, outcome));
@@ -455,7 +480,7 @@ impl Batch {
 
     /// The change to an account's record, and how many AEKs it moves; `None` when there is nothing to move.
     async fn change(&self, mut record: AccountRecord, seen: StoreVersion) -> Result<Option<(Change, u64)>> {
-        let left = rewrap_all(self.engine.keyring(), &mut record, &self.target, Which::OfThisKek, &self.pace).await?;
+        let left = rewrap_all(self.engine.keyring(), &mut record, &self.target, self.which(), &self.pace).await?;
         if left.is_empty() {
             return Ok(None);
         }
@@ -484,22 +509,22 @@ fn is_the_accounts_own(error: &Error) -> bool {
 
 /// The AEKs that are to be moved. Never from a newer version of the target's KEK: somebody rotated it since, and the target may
 /// be retired by now.
-fn left_behind<'a>(record: &'a AccountRecord, target: &Target, which: Which) -> Vec<&'a WrappedAek> {
+fn left_behind<'a>(record: &'a AccountRecord, target: &Target, which: Which<'_>) -> Vec<&'a WrappedAek> {
     let is_left = |aek: &&WrappedAek| match aek.kek.name == target.kek.name {
         true => aek.kek.version < target.kek.version,
-        false => which == Which::All,
+        false => matches!(which, Which::All),
     };
     record.versions.iter().filter(is_left).collect()
 }
 
 /// Moves AEKs of one account, and says how many.
-async fn move_aeks(engine: &Engine, id: &AccountId, target: &Target, which: Which, pace: &Pace) -> Result<u64> {
+async fn move_aeks(engine: &Engine, id: &AccountId, target: &Target, which: Which<'_>, pace: &Pace) -> Result<u64> {
     let keyring = engine.keyring();
     let mut target = target.clone();
     for _ in 0..CONFLICTS_MAX {
         let Some((mut record, seen)) = crate::store::load_account(&*keyring.store, id).await? else {
             return match which {
-                Which::OfThisKek => Ok(0), // purged since it was listed
+                Which::OfThisKek(_) => Ok(0), // purged since it was listed
                 Which::All => Err(Error::NotFound(format!("account {id}"))),
             };
         };
@@ -507,17 +532,17 @@ async fn move_aeks(engine: &Engine, id: &AccountId, target: &Target, which: Whic
         if left.is_empty() {
             return Ok(0);
         }
-        pace.may_write(keyring)?;
+        pace.may_write()?;
         match keyring.store.replace(&record.key(), &seen, record.put()?).await {
             Ok(_) => {
-                if which == Which::All {
+                if matches!(which, Which::All) {
                     left.iter().for_each(|kek| keyring.note_moved(kek));
                 }
                 return Ok(left.len() as u64);
             }
             // On what it is by now, and to where it is moved by now.
             Err(Error::Conflict(_)) => target = engine.target(&target.kek.name).await?,
-            Err(Error::NotFound(_)) if which == Which::OfThisKek => return Ok(0),
+            Err(Error::NotFound(_)) if matches!(which, Which::OfThisKek(_)) => return Ok(0),
             Err(error) => return Err(error),
         }
     }
@@ -529,12 +554,16 @@ async fn rewrap_all(
     keyring: &Arc<Keyring>,
     record: &mut AccountRecord,
     target: &Target,
-    which: Which,
+    which: Which<'_>,
     pace: &Pace,
 ) -> Result<Vec<KekVersion>> {
     let mut moved = Vec::new();
-    for aek in left_behind(record, target, which) {
-        moved.push((aek.kek.clone(), rewrap(keyring, &record.account, aek, target, pace).await?));
+    for old in left_behind(record, target, which) {
+        let aek = match unwrap(keyring, &record.account, old, pace).await {
+            Err(Error::Denied(_)) if which.may_leave(&old.kek) => continue,
+            unwrapped => unwrapped?,
+        };
+        moved.push((old.kek.clone(), rewrap(keyring, &record.account, old, &aek, target, pace).await?));
     }
     let mut left = Vec::with_capacity(moved.len());
     for (kek, aek) in moved {
@@ -546,30 +575,35 @@ async fn rewrap_all(
     Ok(left)
 }
 
-/// One AEK under the target, verified by an unwrap.
+async fn unwrap(keyring: &Arc<Keyring>, id: &AccountId, old: &WrappedAek, pace: &Pace) -> Result<Aek> {
+    let from = keyring.leash(&old.kek).await?;
+    keyring.unwrap_apart(id, old, pace.place(&from).await).await
+}
+
+/// An AEK, which was `old`, under the target, verified by an unwrap.
 async fn rewrap(
     keyring: &Arc<Keyring>,
     id: &AccountId,
     old: &WrappedAek,
+    aek: &Aek,
     target: &Target,
     pace: &Pace,
 ) -> Result<WrappedAek> {
-    let (from, to) = (keyring.leash(&old.kek).await?, keyring.leash(&target.kek).await?);
-    let aek = keyring.unwrap_apart(id, old, pace.place(&from).await).await?;
+    let to = keyring.leash(&target.kek).await?;
     let context = context(&target.kek, id, old.aek_version);
     let place = pace.place(&to).await;
-    let wrapped = keyring.wrap(&target.kek, &target.record, &aek, &binding(&context)).await?;
+    let wrapped = keyring.wrap(&target.kek, &target.record, aek, &binding(&context)).await?;
     drop(place);
     let new = WrappedAek {
         kek: target.kek.clone(),
         kek_id: target.record.id.clone(),
         profile: target.record.profile,
         wrapped,
-        check: check_value(&aek, &context),
+        check: check_value(aek, &context),
         ..old.clone()
     };
     let back = keyring.verify_new(id, &new, pace.place(&to).await).await?;
-    if back == aek {
+    if back == *aek {
         return Ok(new);
     }
     Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped: do not use it", target.kek)))

@@ -1,7 +1,7 @@
 //! The scheduled work: a task of the engine that holds the work, or waits for it, and passes over the store now and then.
 
 use super::{
-    hold::{Hold, ONCE_LEASE, SERVICE_LEASE, Standing, lost},
+    hold::{Hold, ONCE_LEASE, SERVICE_LEASE, Standing, Stint},
     pass::{Notes, Pass, WorkReport},
 };
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     watch::{self, Beat},
 };
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 
 /// From one pass over the store to the next. What is due by age is found this late at most, what is due by counts at once
@@ -61,7 +61,8 @@ async fn work(engine: Engine, beat: Arc<Beat>) {
             }
         }
         if passes.is_empty() && hold.check(keyring.clock.now()).is_ok() {
-            let pass = Pass::new(engine.clone(), hold.clone(), Some(notes.clone()));
+            let stint = Stint::new(hold.clone(), keyring.clock.clone());
+            let pass = Pass::new(engine.clone(), stint, Some(notes.clone()));
             if now >= next_pass {
                 next_pass = now.plus(PASS_EVERY);
                 keyring.due.take(); // they are among all
@@ -100,13 +101,13 @@ impl Engine {
                 Standing::Waiting(_) => keyring.clock.sleep_until(keyring.clock.now().plus(TURN_EVERY)).await,
             }
         }
-        let pass = Pass::new(self.clone(), hold.clone(), None);
+        let mut pass = pin!(Pass::new(self.clone(), Stint::new(hold.clone(), keyring.clock.clone()), None).run());
         let keep = async {
             loop {
                 keyring.clock.sleep_until(keyring.clock.now().plus(hold.look_every())).await;
                 match hold.look(&keyring).await {
                     Ok(Standing::Ours) => {}
-                    Ok(_) => return lost(),
+                    Ok(_) => return, // the pass finds out, and says what it had done
                     // It runs out by itself, and every write asks.
                     Err(error) => tracing::warn!(%error, "the scheduled work could not be held on to"),
                 }
@@ -114,8 +115,8 @@ impl Engine {
         };
         let report = tokio::select! {
             biased;
-            lost = keep => WorkReport { stopped: Some(lost), ..WorkReport::default() },
-            report = pass.run() => report,
+            () = keep => pass.as_mut().await,
+            report = &mut pass => report,
         };
         hold.release(&keyring).await;
         Ok(report)

@@ -139,3 +139,19 @@ async fn without_purge_protection_an_account_can_be_purged_now() {
     rig.engine.purge_account(&id, true).await.unwrap();
     assert!(is_gone(rig.engine.account(&id).await.map(drop), "account a"));
 }
+
+#[tokio::test]
+async fn a_clock_that_is_behind_the_record_shortens_no_retention() {
+    let rig = Rig::with(Settings { retention: 7 * DAY, ..Settings::default() }).await;
+    let id = account_id("a");
+    rig.account("a").await;
+    // Made in the year 2096 by this clock's reckoning: the clock was set back since.
+    let key = Key::Account(id.clone());
+    let found = rig.store.get(&key).await.unwrap().unwrap();
+    let mut record = keyleash::store::record::AccountRecord::decode(&key, &found.value).unwrap();
+    let made_unix = 4_000_000_000;
+    record.versions[0].created_unix = made_unix;
+    rig.store.replace(&key, &found.version, record.put().unwrap()).await.unwrap();
+    let deletion = rig.engine.delete_account(&id).await.unwrap();
+    assert_eq!((deletion.since_unix, deletion.purge_after_unix), (made_unix, made_unix + 7 * 86_400));
+}

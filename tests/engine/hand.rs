@@ -15,8 +15,10 @@ type Chosen = Box<dyn Fn(&Key) -> bool + Send>;
 pub(crate) struct HandStore {
     inner: Arc<MemoryStore>,
     reads: Mutex<Option<Chosen>>,
+    answers: Mutex<Option<Chosen>>,
     writes: Mutex<bool>,
     deletes: Mutex<bool>,
+    done_deletes: Mutex<bool>,
     let_go: Arc<Notify>,
 }
 
@@ -25,9 +27,15 @@ impl HandStore {
         Arc::new(Self { inner: inner.clone(), ..Self::default() })
     }
 
-    /// Reads of these hang until [`HandStore::let_go`].
+    /// Reads of these hang until [`HandStore::let_go`], or until others are to hang instead of them.
     pub(crate) fn hold_reads(&self, which: impl Fn(&Key) -> bool + Send + 'static) {
         *self.reads.lock().unwrap() = Some(Box::new(which));
+        self.let_go.notify_waiters();
+    }
+
+    /// These are read at once, and what was read arrives after [`HandStore::let_go`].
+    pub(crate) fn hold_answers(&self, which: impl Fn(&Key) -> bool + Send + 'static) {
+        *self.answers.lock().unwrap() = Some(Box::new(which));
     }
 
     /// Writes hang until [`HandStore::let_go`], and happen then if somebody still waits for them.
@@ -40,10 +48,17 @@ impl HandStore {
         *self.deletes.lock().unwrap() = true;
     }
 
+    /// Deletes are done at once, and say so after [`HandStore::let_go`].
+    pub(crate) fn hold_done_deletes(&self) {
+        *self.done_deletes.lock().unwrap() = true;
+    }
+
     pub(crate) fn let_go(&self) {
         *self.reads.lock().unwrap() = None;
+        *self.answers.lock().unwrap() = None;
         *self.writes.lock().unwrap() = false;
         *self.deletes.lock().unwrap() = false;
+        *self.done_deletes.lock().unwrap() = false;
         self.let_go.notify_waiters();
     }
 }
@@ -51,11 +66,15 @@ impl HandStore {
 #[async_trait]
 impl KeyStore for HandStore {
     async fn get(&self, key: &Key) -> Result<Option<Versioned>> {
-        let held = self.reads.lock().unwrap().as_ref().is_some_and(|which| which(key));
-        if held {
+        let held = |which: &Mutex<Option<Chosen>>| which.lock().unwrap().as_ref().is_some_and(|which| which(key));
+        while held(&self.reads) {
             self.let_go.notified().await;
         }
-        self.inner.get(key).await
+        let answer = self.inner.get(key).await;
+        if held(&self.answers) {
+            self.let_go.notified().await;
+        }
+        answer
     }
 
     async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
@@ -73,7 +92,12 @@ impl KeyStore for HandStore {
     async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {
         let held = *self.deletes.lock().unwrap();
         if !held {
-            return self.inner.delete(key, expected).await;
+            let done = self.inner.delete(key, expected).await;
+            let held = *self.done_deletes.lock().unwrap();
+            if held {
+                self.let_go.notified().await;
+            }
+            return done;
         }
         let (inner, let_go) = (self.inner.clone(), self.let_go.clone());
         let (key, expected) = (key.clone(), expected.clone());

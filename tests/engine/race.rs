@@ -1,8 +1,9 @@
 //! Rotation, re-wrap, retirement and purge against others who do the same: on one store, at the same time, or just before.
 
-use crate::{Rig, SECOND, account_id, build, settle};
+use crate::{Rig, SECOND, account_id, build, hand::HandStore, settle};
 use keyleash::{
     Account, Engine, Error,
+    clock::Clock,
     config::Settings,
     name::KekVersion,
     rotate::{RewrapOptions, RewrapReport},
@@ -10,7 +11,10 @@ use keyleash::{
     token::{KekSpec, Profile, Token, scripted::Call},
 };
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -76,6 +80,28 @@ async fn a_kek_version_that_is_lost_does_not_keep_the_accounts_of_others_from_be
     assert!(matches!(report.stopped, Some(Error::Denied(_))), "{:?}", report.stopped);
     assert_eq!((report.accounts, report.failed), (20, 0));
     assert_eq!((wrapped_by(&rig, 1).await, wrapped_by(&rig, 2).await, wrapped_by(&rig, 3).await), (1, 0, 20));
+}
+
+#[tokio::test]
+async fn an_account_that_a_lost_kek_version_wraps_too_keeps_nobody_else_from_being_rewrapped() {
+    // The old one is lost, then the newer one.
+    for lost in [1, 2] {
+        let rig = Rig::new().await;
+        rig.account("a-both").await;
+        rig.account("b-old").await;
+        let second = rig.engine.rotate_kek(&rig.kek).await.unwrap();
+        rig.engine.rotate_account(&account_id("a-both")).await.unwrap();
+        for index in 0..20 {
+            rig.account(&format!("c{index}")).await;
+        }
+        rig.script.destroy(if lost == 1 { &rig.kek_id } else { &second.id });
+        rig.engine.rotate_kek(&rig.kek).await.unwrap();
+        let report = rewrap(&rig, &rig.engine).await;
+        assert!(matches!(report.stopped, Some(Error::Denied(_))), "{:?}", report.stopped);
+        let left = (wrapped_by(&rig, 1).await, wrapped_by(&rig, 2).await, wrapped_by(&rig, 3).await);
+        let expected = if lost == 1 { (2, 0, 21) } else { (0, 21, 2) };
+        assert_eq!((left, report.accounts, report.failed), (expected, expected.2, 0), "KEK version {lost} is lost");
+    }
 }
 
 #[tokio::test]
@@ -197,6 +223,24 @@ async fn an_account_that_is_made_anew_under_live_handles_of_the_old_one_seals_un
 }
 
 #[tokio::test]
+async fn a_handle_of_a_purged_account_does_not_turn_into_one_of_the_account_that_was_made_anew() {
+    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let rig = Rig::with(settings.clone()).await;
+    let id = account_id("a");
+    rig.account("a").await;
+    let elsewhere = other(&rig, settings);
+    let stale = elsewhere.account(&id).await.unwrap();
+    rig.pass(2 * SECOND).await;
+    rig.engine.delete_account(&id).await.unwrap();
+    rig.engine.purge_account(&id, true).await.unwrap();
+    rig.account("a").await; // of the same AEK version
+    rig.pass(25 * 60 * SECOND).await;
+    assert!(matches!(stale.warm().await, Err(Error::NotFound(what)) if what.contains("made anew")));
+    assert!(seal(&stale).is_err());
+    seal(&elsewhere.account(&id).await.unwrap()).unwrap();
+}
+
+#[tokio::test]
 async fn an_engine_that_did_not_see_the_purge_opens_the_account_that_was_made_anew() {
     let settings = Settings { purge_protection: false, ..Settings::default() };
     let rig = Rig::with(settings.clone()).await;
@@ -213,6 +257,124 @@ async fn an_engine_that_did_not_see_the_purge_opens_the_account_that_was_made_an
     assert!(matches!(stale.warm().await, Err(Error::NotFound(_))));
     let there = elsewhere.account(&id).await.unwrap();
     assert_eq!(there.open_to_vec(1_u64, &block).unwrap(), b"data");
+}
+
+/// An engine over a store that is held up, without protection from purging.
+fn held_up(rig: &Rig) -> (Engine, Arc<HandStore>) {
+    let hand = HandStore::over(&rig.store);
+    let engine = Engine::builder(rig.token.clone(), hand.clone())
+        .settings(Settings { purge_protection: false, scheduled_work: false, ..Settings::default() })
+        .clock(Clock::Manual(rig.clock.clone()))
+        .start_up_proof(false)
+        .build()
+        .unwrap();
+    (engine, hand)
+}
+
+#[tokio::test]
+async fn a_rotation_that_a_purge_overtook_gives_its_aek_to_no_account_that_was_made_anew() {
+    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let rig = Rig::with(settings).await;
+    let id = account_id("a");
+    let (engine, hand) = held_up(&rig);
+    let old = engine.create_account(&id, &rig.kek).await.unwrap();
+    rig.script.set_latency(SECOND);
+    let rotation = tokio::spawn({
+        let (engine, id) = (engine.clone(), id.clone());
+        async move { engine.rotate_account(&id).await }
+    });
+    settle().await; // it is in the token
+    hand.hold_reads(|key| matches!(key, Key::Kek(_)));
+    rig.pass(5 * SECOND).await;
+    assert_eq!(
+        engine.account_record(&id).await.unwrap().versions.len(),
+        2,
+        "it is in the store, and not yet in memory"
+    );
+    rig.script.set_latency(Duration::ZERO);
+    engine.delete_account(&id).await.unwrap();
+    engine.purge_account(&id, true).await.unwrap();
+    rig.engine.create_account(&id, &rig.kek).await.unwrap();
+    let anew = engine.account(&id).await.unwrap();
+    hand.let_go();
+    let _ = rig.meanwhile(rotation).await.unwrap();
+    let block = seal(&anew).unwrap();
+    let elsewhere = rig.engine.account(&id).await.unwrap();
+    assert_eq!(elsewhere.open_to_vec(1_u64, &block).unwrap(), b"data", "sealed under an AEK that nobody has stored");
+    assert!(seal(&old).is_err());
+}
+
+#[tokio::test]
+async fn whoever_comes_too_late_to_make_an_account_takes_nothing_from_whoever_made_it() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    let (engine, hand) = held_up(&rig);
+    hand.hold_answers(|key| matches!(key, Key::Account(_)));
+    let late = tokio::spawn({
+        let (engine, id, kek) = (engine.clone(), id.clone(), rig.kek.clone());
+        async move { engine.create_account(&id, &kek).await }
+    });
+    settle().await; // it has read that there is none
+    hand.hold_answers(|_| false);
+    let made = engine.create_account(&id, &rig.kek).await.unwrap();
+    let block = seal(&made).unwrap();
+    hand.let_go();
+    assert!(matches!(rig.meanwhile(late).await.unwrap(), Err(Error::Exists(_))));
+    assert_eq!(made.open_to_vec(1_u64, &block).unwrap(), b"data");
+    made.warm().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_purge_takes_nothing_from_an_account_that_was_made_anew_before_it_came_back() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    let (engine, hand) = held_up(&rig);
+    let old = engine.create_account(&id, &rig.kek).await.unwrap();
+    engine.delete_account(&id).await.unwrap();
+    hand.hold_done_deletes();
+    let purge = tokio::spawn({
+        let (engine, id) = (engine.clone(), id.clone());
+        async move { engine.purge_account(&id, true).await }
+    });
+    settle().await; // done in the store, and not yet here
+    let anew = engine.create_account(&id, &rig.kek).await.unwrap();
+    hand.let_go();
+    rig.meanwhile(purge).await.unwrap().unwrap();
+    seal(&anew).unwrap();
+    anew.warm().await.unwrap();
+    assert!(seal(&old).is_err());
+}
+
+#[tokio::test]
+async fn whoever_was_about_to_open_a_purged_account_takes_nothing_from_the_one_that_is_made_anew() {
+    let rig = Rig::with(Settings { purge_protection: false, ..Settings::default() }).await;
+    let id = account_id("a");
+    let (engine, hand) = held_up(&rig);
+    rig.account("a").await;
+    rig.pass(2 * SECOND).await;
+    let is_account = |key: &Key| matches!(key, Key::Account(_));
+    hand.hold_answers(is_account);
+    let opening = tokio::spawn({
+        let (engine, id) = (engine.clone(), id.clone());
+        async move { engine.account(&id).await }
+    });
+    settle().await; // it has read the record
+    hand.hold_answers(|_| false);
+    rig.engine.delete_account(&id).await.unwrap();
+    rig.engine.purge_account(&id, true).await.unwrap();
+    rig.script.set_latency(SECOND);
+    let making = tokio::spawn({
+        let (engine, id, kek) = (engine.clone(), id.clone(), rig.kek.clone());
+        async move { engine.create_account(&id, &kek).await }
+    });
+    settle().await; // it is in the token
+    hand.hold_reads(is_account); // the opening goes on, and looks into the store once more
+    let made = rig.meanwhile(making).await.unwrap().unwrap();
+    seal(&made).unwrap();
+    hand.let_go();
+    let _ = rig.meanwhile(opening).await.unwrap();
+    seal(&made).unwrap();
+    made.warm().await.unwrap();
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use keyleash::{
     Account, Corrupt, Engine, Error,
     config::Settings,
     name::{KekName, KekVersion},
-    rotate::{RewrapOptions, RewrapReport},
+    rotate::{RewrapOptions, RewrapProgress, RewrapReport},
     store::{Filter, Key, KeyStore, Put, record::AccountRecord},
     token::{KekId, KekSpec, Profile, Token, scripted::Call},
 };
@@ -285,7 +285,7 @@ async fn a_rewrap_stops_at_a_denial_and_goes_on_from_there() {
     rig.engine.rotate_kek(&rig.kek).await.unwrap();
     let script = rig.script.clone();
     let id = rig.kek_id.clone();
-    let progress = move |progress: keyleash::rotate::RewrapProgress| {
+    let progress = move |progress: RewrapProgress| {
         if progress.done == 100 {
             script.disable(&id);
         }
@@ -300,6 +300,26 @@ async fn a_rewrap_stops_at_a_denial_and_goes_on_from_there() {
     let rest = rewrap(&rig).await;
     assert_eq!((rest.accounts, rest.stopped), (300 - report.accounts, None));
     assert_eq!(rig.engine.count_wrapped_by(&version(&rig, 1)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_account_that_several_kek_versions_wrap_is_counted_once_before_and_after() {
+    let rig = Rig::new().await;
+    for id in ["a", "b"] {
+        rig.account(id).await;
+    }
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    for dry_run in [true, false] {
+        let last = std::sync::Mutex::default();
+        let options = RewrapOptions { rate: Some(1_000_000), dry_run };
+        let rewrapping = rig.engine.rewrap_kek(&rig.kek, options, |progress| *last.lock().unwrap() = progress);
+        let report = rig.meanwhile(rewrapping).await.unwrap();
+        assert_eq!((report.accounts, report.aeks, report.failed, report.stopped), (2, 3, 0, None), "dry: {dry_run}");
+        let RewrapProgress { accounts, done } = last.into_inner().unwrap();
+        assert_eq!(accounts, done, "dry: {dry_run}");
+    }
 }
 
 #[tokio::test]

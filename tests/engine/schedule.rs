@@ -18,7 +18,13 @@ use keyleash::{
         scripted::{Act, Call},
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -270,6 +276,119 @@ async fn what_fails_is_told_once_and_left_as_it_is_and_others_are_done() {
     assert_eq!(failed.len(), 2, "{failed:?}");
     assert!(failed[0].0 == "account a" && failed[0].1.contains("corrupt"), "{failed:?}");
     assert!(failed[1].0 == "account full" && failed[1].1.contains("retire those"), "{failed:?}");
+}
+
+/// A KEK that is rotated daily, with an account under each of its first two versions.
+async fn two_versions(rig: &Rig) {
+    rig.account("old").await;
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    rig.account("newer").await;
+    rig.engine.set_kek_policy(&rig.kek, KekPolicy { max_age_secs: DAY.as_secs() }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kek_version_that_stays_denied_is_told_once() {
+    let rig = Rig::new().await;
+    two_versions(&rig).await;
+    let mut events = rig.engine.events();
+    rig.script.disable(&rig.kek_id);
+    rig.clock.advance(DAY);
+    rig.pass_by(4 * PASS_EVERY, 5 * SECOND).await;
+    let failed: Vec<_> =
+        told(&mut events).into_iter().filter(|event| matches!(event, Event::ScheduleFailed { .. })).collect();
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    rig.script.enable(&rig.kek_id);
+    rig.pass_by(2 * PASS_EVERY, 5 * SECOND).await;
+    assert_eq!(rig.engine.count_wrapped_by(&KekVersion::new(rig.kek.clone(), 1)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn accounts_that_fail_are_named_also_where_a_denied_kek_version_keeps_others_back() {
+    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    two_versions(&rig).await;
+    rig.account("damaged").await;
+    let key = Key::Account(account_id("damaged"));
+    let found = rig.store.get(&key).await.unwrap().unwrap();
+    let mut record = AccountRecord::decode(&key, &found.value).unwrap();
+    record.versions[0].wrapped.bytes[3] ^= 1;
+    rig.store.replace(&key, &found.version, record.put().unwrap()).await.unwrap();
+    rig.script.disable(&rig.kek_id);
+    rig.clock.advance(DAY);
+    let report = rig.meanwhile(rig.engine.run_schedule()).await.unwrap();
+    let mut failed: Vec<_> = report.failures.iter().map(|(subject, _)| subject.as_str()).collect();
+    failed.sort_unstable();
+    assert_eq!((failed, report.failed, report.rewrapped), (vec!["KEK kek", "account damaged"], 2, 1), "{report:?}");
+}
+
+#[tokio::test]
+async fn what_was_done_before_the_work_was_lost_is_in_the_report() {
+    let rig = Rig::with(Settings { scheduled_work: false, resume_rate: 10, ..Settings::default() }).await;
+    for index in 0..60 {
+        rig.account(&format!("a{index:02}")).await;
+    }
+    rig.engine.set_kek_policy(&rig.kek, KekPolicy { max_age_secs: DAY.as_secs() }).await.unwrap();
+    rig.clock.advance(DAY);
+    let stolen = async {
+        while rig.engine.count_wrapped_by(&KekVersion::new(rig.kek.clone(), 1)).await.unwrap() > 50 {
+            rig.pass(SECOND).await;
+        }
+        let (mut work, version) = load_work(&*rig.store).await.unwrap().unwrap();
+        work.fence += 1;
+        work.holder = [7; 16];
+        work.until_unix += 1000;
+        rig.store.replace(&Key::Work, &version, work.put().unwrap()).await.unwrap();
+    };
+    let (report, ()) = rig.meanwhile(async { tokio::join!(rig.engine.run_schedule(), stolen) }).await;
+    let report = report.unwrap();
+    assert!(matches!(report.stopped, Some(Error::Conflict(_))), "{report:?}");
+    assert_eq!((report.keks.len(), report.failed), (1, 0), "{report:?}");
+    let moved = rig.engine.count_wrapped_by(&KekVersion::new(rig.kek.clone(), 2)).await.unwrap();
+    assert_eq!(report.rewrapped, moved);
+    assert!((10..60).contains(&moved), "{moved}");
+}
+
+#[tokio::test]
+async fn a_rotation_that_stopped_because_the_work_was_lost_is_no_failure_of_its_account() {
+    let mut rig = Rig::new().await;
+    for id in ["a", "b"] {
+        rig.account(id).await;
+    }
+    rig.engine = by_hand(&rig);
+    let hand = HandStore::over(&rig.store);
+    let holder = service(&rig, hand.clone());
+    let mut events = holder.events();
+    rig.pass_by(MINUTE, SECOND).await; // it has the work, and has passed over the store
+    for id in ["a", "b"] {
+        rig.engine.set_aek_policy(&account_id(id), days(1)).await.unwrap();
+    }
+    rig.clock.advance(DAY);
+    // The store hangs when the rotation of the one is on its way, and the pass is about to read the other.
+    let of_b = Key::Account(account_id("b"));
+    hand.hold_reads({
+        let (of_a, of_b, reads_of_a) = (Key::Account(account_id("a")), of_b.clone(), AtomicUsize::new(0));
+        move |key| match key {
+            key if *key == of_a => reads_of_a.fetch_add(1, Ordering::SeqCst) >= 1,
+            Key::Work => reads_of_a.load(Ordering::SeqCst) >= 1,
+            key => *key == of_b,
+        }
+    });
+    rig.pass_by(3 * MINUTE, SECOND).await;
+    assert_eq!(versions(&rig.engine, "a").await, 1);
+    // First it goes on where nobody has the work, then the work is taken again.
+    hand.hold_reads({
+        let of_b = of_b.clone();
+        move |key| *key == of_b || *key == Key::Work
+    });
+    rig.pass_by(10 * SECOND, SECOND).await;
+    hand.hold_reads(move |key| *key == of_b);
+    rig.pass_by(2 * MINUTE, SECOND).await;
+    hand.let_go();
+    rig.pass_by(10 * SECOND, SECOND).await;
+    let failed: Vec<_> =
+        told(&mut events).into_iter().filter(|event| matches!(event, Event::ScheduleFailed { .. })).collect();
+    assert_eq!(failed, []);
+    rig.pass_by(2 * PASS_EVERY, SECOND).await;
+    assert_eq!((versions(&rig.engine, "a").await, versions(&rig.engine, "b").await), (2, 2));
 }
 
 #[tokio::test]

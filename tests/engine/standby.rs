@@ -6,7 +6,11 @@ use keyleash::{
     engine::EngineBuilder,
     lease::Phase,
     name::{KekVersion, TokenName},
-    store::{Key, KeyStore, Put, record::DenialRecord},
+    rotate::PASS_EVERY,
+    store::{
+        Key, KeyStore, Put,
+        record::{DenialRecord, KekPolicy},
+    },
     telemetry::Event,
     token::{
         Verdict,
@@ -436,6 +440,27 @@ async fn a_kek_shows_what_its_standby_has() {
     pair.rig.engine.rotate_kek(&pair.rig.kek).await.unwrap();
     let shown = pair.rig.engine.kek(&pair.rig.kek).await.unwrap();
     assert!(matches!(&shown.versions[1].in_standby, Some((_, Ok(None)))), "not cloned yet");
+}
+
+#[tokio::test]
+async fn a_schedule_moves_nothing_to_a_kek_version_that_the_standby_does_not_have() {
+    let pair = Pair::new().await;
+    let rig = &pair.rig;
+    rig.account("a").await;
+    rig.engine.set_kek_policy(&rig.kek, KekPolicy { max_age_secs: 86_400 }).await.unwrap();
+    let mut events = rig.engine.events();
+    rig.clock.advance(86_400 * SECOND);
+    rig.pass_by(3 * PASS_EVERY, 5 * SECOND).await;
+    let versions = rig.engine.kek(&rig.kek).await.unwrap().versions.len();
+    let left = async || rig.engine.count_wrapped_by(&KekVersion::new(rig.kek.clone(), 1)).await.unwrap();
+    assert_eq!((versions, left().await), (2, 1));
+    let told: Vec<_> = std::iter::from_fn(|| events.try_next())
+        .filter_map(|event| if let Event::ScheduleFailed { error, .. } = event { Some(error) } else { None })
+        .collect();
+    assert!(matches!(&told[..], [error] if error.contains("not in its standby, token standby")), "{told:?}");
+    rig.script.clone_keks_to(&pair.standby);
+    rig.pass_by(2 * PASS_EVERY, 5 * SECOND).await;
+    assert_eq!(left().await, 0);
 }
 
 #[tokio::test]

@@ -5,9 +5,10 @@ use keyleash::{
     Error,
     lease::Phase,
     name::TokenName,
+    store::record::AekPolicy,
     telemetry::Event,
     token::{
-        Verdict,
+        KekSpec, Token, Verdict,
         scripted::{Act, Call},
     },
 };
@@ -267,4 +268,35 @@ async fn a_token_has_a_deadline_of_its_own_which_the_promises_bound() {
     assert!(matches!(lease.phase, Phase::Grace { .. }), "{lease:?}");
     assert!(lease.trouble.unwrap().contains("1000 ms"), "the deadline is the token's own");
     seal(&account).unwrap();
+}
+
+#[tokio::test]
+async fn a_key_is_adopted_without_asking_the_tokens_of_other_keks() {
+    let two = Two::new().await;
+    let spec = KekSpec { label: "vendor".into(), profile: Profile::AesGcm, destroyable: false };
+    let made = two.rig.token.create_kek(&spec).await.unwrap();
+    two.script.set_unreachable(true);
+    let calls = two.script.calls(Call::FindKek);
+    let adopted = two.rig.meanwhile(two.rig.engine.adopt_kek(&two.rig.kek, &made.id)).await.unwrap();
+    assert_eq!((adopted.version, two.script.calls(Call::FindKek)), (2, calls));
+}
+
+#[tokio::test]
+async fn accounts_whose_token_is_not_configured_fail_by_schedule_once_for_all_of_them() {
+    let two = Two::new().await;
+    for id in ["a", "b", "c"] {
+        two.account(id).await;
+        let policy = AekPolicy { max_age_secs: 3600, ..AekPolicy::default() };
+        two.rig.engine.set_aek_policy(&account_id(id), policy).await.unwrap();
+    }
+    two.rig.clock.advance(3600 * SECOND);
+    let one = build(
+        &two.rig.token,
+        &two.rig.store,
+        &two.rig.clock,
+        Settings { scheduled_work: false, ..Settings::default() },
+    );
+    let report = two.rig.meanwhile(one.run_schedule()).await.unwrap();
+    let [(subject, Error::Misconfigured(_))] = &report.failures[..] else { panic!("{report:?}") };
+    assert_eq!((subject.as_str(), report.failed, report.accounts), ("accounts under KEK other-kek", 3, 0));
 }

@@ -73,6 +73,31 @@ async fn what_was_sealed_is_written_down_by_itself_within_an_hour_also_when_its_
 }
 
 #[tokio::test]
+async fn what_a_purged_account_sealed_does_not_count_for_the_one_that_was_made_anew() {
+    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let rig = Rig::with(settings.clone()).await;
+    let id = account_id("a");
+    let old = rig.account("a").await;
+    let elsewhere = build(&rig.token, &rig.store, &rig.clock, settings);
+    let old_there = elsewhere.account(&id).await.unwrap();
+    seal(&old, 5);
+    seal(&old_there, 6);
+    rig.pass(2 * SECOND).await;
+    rig.engine.delete_account(&id).await.unwrap();
+    rig.engine.purge_account(&id, true).await.unwrap();
+    let anew = rig.account("a").await;
+    seal(&anew, 1);
+    for engine in [&rig.engine, &elsewhere] {
+        engine.write_usage().await.unwrap();
+    }
+    drop((old, old_there));
+    for engine in [&rig.engine, &elsewhere] {
+        engine.write_usage().await.unwrap();
+    }
+    assert_eq!(used(&rig.engine, 1).await, (1, 10));
+}
+
+#[tokio::test]
 async fn a_rewrap_keeps_the_count() {
     let rig = Rig::new().await;
     let account = rig.account("a").await;

@@ -227,6 +227,8 @@ pub(crate) enum Account {
     #[command(after_help = "Example:\n  keyleash account policy alice --max-age 90d --max-blocks 1000000000")]
     Policy(AekPolicyArgs),
     /// Delete AEK versions that no block uses any more. Blocks that were sealed under them are lost.
+    // Before its many values, which would take the id for one of them.
+    #[command(override_usage = "keyleash account retire [OPTIONS] <ID> --aek-version <N>...")]
     Retire {
         /// Its id.
         id: OsString,

@@ -38,8 +38,8 @@ pub(crate) enum Failure {
     Io { what: String, error: io::Error },
     /// The command line cannot be right.
     Usage(String),
-    /// A part of the work could not be done, and was left as it was.
-    Partial(String),
+    /// A part of the work could not be done, and was left as it was; the status is that of the first error.
+    Partial { what: String, code: u8 },
     /// A drill measured that promises do not hold; which ones.
     Broken(String),
     /// Standard output was closed by its reader.
@@ -51,6 +51,11 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn io(what: impl fmt::Display, error: io::Error) -> Self {
         Self::Io { what: what.to_string(), error }
+    }
+
+    /// `what` was not done; the first error of those that say why decides the status.
+    pub(crate) fn partial(what: String, first: Option<&Error>) -> Self {
+        Self::Partial { what, code: first.map_or(1, code_of) }
     }
 
     /// For opening and reading a file that was named.
@@ -102,7 +107,7 @@ impl Failure {
             },
             Self::Io { .. } => "io",
             Self::Usage(_) => "usage",
-            Self::Partial(_) => "partial",
+            Self::Partial { .. } => "partial",
             Self::Broken(_) => "broken",
             Self::Closed => "closed",
             Self::Interrupted(_) => "interrupted",
@@ -112,23 +117,27 @@ impl Failure {
     /// The exit status; one of [`TABLE`].
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Engine(error) => match error {
-                Error::Invalid(_) | Error::Misconfigured(_) => 2,
-                Error::Denied(_) => 3,
-                Error::Unreachable(_) | Error::Lapsed(_) => 4,
-                Error::Corrupt(_) => 5,
-                Error::NotFound(_) => 6,
-                Error::Exists(_) | Error::Conflict(_) => 7,
-                Error::Store(_) => 8,
-                _ => 1,
-            },
+            Self::Engine(error) => code_of(error),
             Self::Io { .. } => 1,
             Self::Usage(_) => 2,
-            Self::Partial(_) => 5,
+            Self::Partial { code, .. } => *code,
             Self::Broken(_) => 9,
             Self::Closed => 141,
             Self::Interrupted(signal) => signal.saturating_add(128),
         }
+    }
+}
+
+fn code_of(error: &Error) -> u8 {
+    match error {
+        Error::Invalid(_) | Error::Misconfigured(_) => 2,
+        Error::Denied(_) => 3,
+        Error::Unreachable(_) | Error::Lapsed(_) => 4,
+        Error::Corrupt(_) => 5,
+        Error::NotFound(_) => 6,
+        Error::Exists(_) | Error::Conflict(_) => 7,
+        Error::Store(_) => 8,
+        _ => 1,
     }
 }
 
@@ -137,7 +146,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Engine(error) => error.fmt(f),
             Self::Io { what, error } => write!(f, "{what}: {error}"),
-            Self::Usage(what) | Self::Partial(what) | Self::Broken(what) => f.write_str(what),
+            Self::Usage(what) | Self::Partial { what, .. } | Self::Broken(what) => f.write_str(what),
             Self::Closed => f.write_str("standard output was closed before all was written"),
             Self::Interrupted(signal) => write!(f, "stopped by signal {signal}"),
         }

@@ -125,10 +125,13 @@ async fn rewrap(
     output.result(&result, &format!("KEK {}: {accounts} {done} ({aeks}), {} failed\n", report.to, report.failed))?;
     match report.stopped {
         Some(error) => Err(error.into()),
-        None if report.failed > 0 => Err(Failure::Partial(format!(
-            "{} not re-wrapped, and left as they were: see what was said of each",
-            count(report.failed, "account")
-        ))),
+        None if report.failed > 0 => Err(Failure::partial(
+            format!(
+                "{} not re-wrapped, and left as they were: see what was said of each",
+                count(report.failed, "account")
+            ),
+            report.failures.first().map(|failure| &failure.error),
+        )),
         None => Ok(()),
     }
 }

@@ -28,6 +28,7 @@ use keyleash::token::pkcs11::{end_of_process, exit_at_once};
 use output::Output;
 use setup::Setup;
 use std::{
+    cell::OnceCell,
     env,
     io::{self, Write},
     process::ExitCode,
@@ -107,17 +108,22 @@ fn run_to_end(runtime: &Runtime, cli: Cli, output: Output) -> Result<(), Failure
 
 async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
     let Cli { config, command, .. } = cli;
-    let setup = || Setup::read(config.as_deref());
-    match command {
-        Command::Quickstart(args) => quickstart::run(args, &setup()?, output).await,
-        Command::Token(command) => token::run(command, &setup()?, output).await,
-        Command::Kek(command) => kek::run(command, &setup()?, output).await,
-        Command::Account(command) => account::run(command, &setup()?, output).await,
-        Command::Seal(args) => seal::seal(args, &setup()?, output).await,
-        Command::Open(args) => seal::open(args, &setup()?, output).await,
-        Command::Status { watch } => status::run(watch, &setup()?, output).await,
-        Command::Schedule(args) => schedule::run(args, &setup()?, output).await,
-        Command::Drill(drill) => drill::run(drill, config.as_deref(), &setup()?, output).await,
+    let made = OnceCell::new();
+    let setup = || Setup::read(config.as_deref()).map(|setup| made.get_or_init(|| setup));
+    let outcome = match command {
+        Command::Quickstart(args) => quickstart::run(args, setup()?, output).await,
+        Command::Token(command) => token::run(command, setup()?, output).await,
+        Command::Kek(command) => kek::run(command, setup()?, output).await,
+        Command::Account(command) => account::run(command, setup()?, output).await,
+        Command::Seal(args) => seal::seal(args, setup()?, output).await,
+        Command::Open(args) => seal::open(args, setup()?, output).await,
+        Command::Status { watch } => status::run(watch, setup()?, output).await,
+        Command::Schedule(args) => schedule::run(args, setup()?, output).await,
+        Command::Drill(drill) => drill::run(drill, config.as_deref(), setup()?, output).await,
         Command::Completions { shell } => completions::run(shell, output),
+    };
+    if let Some(setup) = made.get() {
+        setup.settle().await;
     }
+    outcome
 }

@@ -35,10 +35,13 @@ pub(crate) async fn run(args: ScheduleArgs, setup: &Setup, output: Output) -> Re
     output.result(&report_json(&report), &report_lines(&report))?;
     match report.stopped {
         Some(error) => Err(error.into()),
-        None if report.failed > 0 => Err(Failure::Partial(format!(
-            "{} by schedule not done, and left as they were: see what was said of each",
-            count(report.failed, "thing")
-        ))),
+        None if report.failed > 0 => Err(Failure::partial(
+            format!(
+                "{} by schedule not done, and left as they were: see what was said of each",
+                count(report.failed, "thing")
+            ),
+            report.failures.first().map(|(_, error)| error),
+        )),
         None => Ok(()),
     }
 }

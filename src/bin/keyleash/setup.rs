@@ -13,7 +13,14 @@ use keyleash::{
         pkcs11::{self, Pkcs11Settings, Pkcs11Token, Selector},
     },
 };
-use std::{env, ffi::OsStr, os::unix::ffi::OsStrExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    env,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 /// Read if it is there and no other file is named.
 const CONFIG_DEFAULT: &str = "keyleash.toml";
@@ -41,6 +48,8 @@ pub(crate) enum Store {
 #[derive(Debug)]
 pub(crate) struct Setup {
     config: Config,
+    /// What this command made, and what is waited for at its end.
+    engine: Mutex<Option<Engine>>,
 }
 
 impl Setup {
@@ -53,7 +62,15 @@ impl Setup {
         };
         let names = env::vars_os().map(|(name, _)| name);
         let config = file.overlay(names, |name| env::var_os(name))?.resolve()?;
-        Ok(Self { config })
+        Ok(Self { config, engine: Mutex::default() })
+    }
+
+    /// Before the process ends: what the engine still writes down.
+    pub(crate) async fn settle(&self) {
+        let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(engine) = engine {
+            engine.settle().await;
+        }
     }
 
     /// How an engine behaves.
@@ -127,7 +144,9 @@ impl Setup {
         for (kek, standby) in standbys {
             builder = builder.standby(kek.clone(), standby.clone());
         }
-        Ok(builder.build()?)
+        let engine = builder.build()?;
+        *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine.clone());
+        Ok(engine)
     }
 
     /// How the default token is reached.
