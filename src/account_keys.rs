@@ -12,7 +12,7 @@ use std::{
 
 /// The index hears of an account that is looked up once in this time: the order in which accounts leave a full index is so
 /// exact, and one that left too early costs an unwrap, as its refresh does that often. Telling it takes a dozen reads of memory
-/// that wait for one another, a look-up without it five.
+/// that wait for one another, a look-up without it six.
 const TELL_PAUSE_SECS: u32 = 5 * 60;
 const NANOS_PER_SEC: u64 = 1_000_000_000;
 
