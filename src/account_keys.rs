@@ -1,22 +1,108 @@
 //! The slots of one account: one for each AEK version, also for those that come later, and another one when a version's
 //! wrapping moves to another KEK version.
 
-use crate::{name::AccountId, slot::AekSlot};
-use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use crate::{clock::Instant, name::AccountId, slot::AekSlot};
+use std::{
+    iter,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
 };
 
-/// An account's slots. They are only ever added, so that the data path walks without a lock; of several slots of one AEK
+/// The index hears of an account that is looked up once in this time: the order in which accounts leave a full index is so
+/// exact, and one that left too early costs an unwrap, as its refresh does that often. Telling it takes a dozen reads of memory
+/// that wait for one another, a look-up without it five.
+const TELL_PAUSE_SECS: u32 = 5 * 60;
+const NANOS_PER_SEC: u64 = 1_000_000_000;
+
+/// How many times as long as the one before it each chunk of slots is.
+const CHUNK_GROWTH: usize = 8;
+
+/// An account's slots. They are only ever added, so that the data path looks without a lock; of several slots of one AEK
 /// version the last counts. A slot that was overtaken costs its cell of locked memory until the last handle goes.
 #[derive(Debug)]
 pub(crate) struct AccountKeys {
     pub(crate) id: AccountId,
-    first: Node,
+    first: Arc<AekSlot>,
+    /// Those that came later; most accounts have none.
+    later: OnceLock<Box<Later>>,
     /// Held while a slot is added.
     growing: Mutex<()>,
     /// Counts how often the account was deleted under its handles.
-    shuts: AtomicU64,
+    shuts: AtomicU32,
+    /// When the index last heard that the account is used, in seconds; 0 when it is not in the index.
+    told_secs: AtomicU32,
+}
+
+/// Slots behind the first one.
+#[derive(Debug)]
+struct Later {
+    chunk: Chunk,
+    /// The place of the current AEK version's slot among them, from 1; 0 is the first slot.
+    current: AtomicUsize,
+}
+
+/// Slots that stay where they are, so that whoever finds one may keep looking at it. A thousand are in five chunks.
+#[derive(Debug)]
+struct Chunk {
+    slots: Box<[OnceLock<Arc<AekSlot>>]>,
+    next: OnceLock<Box<Chunk>>,
+}
+
+impl Default for Later {
+    fn default() -> Self {
+        Self { chunk: Chunk::new(1), current: AtomicUsize::new(0) }
+    }
+}
+
+impl Later {
+    #[inline]
+    fn current(&self) -> Option<&Arc<AekSlot>> {
+        self.chunk.get(self.current.load(Ordering::Acquire).checked_sub(1)?)
+    }
+}
+
+impl Chunk {
+    fn new(len: usize) -> Self {
+        Self { slots: (0..len).map(|_| OnceLock::new()).collect(), next: OnceLock::new() }
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = &Chunk> {
+        iter::successors(Some(self), |chunk| chunk.next.get().map(|next| &**next))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Arc<AekSlot>> {
+        self.chunks().flat_map(|chunk| &chunk.slots).map_while(OnceLock::get)
+    }
+
+    fn get(&self, mut index: usize) -> Option<&Arc<AekSlot>> {
+        self.chunks()
+            .find_map(|chunk| {
+                let found = chunk.slots.get(index);
+                index = index.saturating_sub(chunk.slots.len());
+                found
+            })?
+            .get()
+    }
+
+    /// Only one at a time may add. Gives how many there are then.
+    fn push(&self, slot: Arc<AekSlot>) -> usize {
+        let (mut chunk, mut before) = (self, 0);
+        loop {
+            if let Some(free) = chunk.slots.iter().position(|place| place.get().is_none()) {
+                let _ = chunk.slots.get(free).map(|place| place.set(slot));
+                return before + free + 1;
+            }
+            before += chunk.slots.len();
+            chunk = chunk.next.get_or_init(|| Box::new(Self::new(chunk.slots.len() * CHUNK_GROWTH)));
+        }
+    }
+}
+
+/// Since boot; never 0.
+fn secs(now: Instant) -> u32 {
+    ((now.as_nanos() / NANOS_PER_SEC) as u32).max(1)
 }
 
 /// Sees to it that what was read before an account was deleted fills no slot after it: whoever is later, the deletion or
@@ -24,7 +110,7 @@ pub(crate) struct AccountKeys {
 #[derive(Debug)]
 pub(crate) struct ShutGuard {
     keys: Option<Arc<AccountKeys>>,
-    seen: u64,
+    seen: u32,
 }
 
 impl ShutGuard {
@@ -49,42 +135,57 @@ impl Drop for ShutGuard {
     }
 }
 
-#[derive(Debug)]
-struct Node {
-    slot: Arc<AekSlot>,
-    next: OnceLock<Box<Node>>,
-}
-
 impl AccountKeys {
     /// `None` without a slot: an account has at least one AEK version.
     pub(crate) fn new(id: AccountId, slots: Vec<Arc<AekSlot>>) -> Option<Self> {
-        let mut rest = None;
-        for slot in slots.into_iter().rev() {
-            let next = rest.take().map_or_else(OnceLock::new, |next| OnceLock::from(Box::new(next)));
-            rest = Some(Node { slot, next });
-        }
-        Some(Self { id, first: rest?, growing: Mutex::default(), shuts: AtomicU64::new(0) })
-    }
-
-    fn nodes(&self) -> impl Iterator<Item = &Node> {
-        std::iter::successors(Some(&self.first), |node| node.next.get().map(|next| &**next))
+        let mut slots = slots.into_iter();
+        let keys = Self {
+            id,
+            first: slots.next()?,
+            later: OnceLock::new(),
+            growing: Mutex::default(),
+            shuts: AtomicU32::new(0),
+            told_secs: AtomicU32::new(0),
+        };
+        slots.for_each(|slot| keys.push(slot));
+        Some(keys)
     }
 
     pub(crate) fn slots(&self) -> impl Iterator<Item = &Arc<AekSlot>> {
-        self.nodes().map(|node| &node.slot)
+        iter::once(&self.first).chain(self.later.get().into_iter().flat_map(|later| later.chunk.iter()))
     }
 
-    /// The slot of the current AEK version, under which new blocks are sealed.
+    /// The slot of the current AEK version, under which new blocks are sealed: the last one of the highest version.
     #[inline]
     pub(crate) fn current(&self) -> &Arc<AekSlot> {
-        self.slots()
-            .fold(&self.first.slot, |newest, slot| if slot.aek_version >= newest.aek_version { slot } else { newest })
+        match self.later.get() {
+            None => &self.first,
+            Some(later) => later.current().unwrap_or(&self.first),
+        }
     }
 
     /// The slot of an AEK version that a block names.
     #[inline]
     pub(crate) fn version(&self, aek_version: u32) -> Option<&Arc<AekSlot>> {
-        self.slots().filter(|slot| slot.aek_version == aek_version && !slot.is_retired()).last()
+        let names_it = |slot: &&Arc<AekSlot>| slot.aek_version == aek_version && !slot.is_retired();
+        // Most blocks are of the current version, and no later slot is of it.
+        Some(self.current()).filter(names_it).or_else(|| self.slots().filter(names_it).last())
+    }
+
+    /// True when the account is in the index, which heard not long ago that it is used.
+    #[inline]
+    pub(crate) fn index_knows(&self, now: Instant) -> bool {
+        let told = self.told_secs.load(Ordering::Relaxed);
+        told != 0 && secs(now).wrapping_sub(told) < TELL_PAUSE_SECS
+    }
+
+    /// The index hears of it at `now`.
+    pub(crate) fn told_index(&self, now: Instant) {
+        self.told_secs.store(secs(now), Ordering::Relaxed);
+    }
+
+    pub(crate) fn left_index(&self) {
+        self.told_secs.store(0, Ordering::Relaxed);
     }
 
     /// Adds the slot of an AEK version that was not here before; the newest is the current one from then on.
@@ -105,8 +206,11 @@ impl AccountKeys {
 
     /// With `growing` held: nobody else adds one meanwhile.
     fn push(&self, slot: Arc<AekSlot>) {
-        if let Some(last) = self.nodes().last() {
-            let _ = last.next.set(Box::new(Node { slot, next: OnceLock::new() }));
+        let is_newest = slot.aek_version >= self.current().aek_version;
+        let later = self.later.get_or_init(Box::default);
+        let place = later.chunk.push(slot);
+        if is_newest {
+            later.current.store(place, Ordering::Release);
         }
     }
 
@@ -120,5 +224,65 @@ impl AccountKeys {
         heir.inherit(old);
         self.push(heir);
         old.retire();
+    }
+}
+
+#[cfg(test)]
+impl AccountKeys {
+    /// Keys of an account with slots of these AEK versions, under a lease of their own.
+    pub(crate) fn of_test(id: &str, aek_versions: &[u32]) -> Self {
+        use crate::{
+            clock::{Clock, ManualClock},
+            lease::Lease,
+            name::{KekName, KekVersion},
+            slot::Leash,
+            store::record::{AekPolicy, Usage},
+            tokens::Route,
+            usage::{CountedAek, Ledger, Limits, Meter},
+        };
+        let (clock, second) = (Clock::Manual(ManualClock::default()), std::time::Duration::from_secs(1));
+        let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
+        let leash = Arc::new(Leash::new(kek, Route::of_test(&clock), Lease::new(second), clock, second));
+        let (id, ledger) = (AccountId::new(id).unwrap(), Ledger::new(Limits::SUITE));
+        let slot = |version: &u32| {
+            let meter = Meter::new(
+                &ledger,
+                CountedAek { account: id.clone(), aek_version: *version, created_unix: 1 },
+                Usage::default(),
+                AekPolicy::default(),
+            );
+            AekSlot::new(leash.clone(), meter).unwrap()
+        };
+        Self::new(id.clone(), aek_versions.iter().map(slot).collect()).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_sealed_under_the_last_slot_of_the_highest_version_and_every_version_is_found() {
+        let versions: Vec<u32> = (0..700_u32).map(|n| 1 + n * 7 % 701 / 3).collect();
+        for len in (1..=100).chain([600, 700]) {
+            let versions = &versions[..len];
+            let keys = AccountKeys::of_test("a", versions);
+            let slots: Vec<_> = keys.slots().collect();
+            assert_eq!(slots.iter().map(|slot| slot.aek_version).collect::<Vec<_>>(), versions);
+            let last = |version| slots.iter().rev().find(|slot| slot.aek_version == version).unwrap();
+            assert!(Arc::ptr_eq(keys.current(), last(*versions.iter().max().unwrap())), "{len}");
+            versions.iter().for_each(|version| assert!(Arc::ptr_eq(keys.version(*version).unwrap(), last(*version))));
+            assert!(keys.version(1000).is_none());
+        }
+    }
+
+    #[test]
+    fn a_slot_that_was_retired_is_not_found_and_the_one_before_it_is() {
+        let keys = AccountKeys::of_test("a", &[1, 2, 2]);
+        let slots: Vec<_> = keys.slots().cloned().collect();
+        slots[2].retire();
+        assert!(Arc::ptr_eq(keys.version(2).unwrap(), &slots[1]));
+        slots[1].retire();
+        assert!(keys.version(2).is_none() && keys.version(1).is_some());
     }
 }

@@ -1,7 +1,8 @@
 //! The keyring: which accounts' keys are in memory, and the one way in which they get there.
 //!
 //! moka is an index with single-flight and a bound; it enforces nothing. Use is bounded by the lease and the
-//! TTL on the data path (`account.rs`), and keys are wiped in their slots, wherever the index still points.
+//! TTL on the data path (`account.rs`), and keys are wiped in their slots, wherever the index still points. It need not hear of
+//! every look-up: the keys that anybody has are found beside it (`living.rs`).
 
 use crate::{
     account_keys::AccountKeys,
@@ -29,7 +30,7 @@ use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -37,11 +38,13 @@ use std::{
 use tokio::sync::Notify;
 
 mod ask;
+mod flights;
+mod living;
 mod usage;
 mod versions;
 
 pub(crate) use self::ask::{Heard, both_silent, is_silence, no_answer};
-use self::usage::DueAccounts;
+use self::{flights::Flights, living::Living, usage::DueAccounts};
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
 const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
@@ -67,14 +70,14 @@ pub(crate) struct Keyring {
     /// In the order of their names, so that a simulation sees the same again.
     leashes: RwLock<BTreeMap<KekVersion, Arc<Leash>>>,
     index: Cache<AccountId, Arc<AccountKeys>>,
+    flights: Arc<Flights>,
     /// For each KEK version a wrapped AEK that was read for a proof: while the store fails, it proves on.
     samples: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
     /// What is common to all that counts what is sealed.
     ledger: Arc<Ledger>,
     /// Accounts that were found to be due for rotation when their counts were written down.
     pub(crate) due: DueAccounts,
-    /// Every account with a handle or an index entry, so that one account never has two sets of slots.
-    living: Mutex<HashMap<AccountId, Weak<AccountKeys>>>,
+    living: Living,
 }
 
 /// A wrapped AEK to prove a KEK version with.
@@ -132,13 +135,16 @@ impl Keyring {
             // Not TinyLFU: it may refuse a new entry, and an account that was just opened must be usable.
             .eviction_policy(EvictionPolicy::lru())
             .time_to_idle(INDEX_IDLE_MAX)
-            .eviction_listener(move |_, keys: Arc<AccountKeys>, cause| match cause {
-                RemovalCause::Size => keys.slots().for_each(|slot| slot.wipe()),
-                RemovalCause::Expired => {
-                    let now = listener_clock.now();
-                    keys.slots().filter(|slot| !slot.is_usable(now)).for_each(|slot| slot.wipe());
+            .eviction_listener(move |_, keys: Arc<AccountKeys>, cause| {
+                keys.left_index();
+                match cause {
+                    RemovalCause::Size => keys.slots().for_each(|slot| slot.wipe()),
+                    RemovalCause::Expired => {
+                        let now = listener_clock.now();
+                        keys.slots().filter(|slot| !slot.is_usable(now)).for_each(|slot| slot.wipe());
+                    }
+                    RemovalCause::Explicit | RemovalCause::Replaced => {}
                 }
-                RemovalCause::Explicit | RemovalCause::Replaced => {}
             })
             .build();
         Self {
@@ -155,9 +161,10 @@ impl Keyring {
             closed: AtomicBool::new(false),
             leashes: RwLock::default(),
             index,
+            flights: Arc::default(),
             ledger: Ledger::new(Limits::SUITE),
             due: DueAccounts::default(),
-            living: Mutex::default(),
+            living: Living::default(),
         }
     }
 
@@ -248,28 +255,35 @@ impl Keyring {
         self.index.entry_count()
     }
 
-    fn living(&self) -> MutexGuard<'_, HashMap<AccountId, Weak<AccountKeys>>> {
-        self.living.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The keys of an account, if anybody has them.
     pub(crate) fn alive(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
-        self.living().get(id).and_then(Weak::upgrade)
+        self.living.get(id)
     }
 
     /// The keys of an account, its current AEK unwrapped. However many ask at once, the token is asked once; all who
     /// waited for that attempt share its outcome, and the next to ask starts a new one.
     pub(crate) async fn open(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
+        let (now, alive) = (self.clock.now(), self.alive(id));
+        if let Some(keys) = alive.as_ref().filter(|keys| keys.index_knows(now)) {
+            if !keys.current().is_usable(now) {
+                self.warm_current(keys).await?;
+            }
+            return Ok(keys.clone());
+        }
+        // Noted before the index is told: whoever leaves it afterwards takes the note away.
+        alive.iter().for_each(|keys| keys.told_index(now));
         if let Some(keys) = self.index.get(id).await {
             self.warm_current(&keys).await?;
             return Ok(keys);
         }
+        alive.iter().for_each(|keys| keys.left_index());
         let init = async {
             let keys = match self.alive(id) {
                 Some(keys) => keys,
                 None => self.load(id).await?,
             };
             self.warm_current(&keys).await?;
+            keys.told_index(now);
             Ok(keys)
         };
         self.index.try_get_with_by_ref(id, init).await.map_err(|error: Arc<Error>| (*error).clone())
@@ -287,12 +301,13 @@ impl Keyring {
     }
 
     async fn load(&self, id: &AccountId) -> Result<Arc<AccountKeys>> {
-        let Some((record, _)) = self.in_time(store::load_account(&*self.store, id)).await? else {
+        let Some((mut record, _)) = self.in_time(store::load_account(&*self.store, id)).await? else {
             return Err(Error::NotFound(format!("account {id}: create it first (`keyleash account create`)")));
         };
         if let Some(deletion) = record.deleted {
             return Err(deleted(id, deletion));
         }
+        record.account = id.clone(); // one text in memory, for its slots and the index alike
         let mut slots = Vec::new();
         for wrapped in &record.versions {
             slots.push(AekSlot::new(self.leash(&wrapped.kek).await?, self.meter(&record, wrapped))?);
@@ -302,23 +317,7 @@ impl Keyring {
             let what = "it has no AEK".to_owned();
             return Err(Corrupt::Record { record: format!("account {id}"), what }.into());
         };
-        Ok(self.adopt(keys))
-    }
-
-    /// Makes keys the living ones of their account, unless others were faster.
-    fn adopt(&self, keys: AccountKeys) -> Arc<AccountKeys> {
-        let mut living = self.living();
-        if let Some(alive) = living.get(&keys.id).and_then(Weak::upgrade) {
-            return alive;
-        }
-        if living.len() == living.capacity() {
-            living.retain(|_, keys| keys.strong_count() > 0);
-            let alive = living.len();
-            living.reserve(alive.max(8)); // as `Leash::enlist`
-        }
-        let keys = Arc::new(keys);
-        living.insert(keys.id.clone(), Arc::downgrade(&keys));
-        keys
+        Ok(self.living.adopt(keys))
     }
 
     /// Fills a slot for somebody who waits, if it is not usable. Single-flight; the unwrap runs on, whoever of those that
@@ -333,7 +332,7 @@ impl Keyring {
     /// Unwraps a slot's AEK anew, whether or not it is usable; with what is ready for that already, or, for a caller who
     /// waits, with a record and a place of the budget of its own.
     pub(crate) async fn refill(self: &Arc<Self>, slot: &Arc<AekSlot>, ready: Option<Ready>) -> Result<()> {
-        let mut outcome = slot.join(|landing| {
+        let mut outcome = self.flights.join(slot, |landing| {
             let keyring = self.clone();
             tokio::spawn(async move {
                 let outcome = keyring.unwrap_into(&landing.slot, ready).await;
@@ -346,9 +345,9 @@ impl Keyring {
         }
     }
 
-    async fn unwrap_into(self: &Arc<Self>, slot: &AekSlot, ready: Option<Ready>) -> Result<()> {
+    async fn unwrap_into(self: &Arc<Self>, slot: &Arc<AekSlot>, ready: Option<Ready>) -> Result<()> {
         let came = self.clock.now();
-        let _guard = self.shut_guard(&slot.account);
+        let _guard = self.shut_guard(slot.account());
         let Ready { found: Found { wrapped, heir }, place } = match ready {
             Some(ready) => ready,
             None if slot.leash.may_ask(came, REFUSED_ASK_PAUSE) => {
@@ -361,12 +360,12 @@ impl Keyring {
             }
             None => return Err(slot.leash.why_not()),
         };
-        let outcome = self.unwrap_found(slot, heir.as_deref().unwrap_or(slot), &wrapped, came, place).await;
+        let outcome = self.unwrap_found(slot, heir.as_ref().unwrap_or(slot), &wrapped, came, place).await;
         // What the KEK version of the record says counts from now on. While it says nothing, or refuses the record, the slot
         // stays as it is, under its own lease and TTL: an outage takes nothing away.
         if let Some(heir) = heir
             && matches!(outcome, Ok(()) | Err(Error::Denied(_)))
-            && let Some(keys) = self.alive(&slot.account)
+            && let Some(keys) = self.alive(slot.account())
         {
             keys.hand_over(heir);
             self.changed.notify_waiters();
@@ -389,21 +388,21 @@ impl Keyring {
         }
         let epoch = self.asking(&slot.leash);
         let asked = self.clock.now();
-        let Heard { voice, outcome } = self.unwrap_verified(&slot.leash, &slot.account, wrapped, place).await;
+        let Heard { voice, outcome } = self.unwrap_verified(&slot.leash, slot.account(), wrapped, place).await;
         match outcome {
             Ok(aek) => {
                 self.feed(&slot.leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
                 if !self.samples().contains_key(&wrapped.kek) {
-                    self.keep_sample(&wrapped.kek, &slot.account, wrapped);
+                    self.keep_sample(&wrapped.kek, slot.account(), wrapped);
                 }
                 if old.differs_from(&aek) || slot.differs_from(&aek) {
                     // An AEK version has one AEK for good. Another one that verifies was made by who can write the store.
-                    return Err(Corrupt::WrappedAek(format!("account {}", slot.account)).into());
+                    return Err(Corrupt::WrappedAek(format!("account {}", slot.account())).into());
                 }
                 self.admit(slot, &aek, epoch, asked)
             }
-            Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {}", slot.account)).into()),
-            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&slot.leash, voice, &slot.account, &trouble).await),
+            Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {}", slot.account())).into()),
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&slot.leash, voice, slot.account(), &trouble).await),
         }
     }
 
@@ -432,16 +431,16 @@ impl Keyring {
     /// Reads what belongs into a slot, and makes its successor where the record names another KEK version by now.
     ///
     /// On the way, learns of newer AEK versions.
-    pub(crate) async fn find(self: &Arc<Self>, slot: &AekSlot) -> Result<Found> {
+    pub(crate) async fn find(self: &Arc<Self>, slot: &Arc<AekSlot>) -> Result<Found> {
         let record = self.record(slot).await?;
         self.learn_beside(slot, &record).await;
         let policy = record.policy;
         let wrapped = self.wrapped_in(record, slot).await?;
-        slot.meter.learn(wrapped.used, policy);
+        slot.meter().learn(wrapped.used, policy);
         let heir = if wrapped.kek == *slot.leash.kek() {
             None
         } else {
-            Some(AekSlot::new(self.leash(&wrapped.kek).await?, slot.meter.clone())?)
+            Some(slot.successor(self.leash(&wrapped.kek).await?)?)
         };
         Ok(Found { wrapped, heir })
     }
@@ -455,12 +454,12 @@ impl Keyring {
 
     /// The record of a slot's account.
     async fn record(&self, slot: &AekSlot) -> Result<AccountRecord> {
-        match self.in_time(store::load_account(&*self.store, &slot.account)).await? {
-            Some((AccountRecord { deleted: Some(deletion), .. }, _)) => Err(deleted(&slot.account, deletion)),
+        match self.in_time(store::load_account(&*self.store, slot.account())).await? {
+            Some((AccountRecord { deleted: Some(deletion), .. }, _)) => Err(deleted(slot.account(), deletion)),
             Some((record, _)) => Ok(record),
             None => {
                 self.disown(slot).await;
-                Err(Error::NotFound(format!("account {}: it was purged", slot.account)))
+                Err(Error::NotFound(format!("account {}: it was purged", slot.account())))
             }
         }
     }
@@ -470,25 +469,25 @@ impl Keyring {
         if record.current().is_none_or(|current| current.aek_version < slot.aek_version) {
             // AEK versions only ever count up.
             self.disown(slot).await;
-            return Err(made_anew(&slot.account));
+            return Err(made_anew(slot.account()));
         }
         let Some(wrapped) = record.versions.into_iter().find(|wrapped| wrapped.aek_version == slot.aek_version) else {
             // Not before its successor is here: handles seal under the newest that there is.
-            let keys = self.alive(&slot.account);
+            let keys = self.alive(slot.account());
             if keys.is_some_and(|keys| keys.current().aek_version > slot.aek_version) {
                 slot.retire();
             }
             return Err(Corrupt::AekVersion(slot.aek_version).into());
         };
-        if wrapped.created_unix != slot.meter.aek.created_unix {
+        if wrapped.created_unix != slot.meter().created_unix {
             // Of the same number, and another one: an AEK keeps the time of its making for good.
             self.disown(slot).await;
-            return Err(made_anew(&slot.account));
+            return Err(made_anew(slot.account()));
         }
         // A KEK version is one key in the token. A record that names another one is damaged, and must not speak for the KEK.
         let proved = self.sample(&wrapped.kek);
         if proved.is_some_and(|(_, good)| (&good.kek_id, good.profile) != (&wrapped.kek_id, wrapped.profile)) {
-            return Err(Corrupt::WrappedAek(format!("account {}", slot.account)).into());
+            return Err(Corrupt::WrappedAek(format!("account {}", slot.account())).into());
         }
         Ok(wrapped)
     }
@@ -501,7 +500,7 @@ impl Keyring {
         let wrapped = async {
             let record = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
             let newest = record.current().map_or(0, |current| current.aek_version);
-            if self.alive(&slot.account).is_some_and(|keys| keys.current().aek_version < newest) {
+            if self.alive(slot.account()).is_some_and(|keys| keys.current().aek_version < newest) {
                 self.note_move(&slot.leash); // the tending learns of it; a proof has no time for that
             }
             self.wrapped_in(record, &slot).await
@@ -509,10 +508,10 @@ impl Keyring {
         let failed = match self.clock.until(patience, wrapped).await {
             Some(Ok(wrapped)) if wrapped.kek != *kek => {
                 self.note_move(&slot.leash);
-                return Err(Error::NotFound(format!("account {}: it is not under KEK {kek} any more", slot.account)));
+                return Err(Error::NotFound(format!("account {}: it is not under KEK {kek} any more", slot.account())));
             }
             Some(Ok(wrapped)) => {
-                return Ok(Sample { account: slot.account.clone(), wrapped, slot: Some(slot) });
+                return Ok(Sample { account: slot.account().clone(), wrapped, slot: Some(slot) });
             }
             Some(Err(Error::Store(failed))) => failed,
             Some(Err(error)) => return Err(error),
@@ -520,7 +519,7 @@ impl Keyring {
         };
         let kept = self.samples().get(kek).cloned();
         let Some((account, wrapped)) = kept else { return Err(Error::Store(failed)) };
-        let its = |slot: &&Arc<AekSlot>| slot.account == account && slot.aek_version == wrapped.aek_version;
+        let its = |slot: &&Arc<AekSlot>| *slot.account() == account && slot.aek_version == wrapped.aek_version;
         let slot = slot.leash.living_members().iter().find(its).cloned();
         Ok(Sample { account, wrapped, slot })
     }
@@ -632,14 +631,16 @@ impl Keyring {
         self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
         self.keep_sample(&wrapped.kek, id, wrapped);
         // Somebody may have been about to open the account that was purged, and have its keys here by now.
-        let is_another = |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter.aek == slot.meter.aek);
+        let is_another =
+            |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter().created_unix == slot.meter().created_unix);
         if let Some(keys) = self.alive(id).filter(is_another) {
             self.forget_account(id, Some(keys)).await;
         }
         let Some(keys) = AccountKeys::new(id.clone(), vec![slot]) else {
             return Err(Error::Fatal(format!("account {id} has no slot")));
         };
-        let keys = self.adopt(keys);
+        let keys = self.living.adopt(keys);
+        keys.told_index(proof.asked);
         self.index.insert(id.clone(), keys.clone()).await;
         Ok(keys)
     }

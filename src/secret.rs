@@ -376,13 +376,31 @@ pub struct KeySlot {
     loom_epoch: sync::AtomicU64,
 }
 
-/// What a writer must know; readers look at the epoch alone.
+/// What a writer must know; readers look at the epoch alone. One word: there are a million of them.
 #[derive(Default)]
-struct Writer {
+struct Writer(u64);
+
+impl Writer {
+    /// Stands above every ticket.
+    const OCCUPIED: u64 = 1 << 63;
+
     /// The cell holds a schedule, usable or emptied but not yet wiped.
-    occupied: bool,
+    fn occupied(&self) -> bool {
+        self.0 & Self::OCCUPIED != 0
+    }
+
+    fn set_occupied(&mut self, occupied: bool) {
+        self.0 = self.emptied() | if occupied { Self::OCCUPIED } else { 0 };
+    }
+
     /// When it was emptied, as a ticket of `in_flight`.
-    emptied: u64,
+    fn emptied(&self) -> u64 {
+        self.0 & !Self::OCCUPIED
+    }
+
+    fn set_emptied(&mut self, ticket: u64) {
+        self.0 = self.0 & Self::OCCUPIED | ticket & !Self::OCCUPIED;
+    }
 }
 
 impl KeySlot {
@@ -429,7 +447,7 @@ impl KeySlot {
         // writer lock excludes other writers; what stood there was dropped by the scrub.
         unsafe { Schedule::set_up(self.body().schedule.get().cast(), aek) };
         scrub_stack();
-        writer.occupied = true;
+        writer.set_occupied(true);
         self.filled().store(epoch.get(), Ordering::Release);
     }
 
@@ -463,7 +481,7 @@ impl KeySlot {
 
     fn compare(&self, aek: &Aek) -> Option<bool> {
         let writer = self.writer();
-        if !writer.occupied || self.epoch().is_none() {
+        if !writer.occupied() || self.epoch().is_none() {
             return None;
         }
         self.witness.read();
@@ -504,25 +522,25 @@ impl KeySlot {
 
     /// True when no key bytes are in the cell.
     pub fn is_wiped(&self) -> bool {
-        !self.writer().occupied
+        !self.writer().occupied()
     }
 
     fn empty_locked(&self, writer: &mut Writer) {
         if self.filled().swap(EMPTY, Ordering::SeqCst) != EMPTY {
-            writer.emptied = in_flight::ticket();
+            writer.set_emptied(in_flight::ticket());
         }
     }
 
     fn scrub_locked(&self, writer: &mut Writer) {
-        if !writer.occupied {
+        if !writer.occupied() {
             return;
         }
-        in_flight::wait_past(writer.emptied);
+        in_flight::wait_past(writer.emptied());
         self.witness.write();
         // SAFETY: the slot was emptied and every operation that could have read it has ended (the wait), the writer lock is
         // held; the bytes hold a Schedule (occupied), whose drop wipes it and frees nothing.
         unsafe { ptr::drop_in_place(self.body().schedule.get().cast::<Schedule>()) };
-        writer.occupied = false;
+        writer.set_occupied(false);
     }
 }
 

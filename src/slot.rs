@@ -7,26 +7,20 @@ use crate::{
     leash::{self, Member},
     name::AccountId,
     secret::{Aek, KeySlot, Schedule},
-    sync::{AtomicBool, AtomicU64, Mutex, MutexGuard},
+    sync::{AtomicBool, AtomicU64},
     usage::Meter,
 };
-use std::sync::{Arc, PoisonError, atomic::Ordering};
-use tokio::sync::watch;
+use std::sync::{Arc, atomic::Ordering};
 
 /// The lease of the KEK version that wraps an account's AEK.
 pub(crate) type Leash = leash::Leash<AekSlot>;
 
-/// How an unwrap under way ended, once it has.
-pub(crate) type Outcome = watch::Receiver<Option<Result<()>>>;
-
-/// One AEK version of one account.
+/// One AEK version of one account. There are a million of them, so every field is worth its bytes.
 #[derive(Debug)]
 pub(crate) struct AekSlot {
-    pub(crate) account: AccountId,
     pub(crate) aek_version: u32,
     pub(crate) leash: Arc<Leash>,
-    /// What is sealed under it; a successor goes on with it.
-    pub(crate) meter: Arc<Meter>,
+    counted: Counted,
     key: KeySlot,
     /// Until when the AEK may be used without a fresh unwrap of its own, while the token answers.
     fresh_until_ns: AtomicU64,
@@ -40,9 +34,19 @@ pub(crate) struct AekSlot {
     wanted: AtomicBool,
     /// Another slot has taken its place, under the KEK version that the record names by now.
     retired: AtomicBool,
-    /// The unwrap under way, for those who want to wait for it.
-    flight: Mutex<Option<Outcome>>,
 }
+
+/// Where it is counted what is sealed under an AEK version.
+#[derive(Debug)]
+enum Counted {
+    Here(Meter),
+    /// In the first slot of the AEK version, whose successor this is.
+    There(Arc<AekSlot>),
+}
+
+// A million of them; see the page of the manual on performance.
+#[cfg(all(target_pointer_width = "64", not(keyleash_loom)))]
+const _: () = assert!(size_of::<AekSlot>() <= 176);
 
 /// A key that may be used now, and the lease that says so.
 pub(crate) struct Selection<'a> {
@@ -84,12 +88,27 @@ impl AekSlot {
     ///
     /// # Errors
     /// As [`KeySlot::new`].
-    pub(crate) fn new(leash: Arc<Leash>, meter: Arc<Meter>) -> Result<Arc<Self>> {
+    pub(crate) fn new(leash: Arc<Leash>, meter: Meter) -> Result<Arc<Self>> {
+        Self::enlisted(leash, meter.aek_version, Counted::Here(meter))
+    }
+
+    /// An empty slot for the same AEK version under another lease. It goes on counting where `self` does.
+    ///
+    /// # Errors
+    /// As [`KeySlot::new`].
+    pub(crate) fn successor(self: &Arc<Self>, leash: Arc<Leash>) -> Result<Arc<Self>> {
+        let first = match &self.counted {
+            Counted::Here(_) => self,
+            Counted::There(first) => first,
+        };
+        Self::enlisted(leash, self.aek_version, Counted::There(first.clone()))
+    }
+
+    fn enlisted(leash: Arc<Leash>, aek_version: u32, counted: Counted) -> Result<Arc<Self>> {
         let slot = Arc::new(Self {
-            account: meter.aek.account.clone(),
-            aek_version: meter.aek.aek_version,
+            aek_version,
             leash,
-            meter,
+            counted,
             key: KeySlot::new()?,
             fresh_until_ns: AtomicU64::new(0),
             refresh_from_ns: AtomicU64::new(0),
@@ -97,10 +116,22 @@ impl AekSlot {
             used: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             retired: AtomicBool::new(false),
-            flight: Mutex::default(),
         });
         slot.leash.enlist(Arc::downgrade(&slot));
         Ok(slot)
+    }
+
+    /// What is sealed under it, and under those before and after it of this AEK version.
+    #[inline]
+    pub(crate) fn meter(&self) -> &Meter {
+        match &self.counted {
+            Counted::Here(meter) => meter,
+            Counted::There(first) => first.meter(),
+        }
+    }
+
+    pub(crate) fn account(&self) -> &AccountId {
+        &self.meter().account
     }
 
     /// The key, if it may be used at `now`: the lease runs, the TTL does not bind, the slot is filled in the lease's epoch.
@@ -118,7 +149,7 @@ impl AekSlot {
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
         }
-        Some(Selection { schedule, aek_version: self.aek_version, leash: &self.leash, meter: &self.meter, epoch })
+        Some(Selection { schedule, aek_version: self.aek_version, leash: &self.leash, meter: self.meter(), epoch })
     }
 
     /// True when its TTL is over and binds, or has been over for as long as anything may put that off.
@@ -138,7 +169,7 @@ impl AekSlot {
     /// Why it is not usable.
     #[cold]
     pub(crate) fn why_not(&self, now: Instant) -> Error {
-        self.leash.why_refused(now).unwrap_or_else(|| Error::Cold { account: self.account.to_string() })
+        self.leash.why_refused(now).unwrap_or_else(|| Error::Cold { account: self.account().to_string() })
     }
 
     /// Takes an AEK that the token gave in `epoch`, to be refreshed and to be used until the given instants.
@@ -260,53 +291,12 @@ impl AekSlot {
     pub(crate) fn differs_from(&self, aek: &Aek) -> bool {
         self.key.differs_from(aek)
     }
-
-    /// The outcome of the unwrap under way; `start` begins one when there is none.
-    pub(crate) fn join(self: &Arc<Self>, start: impl FnOnce(Landing)) -> Outcome {
-        let mut flight = self.flight();
-        if let Some(outcome) = &*flight {
-            return outcome.clone();
-        }
-        let (tell, outcome) = watch::channel(None);
-        *flight = Some(outcome.clone());
-        drop(flight);
-        start(Landing { slot: self.clone(), tell, landed: false });
-        outcome
-    }
-
-    fn flight(&self) -> MutexGuard<'_, Option<Outcome>> {
-        self.flight.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for AekSlot {
     fn drop(&mut self) {
         if self.is_retired() {
             self.leash.retired.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-}
-
-/// An unwrap under way. Ends in every case, a panic of its task included: the slot can be asked for again.
-pub(crate) struct Landing {
-    pub(crate) slot: Arc<AekSlot>,
-    tell: watch::Sender<Option<Result<()>>>,
-    landed: bool,
-}
-
-impl Landing {
-    /// Tells all who wait. Whoever comes later starts a new unwrap.
-    pub(crate) fn land(mut self, outcome: Result<()>) {
-        self.landed = true;
-        *self.slot.flight() = None;
-        self.tell.send_replace(Some(outcome));
-    }
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        if !self.landed {
-            *self.slot.flight() = None;
         }
     }
 }

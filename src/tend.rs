@@ -14,7 +14,7 @@ use crate::{
     slot::{AekSlot, Due, Leash},
     standby::Voice,
     telemetry::Event,
-    usage::{self, Meter},
+    usage,
     watch::Beat,
 };
 use std::{
@@ -94,14 +94,14 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
 }
 
 /// Wipes what was idle for a TTL, and lists what is to be refreshed, by token, and whose counts are to be written down.
-fn go_round(keyring: &Keyring) -> (ByToken, Vec<Arc<Meter>>) {
+fn go_round(keyring: &Keyring) -> (ByToken, Vec<Arc<AekSlot>>) {
     usage::provide_lanes();
     let now = keyring.clock.now();
     let (mut due, mut idle, mut counted) = (ByToken::new(), Vec::new(), Vec::new());
     for leash in keyring.leashes() {
         for slot in leash.living_members() {
-            if slot.meter.is_due(now) {
-                counted.push(slot.meter.clone());
+            if slot.meter().is_due(now) {
+                counted.push(slot.clone());
             }
             match slot.due(now) {
                 Due::Nothing => {}
@@ -118,7 +118,7 @@ fn go_round(keyring: &Keyring) -> (ByToken, Vec<Arc<Meter>>) {
 }
 
 /// A count that could not be written down stays with its meter for the next round.
-async fn write_usage(keyring: Arc<Keyring>, counted: Vec<Arc<Meter>>) {
+async fn write_usage(keyring: Arc<Keyring>, counted: Vec<Arc<AekSlot>>) {
     if let Err(error) = keyring.write_usage(counted).await {
         tracing::warn!(%error, "what was sealed could not be written down; the next round tries again");
     }
@@ -209,7 +209,7 @@ async fn unwrap_in_background(keyring: &Arc<Keyring>, flights: &mut JoinSet<()>,
                 if !slot.is_usable(keyring.clock.now()) {
                     slot.wipe(); // past its TTL, and there will be no other unwrap
                 }
-                let account = slot.account.to_string();
+                let account = slot.account().to_string();
                 keyring.teller.tell(Event::AccountFailed { account, error: error.to_string() });
             }
         }

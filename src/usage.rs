@@ -17,7 +17,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -35,8 +35,8 @@ const STEPS_PER_POLICY: u64 = 16;
 const WRITE_EVERY: Duration = Duration::from_secs(60 * 60);
 /// An account that is sealed this many times …
 const HOT_BLOCKS: u64 = 4096;
-/// … within this time (65,536 blocks a second) gets lanes.
-const HOT_WITHIN: Duration = Duration::from_nanos(62_500_000);
+/// … within this time (66,000 blocks a second) gets lanes.
+const HOT_WITHIN_MS: u32 = 62;
 /// Threads that have a lane of their own, for each processor; further ones share one.
 const LANES_PER_PROCESSOR: usize = 2;
 const LANES_MAX: usize = 128;
@@ -62,7 +62,7 @@ impl Limits {
 /// Which AEK is counted. One of the same account and version that was made at another time is another one: the account was
 /// purged, and made anew.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Counted {
+pub(crate) struct CountedAek {
     pub(crate) account: AccountId,
     pub(crate) aek_version: u32,
     pub(crate) created_unix: u64,
@@ -72,7 +72,7 @@ pub(crate) struct Counted {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     limits: Limits,
-    left: Mutex<HashMap<Counted, Usage>>,
+    left: Mutex<HashMap<CountedAek, Usage>>,
 }
 
 impl Ledger {
@@ -81,12 +81,12 @@ impl Ledger {
     }
 
     /// What meters that are gone had counted and not written down.
-    pub(crate) fn take_left(&self) -> Vec<(Counted, Usage)> {
+    pub(crate) fn take_left(&self) -> Vec<(CountedAek, Usage)> {
         std::mem::take(&mut *self.left()).into_iter().collect()
     }
 
     /// Keeps a count that nobody else will write down.
-    pub(crate) fn leave(&self, aek: Counted, used: Usage) {
+    pub(crate) fn leave(&self, aek: CountedAek, used: Usage) {
         let mut left = self.left();
         if left.len() < LEFT_MAX || left.contains_key(&aek) {
             let place = left.entry(aek).or_default();
@@ -94,7 +94,7 @@ impl Ledger {
         }
     }
 
-    fn left(&self) -> MutexGuard<'_, HashMap<Counted, Usage>> {
+    fn left(&self) -> MutexGuard<'_, HashMap<CountedAek, Usage>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,25 +102,51 @@ impl Ledger {
 /// Counts what this engine seals under one AEK version.
 #[derive(Debug)]
 pub(crate) struct Meter {
-    pub(crate) aek: Counted,
+    pub(crate) account: AccountId,
+    pub(crate) aek_version: u32,
+    pub(crate) created_unix: u64,
     ledger: Arc<Ledger>,
     few: Counter,
-    lanes: OnceLock<Lanes>,
-    /// When `few` last passed a multiple of [`HOT_BLOCKS`].
-    passed_ns: AtomicU64,
+    lanes: OnceLock<Box<Lanes>>,
+    /// When `few` last passed a multiple of [`HOT_BLOCKS`], in milliseconds, of which the high half is left out.
+    passed_ms: AtomicU32,
     books: Mutex<Books>,
 }
 
 /// What is known of the record. Never held while anything waits.
 #[derive(Debug)]
 struct Books {
-    /// Of what was counted here: written down, or on the way there.
-    taken: Usage,
     /// What the record said last, all engines together.
     seen: Usage,
+    /// Of most of a million accounts there is nothing of this to know.
+    notes: Option<Box<Notes>>,
+}
+
+/// As with nothing counted and no policy.
+#[derive(Debug, Clone, Copy, Default)]
+struct Notes {
+    /// Of what was counted here: written down, or on the way there.
+    taken: Usage,
     policy: AekPolicy,
     /// Since when something waits to be written down.
     waiting: Option<Instant>,
+}
+
+impl Books {
+    fn notes(&self) -> Notes {
+        self.notes.as_deref().copied().unwrap_or_default()
+    }
+
+    fn notes_mut(&mut self) -> &mut Notes {
+        self.notes.get_or_insert_default()
+    }
+
+    fn saw(&mut self, seen: Usage, policy: AekPolicy) {
+        self.seen = seen;
+        if self.notes.is_some() || policy != AekPolicy::default() {
+            self.notes_mut().policy = policy;
+        }
+    }
 }
 
 /// One pair of counters.
@@ -173,7 +199,7 @@ struct Lanes {
 }
 
 /// Lanes for the next account that turns out to be sealed much.
-static SPARE: Mutex<Option<Lanes>> = Mutex::new(None);
+static SPARE: Mutex<Option<Box<Lanes>>> = Mutex::new(None);
 
 impl Lanes {
     fn new() -> Self {
@@ -190,27 +216,29 @@ impl Lanes {
 /// Sees to it that there are spare lanes. Not called on the data path.
 pub(crate) fn provide_lanes() {
     match SPARE.try_lock() {
-        Ok(mut spare) if spare.is_none() => *spare = Some(Lanes::new()),
+        Ok(mut spare) if spare.is_none() => *spare = Some(Box::new(Lanes::new())),
         Ok(_) | Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => {}
     }
 }
 
 impl Meter {
     /// For an AEK version of which the record says that `seen` was sealed.
-    pub(crate) fn new(ledger: &Arc<Ledger>, aek: Counted, seen: Usage, policy: AekPolicy) -> Arc<Self> {
+    pub(crate) fn new(ledger: &Arc<Ledger>, aek: CountedAek, seen: Usage, policy: AekPolicy) -> Self {
         provide_lanes();
-        let books = Books { taken: Usage::default(), seen, policy, waiting: None };
         let few = Counter { ceiling: AtomicU64::new(UNWRITTEN_BLOCKS_MAX), ..Counter::default() };
+        let CountedAek { account, aek_version, created_unix } = aek;
         let meter = Self {
-            aek,
+            account,
+            aek_version,
+            created_unix,
             ledger: ledger.clone(),
             few,
             lanes: OnceLock::new(),
-            passed_ns: AtomicU64::new(0),
-            books: Mutex::new(books),
+            passed_ms: AtomicU32::new(0),
+            books: Mutex::new(Books { seen, notes: None }),
         };
         meter.learn(seen, policy);
-        Arc::new(meter)
+        meter
     }
 
     /// Counts a block that is about to be sealed by `thread`, as [`crate::in_flight::Operation::thread`] numbers it.
@@ -245,8 +273,9 @@ impl Meter {
     #[cold]
     #[inline(never)]
     fn passed(&self, now: Instant) {
-        let last = Instant::from_nanos(self.passed_ns.swap(now.as_nanos(), Ordering::Relaxed));
-        if now.since(last) > HOT_WITHIN {
+        let now_ms = (now.as_nanos() / 1_000_000) as u32;
+        let last_ms = self.passed_ms.swap(now_ms, Ordering::Relaxed);
+        if now_ms.wrapping_sub(last_ms) > HOT_WITHIN_MS {
             return;
         }
         let Ok(mut spare) = SPARE.try_lock() else { return };
@@ -258,12 +287,18 @@ impl Meter {
         }
     }
 
+    /// What it counts.
+    pub(crate) fn aek(&self) -> CountedAek {
+        let Self { account, aek_version, created_unix, .. } = self;
+        CountedAek { account: account.clone(), aek_version: *aek_version, created_unix: *created_unix }
+    }
+
     #[cold]
     #[inline(never)]
     fn refusal(&self) -> Error {
         let books = self.books();
-        let unwritten = minus(self.counted(), books.taken);
-        let Self { aek: Counted { account, aek_version, .. }, ledger, .. } = self;
+        let unwritten = minus(self.counted(), books.notes().taken);
+        let Self { account, aek_version, ledger, .. } = self;
         if ledger.limits.reached(plus(books.seen, unwritten)) {
             let Limits { blocks, bytes } = ledger.limits;
             return Error::Invalid(format!(
@@ -284,7 +319,7 @@ impl Meter {
     }
 
     fn counters(&self) -> impl Iterator<Item = &Counter> {
-        self.lanes.get().into_iter().flat_map(Lanes::counters).chain([&self.few])
+        self.lanes.get().into_iter().flat_map(|lanes| lanes.counters()).chain([&self.few])
     }
 
     fn counted(&self) -> Usage {
@@ -294,7 +329,7 @@ impl Meter {
     /// The record was read: what all engines together have sealed. Takes room away near a limit, and never gives any.
     pub(crate) fn learn(&self, seen: Usage, policy: AekPolicy) {
         let mut books = self.books();
-        (books.seen, books.policy) = (seen, policy);
+        books.saw(seen, policy);
         let room = self.room(&books);
         for counter in self.counters() {
             let ceiling = counter.counted().blocks.saturating_add(room);
@@ -305,26 +340,29 @@ impl Meter {
     /// Blocks that may be sealed until a limit of the suite.
     fn room(&self, books: &Books) -> u64 {
         let Limits { blocks, .. } = self.ledger.limits;
-        let used = plus(books.seen, minus(self.counted(), books.taken));
+        let used = plus(books.seen, minus(self.counted(), books.notes().taken));
         if self.ledger.limits.reached(used) { 0 } else { blocks - used.blocks }
     }
 
     /// True when what was counted is to be written down.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         let mut books = self.books();
-        let unwritten = minus(self.counted(), books.taken);
+        let unwritten = minus(self.counted(), books.notes().taken);
         if unwritten == Usage::default() {
-            books.waiting = None;
+            if let Some(notes) = &mut books.notes {
+                notes.waiting = None;
+            }
             return false;
         }
-        let since = *books.waiting.get_or_insert(now);
+        let since = *books.notes_mut().waiting.get_or_insert(now);
+        let (policy, seen) = (books.notes().policy, books.seen);
         let step = |step: u64, max: u64, seen: u64| match max {
             0 => step,
             // Also when that reaches what the policy allows, so that it is known at once.
             max => step.min(max / STEPS_PER_POLICY).min(max.saturating_sub(seen)).max(1),
         };
-        unwritten.blocks >= step(STEP_BLOCKS, books.policy.max_blocks, books.seen.blocks)
-            || unwritten.bytes >= step(STEP_BYTES, books.policy.max_bytes, books.seen.bytes)
+        unwritten.blocks >= step(STEP_BLOCKS, policy.max_blocks, seen.blocks)
+            || unwritten.bytes >= step(STEP_BYTES, policy.max_bytes, seen.bytes)
             || now.since(since) >= WRITE_EVERY
     }
 
@@ -332,15 +370,18 @@ impl Meter {
     pub(crate) fn take(&self) -> Usage {
         let mut books = self.books();
         let counted = self.counted();
-        let unwritten = minus(counted, books.taken);
-        books.taken = counted;
+        let unwritten = minus(counted, books.notes().taken);
+        if unwritten != Usage::default() {
+            books.notes_mut().taken = counted;
+        }
         unwritten
     }
 
     /// What was taken is in the record, which says `seen` now.
     pub(crate) fn wrote(&self, seen: Usage, policy: AekPolicy) {
         let mut books = self.books();
-        (books.seen, books.policy, books.waiting) = (seen, policy, None);
+        books.saw(seen, policy);
+        books.notes_mut().waiting = None;
         let room = self.room(&books).min(UNWRITTEN_BLOCKS_MAX);
         for counter in self.counters() {
             counter.ceiling.store(counter.counted().blocks.saturating_add(room), Ordering::Relaxed);
@@ -350,7 +391,8 @@ impl Meter {
     /// What was taken could not be written down.
     pub(crate) fn give_back(&self, taken: Usage) {
         let mut books = self.books();
-        books.taken = minus(books.taken, taken);
+        let notes = books.notes_mut();
+        notes.taken = minus(notes.taken, taken);
     }
 }
 
@@ -358,7 +400,7 @@ impl Drop for Meter {
     fn drop(&mut self) {
         let left = self.take();
         if left != Usage::default() {
-            self.ledger.leave(self.aek.clone(), left);
+            self.ledger.leave(self.aek(), left);
         }
     }
 }
@@ -386,14 +428,14 @@ mod tests {
         Usage { blocks, bytes }
     }
 
-    fn aek() -> Counted {
-        Counted { account: AccountId::new("a").unwrap(), aek_version: 1, created_unix: 7 }
+    fn aek() -> CountedAek {
+        CountedAek { account: AccountId::new("a").unwrap(), aek_version: 1, created_unix: 7 }
     }
 
     fn meter(limits: Limits, seen: Usage, policy: AekPolicy) -> (Arc<Ledger>, Arc<Meter>) {
         let ledger = Ledger::new(limits);
         let meter = Meter::new(&ledger, aek(), seen, policy);
-        (ledger, meter)
+        (ledger, Arc::new(meter))
     }
 
     /// Counts until it is refused.

@@ -290,7 +290,7 @@ impl Question<'_> {
                 keyring.feed(leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
                 // The sample's own unwrap renews its TTL, if somebody used it: proofs keep no idle account in memory.
                 // Refused only by a denial that came in between.
-                let _guard = slot.as_ref().map(|slot| keyring.shut_guard(&slot.account));
+                let _guard = slot.as_ref().map(|slot| keyring.shut_guard(slot.account()));
                 if let Some(slot) = slot.filter(|slot| slot.is_in_use() || slot.is_wanted()) {
                     let _ = keyring.admit(&slot, &aek, epoch, asked);
                 }

@@ -5,11 +5,12 @@ use crate::{
     error::{Error, Result},
     name::AccountId,
     rotate::aek_due,
+    slot::AekSlot,
     store::{
         self, CONFLICTS_MAX, again_and_again,
         record::{AccountRecord, AekPolicy, Usage, WrappedAek},
     },
-    usage::{Counted, Meter, plus},
+    usage::{CountedAek, Meter, plus},
 };
 use std::{
     collections::BTreeSet,
@@ -47,28 +48,27 @@ impl DueAccounts {
 
 impl Keyring {
     /// A meter of an AEK version, for a slot.
-    pub(crate) fn meter(&self, record: &AccountRecord, wrapped: &WrappedAek) -> Arc<Meter> {
+    pub(crate) fn meter(&self, record: &AccountRecord, wrapped: &WrappedAek) -> Meter {
         let WrappedAek { aek_version, created_unix, used, .. } = *wrapped;
-        let aek = Counted { account: record.account.clone(), aek_version, created_unix };
+        let aek = CountedAek { account: record.account.clone(), aek_version, created_unix };
         Meter::new(&self.ledger, aek, used, record.policy)
     }
 
     /// What every meter counted, those that are in use and those that are gone.
     pub(crate) async fn write_all_usage(self: &Arc<Self>) -> Result<()> {
-        let members = self.leashes().into_iter().flat_map(|leash| leash.living_members());
-        self.write_usage(members.map(|slot| slot.meter.clone()).collect()).await
+        self.write_usage(self.leashes().into_iter().flat_map(|leash| leash.living_members()).collect()).await
     }
 
-    /// Writes down what these meters counted, and those that are gone. Each that fails keeps its count; the first error is
+    /// Writes down what the meters of these slots counted, and those that are gone. Each that fails keeps its count; the first error is
     /// told.
-    pub(crate) async fn write_usage(self: &Arc<Self>, meters: Vec<Arc<Meter>>) -> Result<()> {
+    pub(crate) async fn write_usage(self: &Arc<Self>, slots: Vec<Arc<AekSlot>>) -> Result<()> {
         let (mut flights, mut outcome) = (JoinSet::new(), Ok(()));
-        for meter in meters {
+        for slot in slots {
             if flights.len() >= WRITES_IN_FLIGHT_MAX {
                 land(&mut flights, &mut outcome).await;
             }
             let keyring = self.clone();
-            flights.spawn(async move { keyring.write_meter(&meter).await });
+            flights.spawn(async move { keyring.write_meter(slot.meter()).await });
         }
         for (aek, used) in self.ledger.take_left() {
             if flights.len() >= WRITES_IN_FLIGHT_MAX {
@@ -90,7 +90,7 @@ impl Keyring {
         if taken.used == Usage::default() {
             return Ok(());
         }
-        if let Some((seen, policy)) = self.add_usage(&meter.aek, taken.used).await? {
+        if let Some((seen, policy)) = self.add_usage(&meter.aek(), taken.used).await? {
             meter.wrote(seen, policy);
         }
         std::mem::forget(taken);
@@ -98,8 +98,8 @@ impl Keyring {
     }
 
     /// Adds to what an AEK version's record says, and gives the sum; `None` when the account has that AEK no more.
-    async fn add_usage(&self, aek: &Counted, used: Usage) -> Result<Option<(Usage, AekPolicy)>> {
-        let Counted { account, aek_version, created_unix } = aek;
+    async fn add_usage(&self, aek: &CountedAek, used: Usage) -> Result<Option<(Usage, AekPolicy)>> {
+        let CountedAek { account, aek_version, created_unix } = aek;
         for _ in 0..CONFLICTS_MAX {
             let Some((mut record, seen)) = store::load_account(&*self.store, account).await? else { return Ok(None) };
             let is_it = |version: &&mut WrappedAek| {

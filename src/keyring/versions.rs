@@ -72,7 +72,7 @@ impl Keyring {
 
     /// As [`Keyring::learn_newer`], for a slot on the way to its own unwrap, which goes on whatever comes of it.
     pub(super) async fn learn_beside(self: &Arc<Self>, slot: &AekSlot, record: &AccountRecord) {
-        let Some(keys) = self.alive(&slot.account) else { return };
+        let Some(keys) = self.alive(slot.account()) else { return };
         if let Err(error @ (Error::Corrupt(_) | Error::Misconfigured(_))) = self.learn_newer(&keys, record).await {
             self.teller.tell(Event::AccountFailed { account: keys.id.to_string(), error: error.to_string() });
         }
@@ -105,17 +105,14 @@ impl Keyring {
         keys.shut();
         // Else a lease would wait for ever for a proof by an AEK that nobody has.
         keys.slots().for_each(|slot| slot.retire());
-        let mut living = self.living();
-        if living.get(id).is_some_and(|alive| std::ptr::eq(alive.as_ptr(), Arc::as_ptr(&keys))) {
-            living.remove(id);
-        }
+        self.living.remove(&keys);
     }
 
     /// As [`Keyring::forget_account`], where that is whose slot it is, and not the one that was made anew.
     pub(super) async fn disown(&self, slot: &AekSlot) {
         let is_its = |keys: &Arc<AccountKeys>| keys.slots().any(|one| std::ptr::eq(&**one, slot));
-        if let Some(keys) = self.alive(&slot.account).filter(is_its) {
-            self.forget_account(&slot.account, Some(keys)).await;
+        if let Some(keys) = self.alive(slot.account()).filter(is_its) {
+            self.forget_account(slot.account(), Some(keys)).await;
         }
     }
 

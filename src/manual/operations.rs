@@ -131,6 +131,33 @@
 //! - A token whose user PIN is locked, or one attempt away from that, is not logged in to; once it is unlocked, service resumes with
 //!   the same PIN.
 //!
+//! # SoftHSM under several processes
+//!
+//! SoftHSM 2.6.1 writes the file of its token (`token.object`) anew at every login, in place, and unlocks it when it is empty and not
+//! yet written (read in its source, and seen with strace). Another process that looks in that instant sees a token
+//! without contents. The instant is short, but a machine under load stretches it. Of 8,000 logins of 8 processes at once, without a pause:
+//!
+//! - **The token is not listed** (every second one): unreachable. keyleash re-initialises the module up to three times within the call.
+//! - **CKR_USER_PIN_NOT_INITIALIZED** (4): the whole context took the token for one without a user PIN when it began, and neither
+//!   another login nor another session changes that; C_Finalize does. keyleash believes it when the token's flags say the same
+//!   (CKF_USER_PIN_INITIALIZED is off), or when two fresh contexts repeat it; else nobody is denied anything. No PIN was compared, so
+//!   it does not count as refused: once an operator has set a user PIN, service resumes. Where no fresh context may be begun
+//!   ([`FreshContext::Never`](crate::token::pkcs11::FreshContext::Never)) it is unreachable, until whoever owns the context re-initialises it.
+//! - **CKR_GENERAL_ERROR from C_Login** (42): also how some modules answer to a wrong PIN, so it is treated like one that may
+//!   have been counted: the PIN waits (above), and meanwhile the token is unreachable. A command of the command line fails with that; run it again.
+//! - **CKR_PIN_INCORRECT: never.** The PIN's part of the file is read whole or not at all.
+//!
+//! A process that is killed in that instant (SIGKILL, loss of power) leaves the file empty, and with it go the token and every KEK in
+//! it. So keep a copy of the token's directory, and take SoftHSM for trials and tests, which kill only what has a token of its own.
+//!
+//! # The end of the process
+//!
+//! Modules and what is under them (OpenSSL) have exit handlers, and a call that is still inside of the module crashes under
+//! them. So [`end_of_process`](crate::token::pkcs11::end_of_process) belongs to the end of `main`; where it says that calls are still inside,
+//! end by [`exit_at_once`](crate::token::pkcs11::exit_at_once). The command line does both, with a patience of 10 s. A program that calls
+//! neither is held by an exit handler of keyleash's for at most 5 s; a call that takes longer, the making of an RSA key on a busy
+//! machine for one, may then end it with a segmentation fault.
+//!
 //! # The configuration
 //!
 //! `keyleash.toml`, with `KEYLEASH_*` variables over it, item by item; a token or PIN named in the environment replaces
@@ -251,6 +278,8 @@
 //! - `softhsm/with-token cargo test --test softhsm -- --nocapture`: the promises on real tokens alone, with what was measured. Installs p11-kit
 //!   and builds the fault shim (`softhsm/fault-shim`) where they are missing. `softhsm/with-token --shim COMMAND…` runs any
 //!   command on a module that fails as a control file says.
+//! - `.ci/instructions/check`: counts the instructions of a seal and an open of 4 KiB under valgrind, which it installs, and compares
+//!   those of keyleash with `.ci/instructions/expected`, whatever the processor; `--accept` after a change that is meant.
 //! - `benches/report`: how fast it is, beside its targets; see [`performance`](super::performance). No test, and CI measures nothing.
 //! - `softhsm/with-token cargo test --test rotation`: rotation beside crashes, kills, other processes and a load. `ROTATION_TEST_KILLS=1000`
 //!   kills the real binary so often instead of 50 times.

@@ -222,17 +222,25 @@ async fn a_denied_kek_denies_its_own_accounts_alone() {
     }
 }
 
+/// `KEYLEASH_IDLE_ACCOUNTS=1000000` adds a fleet of so many.
 #[tokio::test]
-async fn one_proof_per_interval_whatever_the_number_of_accounts() {
-    let rig = Rig::new().await;
-    let mut accounts = Vec::new();
-    for n in 0..200 {
-        accounts.push(rig.account(&format!("account-{n}")).await);
+async fn one_token_call_per_interval_whatever_the_number_of_idle_accounts() {
+    let asked_for = std::env::var("KEYLEASH_IDLE_ACCOUNTS").map(|count| count.parse::<usize>().unwrap());
+    for count in [1, 1000].into_iter().chain(asked_for) {
+        let rig = Rig::new().await;
+        for n in 0..count {
+            rig.account(&format!("account-{n}")).await;
+        }
+        assert_eq!(rig.engine.status().await.cached_accounts, count as u64);
+        let others = [Call::Info, Call::Probe, Call::Wrap, Call::CreateKek, Call::FindKek];
+        let calls = || (rig.script.calls(Call::Unwrap), others.map(|call| rig.script.calls(call)));
+        let (proofs_before, others_before) = calls();
+        rig.pass(2 * MINUTE).await;
+        let (proofs, others) = calls();
+        let proofs = proofs - proofs_before;
+        assert!((8..=11).contains(&proofs), "{proofs} proofs of {count} accounts in two minutes at 15 s");
+        assert_eq!(others, others_before, "{count} accounts");
     }
-    let before = rig.script.calls(Call::Unwrap);
-    rig.pass(2 * MINUTE).await;
-    let asked = rig.script.calls(Call::Unwrap) - before;
-    assert!((8..=11).contains(&asked), "{asked} proofs in two minutes at 15 s");
 }
 
 #[tokio::test]

@@ -180,6 +180,22 @@ async fn an_evicted_account_is_cold_on_its_handle_and_warms_again() {
     assert!(rig.engine.status().await.cached_accounts <= 2);
 }
 
+#[tokio::test]
+async fn no_more_keys_are_in_memory_than_allowed_however_evicted_accounts_are_looked_up() {
+    let rig = Rig::with(Settings { max_cached_aeks: 2, ..Settings::default() }).await;
+    let ids = ["a", "b", "c", "d"].map(account_id);
+    let mut handles = Vec::new();
+    for id in &ids {
+        handles.push(rig.account(id.as_str()).await);
+    }
+    for round in 0..40 {
+        let account = rig.engine.account(&ids[round * 3 % 4]).await.unwrap();
+        seal(&account).unwrap();
+        let status = rig.engine.status().await; // runs the index's maintenance
+        assert!(status.cached_accounts <= 2 && status.leases[0].filled_slots <= 2, "{round}: {status:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn opens_evictions_drops_and_seals_at_once_never_give_a_wrong_byte() {
     let rig = Rig::with(Settings { max_cached_aeks: 3, ..Settings::default() }).await;

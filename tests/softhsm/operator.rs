@@ -2,9 +2,11 @@
 
 use crate::bench::{LABEL, PIN, SO_PIN, context, session};
 use cryptoki::{
+    context::Pkcs11,
     mechanism::Mechanism,
     object::{Attribute, KeyType, ObjectClass, ObjectHandle},
     session::{Session, UserType},
+    slot::Slot,
     types::{AuthPin, Ulong},
 };
 use std::io::Read;
@@ -15,6 +17,8 @@ fn acts() {
     let words: Vec<&str> = act.lines().collect();
     match words[..] {
         ["init-token", label] => init_token(label),
+        ["reset-token"] => reset_token(),
+        ["init-pin"] => init_pin(),
         ["set", id, attribute, value] => set(id, attribute, value == "true"),
         ["set-pin", old, new] => set_pin(old, new),
         ["replace-token", id, label] => replace_token(id, label),
@@ -41,10 +45,27 @@ fn init_token(label: &str) {
     }
 }
 
+fn slot(pkcs11: &Pkcs11) -> Slot {
+    let slots = pkcs11.get_slots_with_initialized_token().unwrap();
+    slots.into_iter().find(|slot| pkcs11.get_token_info(*slot).unwrap().label() == LABEL).unwrap()
+}
+
+/// Initialises the token anew: it has no user PIN then.
+fn reset_token() {
+    let pkcs11 = context();
+    pkcs11.init_token(slot(&pkcs11), &AuthPin::from(SO_PIN), LABEL).unwrap();
+}
+
+fn init_pin() {
+    let pkcs11 = context();
+    let session = pkcs11.open_rw_session(slot(&pkcs11)).unwrap();
+    session.login(UserType::So, Some(&AuthPin::from(SO_PIN))).unwrap();
+    session.init_pin(&AuthPin::from(PIN)).unwrap();
+}
+
 fn set_pin(old: &str, new: &str) {
     let pkcs11 = context();
-    let slots = pkcs11.get_slots_with_initialized_token().unwrap();
-    let slot = slots.into_iter().find(|slot| pkcs11.get_token_info(*slot).unwrap().label() == LABEL).unwrap();
+    let slot = slot(&pkcs11);
     let session = pkcs11.open_rw_session(slot).unwrap();
     session.login(UserType::User, Some(&AuthPin::from(old))).unwrap();
     session.set_pin(&AuthPin::from(old), &AuthPin::from(new)).unwrap();
@@ -53,8 +74,7 @@ fn set_pin(old: &str, new: &str) {
 /// Initialises the token anew and makes another KEK in it, under the name and CKA_ID of the one that was there.
 fn replace_token(id: &str, label: &str) {
     let pkcs11 = context();
-    let slots = pkcs11.get_slots_with_initialized_token().unwrap();
-    let slot = slots.into_iter().find(|slot| pkcs11.get_token_info(*slot).unwrap().label() == LABEL).unwrap();
+    let slot = slot(&pkcs11);
     let so_pin = AuthPin::from(SO_PIN);
     pkcs11.init_token(slot, &so_pin, LABEL).unwrap();
     {

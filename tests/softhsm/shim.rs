@@ -10,7 +10,7 @@ use keyleash::{
     telemetry::Event,
     token::{
         KekHandle, KekSpec, Profile, Token, Verdict, Wrapped,
-        pkcs11::{PinSource, Pkcs11Token},
+        pkcs11::{FreshContext, PinSource, Pkcs11Token},
     },
 };
 use std::sync::Arc;
@@ -29,6 +29,8 @@ fn the_promises_hold_whatever_the_module_returns() {
         a_refused_login,
         a_login_that_fails_is_not_repeated,
         a_failed_login_that_the_token_counts_is_the_last,
+        a_context_that_misses_the_pin_denies_nothing,
+        a_process_that_ends_in_the_midst_of_a_call_does_not_crash,
         a_slow_token_and_fresh_proofs,
         every_row_of_the_verdicts,
     ]);
@@ -227,6 +229,54 @@ fn a_failed_login_that_the_token_counts_is_the_last() {
         assert!(denied > 5);
         token.reload_pin();
         assert!(token.list_keks().await.is_ok());
+    });
+}
+
+/// SoftHSM's, when it was initialised in the instant in which another process logs in.
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_context_that_misses_the_pin_denies_nothing() {
+    alone_with_shim("shim::a_context_that_misses_the_pin_denies_nothing", |bench| async move {
+        bench.fail("C_Login rv=0x102 this-context");
+        let token = bench.open().await;
+        let (kek, aek, wrapped) = account(&token, Profile::AesGcm).await;
+        for round in 0..3 {
+            bench.fail(&format!("# {round}\nC_Login rv=0x102 this-context"));
+            token.renew_context().await.unwrap();
+            assert_eq!(token.unwrap(&kek, &wrapped, &BINDING).await.as_ref(), Ok(&aek));
+        }
+
+        // In every context: that is the token's word. No PIN was compared, so that it is tried when there is one.
+        bench.fail("C_Login rv=0x102");
+        token.renew_context().await.unwrap();
+        let error = token.unwrap(&kek, &wrapped, &BINDING).await.unwrap_err();
+        assert_eq!(error.verdict, Verdict::Denied, "{error}");
+        assert!(error.remedy.contains("user PIN"), "{error}");
+        assert_eq!(until_it_unwraps(&bench, &token, &kek, &wrapped).await, aek);
+
+        // Where no context may be begun nothing is certain, so nothing is wiped.
+        drop(token);
+        tokio::time::sleep(SECOND / 2).await;
+        let mut settings = bench.settings();
+        settings.fresh = FreshContext::Never;
+        bench.fail("# never\nC_Login rv=0x102");
+        let token = Pkcs11Token::open(settings).await.unwrap();
+        let error = token.list_keks().await.unwrap_err();
+        assert_eq!(error.verdict, Verdict::Unreachable, "{error}");
+        assert!(error.remedy.contains("restart the process"), "{error}");
+        assert_eq!(until_it_unwraps(&bench, &token, &kek, &wrapped).await, aek);
+    });
+}
+
+/// The exit handlers of what is under SoftHSM would take away what the call stands on: see `end_of_process`.
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_process_that_ends_in_the_midst_of_a_call_does_not_crash() {
+    alone_with_shim("shim::a_process_that_ends_in_the_midst_of_a_call_does_not_crash", |bench| async move {
+        let token = bench.open().await;
+        bench.fail("C_GenerateKey delay=1s");
+        let spec = KekSpec { label: "keyleash/ends/1".into(), profile: Profile::AesGcm, destroyable: true };
+        assert!(tokio::time::timeout(SECOND / 4, token.create_kek(&spec)).await.is_err(), "it is under way");
     });
 }
 

@@ -148,6 +148,25 @@ fn a_logout_elsewhere_in_the_process_is_neither_a_denial_nor_a_missing_kek() {
     });
 }
 
+#[test]
+fn a_token_without_a_user_pin_is_denied_and_serves_once_it_has_one() {
+    alone("trouble::a_token_without_a_user_pin_is_denied_and_serves_once_it_has_one", |bench| async move {
+        let token = bench.open().await;
+        operator(&["reset-token"]);
+        token.renew_context().await.unwrap();
+        for _ in 0..3 {
+            let error = token.list_keks().await.unwrap_err();
+            assert_eq!(error.verdict, Verdict::Denied, "{error}");
+            assert!(error.what.contains("CKR_USER_PIN_NOT_INITIALIZED"), "{error}");
+            assert!(error.remedy.contains("security officer"), "{error}");
+        }
+        let error = Pkcs11Token::open(bench.settings()).await.unwrap_err();
+        assert_eq!(error.verdict, Verdict::Denied, "{error}");
+        operator(&["init-pin"]);
+        assert_eq!(token.list_keks().await.unwrap(), [], "the PIN was not refused, so it is tried");
+    });
+}
+
 /// Asks a future once, as a child of a fork can: the threads that would wake it are the parent's.
 fn ask_once<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());

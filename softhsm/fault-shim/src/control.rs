@@ -32,6 +32,8 @@ struct Fault {
     delay: Duration,
     hang: bool,
     crash: bool,
+    /// Only in the context of this number.
+    context: Option<u64>,
     outcome: Outcome,
     /// Calls that reached this line.
     seen: u64,
@@ -42,6 +44,8 @@ struct State {
     content: Vec<u8>,
     faults: Vec<Fault>,
     understood: bool,
+    /// Counts calls of C_Initialize.
+    context: u64,
 }
 
 static CONTROL: LazyLock<Option<PathBuf>> =
@@ -62,9 +66,10 @@ pub(crate) fn meet(function: &str) -> Outcome {
     let fault = {
         let mut state = state();
         let state = state.get_or_insert_with(|| State { understood: true, ..State::default() });
+        state.context += u64::from(function == "C_Initialize");
         if state.content != content {
             state.content = content;
-            match parse(&String::from_utf8_lossy(&state.content)) {
+            match parse(&String::from_utf8_lossy(&state.content), state.context) {
                 Ok(faults) => (state.faults, state.understood) = (faults, true),
                 Err(error) => {
                     eprintln!("fault shim: control file: {error}");
@@ -75,7 +80,7 @@ pub(crate) fn meet(function: &str) -> Outcome {
         if !state.understood {
             return Outcome::Return(NOT_UNDERSTOOD);
         }
-        decide(&mut state.faults, function).map(|fault| (fault, state.content.clone()))
+        decide(&mut state.faults, function, state.context).map(|fault| (fault, state.content.clone()))
     };
     let Some((fault, content)) = fault else { return Outcome::Pass };
     thread::sleep(fault.delay);
@@ -89,8 +94,11 @@ pub(crate) fn meet(function: &str) -> Outcome {
 }
 
 /// The first line that has something to say about this call.
-fn decide(faults: &mut [Fault], function: &str) -> Option<Fault> {
-    for fault in faults.iter_mut().filter(|fault| fault.function == "*" || fault.function == function) {
+fn decide(faults: &mut [Fault], function: &str, context: u64) -> Option<Fault> {
+    let concerned = |fault: &&mut Fault| {
+        (fault.function == "*" || fault.function == function) && fault.context.is_none_or(|only| only == context)
+    };
+    for fault in faults.iter_mut().filter(concerned) {
         fault.seen = fault.seen.saturating_add(1);
         let number = fault.seen.saturating_sub(fault.after);
         if fault.seen > fault.after && number <= fault.count {
@@ -100,18 +108,18 @@ fn decide(faults: &mut [Fault], function: &str) -> Option<Fault> {
     None
 }
 
-fn parse(text: &str) -> Result<Vec<Fault>, String> {
+fn parse(text: &str, context: u64) -> Result<Vec<Fault>, String> {
     let mut faults = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.split('#').next().unwrap_or_default();
         if !line.trim().is_empty() {
-            faults.push(parse_line(line).map_err(|error| format!("line {number}: {error}"))?);
+            faults.push(parse_line(line, context).map_err(|error| format!("line {number}: {error}"))?);
         }
     }
     Ok(faults)
 }
 
-fn parse_line(line: &str) -> Result<Fault, String> {
+fn parse_line(line: &str, context: u64) -> Result<Fault, String> {
     let mut words = line.split_whitespace();
     let function = words.next().unwrap_or_default().to_owned();
     if function != "*" && !NAMES.contains(&function.as_str()) {
@@ -124,6 +132,7 @@ fn parse_line(line: &str) -> Result<Fault, String> {
         delay: Duration::ZERO,
         hang: false,
         crash: false,
+        context: None,
         outcome: Outcome::Pass,
         seen: 0,
     };
@@ -136,13 +145,14 @@ fn parse_line(line: &str) -> Result<Fault, String> {
             "count" => fault.count = value.parse().map_err(|_| unknown())?,
             "delay" => fault.delay = duration(value).ok_or_else(unknown)?,
             "hang" if value.is_empty() => fault.hang = true,
+            "this-context" if value.is_empty() => fault.context = Some(context),
             "rv" => fault.outcome = Outcome::Return(code(value).ok_or_else(unknown)?),
             "crash" if value.is_empty() => fault.crash = true,
             "oaep-sha1" if value.is_empty() => fault.outcome = Outcome::OaepSha1,
             "wrong-plaintext" if value.is_empty() => fault.outcome = Outcome::WrongPlaintext,
             _ => return Err(unknown()),
         }
-        says_something |= !matches!(key, "after" | "count");
+        says_something |= !matches!(key, "after" | "count" | "this-context");
     }
     if !says_something {
         return Err("it does not say what happens".into());
@@ -171,13 +181,20 @@ mod tests {
 
     #[test]
     fn lines_count_the_calls_that_reach_them_and_the_first_that_speaks_decides() {
-        let mut faults = parse("# two\nC_Decrypt after=1 rv=0x30 count=2 # then pass\n* rv=48 after=4\n").unwrap();
+        let mut faults = parse("# two\nC_Decrypt after=1 rv=0x30 count=2 # then pass\n* rv=48 after=4\n", 1).unwrap();
         let outcomes: Vec<_> =
-            (0..7).map(|_| decide(&mut faults, "C_Decrypt").map_or(Outcome::Pass, |fault| fault.outcome)).collect();
+            (0..7).map(|_| decide(&mut faults, "C_Decrypt", 1).map_or(Outcome::Pass, |fault| fault.outcome)).collect();
         let (pass, fails) = (Outcome::Pass, Outcome::Return(0x30));
         // The first, fourth and later calls reach the second line, which lets four pass.
         assert_eq!(outcomes, [pass, fails, fails, pass, pass, pass, fails]);
-        assert_eq!(decide(&mut faults, "C_Login").unwrap().outcome, fails);
+        assert_eq!(decide(&mut faults, "C_Login", 1).unwrap().outcome, fails);
+    }
+
+    #[test]
+    fn what_is_of_this_context_ends_with_it() {
+        let mut faults = parse("C_Login rv=0x102 this-context", 3).unwrap();
+        assert_eq!(decide(&mut faults, "C_Login", 3).unwrap().outcome, Outcome::Return(0x102));
+        assert_eq!(decide(&mut faults, "C_Login", 4), None);
     }
 
     #[test]
@@ -185,9 +202,9 @@ mod tests {
         for text in
             ["C_Decrypt", "C_Decrypt count=1", "C_Nothing rv=1", "C_Decrypt rv=x", "* delay=3", "* hang=1", "* wrong"]
         {
-            assert!(parse(&format!("\n{text}")).unwrap_err().starts_with("line 2"), "{text}");
+            assert!(parse(&format!("\n{text}"), 1).unwrap_err().starts_with("line 2"), "{text}");
         }
-        let fault = parse("C_Sign delay=250ms hang").unwrap();
+        let fault = parse("C_Sign delay=250ms hang", 1).unwrap();
         assert!(fault.iter().all(|fault| fault.hang && fault.delay.as_millis() == 250));
     }
 }

@@ -19,6 +19,7 @@
 //! | `oaep-sha1` | C_EncryptInit and C_DecryptInit with CKM_RSA_PKCS_OAEP are called with SHA-1, whatever was asked for: no fault, but a way to use `rsa-oaep-sha256` on SoftHSM, which knows SHA-1 alone |
 //! | `after=2` | the first two calls pass |
 //! | `count=3` | three calls fail; further ones pass |
+//! | `this-context` | only calls until the next C_Initialize fail; when C_Initialize is the first call that meets the new content, those after it |
 //!
 //! `C_Decrypt after=2 rv=0x30 count=3` lets two calls pass, fails three and lets all others pass. The first line that has something
 //! to say about a call decides; a line counts the calls that reach it. Counting begins anew whenever the file's content

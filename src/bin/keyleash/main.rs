@@ -24,7 +24,7 @@ mod warnings;
 use args::{Cli, Command};
 use clap::{Parser, error::ErrorKind};
 use exit::Failure;
-use keyleash::token::pkcs11::end_of_process;
+use keyleash::token::pkcs11::{end_of_process, exit_at_once};
 use output::Output;
 use setup::Setup;
 use std::{
@@ -57,20 +57,24 @@ fn main() -> ExitCode {
             let outcome = run_to_end(&runtime, cli, output);
             warnings::end();
             runtime.shutdown_timeout(FAREWELL);
-            // It says whether all left; who has not by then cannot be helped.
-            let _ = end_of_process(TOKEN_FAREWELL);
-            end(output, outcome)
+            let all_left = end_of_process(TOKEN_FAREWELL);
+            let status = end(output, outcome);
+            if !all_left {
+                exit_at_once(status);
+            }
+            status.into()
         }
-        Err(error) => end(output, Err(Failure::io("starting threads", error))),
+        Err(error) => end(output, Err(Failure::io("starting threads", error))).into(),
     }
 }
 
-fn end(output: Output, outcome: Result<(), Failure>) -> ExitCode {
+/// Says what failed, and gives the exit status.
+fn end(output: Output, outcome: Result<(), Failure>) -> u8 {
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(failure) => {
             output.failure(&failure);
-            ExitCode::from(failure.code())
+            failure.code()
         }
     }
 }
@@ -81,14 +85,14 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     if !error.use_stderr() {
         let written = io::stdout().lock().write_all(text.as_bytes());
-        return end(output, written.map_err(Failure::stdout));
+        return end(output, written.map_err(Failure::stdout)).into();
     }
     let text = text.trim_start_matches("error: ").trim_end();
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !output.is_json() {
         output.note(text);
         return ExitCode::from(Failure::Usage(String::new()).code());
     }
-    end(output, Err(Failure::Usage(text.to_owned())))
+    end(output, Err(Failure::Usage(text.to_owned()))).into()
 }
 
 fn run_to_end(runtime: &Runtime, cli: Cli, output: Output) -> Result<(), Failure> {

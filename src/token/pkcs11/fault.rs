@@ -19,6 +19,8 @@ pub(super) enum Fault {
     KekMissing,
     /// A login failed a moment ago, and the next must wait: neither a retry nor re-initialising brings it sooner.
     LoginPaused(TokenError),
+    /// The module contradicts itself on what the token holds: no new session tells which is true, but a fresh context does.
+    ContextInDoubt(TokenError),
     /// The meaning is known already: no retry and no diagnosis can change it.
     Settled(TokenError),
 }

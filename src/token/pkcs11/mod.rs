@@ -12,6 +12,7 @@ mod probe;
 mod raw;
 mod select;
 mod session;
+mod threads;
 mod verdict;
 mod workers;
 mod wrap;
@@ -30,6 +31,7 @@ use module::Module;
 use pin::Pins;
 use session::{About, Context, Shared, Worker};
 use std::{path::PathBuf, sync::Arc, time::Duration};
+use threads::THREADS;
 use workers::Pool;
 
 /// How a token is reached. Construct with [`Pkcs11Settings::new`] and change what differs from the defaults.
@@ -177,14 +179,21 @@ impl Pkcs11Token {
     }
 }
 
-/// Ends all use of PKCS#11 in this process, for the last lines of `main`: no call enters a module again, and those that are
-/// inside are waited for, at most for `timeout`, but for those that hang. May block. False when others are still inside.
+/// Ends all use of PKCS#11 in this process, for the last lines of `main`: no module is loaded and no call enters one again, and
+/// those that are inside are waited for, at most for `timeout`, but for those that hang. May block. False when any are still
+/// inside, hanging ones too: then [`exit_at_once`] is the way to end.
 ///
 /// Modules have exit handlers that take away what a call under way stands on (measured: SoftHSM and its OpenSSL crash), so a
 /// process that is told to end while the token is working would end with a segmentation fault. An exit handler of keyleash does
 /// the same, with a patience of 5 s, where this was not called; a `timeout` of one's own and the answer are what this is for.
 pub fn end_of_process(timeout: Duration) -> bool {
     Module::shut_all(crate::clock::Clock::Boottime.now().plus(timeout))
+}
+
+/// Ends the process with this status and without any exit handler: for when a call is still inside of a module, which would crash
+/// under its handlers. No destructor runs, and what is buffered (standard output) is lost unless it was flushed.
+pub fn exit_at_once(status: u8) -> ! {
+    raw::exit_at_once(status)
 }
 
 /// Runs what may block on a thread of its own, which is abandoned when it does not end in time.
@@ -194,9 +203,8 @@ async fn off_runtime<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TokenError> + Send + 'static,
 ) -> Result<T, TokenError> {
     let (sender, answer) = tokio::sync::oneshot::channel();
-    let thread = std::thread::Builder::new().name("keyleash-open".into());
     // Nobody listens when the caller was dropped.
-    let spawned = thread.spawn(move || drop(sender.send(work())));
+    let spawned = THREADS.spawn("keyleash-open", move || drop(sender.send(work())));
     spawned.map_err(|error| fault::fatal(operation, format!("no thread: {error}")))?;
     let clock = crate::clock::Clock::Boottime;
     match clock.until(clock.now().plus(timeout), answer).await {

@@ -10,6 +10,7 @@
 
 use super::fault;
 use super::raw::{self, Raw};
+use super::threads::THREADS;
 use super::verdict::{self, Class};
 use crate::clock::{Clock, Instant, SLEEP_SLICE_MAX};
 use crate::token::TokenError;
@@ -40,7 +41,13 @@ const GATE_MARGIN: Duration = Duration::from_millis(20);
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 const EXIT_LOOK: Duration = Duration::from_millis(5);
 
-static MODULES: Mutex<Vec<Arc<Module>>> = Mutex::new(Vec::new());
+static MODULES: Mutex<Modules> = Mutex::new(Modules { loaded: Vec::new(), shut: false });
+
+struct Modules {
+    loaded: Vec<Arc<Module>>,
+    /// The process ends: none is loaded any more.
+    shut: bool,
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics while these are held, and the values are whole after every step.
@@ -71,18 +78,29 @@ pub(super) fn before(clock: &Clock, deadline: Instant) -> Instant {
 
 /// Runs as the process ends, however `main` was left: exit handlers of modules take away what a call under way stands on.
 extern "C" fn farewell() {
-    let clock = Clock::Boottime;
-    let deadline = clock.now().plus(EXIT_PATIENCE);
-    // Held while a module loads, which may hang: that is no reason never to end.
-    while let Err(TryLockError::WouldBlock) = MODULES.try_lock() {
-        if clock.now() >= deadline {
-            return;
-        }
-        std::thread::sleep(EXIT_LOOK);
-    }
+    let deadline = Clock::Boottime.now().plus(EXIT_PATIENCE);
     // A forked child has the parent's count of calls, and none of the threads that would end them.
-    if lock(&MODULES).iter().all(|module| module.pid == std::process::id()) {
+    if lock_by(deadline).is_some_and(|modules| modules.loaded.iter().all(|module| module.pid == std::process::id())) {
         Module::shut_all(deadline);
+    }
+}
+
+/// Has [`farewell`] run before all exit handlers that are registered by now: they run in reverse order.
+fn register_farewell() {
+    if !raw::before_exit(farewell) {
+        tracing::warn!("no exit handler: call `end_of_process` at the end of `main`");
+    }
+}
+
+/// The modules. The lock is held while one loads, which may hang: that is no reason never to end.
+fn lock_by(deadline: Instant) -> Option<MutexGuard<'static, Modules>> {
+    loop {
+        match MODULES.try_lock() {
+            Ok(modules) => return Some(modules),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Clock::Boottime.now() >= deadline => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(EXIT_LOOK),
+        }
     }
 }
 
@@ -98,6 +116,7 @@ pub(super) struct Module {
     hung: AtomicUsize,
     /// The host uses the module as well, outside the gate: never C_Finalize.
     shared_with_host: AtomicBool,
+    initialised_before: AtomicBool,
 }
 
 /// The pauses of one token between re-initialisations for its sake. Those of another one on the module, which works, do not end
@@ -188,7 +207,10 @@ impl Module {
             refused(error.to_string(), "name the PKCS#11 library of the token, and see that it may be read")
         })?;
         let mut modules = lock(&MODULES);
-        if let Some(module) = modules.iter().find(|module| module.path == canonical) {
+        if modules.shut {
+            return Err(fault::fatal("load module", "the process is ending"));
+        }
+        if let Some(module) = modules.loaded.iter().find(|module| module.path == canonical) {
             module.check_pid("load module")?;
             return Ok(module.clone());
         }
@@ -219,12 +241,11 @@ impl Module {
             changed: Condvar::new(),
             hung: AtomicUsize::new(0),
             shared_with_host: AtomicBool::new(false),
+            initialised_before: AtomicBool::new(false),
         });
-        modules.push(module.clone());
-        // Anew with each module: handlers run in reverse order, so this one runs before those that the module brought.
-        if !raw::before_exit(farewell) {
-            tracing::warn!("no exit handler: call `end_of_process` at the end of `main`");
-        }
+        modules.loaded.push(module.clone());
+        // Anew with each module, to run before the handlers that it brought.
+        register_farewell();
         Ok(module)
     }
 
@@ -237,17 +258,23 @@ impl Module {
         &self.path
     }
 
-    /// Lets nobody enter any module again, and waits until all have left but those that hang; false when others have not by
-    /// `deadline`.
+    /// Lets nobody load or enter any module again, and waits until all have left but those that hang; false when anybody, of
+    /// those that hang too, is still inside or about to be by `deadline`.
     pub(super) fn shut_all(deadline: Instant) -> bool {
-        let modules = lock(&MODULES).clone();
+        let modules = {
+            let Some(mut modules) = lock_by(deadline) else { return false };
+            modules.shut = true;
+            modules.loaded.clone()
+        };
         modules.iter().for_each(|module| lock(&module.gate).shut = true);
-        modules.iter().all(|module| module.is_empty_by(deadline))
+        // Of all, lest one that hangs leaves the others without their time.
+        let empty = modules.iter().filter(|module| module.is_empty_by(deadline)).count();
+        THREADS.hold(&Clock::Boottime, deadline) && empty == modules.len()
     }
 
     fn is_empty_by(&self, deadline: Instant) -> bool {
         let mut gate = lock(&self.gate);
-        // What hangs will not take a step while the process ends, and is not worth the wait.
+        // What hangs will hardly come back while the process ends, and is not worth the wait.
         while gate.inside > self.hung.load(Ordering::SeqCst) || gate.closed {
             let in_time;
             (gate, in_time) = wait_until(&self.changed, gate, &self.clock, deadline);
@@ -255,7 +282,7 @@ impl Module {
                 return false;
             }
         }
-        true
+        gate.inside == 0
     }
 
     /// Fails in a forked child.
@@ -319,6 +346,7 @@ impl Module {
                 gate.initialised = true;
                 gate.ours = true;
                 gate.generation += 1;
+                self.register_farewell_again();
                 Ok(gate)
             }
             Err(RvError::CryptokiAlreadyInitialized) => {
@@ -327,6 +355,7 @@ impl Module {
                 if gate.generation == 0 || std::mem::take(&mut gate.ours) {
                     gate.generation += 1;
                 }
+                self.register_farewell_again();
                 Ok(gate)
             }
             Err(code) => {
@@ -338,6 +367,13 @@ impl Module {
                     _ => fault::unreachable(operation, what),
                 })
             }
+        }
+    }
+
+    /// Modules register exit handlers, their libraries' too (OpenSSL), when they are first initialised.
+    fn register_farewell_again(&self) {
+        if !self.initialised_before.swap(true, Ordering::SeqCst) {
+            register_farewell();
         }
     }
 

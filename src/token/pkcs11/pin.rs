@@ -156,8 +156,8 @@ pub(super) enum Attempt {
     Accepted,
     /// The token refused this PIN: it is not tried again.
     Refused(TokenError),
-    /// The token's flags forbid an attempt: no C_Login was made, so nothing is known of this PIN.
-    Withheld(TokenError),
+    /// No PIN was compared, because the token's flags forbid an attempt or it has none to compare with: nothing is known of this PIN.
+    Withheld(Fault),
     /// C_Login failed otherwise: perhaps the token counted it as a wrong PIN, perhaps it is in trouble.
     Failed(RvError),
 }
@@ -218,7 +218,7 @@ impl Pins {
                 self.lock().refused = Some((pin, error.clone()));
                 Err(error.into())
             }
-            Attempt::Withheld(error) => Err(error.into()),
+            Attempt::Withheld(fault) => Err(fault),
             Attempt::Failed(code) => {
                 let mut state = self.lock();
                 let again = state.failed.take().filter(|failed| is_same(&failed.pin, &pin));
@@ -389,7 +389,7 @@ mod tests {
     #[test]
     fn a_login_that_was_not_made_leaves_the_pin_free() {
         let pins = Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))));
-        let locked = |_: &Pin| Attempt::Withheld(fault::denied("login", "the token has locked its user PIN"));
+        let locked = |_: &Pin| Attempt::Withheld(fault::denied("login", "the token has locked its user PIN").into());
         let Err(Fault::Settled(error)) = pins.login(soon(), locked) else { panic!() };
         assert_eq!(error.verdict, Verdict::Denied);
         assert!(pins.login(soon(), |_| Attempt::Accepted).is_ok(), "once it is unlocked");

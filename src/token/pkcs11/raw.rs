@@ -2,7 +2,7 @@
 //!
 //! cryptoki gives the plaintext of C_Decrypt as a bare `Vec` after asking for its length first (a second call, which some
 //! tokens refuse), and reads CKA_VALUE into a buffer that it frees without wiping. Here the token writes where the
-//! caller wipes. Everything else stays with cryptoki. Beside them stands `atexit`, for the end of the process. The only unsafe code
+//! caller wipes. Everything else stays with cryptoki. Beside them stand `atexit` and `_exit`, for the end of the process. The only unsafe code
 //! of the token room.
 #![allow(unsafe_code)]
 
@@ -93,6 +93,14 @@ impl Raw {
 unsafe extern "C" {
     /// C11 7.22.4.2: `f` runs as the process ends by `exit`, before what was registered earlier. Nonzero: no room.
     safe fn atexit(f: extern "C" fn()) -> c_int;
+
+    /// POSIX: ends the process at once; nothing registered with `atexit` runs.
+    safe fn _exit(status: c_int) -> !;
+}
+
+/// Ends the process under whatever calls are still inside of a module.
+pub(super) fn exit_at_once(status: u8) -> ! {
+    _exit(status.into())
 }
 
 /// Has `farewell` run as this process ends, before the exit handlers of every library that is loaded by now. It must not panic.

@@ -22,7 +22,6 @@ use std::{
     cell::Cell,
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 /// How often a known good record must be refused, each time while a fresh one makes the round trip, before that is another key's
@@ -206,9 +205,11 @@ pub(super) struct About<'a> {
     pub(super) unwraps: bool,
 }
 
-/// How often one call re-initialises. More than once: SoftHSM leaves a token out of its list when another process logs in to it
-/// during C_Initialize.
+/// How often one call re-initialises. More than once: SoftHSM leaves a token out of its list, or takes it for one without a user
+/// PIN, when another process logs in to it during C_Initialize.
 const REINITIALISATIONS_MAX: u32 = 3;
+/// As many fresh contexts that give the same doubtful answer are no accident of one: it is believed.
+const DOUBTS_MAX: u32 = 2;
 
 /// Whether the call is made once more before the fault is judged, on a new session too: a handle may be stale, and it takes two
 /// answers to take a key away.
@@ -282,8 +283,9 @@ impl Worker {
             }
             // Whatever was said on a session that was open for a while is but a hint.
             let paused = matches!(fault, Fault::LoginPaused(_));
+            let in_doubt = matches!(fault, Fault::ContextInDoubt(_));
             let hint = was_open || is_hint(about, &fault);
-            if hint && !retried && !paused && !matches!(fault, Fault::Settled(_)) {
+            if hint && !retried && !paused && !in_doubt && !matches!(fault, Fault::Settled(_)) {
                 retried = true;
                 continue;
             }
@@ -295,6 +297,9 @@ impl Worker {
                 continue;
             }
             drop(inside);
+            if in_doubt && reinitialised >= DOUBTS_MAX {
+                error = no_pin_denied(error.what);
+            }
             let given_up = paused || reinitialised == REINITIALISATIONS_MAX || shared.clock.now() >= deadline;
             if error.verdict != Verdict::Unreachable || given_up {
                 return Err(error);
@@ -341,7 +346,7 @@ impl Worker {
     fn settle(&mut self, inside: &Inside<'_>, about: About<'_>, deadline: Instant, fault: Fault) -> TokenError {
         let operation = about.operation;
         let (step, code) = match fault {
-            Fault::Settled(error) | Fault::LoginPaused(error) => return error,
+            Fault::Settled(error) | Fault::LoginPaused(error) | Fault::ContextInDoubt(error) => return error,
             Fault::NotListed(words) => return not_listed(&self.shared.selector, operation, &words),
             // Found nothing: on a token that is listed that is a denial, else it means nothing. SoftHSM forgets the KEKs of a
             // token whose directory is away before it forgets the token.
@@ -351,7 +356,7 @@ impl Worker {
         let facts = match self.diagnose(inside, about, deadline, code) {
             Ok(facts) => facts,
             Err(Fault::NotListed(_)) => Facts { listed: Some(false), ..Facts::default() },
-            Err(Fault::Settled(error) | Fault::LoginPaused(error)) => return error,
+            Err(Fault::Settled(error) | Fault::LoginPaused(error) | Fault::ContextInDoubt(error)) => return error,
             Err(Fault::KekMissing | Fault::Code { .. }) => Facts::default(),
         };
         if facts.listed == Some(true) && facts.kek_found == Some(false) {
@@ -515,9 +520,6 @@ fn is_logged_in(session: &Session) -> bool {
     matches!(state, Ok(SessionState::RoUser | SessionState::RwUser))
 }
 
-/// Before CKR_USER_PIN_NOT_INITIALIZED is believed.
-const NO_PIN_PAUSES: [Duration; 3] = [Duration::from_millis(10), Duration::from_millis(20), Duration::from_millis(40)];
-
 fn log_in(shared: &Shared, inside: &Inside<'_>, slot: Slot, session: &Session, deadline: Instant) -> Result<(), Fault> {
     if is_logged_in(session) {
         return Ok(());
@@ -538,20 +540,11 @@ fn log_in(shared: &Shared, inside: &Inside<'_>, slot: Slot, session: &Session, d
         }
         // Wiped on drop.
         let raw = RawAuthPin::new(Box::new(pin.expose().to_vec()));
-        let mut outcome = session.login_with_raw(UserType::User, &raw);
-        // SoftHSM says so too for the instant in which another process writes the token's flags as it logs in. No PIN was
-        // compared, so that none is counted.
-        for pause in NO_PIN_PAUSES {
-            if !matches!(&outcome, Err(error) if code_of(error) == RvError::UserPinNotInitialized) {
-                break;
-            }
-            std::thread::sleep(pause);
-            outcome = session.login_with_raw(UserType::User, &raw);
-        }
-        match outcome {
+        match session.login_with_raw(UserType::User, &raw) {
             Ok(()) => Attempt::Accepted,
             Err(error) => match code_of(&error) {
                 RvError::UserAlreadyLoggedIn => Attempt::Accepted,
+                RvError::UserPinNotInitialized => Attempt::Withheld(no_user_pin(inside, slot)),
                 code if verdict::class(code) == Class::Denied => {
                     Attempt::Refused(fault::denied("login", format!("C_Login: {}", verdict::name(code))))
                 }
@@ -570,7 +563,27 @@ fn log_in(shared: &Shared, inside: &Inside<'_>, slot: Slot, session: &Session, d
 fn withheld(what: &str) -> Attempt {
     let remedy =
         "unlock the user PIN, or log in once with the right PIN by another tool; keyleash looks again by itself";
-    Attempt::Withheld(TokenError { remedy: remedy.into(), ..fault::denied("login", what) })
+    Attempt::Withheld(TokenError { remedy: remedy.into(), ..fault::denied("login", what) }.into())
+}
+
+/// What CKR_USER_PIN_NOT_INITIALIZED means, by what the token says of itself.
+///
+/// SoftHSM empties the token's file for an instant whenever a process logs in. A context that is begun in that instant takes
+/// the token for one without a user PIN, and keeps to that in every session as long as it lives; the flags it reads anew.
+fn no_user_pin(inside: &Inside<'_>, slot: Slot) -> Fault {
+    const SAYS: &str = "C_Login: CKR_USER_PIN_NOT_INITIALIZED";
+    if inside.pkcs11().get_token_info(slot).is_ok_and(|token| !token.user_pin_initialized()) {
+        return no_pin_denied(format!("{SAYS}, and the token's flags say so too")).into();
+    }
+    Fault::ContextInDoubt(TokenError {
+        remedy: "begin a fresh context: keyleash does where the module is its own, else restart the process".into(),
+        ..fault::unreachable("login", format!("{SAYS}, and the token's flags do not say so"))
+    })
+}
+
+fn no_pin_denied(what: String) -> TokenError {
+    let remedy = "set the token's user PIN, as its security officer; keyleash looks again by itself";
+    TokenError { remedy: remedy.into(), ..fault::denied("login", what) }
 }
 
 /// The flag by which the token says that wrong PINs have been tried.

@@ -8,6 +8,7 @@
 
 use super::fault;
 use super::module::{Module, wait_until};
+use super::threads::THREADS;
 use crate::clock::{Clock, Instant};
 use crate::token::{TokenError, Workers};
 use std::{
@@ -195,8 +196,8 @@ fn all_hang(operation: &'static str, hung: usize) -> TokenError {
 fn fill_places<S: Seat>(shared: &Arc<Shared<S>>, state: &mut State<S>) {
     while !state.closed && state.alive + state.hung.saturating_sub(shared.hung_max) < shared.wanted {
         let of = shared.clone();
-        match std::thread::Builder::new().name("keyleash-token".into()).spawn(move || work(&of)) {
-            Ok(_) => state.alive += 1,
+        match THREADS.spawn("keyleash-token", move || work(&of)) {
+            Ok(()) => state.alive += 1,
             Err(error) => {
                 tracing::error!(%error, "no thread for a token worker");
                 return;
