@@ -12,7 +12,7 @@ use std::{
 
 /// The index hears of an account that is looked up once in this time: the order in which accounts leave a full index is so
 /// exact, and one that left too early costs an unwrap, as its refresh does that often. Telling it takes a dozen reads of memory
-/// that wait for one another, a look-up without it five.
+/// that wait for one another, a look-up without it six.
 const TELL_PAUSE_SECS: u32 = 5 * 60;
 const NANOS_PER_SEC: u64 = 1_000_000_000;
 
@@ -238,19 +238,15 @@ impl AccountKeys {
             slot::Leash,
             store::record::{AekPolicy, Usage},
             tokens::Route,
-            usage::{CountedAek, Ledger, Limits, Meter},
+            usage::{Counted, Ledger, Limits, Meter},
         };
         let (clock, second) = (Clock::Manual(ManualClock::default()), std::time::Duration::from_secs(1));
         let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
         let leash = Arc::new(Leash::new(kek, Route::of_test(&clock), Lease::new(second), clock, second));
         let (id, ledger) = (AccountId::new(id).unwrap(), Ledger::new(Limits::SUITE));
         let slot = |version: &u32| {
-            let meter = Meter::new(
-                &ledger,
-                CountedAek { account: id.clone(), aek_version: *version, created_unix: 1 },
-                Usage::default(),
-                AekPolicy::default(),
-            );
+            let aek = Counted { account: id.clone(), aek_version: *version, created_unix: 0 };
+            let meter = Meter::new(&ledger, aek, Usage::default(), AekPolicy::default());
             AekSlot::new(leash.clone(), meter).unwrap()
         };
         Self::new(id.clone(), aek_versions.iter().map(slot).collect()).unwrap()

@@ -63,7 +63,8 @@ pub struct Settings {
     /// lets as many as the default `max_cached_aeks` be in use with the default `aek_ttl`. A token that is slower sets its
     /// own pace.
     pub resume_rate: u32,
-    /// Most AEKs in memory, 1 to 100 million. Default 1 million.
+    /// Most AEKs in memory, 1 to 100 million. Default 1 million. For one more, an account leaves that was not looked up for
+    /// longest, to within five minutes.
     pub max_cached_aeks: u64,
     /// What happens when key memory cannot be locked. Default: a warning.
     pub memlock: MemlockPolicy,

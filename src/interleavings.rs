@@ -18,7 +18,7 @@ use crate::{
     standby::Voice,
     store::record::{AekPolicy, Usage},
     tokens::Route,
-    usage::{CountedAek, Ledger, Limits, Meter},
+    usage::{Counted, Ledger, Limits, Meter},
 };
 use loom::thread;
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
@@ -151,7 +151,7 @@ fn leash_and_slot() -> (Arc<Leash>, Arc<AekSlot>, u64) {
     let (route, lease) = (Route::of_test(&clock), Lease::new(Duration::from_secs(10)));
     let leash = Arc::new(Leash::new(kek, route, lease, clock, Duration::from_secs(5)));
     let ledger = Ledger::new(Limits::SUITE);
-    let aek = CountedAek { account: AccountId::new("a").unwrap(), aek_version: 1, created_unix: 1 };
+    let aek = Counted { account: AccountId::new("a").unwrap(), aek_version: 1, created_unix: 1 };
     let meter = Meter::new(&ledger, aek, Usage::default(), AekPolicy::default());
     let slot = AekSlot::new(leash.clone(), meter).unwrap();
     let epoch = prove(&leash);

@@ -479,7 +479,7 @@ impl Keyring {
             }
             return Err(Corrupt::AekVersion(slot.aek_version).into());
         };
-        if wrapped.created_unix != slot.meter().created_unix {
+        if wrapped.created_unix != slot.meter().aek.created_unix {
             // Of the same number, and another one: an AEK keeps the time of its making for good.
             self.disown(slot).await;
             return Err(made_anew(slot.account()));
@@ -631,8 +631,7 @@ impl Keyring {
         self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
         self.keep_sample(&wrapped.kek, id, wrapped);
         // Somebody may have been about to open the account that was purged, and have its keys here by now.
-        let is_another =
-            |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter().created_unix == slot.meter().created_unix);
+        let is_another = |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter().aek == slot.meter().aek);
         if let Some(keys) = self.alive(id).filter(is_another) {
             self.forget_account(id, Some(keys)).await;
         }

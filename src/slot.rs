@@ -20,7 +20,7 @@ pub(crate) type Leash = leash::Leash<AekSlot>;
 pub(crate) struct AekSlot {
     pub(crate) aek_version: u32,
     pub(crate) leash: Arc<Leash>,
-    counted: Counted,
+    metered: Metered,
     key: KeySlot,
     /// Until when the AEK may be used without a fresh unwrap of its own, while the token answers.
     fresh_until_ns: AtomicU64,
@@ -36,9 +36,9 @@ pub(crate) struct AekSlot {
     retired: AtomicBool,
 }
 
-/// Where it is counted what is sealed under an AEK version.
+/// Where it is metered what is sealed under an AEK version.
 #[derive(Debug)]
-enum Counted {
+enum Metered {
     Here(Meter),
     /// In the first slot of the AEK version, whose successor this is.
     There(Arc<AekSlot>),
@@ -46,7 +46,7 @@ enum Counted {
 
 // A million of them; see the page of the manual on performance.
 #[cfg(all(target_pointer_width = "64", not(keyleash_loom)))]
-const _: () = assert!(size_of::<AekSlot>() <= 176);
+const _: () = assert!(size_of::<AekSlot>() <= 184);
 
 /// A key that may be used now, and the lease that says so.
 pub(crate) struct Selection<'a> {
@@ -89,7 +89,7 @@ impl AekSlot {
     /// # Errors
     /// As [`KeySlot::new`].
     pub(crate) fn new(leash: Arc<Leash>, meter: Meter) -> Result<Arc<Self>> {
-        Self::enlisted(leash, meter.aek_version, Counted::Here(meter))
+        Self::enlisted(leash, meter.aek.aek_version, Metered::Here(meter))
     }
 
     /// An empty slot for the same AEK version under another lease. It goes on counting where `self` does.
@@ -97,18 +97,18 @@ impl AekSlot {
     /// # Errors
     /// As [`KeySlot::new`].
     pub(crate) fn successor(self: &Arc<Self>, leash: Arc<Leash>) -> Result<Arc<Self>> {
-        let first = match &self.counted {
-            Counted::Here(_) => self,
-            Counted::There(first) => first,
+        let first = match &self.metered {
+            Metered::Here(_) => self,
+            Metered::There(first) => first,
         };
-        Self::enlisted(leash, self.aek_version, Counted::There(first.clone()))
+        Self::enlisted(leash, self.aek_version, Metered::There(first.clone()))
     }
 
-    fn enlisted(leash: Arc<Leash>, aek_version: u32, counted: Counted) -> Result<Arc<Self>> {
+    fn enlisted(leash: Arc<Leash>, aek_version: u32, metered: Metered) -> Result<Arc<Self>> {
         let slot = Arc::new(Self {
             aek_version,
             leash,
-            counted,
+            metered,
             key: KeySlot::new()?,
             fresh_until_ns: AtomicU64::new(0),
             refresh_from_ns: AtomicU64::new(0),
@@ -124,14 +124,14 @@ impl AekSlot {
     /// What is sealed under it, and under those before and after it of this AEK version.
     #[inline]
     pub(crate) fn meter(&self) -> &Meter {
-        match &self.counted {
-            Counted::Here(meter) => meter,
-            Counted::There(first) => first.meter(),
+        match &self.metered {
+            Metered::Here(meter) => meter,
+            Metered::There(first) => first.meter(),
         }
     }
 
     pub(crate) fn account(&self) -> &AccountId {
-        &self.meter().account
+        &self.meter().aek.account
     }
 
     /// The key, if it may be used at `now`: the lease runs, the TTL does not bind, the slot is filled in the lease's epoch.

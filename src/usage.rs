@@ -62,7 +62,7 @@ impl Limits {
 /// Which AEK is counted. One of the same account and version that was made at another time is another one: the account was
 /// purged, and made anew.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct CountedAek {
+pub(crate) struct Counted {
     pub(crate) account: AccountId,
     pub(crate) aek_version: u32,
     pub(crate) created_unix: u64,
@@ -72,7 +72,7 @@ pub(crate) struct CountedAek {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     limits: Limits,
-    left: Mutex<HashMap<CountedAek, Usage>>,
+    left: Mutex<HashMap<Counted, Usage>>,
 }
 
 impl Ledger {
@@ -81,12 +81,12 @@ impl Ledger {
     }
 
     /// What meters that are gone had counted and not written down.
-    pub(crate) fn take_left(&self) -> Vec<(CountedAek, Usage)> {
+    pub(crate) fn take_left(&self) -> Vec<(Counted, Usage)> {
         std::mem::take(&mut *self.left()).into_iter().collect()
     }
 
     /// Keeps a count that nobody else will write down.
-    pub(crate) fn leave(&self, aek: CountedAek, used: Usage) {
+    pub(crate) fn leave(&self, aek: Counted, used: Usage) {
         let mut left = self.left();
         if left.len() < LEFT_MAX || left.contains_key(&aek) {
             let place = left.entry(aek).or_default();
@@ -94,7 +94,7 @@ impl Ledger {
         }
     }
 
-    fn left(&self) -> MutexGuard<'_, HashMap<CountedAek, Usage>> {
+    fn left(&self) -> MutexGuard<'_, HashMap<Counted, Usage>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,9 +102,7 @@ impl Ledger {
 /// Counts what this engine seals under one AEK version.
 #[derive(Debug)]
 pub(crate) struct Meter {
-    pub(crate) account: AccountId,
-    pub(crate) aek_version: u32,
-    pub(crate) created_unix: u64,
+    pub(crate) aek: Counted,
     ledger: Arc<Ledger>,
     few: Counter,
     lanes: OnceLock<Box<Lanes>>,
@@ -223,14 +221,11 @@ pub(crate) fn provide_lanes() {
 
 impl Meter {
     /// For an AEK version of which the record says that `seen` was sealed.
-    pub(crate) fn new(ledger: &Arc<Ledger>, aek: CountedAek, seen: Usage, policy: AekPolicy) -> Self {
+    pub(crate) fn new(ledger: &Arc<Ledger>, aek: Counted, seen: Usage, policy: AekPolicy) -> Self {
         provide_lanes();
         let few = Counter { ceiling: AtomicU64::new(UNWRITTEN_BLOCKS_MAX), ..Counter::default() };
-        let CountedAek { account, aek_version, created_unix } = aek;
         let meter = Self {
-            account,
-            aek_version,
-            created_unix,
+            aek,
             ledger: ledger.clone(),
             few,
             lanes: OnceLock::new(),
@@ -287,18 +282,12 @@ impl Meter {
         }
     }
 
-    /// What it counts.
-    pub(crate) fn aek(&self) -> CountedAek {
-        let Self { account, aek_version, created_unix, .. } = self;
-        CountedAek { account: account.clone(), aek_version: *aek_version, created_unix: *created_unix }
-    }
-
     #[cold]
     #[inline(never)]
     fn refusal(&self) -> Error {
         let books = self.books();
         let unwritten = minus(self.counted(), books.notes().taken);
-        let Self { account, aek_version, ledger, .. } = self;
+        let Self { aek: Counted { account, aek_version, .. }, ledger, .. } = self;
         if ledger.limits.reached(plus(books.seen, unwritten)) {
             let Limits { blocks, bytes } = ledger.limits;
             return Error::Invalid(format!(
@@ -400,7 +389,7 @@ impl Drop for Meter {
     fn drop(&mut self) {
         let left = self.take();
         if left != Usage::default() {
-            self.ledger.leave(self.aek(), left);
+            self.ledger.leave(self.aek.clone(), left);
         }
     }
 }
@@ -428,8 +417,8 @@ mod tests {
         Usage { blocks, bytes }
     }
 
-    fn aek() -> CountedAek {
-        CountedAek { account: AccountId::new("a").unwrap(), aek_version: 1, created_unix: 7 }
+    fn aek() -> Counted {
+        Counted { account: AccountId::new("a").unwrap(), aek_version: 1, created_unix: 7 }
     }
 
     fn meter(limits: Limits, seen: Usage, policy: AekPolicy) -> (Arc<Ledger>, Arc<Meter>) {

@@ -11,7 +11,11 @@ use crate::{
     token::{KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, TokenError, Verdict},
     tokens::Seat,
 };
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
+
+/// How often a key that is refused is looked at, while it may be in the making, and the time between.
+const LOOKS_MAX: u32 = 5;
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
 /// One version of a KEK as the store knows it, and as the token has it.
 #[derive(Debug, Clone)]
@@ -120,8 +124,7 @@ impl Engine {
         known: &[KekId],
     ) -> Result<KekInfo> {
         let label = label_of(kek);
-        let mut found = seat.token.list_keks().await?;
-        found.retain(|found| found.label == label && !known.contains(&found.id));
+        let found = self.left_in_token(seat, &label, known).await?;
         let remedy = match kek.version {
             1 => "choose another name, or remove",
             _ => "adopt it (`kek rotate --adopt`), or remove",
@@ -162,6 +165,23 @@ impl Engine {
         match round_trip(&*seat.token, kek, &handle).await {
             Ok(()) => Ok(info),
             Err(error) => Err(and_stays(error, &info.id)),
+        }
+    }
+
+    /// The keys with this label that are none of those that are `known`. Another process may be making one at this moment, which
+    /// SoftHSM shows before its attributes are all there: one that is refused is looked at again.
+    async fn left_in_token(&self, seat: &Seat, label: &str, known: &[KekId]) -> Result<Vec<KekInfo>> {
+        let clock = &self.keyring().clock;
+        let mut looks = 0;
+        loop {
+            let mut found = seat.token.list_keks().await?;
+            found.retain(|found| found.label == label && !known.contains(&found.id));
+            looks += 1;
+            let may_be_half_made = |kek: &KekInfo| kek.refused.is_some() || kek.known_outside.is_some();
+            if looks == LOOKS_MAX || !found.iter().any(may_be_half_made) {
+                return Ok(found);
+            }
+            clock.sleep_until(clock.now().plus(LOOK_PAUSE)).await;
         }
     }
 

@@ -4,6 +4,7 @@ use crate::{account_keys::AccountKeys, name::AccountId};
 use hashbrown::HashTable;
 use std::{
     hash::{BuildHasher, RandomState},
+    ptr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -63,11 +64,11 @@ impl Living {
         keys
     }
 
-    /// Forgets these keys, and no others of their account: the next to open it gets other ones.
+    /// Forgets these keys of an account: the next to open it gets others. Those that somebody else was given since stay.
     pub(super) fn remove(&self, keys: &Arc<AccountKeys>) {
         let hash = self.hasher.hash_one(&keys.id);
-        let is_its = |other: &Weak<AccountKeys>| std::ptr::eq(other.as_ptr(), Arc::as_ptr(keys));
-        if let Ok(found) = self.table(hash).find_entry(hash, is_its) {
+        let are_these = |alive: &Weak<AccountKeys>| ptr::eq(alive.as_ptr(), Arc::as_ptr(keys));
+        if let Ok(found) = self.table(hash).find_entry(hash, are_these) {
             found.remove();
         }
     }
@@ -94,6 +95,8 @@ mod tests {
             assert!(Arc::ptr_eq(&living.adopt(keys(name)), held));
             assert!(Arc::ptr_eq(&living.get(&AccountId::new(name).unwrap()).unwrap(), held));
         }
+        living.remove(&Arc::new(keys(&names[8])));
+        assert!(living.get(&held[8].id).is_some(), "others of this account");
         living.remove(&held[7]);
         assert!(living.get(&held[7].id).is_none() && living.get(&held[8].id).is_some());
         assert!(!Arc::ptr_eq(&living.adopt(keys(&names[7])), &held[7]));

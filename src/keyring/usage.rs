@@ -10,7 +10,7 @@ use crate::{
         self, CONFLICTS_MAX, again_and_again,
         record::{AccountRecord, AekPolicy, Usage, WrappedAek},
     },
-    usage::{CountedAek, Meter, plus},
+    usage::{Counted, Meter, plus},
 };
 use std::{
     collections::BTreeSet,
@@ -50,7 +50,7 @@ impl Keyring {
     /// A meter of an AEK version, for a slot.
     pub(crate) fn meter(&self, record: &AccountRecord, wrapped: &WrappedAek) -> Meter {
         let WrappedAek { aek_version, created_unix, used, .. } = *wrapped;
-        let aek = CountedAek { account: record.account.clone(), aek_version, created_unix };
+        let aek = Counted { account: record.account.clone(), aek_version, created_unix };
         Meter::new(&self.ledger, aek, used, record.policy)
     }
 
@@ -90,7 +90,7 @@ impl Keyring {
         if taken.used == Usage::default() {
             return Ok(());
         }
-        if let Some((seen, policy)) = self.add_usage(&meter.aek(), taken.used).await? {
+        if let Some((seen, policy)) = self.add_usage(&meter.aek, taken.used).await? {
             meter.wrote(seen, policy);
         }
         std::mem::forget(taken);
@@ -98,8 +98,8 @@ impl Keyring {
     }
 
     /// Adds to what an AEK version's record says, and gives the sum; `None` when the account has that AEK no more.
-    async fn add_usage(&self, aek: &CountedAek, used: Usage) -> Result<Option<(Usage, AekPolicy)>> {
-        let CountedAek { account, aek_version, created_unix } = aek;
+    async fn add_usage(&self, aek: &Counted, used: Usage) -> Result<Option<(Usage, AekPolicy)>> {
+        let Counted { account, aek_version, created_unix } = aek;
         for _ in 0..CONFLICTS_MAX {
             let Some((mut record, seen)) = store::load_account(&*self.store, account).await? else { return Ok(None) };
             let is_it = |version: &&mut WrappedAek| {
