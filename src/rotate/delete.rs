@@ -18,7 +18,8 @@ impl Engine {
     /// that the record knows, should the clock be behind that. An account that was deleted before stays as it was.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Store`], [`Error::Conflict`].
+    /// [`Error::NotFound`]; [`Error::Store`]: it may be deleted or not, and its keys are wiped so that its record is read before it
+    /// is used again; [`Error::Conflict`].
     pub async fn delete_account(&self, id: &AccountId) -> Result<Deletion> {
         let (now, retention) = (self.keyring().clock.unix_now(), self.keyring().settings.retention.as_secs());
         let mut deletion = Deletion { since_unix: now, purge_after_unix: now.saturating_add(retention) };
@@ -31,9 +32,12 @@ impl Engine {
             deletion = *record.deleted.get_or_insert(Deletion { since_unix, purge_after_unix });
             Ok(is_new)
         };
-        self.change_account(id, change).await?;
-        self.keyring().shut(id).await;
-        Ok(deletion)
+        let changed = self.change_account(id, change).await;
+        // Also when the store failed: the record may say so all the same, and whoever uses the account next reads it.
+        if matches!(changed, Ok(_) | Err(Error::Store(_))) {
+            self.keyring().shut(id).await;
+        }
+        changed.map(|_| deletion)
     }
 
     /// Brings a deleted account back, with all its AEK versions. Handles that are still held work again once they are warmed.

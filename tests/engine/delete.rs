@@ -1,8 +1,9 @@
 //! Deletion, undeletion, purge.
 
-use crate::{Rig, SECOND, account_id, build};
+use crate::{Rig, SECOND, account_id, build, hand::HandStore};
 use keyleash::{
-    Account, Error,
+    Account, Engine, Error,
+    clock::Clock,
     config::Settings,
     store::{Key, KeyStore},
 };
@@ -93,6 +94,21 @@ async fn a_deletion_during_an_unwrap_is_not_undone_by_its_answer() {
     rig.pass(3 * SECOND).await;
     let _ = warming.await.unwrap();
     assert!(seal(&account).is_err());
+}
+
+#[tokio::test]
+async fn an_account_whose_deletion_was_not_acknowledged_is_not_used_before_its_record_was_read() {
+    let mut rig = Rig::new().await;
+    let store = HandStore::over(&rig.store);
+    let build = Engine::builder(rig.token.clone(), store.clone());
+    rig.engine = build.clock(Clock::Manual(rig.clock.clone())).jitter_seed(1).build().unwrap();
+    let account = rig.account("a").await;
+    store.lose_acks();
+    let outcome = rig.engine.delete_account(&account_id("a")).await;
+    assert!(matches!(outcome, Err(Error::Store(_))), "{outcome:?}");
+    assert!(seal(&account).is_err());
+    assert!(is_gone(account.warm().await, "deleted"));
+    assert!(is_gone(rig.engine.account(&account_id("a")).await.map(drop), "deleted"));
 }
 
 #[tokio::test]

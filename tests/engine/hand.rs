@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use keyleash::{
-    Result,
+    Error, Result,
     store::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, memory::MemoryStore},
 };
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,7 @@ pub(crate) struct HandStore {
     writes: Mutex<bool>,
     deletes: Mutex<bool>,
     done_deletes: Mutex<bool>,
+    lost_acks: Mutex<bool>,
     let_go: Arc<Notify>,
 }
 
@@ -51,6 +52,11 @@ impl HandStore {
     /// Deletes are done at once, and say so after [`HandStore::let_go`].
     pub(crate) fn hold_done_deletes(&self) {
         *self.done_deletes.lock().unwrap() = true;
+    }
+
+    /// Replaces are done, and say that the store failed.
+    pub(crate) fn lose_acks(&self) {
+        *self.lost_acks.lock().unwrap() = true;
     }
 
     pub(crate) fn let_go(&self) {
@@ -86,7 +92,8 @@ impl KeyStore for HandStore {
         if held {
             self.let_go.notified().await;
         }
-        self.inner.replace(key, expected, put).await
+        let done = self.inner.replace(key, expected, put).await;
+        if *self.lost_acks.lock().unwrap() { Err(Error::Store("the answer was lost".into())) } else { done }
     }
 
     async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {
