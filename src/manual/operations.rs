@@ -282,7 +282,7 @@
 //!   those of keyleash with `.ci/instructions/expected`, whatever the processor; `--accept` after a change that is meant.
 //! - `benches/report`: how fast it is, beside its targets; see [`performance`](super::performance). No test, and CI measures nothing.
 //! - `softhsm/with-token cargo test --test rotation`: rotation beside crashes, kills, other processes and a load. `ROTATION_TEST_KILLS=1000`
-//!   kills the real binary so often instead of 50 times.
+//!   kills the real binary so often instead of 50 times, and `PROPTEST_CASES=10000` tries so many schedules of crashes instead of 64.
 //! - `softhsm/with-token cargo bench --bench rewrap -- --accounts 100000`: re-wrap beside a bare loop of the same token calls.
 //! - `cargo test --test store`: the key store alone, with its kills; `PROPTEST_CASES=100000 cargo test --test store records`
 //!   for long runs of the record decoder.
