@@ -46,8 +46,9 @@
 //!   longest in processor time (what the wipe makes them spin or miss the cache), how often they waited by themselves (a lock), and the
 //!   longest on the wall, beside the longest while another thread merely spins for as long.
 //! - **Re-wrap.** Unwrap, verify, wrap, verify by a second unwrap, compare-and-put into the embedded store on a real disk, in batches;
-//!   against threads that do the same three calls of the module and nothing else, as many as the token has workers. As with cold
-//!   opens, two bare threads on two cores leave nothing for what keyleash does besides. The note says what memory it took.
+//!   against the same three token calls for each account, by the same workers, with no store and nothing verified. The rows beside are
+//!   against threads that call the module alone: SoftHSM takes some 20 µs for a call, as much as the way to a worker and back, and with two
+//!   threads on two cores nothing is left for that way. The note says what memory it took.
 //! - **Files.** `benches/suite/files.rs` says what each tool does. Until it is on the disk is the fair time: keyleash syncs before it
 //!   says that it is done, the others leave that to whoever cares.
 //!
