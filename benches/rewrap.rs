@@ -15,7 +15,9 @@ mod common;
 
 use common::{
     bare::{self, Bare},
-    rig::variable,
+    counting::Counting,
+    pairs::Spread,
+    rig,
 };
 use keyleash::{
     Engine,
@@ -28,10 +30,7 @@ use keyleash::{
         record::{binding, context},
         redb::RedbStore,
     },
-    token::{
-        KekHandle, Profile, Token,
-        pkcs11::{PinSource, Pkcs11Settings, Pkcs11Token, Selector},
-    },
+    token::{KekHandle, Profile, Token},
 };
 use std::{
     path::{Path, PathBuf},
@@ -99,7 +98,7 @@ fn id(number: usize) -> AccountId {
 
 struct Bench {
     engine: Engine,
-    token: Arc<Pkcs11Token>,
+    token: Arc<Counting>,
     store: Arc<RedbStore>,
     kek: KekName,
     accounts: usize,
@@ -109,11 +108,7 @@ struct Bench {
 
 impl Bench {
     async fn new(arguments: &Arguments, directory: &Path) -> Self {
-        let selector = Selector::Label(variable("KEYLEASH_TOKEN_LABEL"));
-        let pin = PinSource::File(variable("KEYLEASH_PIN_FILE").into());
-        let mut settings = Pkcs11Settings::new(variable("KEYLEASH_MODULE"), selector, pin);
-        settings.workers = arguments.workers;
-        let token = Arc::new(Pkcs11Token::open(settings).await.unwrap());
+        let token = rig::softhsm(arguments.workers).await;
         let store = Arc::new(RedbStore::open(directory.join("store.redb")).await.unwrap());
         let engine = Engine::builder(token.clone(), store.clone()).build().unwrap();
         let kek = KekName::new(format!("bench-{}", std::process::id())).unwrap();
@@ -216,11 +211,6 @@ impl Bench {
     }
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 async fn run() {
     let arguments = arguments();
     let own = tempfile::tempdir().unwrap();
@@ -249,26 +239,22 @@ async fn run() {
     }
     bench.verify(&kept).await;
     let note = format!("{accounts} accounts, {rounds} rounds; {resident} of the last one");
-    leave_row(&format!("rewrap {workers}"), &mut against_calls, &note);
-    leave_row(
-        &format!("rewrap {workers}, module"),
-        &mut against_module,
-        &format!("{accounts} accounts, {rounds} rounds"),
-    );
+    let (against_calls, against_module) = (Spread::of(against_calls), Spread::of(against_module));
+    leave_row(&format!("rewrap {workers}"), against_calls, &note);
+    leave_row(&format!("rewrap {workers}, module"), against_module, &format!("{accounts} accounts, {rounds} rounds"));
     println!(
         "median: against the token calls {:.2} (target {TARGET}), against the module {:.2}; {} blocks verified",
-        median(&mut against_calls),
-        median(&mut against_module),
+        against_calls.median,
+        against_module.median,
         kept.len()
     );
 }
 
 /// Leaves a row for `benches/report`.
-fn leave_row(key: &str, ratios: &mut [f64], note: &str) {
+fn leave_row(key: &str, ratios: Spread, note: &str) {
     let Some(report) = std::env::var_os("BENCH_REPORT_DIR") else { return };
-    let median = median(ratios);
-    let quartile = |nth: usize| ratios.get(ratios.len() * nth / 4);
-    let row = serde_json::json!({ "value": median, "low": quartile(1), "high": quartile(3), "note": note });
+    let Spread { low, median, high } = ratios;
+    let row = serde_json::json!({ "value": median, "low": low, "high": high, "note": note });
     let rows = Path::new(&report).join("rows");
     std::fs::create_dir_all(&rows).unwrap();
     std::fs::write(rows.join(format!("{key}.json")), row.to_string()).unwrap();

@@ -58,15 +58,14 @@
 //! # What an account in memory takes
 //!
 //! One command measures it, with the look-ups, the token calls and the wipe: `benches/report --only fleet`. With a million accounts
-//! of one AEK version, ids of 14 bytes, an account took 1,275 bytes, and 1,027 since its slot has in itself what few need elsewhere,
-//! and 968 since what is living is a table of pointers. Of 640 that is missed by half. Where they are, by the sizes of the types as
+//! of one AEK version, ids of 14 bytes, an account takes 975 bytes. Of 640 that is missed by half. Where they are, by the sizes of the types as
 //! malloc rounds them:
 //!
 //! | what | bytes |
 //! | --- | --- |
 //! | moka's entry: six allocations, and the table of pointers to them | 320 to 336 |
 //! | the cell of locked memory: epoch, AES-256 schedule, CMAC subkey | 272 |
-//! | the slot of the AEK version, with the meter of what is sealed under it | 192 |
+//! | the slot of the AEK version, with the meter of what is sealed under it | 208 |
 //! | the account's keys, which handles hold | 80 |
 //! | the text of its id, once | 48 |
 //! | the table of the living, the lease's list of its slots | 27 to 35 |
@@ -77,10 +76,9 @@
 //! A look-up in moka alone is a chain of reads that wait for one another: bucket, key, text, entry, and, when it works off what was
 //! looked up, the nodes of the order in which entries leave. So it is asked once in five minutes for an account; between, the keys are
 //! found in the table of the living. What is left there is six reads: table, pointer, keys, the id's text, slot, cell. An account that
-//! is not looked up for five minutes still takes the long way. Of the target of 300 ns that is missed: 1,937 ns, and 2,608 before, with a
-//! random one of a million; with a thousand, which the processor's cache holds, 97 to 176 ns, and 277 before. All of these are of a
-//! machine that was busy with other things (load 5 to 8 on two cores), so what a quiet one needs is not known, and that the rest is
-//! waiting for memory is reasoned from the code and from the two figures' distance: no profile of it was taken. Fewer reads would close
+//! is not looked up for five minutes still takes the long way. Of the target of 300 ns that is missed: README.md has the
+//! figures, of a machine that did nothing else. That the rest is waiting for memory is reasoned from the code and from the distance to the
+//! row with 1,000 accounts, which the processor's cache holds: no profile of it was taken. Fewer reads would close
 //! it: a note in the account's keys that its current key is usable saves the slot and the cell.
 //!
 //! # The peers

@@ -233,6 +233,7 @@ mod tests {
         token::scripted::ScriptedToken,
         tokens::Tokens,
     };
+
     const SECOND: Duration = Duration::from_secs(1);
 
     fn keyring() -> (Arc<Keyring>, ManualClock, Arc<MemoryStore>) {
