@@ -10,27 +10,24 @@ use crate::{
     clock::{Clock, Instant, Jitter},
     config::{REFRESH_PERCENT, Settings},
     error::{Corrupt, Error, Result},
-    lease::{Actions, Lease, Phase, Verdict as LeaseVerdict},
-    leash::{LeaseStatus, Stepped},
+    lease::{Actions, Phase, Verdict as LeaseVerdict},
+    leash::Stepped,
     name::{AccountId, KekVersion},
     rotate::deleted,
     secret::Aek,
     slot::{AekSlot, Leash},
     standby::Voice,
-    store::{
-        self, KeyStore,
-        record::{AccountRecord, WrappedAek},
-    },
+    store::{self, KeyStore, record::WrappedAek},
     telemetry::{Event, Teller},
     token::{TokenError, Verdict},
-    tokens::{Route, Tokens},
+    tokens::Tokens,
     usage::{Ledger, Limits},
 };
 use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -39,11 +36,17 @@ use tokio::sync::Notify;
 
 mod ask;
 mod flights;
+mod leashes;
 mod living;
+mod records;
 mod usage;
 mod versions;
 
-pub(crate) use self::ask::{Heard, both_silent, is_silence, no_answer};
+pub(crate) use self::{
+    ask::{Heard, both_silent, is_silence, no_answer},
+    records::{Found, Sample},
+    versions::NewProof,
+};
 use self::{flights::Flights, living::Living, usage::DueAccounts};
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
@@ -78,33 +81,6 @@ pub(crate) struct Keyring {
     /// Accounts that were found to be due for rotation when their counts were written down.
     pub(crate) due: DueAccounts,
     living: Living,
-}
-
-/// A wrapped AEK to prove a KEK version with.
-pub(crate) struct Sample {
-    pub(crate) account: AccountId,
-    pub(crate) wrapped: WrappedAek,
-    /// Where it belongs, unless nobody has the account open any more.
-    pub(crate) slot: Option<Arc<AekSlot>>,
-}
-
-/// What the store says of a slot now.
-pub(crate) struct Found {
-    wrapped: WrappedAek,
-    /// Its successor, enlisted with the lease of the KEK version that the record names, when that is another one than the
-    /// slot's: somebody re-wrapped the account. Takes the slot's place once the token has spoken.
-    heir: Option<Arc<AekSlot>>,
-}
-
-impl Found {
-    pub(crate) fn moved(&self) -> bool {
-        self.heir.is_some()
-    }
-
-    /// The lease that is asked for what belongs into `slot`.
-    pub(crate) fn leash<'a>(&'a self, slot: &'a AekSlot) -> &'a Arc<Leash> {
-        self.heir.as_ref().map_or(&slot.leash, |heir| &heir.leash)
-    }
 }
 
 /// What an unwrap needs: the record first, because a store that hangs must not hold up those who have it, and then the place.
@@ -166,87 +142,6 @@ impl Keyring {
             due: DueAccounts::default(),
             living: Living::default(),
         }
-    }
-
-    /// The lease of a KEK version; made when it is first asked for, denied if the store remembers a denial.
-    pub(crate) async fn leash(&self, kek: &KekVersion) -> Result<Arc<Leash>> {
-        if let Some(leash) = self.known_leash(kek) {
-            return Ok(leash);
-        }
-        let grace = self.settings.grace;
-        let (lease, saved) = match self.in_time(store::load_denial(&*self.store, kek)).await {
-            Ok(None) => (Lease::new(grace), None),
-            Ok(Some((_, version))) => (Lease::denied_before(grace, self.clock.now()), Some(version)),
-            // A record that cannot be read was a denial all the same.
-            Err(Error::Corrupt(_)) => (Lease::denied_before(grace, self.clock.now()), None),
-            Err(error) => return Err(error),
-        };
-        let route = self.route(kek).await?;
-        let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
-        let new = || {
-            let leash = Leash::new(kek.clone(), route, lease, self.clock.clone(), self.settings.aek_ttl);
-            // So that the fresh proofs of many KEK versions do not all come with one poll.
-            let first = self.jitter.below(u64::from(self.settings.fresh_proof_every)) as usize;
-            leash.proofs.store(first, Ordering::SeqCst);
-            leash.denial.loaded(saved);
-            Arc::new(leash)
-        };
-        let leash = leashes.entry(kek.clone()).or_insert_with(new).clone();
-        drop(leashes);
-        self.stir.notify_one();
-        Ok(leash)
-    }
-
-    /// The token that a KEK version is in, as the KEK's record says. A record that says nothing (it is gone, or damaged) matters
-    /// only where there is a choice.
-    async fn route(&self, kek: &KekVersion) -> Result<Route> {
-        let found = self.in_time(store::load_kek(&*self.store, &kek.name)).await;
-        let version = match found {
-            Ok(record) => record.and_then(|(record, _)| record.version(kek.version).cloned()),
-            Err(Error::Corrupt(_)) if self.tokens.only().is_some() => None,
-            Err(error) => return Err(error),
-        };
-        let seat = match (version, self.tokens.only()) {
-            (Some(version), _) => self.tokens.holder(kek, &version.token)?,
-            (None, Some(only)) => only,
-            (None, None) => {
-                let what = format!("it does not say in which token version {} is", kek.version);
-                return Err(Corrupt::Record { record: format!("KEK {}", kek.name), what }.into());
-            }
-        };
-        self.tokens.route(kek, seat)
-    }
-
-    /// The lease of a KEK version, if it was asked for before.
-    fn known_leash(&self, kek: &KekVersion) -> Option<Arc<Leash>> {
-        self.leashes.read().unwrap_or_else(PoisonError::into_inner).get(kek).cloned()
-    }
-
-    /// The leases of all KEK versions in use.
-    pub(crate) fn leashes(&self) -> Vec<Arc<Leash>> {
-        self.leashes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-
-    /// Forgets a lease that no slot is under; it begins anew, unproven, when an account of its KEK is opened. One that is
-    /// denied is kept, because its denial is. True when it was forgotten.
-    pub(crate) fn forget_unused(&self, leash: &Arc<Leash>) -> bool {
-        let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
-        // The map's, the caller's and those of slots whose account moved away: no other slot has it, and nobody gets it
-        // while the map is locked. Counted before the retired, who then can only be too few.
-        let holders = Arc::strong_count(leash);
-        let unused = holders == 2 + leash.retired.load(Ordering::SeqCst);
-        let forgotten =
-            unused && !matches!(leash.lease().phase(), Phase::Denied { .. }) && leashes.remove(leash.kek()).is_some();
-        if forgotten {
-            self.samples().remove(leash.kek());
-        }
-        forgotten
-    }
-
-    pub(crate) fn leases(&self) -> Vec<LeaseStatus> {
-        let mut leases: Vec<_> = self.leashes().iter().map(|leash| leash.status()).collect();
-        leases.sort_by(|a, b| a.kek.cmp(&b.kek));
-        leases
     }
 
     /// How many accounts are in the index.
@@ -428,114 +323,11 @@ impl Keyring {
         })
     }
 
-    /// Reads what belongs into a slot, and makes its successor where the record names another KEK version by now.
-    ///
-    /// On the way, learns of newer AEK versions.
-    pub(crate) async fn find(self: &Arc<Self>, slot: &Arc<AekSlot>) -> Result<Found> {
-        let record = self.record(slot).await?;
-        self.learn_beside(slot, &record).await;
-        let policy = record.policy;
-        let wrapped = self.wrapped_in(record, slot).await?;
-        slot.meter().learn(wrapped.used, policy);
-        let heir = if wrapped.kek == *slot.leash.kek() {
-            None
-        } else {
-            Some(slot.successor(self.leash(&wrapped.kek).await?)?)
-        };
-        Ok(Found { wrapped, heir })
-    }
-
     /// An account of this lease was re-wrapped or rotated by somebody else; others may have been too, and the tending goes
     /// and sees.
     pub(crate) fn note_move(&self, leash: &Leash) {
         leash.moved.store(true, Ordering::SeqCst);
         self.stir_tend.notify_one();
-    }
-
-    /// The record of a slot's account.
-    async fn record(&self, slot: &AekSlot) -> Result<AccountRecord> {
-        match self.in_time(store::load_account(&*self.store, slot.account())).await? {
-            Some((AccountRecord { deleted: Some(deletion), .. }, _)) => Err(deleted(slot.account(), deletion)),
-            Some((record, _)) => Ok(record),
-            None => {
-                self.disown(slot).await;
-                Err(Error::NotFound(format!("account {}: it was purged", slot.account())))
-            }
-        }
-    }
-
-    /// The wrapped AEK of a slot's AEK version.
-    async fn wrapped_in(&self, record: AccountRecord, slot: &AekSlot) -> Result<WrappedAek> {
-        if record.current().is_none_or(|current| current.aek_version < slot.aek_version) {
-            // AEK versions only ever count up.
-            self.disown(slot).await;
-            return Err(made_anew(slot.account()));
-        }
-        let Some(wrapped) = record.versions.into_iter().find(|wrapped| wrapped.aek_version == slot.aek_version) else {
-            // Not before its successor is here: handles seal under the newest that there is.
-            let keys = self.alive(slot.account());
-            if keys.is_some_and(|keys| keys.current().aek_version > slot.aek_version) {
-                slot.retire();
-            }
-            return Err(Corrupt::AekVersion(slot.aek_version).into());
-        };
-        if wrapped.created_unix != slot.meter().aek.created_unix {
-            // Of the same number, and another one: an AEK keeps the time of its making for good.
-            self.disown(slot).await;
-            return Err(made_anew(slot.account()));
-        }
-        // A KEK version is one key in the token. A record that names another one is damaged, and must not speak for the KEK.
-        let proved = self.sample(&wrapped.kek);
-        if proved.is_some_and(|(_, good)| (&good.kek_id, good.profile) != (&wrapped.kek_id, wrapped.profile)) {
-            return Err(Corrupt::WrappedAek(format!("account {}", slot.account())).into());
-        }
-        Ok(wrapped)
-    }
-
-    /// As [`Keyring::find`], for a proof: a store that fails or is slow is not a token that is silent, so whatever record
-    /// of the KEK version was read last is taken then, with the slot that it belongs into, if that is still alive.
-    pub(crate) async fn wrapped_for_proof(&self, slot: Arc<AekSlot>) -> Result<Sample> {
-        let patience = self.clock.now().plus(self.settings.call_timeout / 4);
-        let kek = slot.leash.kek();
-        let wrapped = async {
-            let record = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
-            let newest = record.current().map_or(0, |current| current.aek_version);
-            if self.alive(slot.account()).is_some_and(|keys| keys.current().aek_version < newest) {
-                self.note_move(&slot.leash); // the tending learns of it; a proof has no time for that
-            }
-            self.wrapped_in(record, &slot).await
-        };
-        let failed = match self.clock.until(patience, wrapped).await {
-            Some(Ok(wrapped)) if wrapped.kek != *kek => {
-                self.note_move(&slot.leash);
-                return Err(Error::NotFound(format!("account {}: it is not under KEK {kek} any more", slot.account())));
-            }
-            Some(Ok(wrapped)) => {
-                return Ok(Sample { account: slot.account().clone(), wrapped, slot: Some(slot) });
-            }
-            Some(Err(Error::Store(failed))) => failed,
-            Some(Err(error)) => return Err(error),
-            None => "does not answer".into(),
-        };
-        let kept = self.samples().get(kek).cloned();
-        let Some((account, wrapped)) = kept else { return Err(Error::Store(failed)) };
-        let its = |slot: &&Arc<AekSlot>| *slot.account() == account && slot.aek_version == wrapped.aek_version;
-        let slot = slot.leash.living_members().iter().find(its).cloned();
-        Ok(Sample { account, wrapped, slot })
-    }
-
-    fn samples(&self) -> MutexGuard<'_, HashMap<KekVersion, (AccountId, WrappedAek)>> {
-        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A record of the KEK version that was proved in this process.
-    pub(crate) fn sample(&self, kek: &KekVersion) -> Option<(AccountId, WrappedAek)> {
-        self.samples().get(kek).cloned()
-    }
-
-    /// Keeps a record that was proved, so that the KEK version can be proved while the store fails.
-    pub(crate) fn keep_sample(&self, kek: &KekVersion, account: &AccountId, wrapped: &WrappedAek) {
-        self.samples().insert(kek.clone(), (account.clone(), wrapped.clone()));
     }
 
     /// The epoch in which to ask the token now.
@@ -619,55 +411,6 @@ impl Keyring {
         }
     }
 
-    /// The keys of an account that was just created, its slot filled with the AEK that the token gave back.
-    pub(crate) async fn admit_new(
-        &self,
-        record: &AccountRecord,
-        wrapped: &WrappedAek,
-        proof: &NewProof,
-    ) -> Result<Arc<AccountKeys>> {
-        let id = &record.account;
-        let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
-        self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
-        self.keep_sample(&wrapped.kek, id, wrapped);
-        // Somebody may have been about to open the account that was purged, and have its keys here by now.
-        let is_another = |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter().aek == slot.meter().aek);
-        if let Some(keys) = self.alive(id).filter(is_another) {
-            self.forget_account(id, Some(keys)).await;
-        }
-        let Some(keys) = AccountKeys::new(id.clone(), vec![slot]) else {
-            return Err(Error::Fatal(format!("account {id} has no slot")));
-        };
-        let keys = self.living.adopt(keys);
-        keys.told_index(proof.asked);
-        self.index.insert(id.clone(), keys.clone()).await;
-        Ok(keys)
-    }
-
-    /// Unwraps a wrapping that is not stored yet: a proof like any other.
-    pub(crate) async fn prove_new(self: &Arc<Self>, account: &AccountId, wrapped: &WrappedAek) -> Result<NewProof> {
-        let leash = self.leash(&wrapped.kek).await?;
-        let refuses = matches!(leash.lease().phase(), Phase::Denied { .. } | Phase::Lapsed { .. });
-        if refuses && leash.member(0).is_some() {
-            // What a key wraps just now says nothing of the AEKs that are there: another KEK in its place would do it too.
-            return Err(leash.why_not());
-        }
-        let place = leash.budget().on_demand().await;
-        let epoch = self.asking(&leash);
-        let asked = self.clock.now();
-        let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
-        match outcome {
-            Ok(aek) => {
-                self.feed(&leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
-                Ok(NewProof { leash, aek, epoch, asked })
-            }
-            Err(Trouble::OtherKey) => {
-                Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)))
-            }
-            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
-        }
-    }
-
     /// True when the engine and all its handles are gone.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
@@ -709,15 +452,6 @@ impl Drop for Owner {
             self.0.close();
         }
     }
-}
-
-/// A new AEK as the token gave it back, and what its admission is judged by.
-pub(crate) struct NewProof {
-    /// Held, so that the epoch stays one of this lease.
-    pub(crate) leash: Arc<Leash>,
-    pub(crate) aek: Aek,
-    pub(crate) epoch: u64,
-    pub(crate) asked: Instant,
 }
 
 /// What is said to a handle of the account that had this id before.

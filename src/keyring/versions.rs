@@ -1,15 +1,16 @@
 //! AEK versions that come and go while handles live, and unwraps that fill no slot.
 
-use super::{Heard, Keyring, NewProof, Trouble};
+use super::{Heard, Keyring, Trouble};
 use crate::{
     account_keys::{AccountKeys, ShutGuard},
     budget::Place,
+    clock::Instant,
     error::{Corrupt, Error, Result},
     lease::{Phase, Verdict as LeaseVerdict},
     name::{AccountId, KekVersion},
     rotate::deleted,
     secret::Aek,
-    slot::AekSlot,
+    slot::{AekSlot, Leash},
     store::{
         self,
         record::{AccountRecord, WrappedAek},
@@ -18,7 +19,65 @@ use crate::{
 };
 use std::sync::Arc;
 
+/// A new AEK as the token gave it back, and what its admission is judged by.
+pub(crate) struct NewProof {
+    /// Held, so that the epoch stays one of this lease.
+    pub(crate) leash: Arc<Leash>,
+    pub(crate) aek: Aek,
+    pub(crate) epoch: u64,
+    pub(crate) asked: Instant,
+}
+
 impl Keyring {
+    /// The keys of an account that was just created, its slot filled with the AEK that the token gave back.
+    pub(crate) async fn admit_new(
+        &self,
+        record: &AccountRecord,
+        wrapped: &WrappedAek,
+        proof: &NewProof,
+    ) -> Result<Arc<AccountKeys>> {
+        let id = &record.account;
+        let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
+        self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
+        self.keep_sample(&wrapped.kek, id, wrapped);
+        // Somebody may have been about to open the account that was purged, and have its keys here by now.
+        let is_another = |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter().aek == slot.meter().aek);
+        if let Some(keys) = self.alive(id).filter(is_another) {
+            self.forget_account(id, Some(keys)).await;
+        }
+        let Some(keys) = AccountKeys::new(id.clone(), vec![slot]) else {
+            return Err(Error::Fatal(format!("account {id} has no slot")));
+        };
+        let keys = self.living.adopt(keys);
+        keys.told_index(proof.asked);
+        self.index.insert(id.clone(), keys.clone()).await;
+        Ok(keys)
+    }
+
+    /// Unwraps a wrapping that is not stored yet: a proof like any other.
+    pub(crate) async fn prove_new(self: &Arc<Self>, account: &AccountId, wrapped: &WrappedAek) -> Result<NewProof> {
+        let leash = self.leash(&wrapped.kek).await?;
+        let refuses = matches!(leash.lease().phase(), Phase::Denied { .. } | Phase::Lapsed { .. });
+        if refuses && leash.member(0).is_some() {
+            // What a key wraps just now says nothing of the AEKs that are there: another KEK in its place would do it too.
+            return Err(leash.why_not());
+        }
+        let place = leash.budget().on_demand().await;
+        let epoch = self.asking(&leash);
+        let asked = self.clock.now();
+        let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
+        match outcome {
+            Ok(aek) => {
+                self.feed(&leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
+                Ok(NewProof { leash, aek, epoch, asked })
+            }
+            Err(Trouble::OtherKey) => {
+                Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)))
+            }
+            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
+        }
+    }
+
     /// Adds the AEK version that was just stored to keys that somebody had before the record was read: those that are there
     /// by now may be of an account that was made anew.
     pub(crate) fn admit_version(

@@ -1,0 +1,96 @@
+//! The leases of the KEK versions in use.
+
+use super::Keyring;
+use crate::{
+    error::{Corrupt, Error, Result},
+    lease::{Lease, Phase},
+    leash::LeaseStatus,
+    name::KekVersion,
+    slot::Leash,
+    store,
+    tokens::Route,
+};
+use std::sync::{Arc, PoisonError, atomic::Ordering};
+
+impl Keyring {
+    /// The lease of a KEK version; made when it is first asked for, denied if the store remembers a denial.
+    pub(crate) async fn leash(&self, kek: &KekVersion) -> Result<Arc<Leash>> {
+        if let Some(leash) = self.known_leash(kek) {
+            return Ok(leash);
+        }
+        let grace = self.settings.grace;
+        let (lease, saved) = match self.in_time(store::load_denial(&*self.store, kek)).await {
+            Ok(None) => (Lease::new(grace), None),
+            Ok(Some((_, version))) => (Lease::denied_before(grace, self.clock.now()), Some(version)),
+            // A record that cannot be read was a denial all the same.
+            Err(Error::Corrupt(_)) => (Lease::denied_before(grace, self.clock.now()), None),
+            Err(error) => return Err(error),
+        };
+        let route = self.route(kek).await?;
+        let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            let leash = Leash::new(kek.clone(), route, lease, self.clock.clone(), self.settings.aek_ttl);
+            // So that the fresh proofs of many KEK versions do not all come with one poll.
+            let first = self.jitter.below(u64::from(self.settings.fresh_proof_every)) as usize;
+            leash.proofs.store(first, Ordering::SeqCst);
+            leash.denial.loaded(saved);
+            Arc::new(leash)
+        };
+        let leash = leashes.entry(kek.clone()).or_insert_with(new).clone();
+        drop(leashes);
+        self.stir.notify_one();
+        Ok(leash)
+    }
+
+    /// The token that a KEK version is in, as the KEK's record says. A record that says nothing (it is gone, or damaged) matters
+    /// only where there is a choice.
+    async fn route(&self, kek: &KekVersion) -> Result<Route> {
+        let found = self.in_time(store::load_kek(&*self.store, &kek.name)).await;
+        let version = match found {
+            Ok(record) => record.and_then(|(record, _)| record.version(kek.version).cloned()),
+            Err(Error::Corrupt(_)) if self.tokens.only().is_some() => None,
+            Err(error) => return Err(error),
+        };
+        let seat = match (version, self.tokens.only()) {
+            (Some(version), _) => self.tokens.holder(kek, &version.token)?,
+            (None, Some(only)) => only,
+            (None, None) => {
+                let what = format!("it does not say in which token version {} is", kek.version);
+                return Err(Corrupt::Record { record: format!("KEK {}", kek.name), what }.into());
+            }
+        };
+        self.tokens.route(kek, seat)
+    }
+
+    /// The lease of a KEK version, if it was asked for before.
+    pub(super) fn known_leash(&self, kek: &KekVersion) -> Option<Arc<Leash>> {
+        self.leashes.read().unwrap_or_else(PoisonError::into_inner).get(kek).cloned()
+    }
+
+    /// The leases of all KEK versions in use.
+    pub(crate) fn leashes(&self) -> Vec<Arc<Leash>> {
+        self.leashes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Forgets a lease that no slot is under; it begins anew, unproven, when an account of its KEK is opened. One that is
+    /// denied is kept, because its denial is. True when it was forgotten.
+    pub(crate) fn forget_unused(&self, leash: &Arc<Leash>) -> bool {
+        let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
+        // The map's, the caller's and those of slots whose account moved away: no other slot has it, and nobody gets it
+        // while the map is locked. Counted before the retired, who then can only be too few.
+        let holders = Arc::strong_count(leash);
+        let unused = holders == 2 + leash.retired.load(Ordering::SeqCst);
+        let forgotten =
+            unused && !matches!(leash.lease().phase(), Phase::Denied { .. }) && leashes.remove(leash.kek()).is_some();
+        if forgotten {
+            self.samples().remove(leash.kek());
+        }
+        forgotten
+    }
+
+    pub(crate) fn leases(&self) -> Vec<LeaseStatus> {
+        let mut leases: Vec<_> = self.leashes().iter().map(|leash| leash.status()).collect();
+        leases.sort_by(|a, b| a.kek.cmp(&b.kek));
+        leases
+    }
+}
