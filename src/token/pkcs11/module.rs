@@ -190,8 +190,22 @@ impl Inside<'_> {
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        lock(&self.module.gate).inside -= 1;
-        self.module.changed.notify_all();
+        let awaited = {
+            let mut gate = lock(&self.module.gate);
+            gate.inside -= 1;
+            gate.awaited()
+        };
+        // A system call, which nobody needs after most calls.
+        if awaited {
+            self.module.changed.notify_all();
+        }
+    }
+}
+
+impl Gate {
+    /// True when somebody may wait for those inside to leave.
+    fn awaited(&self) -> bool {
+        self.closed || self.shut
     }
 }
 

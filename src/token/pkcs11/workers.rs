@@ -77,7 +77,11 @@ struct State<S> {
     running: HashMap<u64, Running>,
     next: u64,
     alive: usize,
+    /// Workers that wait for a job. To wake one costs more than some tokens' answers, so nobody is woken who is not needed.
+    idle: usize,
     hung: usize,
+    /// When the watch looks next by itself; it has not begun while this is zero.
+    watched_at: Instant,
     closed: bool,
 }
 
@@ -85,7 +89,7 @@ struct Shared<S> {
     state: Mutex<State<S>>,
     /// For workers: a job came, or the end.
     work: Condvar,
-    /// For the watch: a deadline came, or a place became free, or the end.
+    /// For the watch: a deadline that is nearer than its next look, or the end.
     look: Condvar,
     places: Arc<Semaphore>,
     wanted: usize,
@@ -119,7 +123,9 @@ impl<S: Seat> Pool<S> {
                 running: HashMap::new(),
                 next: 0,
                 alive: 0,
+                idle: 0,
                 hung: 0,
+                watched_at: Instant::default(),
                 closed: false,
             }),
             work: Condvar::new(),
@@ -165,16 +171,22 @@ impl<S: Seat> Pool<S> {
             let reply = reply.clone();
             move |seat| reply.send(call(seat, deadline))
         });
-        {
+        let (wakes_worker, wakes_watch) = {
             let mut state = lock(&shared.state);
             fill_places(shared, &mut state);
             if state.alive == 0 {
                 return Err(all_hang(operation, state.hung));
             }
             state.queue.push_back(Job { operation, deadline, run, reply, _place: place });
+            // A worker that is not idle looks into the queue before it waits; the watch looks at deadlines before it does.
+            (state.idle > 0, deadline < state.watched_at)
+        };
+        if wakes_worker {
+            shared.work.notify_one();
         }
-        shared.work.notify_one();
-        shared.look.notify_one();
+        if wakes_watch {
+            shared.look.notify_one();
+        }
         // A worker that panicked drops the sender.
         answer.await.unwrap_or_else(|_| Err(fault::unreachable(operation, "the worker failed; see the log")))
     }
@@ -214,7 +226,9 @@ fn work<S: Seat>(shared: &Arc<Shared<S>>) {
             if state.closed {
                 break;
             }
+            state.idle += 1;
             state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
             continue;
         };
         let Job { operation, deadline, run, reply, _place: place } = job;
@@ -274,6 +288,7 @@ fn watch<S: Seat>(shared: &Arc<Shared<S>>) {
         let running = state.running.values().filter(|running| !running.hung).map(|running| running.deadline);
         let next = running.chain(state.queue.iter().map(|job| job.deadline)).min();
         let next = next.unwrap_or_else(|| now.plus(WATCH_IDLE));
+        state.watched_at = next;
         (state, _) = wait_until(&shared.look, state, &shared.clock, next);
     }
 }
