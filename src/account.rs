@@ -413,7 +413,7 @@ impl Account {
     }
 
     /// The key for a block of `bytes` bytes that is to be sealed now, which is counted.
-    #[inline]
+    #[inline(always)]
     fn to_seal<'a>(&'a self, operation: &'a Operation, bytes: usize) -> Result<Selection<'a>, Unusable> {
         let key = self.select(operation, self.keys.current())?;
         self.count(operation, &key, bytes)?;
@@ -421,18 +421,18 @@ impl Account {
     }
 
     /// Before it is sealed: the limits of the suite hold whatever happens in between.
-    #[inline]
+    #[inline(always)]
     fn count(&self, operation: &Operation, key: &Selection<'_>, bytes: usize) -> Result<()> {
         block::check_len(bytes)?;
         key.meter.count(operation.thread(), bytes, || self.keyring().clock.now())
     }
 
-    #[inline]
+    #[inline(always)]
     fn select<'a>(&'a self, operation: &'a Operation, slot: &'a AekSlot) -> Result<Selection<'a>, Unusable> {
         slot.usable(operation, self.keyring().clock.now()).ok_or(Unusable::Revoked)
     }
 
-    #[inline]
+    #[inline(always)]
     fn sealer<'a>(&'a self, key: &Selection<'a>) -> Sealer<'a> {
         Sealer { backend: self.backend, schedule: key.schedule, account: &self.keys.id }
     }

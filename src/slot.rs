@@ -135,7 +135,7 @@ impl AekSlot {
     }
 
     /// The key, if it may be used at `now`: the lease runs, the TTL does not bind, the slot is filled in the lease's epoch.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn usable<'a>(&'a self, operation: &'a Operation, now: Instant) -> Option<Selection<'a>> {
         let epoch = self.leash.epoch();
         if !self.leash.runs_at(now) {

@@ -144,14 +144,13 @@ impl BlockHeader {
         Self { bytes: [0; HEADER_BYTES_MAX], suite: Suite::XaesGcm }
     }
 
-    /// A header that says what is known before the block is sealed; tag and commitment follow. It is filled where it stands: bytes
-    /// that were just written one by one and are moved as a whole make the processor wait.
+    /// Fills a blank header with what is known before the block is sealed; tag and commitment follow. It is filled where it
+    /// stands: bytes that were just written one by one and are moved as a whole make the processor wait.
     #[inline]
-    pub(super) fn begin(suite: Suite, aek_version: u32, nonce: &Nonce) -> Self {
-        let mut bytes = [0; HEADER_BYTES_MAX];
-        bytes[..8].copy_from_slice(&Self::prefix_of(suite, aek_version));
-        bytes[8..32].copy_from_slice(&nonce.to_bytes());
-        Self { bytes, suite }
+    pub(super) fn begin(&mut self, suite: Suite, aek_version: u32, nonce: &Nonce) {
+        self.suite = suite;
+        self.bytes[..8].copy_from_slice(&Self::prefix_of(suite, aek_version));
+        self.bytes[8..32].copy_from_slice(&nonce.to_bytes());
     }
 
     #[inline]

@@ -11,6 +11,9 @@ use crate::{block::nonce::Nonce, secret::Schedule};
 /// Length of a commitment.
 pub(super) const COMMITMENT_BYTES: usize = 32;
 const DEK_BYTES: usize = 32;
+/// What the counter, 1 and 2, is in the two messages of the KDF: their second byte.
+const COUNTERS: [[u8; 16]; 2] =
+    [[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]];
 
 /// A key commitment: C_1 ‖ C_2.
 pub(super) type Commitment = [u8; COMMITMENT_BYTES];
@@ -37,13 +40,16 @@ impl Dek {
     }
 
     /// Fills it: CMAC(00 01 `X` 00 ‖ nonce\[0..12\]) ‖ CMAC(00 02 `X` 00 ‖ nonce\[0..12\]).
+    ///
+    /// Byte by byte, which the compiler does as one vector that is stored as a whole, and both messages before the first is
+    /// encrypted: the cipher reads sixteen bytes at once, and would wait for two words that were stored just before.
     #[inline]
     pub(super) fn derive(&mut self, schedule: &Schedule, seed: &Seed) {
-        let masked = u128::from_le_bytes(seed.0) ^ u128::from_le_bytes(*schedule.k1());
-        for (half, counter) in self.0.as_chunks_mut::<16>().0.iter_mut().zip(1_u128..) {
-            *half = (masked ^ counter << 8).to_le_bytes(); // the counter is the second byte
-            schedule.encrypt_block(half);
+        let (halves, k1) = (self.0.as_chunks_mut::<16>().0, schedule.k1());
+        for (half, counter) in halves.iter_mut().zip(&COUNTERS) {
+            *half = std::array::from_fn(|at| seed.0[at] ^ k1[at] ^ counter[at]);
         }
+        halves.iter_mut().for_each(|half| schedule.encrypt_block(half));
     }
 
     #[cfg(test)]

@@ -166,7 +166,7 @@ impl Sealer<'_> {
         header: &mut BlockHeader,
     ) -> Result<()> {
         let seed = Seed::new(&nonce);
-        *header = BlockHeader::begin(suite, aek_version, &nonce);
+        header.begin(suite, aek_version, &nonce);
         let mut aad = Aad::blank();
         aad.put(header.prefix(), self.account, address)?;
         let sealed = self.seal_below(&nonce, &seed, &aad, buf, header);

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 fn header(suite: Suite) -> BlockHeader {
     let committed = matches!(suite, Suite::XaesGcmCommit).then_some([0xcc; 32]);
     let suite = if committed.is_some() { Suite::XaesGcmCommit } else { Suite::XaesGcm };
-    let mut header = BlockHeader::begin(suite, 0x0102_0304, &nonce(&[0xaa; 24]));
+    let mut header = BlockHeader::blank();
+    header.begin(suite, 0x0102_0304, &nonce(&[0xaa; 24]));
     header.finish(&[0xbb; 16], committed.as_ref());
     header
 }
