@@ -4,7 +4,7 @@ use crate::{
     Scale,
     common::{
         fleets::{Fleet, LookUps, resident_bytes},
-        pairs::Spread,
+        pairs::{Spread, thread_cpu},
         rig,
         wipe::{Seals, seal_during},
     },
@@ -16,7 +16,11 @@ use keyleash::{
     config::Settings,
     name::AccountId,
 };
-use std::{hint::spin_loop, time::Duration};
+use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+use std::{
+    hint::{black_box, spin_loop},
+    time::Duration,
+};
 use tokio::runtime::Runtime;
 
 /// Batches of look-ups that are timed.
@@ -45,6 +49,7 @@ pub(crate) fn many_accounts(runtime: &Runtime, scale: &Scale, table: &mut Table)
     table.put_value("memory", each, &note);
     let all = look_ups(runtime, &engine, &ids);
     table.put("look-up", all, &note);
+    table.put("memory read", chained_reads(ids.len(), each as usize), "");
     drop(engine);
 
     let mut look_up = vec![(ids.len() as f64, all.median)];
@@ -94,6 +99,28 @@ fn look_ups(runtime: &Runtime, engine: &keyleash::Engine, ids: &[AccountId]) -> 
         one(&mut look_ups); // warm up
     }
     Spread::of((0..BATCHES).map(|_| one(&mut look_ups)).collect())
+}
+
+/// Nanoseconds of one read that waits for the one before it, each at a random place among `count` things of `each` bytes: what a
+/// look-up is made of, without anything of ours.
+fn chained_reads(count: usize, each: usize) -> Spread {
+    let words = each.max(size_of::<usize>()) / size_of::<usize>();
+    let mut order: Vec<usize> = (0..count).collect();
+    order.shuffle(&mut StdRng::seed_from_u64(rig::SEED));
+    // One circle through all of them: every place says which one is next.
+    let mut memory = vec![0; count * words];
+    for (place, next) in order.iter().zip(order.iter().cycle().skip(1)) {
+        memory[place * words] = next * words;
+    }
+    let mut place = 0;
+    let mut batch_ns = || {
+        let start = thread_cpu();
+        (0..LookUps::BATCH).for_each(|_| place = memory[place]);
+        black_box(place);
+        (thread_cpu() - start).as_nanos() as f64 / LookUps::BATCH as f64
+    };
+    (0..BATCHES / 4).for_each(|_| drop(batch_ns()));
+    Spread::of((0..BATCHES).map(|_| batch_ns()).collect())
 }
 
 /// Token calls per poll while nothing happens, and the polls: calls that come at one time are of one poll.

@@ -74,6 +74,7 @@ pub(crate) const TARGETS: &[Target] = &[
     row("one cold account", "HSM calls when 1,000 tasks open one cold account", Exactly(1.0), Calls),
     row("look-up", "warm `Engine::account`, a random one of all in the index", AtMost(300.0), Nanoseconds),
     row("look-up, few", "the same with 1,000 accounts in the index", Beside, Nanoseconds),
+    row("memory read", "one read of memory that waits for the one before it, at random over as much memory: a look-up is six", Reported, Nanoseconds),
     row("memory", "memory per cached account, locked part included", AtMost(640.0), Bytes),
     row("proofs, 1", "token calls per poll, 1 account", Exactly(1.0), Calls),
     row("proofs, 1000", "token calls per poll, 1,000 accounts", Exactly(1.0), Calls),
