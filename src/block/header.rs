@@ -148,6 +148,7 @@ impl BlockHeader {
     /// stands: bytes that were just written one by one and are moved as a whole make the processor wait.
     #[inline]
     pub(super) fn begin(&mut self, suite: Suite, aek_version: u32, nonce: &Nonce) {
+        debug_assert_eq!(self.bytes[32..], [0; HEADER_BYTES_MAX - 32], "a blank header");
         self.suite = suite;
         self.bytes[..8].copy_from_slice(&Self::prefix_of(suite, aek_version));
         self.bytes[8..32].copy_from_slice(&nonce.to_bytes());

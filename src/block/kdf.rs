@@ -32,6 +32,13 @@ impl Seed {
     }
 }
 
+/// The two messages of the KDF, masked with K1 as CMAC's last block is. Byte by byte, which the compiler does as vectors that are
+/// stored as a whole: the cipher reads sixteen bytes at once, and would wait for two words.
+#[inline]
+pub(super) fn masked(seed: &Seed, k1: &[u8; 16]) -> [[u8; 16]; 2] {
+    COUNTERS.map(|counter| std::array::from_fn(|at| seed.0[at] ^ k1[at] ^ counter[at]))
+}
+
 impl Dek {
     /// A place for a DEK, to be filled by [`Dek::derive`].
     #[inline]
@@ -41,14 +48,11 @@ impl Dek {
 
     /// Fills it: CMAC(00 01 `X` 00 ‖ nonce\[0..12\]) ‖ CMAC(00 02 `X` 00 ‖ nonce\[0..12\]).
     ///
-    /// Byte by byte, which the compiler does as one vector that is stored as a whole, and both messages before the first is
-    /// encrypted: the cipher reads sixteen bytes at once, and would wait for two words that were stored just before.
+    /// Both messages before the first is encrypted: the cipher would wait for bytes that were stored just before.
     #[inline]
     pub(super) fn derive(&mut self, schedule: &Schedule, seed: &Seed) {
-        let (halves, k1) = (self.0.as_chunks_mut::<16>().0, schedule.k1());
-        for (half, counter) in halves.iter_mut().zip(&COUNTERS) {
-            *half = std::array::from_fn(|at| seed.0[at] ^ k1[at] ^ counter[at]);
-        }
+        let halves = self.0.as_chunks_mut().0;
+        halves.iter_mut().zip(masked(seed, schedule.k1())).for_each(|(half, masked)| *half = masked);
         halves.iter_mut().for_each(|half| schedule.encrypt_block(half));
     }
 

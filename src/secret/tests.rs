@@ -142,6 +142,7 @@ fn readers_never_see_a_torn_or_wiped_schedule() {
     while wipes < 20_000 || reads.load(Ordering::Relaxed) < 100 && !readers.iter().any(|reader| reader.is_finished()) {
         slot.wipe();
         slot.fill(&aek, ONE);
+        assert!(slot.read(&Operation::enter(), 1).is_some());
         wipes += 1;
         if wipes % 100 == 0 {
             std::thread::yield_now();

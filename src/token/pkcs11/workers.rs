@@ -178,8 +178,10 @@ impl<S: Seat> Pool<S> {
                 return Err(all_hang(operation, state.hung));
             }
             state.queue.push_back(Job { operation, deadline, run, reply, _place: place });
-            // A worker that is not idle looks into the queue before it waits; the watch looks at deadlines before it does.
-            (state.idle > 0, deadline < state.watched_at)
+            // A worker that is not idle looks into the queue before it waits, and the watch at all deadlines. One that should have
+            // looked by now may have slept through a suspend, which its condition variable does not count.
+            let overslept = state.watched_at <= shared.clock.now();
+            (state.idle > 0, deadline < state.watched_at || overslept)
         };
         if wakes_worker {
             shared.work.notify_one();
