@@ -195,8 +195,8 @@ impl Bench {
         let ids: Vec<_> = (0..self.accounts).map(id).collect();
         let (kek, samples) = bare::samples(&*self.store, &ids).await;
         let workers = self.workers;
-        // Never dropped: that would finalise the module under the engine.
-        let loops = move || Box::leak(Box::new(Bare::open(&kek, workers).unwrap())).rewrap(&samples);
+        // Its sessions are closed when it is dropped: the re-wrap is not to find the login kept by others.
+        let loops = move || Bare::open(&kek, workers).unwrap().rewrap(&samples);
         tokio::task::spawn_blocking(loops).await.unwrap() / NANOS_PER_SEC
     }
 

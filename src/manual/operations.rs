@@ -31,6 +31,36 @@
 //!   that went away: that is then for the program to do. One that uses the module itself, after keyleash, must say so:
 //!   [`FreshContext::Never`](crate::token::pkcs11::FreshContext::Never).
 //!
+//! # Others that use the module in the process
+//!
+//! Context and login are the whole process's. What another part of it does to them, between two calls of keyleash's, costs this
+//! (run with SoftHSM, with one worker and two, several KEKs in use: `tests/softhsm/logins.rs`):
+//!
+//! | what it does | what that costs keyleash |
+//! | --- | --- |
+//! | opens sessions and closes them again | nothing |
+//! | C_Logout | one login |
+//! | C_Finalize | the next call initialises the module; one login |
+//! | C_Finalize and C_Initialize, with C_Login or without | a login for each worker at most |
+//!
+//! No call fails for it, and each such login is told in the log (`logged in to the token`): many of them one after the other mean that
+//! somebody ends them.
+//! The same holds where keyleash itself closes its last session, with one worker after every call that failed and every
+//! probe (which each new KEK gets): by PKCS#11 the login goes with it, and so do the handles of all KEKs.
+//!
+//! What cannot be mended from here:
+//!
+//! - **C_Finalize while a call of keyleash's is inside** is a crash of most modules, SoftHSM's too. keyleash's gate holds back its own
+//!   C_Finalize alone.
+//! - **A context that was ended and begun again unnoticed** gives the numbers of keyleash's sessions, and of its handles, to others.
+//!   Until a call fails, a worker may then use the host's session of the same number, and close it; the host sees
+//!   CKR_OPERATION_ACTIVE, CKR_OPERATION_NOT_INITIALIZED or CKR_SESSION_HANDLE_INVALID. Keys are kept apart all the same: after each wrap
+//!   the handle's CKA_ID is compared, an unwrapped AEK has its check value, and a worker gives up a session whose number the module
+//!   gave to another worker. What two parts of a process do on one session at one instant is in nobody's hands.
+//!
+//! So whoever must end the context drops the engine and its tokens first, and opens them again after that; or gives keyleash a module of its
+//! own: a copy of the file under another path, or p11-kit (below).
+//!
 //! # Several tokens
 //!
 //! One engine serves KEKs in several tokens. In `keyleash.toml` each is a `[[token]]` with a name, and the first is the default,

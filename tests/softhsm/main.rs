@@ -17,6 +17,7 @@ mod conformance;
 mod isolation;
 mod known_answers;
 mod leash;
+mod logins;
 mod operator;
 mod service;
 mod setup;

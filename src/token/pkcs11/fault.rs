@@ -17,6 +17,8 @@ pub(super) enum Fault {
     NotListed(String),
     /// A listed, logged-in token has no such KEK.
     KekMissing,
+    /// A KEK's handle was another object's: somebody else began a new context.
+    HandlesMoved,
     /// A login failed a moment ago, and the next must wait: neither a retry nor re-initialising brings it sooner.
     LoginPaused(TokenError),
     /// The module contradicts itself on what the token holds: no new session tells which is true, but a fresh context does.

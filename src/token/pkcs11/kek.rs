@@ -1,8 +1,10 @@
 //! KEKs in the token: how they are made, found, and judged by their attributes.
 
-use super::fault::{self, Fault, at};
+use super::fault::{self, Fault, at, code_of};
+use super::raw::Raw;
 use crate::token::{KekId, KekInfo, KekSpec, Profile, TokenError};
 use cryptoki::{
+    error::RvError,
     mechanism::Mechanism,
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::Session,
@@ -267,6 +269,23 @@ pub(super) fn find(session: &Session, id: &KekId) -> Result<Option<Kek>, Fault> 
         kek.wrapping = halves.first().copied();
     }
     Ok(found)
+}
+
+/// Whether what wraps with `kek` has this CKA_ID now.
+pub(super) fn is_named(raw: Option<&Raw>, session: &Session, kek: &Kek, id: &KekId) -> Result<bool, Fault> {
+    let object = kek.wrapping.unwrap_or(kek.key);
+    let step = at("C_GetAttributeValue of CKA_ID");
+    let Some(raw) = raw else {
+        let found = session.get_attributes(object, &[AttributeType::Id]).map_err(step)?;
+        return Ok(matches!(found.first(), Some(Attribute::Id(found)) if found == id.as_bytes()));
+    };
+    let mut found = [0; KekId::BYTES_MAX];
+    match raw.attribute(session, object, AttributeType::Id, &mut found) {
+        Ok(len) => Ok(found.get(..len) == Some(id.as_bytes())),
+        // A longer one.
+        Err(error) if code_of(&error) == RvError::BufferTooSmall => Ok(false),
+        Err(error) => Err(step(error)),
+    }
 }
 
 /// Every AES secret key and RSA private key of the token, in the token's order.

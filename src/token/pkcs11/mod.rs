@@ -4,8 +4,10 @@
 //! `kek`) inside the module's gate (`module`), and turns what comes back into a verdict (`verdict`).
 
 mod fault;
+mod handles;
 pub(in crate::token) mod kek;
 mod module;
+mod numbers;
 pub mod operator;
 mod pin;
 mod probe;
@@ -45,7 +47,7 @@ pub struct Pkcs11Settings {
     /// Where the user PIN comes from.
     pub pin: PinSource,
     /// Worker threads, each with a session of its own: 1 to 30, default 2. SoftHSM and YubiHSM are best at 1 or 2, big network
-    /// HSMs at more.
+    /// HSMs at more. The session of a single worker is all that keeps the login: after each call that failed it logs in again.
     pub workers: usize,
     /// How many workers may hang in the module, abandoned and replaced, before hanging ones are missed: 0 to 64, default 8.
     pub hung_max: usize,
@@ -61,6 +63,10 @@ pub struct Pkcs11Settings {
 /// A context is the whole process's: ending it ends the sessions and logins of everybody who uses the module there, and is a crash
 /// while another thread is in a call. keyleash's own calls wait at a gate; of others it knows nothing. It never ends a context that it
 /// found initialised (CKR_CRYPTOKI_ALREADY_INITIALIZED), whatever is chosen here.
+///
+/// When somebody else ends the context between two calls, keyleash initialises the module where that is due and logs in again, once for
+/// each worker at most, whatever is chosen here; under a call it is a crash. The manual says what that costs and what it cannot
+/// mend: [operations](crate::manual::operations#others-that-use-the-module-in-the-process).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FreshContext {
     /// It may: nobody else in this process uses the module.

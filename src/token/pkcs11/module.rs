@@ -6,9 +6,13 @@
 //! opened in; they are opened so that dropping one calls nothing, because a stale one would close the new session of
 //! the same number.
 //!
+//! C_Finalize by somebody else in the process is seen only by what it did: by CKR_CRYPTOKI_NOT_INITIALIZED, by a session that is not
+//! known any more, by a session's number that is given out twice (`numbers`), by a handle that is another object's (`handles`, `kek`).
+//!
 //! Modules are never unloaded: a thread that hangs in one would lose the code it runs on.
 
 use super::fault;
+use super::numbers::Numbers;
 use super::raw::{self, Raw};
 use super::threads::THREADS;
 use super::verdict::{self, Class};
@@ -108,6 +112,7 @@ pub(super) struct Module {
     path: PathBuf,
     pkcs11: Pkcs11,
     raw: Option<Raw>,
+    numbers: Arc<Numbers>,
     /// The process that loaded it: a forked child has neither its threads nor the right to its sessions.
     pid: u32,
     clock: Clock,
@@ -186,6 +191,10 @@ impl Inside<'_> {
     pub(super) fn raw(&self) -> Option<&Raw> {
         self.module.raw.as_ref()
     }
+
+    pub(super) fn numbers(&self) -> &Arc<Numbers> {
+        &self.module.numbers
+    }
 }
 
 impl Drop for Inside<'_> {
@@ -240,6 +249,7 @@ impl Module {
             path: canonical,
             pkcs11,
             raw,
+            numbers: Arc::default(),
             pid: std::process::id(),
             clock: Clock::Boottime,
             gate: Mutex::new(Gate {
@@ -401,11 +411,12 @@ impl Module {
     }
 
     /// C_Finalize and C_Initialize, because there is trouble with `token`. The caller is not inside. `seen` is the generation in which the
-    /// trouble was met: when another is on already, somebody else did it.
+    /// trouble was met: when another is on already, somebody else did it. `ended`: the module says that it is not initialised, so that
+    /// there is nothing of anybody's to end.
     ///
     /// # Errors
     /// In words, why not now: a call hangs, calls do not end, it was done a moment ago, or the context is not ours.
-    pub(super) fn reinitialise(&self, token: &Pauses, seen: u64, deadline: Instant) -> Result<(), String> {
+    pub(super) fn reinitialise(&self, token: &Pauses, seen: u64, ended: bool, deadline: Instant) -> Result<(), String> {
         let mut gate = lock(&self.gate);
         let not_before = gate.pause.not_before.max(token.not_before());
         if not_before.since(self.clock.now()) > PAUSE_WAITED_MAX {
@@ -425,6 +436,9 @@ impl Module {
             gate.initialised = false;
             gate.pause.back_off(self.clock.now());
             gate.pause.not_before = Instant::default();
+            if ended {
+                return Ok(());
+            }
             return Err("left to the part of this process that shares the module and owns its context".into());
         }
         token.back_off(self.clock.now());

@@ -8,10 +8,10 @@
 
 use cryptoki::{
     error::{Error, Rv, RvError},
-    object::ObjectHandle,
+    object::{AttributeType, ObjectHandle},
     session::Session,
 };
-use cryptoki_sys::{CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_RV, CK_ULONG, CKA_VALUE};
+use cryptoki_sys::{CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_RV, CK_ULONG};
 use std::{ffi::c_int, path::Path, ptr};
 
 /// The function list of a loaded module, the same that cryptoki calls.
@@ -71,11 +71,17 @@ impl Raw {
         within(len, plain.len())
     }
 
-    /// Reads CKA_VALUE of an object into `value`, in one call. Gives its length, at most that of `value`.
-    pub(super) fn value(&self, session: &Session, object: ObjectHandle, value: &mut [u8]) -> Result<usize, Error> {
+    /// Reads an attribute of an object into `value`, in one call. Gives its length, at most that of `value`.
+    pub(super) fn attribute(
+        &self,
+        session: &Session,
+        object: ObjectHandle,
+        attribute: AttributeType,
+        value: &mut [u8],
+    ) -> Result<usize, Error> {
         let call = self.functions.C_GetAttributeValue.ok_or(Error::NullFunctionPointer)?;
         let mut attribute = CK_ATTRIBUTE {
-            type_: CKA_VALUE,
+            type_: attribute.into(),
             pValue: value.as_mut_ptr().cast(),
             ulValueLen: CK_ULONG::try_from(value.len())?,
         };

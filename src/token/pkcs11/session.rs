@@ -1,8 +1,10 @@
 //! One worker's session: open, log in, try, try once more on a new one, diagnose, and only then judge.
 
 use super::fault::{self, Fault, at, code_of};
+use super::handles::{Handles, KEKS_KEPT_MAX};
 use super::kek::{self, Kek};
 use super::module::{Inside, Module, Pauses};
+use super::numbers::Number;
 use super::pin::{Attempt, Pins};
 use super::select::{Listed, ListedToken, NoChoice, Selector, select};
 use super::verdict::{self, Class, Facts, Good};
@@ -27,8 +29,6 @@ use std::{
 /// How often a known good record must be refused, each time while a fresh one makes the round trip, before that is another key's
 /// doing: a token that comes back, or flaps, while it is diagnosed looks the same once.
 const ANOTHER_KEY_SHOWN: usize = 3;
-/// KEKs whose handles and known good records are kept; beyond that some are looked up again.
-const KEKS_KEPT_MAX: usize = 4096;
 
 /// A record that has unwrapped before, to tell a bad record from a KEK in trouble. Nothing in it is secret.
 #[derive(Clone)]
@@ -45,16 +45,9 @@ pub(super) struct Shared {
     pauses: Pauses,
     /// Where the token was found last, and its serial number.
     found: Mutex<Option<(u64, String)>>,
-    keks: Mutex<KekCache>,
+    handles: Handles,
     goods: Mutex<HashMap<KekHandle, GoodRecord>>,
     clock: Clock,
-}
-
-#[derive(Default)]
-struct KekCache {
-    /// Handles of another generation are dead.
-    generation: u64,
-    keks: HashMap<KekHandle, Arc<Kek>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -70,28 +63,10 @@ impl Shared {
             pins,
             pauses: Pauses::default(),
             found: Mutex::default(),
-            keks: Mutex::default(),
+            handles: Handles::default(),
             goods: Mutex::default(),
             clock: Clock::Boottime,
         }
-    }
-
-    fn cached(&self, handle: &KekHandle, generation: u64) -> Option<Arc<Kek>> {
-        let cache = lock(&self.keks);
-        (cache.generation == generation).then(|| cache.keks.get(handle).cloned()).flatten()
-    }
-
-    fn cache(&self, handle: &KekHandle, generation: u64, kek: &Arc<Kek>) {
-        let mut cache = lock(&self.keks);
-        if cache.generation != generation || cache.keks.len() >= KEKS_KEPT_MAX {
-            cache.keks.clear();
-            cache.generation = generation;
-        }
-        cache.keks.insert(handle.clone(), kek.clone());
-    }
-
-    fn forget(&self, handle: &KekHandle) {
-        lock(&self.keks).keks.remove(handle);
     }
 
     fn remember_good(&self, handle: &KekHandle, wrapped: &Wrapped, binding: &Binding) {
@@ -111,6 +86,7 @@ impl Shared {
 pub(super) struct Open {
     /// Opened so that its drop calls nothing: see `module`.
     session: Session,
+    number: Number,
     slot: Slot,
     generation: u64,
 }
@@ -130,14 +106,14 @@ impl Context<'_> {
         self.spoiled.set(true);
     }
 
-    /// The KEK, found and judged sound, from the cache where it is of this generation.
+    /// The KEK, found and judged sound, by the handles that are kept where they hold.
     pub(super) fn kek(&self, handle: &KekHandle) -> Result<Arc<Kek>, Fault> {
-        let kek = match self.shared.cached(handle, self.inside.generation) {
-            Some(kek) => kek,
-            None => {
+        let kek = match self.shared.handles.get(handle, self.inside.generation) {
+            Ok(kek) => kek,
+            Err(era) => {
                 let kek = Arc::new(kek::find(self.session, &handle.id)?.ok_or(Fault::KekMissing)?);
                 self.judge(handle, &kek)?;
-                self.shared.cache(handle, self.inside.generation, &kek);
+                self.shared.handles.keep(handle, era, &kek);
                 kek
             }
         };
@@ -176,7 +152,13 @@ impl Context<'_> {
 
     pub(super) fn wrap(&self, handle: &KekHandle, aek: &Aek, binding: &Binding) -> Result<Wrapped, Fault> {
         let kek = self.kek(handle)?;
-        wrap::wrap(self.session, &kek, handle.profile, aek, binding)
+        let wrapped = wrap::wrap(self.session, &kek, handle.profile, aek, binding)?;
+        // In a context that somebody else began since, the handle may be another key's. An unwrap fails then; a wrap does not, and
+        // whoever finds the KEK anew could not unwrap what came of it. Looked at afterwards, so that it holds for the wrap.
+        if !kek::is_named(self.inside.raw(), self.session, &kek, &handle.id)? {
+            return Err(Fault::HandlesMoved);
+        }
+        Ok(wrapped)
     }
 
     pub(super) fn unwrap(&self, handle: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, Fault> {
@@ -220,6 +202,18 @@ fn is_hint(about: About<'_>, fault: &Fault) -> bool {
         Class::Denied | Class::Misconfigured => about.kek.is_some(),
         Class::Unreachable | Class::BadRecord | Class::Fatal => false,
     }
+}
+
+/// Whether somebody else ended the context, or every session: what was found before means nothing any more.
+const fn lost_all(fault: &Fault) -> bool {
+    matches!(
+        fault,
+        Fault::HandlesMoved
+            | Fault::Code {
+                code: RvError::SessionHandleInvalid | RvError::SessionClosed | RvError::CryptokiNotInitialized,
+                ..
+            }
+    )
 }
 
 /// A worker's place at the token.
@@ -268,6 +262,9 @@ impl Worker {
             let generation = inside.generation;
             // A session of a past generation is dropped without a call.
             self.open.take_if(|open| open.generation != generation);
+            if self.open.take_if(|open| !open.number.is_ours()).is_some() {
+                shared.handles.lose();
+            }
             let was_open = self.open.is_some();
             let fault = match self.attempt(&inside, deadline, &mut op) {
                 Ok(value) => {
@@ -276,8 +273,16 @@ impl Worker {
                 }
                 Err(fault) => fault,
             };
+            if matches!(fault, Fault::HandlesMoved) {
+                // So the session, by its number, is somebody else's as well: not ours to close.
+                self.open = None;
+            }
             self.close(&inside);
-            about.kek.inspect(|kek| shared.forget(kek));
+            if lost_all(&fault) {
+                shared.handles.lose();
+            } else if let Some(kek) = about.kek {
+                shared.handles.forget(kek);
+            }
             if shared.clock.now() >= deadline {
                 return Err(fault::unreachable(about.operation, "the token did not answer until the deadline"));
             }
@@ -290,6 +295,7 @@ impl Worker {
                 continue;
             }
             let coded = matches!(fault, Fault::Code { .. });
+            let ended = matches!(fault, Fault::Code { code: RvError::CryptokiNotInitialized, .. });
             let mut error = self.settle(&inside, about, deadline, fault);
             if error.verdict == Verdict::BadRecord && coded && !confirmed {
                 // The token may have come back between this record and the one that worked.
@@ -305,7 +311,7 @@ impl Worker {
                 return Err(error);
             }
             reinitialised += 1;
-            if let Err(why) = shared.module.reinitialise(&shared.pauses, generation, deadline) {
+            if let Err(why) = shared.module.reinitialise(&shared.pauses, generation, ended, deadline) {
                 error.what.push_str(&format!(" (re-initialisation: {why})"));
                 return Err(error);
             }
@@ -336,6 +342,7 @@ impl Worker {
     fn close(&mut self, inside: &Inside<'_>) {
         if let Some(open) = self.open.take()
             && open.generation == inside.generation
+            && open.number.is_ours()
             && let Err(error) = open.session.close()
         {
             tracing::debug!(%error, "a session could not be closed");
@@ -351,13 +358,14 @@ impl Worker {
             // Found nothing: on a token that is listed that is a denial, else it means nothing. SoftHSM forgets the KEKs of a
             // token whose directory is away before it forgets the token.
             Fault::KekMissing => ("find KEK", RvError::ObjectHandleInvalid),
+            Fault::HandlesMoved => ("C_GetAttributeValue of CKA_ID", RvError::KeyHandleInvalid),
             Fault::Code { step, code } => (step, code),
         };
         let facts = match self.diagnose(inside, about, deadline, code) {
             Ok(facts) => facts,
             Err(Fault::NotListed(_)) => Facts { listed: Some(false), ..Facts::default() },
             Err(Fault::Settled(error) | Fault::LoginPaused(error) | Fault::ContextInDoubt(error)) => return error,
-            Err(Fault::KekMissing | Fault::Code { .. }) => Facts::default(),
+            Err(Fault::KekMissing | Fault::HandlesMoved | Fault::Code { .. }) => Facts::default(),
         };
         if facts.listed == Some(true) && facts.kek_found == Some(false) {
             let id = about.kek.map_or_else(String::new, |kek| format!(" {}", kek.id));
@@ -505,8 +513,12 @@ fn connect(shared: &Shared, inside: &Inside<'_>, deadline: Instant) -> Result<Op
         opened => opened,
     };
     let session = session.map_err(at("C_OpenSession"))?;
+    let (number, anothers) = inside.numbers().take(session.handle());
+    if anothers {
+        shared.handles.lose();
+    }
     match log_in(shared, inside, slot, &session, deadline) {
-        Ok(()) => Ok(Open { session, slot, generation: inside.generation }),
+        Ok(()) => Ok(Open { session, number, slot, generation: inside.generation }),
         Err(fault) => {
             // The error that counts is the login's.
             let _ = session.close();
@@ -540,8 +552,14 @@ fn log_in(shared: &Shared, inside: &Inside<'_>, slot: Slot, session: &Session, d
         }
         // Wiped on drop.
         let raw = RawAuthPin::new(Box::new(pin.expose().to_vec()));
-        match session.login_with_raw(UserType::User, &raw) {
-            Ok(()) => Attempt::Accepted,
+        let login = session.login_with_raw(UserType::User, &raw);
+        // Whatever came of it, there was no login a moment ago.
+        shared.handles.lose();
+        match login {
+            Ok(()) => {
+                tracing::info!(token = %shared.selector, "logged in to the token");
+                Attempt::Accepted
+            }
             Err(error) => match code_of(&error) {
                 RvError::UserAlreadyLoggedIn => Attempt::Accepted,
                 RvError::UserPinNotInitialized => Attempt::Withheld(no_user_pin(inside, slot)),

@@ -209,7 +209,7 @@ fn kw_unwrap(raw: Option<&Raw>, session: &Session, key: ObjectHandle, bytes: &[u
     if let Some(raw) = raw {
         // Longer than an AEK, so that a longer key is told from one.
         let mut value = Zeroizing::new([0; 2 * AEK_BYTES]);
-        let len = raw.value(session, imported.object, &mut *value).map_err(at(STEP))?;
+        let len = raw.attribute(session, imported.object, AttributeType::Value, &mut *value).map_err(at(STEP))?;
         return take(&*value, len);
     }
     let read = session.get_attributes(imported.object, &[AttributeType::Value]);
