@@ -11,9 +11,6 @@ use crate::{block::nonce::Nonce, secret::Schedule};
 /// Length of a commitment.
 pub(super) const COMMITMENT_BYTES: usize = 32;
 const DEK_BYTES: usize = 32;
-/// What the counter, 1 and 2, is in the two messages of the KDF: their second byte.
-const COUNTERS: [[u8; 16]; 2] =
-    [[0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]];
 
 /// A key commitment: C_1 ‖ C_2.
 pub(super) type Commitment = [u8; COMMITMENT_BYTES];
@@ -21,22 +18,23 @@ pub(super) type Commitment = [u8; COMMITMENT_BYTES];
 /// The key of one block. Wiped on drop; it is filled where it stands, because a move would leave a copy behind.
 pub(super) struct Dek([u8; DEK_BYTES]);
 
-/// The message of the KDF, whose counter is still 0. It is put together before other work: bytes that were just written
-/// one by one and are read as a whole make the processor wait.
-pub(super) struct Seed([u8; 16]);
+/// The two messages of the KDF. They are put together before other work: bytes that were just written one by one and are read as
+/// a whole make the processor wait.
+pub(super) struct Seed([[u8; 16]; 2]);
 
 impl Seed {
     #[inline]
     pub(super) fn new(nonce: &Nonce) -> Self {
-        Self(join([0, 0, b'X', 0], nonce.kdf()).to_le_bytes())
+        Self([1, 2].map(|counter| join([0, counter, b'X', 0], nonce.kdf()).to_le_bytes()))
     }
-}
 
-/// The two messages of the KDF, masked with K1 as CMAC's last block is. Byte by byte, which the compiler does as vectors that are
-/// stored as a whole: the cipher reads sixteen bytes at once, and would wait for two words.
-#[inline]
-pub(super) fn masked(seed: &Seed, k1: &[u8; 16]) -> [[u8; 16]; 2] {
-    COUNTERS.map(|counter| std::array::from_fn(|at| seed.0[at] ^ k1[at] ^ counter[at]))
+    /// Masks the messages with K1, as CMAC's last block is. Byte by byte, which the compiler does as one vector.
+    #[inline]
+    pub(super) fn mask(&self, k1: &[u8; 16], masked: &mut [[u8; 16]]) {
+        for (masked, message) in masked.iter_mut().zip(&self.0) {
+            *masked = std::array::from_fn(|at| message[at] ^ k1[at]);
+        }
+    }
 }
 
 impl Dek {
@@ -52,7 +50,7 @@ impl Dek {
     #[inline]
     pub(super) fn derive(&mut self, schedule: &Schedule, seed: &Seed) {
         let halves = self.0.as_chunks_mut().0;
-        halves.iter_mut().zip(masked(seed, schedule.k1())).for_each(|(half, masked)| *half = masked);
+        seed.mask(schedule.k1(), halves);
         halves.iter_mut().for_each(|half| schedule.encrypt_block(half));
     }
 
