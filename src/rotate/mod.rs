@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `kek.rs` | new KEK versions, made or adopted; retirement; attested backups |
 //! | `rewrap.rs` | every AEK of a KEK to its current version; one account to another KEK |
+//! | `batch.rs` | the AEKs of some accounts, re-wrapped and written together |
 //! | `aek.rs` | new AEK versions of an account, and their retirement |
 //! | `delete.rs` | soft deletion, undeletion, purge |
 //! | `schedule.rs` | what is due by schedule, pure |
@@ -25,6 +26,7 @@ use crate::{
 };
 
 mod aek;
+mod batch;
 mod delete;
 mod hold;
 mod kek;

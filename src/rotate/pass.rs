@@ -4,8 +4,8 @@
 //! crash cut short is simply done again, by whoever comes next.
 
 use super::{
+    batch::Pace,
     hold::Stint,
-    rewrap::Pace,
     schedule::{Due, aek_due, kek_due},
 };
 use crate::{

@@ -3,24 +3,15 @@
 //! Of each AEK: unwrap, verify, wrap, verify by a second unwrap, compare-and-put. What is left to do is what the store's
 //! index still finds under the other versions, so that nothing needs to be remembered for going on after a crash.
 
-use super::hold::Stint;
+use super::batch::{Batch, Landed, Pace, Target, Which, is_the_accounts_own, move_aeks};
 use crate::{
-    budget::{BACKGROUND_IN_FLIGHT_MAX, Budget, Place},
+    budget::Budget,
     engine::Engine,
     error::{Error, Result},
-    keyring::Keyring,
     name::{AccountId, KekName, KekVersion},
-    secret::Aek,
-    slot::Leash,
-    store::{
-        CONFLICTS_MAX, Filter, Key, PAGE_KEYS_MAX, Page, Put, StoreVersion, Versioned, again_and_again,
-        record::{AccountRecord, KekVersionRecord, WrappedAek, binding, check_value, context},
-    },
+    store::{CONFLICTS_MAX, Filter, Key, PAGE_KEYS_MAX, Page, again_and_again},
 };
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeSet, sync::Arc};
 use tokio::task::JoinSet;
 
 /// Accounts that are read together and written together, in one commit of the store each …
@@ -80,58 +71,6 @@ pub struct RewrapReport {
     /// Why it stopped before the end; the rest waits for the next time, which goes on from there. After a denial of one KEK
     /// version all that the others wrap was moved all the same, other AEKs of its own accounts too.
     pub stopped: Option<Error>,
-}
-
-/// Where AEKs are moved to.
-#[derive(Clone)]
-struct Target {
-    kek: KekVersion,
-    record: KekVersionRecord,
-}
-
-/// Which AEKs of an account are moved.
-#[derive(Clone, Copy)]
-enum Which<'a> {
-    /// Those that another version of the target's KEK wraps, in the pass over what this version wraps.
-    OfThisKek(&'a KekVersion),
-    /// All that something else than the target wraps.
-    All,
-}
-
-impl Which<'_> {
-    /// True when an AEK under `kek` stays where it is while that is denied: another pass is over it, and says so.
-    fn may_leave(self, kek: &KekVersion) -> bool {
-        matches!(self, Self::OfThisKek(from) if from != kek)
-    }
-}
-
-/// The pace of token calls, and whether there may be any.
-pub(super) struct Pace {
-    /// A budget of its own, with its rate.
-    own: Option<(u32, Budget)>,
-    /// Of scheduled work: it stops when its holder is another engine.
-    stint: Option<Arc<Stint>>,
-}
-
-impl Pace {
-    /// Of scheduled work.
-    pub(super) fn held(stint: Arc<Stint>) -> Self {
-        Self { own: None, stint: Some(stint) }
-    }
-
-    /// A place for a call under that lease.
-    async fn place(&self, leash: &Leash) -> Place {
-        self.own.as_ref().map_or_else(|| leash.budget(), |(_, own)| own).background().await
-    }
-
-    /// Most token calls per second.
-    fn rate(&self, keyring: &Keyring) -> u32 {
-        self.own.as_ref().map_or(keyring.settings.resume_rate, |(rate, _)| *rate)
-    }
-
-    fn may_write(&self) -> Result<()> {
-        self.stint.as_ref().map_or(Ok(()), |stint| stint.check())
-    }
 }
 
 impl Engine {
@@ -223,7 +162,7 @@ impl Engine {
         Err(again_and_again("KEK", kek))
     }
 
-    async fn target(&self, kek: &KekName) -> Result<Target> {
+    pub(super) async fn target(&self, kek: &KekName) -> Result<Target> {
         let (kek, record) = self.current_kek(kek).await?;
         Ok(Target { kek, record })
     }
@@ -375,236 +314,6 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What became of an account: how many of its AEKs were moved.
-type Landed = (AccountId, Result<u64>);
-
 fn account_of(key: Key) -> Option<AccountId> {
     if let Key::Account(id) = key { Some(id) } else { None }
-}
-
-/// Accounts that are re-wrapped together.
-#[derive(Clone)]
-struct Batch {
-    engine: Engine,
-    /// The pass that it is of.
-    from: KekVersion,
-    target: Target,
-    pace: Arc<Pace>,
-}
-
-impl Batch {
-    fn which(&self) -> Which<'_> {
-        Which::OfThisKek(&self.from)
-    }
-
-    async fn would_move(&self, ids: Vec<AccountId>) -> Vec<Landed> {
-        let left = |found: Option<(AccountRecord, StoreVersion)>| {
-            let Some((record, _)) = found else { return 0 };
-            let left = left_behind(&record, &self.target, self.which());
-            // All of them in the first pass that meets the account, as the work itself would; that is over the oldest version.
-            let first = left.iter().map(|aek| aek.kek.version).min();
-            if first == Some(self.from.version) { left.len() as u64 } else { 0 }
-        };
-        self.read(ids).await.into_iter().map(|(id, found)| (id, found.map(left))).collect()
-    }
-
-    /// Reads them together, has each re-wrapped by the token, and writes them together. One that was changed meanwhile is done
-    /// again by itself.
-    async fn move_all(&self, ids: Vec<AccountId>) -> Vec<Landed> {
-        let (mut found, mut landed) = (Vec::new(), Vec::new());
-        for (id, read) in self.read(ids).await {
-            match read {
-                Ok(Some((record, seen))) => found.push((id, record, seen)),
-                Ok(None) => landed.push((id, Ok(0))), // purged since it was listed
-                Err(error) => landed.push((id, Err(error))),
-            }
-        }
-        let heap = Arc::new(Mutex::new(found.into_iter()));
-        let mut hands = JoinSet::new();
-        for _ in 0..BACKGROUND_IN_FLIGHT_MAX {
-            hands.spawn(self.clone().work_off(heap.clone()));
-        }
-        let (mut changes, mut changed) = (Vec::new(), Vec::new());
-        while let Some(done) = hands.join_next().await {
-            for (id, change) in unless_it_died(done) {
-                match change {
-                    Ok(Some((change, aeks))) => {
-                        changes.push(change);
-                        changed.push((id, aeks));
-                    }
-                    Ok(None) => landed.push((id, Ok(0))),
-                    Err(error) => landed.push((id, Err(error))),
-                }
-            }
-        }
-        let keyring = self.engine.keyring();
-        let outcomes = match self.pace.may_write() {
-            Ok(()) => keyring.store.replace_many(changes).await,
-            Err(lost) => vec![Err(lost); changes.len()],
-        };
-        for ((id, aeks), outcome) in changed.into_iter().zip(outcomes) {
-            let outcome = match outcome {
-                Ok(_) => Ok(aeks),
-                Err(Error::NotFound(_)) => Ok(0),
-                Err(Error::Conflict(_)) => move_aeks(&self.engine, &id, &self.target, self.which(), &self.pace).await,
-                Err(error) => Err(error),
-            };
-            landed.push((id, outcome));
-        }
-        landed
-    }
-
-    async fn read(&self, ids: Vec<AccountId>) -> Vec<(AccountId, Result<Option<(AccountRecord, StoreVersion)>>)> {
-        let keys: Vec<_> = ids.iter().cloned().map(Key::Account).collect();
-        let found = self.engine.keyring().store.get_many(&keys).await;
-        let decode = |(key, found): (&Key, Result<Option<Versioned>>)| {
-            found?.map(|found| Ok((AccountRecord::decode(key, &found.value)?, found.version))).transpose()
-        };
-        ids.into_iter().zip(keys.iter().zip(found).map(decode)).collect()
-    }
-
-    /// Takes one account after the other until none is left; leaves the rest when one meets what would befall all.
-    async fn work_off(self, heap: Arc<Mutex<Heap>>) -> Vec<(AccountId, Result<Option<(Change, u64)>>)> {
-        let heap = || heap.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = || heap().next();
-        let mut done = Vec::new();
-        while let Some((id, record, seen)) = next() {
-            let change = self.change(record, seen).await;
-            if change.as_ref().is_err_and(|error| !is_the_accounts_own(error)) {
-                *heap() = Vec::new().into_iter();
-            }
-            done.push((id, change));
-        }
-        done
-    }
-
-    /// The change to an account's record, and how many AEKs it moves; `None` when there is nothing to move.
-    async fn change(&self, mut record: AccountRecord, seen: StoreVersion) -> Result<Option<(Change, u64)>> {
-        let left = rewrap_all(self.engine.keyring(), &mut record, &self.target, self.which(), &self.pace).await?;
-        if left.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(((record.key(), seen, record.put()?), left.len() as u64)))
-    }
-}
-
-/// What is to be done of a batch.
-type Heap = std::vec::IntoIter<(AccountId, AccountRecord, StoreVersion)>;
-
-/// A change of a record by compare-and-put.
-type Change = (Key, StoreVersion, Put);
-
-/// A task that panicked takes its batch with it: what that had not written is as it was.
-fn unless_it_died<T>(done: Result<T, tokio::task::JoinError>) -> T {
-    match done {
-        Ok(done) => done,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
-/// Anything else would befall every account.
-fn is_the_accounts_own(error: &Error) -> bool {
-    matches!(error, Error::Corrupt(_) | Error::Invalid(_) | Error::Conflict(_))
-}
-
-/// The AEKs that are to be moved. Never from a newer version of the target's KEK: somebody rotated it since, and the target may
-/// be retired by now.
-fn left_behind<'a>(record: &'a AccountRecord, target: &Target, which: Which<'_>) -> Vec<&'a WrappedAek> {
-    let is_left = |aek: &&WrappedAek| match aek.kek.name == target.kek.name {
-        true => aek.kek.version < target.kek.version,
-        false => matches!(which, Which::All),
-    };
-    record.versions.iter().filter(is_left).collect()
-}
-
-/// Moves AEKs of one account, and says how many.
-async fn move_aeks(engine: &Engine, id: &AccountId, target: &Target, which: Which<'_>, pace: &Pace) -> Result<u64> {
-    let keyring = engine.keyring();
-    let mut target = target.clone();
-    for _ in 0..CONFLICTS_MAX {
-        let Some((mut record, seen)) = crate::store::load_account(&*keyring.store, id).await? else {
-            return match which {
-                Which::OfThisKek(_) => Ok(0), // purged since it was listed
-                Which::All => Err(Error::NotFound(format!("account {id}"))),
-            };
-        };
-        let left = rewrap_all(keyring, &mut record, &target, which, pace).await?;
-        if left.is_empty() {
-            return Ok(0);
-        }
-        pace.may_write()?;
-        match keyring.store.replace(&record.key(), &seen, record.put()?).await {
-            Ok(_) => {
-                if matches!(which, Which::All) {
-                    left.iter().for_each(|kek| keyring.note_moved(kek));
-                }
-                return Ok(left.len() as u64);
-            }
-            // On what it is by now, and to where it is moved by now.
-            Err(Error::Conflict(_)) => target = engine.target(&target.kek.name).await?,
-            Err(Error::NotFound(_)) if matches!(which, Which::OfThisKek(_)) => return Ok(0),
-            Err(error) => return Err(error),
-        }
-    }
-    Err(again_and_again("account", id))
-}
-
-/// Puts every AEK of `record` that is to be moved under the target. Gives the KEK versions that they were under, one for each.
-async fn rewrap_all(
-    keyring: &Arc<Keyring>,
-    record: &mut AccountRecord,
-    target: &Target,
-    which: Which<'_>,
-    pace: &Pace,
-) -> Result<Vec<KekVersion>> {
-    let mut moved = Vec::new();
-    for old in left_behind(record, target, which) {
-        let aek = match unwrap(keyring, &record.account, old, pace).await {
-            Err(Error::Denied(_)) if which.may_leave(&old.kek) => continue,
-            unwrapped => unwrapped?,
-        };
-        moved.push((old.kek.clone(), rewrap(keyring, &record.account, old, &aek, target, pace).await?));
-    }
-    let mut left = Vec::with_capacity(moved.len());
-    for (kek, aek) in moved {
-        if let Some(place) = record.versions.iter_mut().find(|version| version.aek_version == aek.aek_version) {
-            *place = aek;
-            left.push(kek);
-        }
-    }
-    Ok(left)
-}
-
-async fn unwrap(keyring: &Arc<Keyring>, id: &AccountId, old: &WrappedAek, pace: &Pace) -> Result<Aek> {
-    let from = keyring.leash(&old.kek).await?;
-    keyring.unwrap_apart(id, old, pace.place(&from).await).await
-}
-
-/// An AEK, which was `old`, under the target, verified by an unwrap.
-async fn rewrap(
-    keyring: &Arc<Keyring>,
-    id: &AccountId,
-    old: &WrappedAek,
-    aek: &Aek,
-    target: &Target,
-    pace: &Pace,
-) -> Result<WrappedAek> {
-    let to = keyring.leash(&target.kek).await?;
-    let context = context(&target.kek, id, old.aek_version);
-    let place = pace.place(&to).await;
-    let wrapped = keyring.wrap(&target.kek, &target.record, aek, &binding(&context)).await?;
-    drop(place);
-    let new = WrappedAek {
-        kek: target.kek.clone(),
-        kek_id: target.record.id.clone(),
-        profile: target.record.profile,
-        wrapped,
-        check: check_value(aek, &context),
-        ..old.clone()
-    };
-    let back = keyring.verify_new(id, &new, pace.place(&to).await).await?;
-    if back == *aek {
-        return Ok(new);
-    }
-    Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped: do not use it", target.kek)))
 }

@@ -1,8 +1,9 @@
 //! A token behind a PKCS#11 module: the only code that names cryptoki.
 //!
-//! [`Pkcs11Token`] gives each call to a worker thread (`workers`), which makes it on its own session (`session`, `wrap`,
+//! [`Pkcs11Token`] gives each call to a worker thread (`workers`), which makes it on its own session (`connect`, `session`, `wrap`,
 //! `kek`) inside the module's gate (`module`), and turns what comes back into a verdict (`verdict`).
 
+mod connect;
 mod fault;
 mod handles;
 pub(in crate::token) mod kek;
