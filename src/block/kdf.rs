@@ -32,7 +32,8 @@ impl Seed {
     #[inline]
     pub(super) fn mask(&self, k1: &[u8; 16], masked: &mut [[u8; 16]]) {
         for (masked, message) in masked.iter_mut().zip(&self.0) {
-            *masked = std::array::from_fn(|at| message[at] ^ k1[at]);
+            *masked = *message;
+            masked.iter_mut().zip(k1).for_each(|(byte, key)| *byte ^= key);
         }
     }
 }
