@@ -107,9 +107,6 @@
 //!   cleans up behind itself would let a third of the 4 KiB suffice, and save 20 ns.
 //! - One DEK for several blocks. It is not the format, and each block's own DEK is what lifts AES-GCM's limits.
 //!
-//! **Two threads.** Raw `aws-lc-rs`, which shares nothing between threads, gains as much from the second one as keyleash does: the row
-//! beside it is this machine's limit.
-//!
 //! **Cold opens.** SoftHSM answers in 22 µs of processor time, half of it in the kernel, because it opens, locks and reads the token's files for each call. Of
 //! all processor time while 64 tasks open accounts:
 //!
@@ -123,18 +120,19 @@
 //! | tokio's tasks, wake-ups, and waiting for work | 12 % |
 //! | the measurement itself, and the engine's end | 10 % |
 //!
-//! With one worker that is done on the other core meanwhile, and what is missed is the worker's own part and the turns of the scheduler. With
-//! two workers the bare loop has both cores for itself, so every microsecond besides is lost: 0.8 would leave 5 µs for everything.
-//! What would close it: on a machine with a core to spare, nothing; on two cores, one task fewer for each unwrap (it
-//! is a task of its own so that a caller who goes away, or stops polling, takes nothing from those who wait with it), and one
+//! With one worker the other core does all but the first two meanwhile, and the target is met. With two workers the bare loop has
+//! both cores for itself, so every microsecond besides is lost: 0.8 would leave 5 µs for everything. With all 10,000 at once, that many
+//! tasks want the two cores at the same moment as the workers do, and are in no cache any more when their turn comes; nothing in that
+//! profile stands out. What would close it: a core to spare; one task fewer for each unwrap (it
+//! is a task of its own so that a caller who goes away, or stops polling, takes nothing from those who wait with it); one
 //! read of the record instead of two (the second sees a deletion that came between the first and the slot). A token
-//! that answers in a millisecond hides all of it. With all 10,000 at once, tasks and accounts are in no cache any more when
-//! their turn comes; nothing in that profile stands out.
+//! that answers in a millisecond hides all of it.
 //!
-//! **Look-up.** Six reads of memory that wait for one another, and README.md has what one such read costs here: 300 ns is
-//! less than two of them, and even a table that holds nothing but pointers takes three. With 1,000 accounts, which the processor's cache
-//! holds, it is met by half. What would bring it down: the id's text in the account's keys, and a note there that
-//! its current key is usable, instead of slot and cell. An [`Account`](crate::Account) that is kept needs none of it.
+//! **Look-up.** One read of memory that waits for the one before it costs more than the whole target on this machine, when it is
+//! at random among as many bytes as a million accounts take: README.md has both figures, measured one after the other. A look-up is six of
+//! them, of which some overlap. Even a table of nothing but pointers takes three. With 1,000 accounts, which the processor's cache
+//! holds, it takes half of the target. What would bring it down: the id's text in the account's keys, and a note there that
+//! its current key is usable, instead of slot and cell; bigger pages. An [`Account`](crate::Account) that is kept needs none of it.
 //!
 //! **Memory.** The table above: moka's share is what is too much.
 //!
