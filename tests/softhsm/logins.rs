@@ -112,8 +112,9 @@ enum Act {
 #[test]
 fn whatever_else_in_the_process_ends_the_login_costs_one_login() {
     alone("logins::whatever_else_in_the_process_ends_the_login_costs_one_login", |bench| async move {
-        for workers in [1, 2] {
-            for fresh in [FreshContext::Reinitialise, FreshContext::Never] {
+        // Once it is `Never`, it is for the whole process.
+        for fresh in [FreshContext::Reinitialise, FreshContext::Never] {
+            for workers in [1, 2] {
                 let counted = Counted::open(&bench, workers, fresh).await;
                 for act in [
                     Act::Sessions,
@@ -174,5 +175,36 @@ fn an_aek_is_wrapped_by_its_own_kek_in_a_context_that_somebody_else_began() {
         // Somebody who finds the KEK anew.
         let other = bench.open().await;
         assert_eq!(other.unwrap(first, &wrapped, &BINDING).await.as_ref(), Ok(aek));
+    });
+}
+
+#[test]
+fn a_session_that_goes_away_while_the_pin_is_fetched_says_nothing_of_the_pin() {
+    alone("logins::a_session_that_goes_away_while_the_pin_is_fetched_says_nothing_of_the_pin", |bench| async move {
+        // Somebody else mistyped the PIN, which the token's flags tell until the next good login.
+        let host = context();
+        let slots = host.get_slots_with_initialized_token().unwrap();
+        let slot = slots.into_iter().find(|slot| host.get_token_info(*slot).unwrap().label() == LABEL).unwrap();
+        let session = host.open_rw_session(slot).unwrap();
+        session.login(UserType::User, Some(&AuthPin::from("mistyped"))).unwrap_err();
+        drop(session);
+        assert!(host.get_token_info(slot).unwrap().user_pin_count_low());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let mut settings = bench.settings();
+        (settings.workers, settings.fresh) = (1, FreshContext::Never);
+        settings.pin = PinSource::Callback(Arc::new({
+            let asked = asked.clone();
+            move || {
+                // The first time is to see that there is one; the second is on a session that is open.
+                if asked.fetch_add(1, Ordering::SeqCst) == 1 {
+                    host.clone().finalize().unwrap();
+                    context();
+                }
+                Ok(PIN.as_bytes().to_vec())
+            }
+        }));
+        let token = Pkcs11Token::open(settings).await.unwrap();
+        token.list_keks().await.unwrap();
+        assert_eq!(asked.load(Ordering::SeqCst), 3);
     });
 }

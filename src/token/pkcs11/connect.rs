@@ -93,8 +93,10 @@ pub(super) fn connect(shared: &Shared, inside: &Inside<'_>, deadline: Instant) -
     match log_in(shared, inside, slot, &session, deadline) {
         Ok(()) => Ok(Open { session, number, slot, generation: inside.generation }),
         Err(fault) => {
-            // The error that counts is the login's.
-            let _ = session.close();
+            // By its number a session that is lost may be another's by now. The error that counts is the login's.
+            if !fault.loses_session() && number.is_ours() {
+                let _ = session.close();
+            }
             Err(fault)
         }
     }
@@ -136,6 +138,9 @@ fn log_in(shared: &Shared, inside: &Inside<'_>, slot: Slot, session: &Session, d
             Err(error) => match code_of(&error) {
                 RvError::UserAlreadyLoggedIn => Attempt::Accepted,
                 RvError::UserPinNotInitialized => Attempt::Withheld(no_user_pin(inside, slot)),
+                // The session went away while the PIN was fetched, so no PIN was compared, whatever the token's flags say of
+                // somebody else's attempts.
+                code if verdict::is_lost_session(code) => Attempt::Withheld(Fault::Code { step: "C_Login", code }),
                 code if verdict::class(code) == Class::Denied => {
                     Attempt::Refused(fault::denied("login", format!("C_Login: {}", verdict::name(code))))
                 }

@@ -27,6 +27,13 @@ pub(super) enum Fault {
     Settled(TokenError),
 }
 
+impl Fault {
+    /// As [`verdict::is_lost_session`].
+    pub(super) const fn loses_session(&self) -> bool {
+        matches!(self, Self::Code { code, .. } if verdict::is_lost_session(*code))
+    }
+}
+
 impl From<TokenError> for Fault {
     fn from(error: TokenError) -> Self {
         Self::Settled(error)

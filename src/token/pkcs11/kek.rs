@@ -271,20 +271,23 @@ pub(super) fn find(session: &Session, id: &KekId) -> Result<Option<Kek>, Fault> 
     Ok(found)
 }
 
-/// Whether what wraps with `kek` has this CKA_ID now.
+/// Whether what wraps with `kek` has this CKA_ID now. A token that does not tell it is believed: no other key is seen there.
 pub(super) fn is_named(raw: Option<&Raw>, session: &Session, kek: &Kek, id: &KekId) -> Result<bool, Fault> {
     let object = kek.wrapping.unwrap_or(kek.key);
     let step = at("C_GetAttributeValue of CKA_ID");
     let Some(raw) = raw else {
         let found = session.get_attributes(object, &[AttributeType::Id]).map_err(step)?;
-        return Ok(matches!(found.first(), Some(Attribute::Id(found)) if found == id.as_bytes()));
+        return Ok(!matches!(found.first(), Some(Attribute::Id(found)) if found != id.as_bytes()));
     };
     let mut found = [0; KekId::BYTES_MAX];
     match raw.attribute(session, object, AttributeType::Id, &mut found) {
         Ok(len) => Ok(found.get(..len) == Some(id.as_bytes())),
-        // A longer one.
-        Err(error) if code_of(&error) == RvError::BufferTooSmall => Ok(false),
-        Err(error) => Err(step(error)),
+        Err(error) => match code_of(&error) {
+            // A longer one.
+            RvError::BufferTooSmall => Ok(false),
+            RvError::AttributeTypeInvalid | RvError::AttributeSensitive => Ok(true),
+            _ => Err(step(error)),
+        },
     }
 }
 

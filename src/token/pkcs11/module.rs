@@ -418,18 +418,24 @@ impl Module {
     /// In words, why not now: a call hangs, calls do not end, it was done a moment ago, or the context is not ours.
     pub(super) fn reinitialise(&self, token: &Pauses, seen: u64, ended: bool, deadline: Instant) -> Result<(), String> {
         let mut gate = lock(&self.gate);
-        let not_before = gate.pause.not_before.max(token.not_before());
-        if not_before.since(self.clock.now()) > PAUSE_WAITED_MAX {
-            return Err("it was done a moment ago".into());
-        }
-        while self.clock.now() < not_before {
-            (gate, _) = wait_until(&self.changed, gate, &self.clock, not_before);
-        }
-        if gate.generation != seen || !gate.initialised {
-            return Ok(());
-        }
-        if gate.closed {
-            return Err("it is under way".into());
+        loop {
+            if gate.generation != seen || !gate.initialised {
+                return Ok(());
+            }
+            let not_before = gate.pause.not_before.max(token.not_before());
+            if gate.closed {
+                let in_time;
+                (gate, in_time) = self.wait_at_gate(gate, deadline);
+                if !in_time {
+                    return Err("it is under way".into());
+                }
+            } else if not_before.since(self.clock.now()) > PAUSE_WAITED_MAX {
+                return Err("it was done a moment ago".into());
+            } else if self.clock.now() < not_before {
+                (gate, _) = wait_until(&self.changed, gate, &self.clock, not_before);
+            } else {
+                break;
+            }
         }
         if !self.may_finalize(&gate) {
             // Should its owner have finalized it, the next to enter initialises it; else that changes nothing.
@@ -437,6 +443,8 @@ impl Module {
             gate.pause.back_off(self.clock.now());
             gate.pause.not_before = Instant::default();
             if ended {
+                // Should its owner begin another one at once, no session of ours is of that.
+                gate.generation += 1;
                 return Ok(());
             }
             return Err("left to the part of this process that shares the module and owns its context".into());

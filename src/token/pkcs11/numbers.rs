@@ -33,8 +33,11 @@ impl Numbers {
     /// Notes that the module gave `number` to a new session. True when another had it.
     pub(super) fn take(self: &Arc<Self>, number: CK_SESSION_HANDLE) -> (Number, bool) {
         let given_away = Arc::new(AtomicBool::new(false));
-        let before = self.lock().insert(number, given_away.clone());
+        let mut numbers = self.lock();
+        let before = numbers.insert(number, given_away.clone());
+        // With the lock held: whoever drops its number looks at this and removes the entry in one go.
         before.iter().for_each(|before| before.store(true, Ordering::SeqCst));
+        drop(numbers);
         (Number { numbers: self.clone(), number, given_away }, before.is_some())
     }
 }

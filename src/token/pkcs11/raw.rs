@@ -11,7 +11,7 @@ use cryptoki::{
     object::{AttributeType, ObjectHandle},
     session::Session,
 };
-use cryptoki_sys::{CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_RV, CK_ULONG};
+use cryptoki_sys::{CK_ATTRIBUTE, CK_FUNCTION_LIST, CK_RV, CK_ULONG, CK_UNAVAILABLE_INFORMATION};
 use std::{ffi::c_int, path::Path, ptr};
 
 /// The function list of a loaded module, the same that cryptoki calls.
@@ -92,6 +92,9 @@ impl Raw {
         settled(code)?;
         // Copied out: a reference into a struct that is packed on some targets is not allowed.
         let len = attribute.ulValueLen;
+        if len == CK_UNAVAILABLE_INFORMATION {
+            return Err(Error::Pkcs11(RvError::AttributeTypeInvalid, cryptoki::context::Function::GetAttributeValue));
+        }
         within(len, value.len())
     }
 }

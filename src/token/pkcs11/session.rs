@@ -199,18 +199,6 @@ fn is_hint(about: About<'_>, fault: &Fault) -> bool {
     }
 }
 
-/// Whether somebody else ended the context, or every session: what was found before means nothing any more.
-const fn lost_all(fault: &Fault) -> bool {
-    matches!(
-        fault,
-        Fault::HandlesMoved
-            | Fault::Code {
-                code: RvError::SessionHandleInvalid | RvError::SessionClosed | RvError::CryptokiNotInitialized,
-                ..
-            }
-    )
-}
-
 /// A worker's place at the token.
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -268,12 +256,13 @@ impl Worker {
                 }
                 Err(fault) => fault,
             };
-            if matches!(fault, Fault::HandlesMoved) {
-                // So the session, by its number, is somebody else's as well: not ours to close.
+            let moved = matches!(fault, Fault::HandlesMoved);
+            if fault.loses_session() || moved && was_open {
+                // By its number the session may be somebody else's by now: not ours to close.
                 self.open = None;
             }
             self.close(&inside);
-            if lost_all(&fault) {
+            if fault.loses_session() || moved {
                 shared.handles.lose();
             } else if let Some(kek) = about.kek {
                 shared.handles.forget(kek);

@@ -50,6 +50,12 @@ pub(super) struct Facts {
     pub(super) worked_before: bool,
 }
 
+/// Whether the session is gone, and perhaps every one: its number may be somebody else's by now, and what was found before means
+/// nothing any more.
+pub(super) const fn is_lost_session(code: RvError) -> bool {
+    matches!(code, RvError::SessionHandleInvalid | RvError::SessionClosed | RvError::CryptokiNotInitialized)
+}
+
 /// What the code points to. Total: codes that no version of the standard knows, and vendors' own, are unreachable.
 pub(super) const fn class(code: RvError) -> Class {
     use RvError as Rv;
