@@ -63,12 +63,28 @@ fn init_pin() {
     session.init_pin(&AuthPin::from(PIN)).unwrap();
 }
 
+/// SoftHSM loses the new PIN when another process logs in at that instant and writes the old one back (`src/manual/operations.rs`):
+/// so until it is there.
 fn set_pin(old: &str, new: &str) {
+    const TRIES_MAX: usize = 20;
+    for _ in 0..TRIES_MAX {
+        in_session(|session| {
+            session.login(UserType::User, Some(&AuthPin::from(old))).unwrap();
+            session.set_pin(&AuthPin::from(old), &AuthPin::from(new)).unwrap();
+        });
+        if in_session(|session| session.login(UserType::User, Some(&AuthPin::from(new))).is_ok()) {
+            return;
+        }
+    }
+    panic!("the PIN was changed {TRIES_MAX} times and lost each time");
+}
+
+/// In a context of its own: SoftHSM hides changes from one that is open.
+fn in_session<T>(act: impl FnOnce(&cryptoki::session::Session) -> T) -> T {
     let pkcs11 = context();
-    let slot = slot(&pkcs11);
-    let session = pkcs11.open_rw_session(slot).unwrap();
-    session.login(UserType::User, Some(&AuthPin::from(old))).unwrap();
-    session.set_pin(&AuthPin::from(old), &AuthPin::from(new)).unwrap();
+    let done = act(&pkcs11.open_rw_session(slot(&pkcs11)).unwrap());
+    pkcs11.finalize().unwrap();
+    done
 }
 
 /// Initialises the token anew and makes another KEK in it, under the name and CKA_ID of the one that was there.
