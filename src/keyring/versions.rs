@@ -63,6 +63,22 @@ impl Keyring {
             return Err(leash.why_not());
         }
         let place = leash.budget().on_demand().await;
+        self.prove(leash, account, wrapped, place, || {
+            Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek))
+        })
+        .await
+    }
+
+    /// Asks for an AEK that goes into no slot, verifies it, and tells its lease what came of it. `other_key` is what it means when
+    /// the token gave other bytes.
+    async fn prove(
+        self: &Arc<Self>,
+        leash: Arc<Leash>,
+        account: &AccountId,
+        wrapped: &WrappedAek,
+        place: Place,
+        other_key: impl FnOnce() -> Error,
+    ) -> Result<NewProof> {
         let epoch = self.asking(&leash);
         let asked = self.clock.now();
         let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
@@ -71,9 +87,7 @@ impl Keyring {
                 self.feed(&leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
                 Ok(NewProof { leash, aek, epoch, asked })
             }
-            Err(Trouble::OtherKey) => {
-                Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)))
-            }
+            Err(Trouble::OtherKey) => Err(other_key()),
             Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
         }
     }
@@ -195,17 +209,8 @@ impl Keyring {
         place: Place,
     ) -> Result<Aek> {
         let leash = self.leash(&wrapped.kek).await?;
-        let epoch = self.asking(&leash);
-        let asked = self.clock.now();
-        let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
-        match outcome {
-            Ok(aek) => {
-                self.feed(&leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
-                Ok(aek)
-            }
-            Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {account}")).into()),
-            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
-        }
+        let moved = || Corrupt::WrappedAek(format!("account {account}")).into();
+        Ok(self.prove(leash, account, wrapped, place, moved).await?.aek)
     }
 
     /// As [`Keyring::unwrap_apart`], for a wrapping that is not stored: no proof, because another key in the KEK's place
