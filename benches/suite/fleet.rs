@@ -95,10 +95,15 @@ pub(crate) fn many_accounts(runtime: &Runtime, scale: &Scale, table: &mut Table)
 fn look_ups(runtime: &Runtime, engine: &keyleash::Engine, ids: &[AccountId]) -> Spread {
     let mut look_ups = LookUps::new(ids);
     let one = |look_ups: &mut LookUps| runtime.block_on(look_ups.batch_ns(engine)) / LookUps::BATCH as f64;
+    batches(|| one(&mut look_ups))
+}
+
+/// What each batch takes, once the machine is warm.
+fn batches(mut batch_ns: impl FnMut() -> f64) -> Spread {
     for _ in 0..BATCHES / 4 {
-        one(&mut look_ups); // warm up
+        batch_ns(); // warm up
     }
-    Spread::of((0..BATCHES).map(|_| one(&mut look_ups)).collect())
+    Spread::of((0..BATCHES).map(|_| batch_ns()).collect())
 }
 
 /// Nanoseconds of one read that waits for the one before it, each at a random place among `count` things of `each` bytes: what a
@@ -113,16 +118,12 @@ fn chained_reads(count: usize, each: usize) -> Spread {
         memory[place * words] = next * words;
     }
     let mut place = 0;
-    let mut batch_ns = || {
+    batches(|| {
         let start = thread_cpu();
         (0..LookUps::BATCH).for_each(|_| place = memory[place]);
         black_box(place);
         (thread_cpu() - start).as_nanos() as f64 / LookUps::BATCH as f64
-    };
-    for _ in 0..BATCHES / 4 {
-        batch_ns(); // warm up
-    }
-    Spread::of((0..BATCHES).map(|_| batch_ns()).collect())
+    })
 }
 
 /// Token calls per poll while nothing happens, and the polls: calls that come at one time are of one poll.

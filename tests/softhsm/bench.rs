@@ -3,6 +3,7 @@
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     session::UserType,
+    slot::Slot,
     types::AuthPin,
 };
 use keyleash::token::pkcs11::{PinSource, Pkcs11Settings, Pkcs11Token, Selector};
@@ -214,11 +215,15 @@ pub(crate) fn context() -> Pkcs11 {
     pkcs11
 }
 
+/// The slot of the bench's token.
+pub(crate) fn slot(pkcs11: &Pkcs11) -> Slot {
+    let slots = pkcs11.get_slots_with_initialized_token().unwrap();
+    slots.into_iter().find(|slot| pkcs11.get_token_info(*slot).unwrap().label() == LABEL).unwrap()
+}
+
 /// A logged-in session on the bench's token.
 pub(crate) fn session(pkcs11: &Pkcs11) -> cryptoki::session::Session {
-    let slots = pkcs11.get_slots_with_initialized_token().unwrap();
-    let slot = slots.into_iter().find(|slot| pkcs11.get_token_info(*slot).unwrap().label() == LABEL).unwrap();
-    let session = pkcs11.open_rw_session(slot).unwrap();
+    let session = pkcs11.open_rw_session(slot(pkcs11)).unwrap();
     let _ = session.login(UserType::User, Some(&AuthPin::from(PIN)));
     session
 }

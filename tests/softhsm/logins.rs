@@ -2,7 +2,7 @@
 //!
 //! Logins are counted, not timed: keyleash asks the source of the PIN before each.
 
-use crate::bench::{Bench, LABEL, PIN, alone, context, session};
+use crate::bench::{Bench, PIN, alone, context, session, slot};
 use cryptoki::{object::Attribute, session::UserType, types::AuthPin};
 use keyleash::{
     secret::Aek,
@@ -163,9 +163,7 @@ fn an_aek_is_wrapped_by_its_own_kek_in_a_context_that_somebody_else_began() {
         // In the new context the numbers that were ours belong to others: our session's to a session of the host's, which is logged
         // in, and the handles of our KEKs, in another order, to the same.
         let host = context();
-        let slots = host.get_slots_with_initialized_token().unwrap();
-        let slot = slots.into_iter().find(|slot| host.get_token_info(*slot).unwrap().label() == LABEL).unwrap();
-        let session = host.open_rw_session(slot).unwrap();
+        let session = host.open_rw_session(slot(&host)).unwrap();
         session.login(UserType::User, Some(&AuthPin::from(PIN))).unwrap();
         for (kek, ..) in counted.keks.iter().rev() {
             assert_eq!(session.find_objects(&[Attribute::Id(kek.id.as_bytes().to_vec())]).unwrap().len(), 1);
@@ -183,12 +181,10 @@ fn a_session_that_goes_away_while_the_pin_is_fetched_says_nothing_of_the_pin() {
     alone("logins::a_session_that_goes_away_while_the_pin_is_fetched_says_nothing_of_the_pin", |bench| async move {
         // Somebody else mistyped the PIN, which the token's flags tell until the next good login.
         let host = context();
-        let slots = host.get_slots_with_initialized_token().unwrap();
-        let slot = slots.into_iter().find(|slot| host.get_token_info(*slot).unwrap().label() == LABEL).unwrap();
-        let session = host.open_rw_session(slot).unwrap();
+        let session = host.open_rw_session(slot(&host)).unwrap();
         session.login(UserType::User, Some(&AuthPin::from("mistyped"))).unwrap_err();
         drop(session);
-        assert!(host.get_token_info(slot).unwrap().user_pin_count_low());
+        assert!(host.get_token_info(slot(&host)).unwrap().user_pin_count_low());
         let asked = Arc::new(AtomicUsize::new(0));
         let mut settings = bench.settings();
         (settings.workers, settings.fresh) = (1, FreshContext::Never);

@@ -1,12 +1,10 @@
 //! The operator: a child process that does to the token what KEYLEASH_TEST_ACT says, as another program would.
 
-use crate::bench::{LABEL, PIN, SO_PIN, context, session};
+use crate::bench::{LABEL, PIN, SO_PIN, context, session, slot};
 use cryptoki::{
-    context::Pkcs11,
     mechanism::Mechanism,
     object::{Attribute, KeyType, ObjectClass, ObjectHandle},
     session::{Session, UserType},
-    slot::Slot,
     types::{AuthPin, Ulong},
 };
 use std::io::Read;
@@ -43,11 +41,6 @@ fn init_token(label: &str) {
             session.init_pin(&AuthPin::from(PIN)).unwrap();
         }
     }
-}
-
-fn slot(pkcs11: &Pkcs11) -> Slot {
-    let slots = pkcs11.get_slots_with_initialized_token().unwrap();
-    slots.into_iter().find(|slot| pkcs11.get_token_info(*slot).unwrap().label() == LABEL).unwrap()
 }
 
 /// Initialises the token anew: it has no user PIN then.

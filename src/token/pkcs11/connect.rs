@@ -1,10 +1,10 @@
 //! To the token: its slot, a session, and the login.
 
 use super::fault::{self, Fault, at, code_of};
-use super::module::Inside;
+use super::module::{Inside, lock};
 use super::pin::Attempt;
 use super::select::{Listed, ListedToken, NoChoice, Selector, select};
-use super::session::{Open, Shared, lock};
+use super::session::{Open, Shared};
 use super::verdict::{self, Class};
 use crate::clock::Instant;
 use crate::token::TokenError;

@@ -6,10 +6,11 @@
 //! ends the login once more and with it the handle that was just found: with two KEKs in use that never ends.
 
 use super::kek::Kek;
+use super::module::lock;
 use crate::token::KekHandle;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 /// KEKs whose handles are kept; beyond that some are looked up again.
@@ -45,14 +46,9 @@ impl<K> Cache<K> {
 }
 
 impl<K> Handles<K> {
-    fn lock(&self) -> MutexGuard<'_, Cache<K>> {
-        // Nothing panics while it is held, and the value is whole after every step.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The KEK's handles where they are known; else the era in which they are about to be found.
     pub(super) fn get(&self, handle: &KekHandle, generation: u64) -> Result<Arc<K>, Era> {
-        let mut cache = self.lock();
+        let mut cache = lock(&self.0);
         if cache.era.generation != generation {
             let losses = cache.era.losses;
             cache.begin(Era { generation, losses });
@@ -62,7 +58,7 @@ impl<K> Handles<K> {
 
     /// Keeps what was found, unless all handles were lost since `era` was told.
     pub(super) fn keep(&self, handle: &KekHandle, era: Era, kek: &Arc<K>) {
-        let mut cache = self.lock();
+        let mut cache = lock(&self.0);
         if cache.era != era {
             return;
         }
@@ -74,12 +70,12 @@ impl<K> Handles<K> {
 
     /// This one may be dead.
     pub(super) fn forget(&self, handle: &KekHandle) {
-        self.lock().keks.remove(handle);
+        lock(&self.0).keks.remove(handle);
     }
 
     /// All are dead: the login was lost, or the context.
     pub(super) fn lose(&self) {
-        let mut cache = self.lock();
+        let mut cache = lock(&self.0);
         let era = Era { losses: cache.era.losses + 1, ..cache.era };
         cache.begin(era);
     }

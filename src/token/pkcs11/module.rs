@@ -53,7 +53,8 @@ struct Modules {
     shut: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Of any mutex of this room.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics while these are held, and the values are whole after every step.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,11 +4,12 @@
 //! takes for its own, then that one's session is gone: somebody else in the process ended the context and began another, without our
 //! noticing. Used or closed by its number, it would be the new session that suffers, under whatever call is on it.
 
+use super::module::lock;
 use cryptoki_sys::CK_SESSION_HANDLE;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -25,15 +26,10 @@ pub(super) struct Number {
 }
 
 impl Numbers {
-    fn lock(&self) -> MutexGuard<'_, HashMap<CK_SESSION_HANDLE, Arc<AtomicBool>>> {
-        // Nothing panics while it is held, and the value is whole after every step.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Notes that the module gave `number` to a new session. True when another had it.
     pub(super) fn take(self: &Arc<Self>, number: CK_SESSION_HANDLE) -> (Number, bool) {
         let given_away = Arc::new(AtomicBool::new(false));
-        let mut numbers = self.lock();
+        let mut numbers = lock(&self.0);
         let before = numbers.insert(number, given_away.clone());
         // With the lock held: whoever drops its number looks at this and removes the entry in one go.
         before.iter().for_each(|before| before.store(true, Ordering::SeqCst));
@@ -51,7 +47,7 @@ impl Number {
 
 impl Drop for Number {
     fn drop(&mut self) {
-        let mut numbers = self.numbers.lock();
+        let mut numbers = lock(&self.numbers.0);
         if self.is_ours() {
             numbers.remove(&self.number);
         }

@@ -4,7 +4,7 @@ use super::connect::{connect, find_slot, is_logged_in, no_pin_denied, not_listed
 use super::fault::{self, Fault};
 use super::handles::{Handles, KEKS_KEPT_MAX};
 use super::kek::{self, Kek};
-use super::module::{Inside, Module, Pauses};
+use super::module::{Inside, Module, Pauses, lock};
 use super::numbers::Number;
 use super::pin::Pins;
 use super::select::Selector;
@@ -18,7 +18,7 @@ use cryptoki::{error::RvError, session::Session, slot::Slot};
 use std::{
     cell::Cell,
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 /// How often a known good record must be refused, each time while a fresh one makes the round trip, before that is another key's
@@ -43,11 +43,6 @@ pub(super) struct Shared {
     pub(super) handles: Handles,
     goods: Mutex<HashMap<KekHandle, GoodRecord>>,
     clock: Clock,
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while these are held, and the values are whole after every step.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {

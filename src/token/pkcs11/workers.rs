@@ -7,14 +7,14 @@
 //! back, and the worker ends, unless its place was never filled.
 
 use super::fault;
-use super::module::{Module, wait_until};
+use super::module::{Module, lock, wait_until};
 use super::threads::THREADS;
 use crate::clock::{Clock, Instant};
 use crate::token::{TokenError, Workers};
 use std::{
     collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -97,11 +97,6 @@ struct Shared<S> {
     clock: Clock,
     module: Arc<Module>,
     make_seat: Box<MakeSeat<S>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while these are held, and the values are whole after every step.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The workers of one token. Dropping it ends them as they come back.
