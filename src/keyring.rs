@@ -13,11 +13,10 @@ use crate::{
     lease::{Actions, Phase, Verdict as LeaseVerdict},
     leash::Stepped,
     name::{AccountId, KekVersion},
-    rotate::deleted,
     secret::Aek,
     slot::{AekSlot, Leash},
     standby::Voice,
-    store::{self, KeyStore, record::WrappedAek},
+    store::{KeyStore, record::WrappedAek},
     telemetry::{Event, Teller},
     token::{TokenError, Verdict},
     tokens::Tokens,
@@ -28,7 +27,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -44,7 +43,7 @@ mod versions;
 
 pub(crate) use self::{
     ask::{Heard, both_silent, is_silence, no_answer},
-    records::{Found, Sample},
+    records::{Found, Reading, Sample},
     versions::NewProof,
 };
 use self::{flights::Flights, living::Living, usage::DueAccounts};
@@ -81,6 +80,17 @@ pub(crate) struct Keyring {
     /// Accounts that were found to be due for rotation when their counts were written down.
     pub(crate) due: DueAccounts,
     living: Living,
+    /// Counts what living keys are told of their account: first it is counted, then they are looked for. Keys that are made of a
+    /// record that was read before come too late to be told, and see that the count is another one.
+    news: AtomicU64,
+}
+
+/// What an unwrap begins with.
+pub(crate) enum Start {
+    /// Nothing, or the record that the account's keys were just made of. Somebody waits for it.
+    OnDemand(Option<Reading>),
+    /// All that it needs.
+    Ready(Ready),
 }
 
 /// What an unwrap needs: the record first, because a store that hangs must not hold up those who have it, and then the place.
@@ -141,6 +151,7 @@ impl Keyring {
             ledger: Ledger::new(Limits::SUITE),
             due: DueAccounts::default(),
             living: Living::default(),
+            news: AtomicU64::new(0),
         }
     }
 
@@ -161,23 +172,23 @@ impl Keyring {
         let (now, alive) = (self.clock.now(), self.alive(id));
         if let Some(keys) = alive.as_ref().filter(|keys| keys.index_knows(now)) {
             if !keys.current().is_usable(now) {
-                self.warm_current(keys).await?;
+                self.warm_current(keys, None).await?;
             }
             return Ok(keys.clone());
         }
         // Noted before the index is told: whoever leaves it afterwards takes the note away.
         alive.iter().for_each(|keys| keys.told_index(now));
         if let Some(keys) = self.index.get(id).await {
-            self.warm_current(&keys).await?;
+            self.warm_current(&keys, None).await?;
             return Ok(keys);
         }
         alive.iter().for_each(|keys| keys.left_index());
         let init = async {
-            let keys = match self.alive(id) {
-                Some(keys) => keys,
+            let (keys, reading) = match self.alive(id) {
+                Some(keys) => (keys, None),
                 None => self.load(id).await?,
             };
-            self.warm_current(&keys).await?;
+            self.warm_current(&keys, reading).await?;
             keys.told_index(now);
             Ok(keys)
         };
@@ -185,52 +196,57 @@ impl Keyring {
     }
 
     /// Warms the current AEK version; the next one, where it turns out on the way that there is one by now.
-    async fn warm_current(self: &Arc<Self>, keys: &AccountKeys) -> Result<()> {
+    async fn warm_current(self: &Arc<Self>, keys: &AccountKeys, mut reading: Option<Reading>) -> Result<()> {
         loop {
             let slot = keys.current();
-            let outcome = self.warm(slot).await;
+            let outcome = self.warm_from(slot, reading.take()).await;
             if Arc::ptr_eq(slot, keys.current()) {
                 return outcome;
             }
         }
     }
 
-    async fn load(&self, id: &AccountId) -> Result<Arc<AccountKeys>> {
-        let Some((mut record, _)) = self.in_time(store::load_account(&*self.store, id)).await? else {
+    /// Makes the keys of an account that nobody has. With the record that they were made of, unless somebody was faster.
+    async fn load(&self, id: &AccountId) -> Result<(Arc<AccountKeys>, Option<Reading>)> {
+        let Some(mut reading) = self.read(id).await? else {
             return Err(Error::NotFound(format!("account {id}: create it first (`keyleash account create`)")));
         };
-        if let Some(deletion) = record.deleted {
-            return Err(deleted(id, deletion));
-        }
+        let record = &mut reading.record;
         record.account = id.clone(); // one text in memory, for its slots and the index alike
         let mut slots = Vec::new();
         for wrapped in &record.versions {
-            slots.push(AekSlot::new(self.leash(&wrapped.kek).await?, self.meter(&record, wrapped))?);
+            slots.push(AekSlot::new(self.leash(&wrapped.kek).await?, self.meter(record, wrapped))?);
         }
         let Some(keys) = AccountKeys::new(id.clone(), slots) else {
             // The codec refuses such a record; this says so again rather than panicking.
             let what = "it has no AEK".to_owned();
             return Err(Corrupt::Record { record: format!("account {id}"), what }.into());
         };
-        Ok(self.living.adopt(keys))
+        let made = Arc::new(keys);
+        let keys = self.living.adopt(made.clone());
+        let reading = Arc::ptr_eq(&keys, &made).then_some(reading);
+        Ok((keys, reading))
     }
 
     /// Fills a slot for somebody who waits, if it is not usable. Single-flight; the unwrap runs on, whoever of those that
     /// wait goes away.
     pub(crate) async fn warm(self: &Arc<Self>, slot: &Arc<AekSlot>) -> Result<()> {
+        self.warm_from(slot, None).await
+    }
+
+    async fn warm_from(self: &Arc<Self>, slot: &Arc<AekSlot>, reading: Option<Reading>) -> Result<()> {
         if slot.is_usable(self.clock.now()) {
             return Ok(());
         }
-        self.refill(slot, None).await
+        self.refill(slot, Start::OnDemand(reading)).await
     }
 
-    /// Unwraps a slot's AEK anew, whether or not it is usable; with what is ready for that already, or, for a caller who
-    /// waits, with a record and a place of the budget of its own.
-    pub(crate) async fn refill(self: &Arc<Self>, slot: &Arc<AekSlot>, ready: Option<Ready>) -> Result<()> {
+    /// Unwraps a slot's AEK anew, whether or not it is usable.
+    pub(crate) async fn refill(self: &Arc<Self>, slot: &Arc<AekSlot>, start: Start) -> Result<()> {
         let mut outcome = self.flights.join(slot, |landing| {
             let keyring = self.clone();
             tokio::spawn(async move {
-                let outcome = keyring.unwrap_into(&landing.slot, ready).await;
+                let outcome = keyring.unwrap_into(&landing.slot, start).await;
                 landing.land(outcome);
             });
         });
@@ -240,22 +256,17 @@ impl Keyring {
         }
     }
 
-    async fn unwrap_into(self: &Arc<Self>, slot: &Arc<AekSlot>, ready: Option<Ready>) -> Result<()> {
+    async fn unwrap_into(self: &Arc<Self>, slot: &Arc<AekSlot>, start: Start) -> Result<()> {
         let came = self.clock.now();
         let _guard = self.shut_guard(slot.account());
-        let Ready { found: Found { wrapped, heir }, place } = match ready {
-            Some(ready) => ready,
-            None if slot.leash.may_ask(came, REFUSED_ASK_PAUSE) => {
-                let found = self.find(slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
-                if found.moved() {
-                    self.note_move(&slot.leash);
-                }
-                let place = found.leash(slot).budget().on_demand().await;
-                Ready { found, place }
+        let Ready { found: Found { wrapped, read, heir }, place } = match start {
+            Start::Ready(ready) => ready,
+            Start::OnDemand(reading) if slot.leash.may_ask(came, REFUSED_ASK_PAUSE) => {
+                self.prepare(slot, reading).await.inspect_err(|error| slot.shut_if_gone(error))?
             }
-            None => return Err(slot.leash.why_not()),
+            Start::OnDemand(_) => return Err(slot.leash.why_not()),
         };
-        let outcome = self.unwrap_found(slot, heir.as_ref().unwrap_or(slot), &wrapped, came, place).await;
+        let outcome = self.unwrap_found(slot, heir.as_ref().unwrap_or(slot), &wrapped, (came, read), place).await;
         // What the KEK version of the record says counts from now on. While it says nothing, or refuses the record, the slot
         // stays as it is, under its own lease and TTL: an outage takes nothing away.
         if let Some(heir) = heir
@@ -268,13 +279,13 @@ impl Keyring {
         outcome
     }
 
-    /// Unwraps into `slot`, which is `old` or its successor.
+    /// Unwraps into `slot`, which is `old` or its successor, for a call that `came` then, from a record that was `read` then.
     async fn unwrap_found(
         self: &Arc<Self>,
         old: &AekSlot,
         slot: &AekSlot,
         wrapped: &WrappedAek,
-        came: Instant,
+        (came, read): (Instant, Instant),
         place: Place,
     ) -> Result<()> {
         // A queue in front of a silent token is not worked off one deadline after the other.
@@ -294,22 +305,24 @@ impl Keyring {
                     // An AEK version has one AEK for good. Another one that verifies was made by who can write the store.
                     return Err(Corrupt::WrappedAek(format!("account {}", slot.account())).into());
                 }
-                self.admit(slot, &aek, epoch, asked)
+                self.admit(slot, &aek, epoch, read)
             }
             Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {}", slot.account())).into()),
             Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&slot.leash, voice, slot.account(), &trouble).await),
         }
     }
 
-    /// Puts an AEK that was asked for at `asked` into its slot. Its TTL counts from then.
+    /// Puts an AEK into its slot that was asked for, and its record read, at `since` or later. Its TTL counts from then, however
+    /// long it waited in between: what others store of the account meanwhile (its deletion, a newer AEK version) is heard of
+    /// within one TTL.
     ///
     /// # Errors
     /// As [`AekSlot::admit`].
-    pub(crate) fn admit(&self, slot: &AekSlot, aek: &Aek, epoch: u64, asked: Instant) -> Result<()> {
+    pub(crate) fn admit(&self, slot: &AekSlot, aek: &Aek, epoch: u64, since: Instant) -> Result<()> {
         let ttl = self.settings.aek_ttl;
         let percent = REFRESH_PERCENT.start + self.jitter.below(REFRESH_PERCENT.end - REFRESH_PERCENT.start);
         let refresh_after = ttl.mul_f64(percent as f64 / 100.0);
-        slot.admit(aek, epoch, asked.plus(refresh_after), asked.plus(ttl))
+        slot.admit(aek, epoch, since.plus(refresh_after), since.plus(ttl))
     }
 
     /// A read of the store on the way to an unwrap: somebody waits for it, so it ends.

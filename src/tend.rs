@@ -8,7 +8,7 @@
 use crate::{
     clock::Instant,
     error::{Error, Result},
-    keyring::{Keyring, Ready},
+    keyring::{Keyring, Ready, Start},
     lease::{Phase, Verdict as LeaseVerdict},
     name::{KekVersion, TokenName},
     slot::{AekSlot, Due, Leash},
@@ -229,5 +229,5 @@ async fn attempt(keyring: &Arc<Keyring>, slot: &Arc<AekSlot>, why: Why) -> Resul
     if slot.is_retired() || !found.moved() && !is_due() {
         return Ok(()); // somebody who waited for it was faster, or it was taken away again
     }
-    keyring.refill(slot, Some(Ready { found, place })).await
+    keyring.refill(slot, Start::Ready(Ready { found, place })).await
 }

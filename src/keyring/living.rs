@@ -46,7 +46,7 @@ impl Living {
     }
 
     /// Makes keys the living ones of their account, unless others were faster.
-    pub(super) fn adopt(&self, keys: AccountKeys) -> Arc<AccountKeys> {
+    pub(super) fn adopt(&self, keys: Arc<AccountKeys>) -> Arc<AccountKeys> {
         let hash = self.hasher.hash_one(&keys.id);
         let mut table = self.table(hash);
         if let Some(alive) = find(&table, hash, &keys.id) {
@@ -59,7 +59,6 @@ impl Living {
             let alive = table.len();
             table.reserve(alive.max(ROOM_MIN), hash_of); // as `Leash::enlist`
         }
-        let keys = Arc::new(keys);
         table.insert_unique(hash, Arc::downgrade(&keys), hash_of);
         keys
     }
@@ -82,8 +81,8 @@ fn find(table: &Table, hash: u64, id: &AccountId) -> Option<Arc<AccountKeys>> {
 mod tests {
     use super::*;
 
-    fn keys(id: &str) -> AccountKeys {
-        AccountKeys::of_test(id, &[1])
+    fn keys(id: &str) -> Arc<AccountKeys> {
+        Arc::new(AccountKeys::of_test(id, &[1]))
     }
 
     #[test]
@@ -95,7 +94,7 @@ mod tests {
             assert!(Arc::ptr_eq(&living.adopt(keys(name)), held));
             assert!(Arc::ptr_eq(&living.get(&AccountId::new(name).unwrap()).unwrap(), held));
         }
-        living.remove(&Arc::new(keys(&names[8])));
+        living.remove(&keys(&names[8]));
         assert!(living.get(&held[8].id).is_some(), "others of this account");
         living.remove(&held[7]);
         assert!(living.get(&held[7].id).is_none() && living.get(&held[8].id).is_some());

@@ -1,7 +1,9 @@
 //! What the store says of a slot, and the records that prove a KEK version.
 
-use super::{Keyring, made_anew};
+use super::{Keyring, Ready, made_anew};
 use crate::{
+    account_keys::AccountKeys,
+    clock::Instant,
     error::{Corrupt, Error, Result},
     name::{AccountId, KekVersion},
     rotate::deleted,
@@ -13,20 +15,35 @@ use crate::{
 };
 use std::{
     collections::HashMap,
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
 };
+
+/// An AEK may be used for a TTL from when its record was read. One that waited for its place of the budget for more than this
+/// part of it is read again, so that most of it is left.
+const READING_AGE_PARTS: u32 = 4;
+
+/// An account's record, as the store gave it.
+pub(crate) struct Reading {
+    pub(super) record: AccountRecord,
+    /// When it was asked for: what was stored before is in it.
+    pub(super) at: Instant,
+    /// [`Keyring::count_news`] counted so many until then.
+    news: u64,
+}
 
 /// A wrapped AEK to prove a KEK version with.
 pub(crate) struct Sample {
     pub(crate) account: AccountId,
     pub(crate) wrapped: WrappedAek,
-    /// Where it belongs, unless nobody has the account open any more.
+    /// Where it belongs; not where it is an older reading's, because who knows what the store says of the account now.
     pub(crate) slot: Option<Arc<AekSlot>>,
 }
 
 /// What the store says of a slot now.
 pub(crate) struct Found {
     pub(super) wrapped: WrappedAek,
+    /// When its record was asked for.
+    pub(super) read: Instant,
     /// Its successor, enlisted with the lease of the KEK version that the record names, when that is another one than the
     /// slot's: somebody re-wrapped the account. Takes the slot's place once the token has spoken.
     pub(super) heir: Option<Arc<AekSlot>>,
@@ -44,12 +61,36 @@ impl Found {
 }
 
 impl Keyring {
+    /// What the unwrap for somebody who waits needs, with the slot's shut guard held. `reading` is what the account's keys were
+    /// just made of.
+    pub(super) async fn prepare(self: &Arc<Self>, slot: &Arc<AekSlot>, reading: Option<Reading>) -> Result<Ready> {
+        let reading = match reading.filter(|reading| self.is_current(reading)) {
+            Some(reading) => reading,
+            None => self.record(slot).await?,
+        };
+        let mut found = self.find_in(slot, reading).await?;
+        let place = found.leash(slot).budget().on_demand().await;
+        if self.clock.now().since(found.read) >= self.settings.aek_ttl / READING_AGE_PARTS {
+            found = self.find(slot).await?;
+        }
+        if found.moved() {
+            self.note_move(&slot.leash);
+        }
+        Ok(Ready { found, place })
+    }
+
     /// Reads what belongs into a slot, and makes its successor where the record names another KEK version by now.
     ///
     /// On the way, learns of newer AEK versions.
     pub(crate) async fn find(self: &Arc<Self>, slot: &Arc<AekSlot>) -> Result<Found> {
-        let record = self.record(slot).await?;
-        self.learn_beside(slot, &record).await;
+        let reading = self.record(slot).await?;
+        self.find_in(slot, reading).await
+    }
+
+    /// As [`Keyring::find`], in what was read.
+    pub(super) async fn find_in(self: &Arc<Self>, slot: &Arc<AekSlot>, reading: Reading) -> Result<Found> {
+        self.learn_beside(slot, &reading).await;
+        let Reading { record, at: read, .. } = reading;
         let policy = record.policy;
         let wrapped = self.wrapped_in(record, slot).await?;
         slot.meter().learn(wrapped.used, policy);
@@ -58,19 +99,45 @@ impl Keyring {
         } else {
             Some(slot.successor(self.leash(&wrapped.kek).await?)?)
         };
-        Ok(Found { wrapped, heir })
+        Ok(Found { wrapped, read, heir })
+    }
+
+    /// Reads an account's record; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the account is deleted; [`Error::Store`], [`Error::Corrupt`].
+    pub(super) async fn read(&self, id: &AccountId) -> Result<Option<Reading>> {
+        let (at, news) = (self.clock.now(), self.news.load(Ordering::SeqCst));
+        match self.in_time(store::load_account(&*self.store, id)).await? {
+            Some((AccountRecord { deleted: Some(deletion), .. }, _)) => Err(deleted(id, deletion)),
+            found => Ok(found.map(|(record, _)| Reading { record, at, news })),
+        }
     }
 
     /// The record of a slot's account.
-    pub(super) async fn record(&self, slot: &AekSlot) -> Result<AccountRecord> {
-        match self.in_time(store::load_account(&*self.store, slot.account())).await? {
-            Some((AccountRecord { deleted: Some(deletion), .. }, _)) => Err(deleted(slot.account(), deletion)),
-            Some((record, _)) => Ok(record),
-            None => {
-                self.disown(slot).await;
-                Err(Error::NotFound(format!("account {}: it was purged", slot.account())))
-            }
+    pub(super) async fn record(&self, slot: &AekSlot) -> Result<Reading> {
+        let reading = self.read(slot.account()).await?;
+        if reading.is_none() {
+            self.disown(slot).await;
         }
+        reading.ok_or_else(|| purged(slot.account()))
+    }
+
+    /// True when no living keys were told any news since, of this account or another. Asked once the keys that were made of the
+    /// record are alive: those who have news later find them.
+    fn is_current(&self, reading: &Reading) -> bool {
+        self.news.load(Ordering::SeqCst) == reading.news
+    }
+
+    /// Before living keys are looked for that must be told what was stored of their account.
+    pub(super) fn count_news(&self) {
+        self.news.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The keys of an account, if anybody has them, to be told news.
+    pub(super) fn to_tell(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
+        self.count_news();
+        self.alive(id)
     }
 
     /// The wrapped AEK of a slot's AEK version.
@@ -102,12 +169,12 @@ impl Keyring {
     }
 
     /// As [`Keyring::find`], for a proof: a store that fails or is slow is not a token that is silent, so whatever record
-    /// of the KEK version was read last is taken then, with the slot that it belongs into, if that is still alive.
+    /// of the KEK version was read last is taken then.
     pub(crate) async fn wrapped_for_proof(&self, slot: Arc<AekSlot>) -> Result<Sample> {
         let patience = self.clock.now().plus(self.settings.call_timeout / 4);
         let kek = slot.leash.kek();
         let wrapped = async {
-            let record = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
+            let Reading { record, .. } = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
             let newest = record.current().map_or(0, |current| current.aek_version);
             if self.alive(slot.account()).is_some_and(|keys| keys.current().aek_version < newest) {
                 self.note_move(&slot.leash); // the tending learns of it; a proof has no time for that
@@ -128,9 +195,7 @@ impl Keyring {
         };
         let kept = self.samples().get(kek).cloned();
         let Some((account, wrapped)) = kept else { return Err(Error::Store(failed)) };
-        let its = |slot: &&Arc<AekSlot>| *slot.account() == account && slot.aek_version == wrapped.aek_version;
-        let slot = slot.leash.living_members().iter().find(its).cloned();
-        Ok(Sample { account, wrapped, slot })
+        Ok(Sample { account, wrapped, slot: None })
     }
 
     pub(super) fn samples(&self) -> MutexGuard<'_, HashMap<KekVersion, (AccountId, WrappedAek)>> {
@@ -146,4 +211,8 @@ impl Keyring {
     pub(crate) fn keep_sample(&self, kek: &KekVersion, account: &AccountId, wrapped: &WrappedAek) {
         self.samples().insert(kek.clone(), (account.clone(), wrapped.clone()));
     }
+}
+
+pub(super) fn purged(account: &AccountId) -> Error {
+    Error::NotFound(format!("account {account}: it was purged"))
 }

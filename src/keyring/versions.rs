@@ -1,6 +1,9 @@
 //! AEK versions that come and go while handles live, and unwraps that fill no slot.
 
-use super::{Heard, Keyring, Trouble};
+use super::{
+    Heard, Keyring, Trouble,
+    records::{Reading, purged},
+};
 use crate::{
     account_keys::{AccountKeys, ShutGuard},
     budget::Place,
@@ -8,13 +11,9 @@ use crate::{
     error::{Corrupt, Error, Result},
     lease::{Phase, Verdict as LeaseVerdict},
     name::{AccountId, KekVersion},
-    rotate::deleted,
     secret::Aek,
     slot::{AekSlot, Leash},
-    store::{
-        self,
-        record::{AccountRecord, WrappedAek},
-    },
+    store::record::{AccountRecord, WrappedAek},
     telemetry::Event,
 };
 use std::sync::Arc;
@@ -48,7 +47,7 @@ impl Keyring {
         let Some(keys) = AccountKeys::new(id.clone(), vec![slot]) else {
             return Err(Error::Fatal(format!("account {id} has no slot")));
         };
-        let keys = self.living.adopt(keys);
+        let keys = self.living.adopt(Arc::new(keys));
         keys.told_index(proof.asked);
         self.index.insert(id.clone(), keys.clone()).await;
         Ok(keys)
@@ -101,6 +100,7 @@ impl Keyring {
         wrapped: &WrappedAek,
         proof: &NewProof,
     ) -> Result<()> {
+        self.count_news();
         let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
         // Refused by a denial in between: new blocks are sealed under it all the same, so its lease's word counts.
         let _ = self.admit(&slot, &proof.aek, proof.epoch, proof.asked);
@@ -111,28 +111,23 @@ impl Keyring {
 
     /// Reads an account that somebody has, and adds the AEK versions that others gave it.
     pub(crate) async fn learn(self: &Arc<Self>, id: &AccountId) -> Result<()> {
-        let Some(keys) = self.alive(id) else { return Ok(()) };
+        let Some(keys) = self.to_tell(id) else { return Ok(()) };
         let _guard = ShutGuard::new(Some(keys.clone()));
-        let Some((record, _)) = self.in_time(store::load_account(&*self.store, id)).await? else {
-            return Err(Error::NotFound(format!("account {id}: it was purged")));
-        };
-        if let Some(deletion) = record.deleted {
-            return Err(deleted(id, deletion));
-        }
-        self.learn_newer(&keys, &record).await
+        let reading = self.read(id).await?.ok_or_else(|| purged(id))?;
+        self.learn_newer(&keys, &reading).await
     }
 
-    /// Adds the AEK versions of `record` that are newer than those in `keys`, each with its key: new blocks are sealed under
+    /// Adds the AEK versions of what was read that are newer than those in `keys`, each with its key: new blocks are sealed under
     /// the newest at once, and must not find it cold. One whose KEK version says nothing is left for the next time.
-    pub(crate) async fn learn_newer(self: &Arc<Self>, keys: &AccountKeys, record: &AccountRecord) -> Result<()> {
-        for wrapped in &record.versions {
+    pub(crate) async fn learn_newer(self: &Arc<Self>, keys: &AccountKeys, reading: &Reading) -> Result<()> {
+        for wrapped in &reading.record.versions {
             if wrapped.aek_version <= keys.current().aek_version {
                 continue;
             }
             let leash = self.leash(&wrapped.kek).await?;
-            let slot = AekSlot::new(leash, self.meter(record, wrapped))?;
+            let slot = AekSlot::new(leash, self.meter(&reading.record, wrapped))?;
             let place = slot.leash.budget().on_demand().await;
-            match self.unwrap_found(&slot, &slot, wrapped, self.clock.now(), place).await {
+            match self.unwrap_found(&slot, &slot, wrapped, (self.clock.now(), reading.at), place).await {
                 Ok(()) | Err(Error::Denied(_)) => {
                     keys.add(slot);
                     self.changed.notify_waiters();
@@ -144,9 +139,9 @@ impl Keyring {
     }
 
     /// As [`Keyring::learn_newer`], for a slot on the way to its own unwrap, which goes on whatever comes of it.
-    pub(super) async fn learn_beside(self: &Arc<Self>, slot: &AekSlot, record: &AccountRecord) {
+    pub(super) async fn learn_beside(self: &Arc<Self>, slot: &AekSlot, reading: &Reading) {
         let Some(keys) = self.alive(slot.account()) else { return };
-        if let Err(error @ (Error::Corrupt(_) | Error::Misconfigured(_))) = self.learn_newer(&keys, record).await {
+        if let Err(error @ (Error::Corrupt(_) | Error::Misconfigured(_))) = self.learn_newer(&keys, reading).await {
             self.teller.tell(Event::AccountFailed { account: keys.id.to_string(), error: error.to_string() });
         }
     }
@@ -154,7 +149,7 @@ impl Keyring {
     /// Wipes AEK versions that the account does not have any more.
     pub(crate) fn retire_versions(&self, id: &AccountId, aek_versions: &[u32]) {
         self.samples().retain(|_, (of, wrapped)| of != id || !aek_versions.contains(&wrapped.aek_version));
-        if let Some(keys) = self.alive(id) {
+        if let Some(keys) = self.to_tell(id) {
             keys.slots().filter(|slot| aek_versions.contains(&slot.aek_version)).for_each(|slot| slot.retire());
         }
     }
@@ -162,7 +157,7 @@ impl Keyring {
     /// Wipes every key of an account that was deleted.
     pub(crate) async fn shut(&self, id: &AccountId) {
         self.index.invalidate(id).await;
-        if let Some(keys) = self.alive(id) {
+        if let Some(keys) = self.to_tell(id) {
             keys.shut();
         }
     }
@@ -174,6 +169,7 @@ impl Keyring {
     pub(crate) async fn forget_account(&self, id: &AccountId, keys: Option<Arc<AccountKeys>>) {
         self.index.invalidate(id).await;
         self.samples().retain(|_, (of, _)| of != id);
+        self.count_news();
         let Some(keys) = keys else { return };
         keys.shut();
         // Else a lease would wait for ever for a proof by an AEK that nobody has.
@@ -238,6 +234,7 @@ impl Keyring {
 
     /// Accounts of this KEK version were re-wrapped; the tending takes the slots that are in use along.
     pub(crate) fn note_moved(&self, kek: &KekVersion) {
+        self.count_news();
         if let Some(leash) = self.known_leash(kek) {
             self.note_move(&leash);
         }

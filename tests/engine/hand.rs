@@ -1,11 +1,17 @@
 //! A store whose reads, writes and deletes a test holds up.
 
+use crate::Rig;
 use async_trait::async_trait;
 use keyleash::{
-    Error, Result,
+    Engine, Error, Result,
+    clock::Clock,
+    config::Settings,
     store::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, memory::MemoryStore},
 };
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering},
+};
 use tokio::sync::Notify;
 
 type Chosen = Box<dyn Fn(&Key) -> bool + Send>;
@@ -21,6 +27,19 @@ pub(crate) struct HandStore {
     done_deletes: Mutex<bool>,
     lost_acks: Mutex<bool>,
     let_go: Arc<Notify>,
+    accounts_read: AtomicU64,
+}
+
+/// An engine over a store that is held up, without protection from purging.
+pub(crate) fn held_up(rig: &Rig) -> (Engine, Arc<HandStore>) {
+    let hand = HandStore::over(&rig.store);
+    let engine = Engine::builder(rig.token.clone(), hand.clone())
+        .settings(Settings { purge_protection: false, scheduled_work: false, ..Settings::default() })
+        .clock(Clock::Manual(rig.clock.clone()))
+        .start_up_proof(false)
+        .build()
+        .unwrap();
+    (engine, hand)
 }
 
 impl HandStore {
@@ -59,6 +78,11 @@ impl HandStore {
         *self.lost_acks.lock().unwrap() = true;
     }
 
+    /// How many records of accounts were read.
+    pub(crate) fn accounts_read(&self) -> u64 {
+        self.accounts_read.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn let_go(&self) {
         *self.reads.lock().unwrap() = None;
         *self.answers.lock().unwrap() = None;
@@ -75,6 +99,9 @@ impl KeyStore for HandStore {
         let held = |which: &Mutex<Option<Chosen>>| which.lock().unwrap().as_ref().is_some_and(|which| which(key));
         while held(&self.reads) {
             self.let_go.notified().await;
+        }
+        if matches!(key, Key::Account(_)) {
+            self.accounts_read.fetch_add(1, Ordering::SeqCst);
         }
         let answer = self.inner.get(key).await;
         if held(&self.answers) {

@@ -9,6 +9,7 @@ mod leash;
 mod moved;
 mod open;
 mod race;
+mod reading;
 mod rotate;
 mod schedule;
 mod standby;

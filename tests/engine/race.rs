@@ -1,9 +1,8 @@
 //! Rotation, re-wrap, retirement and purge against others who do the same: on one store, at the same time, or just before.
 
-use crate::{Rig, SECOND, account_id, build, hand::HandStore, settle};
+use crate::{Rig, SECOND, account_id, build, hand::held_up, settle};
 use keyleash::{
     Account, Engine, Error,
-    clock::Clock,
     config::Settings,
     name::KekVersion,
     rotate::{RewrapOptions, RewrapReport},
@@ -11,10 +10,7 @@ use keyleash::{
     token::{KekSpec, Profile, Token, scripted::Call},
 };
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -257,18 +253,6 @@ async fn an_engine_that_did_not_see_the_purge_opens_the_account_that_was_made_an
     assert!(matches!(stale.warm().await, Err(Error::NotFound(_))));
     let there = elsewhere.account(&id).await.unwrap();
     assert_eq!(there.open_to_vec(1_u64, &block).unwrap(), b"data");
-}
-
-/// An engine over a store that is held up, without protection from purging.
-fn held_up(rig: &Rig) -> (Engine, Arc<HandStore>) {
-    let hand = HandStore::over(&rig.store);
-    let engine = Engine::builder(rig.token.clone(), hand.clone())
-        .settings(Settings { purge_protection: false, scheduled_work: false, ..Settings::default() })
-        .clock(Clock::Manual(rig.clock.clone()))
-        .start_up_proof(false)
-        .build()
-        .unwrap();
-    (engine, hand)
 }
 
 #[tokio::test]

@@ -1,0 +1,147 @@
+//! The record that an unwrap goes by: read once, and what becomes of the account between the reading and the key's use.
+
+use crate::{
+    Rig, SECOND, account_id, build,
+    hand::{HandStore, held_up},
+    seal, settle,
+};
+use keyleash::{Account, Engine, Error, config::Settings, rotate::RewrapOptions, store::Key};
+use std::{sync::Arc, time::Duration};
+use tokio::task::JoinHandle;
+
+fn is_account(key: &Key) -> bool {
+    matches!(key, Key::Account(_))
+}
+
+/// An opening that has read the record of `a`, and does not know yet what is in it. Whoever reads later is not held up.
+async fn reading(rig: &Rig) -> (Engine, Arc<HandStore>, JoinHandle<Result<Account, Error>>) {
+    let (engine, hand) = held_up(rig);
+    hand.hold_answers(is_account);
+    let opening = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.account(&account_id("a")).await }
+    });
+    settle().await;
+    assert_eq!(hand.accounts_read(), 1);
+    hand.hold_answers(|_| false);
+    (engine, hand, opening)
+}
+
+#[tokio::test]
+async fn a_cold_open_reads_its_record_once() {
+    let rig = Rig::new().await;
+    let (engine, hand) = held_up(&rig);
+    for (opened, id) in (1..).zip(["a", "b"]) {
+        rig.account(id).await;
+        rig.engine.rotate_account(&account_id(id)).await.unwrap();
+        seal(&engine.account(&account_id(id)).await.unwrap()).unwrap();
+        assert_eq!(hand.accounts_read(), opened);
+    }
+}
+
+#[tokio::test]
+async fn an_account_that_is_deleted_while_it_is_opened_is_not_opened() {
+    let rig = Rig::new().await;
+    let held = rig.account("a").await;
+    let (engine, hand, opening) = reading(&rig).await;
+    engine.delete_account(&account_id("a")).await.unwrap();
+    hand.let_go();
+    let opened = rig.meanwhile(opening).await.unwrap();
+    assert!(matches!(&opened, Err(Error::NotFound(what)) if what.contains("deleted")), "{opened:?}");
+    drop(held);
+}
+
+#[tokio::test]
+async fn an_account_that_is_purged_and_made_anew_while_it_is_opened_is_not_the_old_one() {
+    let rig = Rig::with(Settings { purge_protection: false, ..Settings::default() }).await;
+    let id = account_id("a");
+    drop(rig.account("a").await);
+    rig.pass(2 * SECOND).await;
+    let (engine, hand, opening) = reading(&rig).await;
+    engine.delete_account(&id).await.unwrap();
+    engine.purge_account(&id, true).await.unwrap();
+    let elsewhere = rig.engine.create_account(&id, &rig.kek).await.unwrap();
+    hand.let_go();
+    // Either it failed, and the next one opens what is there now, or it opened that.
+    let opened = match rig.meanwhile(opening).await.unwrap() {
+        Ok(opened) => opened,
+        Err(Error::NotFound(_)) => engine.account(&id).await.unwrap(),
+        Err(error) => panic!("{error}"),
+    };
+    let block = opened.seal_to_vec(1_u64, b"data").unwrap();
+    assert_eq!(elsewhere.open_to_vec(1_u64, &block).unwrap(), b"data");
+}
+
+#[tokio::test]
+async fn an_account_that_is_rotated_while_it_is_opened_seals_under_its_new_aek() {
+    let rig = Rig::new().await;
+    drop(rig.account("a").await);
+    let (engine, hand, opening) = reading(&rig).await;
+    assert_eq!(engine.rotate_account(&account_id("a")).await.unwrap(), 2);
+    hand.let_go();
+    let opened = rig.meanwhile(opening).await.unwrap().unwrap();
+    assert_eq!(opened.aek_version(), 2, "the rotation was acknowledged");
+    seal(&opened).unwrap();
+}
+
+#[tokio::test]
+async fn an_account_that_is_rewrapped_while_it_is_opened_is_on_the_leash_of_its_new_kek_version() {
+    let rig = Rig::new().await;
+    drop(rig.account("a").await);
+    let (engine, hand, opening) = reading(&rig).await;
+    engine.rotate_kek(&rig.kek).await.unwrap();
+    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    let report = rig.meanwhile(engine.rewrap_kek(&rig.kek, options, |_| {})).await.unwrap();
+    assert_eq!(report.aeks, 1);
+    rig.script.destroy(&rig.kek_id);
+    hand.let_go();
+    let opened = rig.meanwhile(opening).await.unwrap().unwrap();
+    for _ in 0..60 {
+        rig.pass(SECOND).await;
+        seal(&opened).unwrap();
+    }
+}
+
+/// A queue in front of the token is no longer life for a key: its TTL counts from what the store said of it.
+#[tokio::test]
+async fn a_key_that_waited_for_the_token_is_used_for_one_ttl_from_when_its_record_was_read() {
+    let settings = Settings::default();
+    let rig = Rig::new().await;
+    drop(rig.account("a").await);
+    for n in 0..64 {
+        drop(rig.account(&format!("other-{n}")).await);
+    }
+    let there = build(&rig.token, &rig.store, &rig.clock, settings.clone());
+    rig.script.set_latency(4 * SECOND);
+    let mut waiting: Vec<_> =
+        (0..64).map(|n| format!("other-{n}")).chain(["a".into()]).map(|id| open(&there, id)).collect();
+    settle().await; // all have read their records, and 16 are in the token
+    rig.engine.delete_account(&account_id("a")).await.unwrap();
+    let opened = rig.meanwhile(waiting.pop().unwrap()).await.unwrap().unwrap();
+    rig.script.set_latency(Duration::ZERO);
+    rig.pass(settings.aek_ttl - 16 * SECOND).await;
+    assert!(matches!(seal(&opened), Err(Error::Cold { .. })), "deleted a TTL ago");
+}
+
+fn open(engine: &Engine, id: String) -> JoinHandle<Result<Account, Error>> {
+    let engine = engine.clone();
+    tokio::spawn(async move { engine.account(&account_id(&id)).await })
+}
+
+/// It would be young again with every proof, though nobody knows what the store says of its account.
+#[tokio::test]
+async fn a_store_that_does_not_answer_keeps_no_key_beyond_its_ttl() {
+    let rig = Rig::new().await;
+    drop(rig.account("a").await);
+    let (engine, hand) = held_up(&rig);
+    let account = engine.account(&account_id("a")).await.unwrap();
+    rig.pass(40 * SECOND).await;
+    seal(&account).unwrap();
+    hand.hold_reads(is_account);
+    rig.engine.delete_account(&account_id("a")).await.unwrap();
+    for _ in 0..10 * 60 {
+        rig.pass(SECOND).await;
+        let _ = seal(&account);
+    }
+    assert!(matches!(seal(&account), Err(Error::Cold { .. })), "deleted a TTL ago");
+}
