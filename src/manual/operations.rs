@@ -177,7 +177,7 @@
 //!   have been counted: the PIN waits (above), and meanwhile the token is unreachable. A command of the command line fails with that; run it again.
 //! - **A new PIN is lost** (686 of 2,182 changes beside another process that logged in without a pause): the login writes the old PIN
 //!   back, C_SetPIN has succeeded, and the old PIN works on. So after a change log in with the new one, by another tool, before you
-//!   take the old one for revoked. A drill that changes the PIN and tells of no denial may have met this; run it again.
+//!   take the old one for revoked. The drill `pin-changed` does so, and changes it again where it was lost.
 //! - **CKR_PIN_INCORRECT: never.** The PIN's part of the file is read whole or not at all.
 //!
 //! A process that is killed in that instant (SIGKILL, loss of power) leaves the file empty, and with it go the token and every KEK in

@@ -42,6 +42,11 @@ pub(crate) async fn act(act: Act, setup: &Setup) -> Result<(), Failure> {
             let new = pkcs11::PinSource::File(new);
             operator(setup).await?.set_pin(&old, &new).await.map_err(Error::from)?
         }
+        Act::LogIn => {
+            let at = clock.now();
+            drop(operator(setup).await?);
+            at
+        }
         Act::Move { from, to } => {
             let at = clock.now();
             fs::rename(&from, &to).map_err(|error| Failure::io(from.display(), error))?;
@@ -55,6 +60,35 @@ pub(crate) async fn act(act: Act, setup: &Setup) -> Result<(), Failure> {
         Act::HoldLock { files } => return hold_lock(&files, &clock),
     };
     say(at).map_err(Failure::stdout)
+}
+
+/// How often a PIN is changed that the token does not keep.
+const PIN_CHANGES_MAX: usize = 10;
+
+/// Changes the token's PIN from what is in `old` to what is in `new`, by processes of this binary, and gives when. Once more where
+/// the new one turns out to be lost: SoftHSM does that when another process logs in at that instant (`src/manual/operations.rs`), and
+/// a PIN that was not changed denies nobody.
+pub(crate) fn set_pin(config: Option<&Path>, old: &Path, new: &Path) -> Result<Instant, Failure> {
+    let with_pin = |pin: &Path, arguments| {
+        let mut command = hidden(config, "__act", arguments)?;
+        command.env_remove("KEYLEASH_PIN").env_remove("KEYLEASH_PIN_ENV").env("KEYLEASH_PIN_FILE", pin);
+        run(command)
+    };
+    for _ in 0..PIN_CHANGES_MAX {
+        let at = with_pin(old, vec!["set-pin".into(), new.into()])?;
+        match with_pin(new, vec!["log-in".into()]) {
+            Err(failure) if failure.to_string().contains("CKR_PIN_INCORRECT") => {
+                tracing::warn!(
+                    "the token lost the new PIN, because another process logged in meanwhile: changing it again"
+                );
+            }
+            // Also when it could not be asked: what the drill measures will say.
+            _ => return Ok(at),
+        }
+    }
+    Err(failed(&format!(
+        "the token's PIN was changed {PIN_CHANGES_MAX} times, and the token kept the old one each time"
+    )))
 }
 
 fn say(at: Instant) -> io::Result<()> {
@@ -166,7 +200,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Runs an act to its end.
-pub(crate) fn run(mut command: Command) -> Result<Instant, Failure> {
+pub(super) fn run(mut command: Command) -> Result<Instant, Failure> {
     let output = command.output().map_err(|error| Failure::io("starting the act", error))?;
     let words = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {

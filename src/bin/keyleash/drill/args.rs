@@ -104,6 +104,7 @@ pub(crate) enum Act {
     SetPin {
         new: PathBuf,
     },
+    LogIn,
     Move {
         from: PathBuf,
         to: PathBuf,

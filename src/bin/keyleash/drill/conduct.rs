@@ -1,7 +1,7 @@
 //! One drill from its first block to its last: load, act, end state, undoing, everybody back.
 
 use super::{
-    act::{Held, blocking, hidden},
+    act::{Held, blocking, hidden, set_pin},
     args::Options,
     ground::{Ground, write_pin},
     load::{Listener, Load},
@@ -266,7 +266,7 @@ impl Stage<'_> {
             Scenario::Outage | Scenario::LongOutage | Scenario::Flapping => {
                 self.move_away(self.ground.tokens()?, "tokens", &what).await?
             }
-            Scenario::PinChanged => self.change_pin(&what).await?,
+            Scenario::PinChanged => self.change_pin().await?,
             Scenario::Hang => {
                 let mut arguments = words(["hold-lock"]);
                 arguments.extend(objects(&self.ground.tokens()?)?);
@@ -344,7 +344,7 @@ impl Stage<'_> {
         self.ground.act(what, vec!["move".into(), place.into(), away.into()]).await
     }
 
-    async fn change_pin(&mut self, what: &str) -> Result<Instant, Failure> {
+    async fn change_pin(&mut self) -> Result<Instant, Failure> {
         let directory = self.ground.directory.clone();
         let (pin, old, new) = (directory.join("pin"), directory.join("old-pin"), directory.join("new-pin"));
         let was = fs::read(&pin).map_err(|error| Failure::io(pin.display(), error))?;
@@ -352,11 +352,12 @@ impl Stage<'_> {
         let mut random = [0; 16];
         fill_random(&mut random)?;
         write_pin(&new, hex(&random).as_bytes())?;
-        let mut back = hidden(self.ground.config.as_deref(), "__act", vec!["set-pin".into(), old.into()])?;
-        back.env_remove("KEYLEASH_PIN").env_remove("KEYLEASH_PIN_ENV").env("KEYLEASH_PIN_FILE", &new);
-        let at = self.ground.act(what, vec!["set-pin".into(), new.into()]).await?;
+        let config = self.ground.config.clone();
+        let (from, to) = (old.clone(), new.clone());
+        let at = blocking(move || set_pin(config.as_deref(), &from, &to)).await?;
+        let config = self.ground.config.clone();
         self.ground.undo.push(move || {
-            if let Err(failure) = super::act::run(back) {
+            if let Err(failure) = set_pin(config.as_deref(), &new, &old) {
                 tracing::warn!(%failure, "the token's PIN could not be changed back");
             }
         });
