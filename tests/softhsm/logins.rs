@@ -204,3 +204,33 @@ fn a_session_that_goes_away_while_the_pin_is_fetched_says_nothing_of_the_pin() {
         assert_eq!(asked.load(Ordering::SeqCst), 3);
     });
 }
+
+#[test]
+fn a_session_that_became_one_of_another_token_lists_and_makes_no_kek_there() {
+    alone("logins::a_session_that_became_one_of_another_token_lists_and_makes_no_kek_there", |bench| async move {
+        const OTHER: &str = "another token";
+        const SESSIONS: usize = 64;
+        bench.add_token(OTHER);
+        let counted = Counted::open(&bench, 1, FreshContext::Never).await;
+        let (ours, ..) = &counted.keks[0];
+        let known = counted.token.list_keks().await.unwrap();
+        assert_eq!(known.len(), KEKS);
+        let spec = KekSpec { label: "keyleash/new/1".into(), profile: Profile::AesGcm, destroyable: true };
+        for made in 0..3 {
+            // All numbers that our session can have are now those of sessions that are logged in to the other token.
+            context().finalize().unwrap();
+            let host = context();
+            let slots = host.get_slots_with_initialized_token().unwrap();
+            let other = slots.into_iter().find(|slot| host.get_token_info(*slot).unwrap().label() == OTHER).unwrap();
+            let sessions: Vec<_> = (0..SESSIONS).map(|_| host.open_rw_session(other).unwrap()).collect();
+            sessions[0].login(UserType::User, Some(&AuthPin::from(PIN))).unwrap();
+            match made {
+                0 => assert_eq!(counted.token.list_keks().await.unwrap(), known),
+                1 => assert!(counted.token.find_kek(&ours.id).await.unwrap().is_some()),
+                _ => drop(counted.token.create_kek(&spec).await.unwrap()),
+            }
+            assert_eq!(sessions[0].find_objects(&[]).unwrap(), [], "in the other token");
+        }
+        assert_eq!(bench.open().await.list_keks().await.unwrap().len(), KEKS + 1);
+    });
+}

@@ -273,21 +273,28 @@ impl Token for Pkcs11Token {
 
     async fn create_kek(&self, spec: &KekSpec) -> Result<KekInfo, TokenError> {
         let wanted = spec.clone();
-        let op = move |context: &Context<'_>| Ok(kek::create(context.session, &wanted)?.info(kek::today())?);
+        let op = move |context: &Context<'_>| {
+            context.expect_own_token()?;
+            Ok(kek::create(context.session, &wanted)?.info(kek::today())?)
+        };
         self.call("create KEK", self.keygen_timeout(spec.profile), None, op).await
     }
 
     async fn find_kek(&self, id: &KekId) -> Result<Option<KekInfo>, TokenError> {
         let id = id.clone();
-        let op = move |context: &Context<'_>| match kek::find(context.session, &id)? {
-            Some(kek) => Ok(Some(kek.attributes.info(kek::today())?)),
-            None => context.would_be_found().map(|()| None),
+        let op = move |context: &Context<'_>| {
+            context.expect_own_token()?;
+            match kek::find(context.session, &id)? {
+                Some(kek) => Ok(Some(kek.attributes.info(kek::today())?)),
+                None => context.would_be_found().map(|()| None),
+            }
         };
         self.call("find KEK", self.call_timeout, None, op).await
     }
 
     async fn list_keks(&self) -> Result<Vec<KekInfo>, TokenError> {
         let op = |context: &Context<'_>| {
+            context.expect_own_token()?;
             let found = kek::list(context.session)?;
             context.would_be_found()?;
             let keks: Result<Vec<_>, _> = found.into_iter().map(|found| found.info(kek::today())).collect();

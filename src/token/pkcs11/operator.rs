@@ -62,6 +62,7 @@ impl Operator {
     pub async fn set_pin(&self, old: &PinSource, new: &PinSource) -> Result<Instant, TokenError> {
         let (old, new) = (old.clone(), new.clone());
         let op = move |context: &Context<'_>| {
+            context.expect_own_token()?;
             let (old, new) = (text(&old)?, text(&new)?);
             let asked = Clock::Boottime.now();
             context.session.set_pin(&old, &new).map_err(at("C_SetPIN"))?;
@@ -78,6 +79,7 @@ impl Operator {
     ) -> Result<Instant, TokenError> {
         let (id, act) = (id.clone(), Arc::new(act));
         let op = move |context: &Context<'_>| {
+            context.expect_own_token()?;
             let Some(kek) = kek::find(context.session, &id)? else {
                 return Err(fault::denied(operation, format!("the token has no KEK {id}")).into());
             };

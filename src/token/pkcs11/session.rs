@@ -1,7 +1,7 @@
 //! One worker's session: open, log in, try, try once more on a new one, diagnose, and only then judge.
 
 use super::connect::{connect, find_slot, is_logged_in, no_pin_denied, not_listed};
-use super::fault::{self, Fault};
+use super::fault::{self, Fault, at};
 use super::handles::{Handles, KEKS_KEPT_MAX};
 use super::kek::{self, Kek};
 use super::module::{Inside, Module, Pauses, lock};
@@ -101,6 +101,7 @@ impl Context<'_> {
         let kek = match self.shared.handles.get(handle, self.inside.generation) {
             Ok(kek) => kek,
             Err(era) => {
+                self.expect_own_token()?;
                 let kek = Arc::new(kek::find(self.session, &handle.id)?.ok_or(Fault::KekMissing)?);
                 self.judge(handle, &kek)?;
                 self.shared.handles.keep(handle, era, &kek);
@@ -129,6 +130,14 @@ impl Context<'_> {
         }
         let remedy = "make a KEK with `keyleash kek create` and rotate to it";
         Err(fault::misconfigured("judge KEK", what, remedy).into())
+    }
+
+    /// Fails when the session is one of another token: in a context that somebody else began, its number may have been given to
+    /// one. For what goes by no handle, which would not hold there; a KEK would be made in that token, or looked for, or proved
+    /// by the clone that is there.
+    pub(super) fn expect_own_token(&self) -> Result<(), Fault> {
+        let info = self.session.get_session_info().map_err(at("C_GetSessionInfo"))?;
+        if info.slot_id() == self.slot { Ok(()) } else { Err(Fault::HandlesMoved) }
     }
 
     /// Fails when the token is not listed any more or the login is gone: then that something was not found says nothing.
