@@ -56,8 +56,8 @@ pub struct Settings {
     /// How long a lease lasts after its last proof while the token is unreachable, at least `poll_interval +
     /// call_timeout`, and with them at most 60 min. Default 30 min.
     pub grace: Duration,
-    /// How long an AEK is used without an unwrap of its own, at least 1 s and twice `call_timeout`, at most `grace`.
-    /// Default 10 min.
+    /// How long an AEK is used without an unwrap of its own, at least 1 s and twice `call_timeout`, at most `grace`. Counts from when
+    /// its account's record was read for that unwrap, so that what others changed there is heard of within it. Default 10 min.
     pub aek_ttl: Duration,
     /// Most unwraps per second of each token when accounts resume or are refreshed ahead of their TTL, at least 1. Default 3000, which
     /// lets as many as the default `max_cached_aeks` be in use with the default `aek_ttl`. A token that is slower sets its
@@ -104,12 +104,12 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// How long an engine with these settings may go on sealing under an AEK version after a newer one was stored: it read the
+    /// How long an engine with these settings may go on sealing under an AEK version after a newer one was written: it read the
     /// record just before, its token fell silent just before its AEK's TTL was over, and the lease ran for its whole grace.
     #[must_use]
     pub fn aek_overlap(&self) -> Duration {
         let silence = self.grace.saturating_add(self.aek_ttl); // `Leash::waiver_max`
-        // Two calls: the unwrap after that read, and the proof between the new version's making and its storing.
+        // Two calls: for the write itself, and for wall clocks that differ.
         self.aek_ttl.saturating_add(silence).saturating_add(self.call_timeout * 2)
     }
 

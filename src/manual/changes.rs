@@ -25,6 +25,9 @@
 //!   of the two may speak is a second, smaller one (`src/standby.rs`) beside it, under the same lock.
 //! - **Budgets, deadlines and refreshes are each token's own**, so `resume_rate` counts for each.
 //! - **`aek_ttl` is at least 1 s and twice `call_timeout`**: else handles in use go cold between two unwraps.
+//! - **A TTL counts from when the account's record was read**, not from the unwrap that followed: many who wait for one token put
+//!   minutes between the two, and a deletion or a newer AEK version that was stored in them would be heard of too late. For the same
+//!   reason a proof with a record of an earlier reading, while the store does not answer, renews the lease and no AEK's TTL.
 //! - **A TTL is put off for no longer than grace and one more TTL.** After a silence the TTLs that passed in it do not bind
 //!   for one TTL, so that an outage leaves nobody cold; a token that flaps would put them off for ever.
 //! - **`call_timeout` is at most `poll_interval`, and `grace` at least their sum**: else a proof that hangs delays the next

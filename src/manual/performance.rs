@@ -124,8 +124,7 @@
 //! both cores for itself, so every microsecond besides is lost: 0.8 would leave 5 µs for everything. With all 10,000 at once, that many
 //! tasks want the two cores at the same moment as the workers do, and are in no cache any more when their turn comes; nothing in that
 //! profile stands out. What would close it: a core to spare; one task fewer for each unwrap (it
-//! is a task of its own so that a caller who goes away, or stops polling, takes nothing from those who wait with it); one
-//! read of the record instead of two (the second sees a deletion that came between the first and the slot). A token
+//! is a task of its own so that a caller who goes away, or stops polling, takes nothing from those who wait with it). A token
 //! that answers in a millisecond hides all of it.
 //!
 //! **Look-up.** One read of memory that waits for the one before it costs more than the whole target on this machine, when it is

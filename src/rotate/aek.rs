@@ -64,9 +64,12 @@ impl Engine {
             let Some(next) = current.aek_version.checked_add(1) else {
                 return Err(Error::Invalid(format!("account {id} has no further AEK version number")));
             };
-            let (wrapped, proof) = self.new_aek(id, next, &current.kek.name.clone()).await?;
-            record.versions.push(wrapped.clone());
+            let (mut wrapped, proof) = self.new_aek(id, next, &current.kek.name.clone()).await?;
             may_write()?;
+            // Others seal under the version before for as long as they do not know of this one, so its age counts from when it is
+            // stored, and not from before the token was waited for.
+            wrapped.created_unix = self.keyring().clock.unix_now();
+            record.versions.push(wrapped.clone());
             match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
                 Ok(_) => {
                     // Before the first block is sealed under it.

@@ -186,6 +186,19 @@ async fn an_aek_version_is_not_retired_while_another_engine_may_seal_under_it() 
 }
 
 #[tokio::test]
+async fn an_aek_version_is_as_old_as_its_record_and_not_as_its_first_token_call() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    rig.account("a").await;
+    rig.script.set_latency(4 * SECOND);
+    rig.meanwhile(rig.engine.rotate_account(&id)).await.unwrap();
+    let record = rig.engine.account_record(&id).await.unwrap();
+    let [first, second] = &record.versions[..] else { panic!("{record:?}") };
+    // It was wrapped in four seconds and unwrapped in four.
+    assert!(second.created_unix >= first.created_unix + 8, "{record:?}");
+}
+
+#[tokio::test]
 async fn an_account_that_is_made_anew_under_live_handles_of_the_old_one_seals_under_its_own_aek() {
     let settings = Settings { purge_protection: false, ..Settings::default() };
     let rig = Rig::with(settings.clone()).await;
