@@ -119,6 +119,15 @@ impl ShutGuard {
         Self { keys, seen }
     }
 
+    /// Wipes now, if the account was deleted since it was made.
+    pub(crate) fn settle(&self) {
+        if let Some(keys) = &self.keys
+            && keys.shuts.load(Ordering::SeqCst) != self.seen
+        {
+            keys.slots().for_each(|slot| slot.shut());
+        }
+    }
+
     /// The account's keys as it was made.
     pub(crate) fn keys(&self) -> Option<&AccountKeys> {
         self.keys.as_deref()
@@ -127,11 +136,7 @@ impl ShutGuard {
 
 impl Drop for ShutGuard {
     fn drop(&mut self) {
-        if let Some(keys) = &self.keys
-            && keys.shuts.load(Ordering::SeqCst) != self.seen
-        {
-            keys.slots().for_each(|slot| slot.shut());
-        }
+        self.settle();
     }
 }
 

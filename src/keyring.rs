@@ -43,7 +43,7 @@ mod versions;
 
 pub(crate) use self::{
     ask::{Heard, both_silent, is_silence, no_answer},
-    records::{Found, Reading, Sample},
+    records::{For, Found, Placed, Reading, Sample},
     versions::NewProof,
 };
 use self::{flights::Flights, living::Living, usage::DueAccounts};
@@ -91,6 +91,16 @@ pub(crate) enum Start {
     OnDemand(Option<Reading>),
     /// All that it needs.
     Ready(Ready),
+}
+
+/// Where an AEK goes.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    /// `old`, or its successor.
+    slot: &'a AekSlot,
+    old: &'a AekSlot,
+    /// As [`Found`] has it.
+    newer: Option<&'a Arc<AekSlot>>,
 }
 
 /// What an unwrap needs: the record first, because a store that hangs must not hold up those who have it, and then the place.
@@ -166,6 +176,11 @@ impl Keyring {
         self.living.get(id)
     }
 
+    /// True for the keys that whoever opens their account gets.
+    fn is_alive(&self, keys: &Arc<AccountKeys>) -> bool {
+        self.alive(&keys.id).is_some_and(|alive| Arc::ptr_eq(&alive, keys))
+    }
+
     /// The keys of an account, its current AEK unwrapped. However many ask at once, the token is asked once; all who
     /// waited for that attempt share its outcome, and the next to ask starts a new one.
     pub(crate) async fn open(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
@@ -179,18 +194,27 @@ impl Keyring {
         // Noted before the index is told: whoever leaves it afterwards takes the note away.
         alive.iter().for_each(|keys| keys.told_index(now));
         if let Some(keys) = self.index.get(id).await {
-            self.warm_current(&keys, None).await?;
-            return Ok(keys);
+            if self.is_alive(&keys) {
+                self.warm_current(&keys, None).await?;
+                return Ok(keys);
+            }
+            self.index.invalidate(id).await;
         }
         alive.iter().for_each(|keys| keys.left_index());
         let init = async {
-            let (keys, reading) = match self.alive(id) {
-                Some(keys) => (keys, None),
-                None => self.load(id).await?,
-            };
-            self.warm_current(&keys, reading).await?;
-            keys.told_index(now);
-            Ok(keys)
+            loop {
+                let (keys, reading) = match self.alive(id) {
+                    Some(keys) => (keys, None),
+                    None => self.load(id).await?,
+                };
+                let warmed = self.warm_current(&keys, reading).await;
+                // Else the account was purged meanwhile, and perhaps made anew.
+                if self.is_alive(&keys) {
+                    warmed?;
+                    keys.told_index(now);
+                    return Ok(keys);
+                }
+            }
         };
         self.index.try_get_with_by_ref(id, init).await.map_err(|error: Arc<Error>| (*error).clone())
     }
@@ -259,14 +283,15 @@ impl Keyring {
     async fn unwrap_into(self: &Arc<Self>, slot: &Arc<AekSlot>, start: Start) -> Result<()> {
         let came = self.clock.now();
         let _guard = self.shut_guard(slot.account());
-        let Ready { found: Found { wrapped, read, heir }, place } = match start {
+        let Ready { found: Found { wrapped, read, guard: _reading_guard, heir, newer }, place } = match start {
             Start::Ready(ready) => ready,
             Start::OnDemand(reading) if slot.leash.may_ask(came, REFUSED_ASK_PAUSE) => {
                 self.prepare(slot, reading).await.inspect_err(|error| slot.shut_if_gone(error))?
             }
             Start::OnDemand(_) => return Err(slot.leash.why_not()),
         };
-        let outcome = self.unwrap_found(slot, heir.as_ref().unwrap_or(slot), &wrapped, (came, read), place).await;
+        let target = Target { slot: heir.as_ref().unwrap_or(slot), old: slot, newer: newer.as_ref() };
+        let outcome = self.unwrap_found(target, &wrapped, (came, read), place).await;
         // What the KEK version of the record says counts from now on. While it says nothing, or refuses the record, the slot
         // stays as it is, under its own lease and TTL: an outage takes nothing away.
         if let Some(heir) = heir
@@ -279,11 +304,10 @@ impl Keyring {
         outcome
     }
 
-    /// Unwraps into `slot`, which is `old` or its successor, for a call that `came` then, from a record that was `read` then.
+    /// Unwraps for a call that `came` then, from a record that was `read` then.
     async fn unwrap_found(
         self: &Arc<Self>,
-        old: &AekSlot,
-        slot: &AekSlot,
+        Target { slot, old, newer }: Target<'_>,
         wrapped: &WrappedAek,
         (came, read): (Instant, Instant),
         place: Place,
@@ -305,6 +329,10 @@ impl Keyring {
                     // An AEK version has one AEK for good. Another one that verifies was made by who can write the store.
                     return Err(Corrupt::WrappedAek(format!("account {}", slot.account())).into());
                 }
+                if let Some((newer, keys)) = newer.zip(self.alive(slot.account())) {
+                    keys.add(newer.clone());
+                    self.changed.notify_waiters();
+                }
                 self.admit(slot, &aek, epoch, read)
             }
             Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {}", slot.account())).into()),
@@ -317,9 +345,12 @@ impl Keyring {
     /// within one TTL.
     ///
     /// # Errors
-    /// As [`AekSlot::admit`].
+    /// As [`AekSlot::admit`]; [`Error::Cold`] when that TTL is over.
     pub(crate) fn admit(&self, slot: &AekSlot, aek: &Aek, epoch: u64, since: Instant) -> Result<()> {
         let ttl = self.settings.aek_ttl;
+        if self.clock.now() >= since.plus(ttl) {
+            return Err(Error::Cold { account: slot.account().to_string() });
+        }
         let percent = REFRESH_PERCENT.start + self.jitter.below(REFRESH_PERCENT.end - REFRESH_PERCENT.start);
         let refresh_after = ttl.mul_f64(percent as f64 / 100.0);
         slot.admit(aek, epoch, since.plus(refresh_after), since.plus(ttl))

@@ -219,10 +219,15 @@ impl<M: Member> Leash<M> {
 
     /// A living member to prove with, `turn` members on: another one with each turn.
     pub(crate) fn member(&self, turn: usize) -> Option<Arc<M>> {
+        self.members_from(turn, 1).pop()
+    }
+
+    /// As many as there are, up to `count`, each of them once.
+    pub(crate) fn members_from(&self, turn: usize, count: usize) -> Vec<Arc<M>> {
         let members = self.members();
         let len = members.len();
         let at = |step| members.get(turn.wrapping_add(step) % len)?.upgrade().filter(|member| member.proves());
-        (0..len).find_map(at)
+        (0..len).filter_map(at).take(count).collect()
     }
 
     /// The epoch in which to ask the token, after the state machine caught up with the time.
@@ -465,6 +470,23 @@ mod tests {
         let (epoch, _) = leash.asking();
         leash.step(Voice::First, Verdict::Granted { asked: leash.clock.now(), epoch }, None);
         epoch
+    }
+
+    #[test]
+    fn members_to_prove_with_are_each_there_once_whatever_dead_ones_lie_between() {
+        let (leash, _, first) = leash();
+        let mut living = vec![first];
+        for n in 0..30 {
+            let slot = Arc::new(Slot(KeySlot::new().unwrap()));
+            leash.enlist(Arc::downgrade(&slot));
+            living.extend((n % 10 == 9).then_some(slot));
+        }
+        for turn in 0..64 {
+            let members = leash.members_from(turn, 3);
+            assert_eq!(members.len(), 3);
+            assert!((0..3).all(|n| !Arc::ptr_eq(&members[n], &members[(n + 1) % 3])), "turn {turn}");
+            assert_eq!(leash.members_from(turn, 100).len(), living.len());
+        }
     }
 
     #[test]

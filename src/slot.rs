@@ -22,11 +22,12 @@ pub(crate) struct AekSlot {
     pub(crate) leash: Arc<Leash>,
     metered: Metered,
     key: KeySlot,
-    /// Until when the AEK may be used without a fresh unwrap of its own, while the token answers.
+    /// Until when the AEK may be used without a fresh unwrap of its own, while the token answers: a TTL from when the record was
+    /// read for the last one.
     fresh_until_ns: AtomicU64,
     /// From when on it is refreshed, if it is in use.
     refresh_from_ns: AtomicU64,
-    /// From when on, while the token does not answer, the record is read again: its account may have been deleted.
+    /// From when on, while its TTL does not bind, the record is read again: its account may have been deleted.
     check_from_ns: AtomicU64,
     /// Used since the last unwrap.
     used: AtomicBool,
@@ -65,7 +66,7 @@ pub(crate) enum Due {
     Refresh,
     /// Nobody used it for a TTL: wipe it, so that idle accounts cost the token nothing.
     Wipe,
-    /// The token does not answer: see in the store whether the account was deleted.
+    /// Its TTL does not bind, or nobody uses it: see in the store whether the account was deleted.
     Check,
 }
 
@@ -175,7 +176,8 @@ impl AekSlot {
     /// Takes an AEK that the token gave in `epoch`, to be refreshed and to be used until the given instants.
     ///
     /// # Errors
-    /// Why not, when the lease was denied or ended in between.
+    /// Why not, when the lease was denied or ended in between; [`Error::Cold`] when another slot took its place, or the account is
+    /// no more.
     pub(crate) fn admit(&self, aek: &Aek, epoch: u64, refresh_from: Instant, fresh_until: Instant) -> Result<()> {
         let admitted = self.leash.admit(epoch, &self.key, aek, |put_in| {
             self.wanted.store(false, Ordering::SeqCst);
@@ -191,6 +193,7 @@ impl AekSlot {
         // Retired meanwhile: whichever of the two came last wipes.
         if self.is_retired() {
             self.wipe();
+            return admitted.and(Err(Error::Cold { account: self.account().to_string() }));
         }
         admitted
     }
@@ -240,18 +243,17 @@ impl AekSlot {
         if self.key.epoch().is_none() {
             return Due::Nothing;
         }
-        if !self.leash.answers() {
-            let is_due = now.as_nanos() >= self.check_from_ns.load(Ordering::Acquire);
-            return if is_due { Due::Check } else { Due::Nothing };
-        }
+        let reached = |at: &AtomicU64| now.as_nanos() >= at.load(Ordering::Acquire);
         let used = self.used.load(Ordering::Relaxed);
-        if used && now.as_nanos() >= self.refresh_from_ns.load(Ordering::Acquire) {
-            Due::Refresh
-        } else if !used && self.is_stale(now) {
-            Due::Wipe
-        } else {
-            Due::Nothing
+        if self.leash.answers() && used {
+            return if reached(&self.refresh_from_ns) { Due::Refresh } else { Due::Nothing };
         }
+        if self.leash.answers() && self.is_stale(now) {
+            return Due::Wipe;
+        }
+        // After a silence too, for as long as that puts off the TTL of what nobody uses.
+        let ttl_binds = self.leash.answers() && !reached(&self.fresh_until_ns);
+        if !ttl_binds && reached(&self.check_from_ns) { Due::Check } else { Due::Nothing }
     }
 
     /// The next look into the store while the token does not answer.

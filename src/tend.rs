@@ -8,7 +8,7 @@
 use crate::{
     clock::Instant,
     error::{Error, Result},
-    keyring::{Keyring, Ready, Start},
+    keyring::{For, Keyring, Placed, Start},
     lease::{Phase, Verdict as LeaseVerdict},
     name::{KekVersion, TokenName},
     slot::{AekSlot, Due, Leash},
@@ -198,7 +198,15 @@ async fn unwrap_in_background(keyring: &Arc<Keyring>, flights: &mut JoinSet<()>,
             Ok(()) => {}
             // The lease says it already, and resumption or the next round will be back. A fatal error too: hung workers may
             // come back, and a task that died says nothing about the account.
-            Err(Error::Denied(_) | Error::Lapsed(_) | Error::Unreachable(_) | Error::Store(_) | Error::Fatal(_)) => {
+            // And one whose TTL went by while it waited is tried again.
+            Err(
+                Error::Denied(_)
+                | Error::Lapsed(_)
+                | Error::Unreachable(_)
+                | Error::Store(_)
+                | Error::Fatal(_)
+                | Error::Cold { .. },
+            ) => {
                 if why == Why::Moved {
                     keyring.note_move(&slot.leash); // and tried again
                 }
@@ -217,17 +225,22 @@ async fn unwrap_in_background(keyring: &Arc<Keyring>, flights: &mut JoinSet<()>,
 }
 
 async fn attempt(keyring: &Arc<Keyring>, slot: &Arc<AekSlot>, why: Why) -> Result<()> {
-    let found = keyring.find(slot).await?;
-    if found.moved() && why == Why::Due {
-        keyring.note_move(&slot.leash);
-    }
-    if !found.moved() && why == Why::Moved {
-        return Ok(());
-    }
-    let place = found.leash(slot).budget().background().await;
+    let mut found = keyring.find(slot).await?;
+    let ready = loop {
+        if found.moved() && why == Why::Due {
+            keyring.note_move(&slot.leash);
+        }
+        if !found.moved() && why == Why::Moved {
+            return Ok(());
+        }
+        found = match keyring.placed(slot, found, For::Nobody).await? {
+            Placed::Ready(ready) => break ready,
+            Placed::Changed(reading) => keyring.find_in(slot, reading).await?,
+        };
+    };
     let is_due = || slot.is_wanted() && slot.leash.answers() || slot.due(keyring.clock.now()) == Due::Refresh;
-    if slot.is_retired() || !found.moved() && !is_due() {
+    if slot.is_retired() || !ready.found.moved() && !is_due() {
         return Ok(()); // somebody who waited for it was faster, or it was taken away again
     }
-    keyring.refill(slot, Start::Ready(Ready { found, place })).await
+    keyring.refill(slot, Start::Ready(ready)).await
 }

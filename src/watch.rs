@@ -213,7 +213,7 @@ fn tell_of_lost_workers(keyring: &Keyring, hung: &mut [usize]) {
 
 /// What a proof brought to light.
 enum Learned {
-    /// An AEK was unwrapped and verified; of this slot, if somebody still has it.
+    /// An AEK was unwrapped and verified; of this slot, if it may be filled with it.
     Proof(Option<Arc<AekSlot>>, Aek),
     /// The token failed.
     Trouble(TokenError),
@@ -322,8 +322,7 @@ async fn prove(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn
     }
     let mut last = Error::NotFound(format!("an account under KEK {}", leash.kek()));
     let mut other_key = false;
-    for sample in 0..SAMPLES_MAX {
-        let Some(slot) = leash.member(turn.wrapping_add(sample)) else { break };
+    for slot in leash.members_from(turn, SAMPLES_MAX) {
         let Sample { account, wrapped, slot } = match keyring.wrapped_for_proof(slot).await {
             Ok(sample) => sample,
             Err(error) => {
@@ -344,12 +343,14 @@ async fn prove(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn
             Err(Trouble::Token(trouble)) => return Learned::Trouble(trouble),
         }
     }
-    if other_key {
-        return Learned::Trouble(replaced("the token gave other bytes than the AEK"));
-    }
     // Every record that was tried is gone, moved or damaged. The last one that was proved is still a wrapped AEK of this KEK
-    // version, and as good a question: without it a denial would go unnoticed.
-    let Some((account, wrapped)) = keyring.sample(leash.kek()) else { return Learned::Nothing(last) };
+    // version, and as good a question: without it a denial would go unnoticed, and damage would pass for another KEK.
+    let Some((account, wrapped)) = keyring.sample(leash.kek()) else {
+        return match other_key {
+            true => Learned::Trouble(replaced("the token gave other bytes than the AEK")),
+            false => Learned::Nothing(last),
+        };
+    };
     match keyring.prove_at(leash, voice, seat, &account, &wrapped).await {
         Ok(aek) => Learned::Proof(None, aek),
         Err(Trouble::OtherKey) => Learned::Trouble(replaced("the token gave other bytes than the AEK")),

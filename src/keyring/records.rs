@@ -2,7 +2,7 @@
 
 use super::{Keyring, Ready, made_anew};
 use crate::{
-    account_keys::AccountKeys,
+    account_keys::{AccountKeys, ShutGuard},
     clock::Instant,
     error::{Corrupt, Error, Result},
     name::{AccountId, KekVersion},
@@ -21,6 +21,8 @@ use std::{
 /// An AEK may be used for a TTL from when its record was read. One that waited for its place of the budget for more than this
 /// part of it is read again, so that most of it is left.
 const READING_AGE_PARTS: u32 = 4;
+/// A part of `call_timeout`: how long a reading may take that others wait for, who have theirs.
+const SHORT_READING_PARTS: u32 = 4;
 
 /// An account's record, as the store gave it.
 pub(crate) struct Reading {
@@ -29,13 +31,16 @@ pub(crate) struct Reading {
     pub(super) at: Instant,
     /// [`Keyring::count_news`] counted so many until then.
     news: u64,
+    /// Of the keys that were there then.
+    guard: ShutGuard,
 }
 
 /// A wrapped AEK to prove a KEK version with.
 pub(crate) struct Sample {
     pub(crate) account: AccountId,
     pub(crate) wrapped: WrappedAek,
-    /// Where it belongs; not where it is an older reading's, because who knows what the store says of the account now.
+    /// Where it belongs. Not where it is an older reading's, because who knows what the store says of the account now, nor where
+    /// there is a newer AEK version that is to be learned of first.
     pub(crate) slot: Option<Arc<AekSlot>>,
 }
 
@@ -44,9 +49,30 @@ pub(crate) struct Found {
     pub(super) wrapped: WrappedAek,
     /// When its record was asked for.
     pub(super) read: Instant,
+    /// Of the keys that were there then.
+    pub(super) guard: ShutGuard,
     /// Its successor, enlisted with the lease of the KEK version that the record names, when that is another one than the
     /// slot's: somebody re-wrapped the account. Takes the slot's place once the token has spoken.
     pub(super) heir: Option<Arc<AekSlot>>,
+    /// The slot of a newer AEK version that could not be unwrapped just now. Is put in front before the one that is not usable
+    /// any more is filled again: that is for opening, and nobody knows any more for how long others expect seals under it.
+    pub(super) newer: Option<Arc<AekSlot>>,
+}
+
+/// Who an unwrap is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum For {
+    /// Somebody who waits.
+    Caller,
+    /// Whoever uses the key next.
+    Nobody,
+}
+
+/// What came of the wait for a place.
+pub(crate) enum Placed {
+    Ready(Ready),
+    /// The record says something else by now, and so there is something else to do.
+    Changed(Reading),
 }
 
 impl Found {
@@ -69,14 +95,50 @@ impl Keyring {
             None => self.record(slot).await?,
         };
         let mut found = self.find_in(slot, reading).await?;
-        let place = found.leash(slot).budget().on_demand().await;
-        if self.clock.now().since(found.read) >= self.settings.aek_ttl / READING_AGE_PARTS {
-            found = self.find(slot).await?;
+        loop {
+            if found.moved() {
+                self.note_move(&slot.leash);
+            }
+            found = match self.placed(slot, found, For::Caller).await? {
+                Placed::Ready(ready) => return Ok(ready),
+                Placed::Changed(reading) => self.find_in(slot, reading).await?,
+            };
         }
-        if found.moved() {
-            self.note_move(&slot.leash);
+    }
+
+    /// Waits for a place of the budget for what was found. Where that took long, reads the record again.
+    pub(crate) async fn placed(&self, slot: &Arc<AekSlot>, found: Found, asker: For) -> Result<Placed> {
+        let came = self.clock.now();
+        let budget = found.leash(slot).budget();
+        let place = match asker {
+            For::Caller => budget.on_demand().await,
+            For::Nobody => budget.background().await,
+        };
+        let is_young = self.clock.now().since(found.read) < self.settings.aek_ttl / READING_AGE_PARTS;
+        if is_young || found.leash(slot).was_silent(came) {
+            return Ok(Placed::Ready(Ready { found, place }));
         }
-        Ok(Ready { found, place })
+        // With the place, because behind the queue once more it would be as old again. So it is a short reading, and nothing that
+        // takes a second place.
+        let patience = self.clock.now().plus(self.settings.call_timeout / SHORT_READING_PARTS);
+        match self.clock.until(patience, self.record(slot)).await {
+            Some(Ok(reading)) if self.says_the_same(slot, &found, &reading) => {
+                let found = self.found_in(slot, reading).await?;
+                Ok(Placed::Ready(Ready { found, place }))
+            }
+            Some(Ok(reading)) => Ok(Placed::Changed(reading)),
+            // What was found stays what it was.
+            Some(Err(Error::Store(_))) | None => Ok(Placed::Ready(Ready { found, place })),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    /// True when what was found is under the same KEK version in `reading`, and no AEK version came up that is to be learned.
+    fn says_the_same(&self, slot: &AekSlot, found: &Found, reading: &Reading) -> bool {
+        let newest = reading.record.current().map_or(0, |current| current.aek_version);
+        let is_known = self.alive(slot.account()).is_none_or(|keys| keys.current().aek_version >= newest);
+        let wrapped = reading.record.version(slot.aek_version);
+        (is_known || found.newer.is_some()) && wrapped.is_some_and(|wrapped| wrapped.kek == found.wrapped.kek)
     }
 
     /// Reads what belongs into a slot, and makes its successor where the record names another KEK version by now.
@@ -88,9 +150,29 @@ impl Keyring {
     }
 
     /// As [`Keyring::find`], in what was read.
-    pub(super) async fn find_in(self: &Arc<Self>, slot: &Arc<AekSlot>, reading: Reading) -> Result<Found> {
-        self.learn_beside(slot, &reading).await;
-        let Reading { record, at: read, .. } = reading;
+    pub(crate) async fn find_in(self: &Arc<Self>, slot: &Arc<AekSlot>, reading: Reading) -> Result<Found> {
+        let learned = self.learn_beside(slot, &reading).await;
+        // It may have been deleted meanwhile, and until it is unwrapped may take long.
+        reading.guard.settle();
+        let is_current = |keys: Arc<AccountKeys>| keys.current().aek_version == slot.aek_version;
+        let mut newer = None;
+        if let Err(error) = learned
+            && self.alive(slot.account()).is_some_and(is_current)
+        {
+            if slot.is_usable(self.clock.now()) {
+                // For as long as it is, and no longer: others count on it that a newer version is heard of within a TTL.
+                return Err(error);
+            }
+            if let Some(newest) = reading.record.current() {
+                newer = Some(AekSlot::new(self.leash(&newest.kek).await?, self.meter(&reading.record, newest))?);
+            }
+        }
+        Ok(Found { newer, ..self.found_in(slot, reading).await? })
+    }
+
+    /// What belongs into a slot, in what was read.
+    async fn found_in(&self, slot: &Arc<AekSlot>, reading: Reading) -> Result<Found> {
+        let Reading { record, at: read, guard, .. } = reading;
         let policy = record.policy;
         let wrapped = self.wrapped_in(record, slot).await?;
         slot.meter().learn(wrapped.used, policy);
@@ -99,7 +181,7 @@ impl Keyring {
         } else {
             Some(slot.successor(self.leash(&wrapped.kek).await?)?)
         };
-        Ok(Found { wrapped, read, heir })
+        Ok(Found { wrapped, read, guard, heir, newer: None })
     }
 
     /// Reads an account's record; `None` when there is none.
@@ -107,10 +189,10 @@ impl Keyring {
     /// # Errors
     /// [`Error::NotFound`] when the account is deleted; [`Error::Store`], [`Error::Corrupt`].
     pub(super) async fn read(&self, id: &AccountId) -> Result<Option<Reading>> {
-        let (at, news) = (self.clock.now(), self.news.load(Ordering::SeqCst));
+        let (at, news, guard) = (self.clock.now(), self.news.load(Ordering::SeqCst), self.shut_guard(id));
         match self.in_time(store::load_account(&*self.store, id)).await? {
             Some((AccountRecord { deleted: Some(deletion), .. }, _)) => Err(deleted(id, deletion)),
-            found => Ok(found.map(|(record, _)| Reading { record, at, news })),
+            found => Ok(found.map(|(record, _)| Reading { record, at, news, guard })),
         }
     }
 
@@ -135,7 +217,7 @@ impl Keyring {
     }
 
     /// The keys of an account, if anybody has them, to be told news.
-    pub(super) fn to_tell(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
+    pub(crate) fn to_tell(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
         self.count_news();
         self.alive(id)
     }
@@ -176,18 +258,20 @@ impl Keyring {
         let wrapped = async {
             let Reading { record, .. } = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
             let newest = record.current().map_or(0, |current| current.aek_version);
-            if self.alive(slot.account()).is_some_and(|keys| keys.current().aek_version < newest) {
+            let is_overtaken = self.alive(slot.account()).is_some_and(|keys| keys.current().aek_version < newest);
+            if is_overtaken {
                 self.note_move(&slot.leash); // the tending learns of it; a proof has no time for that
             }
-            self.wrapped_in(record, &slot).await
+            Ok((self.wrapped_in(record, &slot).await?, is_overtaken))
         };
         let failed = match self.clock.until(patience, wrapped).await {
-            Some(Ok(wrapped)) if wrapped.kek != *kek => {
+            Some(Ok((wrapped, _))) if wrapped.kek != *kek => {
                 self.note_move(&slot.leash);
                 return Err(Error::NotFound(format!("account {}: it is not under KEK {kek} any more", slot.account())));
             }
-            Some(Ok(wrapped)) => {
-                return Ok(Sample { account: slot.account().clone(), wrapped, slot: Some(slot) });
+            Some(Ok((wrapped, is_overtaken))) => {
+                let account = slot.account().clone();
+                return Ok(Sample { account, wrapped, slot: (!is_overtaken).then_some(slot) });
             }
             Some(Err(Error::Store(failed))) => failed,
             Some(Err(error)) => return Err(error),

@@ -1,7 +1,7 @@
 //! AEK versions that come and go while handles live, and unwraps that fill no slot.
 
 use super::{
-    Heard, Keyring, Trouble,
+    Heard, Keyring, Target, Trouble,
     records::{Reading, purged},
 };
 use crate::{
@@ -112,13 +112,12 @@ impl Keyring {
     /// Reads an account that somebody has, and adds the AEK versions that others gave it.
     pub(crate) async fn learn(self: &Arc<Self>, id: &AccountId) -> Result<()> {
         let Some(keys) = self.to_tell(id) else { return Ok(()) };
-        let _guard = ShutGuard::new(Some(keys.clone()));
         let reading = self.read(id).await?.ok_or_else(|| purged(id))?;
         self.learn_newer(&keys, &reading).await
     }
 
     /// Adds the AEK versions of what was read that are newer than those in `keys`, each with its key: new blocks are sealed under
-    /// the newest at once, and must not find it cold. One whose KEK version says nothing is left for the next time.
+    /// the newest at once, and must not find it cold. One that cannot be had now is left for the next time.
     pub(crate) async fn learn_newer(self: &Arc<Self>, keys: &AccountKeys, reading: &Reading) -> Result<()> {
         for wrapped in &reading.record.versions {
             if wrapped.aek_version <= keys.current().aek_version {
@@ -127,7 +126,15 @@ impl Keyring {
             let leash = self.leash(&wrapped.kek).await?;
             let slot = AekSlot::new(leash, self.meter(&reading.record, wrapped))?;
             let place = slot.leash.budget().on_demand().await;
-            match self.unwrap_found(&slot, &slot, wrapped, (self.clock.now(), reading.at), place).await {
+            match self
+                .unwrap_found(
+                    Target { slot: &slot, old: &slot, newer: None },
+                    wrapped,
+                    (self.clock.now(), reading.at),
+                    place,
+                )
+                .await
+            {
                 Ok(()) | Err(Error::Denied(_)) => {
                     keys.add(slot);
                     self.changed.notify_waiters();
@@ -138,12 +145,14 @@ impl Keyring {
         Ok(())
     }
 
-    /// As [`Keyring::learn_newer`], for a slot on the way to its own unwrap, which goes on whatever comes of it.
-    pub(super) async fn learn_beside(self: &Arc<Self>, slot: &AekSlot, reading: &Reading) {
-        let Some(keys) = self.alive(slot.account()) else { return };
-        if let Err(error @ (Error::Corrupt(_) | Error::Misconfigured(_))) = self.learn_newer(&keys, reading).await {
-            self.teller.tell(Event::AccountFailed { account: keys.id.to_string(), error: error.to_string() });
-        }
+    /// As [`Keyring::learn_newer`], for a slot on the way to its own unwrap.
+    pub(super) async fn learn_beside(self: &Arc<Self>, slot: &AekSlot, reading: &Reading) -> Result<()> {
+        let Some(keys) = self.alive(slot.account()) else { return Ok(()) };
+        self.learn_newer(&keys, reading).await.inspect_err(|error| {
+            if matches!(error, Error::Corrupt(_) | Error::Misconfigured(_)) {
+                self.teller.tell(Event::AccountFailed { account: keys.id.to_string(), error: error.to_string() });
+            }
+        })
     }
 
     /// Wipes AEK versions that the account does not have any more.

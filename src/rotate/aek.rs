@@ -44,8 +44,8 @@ impl Engine {
         expected: u32,
         may_write: impl Fn() -> Result<()>,
     ) -> Result<(u32, bool)> {
-        let guard = self.keyring().shut_guard(id);
         for _ in 0..CONFLICTS_MAX {
+            let guard = self.keyring().shut_guard(id);
             let (mut record, seen) = self.load_account(id).await?;
             if let Some(deletion) = record.deleted {
                 return Err(deleted(id, deletion));

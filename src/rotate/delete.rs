@@ -72,7 +72,6 @@ impl Engine {
     pub async fn purge_account(&self, id: &AccountId, now: bool) -> Result<()> {
         let keyring = self.keyring();
         for _ in 0..CONFLICTS_MAX {
-            let keys = keyring.alive(id);
             let (record, seen) = self.load_account(id).await?;
             let Some(deletion) = record.deleted else {
                 return Err(Error::Invalid(format!(
@@ -88,6 +87,8 @@ impl Engine {
                 };
                 return Err(Error::Invalid(format!("account {id} is kept until {until}: {remedy}")));
             }
+            // Whatever is alive now is of the account that is deleted; if it is another one's by then, so is the record.
+            let keys = keyring.to_tell(id);
             match keyring.store.delete(&record.key(), &seen).await {
                 Ok(()) => {
                     keyring.forget_account(id, keys).await;

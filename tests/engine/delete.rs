@@ -5,7 +5,9 @@ use keyleash::{
     Account, Engine, Error,
     clock::Clock,
     config::Settings,
+    rotate::RewrapOptions,
     store::{Key, KeyStore},
+    token::scripted::Call,
 };
 
 const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -170,4 +172,88 @@ async fn a_clock_that_is_behind_the_record_shortens_no_retention() {
     rig.store.replace(&key, &found.version, record.put().unwrap()).await.unwrap();
     let deletion = rig.engine.delete_account(&id).await.unwrap();
     assert_eq!((deletion.since_unix, deletion.purge_after_unix), (made_unix, made_unix + 7 * 86_400));
+}
+
+/// An engine that has the account open, which another one made; it is told of nothing by that one.
+async fn elsewhere(rig: &Rig, ids: &[String], settings: Settings) -> (Engine, Vec<Account>) {
+    let there = build(&rig.token, &rig.store, &rig.clock, Settings { scheduled_work: false, ..settings });
+    let mut held = Vec::new();
+    for id in ids {
+        drop(rig.account(id).await);
+        let account = there.account(&account_id(id)).await.unwrap();
+        seal(&account).unwrap();
+        held.push(account);
+    }
+    (there, held)
+}
+
+#[tokio::test]
+async fn a_newer_aek_version_that_is_learned_meanwhile_does_not_outlive_a_deletion() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    let (there, held) = elsewhere(&rig, &["a".into()], Settings::default()).await;
+    rig.engine.rotate_account(&id).await.unwrap();
+    rig.script.set_latency(4 * SECOND);
+    let before = rig.script.calls(Call::Unwrap);
+    let mut steps = 0;
+    while rig.script.calls(Call::Unwrap) < before + 2 {
+        rig.pass(SECOND / 4).await; // a proof, and then what it gave notice of
+        steps += 1;
+        assert!(steps < 400);
+    }
+    rig.pass(SECOND).await;
+    there.delete_account(&id).await.unwrap();
+    rig.script.set_latency(std::time::Duration::ZERO);
+    for _ in 0..120 {
+        assert!(seal(&held[0]).is_err());
+        rig.pass(SECOND).await;
+    }
+}
+
+#[tokio::test]
+async fn a_rewrap_that_is_followed_meanwhile_does_not_outlive_a_deletion() {
+    let rig = Rig::new().await;
+    let ids: Vec<_> = (0..8).map(|n| format!("a-{n}")).collect();
+    // One after the other: the others have read their records by then.
+    let (there, held) =
+        elsewhere(&rig, &ids, Settings { resume_rate: 1, max_cached_aeks: 100, ..Settings::default() }).await;
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    rig.meanwhile(rig.engine.rewrap_kek(&rig.kek, options, |_| {})).await.unwrap();
+    let followed = || there.leases().iter().any(|lease| lease.kek.version == 2 && lease.filled_slots > 0);
+    let mut steps = 0;
+    while !followed() {
+        rig.pass(SECOND / 4).await;
+        steps += 1;
+        assert!(steps < 400);
+    }
+    for id in &ids {
+        there.delete_account(&account_id(id)).await.unwrap();
+    }
+    for _ in 0..120 {
+        assert!(held.iter().all(|account| seal(account).is_err()));
+        rig.pass(SECOND).await;
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_an_outage_gives_no_second_ttl_to_an_idle_account_that_was_deleted_in_it() {
+    let rig = Rig::new().await;
+    let ids: Vec<_> = (0..300).map(|n| format!("a-{n}")).collect();
+    for id in &ids {
+        drop(rig.account(id).await);
+    }
+    let there = build(&rig.token, &rig.store, &rig.clock, Settings { scheduled_work: false, ..Settings::default() });
+    let mut held = Vec::new();
+    for id in &ids {
+        held.push(there.account(&account_id(id)).await.unwrap()); // and not used
+    }
+    rig.pass(500 * SECOND).await;
+    rig.script.set_unreachable(true);
+    rig.pass(350 * SECOND).await; // past its last look into the store
+    rig.engine.delete_account(&account_id(&ids[0])).await.unwrap();
+    rig.pass(200 * SECOND).await;
+    rig.script.set_unreachable(false);
+    rig.pass(400 * SECOND).await;
+    assert!(seal(&held[0]).is_err(), "deleted a TTL ago");
 }

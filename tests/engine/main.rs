@@ -8,6 +8,7 @@ mod hand;
 mod leash;
 mod moved;
 mod open;
+mod queue;
 mod race;
 mod reading;
 mod rotate;

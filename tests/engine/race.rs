@@ -449,3 +449,49 @@ fn a_reseal_that_a_lapse_cuts_short_leaves_the_block_as_it_was() {
         assert!(buf == plaintext);
     });
 }
+
+#[tokio::test]
+async fn an_account_that_is_made_anew_while_the_old_one_is_opened_can_be_opened() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    drop(rig.account("a").await);
+    rig.pass(2 * SECOND).await;
+    let (engine, _) = held_up(&rig);
+    rig.script.set_latency(2 * SECOND);
+    let opening = tokio::spawn({
+        let (engine, id) = (engine.clone(), id.clone());
+        async move { engine.account(&id).await }
+    });
+    settle().await; // it is in the token
+    rig.script.set_latency(Duration::ZERO);
+    engine.delete_account(&id).await.unwrap();
+    engine.purge_account(&id, true).await.unwrap();
+    drop(engine.create_account(&id, &rig.kek).await.unwrap());
+    drop(rig.meanwhile(opening).await.unwrap());
+    let opened = engine.account(&id).await.unwrap();
+    let block = seal(&opened).unwrap();
+    let elsewhere = other(&rig, Settings::default()).account(&id).await.unwrap();
+    assert_eq!(elsewhere.open_to_vec(1_u64, &block).unwrap(), b"data");
+}
+
+#[tokio::test]
+async fn a_rotation_of_what_was_made_anew_meanwhile_is_heard_of_by_its_handles() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    let (engine, _) = held_up(&rig);
+    let old = engine.create_account(&id, &rig.kek).await.unwrap();
+    rig.script.set_latency(SECOND);
+    let rotation = tokio::spawn({
+        let (engine, id) = (engine.clone(), id.clone());
+        async move { engine.rotate_account(&id).await }
+    });
+    settle().await; // it is in the token
+    rig.script.set_latency(Duration::ZERO);
+    engine.delete_account(&id).await.unwrap();
+    engine.purge_account(&id, true).await.unwrap();
+    let anew = engine.create_account(&id, &rig.kek).await.unwrap();
+    assert_eq!(rig.meanwhile(rotation).await.unwrap().unwrap(), 2);
+    assert_eq!(anew.aek_version(), 2);
+    seal(&anew).unwrap();
+    assert!(seal(&old).is_err());
+}

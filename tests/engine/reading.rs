@@ -5,7 +5,13 @@ use crate::{
     hand::{HandStore, held_up},
     seal, settle,
 };
-use keyleash::{Account, Engine, Error, config::Settings, rotate::RewrapOptions, store::Key};
+use keyleash::{
+    Account, Engine, Error,
+    block::BlockHeader,
+    config::Settings,
+    rotate::RewrapOptions,
+    store::{Key, KeyStore, Put},
+};
 use std::{sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 
@@ -70,6 +76,33 @@ async fn an_account_that_is_purged_and_made_anew_while_it_is_opened_is_not_the_o
     };
     let block = opened.seal_to_vec(1_u64, b"data").unwrap();
     assert_eq!(elsewhere.open_to_vec(1_u64, &block).unwrap(), b"data");
+}
+
+/// What another process deleted, and this one purges.
+#[tokio::test]
+async fn an_account_that_is_purged_while_its_keys_are_made_is_not_opened() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    drop(rig.account("a").await);
+    let (engine, hand) = held_up(&rig);
+    hand.hold_reads(|key| matches!(key, Key::Kek(_)));
+    let opening = open(&engine, "a".into());
+    settle().await;
+    assert_eq!(hand.accounts_read(), 1, "it has its record, and waits for its KEK's");
+    rig.engine.delete_account(&id).await.unwrap();
+    hand.hold_done_deletes();
+    let purge = tokio::spawn({
+        let (engine, id) = (engine.clone(), id.clone());
+        async move { engine.purge_account(&id, true).await }
+    });
+    settle().await; // done in the store, and not yet here
+    rig.script.set_latency(SECOND);
+    hand.hold_reads(|_| false);
+    settle().await;
+    hand.let_go();
+    rig.meanwhile(purge).await.unwrap().unwrap();
+    let opened = rig.meanwhile(opening).await.unwrap();
+    assert!(matches!(&opened, Err(Error::NotFound(_))), "{opened:?}");
 }
 
 #[tokio::test]
@@ -144,4 +177,36 @@ async fn a_store_that_does_not_answer_keeps_no_key_beyond_its_ttl() {
         let _ = seal(&account);
     }
     assert!(matches!(seal(&account), Err(Error::Cold { .. })), "deleted a TTL ago");
+}
+
+/// A newer AEK version that cannot be had takes the place of the one before it, but for opening: others count on it.
+#[tokio::test]
+async fn an_aek_version_is_not_sealed_under_for_longer_than_a_ttl_though_its_successor_is_damaged() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    drop(rig.account("a").await);
+    let there = build(&rig.token, &rig.store, &rig.clock, Settings { scheduled_work: false, ..Settings::default() });
+    let account = there.account(&id).await.unwrap();
+    let block = account.seal_to_vec(1_u64, b"data").unwrap();
+    rig.engine.rotate_account(&id).await.unwrap();
+    let mut record = rig.engine.account_record(&id).await.unwrap();
+    record.versions[1].check[0] ^= 1;
+    let key = Key::Account(id);
+    let found = rig.store.get(&key).await.unwrap().unwrap();
+    let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by() };
+    rig.store.replace(&key, &found.version, put).await.unwrap();
+    for _ in 0..600 {
+        rig.pass(SECOND).await;
+        let _ = seal(&account);
+    }
+    for _ in 0..120 {
+        rig.pass(SECOND).await;
+        assert!(seal(&account).is_err(), "another engine may have retired this version by now");
+    }
+    let (header, ciphertext) = BlockHeader::split(&block).unwrap();
+    let mut plaintext = ciphertext.to_vec();
+    rig.meanwhile(account.open(1_u64, &header, &mut plaintext)).await.unwrap();
+    assert_eq!(plaintext, b"data");
+    assert!(matches!(rig.meanwhile(account.warm()).await, Err(Error::Corrupt(_))));
+    assert!(seal(&account).is_err());
 }

@@ -155,3 +155,20 @@ async fn every_bit_of_a_wrapped_aek_and_its_check_value_counts() {
         assert!(matches!(error, Error::Corrupt(Corrupt::WrappedAek(_))), "{at}: {error}");
     }
 }
+
+/// What was unwrapped in this process before tells damage from another KEK, where there is no other sample.
+#[tokio::test]
+async fn a_damaged_record_is_no_denial_though_it_is_the_only_one() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    seal(&account).unwrap();
+    let mut record = record(&rig, "a").await;
+    record.versions[0].check[0] ^= 1;
+    overwrite(&rig, &record).await;
+    for _ in 0..4 * 15 {
+        rig.pass(SECOND).await;
+        seal(&account).unwrap();
+    }
+    rig.pass(Settings::default().aek_ttl * 2).await;
+    refused(account.warm().await, Corrupt::WrappedAek("account a".into()));
+}
