@@ -193,10 +193,14 @@ impl AccountKeys {
         self.told_secs.store(0, Ordering::Relaxed);
     }
 
-    /// Adds the slot of an AEK version that was not here before; the newest is the current one from then on.
+    /// Adds the slot of an AEK version that was not here before; the newest is the current one from then on. One that is cold is
+    /// wanted, if the one that it takes the place of was in use.
     pub(crate) fn add(&self, slot: Arc<AekSlot>) {
         let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.version(slot.aek_version).is_none() {
+            if slot.aek_version > self.current().aek_version {
+                slot.inherit(self.current());
+            }
             self.push(slot);
         }
     }

@@ -50,6 +50,8 @@ use self::{flights::Flights, living::Living, usage::DueAccounts};
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
 const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
+/// How often a key is unwrapped for somebody who waits, when its TTL has gone by each time (a suspend, a queue that is as long).
+const WARM_ROUNDS_MAX: usize = 3;
 /// An account that nobody looked up for this long leaves the index. Not shorter than any grace can be, so that an
 /// outage takes nothing away; handles keep their keys all the same.
 const INDEX_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
@@ -100,7 +102,7 @@ struct Target<'a> {
     slot: &'a AekSlot,
     old: &'a AekSlot,
     /// As [`Found`] has it.
-    newer: Option<&'a Arc<AekSlot>>,
+    newer: &'a [Arc<AekSlot>],
 }
 
 /// What an unwrap needs: the record first, because a store that hangs must not hold up those who have it, and then the place.
@@ -258,11 +260,18 @@ impl Keyring {
         self.warm_from(slot, None).await
     }
 
-    async fn warm_from(self: &Arc<Self>, slot: &Arc<AekSlot>, reading: Option<Reading>) -> Result<()> {
-        if slot.is_usable(self.clock.now()) {
-            return Ok(());
+    async fn warm_from(self: &Arc<Self>, slot: &Arc<AekSlot>, mut reading: Option<Reading>) -> Result<()> {
+        let mut outcome = Ok(());
+        for _ in 0..WARM_ROUNDS_MAX {
+            if slot.is_usable(self.clock.now()) {
+                return Ok(());
+            }
+            outcome = self.refill(slot, Start::OnDemand(reading.take())).await;
+            if slot.is_retired() || !matches!(outcome, Err(Error::Cold { .. })) {
+                break;
+            }
         }
-        self.refill(slot, Start::OnDemand(reading)).await
+        outcome
     }
 
     /// Unwraps a slot's AEK anew, whether or not it is usable.
@@ -283,14 +292,14 @@ impl Keyring {
     async fn unwrap_into(self: &Arc<Self>, slot: &Arc<AekSlot>, start: Start) -> Result<()> {
         let came = self.clock.now();
         let _guard = self.shut_guard(slot.account());
-        let Ready { found: Found { wrapped, read, guard: _reading_guard, heir, newer }, place } = match start {
+        let Ready { found: Found { wrapped, read, guard: _reading_guard, heir, newer, .. }, place } = match start {
             Start::Ready(ready) => ready,
             Start::OnDemand(reading) if slot.leash.may_ask(came, REFUSED_ASK_PAUSE) => {
                 self.prepare(slot, reading).await.inspect_err(|error| slot.shut_if_gone(error))?
             }
             Start::OnDemand(_) => return Err(slot.leash.why_not()),
         };
-        let target = Target { slot: heir.as_ref().unwrap_or(slot), old: slot, newer: newer.as_ref() };
+        let target = Target { slot: heir.as_ref().unwrap_or(slot), old: slot, newer: &newer };
         let outcome = self.unwrap_found(target, &wrapped, (came, read), place).await;
         // What the KEK version of the record says counts from now on. While it says nothing, or refuses the record, the slot
         // stays as it is, under its own lease and TTL: an outage takes nothing away.
@@ -316,6 +325,9 @@ impl Keyring {
         if slot.leash.was_silent(came) {
             return Err(slot.leash.why_not());
         }
+        if self.clock.now() >= read.plus(self.settings.aek_ttl) {
+            return Err(Error::Cold { account: slot.account().to_string() });
+        }
         let epoch = self.asking(&slot.leash);
         let asked = self.clock.now();
         let Heard { voice, outcome } = self.unwrap_verified(&slot.leash, slot.account(), wrapped, place).await;
@@ -329,8 +341,8 @@ impl Keyring {
                     // An AEK version has one AEK for good. Another one that verifies was made by who can write the store.
                     return Err(Corrupt::WrappedAek(format!("account {}", slot.account())).into());
                 }
-                if let Some((newer, keys)) = newer.zip(self.alive(slot.account())) {
-                    keys.add(newer.clone());
+                if let Some(keys) = self.alive(slot.account()).filter(|_| !newer.is_empty()) {
+                    newer.iter().for_each(|newer| keys.add(newer.clone()));
                     self.changed.notify_waiters();
                 }
                 self.admit(slot, &aek, epoch, read)

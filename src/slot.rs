@@ -4,6 +4,7 @@ use crate::{
     clock::Instant,
     error::{Error, Result},
     in_flight::Operation,
+    lease::Phase,
     leash::{self, Member},
     name::AccountId,
     secret::{Aek, KeySlot, Schedule},
@@ -62,7 +63,7 @@ pub(crate) struct Selection<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
     Nothing,
-    /// In use: unwrap it anew before a caller has to wait.
+    /// In use, or wanted back: unwrap it anew before a caller has to wait.
     Refresh,
     /// Nobody used it for a TTL: wipe it, so that idle accounts cost the token nothing.
     Wipe,
@@ -241,7 +242,9 @@ impl AekSlot {
     /// was deleted.
     pub(crate) fn due(&self, now: Instant) -> Due {
         if self.key.epoch().is_none() {
-            return Due::Nothing;
+            // While accounts resume, that brings it back.
+            let is_missed = self.is_wanted() && self.leash.answers() && self.leash.lease().phase() == Phase::Active;
+            return if is_missed { Due::Refresh } else { Due::Nothing };
         }
         let reached = |at: &AtomicU64| now.as_nanos() >= at.load(Ordering::Acquire);
         let used = self.used.load(Ordering::Relaxed);
@@ -254,6 +257,11 @@ impl AekSlot {
         // After a silence too, for as long as that puts off the TTL of what nobody uses.
         let ttl_binds = self.leash.answers() && !reached(&self.fresh_until_ns);
         if !ttl_binds && reached(&self.check_from_ns) { Due::Check } else { Due::Nothing }
+    }
+
+    /// The next refresh.
+    pub(crate) fn refresh_from(&self, at: Instant) {
+        self.refresh_from_ns.store(at.as_nanos(), Ordering::Release);
     }
 
     /// The next look into the store while the token does not answer.

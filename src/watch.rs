@@ -322,7 +322,9 @@ async fn prove(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn
     }
     let mut last = Error::NotFound(format!("an account under KEK {}", leash.kek()));
     let mut other_key = false;
-    for slot in leash.members_from(turn, SAMPLES_MAX) {
+    // Different ones, as far as there are: one whose record is damaged says nothing of the KEK, however often it is asked.
+    let members = leash.members_from(turn, SAMPLES_MAX);
+    for slot in members.iter().cycle().take(SAMPLES_MAX).cloned() {
         let Sample { account, wrapped, slot } = match keyring.wrapped_for_proof(slot).await {
             Ok(sample) => sample,
             Err(error) => {
@@ -335,8 +337,14 @@ async fn prove(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn
                 keyring.keep_sample(leash.kek(), &account, &wrapped);
                 return Learned::Proof(slot, aek);
             }
-            // One record that was moved is that account's trouble; the next sample tells it from another KEK.
-            Ok(_) | Err(Trouble::OtherKey) => other_key = true,
+            // One record that was moved is that account's trouble; another sample tells it from another KEK. At once one that was
+            // proved before, because the deadline is that of one call.
+            Ok(_) | Err(Trouble::OtherKey) => {
+                other_key = true;
+                if keyring.sample(leash.kek()).is_some() {
+                    break;
+                }
+            }
             Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => {
                 last = Corrupt::WrappedAek(format!("account {account}")).into();
             }

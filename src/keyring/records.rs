@@ -54,9 +54,11 @@ pub(crate) struct Found {
     /// Its successor, enlisted with the lease of the KEK version that the record names, when that is another one than the
     /// slot's: somebody re-wrapped the account. Takes the slot's place once the token has spoken.
     pub(super) heir: Option<Arc<AekSlot>>,
-    /// The slot of a newer AEK version that could not be unwrapped just now. Is put in front before the one that is not usable
-    /// any more is filled again: that is for opening, and nobody knows any more for how long others expect seals under it.
-    pub(super) newer: Option<Arc<AekSlot>>,
+    /// The slots of newer AEK versions that could not be unwrapped just now. They are put in front before the one that is not
+    /// usable any more is filled again: that is for opening, and nobody knows any more for how long others expect seals under it.
+    pub(super) newer: Vec<Arc<AekSlot>>,
+    /// The newest AEK version that the record has.
+    newest: u32,
 }
 
 /// Who an unwrap is for.
@@ -78,6 +80,12 @@ pub(crate) enum Placed {
 impl Found {
     pub(crate) fn moved(&self) -> bool {
         self.heir.is_some()
+    }
+
+    /// True when `record` has the AEK under the same KEK version, and no AEK version that is newer than those before.
+    fn is_as_in(&self, record: &AccountRecord) -> bool {
+        newest_in(record) == self.newest
+            && record.version(self.wrapped.aek_version).is_some_and(|wrapped| wrapped.kek == self.wrapped.kek)
     }
 
     /// The lease that is asked for what belongs into `slot`.
@@ -122,8 +130,8 @@ impl Keyring {
         // takes a second place.
         let patience = self.clock.now().plus(self.settings.call_timeout / SHORT_READING_PARTS);
         match self.clock.until(patience, self.record(slot)).await {
-            Some(Ok(reading)) if self.says_the_same(slot, &found, &reading) => {
-                let found = self.found_in(slot, reading).await?;
+            Some(Ok(reading)) if found.is_as_in(&reading.record) => {
+                let found = Found { newer: found.newer, ..self.found_in(slot, reading).await? };
                 Ok(Placed::Ready(Ready { found, place }))
             }
             Some(Ok(reading)) => Ok(Placed::Changed(reading)),
@@ -131,14 +139,6 @@ impl Keyring {
             Some(Err(Error::Store(_))) | None => Ok(Placed::Ready(Ready { found, place })),
             Some(Err(error)) => Err(error),
         }
-    }
-
-    /// True when what was found is under the same KEK version in `reading`, and no AEK version came up that is to be learned.
-    fn says_the_same(&self, slot: &AekSlot, found: &Found, reading: &Reading) -> bool {
-        let newest = reading.record.current().map_or(0, |current| current.aek_version);
-        let is_known = self.alive(slot.account()).is_none_or(|keys| keys.current().aek_version >= newest);
-        let wrapped = reading.record.version(slot.aek_version);
-        (is_known || found.newer.is_some()) && wrapped.is_some_and(|wrapped| wrapped.kek == found.wrapped.kek)
     }
 
     /// Reads what belongs into a slot, and makes its successor where the record names another KEK version by now.
@@ -155,16 +155,22 @@ impl Keyring {
         // It may have been deleted meanwhile, and until it is unwrapped may take long.
         reading.guard.settle();
         let is_current = |keys: Arc<AccountKeys>| keys.current().aek_version == slot.aek_version;
-        let mut newer = None;
+        let mut newer = Vec::new();
         if let Err(error) = learned
             && self.alive(slot.account()).is_some_and(is_current)
         {
-            if slot.is_usable(self.clock.now()) {
+            let now = self.clock.now();
+            if slot.is_usable(now) {
                 // For as long as it is, and no longer: others count on it that a newer version is heard of within a TTL.
-                return Err(error);
+                if is_told(&error) {
+                    slot.refresh_from(now.plus(self.settings.aek_ttl / 4)); // which is not told again at once
+                }
+                return Err(Error::Cold { account: slot.account().to_string() });
             }
-            if let Some(newest) = reading.record.current() {
-                newer = Some(AekSlot::new(self.leash(&newest.kek).await?, self.meter(&reading.record, newest))?);
+            for wrapped in reading.record.versions.iter().filter(|wrapped| wrapped.aek_version > slot.aek_version) {
+                // One that has no lease here is for the time being under this one, as if it had been re-wrapped.
+                let leash = self.leash(&wrapped.kek).await.unwrap_or_else(|_| slot.leash.clone());
+                newer.push(AekSlot::new(leash, self.meter(&reading.record, wrapped))?);
             }
         }
         Ok(Found { newer, ..self.found_in(slot, reading).await? })
@@ -173,7 +179,7 @@ impl Keyring {
     /// What belongs into a slot, in what was read.
     async fn found_in(&self, slot: &Arc<AekSlot>, reading: Reading) -> Result<Found> {
         let Reading { record, at: read, guard, .. } = reading;
-        let policy = record.policy;
+        let (policy, newest) = (record.policy, newest_in(&record));
         let wrapped = self.wrapped_in(record, slot).await?;
         slot.meter().learn(wrapped.used, policy);
         let heir = if wrapped.kek == *slot.leash.kek() {
@@ -181,7 +187,7 @@ impl Keyring {
         } else {
             Some(slot.successor(self.leash(&wrapped.kek).await?)?)
         };
-        Ok(Found { wrapped, read, guard, heir, newer: None })
+        Ok(Found { wrapped, read, guard, heir, newer: Vec::new(), newest })
     }
 
     /// Reads an account's record; `None` when there is none.
@@ -257,7 +263,7 @@ impl Keyring {
         let kek = slot.leash.kek();
         let wrapped = async {
             let Reading { record, .. } = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
-            let newest = record.current().map_or(0, |current| current.aek_version);
+            let newest = newest_in(&record);
             let is_overtaken = self.alive(slot.account()).is_some_and(|keys| keys.current().aek_version < newest);
             if is_overtaken {
                 self.note_move(&slot.leash); // the tending learns of it; a proof has no time for that
@@ -295,6 +301,15 @@ impl Keyring {
     pub(crate) fn keep_sample(&self, kek: &KekVersion, account: &AccountId, wrapped: &WrappedAek) {
         self.samples().insert(kek.clone(), (account.clone(), wrapped.clone()));
     }
+}
+
+fn newest_in(record: &AccountRecord) -> u32 {
+    record.current().map_or(0, |current| current.aek_version)
+}
+
+/// True for what an account's own record, or its KEK's, is at fault for: an event tells of it.
+pub(super) fn is_told(error: &Error) -> bool {
+    matches!(error, Error::Corrupt(_) | Error::Misconfigured(_))
 }
 
 pub(super) fn purged(account: &AccountId) -> Error {

@@ -2,7 +2,7 @@
 
 use super::{
     Heard, Keyring, Target, Trouble,
-    records::{Reading, purged},
+    records::{Reading, is_told, purged},
 };
 use crate::{
     account_keys::{AccountKeys, ShutGuard},
@@ -37,7 +37,10 @@ impl Keyring {
     ) -> Result<Arc<AccountKeys>> {
         let id = &record.account;
         let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
-        self.admit(&slot, &proof.aek, proof.epoch, proof.asked)?;
+        match self.admit(&slot, &proof.aek, proof.epoch, proof.asked) {
+            Ok(()) | Err(Error::Cold { .. }) => {} // the store took that long
+            Err(error) => return Err(error),
+        }
         self.keep_sample(&wrapped.kek, id, wrapped);
         // Somebody may have been about to open the account that was purged, and have its keys here by now.
         let is_another = |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter().aek == slot.meter().aek);
@@ -91,9 +94,9 @@ impl Keyring {
         }
     }
 
-    /// Adds the AEK version that was just stored to keys that somebody had before the record was read: those that are there
-    /// by now may be of an account that was made anew.
-    pub(crate) fn admit_version(
+    /// Adds the AEK version that was just stored to keys that somebody had before the record was read, and what others stored
+    /// before it; those that are there by now may be of an account that was made anew.
+    pub(crate) async fn admit_version(
         &self,
         keys: &AccountKeys,
         record: &AccountRecord,
@@ -101,6 +104,7 @@ impl Keyring {
         proof: &NewProof,
     ) -> Result<()> {
         self.count_news();
+        self.add_absent(keys, record, wrapped.aek_version).await;
         let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
         // Refused by a denial in between: new blocks are sealed under it all the same, so its lease's word counts.
         let _ = self.admit(&slot, &proof.aek, proof.epoch, proof.asked);
@@ -116,9 +120,26 @@ impl Keyring {
         self.learn_newer(&keys, &reading).await
     }
 
-    /// Adds the AEK versions of what was read that are newer than those in `keys`, each with its key: new blocks are sealed under
-    /// the newest at once, and must not find it cold. One that cannot be had now is left for the next time.
+    /// Adds what `keys` lack of the AEK versions before `end`, cold: for blocks that others sealed.
+    async fn add_absent(&self, keys: &AccountKeys, record: &AccountRecord, end: u32) {
+        for wrapped in record.versions.iter().take_while(|wrapped| wrapped.aek_version < end) {
+            if keys.version(wrapped.aek_version).is_some() {
+                continue;
+            }
+            let leash = self.leash(&wrapped.kek).await;
+            match leash.and_then(|leash| AekSlot::new(leash, self.meter(record, wrapped))) {
+                Ok(slot) => keys.add(slot),
+                Err(error) => {
+                    tracing::warn!(account = %keys.id, wrapped.aek_version, %error, "blocks of it are refused for now")
+                }
+            }
+        }
+    }
+
+    /// Adds the AEK versions of what was read that `keys` lack, those that are newer each with its key: new blocks are sealed
+    /// under the newest at once, and must not find it cold. One that cannot be had now is left for the next time.
     pub(crate) async fn learn_newer(self: &Arc<Self>, keys: &AccountKeys, reading: &Reading) -> Result<()> {
+        self.add_absent(keys, &reading.record, keys.current().aek_version).await;
         for wrapped in &reading.record.versions {
             if wrapped.aek_version <= keys.current().aek_version {
                 continue;
@@ -128,7 +149,7 @@ impl Keyring {
             let place = slot.leash.budget().on_demand().await;
             match self
                 .unwrap_found(
-                    Target { slot: &slot, old: &slot, newer: None },
+                    Target { slot: &slot, old: &slot, newer: &[] },
                     wrapped,
                     (self.clock.now(), reading.at),
                     place,
@@ -149,7 +170,7 @@ impl Keyring {
     pub(super) async fn learn_beside(self: &Arc<Self>, slot: &AekSlot, reading: &Reading) -> Result<()> {
         let Some(keys) = self.alive(slot.account()) else { return Ok(()) };
         self.learn_newer(&keys, reading).await.inspect_err(|error| {
-            if matches!(error, Error::Corrupt(_) | Error::Misconfigured(_)) {
+            if is_told(error) {
                 self.teller.tell(Event::AccountFailed { account: keys.id.to_string(), error: error.to_string() });
             }
         })

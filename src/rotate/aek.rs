@@ -74,7 +74,7 @@ impl Engine {
                 Ok(_) => {
                     // Before the first block is sealed under it.
                     match (self.leave_if_retired(id, &wrapped).await?, guard.keys()) {
-                        (false, Some(keys)) => self.keyring().admit_version(keys, &record, &wrapped, &proof)?,
+                        (false, Some(keys)) => self.keyring().admit_version(keys, &record, &wrapped, &proof).await?,
                         _ => self.keyring().learn(id).await?,
                     }
                     return Ok((next, true));

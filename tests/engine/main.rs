@@ -24,7 +24,7 @@ use keyleash::{
     clock::{Clock, Instant, ManualClock},
     config::Settings,
     name::{AccountId, KekName},
-    store::memory::MemoryStore,
+    store::{Key, KeyStore, Put, memory::MemoryStore},
     token::{
         KekId, Profile,
         scripted::{Script, ScriptedToken},
@@ -83,6 +83,16 @@ impl Rig {
                 () = self.pass(SECOND / 4) => {}
             }
         }
+    }
+
+    /// Damages the check value of an AEK version in the store; repairs it the second time.
+    async fn flip_check(&self, id: &str, aek_version: u32) {
+        let mut record = self.engine.account_record(&account_id(id)).await.unwrap();
+        record.versions.iter_mut().filter(|one| one.aek_version == aek_version).for_each(|one| one.check[0] ^= 1);
+        let key = Key::Account(record.account.clone());
+        let version = self.store.get(&key).await.unwrap().unwrap().version;
+        let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by() };
+        self.store.replace(&key, &version, put).await.unwrap();
     }
 
     /// Moves the clock on in small steps and lets every task run in between.

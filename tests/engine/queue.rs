@@ -3,6 +3,7 @@
 use crate::{Rig, SECOND, account_id, build, hand::HandStore, seal, settle};
 use keyleash::{
     Account, Engine, Error,
+    block::BlockHeader,
     clock::Clock,
     config::Settings,
     lease::Phase,
@@ -149,4 +150,55 @@ async fn a_refresh_behind_a_crowd_leaves_no_handle_cold_for_good() {
         seal(&held).unwrap();
     }
     assert_eq!(held.aek_version(), 2);
+}
+
+/// An account that is not used, and whose newer AEK version others made long ago.
+async fn overtaken_behind(crowd_len: usize, is_damaged: bool) {
+    let rig = Rig::with(short()).await;
+    make_crowd(&rig, &rig.kek, crowd_len).await;
+    drop(rig.account("held").await);
+    let there = build(&rig.token, &rig.store, &rig.clock, short());
+    let held = there.account(&account_id("held")).await.unwrap();
+    rig.pass(100 * SECOND).await;
+    assert!(seal(&held).is_err(), "idle, and wiped");
+    rig.engine.rotate_account(&account_id("held")).await.unwrap();
+    if is_damaged {
+        rig.flip_check("held", 2).await;
+    }
+    rig.pass(20 * SECOND).await;
+    let _waiting = crowd(&rig, &there, crowd_len).await;
+    let _ = rig.meanwhile(held.warm()).await;
+    assert!(seal(&held).is_err() || held.aek_version() == 2, "sealed under the version before, long after");
+}
+
+#[tokio::test]
+async fn an_aek_version_is_not_filled_for_seals_when_its_successor_waited_for_longer_than_a_ttl() {
+    overtaken_behind(400, false).await;
+}
+
+#[tokio::test]
+async fn an_aek_version_is_not_filled_for_seals_when_its_successor_is_damaged_and_both_waited() {
+    overtaken_behind(200, true).await;
+}
+
+#[tokio::test]
+async fn an_old_block_opens_on_a_slow_token_though_the_newest_aek_version_is_damaged() {
+    let settings = Settings { aek_ttl: 10 * SECOND, scheduled_work: false, ..Settings::default() };
+    let rig = Rig::with(settings.clone()).await;
+    let id = account_id("a");
+    let block = rig.account("a").await.seal_to_vec(1_u64, b"data").unwrap();
+    rig.engine.rotate_account(&id).await.unwrap();
+    let there = build(&rig.token, &rig.store, &rig.clock, settings);
+    let held = there.account(&id).await.unwrap();
+    rig.engine.rotate_account(&id).await.unwrap();
+    rig.flip_check("a", 3).await;
+    rig.script.set_latency(SLOW - SECOND); // more than a quarter of a TTL
+    let (header, ciphertext) = BlockHeader::split(&block).unwrap();
+    let mut plaintext = ciphertext.to_vec();
+    let opened = tokio::select! {
+        opened = held.open(1_u64, &header, &mut plaintext) => opened,
+        () = rig.pass(300 * SECOND) => panic!("no end"),
+    };
+    opened.unwrap();
+    assert_eq!(plaintext, b"data");
 }

@@ -3,6 +3,7 @@
 use crate::{Rig, SECOND, account_id, build, hand::held_up, settle};
 use keyleash::{
     Account, Engine, Error,
+    block::BlockHeader,
     config::Settings,
     name::KekVersion,
     rotate::{RewrapOptions, RewrapReport},
@@ -494,4 +495,65 @@ async fn a_rotation_of_what_was_made_anew_meanwhile_is_heard_of_by_its_handles()
     assert_eq!(anew.aek_version(), 2);
     seal(&anew).unwrap();
     assert!(seal(&old).is_err());
+}
+
+async fn opens(rig: &Rig, account: &Account, block: &[u8]) {
+    let (header, ciphertext) = BlockHeader::split(block).unwrap();
+    let mut plaintext = ciphertext.to_vec();
+    rig.meanwhile(account.open(1_u64, &header, &mut plaintext)).await.unwrap();
+    assert_eq!(plaintext, b"data");
+}
+
+#[tokio::test]
+async fn a_rotation_over_one_that_was_not_heard_of_loses_no_aek_version_between() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    let here = rig.account("a").await;
+    let there = other(&rig, Settings { scheduled_work: false, ..Settings::default() });
+    let held = there.account(&id).await.unwrap();
+    rig.engine.rotate_account(&id).await.unwrap();
+    let block = seal(&here).unwrap();
+    assert_eq!(there.rotate_account(&id).await.unwrap(), 3);
+    opens(&rig, &held, &block).await;
+}
+
+#[tokio::test]
+async fn a_damaged_aek_version_hides_none_between_it_and_the_newest() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    let here = rig.account("a").await;
+    let there = other(&rig, Settings { scheduled_work: false, ..Settings::default() });
+    let held = there.account(&id).await.unwrap();
+    rig.pass(700 * SECOND).await; // idle, and wiped
+    let mut blocks = Vec::new();
+    for _ in 0..3 {
+        rig.engine.rotate_account(&id).await.unwrap();
+        blocks.push(seal(&here).unwrap());
+    }
+    rig.flip_check("a", 2).await;
+    rig.meanwhile(held.warm()).await.unwrap();
+    assert_eq!(held.aek_version(), 4);
+    opens(&rig, &held, &blocks[1]).await;
+    rig.flip_check("a", 2).await;
+    for block in &blocks {
+        opens(&rig, &held, block).await;
+    }
+}
+
+#[tokio::test]
+async fn an_aek_version_that_was_heard_of_in_a_denial_is_brought_back_after_it() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    drop(rig.account("a").await);
+    let there = other(&rig, Settings { scheduled_work: false, ..Settings::default() });
+    let held = there.account(&id).await.unwrap();
+    seal(&held).unwrap();
+    rig.engine.rotate_account(&id).await.unwrap();
+    rig.script.disable(&rig.kek_id);
+    rig.pass(40 * SECOND).await;
+    assert!(matches!(seal(&held), Err(Error::Denied(_))));
+    rig.script.enable(&rig.kek_id);
+    rig.pass(30 * SECOND).await;
+    assert_eq!(held.aek_version(), 2);
+    seal(&held).unwrap();
 }

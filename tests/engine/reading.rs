@@ -5,13 +5,7 @@ use crate::{
     hand::{HandStore, held_up},
     seal, settle,
 };
-use keyleash::{
-    Account, Engine, Error,
-    block::BlockHeader,
-    config::Settings,
-    rotate::RewrapOptions,
-    store::{Key, KeyStore, Put},
-};
+use keyleash::{Account, Engine, Error, block::BlockHeader, config::Settings, rotate::RewrapOptions, store::Key};
 use std::{sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 
@@ -189,12 +183,7 @@ async fn an_aek_version_is_not_sealed_under_for_longer_than_a_ttl_though_its_suc
     let account = there.account(&id).await.unwrap();
     let block = account.seal_to_vec(1_u64, b"data").unwrap();
     rig.engine.rotate_account(&id).await.unwrap();
-    let mut record = rig.engine.account_record(&id).await.unwrap();
-    record.versions[1].check[0] ^= 1;
-    let key = Key::Account(id);
-    let found = rig.store.get(&key).await.unwrap().unwrap();
-    let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by() };
-    rig.store.replace(&key, &found.version, put).await.unwrap();
+    rig.flip_check("a", 2).await;
     for _ in 0..600 {
         rig.pass(SECOND).await;
         let _ = seal(&account);

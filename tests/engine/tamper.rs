@@ -5,7 +5,7 @@ use keyleash::{
     Corrupt, Error,
     block::BlockHeader,
     store::{Key, KeyStore, Put, record::AccountRecord},
-    token::scripted::Call,
+    token::scripted::{Act, Call},
 };
 
 async fn record(rig: &Rig, id: &str) -> AccountRecord {
@@ -162,13 +162,26 @@ async fn a_damaged_record_is_no_denial_though_it_is_the_only_one() {
     let rig = Rig::new().await;
     let account = rig.account("a").await;
     seal(&account).unwrap();
-    let mut record = record(&rig, "a").await;
-    record.versions[0].check[0] ^= 1;
-    overwrite(&rig, &record).await;
+    rig.flip_check("a", 1).await;
     for _ in 0..4 * 15 {
         rig.pass(SECOND).await;
         seal(&account).unwrap();
     }
     rig.pass(Settings::default().aek_ttl * 2).await;
     refused(account.warm().await, Corrupt::WrappedAek("account a".into()));
+}
+
+/// Each call well within its deadline, and four of them not.
+#[tokio::test]
+async fn another_kek_in_the_place_of_the_first_is_noticed_on_a_slow_token() {
+    let rig = Rig::new().await;
+    let mut accounts = Vec::new();
+    for id in ["a", "b", "c", "d"] {
+        accounts.push(rig.account(id).await);
+    }
+    rig.pass(20 * SECOND).await;
+    rig.script.set_latency(SECOND * 14 / 10);
+    rig.script.standing(Call::Unwrap, Act::WrongPlaintext);
+    rig.pass(20 * SECOND).await;
+    assert!(matches!(seal(&accounts[0]), Err(Error::Denied(_))));
 }

@@ -268,12 +268,20 @@ impl Model {
                     if flight.begun > own.begun {
                         (own.begun, own.begun_at) = (flight.begun, flight.at);
                     }
-                    // Admitted for sure when it was in use, whoever asked; a proof admits no idle one.
-                    if own.used || own.fresh_from.is_none() {
-                        let asked =
-                            Instant::from_nanos(flight.at.as_nanos().saturating_sub(store_lag.as_nanos() as u64));
-                        own.fresh_from = Some(own.fresh_from.map_or(asked, |from| from.max(asked)));
+                    // Admitted for sure when it was in use, whoever asked, and the store gave its record: a proof admits no idle
+                    // one, and with an earlier reading, because the store ails, none. Its TTL counts from the reading, which is
+                    // made anew when it has waited for a quarter of one.
+                    let is_past_ttl = own.fresh_from.is_some_and(|from| flight.at >= from.plus(settings.aek_ttl));
+                    // And one that was wiped for its record's fault is not in use for a proof.
+                    let in_use = own.used && !(own.at_fault && is_past_ttl);
+                    // Nor does the sample that decides after another one failed fill any.
+                    if prompt && !sampled && (in_use || own.fresh_from.is_none()) {
+                        let waited = store_lag + settings.aek_ttl / 4;
+                        let read = Instant::from_nanos(flight.at.as_nanos().saturating_sub(waited.as_nanos() as u64));
+                        own.fresh_from = Some(own.fresh_from.map_or(read, |from| from.max(read)));
                     }
+                    // Filled perhaps, and nothing is owed for it.
+                    own.fresh_from.get_or_insert_default();
                     own.used = false;
                 }
                 let until = flight.at.plus(settings.grace);
@@ -430,7 +438,7 @@ impl Model {
             // Past its TTL, one whose own unwrap found the record at fault is wiped.
             Some(silent) => own.used && !own.at_fault || in_ttl(silent),
             // The engine does not know yet that the token is silent, or it is not.
-            None => in_ttl(now) || own.used && now < told.waived,
+            None => in_ttl(now) || own.used && !own.at_fault && now < told.waived,
         };
         // Nothing puts a TTL off for longer than one silence and one TTL, however the token flaps.
         let Settings { grace, aek_ttl, .. } = self.settings;
