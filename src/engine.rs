@@ -284,7 +284,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Denied`], [`Error::Unreachable`], [`Error::Lapsed`]; [`Error::Corrupt`] when the
-    /// record or the wrapped AEK was damaged; [`Error::Store`].
+    /// record or the wrapped AEK was damaged; [`Error::Store`]; [`Error::Cold`] when an unwrap, with the wait for its turn, took
+    /// longer than an `aek_ttl`, several times: the token is overloaded.
     pub async fn account(&self, id: &AccountId) -> Result<Account> {
         Ok(self.handle(self.owner.0.open(id).await?))
     }

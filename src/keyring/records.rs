@@ -1,6 +1,6 @@
 //! What the store says of a slot, and the records that prove a KEK version.
 
-use super::{Keyring, Ready, made_anew};
+use super::{Keyring, made_anew, unwrap::Ready};
 use crate::{
     account_keys::{AccountKeys, ShutGuard},
     clock::Instant,

@@ -1,8 +1,9 @@
 //! AEK versions that come and go while handles live, and unwraps that fill no slot.
 
 use super::{
-    Heard, Keyring, Target, Trouble,
+    Heard, Keyring, Trouble,
     records::{Reading, is_told, purged},
+    unwrap::Target,
 };
 use crate::{
     account_keys::{AccountKeys, ShutGuard},

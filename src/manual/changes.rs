@@ -28,6 +28,9 @@
 //! - **A TTL counts from when the account's record was read**, not from the unwrap that followed: many who wait for one token put
 //!   minutes between the two, and a deletion or a newer AEK version that was stored in them would be heard of too late. For the same
 //!   reason a proof with a record of an earlier reading, while the store does not answer, renews the lease and no AEK's TTL.
+//! - **An AEK version is renewed for opening alone once a newer one is known** that cannot be had: else one engine would seal for
+//!   ever under a version that another one retires. So seals stop there after one TTL, although the token of the older version
+//!   answers.
 //! - **A TTL is put off for no longer than grace and one more TTL.** After a silence the TTLs that passed in it do not bind
 //!   for one TTL, so that an outage leaves nobody cold; a token that flaps would put them off for ever.
 //! - **`call_timeout` is at most `poll_interval`, and `grace` at least their sum**: else a proof that hangs delays the next

@@ -290,6 +290,9 @@
 //!   `account retire` refuses a version until `grace + 2 × aek_ttl + 2 × call_timeout` after its successor was made (50 min by default),
 //!   which is as long as an engine with the same settings can go on. Reseal, wait, count, retire. `--now` is for accounts that no
 //!   other process has open.
+//! - **A newer AEK version that an engine cannot have** (its record is damaged, its KEK version silent or not configured there): the
+//!   engine seals under the one before until that one's TTL is over, and then refuses to seal, with what is wrong with the newer one
+//!   as the error of the next warm. Older blocks are opened as before. An event tells of the account where its record is at fault.
 //! - **Two who rotate one KEK at once** make one new version, or one of them is told that its key stays in the token, unused.
 //! - **What is purged** is forgotten by every engine within one `aek_ttl`; a handle of it says so, also when the name was given anew.
 //!   Its wrapped AEKs are still in backups, and in freed pages of the store's file until later writes come over them: whoever has
