@@ -167,11 +167,15 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
             () = keyring.clock.sleep_until(next.max(now.plus(GRAIN))) => {}
             () = keyring.stir.notified() => {}
             Some(done) = asking.join_next_with_id() => {
-                let id = done.as_ref().map_or_else(tokio::task::JoinError::id, |(id, ())| *id);
-                // One that panicked is asked again when it is due, like any other.
-                if let (Some(kek), Err(_)) = (asked.remove(&id), &done) {
-                    let why = format!("the proof of KEK {kek} died");
-                    keyring.teller.tell(Event::WatchRestarted { why });
+                let id = done.as_ref().map_or_else(tokio::task::JoinError::id, |(id, _)| *id);
+                match (asked.remove(&id), done) {
+                    // It is asked again when it is due, like any other.
+                    (Some(kek), Err(_)) => {
+                        let why = format!("the proof of KEK {kek} died");
+                        keyring.teller.tell(Event::WatchRestarted { why });
+                    }
+                    (Some(kek), Ok((_, true))) => drop(turns.insert(kek, Turn { last: None, early: 0 })),
+                    _ => {}
                 }
             }
         }
@@ -224,7 +228,9 @@ enum Learned {
 /// One proof: of the first token within its deadline, and where it is silent, of the standby within that one's. While the
 /// first is known to be silent both are asked at once, so that neither waits for the other: the standby keeps the lease, and
 /// the first one's return, or its denial, is heard within a poll.
-async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) {
+///
+/// True when it is to be made again at once: an answer came, and the lease lapsed before it did, so that it proves nothing.
+async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) -> bool {
     let (epoch, asked) = (keyring.asking(&leash), keyring.clock.now());
     let question = Question { keyring: &keyring, leash: &leash, turn, epoch, asked };
     let first = &leash.route.first;
@@ -246,7 +252,7 @@ async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) {
     };
     if let Some(trouble) = silence {
         keyring.feed(&leash, Voice::First, LeaseVerdict::Unreachable, Some(&trouble));
-        return;
+        return false;
     }
     if let Some(standby) = leash.route.standby.as_ref().filter(|_| !leash.first().is_on_standby() && leash.answers()) {
         let is_due = turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize);
@@ -256,6 +262,7 @@ async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) {
             keyring.look_at_standby(&leash, standby, &kek).await;
         }
     }
+    leash.epoch() != epoch && matches!(leash.lease().phase(), Phase::Lapsed { .. })
 }
 
 /// A proof that is asked for.

@@ -416,3 +416,28 @@ async fn a_flapping_token_keeps_no_aek_in_use_without_an_own_unwrap_for_ever() {
     assert!(last_success < 51 * MINUTE, "TTL + grace + TTL after its own unwrap: {last_success:?}");
     store.let_go();
 }
+
+/// Its answer proves nothing any more, and another poll is not waited for.
+#[tokio::test]
+async fn a_token_that_answers_just_after_the_lease_lapsed_is_asked_again_at_once() {
+    // One of them ends while a proof is under way, whatever the jitter.
+    for grace in 40..60 {
+        let settings = Settings { grace: grace * SECOND, aek_ttl: 20 * SECOND, ..Settings::default() };
+        let rig = Rig::with(settings.clone()).await;
+        let account = rig.account("a").await;
+        rig.script.set_unreachable(true);
+        rig.pass((grace - 6) * SECOND).await;
+        rig.script.set_latency(4 * SECOND);
+        rig.script.set_unreachable(false);
+        let before = rig.script.calls(Call::Unwrap);
+        let mut waited = Duration::ZERO;
+        while rig.script.calls(Call::Unwrap) == before {
+            rig.pass(SECOND / 4).await;
+            waited += SECOND / 4;
+            assert!(waited <= settings.poll_interval);
+        }
+        // This proof, another one if the lease lapses meanwhile, and the unwrap of the account.
+        rig.pass(3 * 4 * SECOND + 2 * SECOND).await;
+        assert!(seal(&account).is_ok(), "grace {grace} s: {:?}", rig.engine.leases());
+    }
+}

@@ -512,7 +512,10 @@ impl Model {
     pub(crate) fn ended(&mut self, account: usize, began: &Began, error: Option<&Error>, now: Instant) {
         let Some(error) = error else { return };
         let (told, own) = (self.told(account), self.own(account));
-        let store = began.store_healthy && self.store_healthy && self.store_healed.is_none_or(|at| at < began.at);
+        // Or the attempt of somebody else is shared, whose read began before the store healed.
+        let reads_end = |healed: Instant| healed.plus(self.settings.call_timeout);
+        let store =
+            began.store_healthy && self.store_healthy && self.store_healed.is_none_or(|at| reads_end(at) < began.at);
         // Anything but grants and denials since a call timeout before: somebody else's attempt may be shared.
         let trouble = self.troubled.max(self.woke) >= began.at
             || began.silent
