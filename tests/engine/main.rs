@@ -31,6 +31,7 @@ use keyleash::{
     },
 };
 use std::{sync::Arc, time::Duration};
+use tokio::task::JoinHandle;
 
 /// An engine whose time and token a test holds in its hands.
 struct Rig {
@@ -123,6 +124,12 @@ fn build(token: &Arc<ScriptedToken>, store: &Arc<MemoryStore>, clock: &ManualClo
 
 fn account_id(id: &str) -> AccountId {
     AccountId::new(id).unwrap()
+}
+
+/// An opening under way.
+fn open(engine: &Engine, id: &str) -> JoinHandle<keyleash::Result<Account>> {
+    let (engine, id) = (engine.clone(), account_id(id));
+    tokio::spawn(async move { engine.account(&id).await })
 }
 
 /// Lets every task that can run, run.

@@ -1,6 +1,6 @@
 //! Many who wait for one token: what was read for those at the end of the queue is old when their turn comes.
 
-use crate::{Rig, SECOND, account_id, build, hand::HandStore, seal, settle};
+use crate::{Rig, SECOND, account_id, build, hand::HandStore, open, seal, settle};
 use keyleash::{
     Account, Engine, Error,
     block::BlockHeader,
@@ -30,15 +30,10 @@ fn over(rig: &Rig, store: Arc<dyn KeyStore>, settings: Settings) -> Engine {
         .unwrap()
 }
 
-fn open(engine: &Engine, id: String) -> JoinHandle<Result<Account, Error>> {
-    let engine = engine.clone();
-    tokio::spawn(async move { engine.account(&account_id(&id)).await })
-}
-
 /// As many openings as `accounts`, with the token slow. All have read their records.
 async fn crowd(rig: &Rig, engine: &Engine, accounts: usize) -> Vec<JoinHandle<Result<Account, Error>>> {
     rig.script.set_latency(SLOW);
-    let waiting = (0..accounts).map(|n| open(engine, format!("crowd-{n}"))).collect();
+    let waiting = (0..accounts).map(|n| open(engine, &format!("crowd-{n}"))).collect();
     settle().await;
     waiting
 }
@@ -74,7 +69,7 @@ async fn accounts_that_are_rotated_while_they_wait_for_long_hold_up_nobody() {
         assert_eq!(opened.aek_version(), 1 + u32::from(n >= EARLY), "{n}");
         seal(&opened).unwrap();
     }
-    rig.meanwhile(open(&there, "fresh".into())).await.unwrap().unwrap();
+    rig.meanwhile(open(&there, "fresh")).await.unwrap().unwrap();
     for _ in 0..600 {
         rig.pass(SECOND).await;
         seal(&used).unwrap();

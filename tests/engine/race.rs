@@ -1,11 +1,11 @@
 //! Rotation, re-wrap, retirement and purge against others who do the same: on one store, at the same time, or just before.
 
-use crate::{Rig, SECOND, account_id, build, hand::held_up, settle};
+use crate::{Rig, SECOND, account_id, build, hand::held_up, open, settle};
 use keyleash::{
     Account, Engine, Error,
     block::BlockHeader,
     config::Settings,
-    name::KekVersion,
+    name::{AccountId, KekVersion},
     rotate::{RewrapOptions, RewrapReport},
     store::{Key, KeyStore, record::KekRecord},
     token::{KekSpec, Profile, Token, scripted::Call},
@@ -14,6 +14,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
+use tokio::task::JoinHandle;
 
 const FAST: RewrapOptions = RewrapOptions { rate: Some(1_000_000), dry_run: false };
 
@@ -27,6 +28,11 @@ fn other(rig: &Rig, settings: Settings) -> Engine {
 
 fn version(rig: &Rig, version: u32) -> KekVersion {
     KekVersion::new(rig.kek.clone(), version)
+}
+
+fn rotating(engine: &Engine, id: &AccountId) -> JoinHandle<Result<u32, Error>> {
+    let (engine, id) = (engine.clone(), id.clone());
+    tokio::spawn(async move { engine.rotate_account(&id).await })
 }
 
 async fn wrapped_by(rig: &Rig, version: u32) -> u64 {
@@ -277,10 +283,7 @@ async fn a_rotation_that_a_purge_overtook_gives_its_aek_to_no_account_that_was_m
     let (engine, hand) = held_up(&rig);
     let old = engine.create_account(&id, &rig.kek).await.unwrap();
     rig.script.set_latency(SECOND);
-    let rotation = tokio::spawn({
-        let (engine, id) = (engine.clone(), id.clone());
-        async move { engine.rotate_account(&id).await }
-    });
+    let rotation = rotating(&engine, &id);
     settle().await; // it is in the token
     hand.hold_reads(|key| matches!(key, Key::Kek(_)));
     rig.pass(5 * SECOND).await;
@@ -352,10 +355,7 @@ async fn whoever_was_about_to_open_a_purged_account_takes_nothing_from_the_one_t
     rig.pass(2 * SECOND).await;
     let is_account = |key: &Key| matches!(key, Key::Account(_));
     hand.hold_answers(is_account);
-    let opening = tokio::spawn({
-        let (engine, id) = (engine.clone(), id.clone());
-        async move { engine.account(&id).await }
-    });
+    let opening = open(&engine, "a");
     settle().await; // it has read the record
     hand.hold_answers(|_| false);
     rig.engine.delete_account(&id).await.unwrap();
@@ -397,10 +397,7 @@ async fn an_account_that_another_engine_deleted_is_not_rotated() {
     let account = rig.account("a").await;
     let there = other(&rig, Settings::default());
     rig.script.set_latency(2 * SECOND);
-    let rotation = tokio::spawn({
-        let (engine, id) = (rig.engine.clone(), id.clone());
-        async move { engine.rotate_account(&id).await }
-    });
+    let rotation = rotating(&rig.engine, &id);
     rig.pass(SECOND).await;
     there.delete_account(&id).await.unwrap();
     let outcome = rig.meanwhile(rotation).await.unwrap();
@@ -459,10 +456,7 @@ async fn an_account_that_is_made_anew_while_the_old_one_is_opened_can_be_opened(
     rig.pass(2 * SECOND).await;
     let (engine, _) = held_up(&rig);
     rig.script.set_latency(2 * SECOND);
-    let opening = tokio::spawn({
-        let (engine, id) = (engine.clone(), id.clone());
-        async move { engine.account(&id).await }
-    });
+    let opening = open(&engine, "a");
     settle().await; // it is in the token
     rig.script.set_latency(Duration::ZERO);
     engine.delete_account(&id).await.unwrap();
@@ -482,10 +476,7 @@ async fn a_rotation_of_what_was_made_anew_meanwhile_is_heard_of_by_its_handles()
     let (engine, _) = held_up(&rig);
     let old = engine.create_account(&id, &rig.kek).await.unwrap();
     rig.script.set_latency(SECOND);
-    let rotation = tokio::spawn({
-        let (engine, id) = (engine.clone(), id.clone());
-        async move { engine.rotate_account(&id).await }
-    });
+    let rotation = rotating(&engine, &id);
     settle().await; // it is in the token
     rig.script.set_latency(Duration::ZERO);
     engine.delete_account(&id).await.unwrap();

@@ -3,7 +3,7 @@
 use crate::{
     Rig, SECOND, account_id, build,
     hand::{HandStore, held_up},
-    seal, settle,
+    open, seal, settle,
 };
 use keyleash::{Account, Engine, Error, block::BlockHeader, config::Settings, rotate::RewrapOptions, store::Key};
 use std::{sync::Arc, time::Duration};
@@ -17,10 +17,7 @@ fn is_account(key: &Key) -> bool {
 async fn reading(rig: &Rig) -> (Engine, Arc<HandStore>, JoinHandle<Result<Account, Error>>) {
     let (engine, hand) = held_up(rig);
     hand.hold_answers(is_account);
-    let opening = tokio::spawn({
-        let engine = engine.clone();
-        async move { engine.account(&account_id("a")).await }
-    });
+    let opening = open(&engine, "a");
     settle().await;
     assert_eq!(hand.accounts_read(), 1);
     hand.hold_answers(|_| false);
@@ -80,7 +77,7 @@ async fn an_account_that_is_purged_while_its_keys_are_made_is_not_opened() {
     drop(rig.account("a").await);
     let (engine, hand) = held_up(&rig);
     hand.hold_reads(|key| matches!(key, Key::Kek(_)));
-    let opening = open(&engine, "a".into());
+    let opening = open(&engine, "a");
     settle().await;
     assert_eq!(hand.accounts_read(), 1, "it has its record, and waits for its KEK's");
     rig.engine.delete_account(&id).await.unwrap();
@@ -141,18 +138,13 @@ async fn a_key_that_waited_for_the_token_is_used_for_one_ttl_from_when_its_recor
     let there = build(&rig.token, &rig.store, &rig.clock, settings.clone());
     rig.script.set_latency(4 * SECOND);
     let mut waiting: Vec<_> =
-        (0..64).map(|n| format!("other-{n}")).chain(["a".into()]).map(|id| open(&there, id)).collect();
+        (0..64).map(|n| format!("other-{n}")).chain(["a".into()]).map(|id| open(&there, &id)).collect();
     settle().await; // all have read their records, and 16 are in the token
     rig.engine.delete_account(&account_id("a")).await.unwrap();
     let opened = rig.meanwhile(waiting.pop().unwrap()).await.unwrap().unwrap();
     rig.script.set_latency(Duration::ZERO);
     rig.pass(settings.aek_ttl - 16 * SECOND).await;
     assert!(matches!(seal(&opened), Err(Error::Cold { .. })), "deleted a TTL ago");
-}
-
-fn open(engine: &Engine, id: String) -> JoinHandle<Result<Account, Error>> {
-    let engine = engine.clone();
-    tokio::spawn(async move { engine.account(&account_id(&id)).await })
 }
 
 /// It would be young again with every proof, though nobody knows what the store says of its account.
