@@ -12,7 +12,7 @@ use crate::{
     lease::{Actions, Phase, Verdict as LeaseVerdict},
     leash::Stepped,
     name::{AccountId, KekVersion},
-    slot::{AekSlot, Leash},
+    slot::Leash,
     standby::Voice,
     store::{KeyStore, record::WrappedAek},
     telemetry::{Event, Teller},
@@ -205,7 +205,7 @@ impl Keyring {
         record.account = id.clone(); // one text in memory, for its slots and the index alike
         let mut slots = Vec::new();
         for wrapped in &record.versions {
-            slots.push(AekSlot::new(self.leash(&wrapped.kek).await?, self.meter(record, wrapped))?);
+            slots.push(self.empty_slot(record, wrapped).await?);
         }
         let Some(keys) = AccountKeys::new(id.clone(), slots) else {
             // The codec refuses such a record; this says so again rather than panicking.

@@ -171,7 +171,13 @@ impl AekSlot {
     /// Why it is not usable.
     #[cold]
     pub(crate) fn why_not(&self, now: Instant) -> Error {
-        self.leash.why_refused(now).unwrap_or_else(|| Error::Cold { account: self.account().to_string() })
+        self.leash.why_refused(now).unwrap_or_else(|| self.cold())
+    }
+
+    /// Its key is not in memory.
+    #[cold]
+    pub(crate) fn cold(&self) -> Error {
+        Error::Cold { account: self.account().to_string() }
     }
 
     /// Takes an AEK that the token gave in `epoch`, to be refreshed and to be used until the given instants.
@@ -194,7 +200,7 @@ impl AekSlot {
         // Retired meanwhile: whichever of the two came last wipes.
         if self.is_retired() {
             self.wipe();
-            return admitted.and(Err(Error::Cold { account: self.account().to_string() }));
+            return admitted.and(Err(self.cold()));
         }
         admitted
     }

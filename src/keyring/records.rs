@@ -21,7 +21,7 @@ use std::{
 /// An AEK may be used for a TTL from when its record was read. One that waited for its place of the budget for more than this
 /// part of it is read again, so that most of it is left.
 const READING_AGE_PARTS: u32 = 4;
-/// A part of `call_timeout`: how long a reading may take that others wait for, who have theirs.
+/// A part of `call_timeout`: how long a reading may take that others wait for, who have theirs, or a proof.
 const SHORT_READING_PARTS: u32 = 4;
 
 /// An account's record, as the store gave it.
@@ -128,8 +128,7 @@ impl Keyring {
         }
         // With the place, because behind the queue once more it would be as old again. So it is a short reading, and nothing that
         // takes a second place.
-        let patience = self.clock.now().plus(self.settings.call_timeout / SHORT_READING_PARTS);
-        match self.clock.until(patience, self.record(slot)).await {
+        match self.shortly(self.record(slot)).await {
             Some(Ok(reading)) if found.is_as_in(&reading.record) => {
                 let found = Found { newer: found.newer, ..self.found_in(slot, reading).await? };
                 Ok(Placed::Ready(Ready { found, place }))
@@ -165,7 +164,7 @@ impl Keyring {
                 if is_told(&error) {
                     slot.refresh_from(now.plus(self.settings.aek_ttl / 4)); // which is not told again at once
                 }
-                return Err(Error::Cold { account: slot.account().to_string() });
+                return Err(slot.cold());
             }
             for wrapped in reading.record.versions.iter().filter(|wrapped| wrapped.aek_version > slot.aek_version) {
                 // One that has no lease here is for the time being under this one, as if it had been re-wrapped.
@@ -200,6 +199,12 @@ impl Keyring {
             Some((AccountRecord { deleted: Some(deletion), .. }, _)) => Err(deleted(id, deletion)),
             found => Ok(found.map(|(record, _)| Reading { record, at, news, guard })),
         }
+    }
+
+    /// What comes of a short reading; `None` when it takes longer.
+    async fn shortly<T>(&self, reading: impl Future<Output = T>) -> Option<T> {
+        let patience = self.clock.now().plus(self.settings.call_timeout / SHORT_READING_PARTS);
+        self.clock.until(patience, reading).await
     }
 
     /// The record of a slot's account.
@@ -259,7 +264,6 @@ impl Keyring {
     /// As [`Keyring::find`], for a proof: a store that fails or is slow is not a token that is silent, so whatever record
     /// of the KEK version was read last is taken then.
     pub(crate) async fn wrapped_for_proof(&self, slot: Arc<AekSlot>) -> Result<Sample> {
-        let patience = self.clock.now().plus(self.settings.call_timeout / 4);
         let kek = slot.leash.kek();
         let wrapped = async {
             let Reading { record, .. } = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
@@ -270,7 +274,7 @@ impl Keyring {
             }
             Ok((self.wrapped_in(record, &slot).await?, is_overtaken))
         };
-        let failed = match self.clock.until(patience, wrapped).await {
+        let failed = match self.shortly(wrapped).await {
             Some(Ok((wrapped, _))) if wrapped.kek != *kek => {
                 self.note_move(&slot.leash);
                 return Err(Error::NotFound(format!("account {}: it is not under KEK {kek} any more", slot.account())));
@@ -283,8 +287,7 @@ impl Keyring {
             Some(Err(error)) => return Err(error),
             None => "does not answer".into(),
         };
-        let kept = self.samples().get(kek).cloned();
-        let Some((account, wrapped)) = kept else { return Err(Error::Store(failed)) };
+        let Some((account, wrapped)) = self.sample(kek) else { return Err(Error::Store(failed)) };
         Ok(Sample { account, wrapped, slot: None })
     }
 

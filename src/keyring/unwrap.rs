@@ -128,7 +128,7 @@ impl Keyring {
             return Err(slot.leash.why_not());
         }
         if self.clock.now() >= read.plus(self.settings.aek_ttl) {
-            return Err(Error::Cold { account: slot.account().to_string() });
+            return Err(slot.cold());
         }
         let epoch = self.asking(&slot.leash);
         let asked = self.clock.now();
@@ -163,7 +163,7 @@ impl Keyring {
     pub(crate) fn admit(&self, slot: &AekSlot, aek: &Aek, epoch: u64, since: Instant) -> Result<()> {
         let ttl = self.settings.aek_ttl;
         if self.clock.now() >= since.plus(ttl) {
-            return Err(Error::Cold { account: slot.account().to_string() });
+            return Err(slot.cold());
         }
         let percent = REFRESH_PERCENT.start + self.jitter.below(REFRESH_PERCENT.end - REFRESH_PERCENT.start);
         let refresh_after = ttl.mul_f64(percent as f64 / 100.0);

@@ -121,14 +121,18 @@ impl Keyring {
         self.learn_newer(&keys, &reading).await
     }
 
+    /// An empty slot for what a record holds, under the lease of the KEK version that it names.
+    pub(super) async fn empty_slot(&self, record: &AccountRecord, wrapped: &WrappedAek) -> Result<Arc<AekSlot>> {
+        AekSlot::new(self.leash(&wrapped.kek).await?, self.meter(record, wrapped))
+    }
+
     /// Adds what `keys` lack of the AEK versions before `end`, cold: for blocks that others sealed.
     async fn add_absent(&self, keys: &AccountKeys, record: &AccountRecord, end: u32) {
         for wrapped in record.versions.iter().take_while(|wrapped| wrapped.aek_version < end) {
             if keys.version(wrapped.aek_version).is_some() {
                 continue;
             }
-            let leash = self.leash(&wrapped.kek).await;
-            match leash.and_then(|leash| AekSlot::new(leash, self.meter(record, wrapped))) {
+            match self.empty_slot(record, wrapped).await {
                 Ok(slot) => keys.add(slot),
                 Err(error) => {
                     tracing::warn!(account = %keys.id, wrapped.aek_version, %error, "blocks of it are refused for now")
@@ -145,8 +149,7 @@ impl Keyring {
             if wrapped.aek_version <= keys.current().aek_version {
                 continue;
             }
-            let leash = self.leash(&wrapped.kek).await?;
-            let slot = AekSlot::new(leash, self.meter(&reading.record, wrapped))?;
+            let slot = self.empty_slot(&reading.record, wrapped).await?;
             let place = slot.leash.budget().on_demand().await;
             match self
                 .unwrap_found(

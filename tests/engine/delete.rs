@@ -1,6 +1,6 @@
 //! Deletion, undeletion, purge.
 
-use crate::{Rig, SECOND, account_id, build, hand::HandStore};
+use crate::{Rig, SECOND, account_id, build, hand::HandStore, opens};
 use keyleash::{
     Account, Engine, Error,
     clock::Clock,
@@ -48,10 +48,7 @@ async fn a_deleted_account_stops_at_once_here_and_within_one_ttl_elsewhere_and_u
     for handle in [&account, &there] {
         handle.warm().await.unwrap();
         seal(handle).unwrap();
-        let (header, ciphertext) = keyleash::block::BlockHeader::split(&block).unwrap();
-        let mut plaintext = ciphertext.to_vec();
-        handle.open(1_u64, &header, &mut plaintext).await.unwrap();
-        assert_eq!(plaintext, b"data");
+        opens(&rig, handle, &block).await;
     }
     assert!(matches!(rig.engine.undelete_account(&id).await, Err(Error::Invalid(_))));
 }

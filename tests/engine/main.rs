@@ -21,6 +21,7 @@ mod usage;
 
 use keyleash::{
     Account, Engine,
+    block::BlockHeader,
     clock::{Clock, Instant, ManualClock},
     config::Settings,
     name::{AccountId, KekName},
@@ -130,6 +131,14 @@ fn account_id(id: &str) -> AccountId {
 fn open(engine: &Engine, id: &str) -> JoinHandle<keyleash::Result<Account>> {
     let (engine, id) = (engine.clone(), account_id(id));
     tokio::spawn(async move { engine.account(&id).await })
+}
+
+/// Opens what was sealed to a vector, with a warm where that takes one.
+async fn opens(rig: &Rig, account: &Account, block: &[u8]) {
+    let (header, ciphertext) = BlockHeader::split(block).unwrap();
+    let mut plaintext = ciphertext.to_vec();
+    rig.meanwhile(account.open(1_u64, &header, &mut plaintext)).await.unwrap();
+    assert_eq!(plaintext, b"data");
 }
 
 /// Lets every task that can run, run.

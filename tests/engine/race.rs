@@ -1,9 +1,8 @@
 //! Rotation, re-wrap, retirement and purge against others who do the same: on one store, at the same time, or just before.
 
-use crate::{Rig, SECOND, account_id, build, hand::held_up, open, settle};
+use crate::{Rig, SECOND, account_id, build, hand::held_up, open, opens, settle};
 use keyleash::{
     Account, Engine, Error,
-    block::BlockHeader,
     config::Settings,
     name::{AccountId, KekVersion},
     rotate::{RewrapOptions, RewrapReport},
@@ -486,13 +485,6 @@ async fn a_rotation_of_what_was_made_anew_meanwhile_is_heard_of_by_its_handles()
     assert_eq!(anew.aek_version(), 2);
     seal(&anew).unwrap();
     assert!(seal(&old).is_err());
-}
-
-async fn opens(rig: &Rig, account: &Account, block: &[u8]) {
-    let (header, ciphertext) = BlockHeader::split(block).unwrap();
-    let mut plaintext = ciphertext.to_vec();
-    rig.meanwhile(account.open(1_u64, &header, &mut plaintext)).await.unwrap();
-    assert_eq!(plaintext, b"data");
 }
 
 #[tokio::test]

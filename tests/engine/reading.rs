@@ -3,9 +3,9 @@
 use crate::{
     Rig, SECOND, account_id, build,
     hand::{HandStore, held_up},
-    open, seal, settle,
+    open, opens, seal, settle,
 };
-use keyleash::{Account, Engine, Error, block::BlockHeader, config::Settings, rotate::RewrapOptions, store::Key};
+use keyleash::{Account, Engine, Error, config::Settings, rotate::RewrapOptions, store::Key};
 use std::{sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 
@@ -184,10 +184,7 @@ async fn an_aek_version_is_not_sealed_under_for_longer_than_a_ttl_though_its_suc
         rig.pass(SECOND).await;
         assert!(seal(&account).is_err(), "another engine may have retired this version by now");
     }
-    let (header, ciphertext) = BlockHeader::split(&block).unwrap();
-    let mut plaintext = ciphertext.to_vec();
-    rig.meanwhile(account.open(1_u64, &header, &mut plaintext)).await.unwrap();
-    assert_eq!(plaintext, b"data");
+    opens(&rig, &account, &block).await;
     assert!(matches!(rig.meanwhile(account.warm()).await, Err(Error::Corrupt(_))));
     assert!(seal(&account).is_err());
 }
