@@ -60,33 +60,60 @@ pub enum State {
     Refused(Error),
 }
 
-/// One block of a batch to be sealed in place.
+/// One block of a batch to be sealed in place. It is sealed once, however often the batch is tried: one that has its header is
+/// passed over, so that a batch that stopped can be given again as it is.
 #[derive(Debug)]
 pub struct SealItem<'a> {
-    /// What the service says the block is.
-    pub address: Address,
-    /// The plaintext; holds the ciphertext when `header` is there.
-    pub buf: &'a mut [u8],
-    /// Filled by the seal.
-    pub header: Option<BlockHeader>,
+    address: Address,
+    buf: &'a mut [u8],
+    /// There when `buf` holds the ciphertext. Set by the seal alone: with one of somebody else's, plaintext would be passed over.
+    header: Option<BlockHeader>,
 }
 
-/// One block of a batch to be opened in place.
+impl<'a> SealItem<'a> {
+    /// `address` is what the service says the block is, `buf` its plaintext.
+    pub fn new(address: impl Into<Address>, buf: &'a mut [u8]) -> Self {
+        Self { address: address.into(), buf, header: None }
+    }
+
+    /// The header that opens it again; `None` until it is sealed.
+    pub fn header(&self) -> Option<&BlockHeader> {
+        self.header.as_ref()
+    }
+
+    /// Header and ciphertext; `None` when it is not sealed.
+    pub fn sealed(self) -> Option<(BlockHeader, &'a mut [u8])> {
+        Some((self.header?, self.buf))
+    }
+}
+
+/// One block of a batch to be opened in place. It is opened once, however often the batch is tried.
 #[derive(Debug)]
 pub struct OpenItem<'a> {
-    /// What the service says the block is.
-    pub address: Address,
-    /// The block's header.
-    pub header: &'a BlockHeader,
-    /// The ciphertext; holds the plaintext when the item was opened.
-    pub buf: &'a mut [u8],
+    address: Address,
+    header: &'a BlockHeader,
+    buf: &'a mut [u8],
+    opened: bool,
+}
+
+impl<'a> OpenItem<'a> {
+    /// `address` is what the service says the block is, `header` the block's, `buf` its ciphertext.
+    pub fn new(address: impl Into<Address>, header: &'a BlockHeader, buf: &'a mut [u8]) -> Self {
+        Self { address: address.into(), header, buf, opened: false }
+    }
+
+    /// The plaintext; `None` when it is not opened.
+    pub fn opened(self) -> Option<&'a mut [u8]> {
+        self.opened.then_some(self.buf)
+    }
 }
 
 /// A batch stopped at an item; those before it are done, it and those after it are untouched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("block {index} of the batch: {error}")]
 pub struct BatchError {
-    /// The item, counted from 0. To skip it, go on with the rest of the batch from `index + 1`.
+    /// The item, counted from 0. To try it again, give the same batch again: what is done is passed over. To leave it out, go on
+    /// with the rest of the batch from `index + 1`.
     pub index: usize,
     /// Why it was refused.
     pub error: Error,
@@ -140,9 +167,8 @@ impl Account {
     /// Opens in place what [`Account::seal_in_place`] sealed.
     ///
     /// # Errors
-    /// As sealing, with `buf` as it was. [`Error::Corrupt`] when the block, header, address or account is not what was
-    /// sealed: `buf` is then zero, and so it is when the key was taken away during the call; open into another buffer to
-    /// keep the ciphertext.
+    /// As sealing, with `buf` as it was: it can be opened again once the key is back. [`Error::Corrupt`] when the block, header,
+    /// address or account is not what was sealed: `buf` is then zero; open into another buffer to keep the ciphertext.
     pub fn open_in_place(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
         self.open_in_place_at(&address.into(), header, buf)
     }
@@ -151,11 +177,13 @@ impl Account {
         let slot = self.slot_of(header)?;
         let operation = Operation::enter();
         let outcome = self.select(&operation, slot).and_then(|key| {
-            self.sealer(&key).open_in_place(header, address, buf)?;
+            let sealer = self.sealer(&key);
+            sealer.open_in_place(header, address, buf)?;
             if key.still_holds(buf.len(), self.keyring()) {
                 return Ok(());
             }
-            buf.fill(0);
+            // No plaintext is given, and nothing is lost: whoever waits for the key tries again with this buffer.
+            sealer.seal_back(header, address, buf)?;
             Err(Unusable::Revoked)
         });
         self.explain(operation, slot, outcome)
@@ -283,26 +311,27 @@ impl Account {
         Ok(plaintext)
     }
 
-    /// Seals many blocks in place. Each asks the lease for itself.
+    /// Seals many blocks in place. Each asks the lease for itself. Those that are sealed already are passed over.
     ///
     /// # Errors
     /// [`BatchError`] at the first item that fails: those before it have their headers, it and the rest still hold plaintext.
     pub fn seal_batch(&self, items: &mut [SealItem<'_>]) -> Result<(), BatchError> {
-        for (index, item) in items.iter_mut().enumerate() {
+        for (index, item) in items.iter_mut().enumerate().filter(|(_, item)| item.header.is_none()) {
             item.header =
                 Some(self.seal_in_place(item.address, item.buf).map_err(|error| BatchError { index, error })?);
         }
         Ok(())
     }
 
-    /// Opens many blocks in place. Each asks the lease for itself.
+    /// Opens many blocks in place. Each asks the lease for itself. Those that are opened already are passed over.
     ///
     /// # Errors
     /// [`BatchError`] at the first item that fails: those before it hold plaintext, it is as [`Account::open_in_place`]
     /// says, the rest are untouched.
     pub fn open_batch(&self, items: &mut [OpenItem<'_>]) -> Result<(), BatchError> {
-        for (index, item) in items.iter_mut().enumerate() {
+        for (index, item) in items.iter_mut().enumerate().filter(|(_, item)| !item.opened) {
             self.open_in_place(item.address, item.header, item.buf).map_err(|error| BatchError { index, error })?;
+            item.opened = true;
         }
         Ok(())
     }

@@ -141,10 +141,10 @@ fn seal_and_open(account: &Account, plain: &mut [u8], other: &mut [u8]) {
     account.open_in_place(1_u64, &header, plain).unwrap();
     let header = account.seal_into(2_u64, plain, other).unwrap();
     account.open_into(2_u64, &header, other, plain).unwrap();
-    let mut items = [SealItem { address: 3_u64.into(), buf: plain, header: None }];
+    let mut items = [SealItem::new(3_u64, plain)];
     account.seal_batch(&mut items).unwrap();
-    let [SealItem { address, buf, header }] = items;
-    account.open_batch(&mut [OpenItem { address, header: &header.unwrap(), buf }]).unwrap();
+    let (header, buf) = items.map(SealItem::sealed)[0].take().unwrap();
+    account.open_batch(&mut [OpenItem::new(3_u64, &header, buf)]).unwrap();
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ mod standby;
 mod start_up;
 mod tamper;
 mod tokens;
+mod twice;
 mod usage;
 
 use keyleash::{

@@ -35,29 +35,6 @@ async fn what_was_sealed_opens_in_every_form() {
 }
 
 #[tokio::test]
-async fn a_batch_stops_at_the_first_block_that_fails_and_says_which() {
-    use keyleash::account::{OpenItem, SealItem};
-    let rig = Rig::new().await;
-    let account = rig.account("a").await;
-    let mut bufs = [vec![1; 100], vec![2; 200], vec![3; 300]];
-    let mut items: Vec<_> =
-        bufs.iter_mut().zip(0_u64..).map(|(buf, n)| SealItem { address: n.into(), buf, header: None }).collect();
-    account.seal_batch(&mut items).unwrap();
-    let headers: Vec<_> = items.iter().map(|item| item.header.unwrap()).collect();
-    bufs[1][0] ^= 1;
-    let mut items: Vec<_> = bufs
-        .iter_mut()
-        .zip(&headers)
-        .zip(0_u64..)
-        .map(|((buf, header), n)| OpenItem { address: n.into(), header, buf })
-        .collect();
-    let error = account.open_batch(&mut items).unwrap_err();
-    assert_eq!((error.index, error.error), (1, Corrupt::Block.into()));
-    account.open_batch(&mut items[2..]).unwrap();
-    assert_eq!((bufs[0][0], bufs[2][0]), (1, 3));
-}
-
-#[tokio::test]
 async fn a_block_over_64_mib_is_refused_and_untouched() {
     let rig = Rig::new().await;
     let account = rig.account("a").await;

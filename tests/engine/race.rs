@@ -3,6 +3,7 @@
 use crate::{Rig, SECOND, account_id, build, hand::held_up, open, opens, settle};
 use keyleash::{
     Account, Engine, Error,
+    block::BlockHeader,
     config::Settings,
     name::{AccountId, KekVersion},
     rotate::{RewrapOptions, RewrapReport},
@@ -405,8 +406,9 @@ async fn an_account_that_another_engine_deleted_is_not_rotated() {
     assert_eq!(rig.engine.account_record(&id).await.unwrap().versions.len(), 1);
 }
 
-#[test]
-fn a_reseal_that_a_lapse_cuts_short_leaves_the_block_as_it_was() {
+/// Calls `form` on a sealed block while a lapse comes in the midst of it, sooner and later: refused, it leaves the block as it
+/// was, which opens once the token has granted again.
+fn cut_short_by_a_lapse(form: impl Fn(&Account, &BlockHeader, &mut [u8]) -> keyleash::Result<()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let rig = Rig::new().await;
@@ -432,10 +434,10 @@ fn a_reseal_that_a_lapse_cuts_short_leaves_the_block_as_it_was() {
                     rig.clock.advance(31 * 60 * SECOND);
                 });
                 begun.store(true, Ordering::SeqCst);
-                account.reseal(1_u64, &header, &mut buf)
+                form(&account, &header, &mut buf)
             });
             match outcome {
-                Ok(_) => buf.copy_from_slice(&sealed),
+                Ok(()) => buf.copy_from_slice(&sealed),
                 Err(Error::Lapsed(_)) => assert!(buf == sealed, "after {delay_us} µs the block is neither old nor new"),
                 Err(error) => panic!("{error}"),
             }
@@ -445,6 +447,16 @@ fn a_reseal_that_a_lapse_cuts_short_leaves_the_block_as_it_was() {
         account.open_in_place(1_u64, &header, &mut buf).unwrap();
         assert!(buf == plaintext);
     });
+}
+
+#[test]
+fn a_reseal_that_a_lapse_cuts_short_leaves_the_block_as_it_was() {
+    cut_short_by_a_lapse(|account, header, buf| account.reseal(1_u64, header, buf).map(drop));
+}
+
+#[test]
+fn an_open_in_place_that_a_lapse_cuts_short_leaves_the_block_as_it_was() {
+    cut_short_by_a_lapse(|account, header, buf| account.open_in_place(1_u64, header, buf));
 }
 
 #[tokio::test]
