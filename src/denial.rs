@@ -108,7 +108,7 @@ impl Keyring {
             return;
         }
         let (keyring, saving) = (self.clone(), Saving(leash.clone()));
-        tokio::spawn(async move {
+        self.home.upkeep.spawn(async move {
             let again = keyring.save_denial(&saving.0).await;
             let leash = saving.0.clone();
             drop(saving);

@@ -13,6 +13,7 @@ use crate::{
     clock::Clock,
     config::Settings,
     error::{Corrupt, Error, Result},
+    home::Home,
     keyring::{Keyring, NewProof, Owner},
     name::{AccountId, KekName, TokenName},
     rotate::{start_work, utc},
@@ -39,7 +40,8 @@ pub use crate::leash::LeaseStatus;
 /// The AEK version that an account begins with.
 const FIRST_AEK_VERSION: u32 = 1;
 
-/// The engine. Cheap to clone; clones share everything. Needs a tokio runtime for all that awaits.
+/// The engine. Cheap to clone; clones share everything. It lives on threads of its own: what awaits may be awaited on any
+/// executor.
 #[derive(Clone)]
 pub struct Engine {
     owner: Arc<Owner>,
@@ -58,6 +60,7 @@ pub struct EngineBuilder {
     suite: Suite,
     seed: Option<u64>,
     start_up_proof: bool,
+    on_current_runtime: bool,
 }
 
 impl EngineBuilder {
@@ -139,16 +142,23 @@ impl EngineBuilder {
         self
     }
 
-    /// Checks the settings, runs the ciphers' known-answer tests, makes the engine and starts its watch on the current
-    /// tokio runtime. The token is not asked, so that a service can start during an outage; its first use tells.
+    /// For tests: the engine has no threads of its own, and runs on the tokio runtime that [`EngineBuilder::build`] is called in,
+    /// so that a simulation decides what runs when. In a service it breaks promise 1: a host that blocks would hold up the watch.
+    #[must_use]
+    pub fn on_current_runtime(mut self) -> Self {
+        self.on_current_runtime = true;
+        self
+    }
+
+    /// Checks the settings, runs the ciphers' known-answer tests, makes the engine and starts its threads, of which it has three,
+    /// with the watch on one of them. They end when the engine and all its handles are gone. The token is not asked, so that a
+    /// service can start during an outage; its first use tells.
     ///
     /// # Errors
     /// [`Error::Misconfigured`] naming the setting and the promise that it would break; [`Error::Fatal`] when a cipher
-    /// fails its self-test; [`Error::Invalid`] outside a tokio runtime.
+    /// fails its self-test, or the system gives no thread; [`Error::Invalid`] for [`EngineBuilder::on_current_runtime`] outside
+    /// of one.
     pub fn build(self) -> Result<Engine> {
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(Error::Invalid("an engine is built inside a tokio runtime, on which its watch runs".into()));
-        }
         self.settings.validate()?;
         block::self_test()?;
         let cells = usize::try_from(self.settings.max_cached_aeks).unwrap_or(usize::MAX);
@@ -156,10 +166,11 @@ impl EngineBuilder {
         warnings.extend(secret::check_memlock(cells, self.settings.memlock)?);
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let tokens = self.wiring.connect(&self.settings, &self.clock)?;
-        let keyring = Arc::new(Keyring::new(tokens, self.store, self.clock, self.settings, self.seed));
+        let home = if self.on_current_runtime { Home::here()? } else { Home::build()? };
+        let keyring = Arc::new(Keyring::new(tokens, self.store, self.clock, self.settings, home, self.seed));
         watch::start(&keyring);
         for seat in keyring.tokens.seats().filter(|_| self.start_up_proof) {
-            tokio::spawn(start_up::prove_profiles(keyring.clone(), seat.clone()));
+            keyring.home.upkeep.spawn(start_up::prove_profiles(keyring.clone(), seat.clone()));
         }
         let engine =
             Engine { owner: Owner::new(keyring), backend: self.backend, suite: self.suite, warnings: warnings.into() };
@@ -210,6 +221,7 @@ impl Engine {
             suite: Suite::default(),
             seed: None,
             start_up_proof: true,
+            on_current_runtime: false,
         }
     }
 
@@ -303,13 +315,7 @@ impl Engine {
     /// Waits, for one `call_timeout` at most, until the store says of each KEK version whether it was denied last. For a process
     /// that is about to end: a denial whose end was not written down is one for the next process, until its first proof.
     pub async fn settle(&self) {
-        let keyring = self.keyring();
-        let settled = async {
-            for leash in keyring.leashes() {
-                leash.denial.settled().await;
-            }
-        };
-        keyring.clock.until(keyring.clock.now().plus(keyring.settings.call_timeout), settled).await;
+        self.keyring().settle().await;
     }
 
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
@@ -400,7 +406,7 @@ impl Engine {
         let mut asked: Vec<_> = Vec::new();
         for seat in self.owner.0.tokens.seats() {
             let of = seat.clone();
-            asked.push((seat, tokio::spawn(async move { of.token.info().await })));
+            asked.push((seat, self.keyring().home.calls.spawn(async move { of.token.info().await })));
         }
         let mut tokens = Vec::new();
         for (seat, info) in asked {

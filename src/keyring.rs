@@ -9,6 +9,7 @@ use crate::{
     clock::{Clock, Jitter},
     config::Settings,
     error::{Corrupt, Error, Result},
+    home::Home,
     lease::{Actions, Phase, Verdict as LeaseVerdict},
     leash::Stepped,
     name::{AccountId, KekVersion},
@@ -58,6 +59,7 @@ pub(crate) struct Keyring {
     pub(crate) store: Arc<dyn KeyStore>,
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
+    pub(crate) home: Home,
     pub(crate) teller: Teller,
     pub(crate) jitter: Jitter,
     /// Wakes the watch: a lease was made, or changed.
@@ -89,6 +91,7 @@ impl Keyring {
         store: Arc<dyn KeyStore>,
         clock: Clock,
         settings: Settings,
+        home: Home,
         seed: Option<u64>,
     ) -> Self {
         let listener_clock = clock.clone();
@@ -114,6 +117,7 @@ impl Keyring {
             store,
             clock,
             settings,
+            home,
             teller: Teller::new(),
             jitter: Jitter::new(seed),
             stir: Notify::new(),
@@ -322,11 +326,27 @@ impl Keyring {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Wipes every key, whatever still runs: the engine and all its handles are gone.
-    pub(crate) fn close(&self) {
+    /// Wipes every key, whatever still runs: the engine and all its handles are gone. Denials on their way to the store get
+    /// there; all else ends.
+    pub(crate) fn close(self: &Arc<Self>) {
         self.closed.store(true, Ordering::SeqCst);
         self.leashes().iter().for_each(|leash| leash.close());
         self.stir.notify_one();
+        let keyring = self.clone();
+        self.home.proofs.spawn(async move {
+            keyring.settle().await;
+            keyring.home.end();
+        });
+    }
+
+    /// Waits, for one `call_timeout` at most, until the store says of each KEK version whether it was denied last.
+    pub(crate) async fn settle(&self) {
+        let settled = async {
+            for leash in self.leashes() {
+                leash.denial.settled().await;
+            }
+        };
+        self.clock.until(self.clock.now().plus(self.settings.call_timeout), settled).await;
     }
 }
 

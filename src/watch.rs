@@ -48,17 +48,18 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// Starts the watch, the tending of slots and the look after keys that come and go in each token. They end with the engine.
 pub(crate) fn start(keyring: &Arc<Keyring>) {
-    tokio::spawn(supervise(keyring.clone(), "watch", |keyring, beat, restarted| {
-        tokio::spawn(watch(keyring, beat, restarted)).abort_handle()
-    }));
-    tokio::spawn(supervise(keyring.clone(), "tend", |keyring, beat, _| {
-        tokio::spawn(tend::tend(keyring, beat)).abort_handle()
-    }));
+    let watched = supervised(keyring.clone(), "watch", |keyring, beat, restarted| {
+        keyring.home.proofs.spawn(watch(keyring.clone(), beat, restarted)).abort_handle()
+    });
+    keyring.home.upkeep.spawn(watched); // not where the watch is: who is stuck cannot say so
+    supervise(keyring, "tend", |keyring, beat, _| {
+        keyring.home.upkeep.spawn(tend::tend(keyring.clone(), beat)).abort_handle()
+    });
     for seat in keyring.tokens.seats() {
         let seat = seat.clone();
-        tokio::spawn(supervise(keyring.clone(), "keks", move |keyring, beat, _| {
-            tokio::spawn(keks::look_after(keyring, seat.clone(), beat)).abort_handle()
-        }));
+        supervise(keyring, "keks", move |keyring, beat, _| {
+            keyring.home.upkeep.spawn(keks::look_after(keyring.clone(), seat.clone(), beat)).abort_handle()
+        });
     }
 }
 
@@ -76,19 +77,24 @@ impl Beat {
     }
 }
 
+/// Runs a task of the upkeep for as long as the engine lives. Looked after from where the proofs are: it may be stuck.
+pub(crate) fn supervise(
+    keyring: &Arc<Keyring>,
+    name: &'static str,
+    start: impl Fn(&Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle + Send + 'static,
+) {
+    keyring.home.proofs.spawn(supervised(keyring.clone(), name, start));
+}
+
 /// Runs a task for as long as the engine lives, and starts it again when it died or stalled. There is never a second one
 /// beside it: one that is stuck in a call cannot be ended, and another would get stuck as well, until no thread is left.
-pub(crate) async fn supervise(
-    keyring: Arc<Keyring>,
-    name: &str,
-    start: impl Fn(Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle,
-) {
+async fn supervised(keyring: Arc<Keyring>, name: &str, start: impl Fn(&Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle) {
     let stall = STALL_MIN.max(keyring.settings.poll_interval + keyring.tokens.proof_max());
     let mut restarted = false;
     loop {
         let beat = Arc::new(Beat::default());
         beat.at(keyring.clock.now());
-        let task = start(keyring.clone(), beat.clone(), restarted);
+        let task = start(&keyring, beat.clone(), restarted);
         restarted = true;
         let mut stalled = false;
         loop {
@@ -392,6 +398,7 @@ mod tests {
     use crate::{
         clock::{Clock, ManualClock},
         config::Settings,
+        home::Home,
         name::{AccountId, KekName},
         store::{
             memory::MemoryStore,
@@ -407,7 +414,8 @@ mod tests {
         let clock = Clock::Manual(manual.clone());
         let (token, _) = ScriptedToken::new(clock.clone(), Duration::from_secs(5), 1);
         let tokens = Tokens::of_test(token, &clock);
-        let keyring = Keyring::new(tokens, Arc::new(MemoryStore::new()), clock, Settings::default(), Some(1));
+        let (store, home) = (Arc::new(MemoryStore::new()), Home::here().unwrap());
+        let keyring = Keyring::new(tokens, store, clock, Settings::default(), home, Some(1));
         (Arc::new(keyring), manual)
     }
 
@@ -426,7 +434,7 @@ mod tests {
         let (release, stuck) = mpsc::channel::<()>();
         let (stuck, begun) = (Arc::new(Mutex::new(stuck)), Arc::new(AtomicUsize::new(0)));
         let counted = begun.clone();
-        let supervisor = tokio::spawn(supervise(keyring.clone(), "test", move |_, _, _| {
+        let supervisor = tokio::spawn(supervised(keyring.clone(), "test", move |_, _, _| {
             let (stuck, first) = (stuck.clone(), counted.fetch_add(1, Ordering::SeqCst) == 0);
             let task = tokio::spawn(async move {
                 if first {

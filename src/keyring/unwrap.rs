@@ -80,14 +80,15 @@ impl Keyring {
     pub(crate) async fn refill(self: &Arc<Self>, slot: &Arc<AekSlot>, start: Start) -> Result<()> {
         let mut outcome = self.flights.join(slot, |landing| {
             let keyring = self.clone();
-            tokio::spawn(async move {
+            self.home.calls.spawn(async move {
                 let outcome = keyring.unwrap_into(&landing.slot, start).await;
                 landing.land(outcome);
             });
         });
         match outcome.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
-            _ => Err(Error::Fatal("the task that unwraps keys died: restart the process".into())),
+            // It panicked: all else goes on, and so may this account with the next attempt.
+            _ => Err(Error::Fatal("the unwrap of this account panicked, see the log: try again, and report it".into())),
         }
     }
 

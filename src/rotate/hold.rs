@@ -229,6 +229,7 @@ mod tests {
     use crate::{
         clock::ManualClock,
         config::Settings,
+        home::Home,
         store::{KeyStore, load_work, memory::MemoryStore},
         token::scripted::ScriptedToken,
         tokens::Tokens,
@@ -242,7 +243,8 @@ mod tests {
         let (token, _) = ScriptedToken::new(clock.clone(), 5 * SECOND, 1);
         let store = Arc::new(MemoryStore::new());
         let tokens = Tokens::of_test(token, &clock);
-        (Arc::new(Keyring::new(tokens, store.clone(), clock, Settings::default(), Some(1))), manual, store)
+        let home = Home::here().unwrap();
+        (Arc::new(Keyring::new(tokens, store.clone(), clock, Settings::default(), home, Some(1))), manual, store)
     }
 
     fn hold() -> Hold {

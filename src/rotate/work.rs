@@ -24,9 +24,9 @@ const TURN_EVERY: Duration = Duration::from_millis(500);
 /// Starts the scheduled work of an engine. It ends with the engine.
 pub(crate) fn start(engine: &Engine) {
     let (keyring, guest) = (engine.keyring().clone(), engine.guest());
-    tokio::spawn(watch::supervise(keyring, "work", move |_, beat, _| {
-        tokio::spawn(work(guest.clone(), beat)).abort_handle()
-    }));
+    watch::supervise(&keyring, "work", move |keyring, beat, _| {
+        keyring.home.upkeep.spawn(work(guest.clone(), beat)).abort_handle()
+    });
 }
 
 async fn work(engine: Engine, beat: Arc<Beat>) {

@@ -99,7 +99,7 @@ async fn a_deletion_during_an_unwrap_is_not_undone_by_its_answer() {
 async fn an_account_whose_deletion_was_not_acknowledged_is_not_used_before_its_record_was_read() {
     let mut rig = Rig::new().await;
     let store = HandStore::over(&rig.store);
-    let build = Engine::builder(rig.token.clone(), store.clone());
+    let build = Engine::builder(rig.token.clone(), store.clone()).on_current_runtime();
     rig.engine = build.clock(Clock::Manual(rig.clock.clone())).jitter_seed(1).build().unwrap();
     let account = rig.account("a").await;
     store.lose_acks();

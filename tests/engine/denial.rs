@@ -33,7 +33,7 @@ async fn opens(rig: &mut Rig) -> keyleash::Result<()> {
 async fn a_delete_that_comes_late_does_not_take_the_next_denial_with_it() {
     let mut rig = Rig::new().await;
     let store = HandStore::over(&rig.store);
-    let build = Engine::builder(rig.token.clone(), store.clone());
+    let build = Engine::builder(rig.token.clone(), store.clone()).on_current_runtime();
     rig.engine = build.clock(Clock::Manual(rig.clock.clone())).jitter_seed(1).build().unwrap();
     let account = rig.account("a").await;
     rig.script.disable(&rig.kek_id);

@@ -69,7 +69,8 @@ async fn every_kek_version_gets_a_fresh_proof_in_every_so_many_of_its_own() {
     let token = Arc::new(Noted { inner: rig.token.clone(), renewed: Mutex::default(), unwraps: Mutex::default() });
     // An even number of KEK versions, each asked once an interval: a count for all of them would favour some.
     let settings = Settings { fresh_proof_every: EVERY, ..Settings::default() };
-    let build = Engine::builder(token.clone(), rig.store.clone()).settings(settings).start_up_proof(false);
+    let build =
+        Engine::builder(token.clone(), rig.store.clone()).on_current_runtime().settings(settings).start_up_proof(false);
     let engine = build.clock(Clock::Manual(rig.clock.clone())).jitter_seed(1).build().unwrap();
     let mut accounts = Vec::new();
     for n in 0..4 {

@@ -397,7 +397,7 @@ async fn a_fleet_resumes_at_the_rate_with_bounded_calls_in_flight() {
 async fn a_flapping_token_keeps_no_aek_in_use_without_an_own_unwrap_for_ever() {
     let rig = Rig::new().await;
     let store = super::hand::HandStore::over(&rig.store);
-    let build = Engine::builder(rig.token.clone(), store.clone());
+    let build = Engine::builder(rig.token.clone(), store.clone()).on_current_runtime();
     let engine = build.clock(Clock::Manual(rig.clock.clone())).jitter_seed(1).build().unwrap();
     let account = engine.create_account(&account_id("a"), &rig.kek).await.unwrap();
     let _sample = engine.create_account(&account_id("sample"), &rig.kek).await.unwrap();

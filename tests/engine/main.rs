@@ -116,6 +116,7 @@ impl Rig {
 
 fn build(token: &Arc<ScriptedToken>, store: &Arc<MemoryStore>, clock: &ManualClock, settings: Settings) -> Engine {
     Engine::builder(token.clone(), store.clone())
+        .on_current_runtime()
         .settings(settings)
         .clock(Clock::Manual(clock.clone()))
         .jitter_seed(1)

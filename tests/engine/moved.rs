@@ -142,6 +142,7 @@ async fn a_store_that_hangs_ends_an_open_by_the_deadline_and_holds_up_nobody_who
     }
     let store = HandStore::over(&rig.store);
     let engine = Engine::builder(rig.token.clone(), store.clone())
+        .on_current_runtime()
         .clock(Clock::Manual(rig.clock.clone()))
         .jitter_seed(1)
         .build()
@@ -188,7 +189,7 @@ async fn a_store_that_hangs_ends_an_open_by_the_deadline_and_holds_up_nobody_who
 async fn refreshes_that_the_store_holds_up_do_not_keep_others_from_theirs() {
     let rig = Rig::new().await;
     let store = HandStore::over(&rig.store);
-    let build = Engine::builder(rig.token.clone(), store.clone());
+    let build = Engine::builder(rig.token.clone(), store.clone()).on_current_runtime();
     let engine = build.clock(Clock::Manual(rig.clock.clone())).jitter_seed(1).build().unwrap();
     // The first of so many that no proof happens to be its own unwrap within a TTL.
     let quick = engine.create_account(&account_id("quick"), &rig.kek).await.unwrap();

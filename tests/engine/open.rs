@@ -213,6 +213,7 @@ async fn blocks_of_both_suites_open_on_any_engine() {
     let rig = Rig::new().await;
     let plain = rig.account("a").await;
     let committing = Engine::builder(rig.token.clone(), rig.store.clone())
+        .on_current_runtime()
         .clock(Clock::Manual(rig.clock.clone()))
         .suite(Suite::XaesGcmCommit)
         .build()
@@ -235,8 +236,8 @@ async fn handles_keep_working_after_the_engine_is_dropped_until_they_are_dropped
 }
 
 #[test]
-fn an_engine_outside_a_runtime_is_refused() {
+fn an_engine_on_the_current_runtime_is_refused_where_there_is_none() {
     let (token, _) = ScriptedToken::new(Clock::default(), SECOND, 1);
-    let error = Engine::builder(token, Arc::new(MemoryStore::new())).build().unwrap_err();
+    let error = Engine::builder(token, Arc::new(MemoryStore::new())).on_current_runtime().build().unwrap_err();
     assert!(matches!(error, Error::Invalid(_)));
 }

@@ -23,6 +23,7 @@ fn short() -> Settings {
 
 fn over(rig: &Rig, store: Arc<dyn KeyStore>, settings: Settings) -> Engine {
     Engine::builder(rig.token.clone(), store)
+        .on_current_runtime()
         .settings(settings)
         .clock(Clock::Manual(rig.clock.clone()))
         .start_up_proof(false)

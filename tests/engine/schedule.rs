@@ -58,6 +58,7 @@ fn by_hand(rig: &Rig) -> Engine {
 
 fn service(rig: &Rig, store: Arc<dyn KeyStore>) -> Engine {
     Engine::builder(rig.token.clone(), store)
+        .on_current_runtime()
         .clock(Clock::Manual(rig.clock.clone()))
         .jitter_seed(2)
         .start_up_proof(false)

@@ -66,6 +66,7 @@ impl Pair {
 
 fn over(rig: &Rig, standby: &Arc<ScriptedToken>, store: Arc<dyn KeyStore>) -> EngineBuilder {
     Engine::builder(rig.token.clone(), store)
+        .on_current_runtime()
         .token(standby_name(), standby.clone())
         .standby(rig.kek.clone(), standby_name())
         .clock(Clock::Manual(rig.clock.clone()))
@@ -477,6 +478,7 @@ async fn clones_in_a_standby_pass_for_no_unknown_keys() {
     }
     // Without a word of the standby they are keys that nobody adopted.
     let plain = Engine::builder(pair.rig.token.clone(), pair.rig.store.clone())
+        .on_current_runtime()
         .token(standby_name(), pair.token.clone())
         .clock(Clock::Manual(pair.rig.clock.clone()))
         .build()

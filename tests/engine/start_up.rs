@@ -13,7 +13,8 @@ use keyleash::{
 
 fn restart(rig: &mut Rig) {
     let clock = Clock::Manual(rig.clock.clone());
-    rig.engine = Engine::builder(rig.token.clone(), rig.store.clone()).clock(clock).build().unwrap();
+    rig.engine =
+        Engine::builder(rig.token.clone(), rig.store.clone()).on_current_runtime().clock(clock).build().unwrap();
 }
 
 fn failed(events: &mut keyleash::telemetry::Events) -> Vec<String> {

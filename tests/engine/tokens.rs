@@ -47,6 +47,7 @@ impl Two {
 
 fn both(rig: &Rig, other: &Arc<ScriptedToken>, settings: Settings) -> keyleash::engine::EngineBuilder {
     Engine::builder(rig.token.clone(), rig.store.clone())
+        .on_current_runtime()
         .token(token_name("other"), other.clone())
         .settings(settings)
         .clock(Clock::Manual(rig.clock.clone()))
@@ -236,6 +237,7 @@ async fn a_kek_in_a_token_that_is_not_configured_is_misconfigured_by_name_and_de
     assert!(found.versions[0].in_token.as_ref().is_err_and(|trouble| trouble.what.contains("token other")));
     // Renamed to what the record names, it serves.
     let renamed = Engine::builder(two.token.clone(), two.rig.store.clone())
+        .on_current_runtime()
         .default_token(token_name("other"))
         .clock(Clock::Manual(two.rig.clock.clone()))
         .build()

@@ -76,6 +76,7 @@ impl Rig {
         let (token, script) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.call_timeout, 3);
         let witness = Arc::new(Witness { token, wrapped: Mutex::default() });
         let engine = Engine::builder(witness.clone(), Arc::new(MemoryStore::new()))
+            .on_current_runtime()
             .settings(settings)
             .clock(Clock::Manual(clock.clone()))
             .build()

@@ -156,6 +156,7 @@ impl World {
         let store = Arc::new(MemoryStore::new());
         // KEKs are made by an engine over the bare token: that is not what is simulated.
         let maker = Engine::builder(token.clone(), store.clone())
+            .on_current_runtime()
             .clock(Clock::Manual(clock.clone()))
             .start_up_proof(false)
             .build()
@@ -233,6 +234,7 @@ impl World {
         let store =
             SimStore { inner: self.store.clone(), shared, engine, clock: clock.clone(), healed: self.heal.clone() };
         let built = Engine::builder(Arc::new(token), Arc::new(store))
+            .on_current_runtime()
             .start_up_proof(false) // it grants and takes nothing, and the schedule counts calls
             .settings(self.settings.clone())
             .clock(clock)
