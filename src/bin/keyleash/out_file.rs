@@ -1,13 +1,23 @@
 //! A file that appears at its place when it is complete, or not at all.
+//!
+//! Until then it has no name (O_TMPFILE), so that it goes with its process however that ends: it may hold plaintext. A file
+//! system that has no such files, and a place that is replaced, want a name beside the place; under it the file is locked for
+//! as long as its process lives, and one that is found unlocked is removed by the next run.
 
 use crate::exit::Failure;
 use keyleash::Error;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::{
+    fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, linkat, openat, renameat_with},
+    io::Errno,
+};
 use std::{
     ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -24,17 +34,30 @@ const NAME_SHOWN_MAX: usize = 200;
 /// little is left for the end.
 const SYNC_BYTES: u64 = 32 * 1024 * 1024;
 
-/// A file in the making, beside its place under a name of its own. Unless it is [completed](OutFile::complete), it is
-/// removed when this is dropped or [abandoned](OutFile::abandon), whichever thread still writes to it.
+/// What the names of files in the making end with.
+const SUFFIX: &str = ".keyleash";
+/// Random digits before that.
+const DIGITS: usize = 16;
+
+/// A file in the making. Unless it is [completed](OutFile::complete), nothing is left of it when this is dropped or
+/// [abandoned](OutFile::abandon), whichever thread still writes to it.
 #[derive(Debug)]
 pub(crate) struct OutFile {
     place: PathBuf,
     force: bool,
     /// `None` when it was completed or abandoned.
-    temporary: Mutex<Option<PathBuf>>,
+    making: Mutex<Option<Making>>,
     file: File,
     /// Syncs what was written while more is written; `None` when nothing was to be.
     syncing: Mutex<Option<Syncing>>,
+}
+
+/// What a file in the making is called.
+#[derive(Debug)]
+enum Making {
+    Nameless,
+    /// Beside its place.
+    Named(PathBuf),
 }
 
 /// The thread that syncs, and what tells it to: now, or never again.
@@ -92,21 +115,24 @@ impl OutFile {
         }
         // A name with `/` or `/.` behind it is that of a directory, though it has a file name: nothing could be put there in the end.
         let is_last = |name: &&OsStr| place.as_os_str().as_encoded_bytes().ends_with(name.as_encoded_bytes());
-        let Some(name) = place.file_name().filter(is_last) else {
+        if place.file_name().filter(is_last).is_none() {
             return Err(Failure::Usage(format!("{}: is no file name", place.display())));
-        };
-        let mut random = [0; 8];
-        keyleash::secret::fill_random(&mut random)?;
-        let mut temporary = OsString::from(".");
-        // A long name has no room for more.
-        if name.len() <= NAME_SHOWN_MAX {
-            temporary.push(name);
         }
-        temporary.push(format!(".{:016x}.keyleash", u64::from_ne_bytes(random)));
-        let temporary = place.with_file_name(temporary);
-        let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary);
-        let file = file.map_err(|error| Failure::io(format!("{}: cannot be made", place.display()), error))?;
-        Ok(Self { place: place.into(), force, temporary: Mutex::new(Some(temporary)), file, syncing: Mutex::default() })
+        let directory = directory_of(place);
+        let nameless = if Path::new("/proc/self/fd").is_dir() { nameless(directory) } else { Ok(None) };
+        let failed = |error| Failure::io(format!("{}: cannot be made", place.display()), error);
+        let nameless = nameless.map_err(failed)?;
+        if force || nameless.is_none() {
+            remove_left_behind(directory);
+        }
+        let (file, making) = match nameless {
+            Some(file) => (file, Making::Nameless),
+            None => {
+                let (file, path) = named(place)?;
+                (file, Making::Named(path))
+            }
+        };
+        Ok(Self { place: place.into(), force, making: Mutex::new(Some(making)), file, syncing: Mutex::default() })
     }
 
     /// Where it shall appear.
@@ -144,41 +170,137 @@ impl OutFile {
         let failed = |error| Failure::io(self.place.display(), error);
         self.end_syncing().map_err(failed)?;
         self.file.sync_all().map_err(failed)?;
-        let mut temporary = self.temporary();
-        let Some(path) = &*temporary else {
-            return Err(failed(io::Error::new(io::ErrorKind::Interrupted, "was abandoned")));
-        };
+        let mut making = self.making();
+        match &*making {
+            None => return Err(failed(io::Error::new(io::ErrorKind::Interrupted, "was abandoned"))),
+            Some(Making::Nameless) if !self.force => self.link(&self.place)?,
+            Some(Making::Nameless) => {
+                // A link replaces nothing, a rename does.
+                lock(&self.file).map_err(failed)?;
+                let beside = beside(&self.place)?;
+                self.link(&beside)?;
+                *making = Some(Making::Named(beside.clone()));
+                self.rename(&beside)?;
+            }
+            Some(Making::Named(path)) => self.rename(path)?,
+        }
+        *making = None;
+        File::open(directory_of(&self.place)).and_then(|directory| directory.sync_all()).map_err(failed)
+    }
+
+    /// Gives the nameless file a name that nothing has.
+    fn link(&self, path: &Path) -> Result<(), Failure> {
+        let nameless = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        match linkat(CWD, nameless, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+            Err(Errno::EXIST) => Err(exists(&self.place)),
+            linked => linked.map_err(|error| Failure::io(self.place.display(), error.into())),
+        }
+    }
+
+    fn rename(&self, path: &Path) -> Result<(), Failure> {
+        let failed = |error| Failure::io(self.place.display(), error);
         let flags = if self.force { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         match renameat_with(CWD, path, CWD, &self.place, flags) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::EXIST) => return Err(exists(&self.place)),
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Err(exists(&self.place)),
             // NFS and others have no such flag. It was not there when the work began.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                fs::rename(path, &self.place).map_err(failed)?;
-            }
-            Err(error) => return Err(failed(error.into())),
+            Err(Errno::INVAL | Errno::NOSYS) => fs::rename(path, &self.place).map_err(failed),
+            Err(error) => Err(failed(error.into())),
         }
-        *temporary = None;
-        let directory = self.place.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-        File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
     }
 
     /// Removes what was written.
     pub(crate) fn abandon(&self) {
-        if let Some(path) = self.temporary().take() {
+        if let Some(Making::Named(path)) = self.making().take() {
             // Whatever ended the work is said, not this.
             let _ = fs::remove_file(path);
         }
     }
 
-    fn temporary(&self) -> MutexGuard<'_, Option<PathBuf>> {
-        self.temporary.lock().unwrap_or_else(PoisonError::into_inner)
+    fn making(&self) -> MutexGuard<'_, Option<Making>> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for OutFile {
     fn drop(&mut self) {
         self.abandon();
+    }
+}
+
+fn directory_of(place: &Path) -> &Path {
+    place.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// A new file without a name; `None` where the file system has none.
+fn nameless(directory: &Path) -> io::Result<Option<File>> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    match openat(CWD, directory, flags, Mode::from_raw_mode(MODE)) {
+        Ok(file) => Ok(Some(file.into())),
+        // A kernel that does not know the flag sees the directory opened for writing.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A new file beside `place`, locked.
+fn named(place: &Path) -> Result<(File, PathBuf), Failure> {
+    let failed = |error| Failure::io(format!("{}: cannot be made", place.display()), error);
+    loop {
+        let path = beside(place)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&path).map_err(failed)?;
+        lock(&file).map_err(failed)?;
+        // Another run may have found it before it was locked, and removed it.
+        if file.metadata().map_err(failed)?.nlink() > 0 {
+            return Ok((file, path));
+        }
+    }
+}
+
+/// Says, for as long as this process lives, that the file is not one that was left behind.
+fn lock(file: &File) -> io::Result<()> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        // No such locks here, or another run is just looking at it: it finds no name, or goes on.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS | Errno::WOULDBLOCK) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A new name beside `place`.
+fn beside(place: &Path) -> Result<PathBuf, Failure> {
+    let mut random = [0; DIGITS / 2];
+    keyleash::secret::fill_random(&mut random)?;
+    let mut name = OsString::from(".");
+    // A long name has no room for more.
+    if let Some(own) = place.file_name().filter(|own| own.len() <= NAME_SHOWN_MAX) {
+        name.push(own);
+    }
+    name.push(format!(".{:0DIGITS$x}{SUFFIX}", u64::from_ne_bytes(random)));
+    Ok(place.with_file_name(name))
+}
+
+fn is_in_the_making(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    let digits = name.strip_suffix(SUFFIX.as_bytes()).and_then(|name| name.split_last_chunk::<DIGITS>());
+    digits.is_some_and(|(front, digits)| {
+        front.starts_with(b".") && front.ends_with(b".") && digits.iter().all(u8::is_ascii_hexdigit)
+    })
+}
+
+/// Removes the files in the making whose process is dead: they may hold plaintext.
+fn remove_left_behind(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten().filter(|entry| is_in_the_making(&entry.file_name())) {
+        let path = entry.path();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Ok(file) = openat(CWD, &path, flags, Mode::empty()).map(File::from) else { continue };
+        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        if is_file && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            match fs::remove_file(&path) {
+                Ok(()) => tracing::warn!("{}: removed, a process that died had left it unfinished", path.display()),
+                Err(error) => tracing::warn!(%error, "{}: an unfinished file cannot be removed", path.display()),
+            }
+        }
     }
 }
 
@@ -272,6 +394,55 @@ mod tests {
     }
 
     #[test]
+    fn has_no_name_until_it_is_complete_so_that_no_kill_leaves_plaintext() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("out");
+        for force in [false, true] {
+            let out = OutFile::create(&place, force).unwrap();
+            out.writer().unwrap().write_all(b"secret").unwrap();
+            assert_eq!(names(directory.path()).len(), usize::from(force), "the one of the round before");
+            out.complete().unwrap();
+        }
+        assert_eq!(names(directory.path()), ["out"]);
+    }
+
+    #[test]
+    fn where_files_have_names_those_of_dead_processes_go_and_those_of_living_ones_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("out");
+        let (file, living) = named(&place).unwrap();
+        let dead = beside(&place).unwrap();
+        fs::write(&dead, b"plaintext").unwrap();
+        for theirs in [".out.keyleash", "out.0123456789abcdef.keyleash", ".out.0123456789abcdeX.keyleash"] {
+            fs::write(directory.path().join(theirs), b"").unwrap();
+        }
+        let out = OutFile::create(&place, true).unwrap();
+        assert!(living.exists() && !dead.exists());
+        out.complete().unwrap();
+        drop(file);
+        remove_left_behind(directory.path());
+        assert!(!living.exists());
+        assert_eq!(names(directory.path()).len(), 4, "nobody else's file is touched");
+    }
+
+    #[test]
+    fn where_files_have_names_it_appears_whole_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("out");
+        let out = |force| {
+            let (file, path) = named(&place).unwrap();
+            let making = Mutex::new(Some(Making::Named(path)));
+            OutFile { place: place.clone(), force, making, file, syncing: Mutex::default() }
+        };
+        drop(out(false));
+        assert_eq!(names(directory.path()), [""; 0]);
+        out(false).complete().unwrap();
+        assert_eq!(out(false).complete().unwrap_err().kind(), "exists");
+        out(true).complete().unwrap();
+        assert_eq!(names(directory.path()), ["out"]);
+    }
+
+    #[test]
     fn whatever_name_the_place_may_have_there_is_one_beside_it() {
         use std::os::unix::ffi::OsStrExt;
         let directory = tempfile::tempdir().unwrap();
@@ -279,6 +450,8 @@ mod tests {
             let place = directory.path().join(OsStr::from_bytes(name));
             OutFile::create(&place, false).unwrap().complete().unwrap();
             assert!(place.exists());
+            OutFile::create(&place, true).unwrap().complete().unwrap();
+            drop(named(&place).unwrap());
         }
     }
 
