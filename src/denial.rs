@@ -1,22 +1,24 @@
-//! Denials written down, so that they are sticky across restarts (promise 4).
+//! Denials written down, so that they are sticky across restarts, engines and standbys (promise 4).
 //!
-//! Each process writes the denial that it sees and clears it after its own proof. Several processes may share a store, and a
-//! delete that was given up on may still happen. So every denial has a version of its record that no earlier delete can
-//! hit, and a proof clears only the record of a denial that it can speak for: one that this process wrote or found as it
-//! started, or one that was written before the proof.
+//! Several processes may share a store; their clocks differ, and a write or delete that was given up on may still happen. So
+//! every denial that a token says is a new version of the record, one that repeats another too, and what a proof ends is told by
+//! versions alone: the record that this process had read or written before it asked for that proof. A record with any other
+//! version is newer than the proof, whoever wrote it and whatever its date; and no delete on behalf of a proof can hit it.
+//!
+//! A grant by the first token ends every denial so; one by the standby only what a standby said.
 
 use crate::{
-    clock::unix_now,
-    error::{Error, Result},
+    clock::{Instant, unix_now},
+    error::{Corrupt, Error, Result},
     keyring::Keyring,
-    lease::{Change, Phase, Verdict},
+    lease::{Change, Verdict},
     slot::Leash,
     standby::Voice,
-    store::{self, Key, Put, StoreVersion, record::DenialRecord},
+    store::{self, CONFLICTS_MAX, Key, StoreVersion, again_and_again, record::DenialRecord},
 };
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, Ordering},
 };
 use tokio::sync::Notify;
 
@@ -29,18 +31,75 @@ pub(crate) struct DenialNotes {
     saving: AtomicBool,
     /// Wakes who waits for the end of that.
     pub(crate) saved: Notify,
-    /// Denials of this lease so far, repeated ones not counted.
-    count: AtomicU64,
-    /// When a proof last granted, by the wall clock.
-    granted_unix: AtomicU64,
-    /// The record that this process wrote, or found as it started: for which denial, and its version.
-    record: Mutex<Option<(u64, StoreVersion)>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Who said the denial that is not in the store yet.
+    heard: Option<Voice>,
+    /// Counts denials and grants that counted.
+    words: u64,
+    /// The record, when the store was last seen to have one.
+    record: Option<Seen>,
+    /// The version that a proof ended last.
+    ended: Option<StoreVersion>,
+}
+
+/// A record that was read or written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    version: StoreVersion,
+    by: Voice,
+    /// When this version was first known.
+    since: Instant,
+}
+
+impl Seen {
+    /// As it was found. One that cannot be read may be the first token's.
+    pub(crate) fn found((record, version): store::Found<DenialRecord>, since: Instant) -> Self {
+        let by = if record.is_ok_and(|record| record.by_standby) { Voice::Standby } else { Voice::First };
+        Self { version, by, since }
+    }
+
+    pub(crate) fn by(&self) -> Voice {
+        self.by
+    }
+}
+
+impl Known {
+    fn denied(&mut self, by: Voice) {
+        self.words += 1;
+        self.heard = Some(if self.heard == Some(Voice::First) { Voice::First } else { by });
+    }
+
+    /// True when that ended what the store has.
+    fn granted(&mut self, by: Voice, asked: Instant) -> bool {
+        self.words += 1;
+        let ends = |denied_by: Voice| by == Voice::First || denied_by == Voice::Standby;
+        self.heard = self.heard.filter(|heard| !ends(*heard));
+        let ended = self.record.as_ref().filter(|seen| seen.since < asked && ends(seen.by));
+        let is_ended = ended.is_some();
+        self.ended = ended.map(|seen| seen.version.clone()).or(self.ended.take());
+        is_ended
+    }
+
+    /// What was known of a version before stays so.
+    fn saw(&mut self, seen: Option<Seen>) {
+        if self.record.as_ref().map(|known| &known.version) != seen.as_ref().map(|seen| &seen.version) {
+            self.record = seen;
+        }
+    }
+
+    fn is_ended(&self, seen: &Seen) -> bool {
+        self.ended.as_ref() == Some(&seen.version)
+    }
 }
 
 impl DenialNotes {
-    /// A record that was there before this process.
-    pub(crate) fn loaded(&self, version: Option<StoreVersion>) {
-        *self.record() = version.map(|version| (self.count.load(Ordering::SeqCst), version));
+    /// A record that was there before this lease.
+    pub(crate) fn loaded(&self, record: Option<Seen>) {
+        self.known().record = record;
     }
 
     pub(crate) fn is_saving(&self) -> bool {
@@ -61,45 +120,54 @@ impl DenialNotes {
         }
     }
 
-    /// The store is to be looked at again: another process may have cleared the record of a denial that goes on.
-    pub(crate) fn doubt(&self) {
+    fn doubt(&self) {
         self.unsaved.store(true, Ordering::SeqCst);
     }
 
-    fn record(&self) -> MutexGuard<'_, Option<(u64, StoreVersion)>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         // Nothing panics while it is held.
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Keyring {
-    /// Notes what a verdict means for the record.
+    /// Notes what a verdict that counted means for the record.
     pub(crate) fn note_denial(&self, leash: &Leash, voice: Voice, verdict: Verdict, change: Option<Change>) {
         let notes = &leash.denial;
-        // The standby cannot speak for what another process heard of the first token.
-        if voice == Voice::First && matches!(verdict, Verdict::Granted { .. }) && leash.lease().answering() {
-            notes.granted_unix.store(unix_now(), Ordering::SeqCst);
-        }
-        if change == Some(Change::Denied) {
-            notes.count.fetch_add(1, Ordering::SeqCst);
-        }
-        if matches!(change, Some(Change::Denied | Change::Resuming | Change::Granted)) {
+        let is_unsaved = match verdict {
+            Verdict::Denied => {
+                notes.known().denied(voice);
+                true
+            }
+            Verdict::Granted { asked, .. } => {
+                let ended = notes.known().granted(voice, asked);
+                // Others may have left one there, who ended before their own proof.
+                ended || matches!(change, Some(Change::Resuming | Change::Granted))
+            }
+            _ => false,
+        };
+        if is_unsaved {
             notes.doubt();
         }
     }
 
-    /// Looks whether the store knows of a denial since the first token last granted, which another process heard: then the
-    /// standby is not asked. False too when the store does not say.
+    /// Looks whether the store knows of a denial by the first token that is newer than its last grant here, as far as that can be
+    /// told: then the standby is not asked.
     pub(crate) async fn knows_no_newer_denial(&self, leash: &Leash) -> Result<bool> {
-        let granted_unix = leash.denial.granted_unix.load(Ordering::SeqCst);
-        let own = leash.denial.record().clone().map(|(_, version)| version);
-        match store::load_denial(&*self.store, leash.kek()).await {
-            Ok(None) => Ok(true),
-            // Its own is of the standby's denial, or on the way out: the first token's is known without the store.
-            Ok(Some((record, version))) => Ok(own == Some(version) || record.since_unix < granted_unix),
-            Err(Error::Corrupt(_)) => Ok(false),
-            Err(error) => Err(error),
-        }
+        let seen = match self.find_denial(leash).await {
+            // Who wrote it, and when, cannot be told.
+            Err(Error::Corrupt(_)) => return Ok(false),
+            found => found?,
+        };
+        let mut known = leash.denial.known();
+        known.saw(seen.clone());
+        Ok(seen.is_none_or(|seen| seen.by == Voice::Standby || known.is_ended(&seen)))
+    }
+
+    async fn find_denial(&self, leash: &Leash) -> Result<Option<Seen>> {
+        let key = Key::Denial(leash.kek().clone());
+        let found = store::find(&*self.store, &key, DenialRecord::decode).await?;
+        Ok(found.map(|found| Seen::found(found, self.clock.now())))
     }
 
     /// Begins to write a denial, or its end, down, if it is not; one attempt at a time.
@@ -118,65 +186,84 @@ impl Keyring {
         });
     }
 
-    /// Makes the store say what the lease says: denied, or not. False when the store failed, and nothing was learned meanwhile:
-    /// then the watch tries again.
+    /// Makes the store say what the tokens said last. False when the store failed, and nothing was learned meanwhile: then the
+    /// watch tries again.
     async fn save_denial(&self, leash: &Leash) -> bool {
-        // Before the look at the phase: a verdict that comes later says again that there is something to save.
+        // Before the look at what is known: what is said later says again that there is something to save.
         leash.denial.unsaved.store(false, Ordering::SeqCst);
-        let count = leash.denial.count.load(Ordering::SeqCst);
+        let (words, heard) = {
+            let known = leash.denial.known();
+            (known.words, known.heard)
+        };
         let saved = async {
-            match leash.lease().phase() {
-                Phase::Denied { .. } => self.write_denial(leash, count).await.map(Some),
-                _ => self.clear_denial(leash).await.map(|()| None),
+            match heard {
+                Some(by) => self.write_denial(leash, by).await.map(Some),
+                None => self.clear_denial(leash).await,
             }
         };
         let patience = self.clock.now().plus(self.settings.call_timeout);
         match self.clock.until(patience, saved).await {
-            Some(Ok(version)) => {
-                *leash.denial.record() = version.map(|version| (count, version));
+            Some(Ok(seen)) => {
+                let mut known = leash.denial.known();
+                known.saw(seen);
+                if known.words == words {
+                    known.heard = None;
+                }
                 return true;
             }
             // A command that ends takes its runtime with it. A denial was waited for before that.
             Some(Err(_)) if self.is_closed() => {}
             Some(Err(error)) => {
-                tracing::warn!(kek = %leash.kek(), %error, "the record of the denial is not as it should be")
+                tracing::warn!(kek = %leash.kek(), %error, "the record of the denial is not as it should be");
+                if matches!(error, Error::Corrupt(Corrupt::NewerRecord { .. })) {
+                    return false; // which is a denial, and that release's to end
+                }
             }
             None => tracing::warn!(kek = %leash.kek(), "the record of the denial: the store does not answer"),
         }
         leash.denial.doubt();
-        leash.denial.count.load(Ordering::SeqCst) != count
+        leash.denial.known().words != words
     }
 
-    async fn write_denial(&self, leash: &Leash, count: u64) -> Result<StoreVersion> {
+    /// Writes a denial that was heard, and gives the record that stands for it.
+    async fn write_denial(&self, leash: &Leash, by: Voice) -> Result<Seen> {
         let key = Key::Denial(leash.kek().clone());
-        let written = leash.denial.record().clone().filter(|(of, _)| *of == count);
-        let found = self.store.get(&key).await?;
-        if let (Some(found), Some(_)) = (&found, written) {
-            return Ok(found.version.clone()); // ours, or that of another process that was denied too
+        let record = DenialRecord {
+            kek: leash.kek().clone(),
+            since_unix: unix_now(),
+            reason: leash.why_not().to_string(),
+            by_standby: by == Voice::Standby,
+        };
+        let put = record.put()?;
+        for _ in 0..CONFLICTS_MAX {
+            let found = self.find_denial(leash).await?;
+            // The standby does not speak for the first token.
+            let stays = |seen: &Seen| by == Voice::Standby && seen.by == Voice::First;
+            let written = match found {
+                Some(seen) if stays(&seen) && !leash.denial.known().is_ended(&seen) => return Ok(seen),
+                Some(seen) => self.store.replace(&key, &seen.version, put.clone()).await,
+                None => self.store.create(&key, put.clone()).await,
+            };
+            match written {
+                Ok(version) => return Ok(Seen { version, by, since: self.clock.now() }),
+                Err(Error::Conflict(_) | Error::Exists(_) | Error::NotFound(_)) => {} // others hear it too, or heard its end
+                Err(error) => return Err(error),
+            }
         }
-        let (kek, since_unix) = (leash.kek().clone(), unix_now());
-        let record = DenialRecord { kek, since_unix, reason: leash.why_not().to_string() };
-        let put = Put { value: record.encode()?, wrapped_by: Vec::new() };
-        match found {
-            // Of an earlier denial, and its delete may still be under way; or another process may be about to clear it.
-            Some(found) => self.store.replace(&key, &found.version, put).await,
-            None => self.store.create(&key, put).await,
-        }
+        Err(again_and_again("denial of KEK", leash.kek()))
     }
 
-    async fn clear_denial(&self, leash: &Leash) -> Result<()> {
+    /// Deletes the record, if a proof ended it; gives the one that is there then.
+    async fn clear_denial(&self, leash: &Leash) -> Result<Option<Seen>> {
         let key = Key::Denial(leash.kek().clone());
-        let Some(found) = self.store.get(&key).await? else { return Ok(()) };
-        let is_known = leash.denial.record().as_ref().is_some_and(|(_, version)| *version == found.version);
-        let granted_unix = leash.denial.granted_unix.load(Ordering::SeqCst);
-        // One that cannot be read has nobody to speak for it.
-        let before = DenialRecord::decode(&key, &found.value).map_or(true, |record| record.since_unix < granted_unix);
-        if !is_known && !before {
-            return Err(Error::Conflict(format!("{key}: another process was denied since; kept until a later proof")));
+        let Some(seen) = self.find_denial(leash).await? else { return Ok(None) };
+        if !leash.denial.known().is_ended(&seen) {
+            return Ok(Some(seen)); // until the next proof, which is asked for after it was seen
         }
-        match self.store.delete(&key, &found.version).await {
+        match self.store.delete(&key, &seen.version).await {
             // Another process was faster.
-            Ok(()) | Err(Error::NotFound(_)) => Ok(()),
+            Ok(()) | Err(Error::NotFound(_)) => Ok(None),
+            Err(Error::Conflict(_)) => self.find_denial(leash).await,
             Err(error) => Err(error),
         }
     }

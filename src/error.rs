@@ -118,6 +118,19 @@ pub enum Corrupt {
         /// What is wrong with it.
         what: String,
     },
+    /// A record of the key store is in a format version that a newer release wrote. It is left as it is, whatever it says.
+    #[error(
+        "record {record}: has format version {format}, this release reads 1 to {reads}; a newer release wrote it, and it is left \
+         as it is: use that release"
+    )]
+    NewerRecord {
+        /// Which record.
+        record: String,
+        /// Its format version.
+        format: u8,
+        /// The newest that this release reads.
+        reads: u8,
+    },
     /// A wrapped AEK is not the one that was wrapped for this account, version and KEK.
     #[error(
         "wrapped AEK of {0}: the token refused it or its check value does not match; it was changed, moved, or belongs to another KEK"

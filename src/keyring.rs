@@ -267,17 +267,23 @@ impl Keyring {
         if replaced && leash.trouble() != Some(Verdict::Replaced) {
             self.teller.tell(Event::KekReplaced { kek: leash.kek().clone() });
         }
-        let Stepped { actions, took_over } = leash.step(voice, verdict, trouble);
-        self.tell(leash, actions, trouble);
-        if let (Some(took_over), Some(standby)) = (took_over, &leash.route.standby) {
+        let stepped = leash.step(voice, verdict, trouble);
+        self.tell_step(leash, &stepped, trouble);
+        if stepped.counts {
+            self.note_denial(leash, voice, verdict, stepped.actions.change);
+        }
+        self.save_if_needed(leash);
+    }
+
+    fn tell_step(&self, leash: &Leash, stepped: &Stepped, trouble: Option<&TokenError>) {
+        self.tell(leash, stepped.actions, trouble);
+        if let (Some(took_over), Some(standby)) = (stepped.took_over, &leash.route.standby) {
             let (kek, standby) = (leash.kek().clone(), standby.name.clone());
             self.teller.tell(match took_over {
                 true => Event::StandbyTookOver { kek, standby },
                 false => Event::StandbyDone { kek, standby },
             });
         }
-        self.note_denial(leash, voice, verdict, actions.change);
-        self.save_if_needed(leash);
     }
 
     /// Tells of a change, and stirs the watch for what must follow it.

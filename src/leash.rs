@@ -97,6 +97,8 @@ struct Inner {
 /// What came of a step.
 pub(crate) struct Stepped {
     pub(crate) actions: Actions,
+    /// It was a denial that was the lease's business, or a grant that renewed it.
+    pub(crate) counts: bool,
     /// The standby took over (true) or the first token is back (false).
     pub(crate) took_over: Option<bool>,
 }
@@ -249,7 +251,7 @@ impl<M: Member> Leash<M> {
 
     /// The standby, if the first token is known to be silent and the standby may be asked instead of it.
     pub(crate) fn standby_to_ask(&self) -> Option<&Arc<Seat>> {
-        self.route.standby.as_ref().filter(|_| self.first().whom_to_ask() == Voice::Standby)
+        self.route.standby.as_ref().filter(|_| self.first().whom_to_ask(self.clock.now()) == Voice::Standby)
     }
 
     /// The budget of whoever is to be asked for an AEK now.
@@ -285,6 +287,11 @@ impl<M: Member> Leash<M> {
         self.inner().trouble.as_ref().map(|trouble| trouble.verdict)
     }
 
+    /// Notes why it was denied before this process.
+    pub(crate) fn remember(&self, trouble: TokenError) {
+        self.inner().trouble = Some(trouble);
+    }
+
     /// True when the token was found silent after `since`.
     pub(crate) fn was_silent(&self, since: Instant) -> bool {
         self.inner().silent.is_some_and(|silent| silent > since)
@@ -299,8 +306,9 @@ impl<M: Member> Leash<M> {
             let epoch_before = inner.lease.epoch();
             let (lease, actions) = inner.lease.step(verdict, now);
             let in_epoch = matches!(verdict, Verdict::Granted { epoch, .. } if epoch == epoch_before);
+            let renewed = in_epoch && lease.answering();
             // In the same step as the lease: an epoch that is asked in after a denial goes with the word that denied.
-            let took_over = inner.first.hear(voice, verdict, in_epoch && lease.answering());
+            let took_over = inner.first.hear(voice, verdict, renewed);
             let was_silent = matches!(inner.lease.phase(), Phase::Grace { .. });
             inner.lease = lease;
             match verdict {
@@ -319,7 +327,7 @@ impl<M: Member> Leash<M> {
                 inner.ttl_binds_from = now.plus(self.aek_ttl);
             }
             self.publish(&inner);
-            Stepped { actions, took_over }
+            Stepped { actions, counts: renewed || verdict == Verdict::Denied, took_over }
         };
         if stepped.actions.wipe {
             self.wipe();
@@ -504,6 +512,29 @@ mod tests {
         assert!(leash.admit(epoch, &slot.0, &aek, |_| ()).is_err());
         assert!(slot.0.is_wiped());
         leash.admit(epoch_now, &slot.0, &aek, |_| ()).unwrap();
+    }
+
+    #[test]
+    fn a_grant_that_renewed_nothing_ends_no_denial_by_the_first_token() {
+        let (leash, manual, _slot) = leash();
+        let epoch = prove(&leash);
+        let asked = leash.clock.now();
+        leash.step(Voice::First, Verdict::Denied, None);
+        let late = [
+            Verdict::Granted { asked, epoch },
+            // Of the epoch now, and so old that its lease would be over.
+            Verdict::Granted { asked, epoch: leash.epoch() },
+        ];
+        manual.advance(Duration::from_secs(10));
+        for grant in late {
+            assert!(!leash.step(Voice::First, grant, None).counts);
+            leash.note_first(FirstWord::is_silent);
+            leash.note_first(|first, now| first.looked(now.plus(Duration::from_secs(1))));
+            assert_eq!(leash.first().may_go_over(manual.now()), Some(false), "{grant:?} let the standby speak");
+        }
+        let asked = manual.now();
+        assert!(leash.step(Voice::First, Verdict::Granted { asked, epoch: leash.epoch() }, None).counts);
+        assert!(!leash.first().has_denied());
     }
 
     #[test]

@@ -21,16 +21,27 @@ pub(crate) struct FirstWord {
     denied: bool,
     /// Since when it does not answer.
     silent: Option<Instant>,
-    /// In this silence the store was looked into, and knows of no denial that came after the first token's last grant.
-    looked: bool,
+    /// Until when what the store said counts, which was looked into in this silence, and knows of no denial that came after the
+    /// first token's last grant.
+    looked_until: Option<Instant>,
     /// The newest grant was the standby's.
     on_standby: bool,
 }
 
 impl FirstWord {
-    /// As the store remembers it from before this process. Whose denial that was is not known: it counts as the first token's.
+    /// As the store remembers it from before this process.
     pub(crate) fn new(denied_before: bool) -> Self {
         Self { denied: denied_before, ..Self::default() }
+    }
+
+    /// Its last word was a denial.
+    pub(crate) fn has_denied(&self) -> bool {
+        self.denied
+    }
+
+    /// It does not answer.
+    pub(crate) fn is_in_silence(&self) -> bool {
+        self.silent.is_some()
     }
 
     /// Whether what a token said is the lease's business.
@@ -65,24 +76,24 @@ impl FirstWord {
 
     /// It answered, whatever it said of one record.
     pub(crate) fn answers(&mut self) {
-        (self.silent, self.looked) = (None, false);
+        (self.silent, self.looked_until) = (None, None);
     }
 
-    /// The store knows of no denial.
-    pub(crate) fn looked(&mut self) {
-        self.looked = self.silent.is_some();
+    /// The store knows of no denial, which counts until then.
+    pub(crate) fn looked(&mut self, until: Instant) {
+        self.looked_until = self.silent.and(self.looked_until.max(Some(until)));
     }
 
     /// Whom to ask for an AEK now: whoever is known to be silent keeps nobody waiting.
-    pub(crate) fn whom_to_ask(&self) -> Voice {
-        if self.may_go_over() == Some(true) { Voice::Standby } else { Voice::First }
+    pub(crate) fn whom_to_ask(&self, now: Instant) -> Voice {
+        if self.may_go_over(now) == Some(true) { Voice::Standby } else { Voice::First }
     }
 
     /// Whether the standby may be asked now; `None` when the store must be looked into first.
-    pub(crate) fn may_go_over(&self) -> Option<bool> {
+    pub(crate) fn may_go_over(&self, now: Instant) -> Option<bool> {
         match (self.denied, self.silent) {
             (true, _) | (_, None) => Some(false),
-            (false, Some(_)) => self.looked.then_some(true),
+            (false, Some(_)) => self.looked_until.is_some_and(|until| now < until).then_some(true),
         }
     }
 
@@ -97,27 +108,32 @@ mod tests {
     use super::*;
 
     const NOW: Instant = Instant::from_nanos(5);
+    const UNTIL: Instant = Instant::from_nanos(9);
     const GRANTED: Verdict = Verdict::Granted { asked: NOW, epoch: 1 };
 
     fn silent() -> FirstWord {
         let mut first = FirstWord::default();
         first.is_silent(NOW);
-        first.looked();
+        first.looked(UNTIL);
         first
     }
 
     #[test]
     fn the_standby_is_asked_in_a_silence_alone_and_once_the_store_was_looked_into() {
         let mut first = FirstWord::default();
-        first.looked();
-        assert_eq!((first.may_go_over(), first.whom_to_ask()), (Some(false), Voice::First));
+        let says = |first: &FirstWord, now| (first.may_go_over(now), first.whom_to_ask(now));
+        first.looked(UNTIL);
+        assert_eq!(says(&first, NOW), (Some(false), Voice::First));
         first.is_silent(NOW);
-        assert_eq!((first.may_go_over(), first.whom_to_ask()), (None, Voice::First), "a look before a silence is none");
-        first.looked();
-        assert_eq!((first.may_go_over(), first.whom_to_ask()), (Some(true), Voice::Standby));
+        assert_eq!(says(&first, NOW), (None, Voice::First), "a look before a silence is none");
+        first.looked(UNTIL);
+        assert_eq!(says(&first, NOW), (Some(true), Voice::Standby));
+        assert_eq!(says(&first, UNTIL), (None, Voice::First), "a look does not count for ever");
+        first.looked(NOW);
+        assert_eq!(says(&first, NOW), (Some(true), Voice::Standby), "an answer that was overtaken takes nothing away");
         first.answers();
         first.is_silent(NOW);
-        assert_eq!(first.may_go_over(), None, "another silence, another look");
+        assert_eq!(first.may_go_over(NOW), None, "another silence, another look");
     }
 
     #[test]
@@ -129,8 +145,8 @@ mod tests {
         }] {
             for _ in 0..3 {
                 first.is_silent(NOW);
-                first.looked();
-                assert_eq!(first.may_go_over(), Some(false));
+                first.looked(UNTIL);
+                assert_eq!(first.may_go_over(NOW), Some(false));
                 assert!(!first.lets_count(Voice::Standby, GRANTED), "asked before the denial");
                 first.hear(Voice::Standby, GRANTED, true);
                 first.hear(Voice::First, GRANTED, false); // a late one, of an earlier epoch
@@ -138,8 +154,8 @@ mod tests {
             }
             first.hear(Voice::First, GRANTED, true);
             first.is_silent(NOW);
-            first.looked();
-            assert_eq!(first.may_go_over(), Some(true));
+            first.looked(UNTIL);
+            assert_eq!(first.may_go_over(NOW), Some(true));
         }
     }
 
@@ -148,7 +164,7 @@ mod tests {
         let mut first = silent();
         assert!(first.lets_count(Voice::Standby, Verdict::Denied));
         first.hear(Voice::Standby, Verdict::Denied, false);
-        assert_eq!(first.may_go_over(), Some(true), "it may grant again");
+        assert_eq!(first.may_go_over(NOW), Some(true), "it may grant again");
         first.answers();
         assert!(!first.lets_count(Voice::Standby, Verdict::Denied), "the first one speaks for itself");
         assert!(!first.lets_count(Voice::Standby, Verdict::Unreachable));

@@ -240,22 +240,26 @@ async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) -> bool {
     let (epoch, asked) = (keyring.asking(&leash), keyring.clock.now());
     let question = Question { keyring: &keyring, leash: &leash, turn, epoch, asked };
     let first = &leash.route.first;
-    let silence = match leash.standby_to_ask() {
-        Some(standby) => {
-            let other = question.put(Voice::Standby, standby);
-            match tokio::join!(question.put(Voice::First, first), other) {
-                (Some(first), Some(other)) => Some(both_silent(first, standby, &other)),
-                _ => None,
+    let asking = async {
+        match leash.standby_to_ask() {
+            Some(standby) => {
+                let other = question.put(Voice::Standby, standby);
+                match tokio::join!(question.put(Voice::First, first), other) {
+                    (Some(first), Some(other)) => Some(both_silent(first, standby, &other)),
+                    _ => None,
+                }
             }
+            None => match (question.put(Voice::First, first).await, &leash.route.standby) {
+                (Some(first), Some(standby)) if keyring.may_go_over(&leash).await => {
+                    let other = question.put(Voice::Standby, standby).await;
+                    other.map(|other| both_silent(first, standby, &other))
+                }
+                (silence, _) => silence,
+            },
         }
-        None => match (question.put(Voice::First, first).await, &leash.route.standby) {
-            (Some(first), Some(standby)) if keyring.may_go_over(&leash).await => {
-                let other = question.put(Voice::Standby, standby).await;
-                other.map(|other| both_silent(first, standby, &other))
-            }
-            (silence, _) => silence,
-        },
     };
+    // Beside it: a store that is slow holds up no proof.
+    let (silence, ()) = tokio::join!(asking, keyring.look_for_denials(&leash));
     if let Some(trouble) = silence {
         keyring.feed(&leash, Voice::First, LeaseVerdict::Unreachable, Some(&trouble));
         return false;
@@ -310,9 +314,6 @@ impl Question<'_> {
             }
             Learned::Trouble(trouble) => {
                 if let Some(verdict) = lease_verdict(leash, &trouble) {
-                    if verdict == LeaseVerdict::Denied {
-                        leash.denial.doubt();
-                    }
                     keyring.feed(leash, voice, verdict, Some(&trouble));
                 }
             }

@@ -16,6 +16,9 @@ use crate::{
 };
 use std::sync::{Arc, atomic::Ordering};
 
+/// What the store said of denials counts for so many poll intervals: with every proof it is asked anew.
+const LOOK_POLLS: u32 = 2;
+
 /// Which token said what of an AEK.
 pub(crate) struct Heard {
     pub(crate) voice: Voice,
@@ -84,18 +87,34 @@ impl Keyring {
         if leash.route.standby.is_none() {
             return false;
         }
-        if let Some(known) = leash.first().may_go_over() {
+        if let Some(known) = leash.first().may_go_over(self.clock.now()) {
             return known;
         }
+        self.look_for_denials(leash).await;
+        leash.first().may_go_over(self.clock.now()) == Some(true)
+    }
+
+    /// Looks into the store, for a lease that has a standby, whether another process was denied by the first token: with every proof, so that
+    /// one which lives on the standby hears of it within a poll, and knows in a silence which records are older than the first
+    /// token's last grant. Grants nothing, and denies in a silence alone: else the first token is asked, and says so itself.
+    pub(crate) async fn look_for_denials(self: &Arc<Self>, leash: &Arc<Leash>) {
+        if leash.route.standby.is_none() || leash.first().has_denied() {
+            return;
+        }
+        let until = self.clock.now().plus(self.settings.poll_interval * LOOK_POLLS);
         match self.in_time(self.knows_no_newer_denial(leash)).await {
-            Ok(true) => leash.note_first(|first, _| first.looked()),
-            Ok(false) => self.feed(leash, Voice::First, LeaseVerdict::Denied, Some(&denied_elsewhere(leash.kek()))),
+            Ok(true) => leash.note_first(|first, _| first.looked(until)),
+            Ok(false) if leash.first().is_in_silence() => {
+                let stepped = leash.step(Voice::First, LeaseVerdict::Denied, Some(&denied_elsewhere(leash.kek())));
+                // Not written down: it stands there already, and a new version would be one that no proof has ended yet.
+                self.tell_step(leash, &stepped, Some(&denied_elsewhere(leash.kek())));
+            }
+            Ok(false) => {}
             // Whether it denied is not known, and the silence goes on as one.
             Err(error) => {
-                tracing::warn!(kek = %leash.kek(), %error, "no standby: the store does not say whether the first token denied");
+                tracing::warn!(kek = %leash.kek(), %error, "the store does not say whether the first token denied: the standby is asked no longer than that");
             }
         }
-        leash.first().may_go_over() == Some(true)
     }
 
     /// For a proof: asks one token, whose answer is judged by who it is.

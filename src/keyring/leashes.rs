@@ -2,12 +2,16 @@
 
 use super::Keyring;
 use crate::{
+    clock::Instant,
+    denial::Seen,
     error::{Corrupt, Error, Result},
     lease::{Lease, Phase},
     leash::LeaseStatus,
     name::KekVersion,
     slot::Leash,
-    store,
+    standby::{FirstWord, Voice},
+    store::{self, Key, record::DenialRecord},
+    token::{TokenError, Verdict},
     tokens::Route,
 };
 use std::sync::{Arc, PoisonError, atomic::Ordering};
@@ -19,11 +23,20 @@ impl Keyring {
             return Ok(leash);
         }
         let grace = self.settings.grace;
-        let (lease, saved) = match self.in_time(store::load_denial(&*self.store, kek)).await {
-            Ok(None) => (Lease::new(grace), None),
-            Ok(Some((_, version))) => (Lease::denied_before(grace, self.clock.now()), Some(version)),
+        let key = Key::Denial(kek.clone());
+        let denied = Lease::denied_before(grace, self.clock.now());
+        let (lease, trouble, seen) = match self.in_time(store::find(&*self.store, &key, DenialRecord::decode)).await {
+            Ok(None) => (Lease::new(grace), None, None),
+            Ok(Some(found)) => {
+                let why = match &found.0 {
+                    Ok(record) => record.reason.clone(),
+                    Err(damage) => damage.to_string(),
+                };
+                // Whoever asks for a proof has this lease, and so asks after it was read.
+                (denied, Some(why), Some(Seen::found(found, Instant::default())))
+            }
             // A record that cannot be read was a denial all the same.
-            Err(Error::Corrupt(_)) => (Lease::denied_before(grace, self.clock.now()), None),
+            Err(Error::Corrupt(damage)) => (denied, Some(damage.to_string()), None),
             Err(error) => return Err(error),
         };
         let route = self.route(kek).await?;
@@ -33,7 +46,11 @@ impl Keyring {
             // So that the fresh proofs of many KEK versions do not all come with one poll.
             let first = self.jitter.below(u64::from(self.settings.fresh_proof_every)) as usize;
             leash.proofs.store(first, Ordering::SeqCst);
-            leash.denial.loaded(saved);
+            if seen.as_ref().is_some_and(|seen| seen.by() == Voice::Standby) {
+                leash.note_first(|first, _| *first = FirstWord::new(false));
+            }
+            trouble.into_iter().for_each(|why| leash.remember(denied_before(&why)));
+            leash.denial.loaded(seen);
             Arc::new(leash)
         };
         let leash = leashes.entry(kek.clone()).or_insert_with(new).clone();
@@ -92,5 +109,15 @@ impl Keyring {
         let mut leases: Vec<_> = self.leashes().iter().map(|leash| leash.status()).collect();
         leases.sort_by(|a, b| a.kek.cmp(&b.kek));
         leases
+    }
+}
+
+/// What is said of a denial that the store remembers, until the token says something.
+fn denied_before(why: &str) -> TokenError {
+    TokenError {
+        verdict: Verdict::Denied,
+        operation: "remembered",
+        what: format!("denied before this process had the KEK: {why}"),
+        remedy: "the owner of the key must enable it again; service resumes by itself then".into(),
     }
 }

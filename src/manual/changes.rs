@@ -4,7 +4,8 @@
 //!
 //! Bytes at rest outlive releases: every later release opens the blocks, records, stores and sealed files of every
 //! earlier one, and `tests/compat/` holds bytes of each version to prove it. A format that changes gets a new version
-//! number; a release that meets a number it does not know refuses it by name and leaves the bytes alone. New kinds of
+//! number; a release that meets a number it does not know refuses it by name and leaves the bytes alone: it neither replaces nor
+//! deletes them, those of a denial or of the holder of the scheduled work too, where it would replace what is damaged. New kinds of
 //! records (of schedules or leases of work, say) are new choices in the record, and new fields (a state of deletion, a
 //! standby token) are a new record version; neither moves what is there.
 //!
@@ -21,6 +22,11 @@
 //! - **`resume_rate` is 3000 unwraps/s by default, not 200.** At 200, 360,000 accounts resume within the promised 30
 //!   minutes, and the default cache holds a million; to refresh a million ahead of a TTL of 10 minutes takes 2,667 unwraps/s.
 //!   The default would have warned about itself.
+//! - **A denial says which of two tokens said it**, the KEK's own or its standby: else a denial by the standby that one engine wrote down
+//!   would keep all others from it until the first token is back. It is a new format version for the standby's alone; releases before
+//!   take it for a denial that they cannot read.
+//! - **Every denial is written anew**, with each proof that is denied: an engine that was granted in between must not take it for one
+//!   that its proof ended. That is one small write for each KEK version and engine in a poll interval, while it is denied.
 //! - **A lease may be asked of two tokens**, the KEK's own and its standby. The state machine of the lease knows nothing of it: which
 //!   of the two may speak is a second, smaller one (`src/standby.rs`) beside it, under the same lock.
 //! - **Budgets, deadlines and refreshes are each token's own**, so `resume_rate` counts for each.

@@ -111,12 +111,14 @@
 //! assert_eq!(unsigned(&[0xfc, 0x00, 0xf1, 0x53, 0x65]), Some((1_700_000_000, &[][..])));
 //! ```
 //!
-//! The value is a choice. Nothing follows it. Accounts and KEKs are written in format version 2, everything else in 1.
+//! The value is a choice. Nothing follows it. Accounts, KEKs and denials by a standby are written in format version 2, everything else
+//! in 1.
 //!
 //! | format version 2, choice | fields, in order |
 //! | --- | --- |
 //! | 0, account | text account id (1 to 255 bytes, no control characters); unsigned created (seconds since 1970); list of AEK versions (1 to 256); option of deletion; unsigned policy: most seconds of age; unsigned policy: most blocks sealed; unsigned policy: most bytes sealed (each 0: no limit) |
 //! | 1, KEK | text name (1 to 64 of `A-Z a-z 0-9 . _ -`, a letter or digit first); list of KEK versions (1 to 1024); unsigned current version, which is in the list and not retired; unsigned policy: most seconds of age (0: no limit) |
+//! | 2, denial by the KEK's standby | as a denial of version 1 |
 //!
 //! | element | fields, in order |
 //! | --- | --- |
@@ -130,7 +132,7 @@
 //! | --- | --- |
 //! | 0, account | read, not written: as in version 2, without what is behind the AEK versions, and in each AEK version without what is behind its creation |
 //! | 1, KEK | read, not written: as in version 2, without what is behind the current version, and in each KEK version without what is behind its creation; the token is `default` |
-//! | 2, denial | text KEK name; unsigned KEK version; unsigned since (seconds since 1970); text reason (at most 1024 bytes) |
+//! | 2, denial | text KEK name; unsigned KEK version; unsigned when a token said so last (seconds since 1970); text reason (at most 1024 bytes) |
 //! | 3, holder of the scheduled work | unsigned fence; array of 16, the holder; unsigned until (seconds since 1970) |
 //!
 //! Versions count from 1 and stand in strictly ascending order, with gaps where some were retired; the last AEK version

@@ -5,7 +5,7 @@
 //! | 1 | **Revocation.** After the token would first deny, no seal and no open succeeds later than `poll_interval + call_timeout` when the token answers, and never later than `grace` (30 min) after the last proof: under one hour whatever happens | every seal and open compares CLOCK_BOOTTIME with the end of its lease, on the data path; only a proof moves that end; [`Settings::validate`](crate::config::Settings::validate) refuses a configuration whose sum passes the hour | CLOCK_BOOTTIME counts; the token does not grant what its owner took away |
 //! | 2 | **Resumption.** When the token grants again, live handles work again without being reopened, within a poll interval (at most 60 s), and every account within 30 minutes | leases are asked for while they are denied, and AEKs unwrapped anew at `resume_rate`, those that are wanted first; [`Settings::warnings`](crate::config::Settings::warnings) says when the rate cannot do it | the token is fast enough for the accounts there are |
 //! | 3 | **Outage is not revocation.** While the token is unreachable, sealing and opening go on until grace ends; then they fail closed with [`Error::Lapsed`](crate::Error::Lapsed) | return codes are sorted into denied and unreachable by one table, after diagnosis; `grace` is at least one whole proof | the module tells the two apart, or is found out by diagnosis |
-//! | 4 | **Denial is sticky.** Denied, then unreachable, stays denied, across restarts too, until a proof | the state machine has no way from denied to granted but a proof; the denial is a record in the store | the store can be written; where a denial cannot be read, it counts as denied |
+//! | 4 | **Denial is sticky.** Denied, then unreachable, stays denied, across restarts, engines and standbys too, until a proof | the state machine has no way from denied to granted but a proof; every denial is a new record in the store, and a proof ends only the one that was read before it was asked | the store can be written; where a denial cannot be read, it counts as denied |
 //! | 5 | **Nothing is lost.** An acknowledged record survives a crash at any instant; what was changed, moved or cut is refused by name | a write is durable before it returns; creation of the store is all or nothing; digests, check values and additional data; limits on everything read | the disk keeps what it said it synced |
 //! | 6 | **Nothing lingers.** After denial, lapse, eviction or drop no AEK, DEK or schedule is left in memory, nor in a core dump | key memory of our own: locked, left out of dumps, zero in a forked child, wiped in place once no operation is in flight | RLIMIT_MEMLOCK suffices (a warning or a refusal says if not); the kernel, and whoever debugs the process, are trusted |
 //!
@@ -21,10 +21,13 @@
 //!   a caller who opens an account of it makes the token be asked at most once a second besides.
 //! - **A denial is written down** as it arrives. If the store fails just then, it is tried again with every proof; a crash
 //!   in between loses the record, not the effect: after the restart nothing is in memory, and the token is asked first.
-//! - **Two processes on one store** each hold leases of their own. Each writes the denial that it sees, again with every
-//!   proof that is denied if somebody cleared it, and clears after its own proof what it wrote or found as it started, and
-//!   what was written before that proof by the wall clock. A crash of all of them within one poll of a denial loses the
+//! - **Two processes on one store** each hold leases of their own. Each writes every denial that it hears, one that repeats another
+//!   too, as a new version of the record. A proof ends the version that its process had read or written before it asked, and no
+//!   other: one that was written since is newer, whoever's clock says what. What a proof finds that it does not end, the next one
+//!   does, unless it is denied. Clocks of hosts order nothing. A crash of all of them within one poll of a denial loses the
 //!   record, not the effect.
+//! - **A denial that a newer release wrote** in a format that this one does not read is a denial as the process starts, until its
+//!   first proof, and is left in the store for that release to end; so it is one with every start.
 //! - **An account that another process re-wrapped** is followed by live handles: noticed by a proof, a refresh or an open,
 //!   then all accounts of that KEK version are looked at, at `resume_rate`.
 //! - **Which suspend is covered.** CLOCK_BOOTTIME runs on while the machine itself is suspended (to RAM or to disk), so it never
@@ -55,9 +58,16 @@
 //!
 //! - **Who speaks.** The first token, and the standby only while the first is unreachable (no answer, or an answer that it
 //!   cannot). While the first one's last word was a denial, the standby is never asked, whatever comes after: silence, a restart
-//!   (the denial is in the store), or another process that heard it (going over, an engine looks into the store; where the store
-//!   does not say, the standby is not asked). Only a grant by the first token ends that. A remembered denial counts as the
-//!   first token's after a restart, though the standby may have been the one that denied.
+//!   (the denial is in the store, with who said it), or another process that heard it. Only a grant by the first token ends that,
+//!   in each process its own.
+//! - **What other engines heard.** With every proof of a KEK that has a standby an engine looks into the store. In a silence of the
+//!   first token a denial that the first one said, and that was written since its last grant here was asked, takes this engine
+//!   off the standby within a poll, and is a denial here: the first token cannot be asked whether it still holds. Which denials are
+//!   older than the grant is told by their versions in the store, which this engine had read before it asked. What a standby said
+//!   to others keeps nobody from it: it speaks for itself.
+//! - **While the store does not say**, the standby is not gone over to. An engine that lives on it asks it for two more poll
+//!   intervals after the store's last word; from then on this is an outage with one grace, after which the lease lapses, though
+//!   the standby would grant.
 //! - **A grant by the standby is a proof**: it renews the lease like any other, so that an outage of the first token alone
 //!   is noticed by nobody however long it lasts. What was asked of the standby before a denial arrived re-admits nothing.
 //! - **A denial by the standby is a denial**, while the first token is silent. If the first one has answered by then, its own
@@ -70,7 +80,7 @@
 //!   is known both are asked at once, and the standby's denial holds within `poll_interval + ` its own `call_timeout`, the
 //!   first one's return or denial within `poll_interval + ` its own. So the sum of both deadlines is held against the bounds
 //!   of `call_timeout`: a configuration in which it is longer than `poll_interval` is refused. The look into the store
-//!   as the standby takes over has the store's own deadline, `[lease] call_timeout`, once in each silence.
+//!   as the standby takes over has the store's own deadline, `[lease] call_timeout`; later looks run beside the proofs.
 //! - **To revoke while the first token is unreachable**, disable the key on the standby too: disabling it on the first one
 //!   alone is heard when that one answers again, and until then the standby grants. That is what it is for. Who takes the
 //!   first token off the network and wants the data to go dark must disable the key on the standby, or the standby must be

@@ -12,7 +12,7 @@ use crate::{
     keyring::Keyring,
     secret::fill_random,
     store::{
-        Key, StoreVersion, Versioned,
+        self, Key, StoreVersion,
         record::{HOLDER_BYTES, WorkRecord},
     },
 };
@@ -116,7 +116,8 @@ impl Hold {
     /// Takes the work, or renews it, or sees who has it.
     ///
     /// # Errors
-    /// [`Error::Store`], also when the store does not answer in time: what was held runs out by itself.
+    /// [`Error::Store`], also when the store does not answer in time: what was held runs out by itself. [`Error::Corrupt`] when a
+    /// newer release holds the work, in a record that this one does not read and so leaves alone.
     pub(super) async fn look(&self, keyring: &Keyring) -> Result<Standing> {
         let asked = keyring.clock.now();
         let give_up = asked.plus(keyring.settings.call_timeout);
@@ -125,9 +126,9 @@ impl Hold {
     }
 
     async fn look_now(&self, keyring: &Keyring, asked: Instant) -> Result<Standing> {
-        let found = keyring.store.get(&Key::Work).await?;
+        let found = store::find(&*keyring.store, &Key::Work, WorkRecord::decode).await?;
         let now_unix = keyring.clock.unix_now();
-        let Some(Versioned { value, version }) = found else {
+        let Some((record, version)) = found else {
             let first = WorkRecord { fence: 1, holder: self.holder, until_unix: self.until(now_unix) };
             return match keyring.store.create(&Key::Work, first.put()?).await {
                 Ok(version) => Ok(self.took(version, first.fence, asked)),
@@ -135,7 +136,7 @@ impl Hold {
                 Err(error) => Err(error),
             };
         };
-        let record = WorkRecord::decode(&Key::Work, &value).unwrap_or_else(|_| damaged(now_unix));
+        let record = record.unwrap_or_else(|_| damaged(now_unix));
         let free = self.see(&record, &version, asked, now_unix);
         // Also when it ran out meanwhile, or the store acknowledged nothing: nobody else has taken it.
         let ours = record.holder == self.holder && record.until_unix != 0;
@@ -230,7 +231,7 @@ mod tests {
         clock::ManualClock,
         config::Settings,
         home::Home,
-        store::{KeyStore, load_work, memory::MemoryStore},
+        store::{KeyStore, load_work, memory::MemoryStore, record::RECORD_FORMAT},
         token::scripted::ScriptedToken,
         tokens::Tokens,
     };
@@ -306,6 +307,22 @@ mod tests {
         clock.advance(SILENT_MAX);
         assert_eq!(one.look(&keyring).await.unwrap(), Standing::Ours);
         assert!(fence(&keyring).await > 1_000_000);
+    }
+
+    #[tokio::test]
+    async fn a_record_of_a_newer_release_is_left_alone_and_told_by_name() {
+        let (keyring, clock, store) = keyring();
+        let value = [&[RECORD_FORMAT + 1], b"whatever it says".as_slice()].concat();
+        let put = crate::store::Put { value: value.clone(), wrapped_by: Vec::new() };
+        store.create(&Key::Work, put).await.unwrap();
+        let one = hold();
+        for _ in 0..3 {
+            let error = one.look(&keyring).await.unwrap_err().to_string();
+            assert!(error.contains("scheduled work") && error.contains("format version 3"), "{error}");
+            assert!(one.check(keyring.clock.now()).is_err());
+            clock.advance(SILENT_MAX);
+        }
+        assert_eq!(store.get(&Key::Work).await.unwrap().unwrap().value, value);
     }
 
     #[tokio::test]

@@ -11,7 +11,8 @@ use super::{
 use crate::{
     clock::Instant,
     engine::Engine,
-    error::{Error, Refusal, Result},
+    error::{Corrupt, Error, Refusal, Result},
+    keyring::Keyring,
     name::{AccountId, KekName, KekVersion},
     store::{
         Filter, Key, PAGE_KEYS_MAX, kek_names, load_account,
@@ -84,6 +85,14 @@ impl Notes {
 
     fn succeeded(&self, subject: &str) {
         self.noted().told.remove(subject);
+    }
+
+    /// Tells, once, that the work is a newer release's, which this one leaves to it.
+    pub(super) fn tell_if_newer(&self, keyring: &Keyring, error: &Error) {
+        let (subject, text) = ("scheduled work", error.to_string());
+        if matches!(error, Error::Corrupt(Corrupt::NewerRecord { .. })) && self.is_news(subject, &text) {
+            keyring.teller.tell(Event::ScheduleFailed { subject: subject.into(), error: text });
+        }
     }
 }
 

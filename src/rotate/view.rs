@@ -3,7 +3,7 @@
 use super::schedule::{Due, aek_due, aek_due_at, check_aek_policy, check_kek_policy, kek_due, kek_due_at};
 use crate::{
     engine::Engine,
-    error::{Error, Result},
+    error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion},
     store::{
         Filter, Key, PAGE_KEYS_MAX, kek_names, load_account, load_work,
@@ -96,12 +96,12 @@ impl Engine {
     /// store once, and names at most `accounts_max` accounts (and [`VIEW_ACCOUNTS_MAX`]) each.
     ///
     /// # Errors
-    /// [`Error::Store`].
+    /// [`Error::Store`]; [`Corrupt::NewerRecord`] when a newer release does the scheduled work.
     pub async fn schedule(&self, accounts_max: usize) -> Result<Schedule> {
         let (store, now_unix) = (&*self.keyring().store, self.keyring().clock.unix_now());
         let holder = match load_work(store).await {
             Ok(found) => found.map(|(record, _)| record),
-            Err(Error::Corrupt(_)) => None, // whoever works next replaces it
+            Err(Error::Corrupt(damage)) if !matches!(damage, Corrupt::NewerRecord { .. }) => None, // whoever works next replaces it
             Err(error) => return Err(error),
         };
         let mut schedule = Schedule { now_unix, holder, ..Schedule::default() };

@@ -57,7 +57,10 @@ async fn work(engine: Engine, beat: Arc<Beat>) {
                     passes.abort_all();
                     next_pass = now; // whoever takes over begins at once
                 }
-                Err(error) => tracing::warn!(%error, "who does the scheduled work is not known"),
+                Err(error) => {
+                    tracing::warn!(%error, "who does the scheduled work is not known");
+                    notes.tell_if_newer(&keyring, &error);
+                }
             }
         }
         if passes.is_empty() && hold.check(keyring.clock.now()).is_ok() {
@@ -90,7 +93,7 @@ impl Engine {
     /// work, nothing is done here: [`WorkReport::held_by`].
     ///
     /// # Errors
-    /// [`Error::Store`], [`Error::Fatal`]. What fails later is in the report.
+    /// [`Error::Store`], [`Error::Fatal`]; [`Error::Corrupt`] when a newer release does the work. What fails later is in the report.
     pub async fn run_schedule(&self) -> Result<WorkReport> {
         let keyring = self.keyring().clone();
         let hold = Arc::new(Hold::new(ONCE_LEASE)?);

@@ -316,6 +316,29 @@ pub(crate) async fn kek_names(store: &dyn KeyStore) -> Result<Vec<KekName>> {
     }
 }
 
+/// A record as it was found, damaged or not, and the version by which it can be replaced or deleted.
+pub(crate) type Found<R> = (std::result::Result<R, Corrupt>, StoreVersion);
+
+/// Reads a record for whoever may write over one that is damaged. The record of a newer release is an error, so that there is no
+/// version to touch it by.
+///
+/// # Errors
+/// [`Error::Store`]; [`Corrupt::NewerRecord`]; [`Error::Corrupt`] when the store found damage itself.
+pub(crate) async fn find<R>(
+    store: &dyn KeyStore,
+    key: &Key,
+    decode: fn(&Key, &[u8]) -> Result<R>,
+) -> Result<Option<Found<R>>> {
+    let Some(Versioned { value, version }) = store.get(key).await? else { return Ok(None) };
+    match decode(key, &value) {
+        Ok(record) => Ok(Some((Ok(record), version))),
+        Err(Error::Corrupt(damage)) if !matches!(damage, Corrupt::NewerRecord { .. }) => {
+            Ok(Some((Err(damage), version)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 async fn load<R>(
     store: &dyn KeyStore,
     key: Key,

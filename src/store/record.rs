@@ -154,10 +154,12 @@ pub struct WorkRecord {
 pub struct DenialRecord {
     /// The KEK version.
     pub kek: KekVersion,
-    /// Since when, in seconds since 1970.
+    /// When a token said so last, in seconds since 1970; shown, never decided by.
     pub since_unix: u64,
     /// Why, in words. Cut to [`REASON_BYTES_MAX`] when it is encoded: a denial must stick however long its reason is.
     pub reason: String,
+    /// The KEK's standby said so, while the first token was silent: the standby's own grant ends it too.
+    pub by_standby: bool,
 }
 
 impl AccountRecord {

@@ -334,10 +334,11 @@ async fn what_another_process_heard_of_the_first_token_keeps_this_one_from_the_s
     let pair = Pair::new().await;
     let account = pair.rig.account("a").await;
     pair.serves_for(&[&account], 20).await;
-    // The other process polls first; before this one does, the token is silent.
-    let since_unix = keyleash::clock::unix_now() + 60;
+    // The other process polls first, by a clock that is far behind; before this one does, the token is silent.
+    let since_unix = 1;
     let kek = KekVersion::new(pair.rig.kek.clone(), 1);
-    let record = DenialRecord { kek: kek.clone(), since_unix, reason: "heard by another process".into() };
+    let record =
+        DenialRecord { kek: kek.clone(), since_unix, reason: "heard by another process".into(), by_standby: false };
     let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new() };
     pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
     pair.rig.script.set_unreachable(true);
@@ -356,10 +357,9 @@ async fn a_proof_by_the_standby_clears_no_denial_that_another_process_heard() {
     pair.rig.script.set_unreachable(true);
     pair.serves_for(&[&account], 20).await;
     let kek = KekVersion::new(pair.rig.kek.clone(), 1);
-    // Not before the first token's last grant, and before the standby's, by a clock that counts whole seconds.
-    let since_unix = keyleash::clock::unix_now();
-    std::thread::sleep(SECOND + SECOND / 10);
-    let record = DenialRecord { kek: kek.clone(), since_unix, reason: "heard by another process".into() };
+    let since_unix = 1;
+    let record =
+        DenialRecord { kek: kek.clone(), since_unix, reason: "heard by another process".into(), by_standby: false };
     let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new() };
     pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
     // A change of the lease by the standby, which has it look at the record.
@@ -386,6 +386,167 @@ async fn a_store_that_does_not_say_whether_the_first_token_denied_keeps_the_stan
     store.let_go();
     pair.serves_for(&[&account], 30).await;
     assert_eq!(engine.leases()[0].on_standby, Some(standby_name()));
+}
+
+/// Two engines on one store and two tokens, each with a clock of its own, which differ by an hour: time passes for one at a time, so
+/// that a test says who polls.
+struct Two {
+    pair: Pair,
+    rigs: [Rig; 2],
+    accounts: [Account; 2],
+}
+
+impl Two {
+    async fn new() -> Self {
+        let pair = Pair::new().await;
+        drop(pair.rig.account("a").await);
+        let rig = |hours: u32| {
+            let clock = ManualClock::new(Instant::from_nanos(1_000_000_000).plus(hours * 3600 * SECOND));
+            let engine = over(&pair.rig, &pair.token, pair.rig.store.clone()).clock(Clock::Manual(clock.clone()));
+            let Rig { script, store, token, kek, kek_id, .. } = &pair.rig;
+            Rig {
+                engine: engine.build().unwrap(),
+                clock,
+                script: script.clone(),
+                store: store.clone(),
+                token: token.clone(),
+                kek: kek.clone(),
+                kek_id: kek_id.clone(),
+            }
+        };
+        let rigs = [rig(0), rig(1)];
+        let accounts = [
+            rigs[0].engine.account(&account_id("a")).await.unwrap(),
+            rigs[1].engine.account(&account_id("a")).await.unwrap(),
+        ];
+        let two = Self { pair, rigs, accounts };
+        two.both_pass(40 * SECOND).await;
+        two
+    }
+
+    async fn both_pass(&self, time: std::time::Duration) {
+        for rig in &self.rigs {
+            rig.pass(time).await;
+        }
+    }
+
+    /// The token is there for engine 1 alone, and denies it.
+    async fn one_is_denied(&self) {
+        self.pair.rig.script.disable(&self.pair.rig.kek_id);
+        self.pair.rig.script.set_unreachable(false);
+        self.rigs[1].pass(16 * SECOND).await;
+        assert!(matches!(seal(&self.accounts[1]), Err(Error::Denied(_))));
+        self.pair.rig.script.set_unreachable(true);
+    }
+
+    async fn has_denial(&self) -> bool {
+        let kek = KekVersion::new(self.pair.rig.kek.clone(), 1);
+        keyleash::store::load_denial(&*self.pair.rig.store, &kek).await.unwrap().is_some()
+    }
+}
+
+#[tokio::test]
+async fn a_denial_that_repeats_one_from_before_this_engines_grant_keeps_it_from_the_standby() {
+    let two = Two::new().await;
+    two.one_is_denied().await;
+    two.pair.rig.script.set_unreachable(false);
+    // This one never saw the first denial in force: the key is back before it polls, and it ends what the store has.
+    two.pair.rig.script.enable(&two.pair.rig.kek_id);
+    two.rigs[0].pass(40 * SECOND).await;
+    seal(&two.accounts[0]).unwrap();
+    assert!(!two.has_denial().await);
+    two.one_is_denied().await;
+    two.rigs[0].pass(21 * SECOND).await;
+    assert!(matches!(seal(&two.accounts[0]), Err(Error::Denied(_))), "served by the standby after a newer denial");
+    assert_eq!(two.pair.standby.calls(Call::Unwrap), 0);
+    // Both are back with the first token's grant, and nothing is left behind.
+    two.pair.rig.script.enable(&two.pair.rig.kek_id);
+    two.pair.rig.script.set_unreachable(false);
+    two.both_pass(31 * SECOND).await;
+    two.both_pass(31 * SECOND).await;
+    two.accounts.iter().for_each(|account| seal(account).unwrap());
+    assert!(!two.has_denial().await);
+}
+
+#[tokio::test]
+async fn a_denial_that_another_engine_hears_takes_this_one_off_the_standby_within_a_poll() {
+    let two = Two::new().await;
+    two.pair.rig.script.set_unreachable(true);
+    two.both_pass(60 * SECOND).await;
+    two.accounts.iter().for_each(|account| seal(account).unwrap());
+    assert_eq!(two.rigs[0].engine.leases()[0].on_standby, Some(standby_name()));
+    two.one_is_denied().await;
+    two.rigs[0].pass(16 * SECOND).await;
+    assert!(matches!(seal(&two.accounts[0]), Err(Error::Denied(_))), "it looked once in this silence alone");
+    let asked = two.pair.standby.calls(Call::Unwrap);
+    two.both_pass(120 * SECOND).await;
+    assert_eq!(two.pair.standby.calls(Call::Unwrap), asked);
+    assert!(two.has_denial().await);
+}
+
+#[tokio::test]
+async fn a_denial_by_the_standby_that_others_wrote_down_ends_with_its_grant() {
+    let mut two = Two::new().await;
+    two.pair.rig.script.set_unreachable(true);
+    two.both_pass(40 * SECOND).await;
+    two.pair.standby.disable(&two.pair.rig.kek_id);
+    // Each writes over the other's.
+    for _ in 0..3 {
+        two.both_pass(16 * SECOND).await;
+        two.accounts.iter().for_each(|account| assert!(matches!(seal(account), Err(Error::Denied(_)))));
+    }
+    assert!(two.has_denial().await);
+    // Denied, then silent: also after a restart.
+    two.pair.standby.set_unreachable(true);
+    two.pair.restart();
+    let again = two.pair.rig.meanwhile(two.pair.rig.engine.account(&account_id("a"))).await;
+    assert!(matches!(again, Err(Error::Denied(_))), "{again:?}");
+    two.pair.standby.set_unreachable(false);
+    two.pair.standby.enable(&two.pair.rig.kek_id);
+    two.both_pass(31 * SECOND).await;
+    two.both_pass(31 * SECOND).await;
+    two.accounts.iter().for_each(|account| seal(account).unwrap());
+    assert!(!two.has_denial().await);
+    // And whoever finds it as it starts may be granted by the standby too.
+    two.pair.rig.pass(2 * SECOND).await;
+    two.pair.rig.meanwhile(two.pair.rig.engine.account(&account_id("a"))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_standbys_denial_is_not_written_over_the_first_tokens() {
+    let two = Two::new().await;
+    two.pair.rig.script.set_unreachable(true);
+    two.both_pass(40 * SECOND).await;
+    two.one_is_denied().await;
+    two.pair.standby.disable(&two.pair.rig.kek_id);
+    two.rigs[0].pass(16 * SECOND).await;
+    two.pair.standby.enable(&two.pair.rig.kek_id);
+    two.both_pass(60 * SECOND).await;
+    two.accounts.iter().for_each(|account| assert!(matches!(seal(account), Err(Error::Denied(_)))));
+    assert!(two.has_denial().await);
+}
+
+#[tokio::test]
+async fn while_the_store_is_silent_the_standby_is_asked_for_two_polls_and_serves_for_a_grace_after() {
+    let pair = Pair::new().await;
+    let store = HandStore::over(&pair.rig.store);
+    let engine = over(&pair.rig, &pair.token, store.clone()).build().unwrap();
+    let account = engine.create_account(&account_id("a"), &pair.rig.kek).await.unwrap();
+    pair.serves_for(&[&account], 20).await;
+    pair.rig.script.set_unreachable(true);
+    pair.serves_for(&[&account], 60).await;
+    store.hold_reads(|key| matches!(key, Key::Denial(_)));
+    pair.serves_for(&[&account], 35).await;
+    let asked = pair.standby.calls(Call::Unwrap);
+    pair.rig.pass_by(29 * 60 * SECOND, SECOND).await;
+    seal(&account).unwrap();
+    assert_eq!(pair.standby.calls(Call::Unwrap), asked, "asked, though nobody knows what the first token said");
+    assert!(matches!(engine.leases()[0].phase, Phase::Grace { .. }));
+    pair.rig.pass_by(60 * SECOND, SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Lapsed(_))));
+    store.let_go();
+    pair.rig.pass(61 * SECOND).await;
+    seal(&account).unwrap();
 }
 
 #[tokio::test]

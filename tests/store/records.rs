@@ -25,6 +25,7 @@ const ACCOUNT: &str = include_str!("../compat/records/account-v2.hex");
 const KEK_1: &str = include_str!("../compat/records/kek-v1.hex");
 const KEK: &str = include_str!("../compat/records/kek-v2.hex");
 const DENIAL: &str = include_str!("../compat/records/denial-v1.hex");
+const STANDBY_DENIAL: &str = include_str!("../compat/records/denial-v2.hex");
 const WORK: &str = include_str!("../compat/records/work-v1.hex");
 
 fn golden(text: &str) -> Vec<u8> {
@@ -83,7 +84,11 @@ fn work() -> WorkRecord {
 }
 
 fn denial() -> DenialRecord {
-    DenialRecord { kek: kek("main", 2), since_unix: 251, reason: "CKR_ä disabled".into() }
+    DenialRecord { kek: kek("main", 2), since_unix: 251, reason: "CKR_ä disabled".into(), by_standby: false }
+}
+
+fn standby_denial() -> DenialRecord {
+    DenialRecord { by_standby: true, ..denial() }
 }
 
 #[test]
@@ -92,10 +97,12 @@ fn the_bytes_never_change() {
     assert_eq!(hex::encode(a.encode().unwrap()), hex::encode(golden(ACCOUNT)));
     assert_eq!(hex::encode(k.encode().unwrap()), hex::encode(golden(KEK)));
     assert_eq!(hex::encode(d.encode().unwrap()), hex::encode(golden(DENIAL)));
+    assert_eq!(hex::encode(standby_denial().encode().unwrap()), hex::encode(golden(STANDBY_DENIAL)));
     assert_eq!(hex::encode(w.put().unwrap().value), hex::encode(golden(WORK)));
     assert_eq!(AccountRecord::decode(&a.key(), &golden(ACCOUNT)).unwrap(), a);
     assert_eq!(KekRecord::decode(&k.key(), &golden(KEK)).unwrap(), k);
     assert_eq!(DenialRecord::decode(&d.key(), &golden(DENIAL)).unwrap(), d);
+    assert_eq!(DenialRecord::decode(&d.key(), &golden(STANDBY_DENIAL)).unwrap(), standby_denial());
     assert_eq!(WorkRecord::decode(&Key::Work, &golden(WORK)).unwrap(), w);
 }
 
@@ -148,8 +155,11 @@ fn every_cut_every_further_byte_and_every_other_format_version_is_refused() {
     for format in (0..=255).filter(|format| ![1, 2].contains(format)) {
         let mut other = bytes.clone();
         other[0] = format;
-        let what = refused(&key, AccountRecord::decode(&key, &other));
-        assert!(what.contains(&format!("format version {format}, this release reads 1 to 2")), "{what}");
+        let error = AccountRecord::decode(&key, &other).unwrap_err();
+        let is_newer = matches!(error, Error::Corrupt(Corrupt::NewerRecord { .. }));
+        assert_eq!(is_newer, format > 2, "{error}");
+        let words = format!("record {key}: has format version {format}, this release reads 1 to 2");
+        assert!(error.to_string().contains(&words), "{error}");
     }
     let long = vec![1; VALUE_BYTES_MAX + 1];
     assert!(refused(&key, AccountRecord::decode(&key, &long)).contains("at most 262144"));
@@ -465,6 +475,7 @@ proptest! {
     ) {
         for (key, bytes) in [
             (account().key(), golden(ACCOUNT)), (kek_record().key(), golden(KEK)), (denial().key(), golden(DENIAL)),
+            (denial().key(), golden(STANDBY_DENIAL)),
         ] {
             let mut mutated = bytes;
             for (at, byte, how) in &changes {

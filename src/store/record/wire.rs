@@ -9,14 +9,15 @@ use super::{
     KekVersionRecord, REASON_BYTES_MAX, Usage, WorkRecord, WrappedAek, corrupt, refuse,
 };
 use crate::{
-    error::{Error, Result},
+    error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion, TokenName},
     store::{Key, VALUE_BYTES_MAX},
     token::{KekId, Profile, Wrapped},
 };
 use bincode::{Decode, Encode, config};
 
-/// Newest format version of records: accounts and KEKs are written in it, all others in 1. Every one from 1 on is read.
+/// Newest format version of records: accounts, KEKs and denials by a standby are written in it, all others in 1. Every one
+/// from 1 on is read.
 pub const RECORD_FORMAT: u8 = 2;
 
 /// What decoding may claim. bincode counts sizes in memory, which are larger than the varints that were written, so
@@ -40,7 +41,10 @@ pub(super) fn encode_kek(record: &KekRecord) -> Result<Vec<u8>> {
 }
 
 pub(super) fn encode_denial(record: &DenialRecord) -> Result<Vec<u8>> {
-    encode(&record.key(), &Wire1::Denial(record.into()))
+    match record.by_standby {
+        false => encode(&record.key(), &Wire1::Denial(record.into())),
+        true => encode(&record.key(), &Wire2::StandbyDenial(record.into())),
+    }
 }
 
 pub(super) fn encode_work(record: &WorkRecord) -> Result<Vec<u8>> {
@@ -57,6 +61,9 @@ pub(super) fn decode(key: &Key, bytes: &[u8]) -> Result<Record> {
         None => return refuse(key, "is empty"),
         Some(&Wire1::FORMAT) => Record::try_from(decode_as::<Wire1>(key, bytes)?),
         Some(&Wire2::FORMAT) => Record::try_from(decode_as::<Wire2>(key, bytes)?),
+        Some(&format) if format > RECORD_FORMAT => {
+            return Err(Corrupt::NewerRecord { record: key.to_string(), format, reads: RECORD_FORMAT }.into());
+        }
         Some(format) => {
             return refuse(key, format!("has format version {format}, this release reads 1 to {RECORD_FORMAT}"));
         }
@@ -118,11 +125,12 @@ enum Wire1 {
     Work(WorkWire),
 }
 
-/// Format version 2: accounts and KEKs that are rotated, deleted and moved.
+/// Format version 2: accounts and KEKs that are rotated, deleted and moved, and denials by a standby.
 #[derive(Encode, Decode)]
 enum Wire2 {
     Account(AccountWire),
     Kek(KekWire),
+    StandbyDenial(DenialWire),
 }
 
 impl Wire for Wire1 {
@@ -266,11 +274,7 @@ impl TryFrom<Wire1> for Record {
                     policy: KekPolicy::default(),
                 })
             }
-            Wire1::Denial(wire) => Self::Denial(DenialRecord {
-                kek: KekVersion::new(KekName::new(wire.kek_name).map_err(said)?, wire.kek_version),
-                since_unix: wire.since_unix,
-                reason: wire.reason,
-            }),
+            Wire1::Denial(wire) => Self::Denial(denial_of(wire, false)?),
             Wire1::Work(WorkWire { fence, holder, until_unix }) => Self::Work(WorkRecord { fence, holder, until_unix }),
         })
     }
@@ -310,6 +314,7 @@ impl TryFrom<Wire2> for Record {
                     policy: KekPolicy { max_age_secs },
                 })
             }
+            Wire2::StandbyDenial(wire) => Self::Denial(denial_of(wire, true)?),
         })
     }
 }
@@ -324,6 +329,15 @@ fn aek_of(wire: AekWire1, used: Usage) -> Result<WrappedAek, String> {
         check: wire.check,
         created_unix: wire.created_unix,
         used,
+    })
+}
+
+fn denial_of(wire: DenialWire, by_standby: bool) -> Result<DenialRecord, String> {
+    Ok(DenialRecord {
+        kek: KekVersion::new(KekName::new(wire.kek_name).map_err(said)?, wire.kek_version),
+        since_unix: wire.since_unix,
+        reason: wire.reason,
+        by_standby,
     })
 }
 
