@@ -4,12 +4,31 @@
 //!
 //! Any PKCS#11 module. `keyleash token check` proves each wrap profile by a whole round trip, because a list of
 //! mechanisms proves nothing; take `aes-gcm` where it passes, else `rsa-oaep-sha256`, else `aes-kw`. Choose the token by
-//! label or serial; slot ids change in some modules (SoftHSM's do). One of `label`, `serial` and `slot` is given, never two.
+//! label or serial; slot ids change in some modules (SoftHSM's do). One of `label`, `serial` and `slot` is given, never two. Blanks and
+//! NULs that a label or serial is padded with do not count, nor does what stands behind a NUL; what keyleash lists can be typed as it
+//! is listed, escapes included.
 //!
 //! keyleash makes KEKs that are sensitive and not extractable, that an operator can disable (CKA_MODIFIABLE), and that
 //! nobody destroys by accident (not CKA_DESTROYABLE, unless asked). It refuses a KEK that could leave the token. To
 //! revoke, switch CKA_DECRYPT (CKA_UNWRAP for `aes-kw`) off, which can be undone; to shred, destroy the KEK and its
 //! backups, which cannot.
+//!
+//! # Dates of a KEK
+//!
+//! CKA_START_DATE and CKA_END_DATE are days, and most tokens do not look at them (SoftHSM and kryoptic do not). keyleash does: before the first
+//! day and after the last one, UTC, the KEK is denied.
+//!
+//! - **When they are read.** With each wrap and unwrap, once the caller has asked: so a date that is set on a KEK in use is noticed
+//!   by the next proof, within `poll_interval + call_timeout` as promise 1 has it, and a later one ends the denial the same way.
+//!   That costs one C_GetAttributeValue for each call, or for as many as were asked for before it.
+//! - **By which clock.** By the wall clock of the machine: it is as right as that. A clock that stands before 2026 was never set; then a
+//!   KEK with dates is unreachable, not denied: what is in use goes on until its grace ends, and service resumes when the clock is set.
+//!   A KEK without dates asks no clock.
+//! - **Not readable.** A KEK whose dates the token cannot tell is refused; where that begins in use, it is denied. SoftHSM
+//!   cannot tell those of a private object: any date that is set there denies until the KEK is made anew. Empty, blank and zero
+//!   dates are none.
+//!
+//! # Trials
 //!
 //! For trials, `softhsm/with-token COMMAND…` makes a private SoftHSM token and runs the command with it.
 //!
@@ -113,6 +132,14 @@
 //! under another path, which the loader takes for another library (run with SoftHSM; ask your vendor, for some libraries share more
 //! than their code). Two copies of SoftHSM still read one directory, when it is one: a C_Initialize waits for files that are locked in it.
 //!
+//! A hard link, a symbolic link and a bind mount are no copies: the loader gives the same library, and so does keyleash, which knows it by
+//! device and inode, by its C_GetFunctionList and by the list that this gives. A copy has memory, context and login of its own, and a gate:
+//! one's C_Finalize under the other's calls harmed none of them (run with SoftHSM, `tests/softhsm/modules.rs`). What the two share
+//! lies outside of it: SoftHSM locks its files by process (POSIX), so that two copies in one process do not wait for each other's writes. So
+//! give each copy tokens of its own, and a directory of its own where they are written: logins, KEKs that are made, PINs.
+//! Not known again is a library behind another one: a module that loads a module (p11-kit's proxy, a shim for debugging) and that
+//! module itself are two to everybody. Configure one of the two.
+//!
 //! # The module in a process of its own
 //!
 //! A PKCS#11 module is somebody else's code in your process: where it crashes, you crash; where it hangs, its thread is lost until it
@@ -152,14 +179,33 @@
 //! environment variable (`pin_env` names it; `KEYLEASH_PIN` needs no name). Never on a command line, never in
 //! `keyleash.toml`. A refused PIN is not tried again, because tokens lock themselves.
 //!
+//! - One line end behind it, in the file or the variable, is not part of it. Blanks are: where a PIN is refused that begins or ends
+//!   with one, or with a character that does not show, the error says so.
 //! - A PIN that was refused and is right again (changed and changed back) stays refused: until the process is restarted or calls
 //!   [`Pkcs11Token::reload_pin`](crate::token::pkcs11::Pkcs11Token::reload_pin). keyleash does not try it again by itself, for not every
-//!   token says that it counts wrong PINs.
+//!   token says that it counts wrong PINs. Up to four refused ones are remembered, until another one is taken.
+//! - What is known of a PIN is known of that one alone. The one that the token took last is kept in locked memory and compared, in
+//!   constant time, with what the source says before each login: a new one in the file begins as an unknown one.
+//! - Refused for good is what the token calls wrong (CKR_PIN_INCORRECT, CKR_PIN_INVALID, CKR_PIN_LEN_RANGE). A token that lets nobody in
+//!   (CKR_PIN_LOCKED, CKR_PIN_EXPIRED, CKR_FUNCTION_REJECTED) denies, and is asked again with the same PIN, at most once a second: once it
+//!   is unlocked, service resumes.
 //! - A login that fails with another code (CKR_GENERAL_ERROR, CKR_DEVICE_ERROR) may have been counted as well. The same PIN then waits
-//!   1 s, and twice as long after each further failure, up to 60 s; meanwhile calls are unreachable. When the token then says that
-//!   wrong PINs were counted (CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY), that PIN counts as refused.
-//! - A token whose user PIN is locked, or one attempt away from that, is not logged in to; once it is unlocked, service resumes with
-//!   the same PIN.
+//!   1 s, and twice as long after each further failure, up to 60 s; meanwhile calls are unreachable. What the token's flags say then
+//!   decides:
+//!
+//! | the token's flags | a PIN that it never took from this process | the one that it took last |
+//! | --- | --- | --- |
+//! | no wrong PIN counted | tried | tried |
+//! | CKF_USER_PIN_COUNT_LOW | tried; refused for good after an unclear code | tried, after an unclear code too |
+//! | CKF_USER_PIN_COUNT_LOW or worse since its own attempt, after an unclear code | refused for good | denied, and not tried until the flags are clear: somebody has entered the right one |
+//! | CKF_USER_PIN_FINAL_TRY | not tried: denied | tried, unless a login failed with it since: then unreachable |
+//! | CKF_USER_PIN_LOCKED | not tried: denied | not tried: denied |
+//! | C_GetTokenInfo fails | not tried, but once where the token is chosen by slot id: unreachable | tried, until two logins in a row have failed: then unreachable |
+//!
+//! - The flags are all that keyleash has of other processes: where a token never sets them, or C_GetTokenInfo always fails, each start
+//!   of a process with a wrong PIN costs an attempt, and so many lock it. Choose such a token by slot id, and do not let the
+//!   service manager restart without end. They are read apart from the rest of C_GetTokenInfo: a token that has an odd time there
+//!   (opencryptoki's soft token) is no such token. Through p11-kit's client they come with the rest or not at all.
 //!
 //! # SoftHSM under several processes
 //!

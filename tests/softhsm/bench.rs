@@ -19,6 +19,8 @@ const REAL_MODULE: &str = "KEYLEASH_TEST_REAL_MODULE";
 pub(crate) const SO_PIN: &str = "so-pin-of-a-test";
 pub(crate) const PIN: &str = "pin-of-a-test";
 pub(crate) const LABEL: &str = "test token";
+/// A variable with [`PIN`], and the end of its line.
+pub(crate) const PIN_VARIABLE: &str = "KEYLEASH_TEST_PIN";
 
 /// A variable that with-token sets.
 pub(crate) fn variable(name: &str) -> String {
@@ -145,6 +147,7 @@ fn run_alone(name: &str, change: impl FnOnce(&Path, &mut Command)) {
     assert!(set_up.status.success(), "{}", String::from_utf8_lossy(&set_up.stderr));
     let mut child = me(name);
     child.env(ALONE, name).env("KEYLEASH_TEST_DIR", dir.path()).env(variable, &conf);
+    child.env(PIN_VARIABLE, format!("{PIN}\r\n"));
     change(dir.path(), &mut child);
     let output = child.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);

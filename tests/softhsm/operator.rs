@@ -5,7 +5,7 @@ use cryptoki::{
     mechanism::Mechanism,
     object::{Attribute, KeyType, ObjectClass, ObjectHandle},
     session::{Session, UserType},
-    types::{AuthPin, Ulong},
+    types::{AuthPin, Date, Ulong},
 };
 use std::io::Read;
 
@@ -19,6 +19,9 @@ fn acts() {
         ["init-pin"] => init_pin(),
         ["set", id, attribute, value] => set(id, attribute, value == "true"),
         ["set-pin", old, new] => set_pin(old, new),
+        ["mistype"] => log_in("mistyped", false),
+        ["log-in"] => log_in(PIN, true),
+        ["set-end", id, year] => set_end(id, year),
         ["replace-token", id, label] => replace_token(id, label),
         ["destroy", id] => with_key(id, |session, key| session.destroy_object(key).unwrap()),
         ["hold-lock", file] => hold_lock(file),
@@ -130,6 +133,18 @@ fn set(id: &str, attribute: &str, value: bool) {
         _ => panic!("{attribute}"),
     };
     with_key(id, |session, key| session.update_attributes(key, std::slice::from_ref(&attribute)).unwrap());
+}
+
+/// The token counts a wrong PIN, until the next right one.
+fn log_in(pin: &str, right: bool) {
+    let pkcs11 = context();
+    let session = pkcs11.open_rw_session(slot(&pkcs11)).unwrap();
+    assert_eq!(session.login(UserType::User, Some(&AuthPin::from(pin))).is_ok(), right);
+}
+
+fn set_end(id: &str, year: &str) {
+    let end = Attribute::EndDate(Date::new_from_str_slice(year, "01", "01").unwrap());
+    with_key(id, |session, key| session.update_attributes(key, std::slice::from_ref(&end)).unwrap());
 }
 
 fn hold_lock(file: &str) {

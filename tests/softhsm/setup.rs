@@ -1,6 +1,6 @@
 //! Set-ups that are wrong, each with its own clear error.
 
-use crate::bench::{Bench, LABEL, PIN, alone, context, module, session, variable};
+use crate::bench::{Bench, LABEL, PIN, PIN_VARIABLE, alone, context, module, operator, session, variable};
 use cryptoki::{
     mechanism::Mechanism,
     object::{Attribute, KeyType, ObjectClass},
@@ -70,7 +70,7 @@ fn a_module_that_is_none_is_refused_with_its_path() {
             let mut settings = bench.settings();
             settings.module = path.clone();
             let error = refusal(settings).await;
-            assert_eq!(error.verdict, Verdict::Fatal);
+            assert_eq!(error.verdict, Verdict::Misconfigured);
             assert!(error.what.contains(path.to_str().unwrap()) && !error.remedy.is_empty(), "{error:?}");
         }
     });
@@ -96,6 +96,15 @@ fn a_pin_that_is_not_there_is_an_error_before_the_token_is_asked() {
         let mut settings = bench.settings();
         settings.pin = PinSource::Env("KEYLEASH_TEST_UNSET".into());
         assert!(refusal(settings).await.what.contains("KEYLEASH_TEST_UNSET"));
+    });
+}
+
+#[test]
+fn the_end_of_a_line_is_no_part_of_a_pin_from_a_variable() {
+    alone("setup::the_end_of_a_line_is_no_part_of_a_pin_from_a_variable", |bench| async move {
+        let mut settings = bench.settings();
+        settings.pin = PinSource::Env(PIN_VARIABLE.into());
+        assert!(Pkcs11Token::open(settings).await.unwrap().list_keks().await.is_ok());
     });
 }
 
@@ -235,6 +244,36 @@ fn a_kek_is_denied_outside_its_dates_though_softhsm_does_not_look() {
         let hidden = imprudent_key(3, &[Attribute::EndDate(date("2001"))]);
         let error = token.wrap(&hidden, &Aek::generate().unwrap(), &[0; 32]).await.unwrap_err();
         assert!(error.verdict == Verdict::Misconfigured && error.what.contains("CKA_END_DATE"), "{error}");
+    });
+}
+
+#[test]
+fn an_end_date_that_is_set_on_a_kek_in_use_counts_from_the_next_call() {
+    alone("setup::an_end_date_that_is_set_on_a_kek_in_use_counts_from_the_next_call", |bench| async move {
+        let token = bench.open().await;
+        let aek = Aek::generate().unwrap();
+        let set_end = |kek: &KekHandle, year| operator(&["set-end", &kek.id.to_string(), year]);
+        // SoftHSM cannot read a private key's dates back.
+        let kek = imprudent_key(1, &[Attribute::Private(false)]);
+        let wrapped = token.wrap(&kek, &aek, &[0; 32]).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(token.unwrap(&kek, &wrapped, &[0; 32]).await.as_ref(), Ok(&aek));
+            set_end(&kek, "2001");
+            for result in [token.unwrap(&kek, &wrapped, &[0; 32]).await, token.unwrap(&kek, &wrapped, &[0; 32]).await] {
+                let error = result.unwrap_err();
+                assert!(error.verdict == Verdict::Denied && error.what.contains("CKA_END_DATE"), "{error}");
+            }
+            assert_eq!(token.wrap(&kek, &aek, &[0; 32]).await.unwrap_err().verdict, Verdict::Denied);
+            set_end(&kek, "2999");
+        }
+        assert_eq!(token.unwrap(&kek, &wrapped, &[0; 32]).await.as_ref(), Ok(&aek));
+
+        let hidden = imprudent_key(2, &[]);
+        let wrapped = token.wrap(&hidden, &aek, &[0; 32]).await.unwrap();
+        assert_eq!(token.unwrap(&hidden, &wrapped, &[0; 32]).await.as_ref(), Ok(&aek));
+        set_end(&hidden, "2001");
+        let error = token.unwrap(&hidden, &wrapped, &[0; 32]).await.unwrap_err();
+        assert!(error.verdict == Verdict::Denied && error.what.contains("CKA_END_DATE"), "{error}");
     });
 }
 

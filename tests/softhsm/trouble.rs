@@ -167,6 +167,62 @@ fn a_token_without_a_user_pin_is_denied_and_serves_once_it_has_one() {
     });
 }
 
+/// SoftHSM fails at C_GetTokenInfo once it has logged in there, as it does when the folder is away.
+#[test]
+#[allow(unsafe_code)]
+fn a_token_in_a_read_only_folder_serves_and_one_that_goes_away_from_there_is_no_denial() {
+    let name = "trouble::a_token_in_a_read_only_folder_serves_and_one_that_goes_away_from_there_is_no_denial";
+    alone(name, |bench| async move {
+        use std::os::unix::fs::PermissionsExt;
+        let chmod = |path: &std::path::Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let (kek, aek, wrapped) = account(&bench.open().await).await;
+        // Another process, if only by its rights: as root nothing is read-only.
+        chmod(&bench.dir, 0o755);
+        for file in ["pin", "softhsm2.conf"] {
+            chmod(&bench.dir.join(file), 0o444);
+        }
+        for folder in std::fs::read_dir(bench.tokens()).unwrap() {
+            let folder = folder.unwrap().path();
+            std::fs::read_dir(&folder).unwrap().for_each(|file| chmod(&file.unwrap().path(), 0o444));
+            chmod(&folder, 0o555);
+        }
+        chmod(&bench.tokens(), 0o555);
+        let away = bench.dir.join("away");
+        if rustix::process::geteuid().is_root() {
+            // To move the tokens away later.
+            std::os::unix::fs::chown(&bench.dir, Some(65_534), Some(65_534)).unwrap();
+            // SAFETY: changes the ids of this process alone, which was started for this test.
+            assert_eq!(unsafe { (libc::setgid(65_534), libc::setuid(65_534)) }, (0, 0));
+        }
+        let token = Arc::new(bench.open().await);
+        for _ in 0..2 {
+            let callers: Vec<_> = (0..8)
+                .map(|_| {
+                    let (token, kek, wrapped) = (token.clone(), kek.clone(), wrapped.clone());
+                    tokio::spawn(async move { token.unwrap(&kek, &wrapped, &BINDING).await.unwrap() })
+                })
+                .collect();
+            for caller in callers {
+                assert_eq!(caller.await.unwrap(), aek);
+            }
+            assert_eq!(token.info().await.unwrap().label, crate::bench::LABEL);
+            assert_eq!(token.list_keks().await.unwrap().len(), 1);
+            assert!(token.find_kek(&kek.id).await.unwrap().is_some());
+            token.renew_context().await.unwrap();
+        }
+        assert_eq!(token.unwrap(&kek, &wrapped, &BINDING).await.unwrap(), aek);
+        std::fs::rename(bench.tokens(), &away).unwrap();
+        for _ in 0..3 {
+            let error = token.unwrap(&kek, &wrapped, &BINDING).await.unwrap_err();
+            assert_eq!(error.verdict, Verdict::Unreachable, "{error}");
+        }
+        std::fs::rename(&away, bench.tokens()).unwrap();
+        assert_eq!(until_it_unwraps(&*token, &kek, &wrapped).await, aek);
+    });
+}
+
 /// Asks a future once, as a child of a fork can: the threads that would wake it are the parent's.
 fn ask_once<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());

@@ -1,7 +1,7 @@
 //! The control file: what it says, and what that means for the call at hand.
 
 use crate::front::NAMES;
-use cryptoki_sys::CK_RV;
+use cryptoki_sys::{CK_FLAGS, CK_RV};
 use std::{
     path::PathBuf,
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
@@ -21,6 +21,16 @@ pub(crate) enum Outcome {
     Return(CK_RV),
     WrongPlaintext,
     OaepSha1,
+    FindsNothing,
+    Says(Told),
+}
+
+/// What C_GetTokenInfo says besides, or otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Told {
+    pub(crate) flags: CK_FLAGS,
+    pub(crate) odd_time: bool,
+    pub(crate) nul_padding: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +147,7 @@ fn parse_line(line: &str, context: u64) -> Result<Fault, String> {
         seen: 0,
     };
     let mut says_something = false;
+    let mut told = Told::default();
     for word in words {
         let unknown = || format!("{word:?} is not understood");
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
@@ -150,9 +161,16 @@ fn parse_line(line: &str, context: u64) -> Result<Fault, String> {
             "crash" if value.is_empty() => fault.crash = true,
             "oaep-sha1" if value.is_empty() => fault.outcome = Outcome::OaepSha1,
             "wrong-plaintext" if value.is_empty() => fault.outcome = Outcome::WrongPlaintext,
+            "nothing" if value.is_empty() => fault.outcome = Outcome::FindsNothing,
+            "flags" => told.flags = code(value).ok_or_else(unknown)?,
+            "odd-time" if value.is_empty() => told.odd_time = true,
+            "nul-padding" if value.is_empty() => told.nul_padding = true,
             _ => return Err(unknown()),
         }
         says_something |= !matches!(key, "after" | "count" | "this-context");
+    }
+    if told != Told::default() {
+        fault.outcome = Outcome::Says(told);
     }
     if !says_something {
         return Err("it does not say what happens".into());

@@ -21,7 +21,7 @@ macro_rules! passing {
         })*
 
         /// Every function that a fault can be set on.
-        pub(crate) const NAMES: &[&str] = &["C_Decrypt", "C_DecryptInit", "C_EncryptInit", "C_GetAttributeValue", $(stringify!($name)),*];
+        pub(crate) const NAMES: &[&str] = &["C_Decrypt", "C_DecryptInit", "C_EncryptInit", "C_FindObjects", "C_GetAttributeValue", "C_GetTokenInfo", $(stringify!($name)),*];
 
         /// The real module's list with ours in front of what it has.
         pub(crate) fn patched(mut list: CK_FUNCTION_LIST) -> CK_FUNCTION_LIST {
@@ -29,6 +29,8 @@ macro_rules! passing {
             list.C_Decrypt = list.C_Decrypt.and(Some(C_Decrypt));
             list.C_DecryptInit = list.C_DecryptInit.and(Some(C_DecryptInit));
             list.C_EncryptInit = list.C_EncryptInit.and(Some(C_EncryptInit));
+            list.C_FindObjects = list.C_FindObjects.and(Some(C_FindObjects));
+            list.C_GetTokenInfo = list.C_GetTokenInfo.and(Some(C_GetTokenInfo));
             list.C_GetAttributeValue = list.C_GetAttributeValue.and(Some(C_GetAttributeValue));
             $(list.$name = list.$name.and(Some($name));)*
             list
@@ -127,6 +129,58 @@ unsafe extern "C" fn C_GetAttributeValue(
     code
 }
 
+unsafe extern "C" fn C_FindObjects(
+    session: CK_SESSION_HANDLE,
+    objects: *mut CK_OBJECT_HANDLE,
+    room: CK_ULONG,
+    count: *mut CK_ULONG,
+) -> CK_RV {
+    let outcome = meet("C_FindObjects");
+    if let Outcome::Return(code) = outcome {
+        return code;
+    }
+    if outcome == Outcome::FindsNothing && !count.is_null() {
+        // SAFETY: not null, and by the standard it points to room for the count.
+        unsafe { *count = 0 };
+        return CKR_OK;
+    }
+    let Some(call) = real().and_then(|list| list.C_FindObjects) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    // SAFETY: the real module's function of this name, with what the caller gave for it, unchanged.
+    unsafe { call(session, objects, room, count) }
+}
+
+unsafe extern "C" fn C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) -> CK_RV {
+    let outcome = meet("C_GetTokenInfo");
+    if let Outcome::Return(code) = outcome {
+        return code;
+    }
+    let Some(call) = real().and_then(|list| list.C_GetTokenInfo) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    // SAFETY: the real module's function of this name, with what the caller gave for it, unchanged.
+    let code = unsafe { call(slot, info) };
+    if let Outcome::Says(told) = outcome
+        && code == CKR_OK
+        && !info.is_null()
+    {
+        // SAFETY: the call succeeded with this pointer, so it points to what the module has filled in.
+        let mut said = unsafe { info.read_unaligned() };
+        said.flags |= told.flags;
+        if told.odd_time {
+            said.flags |= CKF_CLOCK_ON_TOKEN;
+            said.utcTime = *b"HH:MM:SS        ";
+        }
+        if told.nul_padding {
+            let nul = |field: &mut [u8]| field.iter_mut().rev().take_while(|byte| **byte == b' ').for_each(|byte| *byte = 0);
+            let (mut label, mut serial) = (said.label, said.serialNumber);
+            nul(&mut label);
+            nul(&mut serial);
+            (said.label, said.serialNumber) = (label, serial);
+        }
+        // SAFETY: as above.
+        unsafe { info.write_unaligned(said) };
+    }
+    code
+}
+
 #[rustfmt::skip]
 passing! {
     C_Initialize(a1: *mut c_void);
@@ -134,7 +188,6 @@ passing! {
     C_GetInfo(a1: *mut CK_INFO);
     C_GetSlotList(a1: CK_BBOOL, a2: *mut CK_SLOT_ID, a3: *mut CK_ULONG);
     C_GetSlotInfo(a1: CK_SLOT_ID, a2: *mut CK_SLOT_INFO);
-    C_GetTokenInfo(a1: CK_SLOT_ID, a2: *mut CK_TOKEN_INFO);
     C_GetMechanismList(a1: CK_SLOT_ID, a2: *mut CK_MECHANISM_TYPE, a3: *mut CK_ULONG);
     C_GetMechanismInfo(a1: CK_SLOT_ID, a2: CK_MECHANISM_TYPE, a3: *mut CK_MECHANISM_INFO);
     C_InitToken(a1: CK_SLOT_ID, a2: *mut CK_UTF8CHAR, a3: CK_ULONG, a4: *mut CK_UTF8CHAR);
@@ -154,7 +207,6 @@ passing! {
     C_GetObjectSize(a1: CK_SESSION_HANDLE, a2: CK_OBJECT_HANDLE, a3: *mut CK_ULONG);
     C_SetAttributeValue(a1: CK_SESSION_HANDLE, a2: CK_OBJECT_HANDLE, a3: *mut CK_ATTRIBUTE, a4: CK_ULONG);
     C_FindObjectsInit(a1: CK_SESSION_HANDLE, a2: *mut CK_ATTRIBUTE, a3: CK_ULONG);
-    C_FindObjects(a1: CK_SESSION_HANDLE, a2: *mut CK_OBJECT_HANDLE, a3: CK_ULONG, a4: *mut CK_ULONG);
     C_FindObjectsFinal(a1: CK_SESSION_HANDLE);
     C_Encrypt(a1: CK_SESSION_HANDLE, a2: *mut CK_BYTE, a3: CK_ULONG, a4: *mut CK_BYTE, a5: *mut CK_ULONG);
     C_EncryptUpdate(a1: CK_SESSION_HANDLE, a2: *mut CK_BYTE, a3: CK_ULONG, a4: *mut CK_BYTE, a5: *mut CK_ULONG);

@@ -17,6 +17,10 @@
 //! | `crash` | the process aborts, after any delay |
 //! | `wrong-plaintext` | the module is called, and one bit of what C_Decrypt, or C_GetAttributeValue for CKA_VALUE, gives is flipped |
 //! | `oaep-sha1` | C_EncryptInit and C_DecryptInit with CKM_RSA_PKCS_OAEP are called with SHA-1, whatever was asked for: no fault, but a way to use `rsa-oaep-sha256` on SoftHSM, which knows SHA-1 alone |
+//! | `nothing` | C_FindObjects finds nothing; the module is not called |
+//! | `flags=0x20000` | C_GetTokenInfo has these flags besides the module's |
+//! | `odd-time` | C_GetTokenInfo has a clock that says `HH:MM:SS`, as opencryptoki's has |
+//! | `nul-padding` | C_GetTokenInfo pads label and serial number with NUL |
 //! | `after=2` | the first two calls pass |
 //! | `count=3` | three calls fail; further ones pass |
 //! | `this-context` | only calls until the next C_Initialize fail; when C_Initialize is the first call that meets the new content, those after it |

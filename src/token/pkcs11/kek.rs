@@ -1,7 +1,9 @@
 //! KEKs in the token: how they are made, found, and judged by their attributes.
 
 use super::fault::{self, Fault, at, code_of};
+use super::module::lock;
 use super::raw::Raw;
+use crate::clock::{Clock, Instant};
 use crate::token::{KekId, KekInfo, KekSpec, Profile, TokenError};
 use cryptoki::{
     error::RvError,
@@ -10,6 +12,7 @@ use cryptoki::{
     session::Session,
     types::Ulong,
 };
+use std::sync::Mutex;
 
 /// An AES KEK has this many bits.
 const AES_BITS: u32 = 256;
@@ -36,11 +39,68 @@ pub(super) struct Attributes {
     pub(super) local: Option<bool>,
     pub(super) always_sensitive: Option<bool>,
     pub(super) never_extractable: Option<bool>,
-    /// First and last day of validity, as YYYYMMDD.
-    pub(super) start: Option<u32>,
-    pub(super) end: Option<u32>,
+    pub(super) dates: Dates,
+}
+
+/// CKA_START_DATE and CKA_END_DATE. SoftHSM and kryoptic do not look at them, so keyleash does, at the machine's clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Dates {
+    /// First and last day of validity, UTC, as YYYYMMDD.
+    start: Option<u32>,
+    end: Option<u32>,
     /// The token has dates and cannot show them.
-    pub(super) dates_hidden: bool,
+    hidden: bool,
+}
+
+/// Whether a KEK may be used today.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Term {
+    Runs,
+    /// Why not.
+    Over(String),
+    /// Nobody knows; why.
+    Unknown(String),
+}
+
+/// A clock before this day (YYYYMMDD) was never set, or stands at its beginning: this code is younger.
+const CLOCK_SET_FROM: u32 = 20260101;
+
+impl Dates {
+    /// From the attributes' bytes.
+    fn of(start: &[u8], end: &[u8]) -> Self {
+        match (date(start), date(end)) {
+            (Ok(start), Ok(end)) => Self { start, end, hidden: false },
+            _ => Self { hidden: true, ..Self::default() },
+        }
+    }
+
+    /// As [`Attributes::refusal`].
+    pub(super) fn refusal(self) -> Option<String> {
+        let why = "the token fails to tell CKA_START_DATE and CKA_END_DATE: whether the KEK is valid is unknown";
+        self.hidden.then(|| why.into())
+    }
+
+    /// On the day `today` (YYYYMMDD, UTC).
+    pub(super) fn term(self, today: u32) -> Term {
+        match (self.start, self.end) {
+            (None, None) => Term::Runs,
+            _ if today < CLOCK_SET_FROM => Term::Unknown(format!(
+                "the machine's clock stands at {today}, so whether CKA_START_DATE has come and CKA_END_DATE is past is unknown"
+            )),
+            (Some(start), _) if today < start => Term::Over(format!("CKA_START_DATE {start} has not come")),
+            (_, Some(end)) if today > end => Term::Over(format!("CKA_END_DATE {end} is past")),
+            _ => Term::Runs,
+        }
+    }
+}
+
+/// YYYYMMDD as digits; none where it is empty, or filled with what stands for nothing.
+fn date(bytes: &[u8]) -> Result<Option<u32>, ()> {
+    if bytes.iter().all(|byte| [0, b' ', b'0'].contains(byte)) {
+        return Ok(None);
+    }
+    let digits = (bytes.len() == 8 && bytes.iter().all(u8::is_ascii_digit)).then_some(bytes).ok_or(())?;
+    Ok(Some(digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0'))))
 }
 
 impl Attributes {
@@ -72,10 +132,8 @@ impl Attributes {
                 "CKA_DECRYPT and {other} are both true: a key that wraps and decrypts gives every key of the token away"
             ));
         }
-        if self.dates_hidden {
-            return Some(
-                "the token fails to tell CKA_START_DATE and CKA_END_DATE: whether the KEK is valid is unknown".into(),
-            );
+        if let Some(why) = self.dates.refusal() {
+            return Some(why);
         }
         match (self.rsa, self.bits) {
             (false, AES_BITS) => None,
@@ -98,20 +156,11 @@ impl Attributes {
         Some(format!("{attribute} is false: it was imported, or could once be read"))
     }
 
-    /// Why the key may not be used today (YYYYMMDD, UTC). SoftHSM and kryoptic do not look.
-    pub(super) fn out_of_date(&self, today: u32) -> Option<String> {
-        match (self.start, self.end) {
-            (Some(start), _) if today < start => Some(format!("CKA_START_DATE {start} has not come")),
-            (_, Some(end)) if today > end => Some(format!("CKA_END_DATE {end} is past")),
-            _ => None,
-        }
-    }
-
     pub(super) fn info(self, today: u32) -> Result<KekInfo, TokenError> {
         let profile = self.profile();
         let usable = if profile == Some(Profile::AesKw) { self.unwrap } else { self.decrypt };
         Ok(KekInfo {
-            enabled: usable == Some(true) && self.out_of_date(today).is_none(),
+            enabled: usable == Some(true) && self.dates.term(today) == Term::Runs,
             refused: self.refusal(),
             known_outside: self.known_outside(),
             id: KekId::new(self.id)
@@ -150,13 +199,37 @@ pub(super) fn today() -> u32 {
 }
 
 /// A KEK that was found, judged sound, and may be used in this generation of the module.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Kek {
     /// The secret or private key.
     pub(super) key: ObjectHandle,
     /// What wraps: the key itself, or the public half.
     pub(super) wrapping: Option<ObjectHandle>,
     pub(super) attributes: Attributes,
+    /// The dates of `key`, and since when they are known to be these: they may be set on a KEK that is in use.
+    dates: Mutex<(Dates, Instant)>,
+}
+
+impl Kek {
+    fn new(key: ObjectHandle, wrapping: ObjectHandle, attributes: Attributes, read: Instant) -> Self {
+        let dates = Mutex::new((attributes.dates, read));
+        Self { key, wrapping: Some(wrapping), attributes, dates }
+    }
+
+    /// The dates as they were at `asked`, or later.
+    pub(super) fn dates(&self, raw: Option<&Raw>, session: &Session, asked: Instant) -> Result<Dates, Fault> {
+        let (dates, read) = *lock(&self.dates);
+        if read >= asked {
+            return Ok(dates);
+        }
+        let read = Clock::Boottime.now();
+        let dates = read_dates(raw, session, self.key)?;
+        let mut kept = lock(&self.dates);
+        if kept.1 < read {
+            *kept = (dates, read);
+        }
+        Ok(dates)
+    }
 }
 
 fn read(session: &Session, object: ObjectHandle) -> Result<Option<Attributes>, Fault> {
@@ -206,35 +279,34 @@ fn read(session: &Session, object: ObjectHandle) -> Result<Option<Attributes>, F
             _ => {}
         }
     }
-    read_dates(session, object, &mut found)?;
+    found.dates = read_dates(None, session, object)?;
     Ok(Some(found))
 }
 
 /// Apart from the others, because SoftHSM fails with CKR_GENERAL_ERROR where a private key has a date: it stores it in the clear
 /// and decrypts it when it is read.
-fn read_dates(session: &Session, object: ObjectHandle, found: &mut Attributes) -> Result<(), Fault> {
-    let dates = match session.get_attributes(object, &[AttributeType::StartDate, AttributeType::EndDate]) {
-        Ok(dates) => dates,
-        Err(_) => {
-            // When the token still tells the class, the dates alone are the trouble, else the token is.
-            session.get_attributes(object, &[AttributeType::Class]).map_err(at("C_GetAttributeValue of a KEK"))?;
-            found.dates_hidden = true;
-            return Ok(());
-        }
+fn read_dates(raw: Option<&Raw>, session: &Session, object: ObjectHandle) -> Result<Dates, Fault> {
+    let [start_date, end_date] = [AttributeType::StartDate, AttributeType::EndDate];
+    let (mut start, mut end) = ([0; 8], [0; 8]);
+    let at_once = raw.map(|raw| raw.attributes(session, object, [(start_date, &mut start), (end_date, &mut end)]));
+    if let Some(Ok([start_len, end_len])) = at_once {
+        return Ok(Dates::of(start.get(..start_len).unwrap_or_default(), end.get(..end_len).unwrap_or_default()));
+    }
+    // One by one, for a token that has but one of them, or none.
+    let Ok(found) = session.get_attributes(object, &[start_date, end_date]) else {
+        // When the token still tells the class, the dates alone are the trouble, else the token is.
+        session.get_attributes(object, &[AttributeType::Class]).map_err(at("C_GetAttributeValue of a KEK"))?;
+        return Ok(Dates { hidden: true, ..Dates::default() });
     };
-    for date in dates {
-        match date {
-            Attribute::StartDate(date) if !date.is_empty() => found.start = yyyymmdd(date.year, date.month, date.day),
-            Attribute::EndDate(date) if !date.is_empty() => found.end = yyyymmdd(date.year, date.month, date.day),
+    let (mut start, mut end) = (Vec::new(), Vec::new());
+    for attribute in found {
+        match attribute {
+            Attribute::StartDate(date) => start = [&date.year[..], &date.month, &date.day].concat(),
+            Attribute::EndDate(date) => end = [&date.year[..], &date.month, &date.day].concat(),
             _ => {}
         }
     }
-    Ok(())
-}
-
-fn yyyymmdd(year: [u8; 4], month: [u8; 2], day: [u8; 2]) -> Option<u32> {
-    let digits = [&year[..], &month, &day].concat();
-    std::str::from_utf8(&digits).ok()?.parse().ok()
+    Ok(Dates::of(&start, &end))
 }
 
 fn modulus_bits(modulus: &[u8]) -> u32 {
@@ -250,6 +322,7 @@ fn modulus_bits(modulus: &[u8]) -> u32 {
 /// Misconfigured when two keys have the id: which one is meant cannot be known.
 pub(super) fn find(session: &Session, id: &KekId) -> Result<Option<Kek>, Fault> {
     let template = [Attribute::Token(true), Attribute::Id(id.as_bytes().to_vec())];
+    let asked = Clock::Boottime.now();
     let objects = session.find_objects(&template).map_err(at("C_FindObjects"))?;
     let mut found: Option<Kek> = None;
     for object in objects {
@@ -258,7 +331,7 @@ pub(super) fn find(session: &Session, id: &KekId) -> Result<Option<Kek>, Fault> 
             let what = format!("two keys of the token have the CKA_ID {id}");
             return Err(fault::misconfigured("find KEK", what, "give one of them another CKA_ID, or delete it").into());
         }
-        found = Some(Kek { key: object, wrapping: Some(object), attributes });
+        found = Some(Kek::new(object, object, attributes, asked));
     }
     if let Some(kek) = &mut found
         && kek.attributes.rsa
@@ -413,7 +486,7 @@ fn generate(session: &Session, profile: Profile, common: &[Attribute]) -> Result
         (key, key)
     };
     let attributes = Attributes { rsa: profile == Profile::RsaOaepSha256, ..Attributes::default() };
-    Ok(Kek { key, wrapping: Some(wrapping), attributes })
+    Ok(Kek::new(key, wrapping, attributes, Clock::Boottime.now()))
 }
 
 /// Destroys both halves, as far as the token lets us.
@@ -474,12 +547,34 @@ mod tests {
 
     #[test]
     fn a_kek_is_denied_before_its_first_and_after_its_last_day() {
-        let dated = Attributes { start: Some(20260110), end: Some(20260120), ..sound() };
-        assert!(dated.out_of_date(20260109).unwrap().contains("CKA_START_DATE"));
-        assert_eq!(dated.out_of_date(20260110), None);
-        assert_eq!(dated.out_of_date(20260120), None);
-        assert!(dated.out_of_date(20260121).unwrap().contains("CKA_END_DATE"));
-        assert!(!dated.info(20260121).unwrap().enabled);
+        let dates = Dates::of(b"20260110", b"20260120");
+        assert!(matches!(dates.term(20260109), Term::Over(why) if why.contains("CKA_START_DATE")));
+        assert_eq!(dates.term(20260110), Term::Runs);
+        assert_eq!(dates.term(20260120), Term::Runs);
+        assert!(matches!(dates.term(20260121), Term::Over(why) if why.contains("CKA_END_DATE")));
+        assert!(!Attributes { dates, ..sound() }.info(20260121).unwrap().enabled);
+        assert_eq!(Dates::default().term(19700101), Term::Runs);
+    }
+
+    #[test]
+    fn a_clock_that_was_never_set_neither_runs_a_kek_with_dates_nor_denies_it() {
+        for dates in [Dates::of(b"20260110", b""), Dates::of(b"", b"20260120"), Dates::of(b"20260110", b"20260120")] {
+            for today in [19700101, 19800101, 20251231] {
+                assert!(matches!(dates.term(today), Term::Unknown(why) if why.contains("clock")), "{today}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_date_is_told_from_none_and_from_one_that_nobody_can_read() {
+        for none in [&b""[..], b"\0\0\0\0\0\0\0\0", b"        ", b"00000000"] {
+            assert_eq!(Dates::of(none, none), Dates::default());
+        }
+        for unreadable in [&b"2026-1-1"[..], b"2026011", b"202601101", b"2026 1 1"] {
+            let dates = Dates::of(b"", unreadable);
+            assert!(dates.refusal().is_some_and(|why| why.contains("CKA_END_DATE")), "{dates:?}");
+            assert!(Attributes { dates, ..sound() }.refusal().is_some());
+        }
     }
 
     #[test]

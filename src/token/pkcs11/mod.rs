@@ -1,12 +1,13 @@
 //! A token behind a PKCS#11 module: the only code that names cryptoki.
 //!
-//! [`Pkcs11Token`] gives each call to a worker thread (`workers`), which makes it on its own session (`connect`, `session`, `wrap`,
-//! `kek`) inside the module's gate (`module`), and turns what comes back into a verdict (`verdict`).
+//! [`Pkcs11Token`] gives each call to a worker thread (`workers`), which makes it on its own session (`connect`, `login`, `session`,
+//! `wrap`, `kek`) inside the module's gate (`module`), and turns what comes back into a verdict (`verdict`).
 
 mod connect;
 mod fault;
 mod handles;
 pub(in crate::token) mod kek;
+mod login;
 mod module;
 mod numbers;
 pub mod operator;
@@ -16,6 +17,7 @@ mod raw;
 mod select;
 mod session;
 mod threads;
+mod told;
 mod verdict;
 mod workers;
 mod wrap;
@@ -27,7 +29,7 @@ use super::{
     Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers,
     Wrapped,
 };
-use crate::secret::Aek;
+use crate::{clock::Clock, secret::Aek};
 use async_trait::async_trait;
 use fault::at;
 use module::Module;
@@ -130,8 +132,9 @@ impl Pkcs11Token {
     /// during an outage. Its calls say so.
     ///
     /// # Errors
-    /// [`Verdict::Misconfigured`]: settings out of bounds, no PIN to be had, several tokens that match. [`Verdict::Denied`]: the
-    /// token refuses the PIN, which is not tried again. [`Verdict::Fatal`]: the module cannot be loaded or is no PKCS#11 module.
+    /// [`Verdict::Misconfigured`]: settings out of bounds, no PIN to be had, several tokens that match, a module that is not there or
+    /// is none. [`Verdict::Denied`]: the token refuses the PIN, which is not tried again. [`Verdict::Fatal`]: the module does not load
+    /// in `call_timeout`, or the process is ending.
     pub async fn open(settings: Pkcs11Settings) -> Result<Self, TokenError> {
         settings.check()?;
         let Pkcs11Settings { module: path, token, pin, workers, hung_max, call_timeout, fresh } = settings;
@@ -172,8 +175,9 @@ impl Pkcs11Token {
         kek: Option<KekHandle>,
         op: impl Fn(&Context<'_>) -> Result<T, fault::Fault> + Send + 'static,
     ) -> Result<T, TokenError> {
+        let asked = Clock::Boottime.now();
         let call = move |worker: &mut Worker, deadline| {
-            worker.call(About { operation, kek: kek.as_ref(), unwraps: false }, deadline, op)
+            worker.call(About { operation, kek: kek.as_ref(), unwraps: false, asked }, deadline, op)
         };
         self.pool.call(operation, timeout, call).await
     }
@@ -194,7 +198,7 @@ impl Pkcs11Token {
 /// process that is told to end while the token is working would end with a segmentation fault. An exit handler of keyleash does
 /// the same, with a patience of 5 s, where this was not called; a `timeout` of one's own and the answer are what this is for.
 pub fn end_of_process(timeout: Duration) -> bool {
-    Module::shut_all(crate::clock::Clock::Boottime.now().plus(timeout))
+    Module::shut_all(Clock::Boottime.now().plus(timeout))
 }
 
 /// Ends the process with this status and without any exit handler: for when a call is still inside of a module, which would crash
@@ -213,7 +217,7 @@ async fn off_runtime<T: Send + 'static>(
     // Nobody listens when the caller was dropped.
     let spawned = THREADS.spawn("keyleash-open", move || drop(sender.send(work())));
     spawned.map_err(|error| fault::fatal(operation, format!("no thread: {error}")))?;
-    let clock = crate::clock::Clock::Boottime;
+    let clock = Clock::Boottime;
     match clock.until(clock.now().plus(timeout), answer).await {
         Some(Ok(result)) => result,
         Some(Err(_)) => Err(fault::fatal(operation, "the thread failed; see the log")),
@@ -228,7 +232,7 @@ impl Token for Pkcs11Token {
         let op = move |context: &Context<'_>| {
             let pkcs11 = context.inside.pkcs11();
             let library = pkcs11.get_library_info().map_err(at("C_GetInfo"))?;
-            let token = pkcs11.get_token_info(context.slot).map_err(at("C_GetTokenInfo"))?;
+            let token = context.told()?;
             let mechanisms = pkcs11.get_mechanism_list(context.slot).map_err(at("C_GetMechanismList"))?;
             let mut mechanisms: Vec<_> = mechanisms.iter().map(ToString::to_string).collect();
             mechanisms.sort();
@@ -237,9 +241,9 @@ impl Token for Pkcs11Token {
             Ok(TokenInfo {
                 module: format!("{path} ({description} {})", library.library_version()),
                 slot: context.slot.id(),
-                label: token.label().trim().to_owned(),
-                serial: token.serial_number().trim().to_owned(),
-                model: format!("{} {}", token.manufacturer_id().trim(), token.model().trim()),
+                label: token.label,
+                serial: token.serial,
+                model: format!("{} {}", token.manufacturer, token.model),
                 mechanisms,
             })
         };
@@ -255,8 +259,9 @@ impl Token for Pkcs11Token {
 
     async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
         let (kek, wrapped, binding) = (kek.clone(), wrapped.clone(), *binding);
+        let asked = Clock::Boottime.now();
         let call = move |worker: &mut Worker, deadline| {
-            let about = About { operation: "unwrap", kek: Some(&kek), unwraps: true };
+            let about = About { operation: "unwrap", kek: Some(&kek), unwraps: true, asked };
             worker.call(about, deadline, |context| context.unwrap(&kek, &wrapped, &binding))
         };
         self.pool.call("unwrap", self.call_timeout, call).await
@@ -296,7 +301,7 @@ impl Token for Pkcs11Token {
         let op = |context: &Context<'_>| {
             context.expect_own_token()?;
             let found = kek::list(context.session)?;
-            context.would_be_found()?;
+            if found.is_empty() { context.would_be_found() } else { context.still_logged_in() }?;
             let keks: Result<Vec<_>, _> = found.into_iter().map(|found| found.info(kek::today())).collect();
             let mut keks = keks?;
             keks.sort_by(|one, other| (&one.label, &one.id).cmp(&(&other.label, &other.id)));

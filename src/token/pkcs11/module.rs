@@ -1,4 +1,4 @@
-//! A loaded module: one per path and process, with the gate that re-initialisation stands behind.
+//! A loaded module: one per library and process, with the gate that re-initialisation stands behind.
 //!
 //! C_Finalize while another thread is in a call is a crash. So every call happens between [`Module::enter`] and the
 //! drop of what it gives, and C_Finalize runs only while nobody is inside and nobody may enter. A call that hangs
@@ -9,11 +9,14 @@
 //! C_Finalize by somebody else in the process is seen only by what it did: by CKR_CRYPTOKI_NOT_INITIALIZED, by a session that is not
 //! known any more, by a session's number that is given out twice (`numbers`), by a handle that is another object's (`handles`, `kek`).
 //!
+//! Two gates before one library would be none. So a library is known again by its file (device and inode, as the loader has it), and, as
+//! the loader goes by names too and libraries may share what is in them, by the function list that it gives.
+//!
 //! Modules are never unloaded: a thread that hangs in one would lose the code it runs on.
 
 use super::fault;
 use super::numbers::Numbers;
-use super::raw::{self, Raw};
+use super::raw::{self, Origin, Raw};
 use super::threads::THREADS;
 use super::verdict::{self, Class};
 use crate::clock::{Clock, Instant, SLEEP_SLICE_MAX};
@@ -21,6 +24,7 @@ use crate::token::TokenError;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::RvError;
 use std::{
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError,
@@ -111,6 +115,9 @@ fn lock_by(deadline: Instant) -> Option<MutexGuard<'static, Modules>> {
 
 pub(super) struct Module {
     path: PathBuf,
+    /// Device and inode.
+    file: (u64, u64),
+    origin: Origin,
     pkcs11: Pkcs11,
     raw: Option<Raw>,
     numbers: Arc<Numbers>,
@@ -220,23 +227,27 @@ impl Gate {
 }
 
 impl Module {
-    /// Loads the module, or gives the one that this process loaded from the same file before. May block: not for tokio's
-    /// threads.
+    /// Loads the module, or gives the one that this process loaded before where it is the same library. May block: not for
+    /// tokio's threads.
     pub(super) fn load(path: &Path) -> Result<Arc<Self>, TokenError> {
         let refused = |what: String, remedy: &str| {
-            let what = format!("module {}: {what}", path.display());
-            TokenError { remedy: remedy.into(), ..fault::fatal("load module", what) }
+            fault::misconfigured("load module", format!("module {}: {what}", path.display()), remedy)
         };
-        let canonical = path.canonicalize().map_err(|error| {
+        let file = path.canonicalize().and_then(|path| Ok((path.metadata()?, path)));
+        let (metadata, canonical) = file.map_err(|error| {
             refused(error.to_string(), "name the PKCS#11 library of the token, and see that it may be read")
         })?;
+        let file = (metadata.dev(), metadata.ino());
         let mut modules = lock(&MODULES);
         if modules.shut {
             return Err(fault::fatal("load module", "the process is ending"));
         }
-        if let Some(module) = modules.loaded.iter().find(|module| module.path == canonical) {
-            module.check_pid("load module")?;
-            return Ok(module.clone());
+        let known = |modules: &Modules, is: &dyn Fn(&Self) -> bool| {
+            let known = modules.loaded.iter().find(|module| is(module))?;
+            Some(known.check_pid("load module").map(|()| known.clone()))
+        };
+        if let Some(known) = known(&modules, &|module| module.path == canonical || module.file == file) {
+            return known;
         }
         let no_module = |error| {
             refused(
@@ -245,9 +256,15 @@ impl Module {
             )
         };
         let pkcs11 = Pkcs11::new(&canonical).map_err(no_module)?;
-        let raw = Raw::load(&canonical).map_err(no_module)?;
+        let (raw, origin) = Raw::load(&canonical).map_err(no_module)?;
+        // Nothing of it was called but C_GetFunctionList.
+        if let Some(known) = known(&modules, &|module| module.origin.is(origin)) {
+            return known;
+        }
         let module = Arc::new(Self {
             path: canonical,
+            file,
+            origin,
             pkcs11,
             raw,
             numbers: Arc::default(),

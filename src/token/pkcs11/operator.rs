@@ -81,6 +81,7 @@ impl Operator {
         let op = move |context: &Context<'_>| {
             context.expect_own_token()?;
             let Some(kek) = kek::find(context.session, &id)? else {
+                context.would_be_found()?;
                 return Err(fault::denied(operation, format!("the token has no KEK {id}")).into());
             };
             let asked = Clock::Boottime.now();

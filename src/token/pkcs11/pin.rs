@@ -5,14 +5,15 @@
 //!
 //! Tokens lock themselves after a few wrong PINs. So a refused PIN is remembered (in locked memory) and compared, in
 //! constant time, with what the source says before each login: only another PIN, or [`Pins::forget_refusal`], leads
-//! to another attempt. Logins of one token run one after the other, so that two workers cannot both try it.
+//! to another attempt. So is the one that the token took: what is known of a PIN ([`Standing`]) is known of that one alone. Logins
+//! of one token run one after the other, so that two workers cannot both try it.
 
 use super::fault::{self, Fault};
 use super::module::{before, wait_until};
 use super::verdict;
 use crate::clock::{Clock, Instant};
 use crate::secret::Pin;
-use crate::token::TokenError;
+use crate::token::{TokenError, Verdict};
 use cryptoki::error::RvError;
 use std::{
     fmt,
@@ -28,6 +29,8 @@ use zeroize::{Zeroize, Zeroizing};
 /// How long a PIN waits after a C_Login that failed with whatever code; doubles while it fails.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// As many refused PINs are remembered as a source may flap between.
+const REFUSED_MAX: usize = 4;
 
 /// What a [`PinSource::Callback`] is: gives the PIN's bytes, or says in words why it cannot. Called on a worker thread, before
 /// each login; what it returns is wiped.
@@ -40,7 +43,8 @@ pub enum PinSource {
     /// A regular file with the PIN alone, 1 to 255 bytes; one line end behind it is not part of it. A warning is logged when
     /// others may read it.
     File(PathBuf),
-    /// The environment variable of this name. A file is better: the environment is inherited and shows in /proc.
+    /// The environment variable of this name, whose value is read as a file's content is. A file is better: the environment is
+    /// inherited and shows in /proc.
     Env(String),
     /// A function of the program's own.
     Callback(Arc<PinCallback>),
@@ -86,16 +90,6 @@ impl PinSource {
                 let mut bytes = Zeroizing::new(Vec::with_capacity(Pin::BYTES_MAX + 64));
                 let limit = Pin::BYTES_MAX as u64 + 3;
                 file.take(limit).read_to_end(&mut bytes).map_err(|error| refused(error.to_string(), regular))?;
-                if bytes.last() == Some(&b'\n') {
-                    bytes.pop();
-                    // Written on Windows. A PIN that ends so would have to be given some other way.
-                    if bytes.last() == Some(&b'\r') {
-                        bytes.pop();
-                    }
-                }
-                if bytes.contains(&b'\n') {
-                    return Err(refused("has several lines".into(), "put the token's PIN there and nothing else"));
-                }
                 bytes
             }
             Self::Env(name) => {
@@ -107,6 +101,19 @@ impl PinSource {
                 Zeroizing::new(callback().map_err(|why| refused(why, "see to what the callback asks"))?)
             }
         };
+        // What a program gives is the PIN as it is.
+        if !matches!(self, Self::Callback(_)) {
+            if bytes.last() == Some(&b'\n') {
+                bytes.pop();
+                // Written on Windows. A PIN that ends so would have to be given some other way.
+                if bytes.last() == Some(&b'\r') {
+                    bytes.pop();
+                }
+            }
+            if bytes.contains(&b'\n') {
+                return Err(refused("has several lines".into(), "put the token's PIN there and nothing else"));
+            }
+        }
         let len = bytes.len();
         match len {
             0 => Err(refused("is empty".into(), "put the token's PIN there: 1 to 255 bytes")),
@@ -130,18 +137,36 @@ struct State {
     busy: bool,
     /// The last PIN that the token took: used while the source cannot be read.
     accepted: Option<Pin>,
-    refused: Option<(Pin, TokenError)>,
+    /// Those that it refused since it took one, the newest last.
+    refused: Vec<(Pin, TokenError)>,
     failed: Option<Failed>,
 }
 
-/// The last C_Login that failed although the token did not say that the PIN is wrong.
+/// C_Login failed with this PIN, and the token did not say that the PIN is wrong.
 struct Failed {
     /// Itself, in locked memory: a digest of so few bytes would give it away just as well.
     pin: Pin,
     at: Instant,
     pause: Duration,
-    /// The code's name.
-    code: String,
+    /// How often in a row.
+    times: u32,
+    /// The token counted a wrong PIN meanwhile.
+    counted: bool,
+    /// What the last one failed with.
+    error: TokenError,
+}
+
+/// What this process knows of the PIN that is about to be tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Standing {
+    /// It is the one that the token took last.
+    pub(super) accepted: bool,
+    /// How often C_Login failed with it since, the token not saying why.
+    pub(super) failures: u32,
+    /// The last of these was a denial.
+    pub(super) denied: bool,
+    /// The token counted a wrong PIN during one of these.
+    pub(super) counted: bool,
 }
 
 pub(super) struct Pins {
@@ -154,10 +179,17 @@ pub(super) struct Pins {
 /// What came of a login attempt with a PIN.
 pub(super) enum Attempt {
     Accepted,
+    /// Somebody has logged the process in: this PIN was not compared.
+    NotNeeded,
     /// The token refused this PIN: it is not tried again.
     Refused(TokenError),
     /// No PIN was compared, because the token's flags forbid an attempt or it has none to compare with: nothing is known of this PIN.
     Withheld(Fault),
+    /// The token lets nobody in, for now, or counted a wrong PIN that may have been this one: not this PIN's end.
+    Denied {
+        error: TokenError,
+        counted: bool,
+    },
     /// C_Login failed otherwise: perhaps the token counted it as a wrong PIN, perhaps it is in trouble.
     Failed(RvError),
 }
@@ -175,17 +207,16 @@ impl Pins {
     /// Lets a refused PIN be tried once more: an operator has mended the token.
     pub(super) fn forget_refusal(&self) {
         let mut state = self.lock();
-        state.refused = None;
+        state.refused.clear();
         state.failed = None;
     }
 
-    /// True when the token has taken a PIN of ours before.
-    pub(super) fn was_accepted(&self) -> bool {
-        self.lock().accepted.is_some()
-    }
-
-    /// Calls `attempt` with the PIN of the source, unless the token refused that one before or it is to wait.
-    pub(super) fn login(&self, deadline: Instant, attempt: impl FnOnce(&Pin) -> Attempt) -> Result<(), Fault> {
+    /// Calls `attempt` with the PIN of the source and what is known of it, unless the token refused that one before or it is to wait.
+    pub(super) fn login(
+        &self,
+        deadline: Instant,
+        attempt: impl FnOnce(&Pin, Standing) -> Attempt,
+    ) -> Result<(), Fault> {
         let turn = self.take_turn(deadline)?;
         let pin = match self.source.read() {
             Ok(pin) => pin,
@@ -197,38 +228,71 @@ impl Pins {
             }
         };
         let refused =
-            self.lock().refused.as_ref().and_then(|(refused, error)| is_same(refused, &pin).then(|| error.clone()));
+            self.lock().refused.iter().find(|(refused, _)| is_same(refused, &pin)).map(|(_, why)| why.clone());
         if let Some(error) = refused {
             return Err(error.into());
         }
         self.check_pause(&pin)?;
-        let result = match attempt(&pin) {
+        let standing = self.standing(&pin);
+        let result = match attempt(&pin, standing) {
+            Attempt::NotNeeded => Ok(()),
             Attempt::Accepted => {
                 let mut state = self.lock();
-                state.refused = None;
+                state.refused.clear();
                 state.failed = None;
                 state.accepted = Some(pin);
                 Ok(())
             }
             Attempt::Refused(mut error) => {
                 error.remedy = format!(
-                    "correct the {}; this PIN is not tried again, so that the token does not lock itself",
-                    self.source
+                    "correct the {}; this PIN is not tried again, so that the token does not lock itself{}",
+                    self.source,
+                    hint(&pin)
                 );
-                self.lock().refused = Some((pin, error.clone()));
+                let mut state = self.lock();
+                state.accepted.take_if(|accepted| is_same(accepted, &pin));
+                if state.refused.len() == REFUSED_MAX {
+                    state.refused.remove(0);
+                }
+                state.refused.push((pin, error.clone()));
                 Err(error.into())
             }
             Attempt::Withheld(fault) => Err(fault),
+            Attempt::Denied { error, counted } => {
+                // The token compared nothing that it could count, so that there is no reason to wait ever longer.
+                self.note_failure(pin, standing, error.clone(), counted, PAUSE_MIN);
+                Err(error.into())
+            }
             Attempt::Failed(code) => {
-                let mut state = self.lock();
-                let again = state.failed.take().filter(|failed| is_same(&failed.pin, &pin));
-                let pause = again.map_or(PAUSE_MIN, |failed| failed.pause.saturating_mul(2).min(PAUSE_MAX));
-                state.failed = Some(Failed { pin, at: self.clock.now(), pause, code: verdict::name(code) });
+                let error = fault::unreachable("login", format!("C_Login: {}", verdict::name(code)));
+                self.note_failure(pin, standing, error, false, PAUSE_MAX);
                 Err(Fault::Code { step: "C_Login", code })
             }
         };
         drop(turn);
         result
+    }
+
+    fn standing(&self, pin: &Pin) -> Standing {
+        let state = self.lock();
+        let accepted = state.accepted.as_ref().is_some_and(|accepted| is_same(accepted, pin));
+        match state.failed.as_ref().filter(|failed| is_same(&failed.pin, pin)) {
+            None => Standing { accepted, ..Standing::default() },
+            Some(failed) => Standing {
+                accepted,
+                failures: failed.times,
+                denied: failed.error.verdict == Verdict::Denied,
+                counted: failed.counted,
+            },
+        }
+    }
+
+    fn note_failure(&self, pin: Pin, before: Standing, error: TokenError, counted: bool, pause_max: Duration) {
+        let mut state = self.lock();
+        let again = state.failed.take().filter(|failed| is_same(&failed.pin, &pin));
+        let pause = again.map_or(PAUSE_MIN, |failed| failed.pause.saturating_mul(2).min(pause_max));
+        let (times, counted) = (before.failures.saturating_add(1), before.counted || counted);
+        state.failed = Some(Failed { pin, at: self.clock.now(), pause, times, counted, error });
     }
 
     fn check_pause(&self, pin: &Pin) -> Result<(), Fault> {
@@ -238,12 +302,12 @@ impl Pins {
         if left.is_zero() {
             return Ok(());
         }
-        let what = format!(
-            "C_Login: {} a moment ago; this PIN waits {:.1} s more, lest the token counts attempts and locks itself",
-            failed.code,
+        let mut error = failed.error.clone();
+        error.what.push_str(&format!(
+            " a moment ago; this PIN waits {:.1} s more, lest the token counts attempts and locks itself",
             left.as_secs_f64()
-        );
-        Err(Fault::LoginPaused(fault::unreachable("login", what)))
+        ));
+        Err(Fault::LoginPaused(error))
     }
 
     fn take_turn(&self, deadline: Instant) -> Result<Turn<'_>, TokenError> {
@@ -265,6 +329,16 @@ fn is_same(one: &Pin, other: &Pin) -> bool {
     one.expose().ct_eq(other.expose()).into()
 }
 
+/// What a person does not see in a PIN that was refused.
+fn hint(pin: &Pin) -> &'static str {
+    let shows = |byte: Option<&u8>| byte.is_none_or(|byte| byte.is_ascii_graphic());
+    if shows(pin.expose().first()) && shows(pin.expose().last()) {
+        ""
+    } else {
+        "; it begins or ends with a blank or a character that does not show: see whether that belongs to it"
+    }
+}
+
 struct Turn<'a>(&'a Pins);
 
 impl Drop for Turn<'_> {
@@ -284,8 +358,8 @@ mod tests {
         Clock::Boottime.now().plus(Duration::from_secs(60))
     }
 
-    fn refuse(tries: &Cell<u32>) -> impl Fn(&Pin) -> Attempt {
-        |_| {
+    fn refuse(tries: &Cell<u32>) -> impl Fn(&Pin, Standing) -> Attempt {
+        |_, _| {
             tries.set(tries.get() + 1);
             Attempt::Refused(fault::denied("login", "C_Login: CKR_PIN_INCORRECT"))
         }
@@ -325,14 +399,97 @@ mod tests {
         assert!(error.contains("No such file"), "{error}");
     }
 
+    /// A source whose PIN a test changes.
+    fn source(pin: &Arc<Mutex<String>>) -> PinSource {
+        let pin = pin.clone();
+        PinSource::Callback(Arc::new(move || match pin.lock().unwrap().clone().into_bytes() {
+            none if none.is_empty() => Err("away".into()),
+            pin => Ok(pin),
+        }))
+    }
+
+    #[test]
+    fn what_is_known_of_one_pin_is_known_of_no_other() {
+        let pin = Arc::new(Mutex::new("1234".to_owned()));
+        let clock = crate::clock::ManualClock::default();
+        let pins = Pins { clock: Clock::Manual(clock.clone()), ..Pins::new(source(&pin)) };
+        let far = Instant::from_nanos(u64::MAX);
+        let standing = |attempt: Attempt| {
+            clock.advance(Duration::from_secs(60));
+            let mut seen = None;
+            let _ = pins.login(far, |_, standing| {
+                seen = Some(standing);
+                attempt
+            });
+            seen
+        };
+        let (unknown, accepted) = (Standing::default(), Standing { accepted: true, ..Standing::default() });
+        assert_eq!(standing(Attempt::NotNeeded), Some(unknown));
+        assert_eq!(standing(Attempt::Accepted), Some(unknown), "who finds the process logged in has proved no PIN");
+        assert_eq!(standing(Attempt::Failed(RvError::GeneralError)), Some(accepted));
+        assert_eq!(standing(Attempt::NotNeeded), Some(Standing { failures: 1, ..accepted }));
+        *pin.lock().unwrap() = "5678".into();
+        assert_eq!(standing(Attempt::NotNeeded), Some(unknown), "another PIN in the source");
+        *pin.lock().unwrap() = "1234".into();
+        let error = fault::denied("login", "C_Login: CKR_GENERAL_ERROR, and it was counted");
+        assert_eq!(standing(Attempt::Denied { error, counted: true }), Some(Standing { failures: 1, ..accepted }));
+        let counted = Standing { failures: 2, denied: true, counted: true, accepted: true };
+        assert_eq!(standing(Attempt::Failed(RvError::GeneralError)), Some(counted));
+        assert_eq!(standing(Attempt::Accepted), Some(Standing { failures: 3, denied: false, ..counted }));
+        assert_eq!(standing(Attempt::Refused(fault::denied("login", "wrong"))), Some(accepted));
+        assert_eq!(standing(Attempt::Accepted), None, "refused, whatever it was before");
+    }
+
+    #[test]
+    fn a_source_that_flaps_between_wrong_pins_has_each_tried_once() {
+        let pin = Arc::new(Mutex::new("old".to_owned()));
+        let (pins, tries) = (Pins::new(source(&pin)), Cell::new(0));
+        assert!(pins.login(soon(), |_, _| Attempt::Accepted).is_ok());
+        for _ in 0..5 {
+            // While it is away the PIN that worked last stands in, until that was refused too.
+            for now in ["new", "", "newer"] {
+                *pin.lock().unwrap() = now.into();
+                assert!(pins.login(soon(), refuse(&tries)).is_err());
+            }
+        }
+        assert_eq!(tries.get(), 3);
+    }
+
+    #[test]
+    fn a_denial_that_is_not_the_pin_s_fault_is_asked_again_after_a_pause_that_does_not_grow() {
+        let clock = crate::clock::ManualClock::default();
+        let pins = Pins {
+            clock: Clock::Manual(clock.clone()),
+            ..Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))))
+        };
+        let far = Instant::from_nanos(u64::MAX);
+        for _ in 0..8 {
+            let locked = fault::denied("login", "C_Login: CKR_PIN_LOCKED");
+            let Err(Fault::Settled(_)) = pins.login(far, |_, _| Attempt::Denied { error: locked, counted: false })
+            else {
+                panic!()
+            };
+            let Err(Fault::LoginPaused(error)) = pins.login(far, |_, _| panic!("tried at once")) else { panic!() };
+            assert_eq!(error.verdict, Verdict::Denied, "{error}");
+            clock.advance(PAUSE_MIN);
+        }
+        assert!(pins.login(far, |_, _| Attempt::Accepted).is_ok());
+    }
+
+    #[test]
+    fn a_refused_pin_with_a_blank_at_an_end_is_told_of_it() {
+        for (pin, told) in [("1234", false), ("1234 ", true), ("\u{feff}1234", true), ("12 34", false)] {
+            let pins = Pins::new(PinSource::Callback(Arc::new(move || Ok(pin.as_bytes().to_vec()))));
+            let Err(Fault::Settled(error)) = pins.login(soon(), refuse(&Cell::new(0))) else { panic!() };
+            assert_eq!(error.remedy.contains("blank"), told, "{error:?}");
+            assert!(!format!("{error:?}").contains("34"), "{error:?}");
+        }
+    }
+
     #[test]
     fn a_refused_pin_is_not_tried_again_until_it_changes_or_somebody_asks() {
         let pin = Arc::new(Mutex::new("wrong".to_owned()));
-        let source = PinSource::Callback(Arc::new({
-            let pin = pin.clone();
-            move || Ok(pin.lock().unwrap().clone().into_bytes())
-        }));
-        let (pins, tries) = (Pins::new(source), Cell::new(0));
+        let (pins, tries) = (Pins::new(source(&pin)), Cell::new(0));
         for _ in 0..5 {
             let Err(Fault::Settled(error)) = pins.login(soon(), refuse(&tries)) else { panic!() };
             assert_eq!(error.verdict, Verdict::Denied);
@@ -352,14 +509,10 @@ mod tests {
     #[test]
     fn after_any_failure_the_same_pin_waits_and_longer_each_time() {
         let pin = Arc::new(Mutex::new("1234".to_owned()));
-        let source = PinSource::Callback(Arc::new({
-            let pin = pin.clone();
-            move || Ok(pin.lock().unwrap().clone().into_bytes())
-        }));
         let clock = crate::clock::ManualClock::default();
-        let pins = Pins { clock: Clock::Manual(clock.clone()), ..Pins::new(source) };
+        let pins = Pins { clock: Clock::Manual(clock.clone()), ..Pins::new(source(&pin)) };
         let (tries, far) = (Cell::new(0), Instant::from_nanos(u64::MAX));
-        let fail = |_: &Pin| {
+        let fail = |_: &Pin, _| {
             tries.set(tries.get() + 1);
             Attempt::Failed(RvError::GeneralError)
         };
@@ -378,36 +531,31 @@ mod tests {
         }
         assert!(pins.login(far, fail).is_err());
         *pin.lock().unwrap() = "5678".into();
-        assert!(pins.login(far, |_| Attempt::Accepted).is_ok(), "another PIN does not wait");
+        assert!(pins.login(far, |_, _| Attempt::Accepted).is_ok(), "another PIN does not wait");
         assert!(matches!(pins.login(far, fail), Err(Fault::Code { .. })));
         clock.advance(Duration::from_secs(1));
         assert!(matches!(pins.login(far, fail), Err(Fault::Code { .. })), "after a success the pause is short again");
         pins.forget_refusal();
-        assert!(pins.login(far, |_| Attempt::Accepted).is_ok(), "nor does one that somebody asks for");
+        assert!(pins.login(far, |_, _| Attempt::Accepted).is_ok(), "nor does one that somebody asks for");
     }
 
     #[test]
     fn a_login_that_was_not_made_leaves_the_pin_free() {
         let pins = Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))));
-        let locked = |_: &Pin| Attempt::Withheld(fault::denied("login", "the token has locked its user PIN").into());
+        let locked = |_: &Pin, _| Attempt::Withheld(fault::denied("login", "the token has locked its user PIN").into());
         let Err(Fault::Settled(error)) = pins.login(soon(), locked) else { panic!() };
         assert_eq!(error.verdict, Verdict::Denied);
-        assert!(pins.login(soon(), |_| Attempt::Accepted).is_ok(), "once it is unlocked");
+        assert!(pins.login(soon(), |_, _| Attempt::Accepted).is_ok(), "once it is unlocked");
     }
 
     #[test]
     fn the_pin_that_worked_last_serves_while_its_source_is_away() {
-        let there = Arc::new(Mutex::new(true));
-        let source = PinSource::Callback(Arc::new({
-            let there = there.clone();
-            move || if *there.lock().unwrap() { Ok(b"1234".to_vec()) } else { Err("away".into()) }
-        }));
-        let pins = Pins::new(source);
-        assert!(!pins.was_accepted());
-        assert!(pins.login(soon(), |_| Attempt::Accepted).is_ok());
-        *there.lock().unwrap() = false;
+        let pin = Arc::new(Mutex::new("1234".to_owned()));
+        let pins = Pins::new(source(&pin));
+        assert!(pins.login(soon(), |_, _| Attempt::Accepted).is_ok());
+        pin.lock().unwrap().clear();
         let mut used = Vec::new();
-        let result = pins.login(soon(), |pin| {
+        let result = pins.login(soon(), |pin, _| {
             used = pin.expose().to_vec();
             Attempt::Accepted
         });
@@ -418,9 +566,9 @@ mod tests {
     #[test]
     fn a_second_login_waits_for_the_first_and_not_beyond_its_deadline() {
         let pins = Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))));
-        let result = pins.login(soon(), |_| {
+        let result = pins.login(soon(), |_, _| {
             let past = Clock::Boottime.now();
-            let Err(Fault::Settled(error)) = pins.login(past, |_| Attempt::Accepted) else { panic!() };
+            let Err(Fault::Settled(error)) = pins.login(past, |_, _| Attempt::Accepted) else { panic!() };
             assert_eq!(error.verdict, Verdict::Unreachable);
             Attempt::Accepted
         });

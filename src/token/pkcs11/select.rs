@@ -4,9 +4,10 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Selector {
-    /// By its label, which the operator gave it. Must be unique in the module.
+    /// By its label, which the operator gave it, as other tools show it: what it is padded with does not count. Must be unique in
+    /// the module.
     Label(String),
-    /// By its serial number.
+    /// By its serial number, compared as labels are.
     Serial(String),
     /// By its slot id: for modules whose token information cannot be read. SoftHSM's ids change.
     Slot(u64),
@@ -26,7 +27,7 @@ impl std::fmt::Display for Selector {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Listed {
     pub(super) slot: u64,
-    /// `None` where the module would not say (opencryptoki through cryptoki).
+    /// `None` where the module would not say.
     pub(super) token: Option<ListedToken>,
 }
 
@@ -46,13 +47,25 @@ pub(super) enum NoChoice {
     Several(String),
 }
 
+/// The part of a label or serial number that shows. The standard pads with blanks, some initialisers with NUL and whatever stood
+/// behind it; other tools show neither.
+pub(super) fn plain(text: &str) -> &str {
+    text.split('\0').next().unwrap_or_default().trim()
+}
+
+/// Whether a person who typed `wanted` means `name`: as it is, or as it is listed, with what does not show written out.
+fn means(wanted: &str, name: &str) -> bool {
+    let (wanted, name) = (plain(wanted), plain(name));
+    wanted == name || name.escape_debug().eq(wanted.chars())
+}
+
 /// The slot that `selector` means.
 pub(super) fn select(selector: &Selector, listed: &[Listed]) -> Result<u64, NoChoice> {
     let matches = |entry: &&Listed| match (selector, &entry.token) {
         (Selector::Slot(id), _) => entry.slot == *id,
         (_, None) => false,
-        (Selector::Label(label), Some(token)) => token.initialized && token.label.trim_end() == label.trim_end(),
-        (Selector::Serial(serial), Some(token)) => token.serial.trim() == serial.trim(),
+        (Selector::Label(label), Some(token)) => token.initialized && means(label, &token.label),
+        (Selector::Serial(serial), Some(token)) => means(serial, &token.serial),
     };
     let mut found = listed.iter().filter(matches);
     match (found.next(), found.next()) {
@@ -74,7 +87,7 @@ fn describe<'a>(listed: impl Iterator<Item = &'a Listed>) -> String {
         }
         words.push(match &entry.token {
             Some(token) if token.initialized => {
-                format!("label {:?} (serial {:?}, slot {})", token.label, token.serial, entry.slot)
+                format!("label {:?} (serial {:?}, slot {})", plain(&token.label), plain(&token.serial), entry.slot)
             }
             Some(_) => format!("an uninitialised token (slot {})", entry.slot),
             None => format!("a token that does not describe itself (slot {})", entry.slot),
@@ -105,6 +118,30 @@ mod tests {
         assert_eq!(select(&Selector::Label("red".into()), &tokens), Ok(7));
         assert_eq!(select(&Selector::Serial("01".into()), &tokens), Ok(5));
         assert_eq!(select(&Selector::Slot(3), &tokens), Ok(3));
+    }
+
+    #[test]
+    fn what_other_tools_show_and_what_is_listed_can_be_typed() {
+        let tokens = [
+            listed(1, "blanks behind   ", "0a1b    "),
+            listed(2, "nuls\0\0\0\0", "77\0\0"),
+            listed(3, "bell\u{7}", "  right"),
+            listed(4, "both \0 and more", "9"),
+        ];
+        let labels = [(1, "blanks behind"), (1, "blanks behind "), (2, "nuls"), (4, "both"), (3, "bell\\u{7}")];
+        for (slot, label) in labels {
+            assert_eq!(select(&Selector::Label(label.into()), &tokens), Ok(slot), "{label:?}");
+        }
+        for (slot, serial) in [(1, "0a1b"), (2, "77"), (3, "right"), (3, "  right")] {
+            assert_eq!(select(&Selector::Serial(serial.into()), &tokens), Ok(slot), "{serial:?}");
+        }
+        // As they are listed: in quotes, escaped.
+        let Err(NoChoice::None(words)) = select(&Selector::Label("none".into()), &tokens) else { panic!() };
+        let shown: Vec<&str> = words.split("label \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        for (slot, label) in (1..).zip(shown) {
+            assert_eq!(select(&Selector::Label(label.into()), &tokens), Ok(slot), "{label}");
+        }
+        assert!(select(&Selector::Label("nul".into()), &tokens).is_err());
     }
 
     #[test]

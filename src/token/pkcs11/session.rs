@@ -1,13 +1,15 @@
 //! One worker's session: open, log in, try, try once more on a new one, diagnose, and only then judge.
 
-use super::connect::{connect, find_slot, is_logged_in, no_pin_denied, not_listed};
+use super::connect::{Found, connect, find_slot, not_listed};
 use super::fault::{self, Fault, at};
 use super::handles::{Handles, KEKS_KEPT_MAX};
-use super::kek::{self, Kek};
+use super::kek::{self, Kek, Term};
+use super::login::{is_logged_in, no_pin_denied};
 use super::module::{Inside, Module, Pauses, lock};
 use super::numbers::Number;
 use super::pin::Pins;
 use super::select::Selector;
+use super::told::{Told, told};
 use super::verdict::{self, Class, Facts, Good};
 use super::workers::Seat;
 use super::wrap;
@@ -38,8 +40,7 @@ pub(super) struct Shared {
     pub(super) selector: Selector,
     pub(super) pins: Pins,
     pauses: Pauses,
-    /// Where the token was found last, and its serial number.
-    pub(super) found: Mutex<Option<(u64, String)>>,
+    pub(super) found: Mutex<Option<Found>>,
     pub(super) handles: Handles,
     goods: Mutex<HashMap<KekHandle, GoodRecord>>,
     clock: Clock,
@@ -78,6 +79,8 @@ pub(super) struct Open {
     pub(super) session: Session,
     pub(super) number: Number,
     pub(super) slot: Slot,
+    /// What the token said of itself before the session was opened.
+    pub(super) told: Option<Told>,
     pub(super) generation: u64,
 }
 
@@ -86,7 +89,11 @@ pub(super) struct Context<'a> {
     pub(super) inside: &'a Inside<'a>,
     pub(super) session: &'a Session,
     pub(super) slot: Slot,
+    /// What the token said of itself a moment ago, where the session was opened for this attempt.
+    told_before: Option<&'a Told>,
     shared: &'a Shared,
+    /// When the caller asked: what was read of the KEK before that is read again.
+    asked: Instant,
     spoiled: Cell<bool>,
 }
 
@@ -108,9 +115,18 @@ impl Context<'_> {
                 kek
             }
         };
-        match kek.attributes.out_of_date(kek::today()) {
-            Some(why) => Err(fault::denied("find KEK", format!("KEK {}: {why}", handle.id)).into()),
-            None => Ok(kek),
+        let dates = kek.dates(self.inside.raw(), self.session, self.asked)?;
+        if let Some(why) = dates.refusal() {
+            return Err(self.refuse(handle, &why));
+        }
+        let why = |why| format!("KEK {}: {why}", handle.id);
+        match dates.term(kek::today()) {
+            Term::Runs => Ok(kek),
+            Term::Over(over) => Err(fault::denied("find KEK", why(over)).into()),
+            Term::Unknown(unknown) => {
+                let remedy = "set the machine's clock; keyleash tries again by itself".into();
+                Err(TokenError { remedy, ..fault::unreachable("find KEK", why(unknown)) }.into())
+            }
         }
     }
 
@@ -122,14 +138,27 @@ impl Context<'_> {
             let is = if kek.attributes.rsa { "CKK_RSA" } else { "CKK_AES" };
             Some(format!("CKA_KEY_TYPE is {is}, which {} does not use", handle.profile))
         };
-        let Some(why) = refusal else { return Ok(()) };
+        refusal.map_or(Ok(()), |why| Err(self.refuse(handle, &why)))
+    }
+
+    fn refuse(&self, handle: &KekHandle, why: &str) -> Fault {
         let what = format!("KEK {} is refused: {why}", handle.id);
         // A KEK that worked before and is refused now was changed: that is the owner's doing, not the set-up's.
         if self.shared.good(handle).is_some() {
-            return Err(fault::denied("judge KEK", what).into());
+            return fault::denied("judge KEK", what).into();
         }
         let remedy = "make a KEK with `keyleash kek create` and rotate to it";
-        Err(fault::misconfigured("judge KEK", what, remedy).into())
+        fault::misconfigured("judge KEK", what, remedy).into()
+    }
+
+    /// What the token says of itself: now, or where it does not any more (SoftHSM, once it has logged in where the token's folder is
+    /// read-only) just before it was logged in to for this.
+    pub(super) fn told(&self) -> Result<Told, Fault> {
+        match (told(self.inside, self.slot), self.told_before) {
+            (Ok(token), _) => Ok(token),
+            (Err(_), Some(before)) => Ok(before.clone()),
+            (Err(code), None) => Err(Fault::Code { step: "C_GetTokenInfo", code }),
+        }
     }
 
     /// Fails when the session is one of another token: in a context that somebody else began, its number may have been given to
@@ -142,7 +171,14 @@ impl Context<'_> {
 
     /// Fails when the token is not listed any more or the login is gone: then that something was not found says nothing.
     pub(super) fn would_be_found(&self) -> Result<(), Fault> {
-        find_slot(self.shared, self.inside)?;
+        if let Some(words) = find_slot(self.shared, self.inside)?.doubt {
+            return Err(Fault::NotListed(words));
+        }
+        self.still_logged_in()
+    }
+
+    /// Fails when the login is gone: then not everything was found.
+    pub(super) fn still_logged_in(&self) -> Result<(), Fault> {
         if is_logged_in(self.session) {
             return Ok(());
         }
@@ -184,6 +220,8 @@ pub(super) struct About<'a> {
     pub(super) kek: Option<&'a KekHandle>,
     /// It gives a record to the token, which the token may refuse.
     pub(super) unwraps: bool,
+    /// When the caller asked.
+    pub(super) asked: Instant,
 }
 
 /// How often one call re-initialises. More than once: SoftHSM leaves a token out of its list, or takes it for one without a user
@@ -207,6 +245,8 @@ fn is_hint(about: About<'_>, fault: &Fault) -> bool {
 pub(super) struct Worker {
     shared: Arc<Shared>,
     open: Option<Open>,
+    /// When whoever is served now asked.
+    asked: Instant,
 }
 
 impl Seat for Worker {
@@ -226,7 +266,7 @@ impl Seat for Worker {
 
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: None }
+        Self { shared, open: None, asked: Instant::default() }
     }
 
     /// Gives the module a fresh context. Holds no session while it waits; the old one dies with the old context.
@@ -243,6 +283,7 @@ impl Worker {
         mut op: impl FnMut(&Context<'_>) -> Result<T, Fault>,
     ) -> Result<T, TokenError> {
         let shared = self.shared.clone();
+        self.asked = about.asked;
         let (mut retried, mut confirmed, mut reinitialised) = (false, false, 0);
         loop {
             let inside = shared.module.enter(about.operation, deadline)?;
@@ -312,13 +353,20 @@ impl Worker {
         deadline: Instant,
         op: &mut impl FnMut(&Context<'_>) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let open = match self.open.take() {
-            Some(open) => open,
-            None => connect(&self.shared, inside, deadline)?,
+        let (open, is_new) = match self.open.take() {
+            Some(open) => (open, false),
+            None => (connect(&self.shared, inside, deadline)?, true),
         };
         let open = self.open.insert(open);
-        let spoiled = Cell::new(false);
-        let context = Context { inside, session: &open.session, slot: open.slot, shared: &self.shared, spoiled };
+        let context = Context {
+            inside,
+            session: &open.session,
+            slot: open.slot,
+            told_before: open.told.as_ref().filter(|_| is_new),
+            shared: &self.shared,
+            asked: self.asked,
+            spoiled: Cell::new(false),
+        };
         let result = op(&context);
         if context.spoiled.get() {
             self.close(inside);
@@ -378,11 +426,20 @@ impl Worker {
     ) -> Result<Facts, Fault> {
         let mut facts = Facts::default();
         let Some(handle) = about.kek else {
-            facts.listed = Some(find_slot(&self.shared, inside).is_ok());
+            // Where the token does not describe itself, nothing is known.
+            facts.listed =
+                find_slot(&self.shared, inside).map_or(Some(false), |place| place.doubt.is_none().then_some(true));
             return Ok(facts);
         };
         // Connects anew, so it tells whether the token is listed and takes the login.
-        let found = self.attempt(inside, deadline, &mut |context| kek::find(context.session, &handle.id));
+        let found = self.attempt(inside, deadline, &mut |context| {
+            let found = kek::find(context.session, &handle.id)?;
+            // Listed before and after: else it may have gone away in between, and took the KEK along.
+            if found.is_none() {
+                context.would_be_found()?;
+            }
+            Ok(found)
+        });
         let found = self.closed_on_error(inside, found)?;
         facts.listed = Some(true);
         facts.kek_found = Some(found.is_some());

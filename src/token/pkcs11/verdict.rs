@@ -121,6 +121,37 @@ pub(super) const fn class(code: RvError) -> Class {
     }
 }
 
+/// What the code of a C_Login that failed says of the PIN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Login {
+    /// Somebody in the process has logged in: no PIN was compared.
+    AlreadyIn,
+    /// The token has no user PIN to compare with.
+    NoPin,
+    /// No PIN was compared: the session is gone, or somebody else is logged in.
+    NotCompared,
+    /// This PIN is wrong.
+    WrongPin,
+    /// The token lets nobody in, whatever this PIN is: it may be the right one once the token is unlocked.
+    Denied,
+    /// It may be the PIN, or the token.
+    Unclear,
+}
+
+/// What the code of a C_Login that failed says.
+pub(super) const fn login(code: RvError) -> Login {
+    use RvError as Rv;
+    match code {
+        Rv::UserAlreadyLoggedIn => Login::AlreadyIn,
+        Rv::UserPinNotInitialized => Login::NoPin,
+        Rv::UserAnotherAlreadyLoggedIn | Rv::UserTooManyTypes => Login::NotCompared,
+        Rv::PinIncorrect | Rv::PinInvalid | Rv::PinLenRange | Rv::PinTooWeak => Login::WrongPin,
+        code if is_lost_session(code) => Login::NotCompared,
+        code if matches!(class(code), Class::Denied) => Login::Denied,
+        _ => Login::Unclear,
+    }
+}
+
 /// True for the codes by which some tokens refuse a corrupt record (SoftHSM and kryoptic do).
 const fn may_hide_a_bad_record(code: RvError) -> bool {
     matches!(code, RvError::GeneralError | RvError::DeviceError | RvError::FunctionFailed)
@@ -340,6 +371,23 @@ mod tests {
             assert_eq!(class(code), Class::Fatal, "{code:?}");
             assert_eq!(conclude(code, Facts { listed: Some(false), ..Facts::default() }), Verdict::Fatal, "{code:?}");
         }
+    }
+
+    #[test]
+    fn only_a_code_that_says_so_calls_a_pin_wrong() {
+        let wrong = [Rv::PinIncorrect, Rv::PinInvalid, Rv::PinLenRange, Rv::PinTooWeak];
+        wrong.iter().for_each(|code| assert_eq!(login(*code), Login::WrongPin, "{code:?}"));
+        for code in [Rv::PinLocked, Rv::PinExpired, Rv::FunctionRejected, Rv::ActionProhibited] {
+            assert_eq!(login(code), Login::Denied, "{code:?}");
+        }
+        for code in [Rv::GeneralError, Rv::DeviceError, Rv::FunctionFailed, Rv::VendorDefined(1), Rv::UserNotLoggedIn] {
+            assert_eq!(login(code), Login::Unclear, "{code:?}");
+        }
+        for code in [Rv::SessionHandleInvalid, Rv::CryptokiNotInitialized, Rv::UserAnotherAlreadyLoggedIn] {
+            assert_eq!(login(code), Login::NotCompared, "{code:?}");
+        }
+        assert_eq!(login(Rv::UserAlreadyLoggedIn), Login::AlreadyIn);
+        assert_eq!(login(Rv::UserPinNotInitialized), Login::NoPin);
     }
 
     #[test]

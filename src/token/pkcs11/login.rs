@@ -1,0 +1,220 @@
+//! The login: whether a PIN may be tried at all, and what its failure says of it.
+
+use super::fault::{self, Fault, code_of};
+use super::module::Inside;
+use super::pin::{Attempt, Standing};
+use super::select::Selector;
+use super::session::Shared;
+use super::told::{Count, told};
+use super::verdict::{self, Login};
+use crate::clock::Instant;
+use crate::token::{TokenError, Verdict};
+use cryptoki::{
+    error::RvError,
+    session::{Session, SessionState, UserType},
+    slot::Slot,
+    types::RawAuthPin,
+};
+
+/// How often in a row a PIN that the token took before may fail without its flags to be had. One that it never took: once.
+const BLIND_MAX: u32 = 2;
+
+pub(super) fn is_logged_in(session: &Session) -> bool {
+    let state = session.get_session_info().map(|info| info.session_state());
+    matches!(state, Ok(SessionState::RoUser | SessionState::RwUser))
+}
+
+pub(super) fn log_in(
+    shared: &Shared,
+    inside: &Inside<'_>,
+    slot: Slot,
+    session: &Session,
+    deadline: Instant,
+) -> Result<(), Fault> {
+    if is_logged_in(session) {
+        return Ok(());
+    }
+    shared.pins.login(deadline, |pin, standing| {
+        // Another worker may have logged the process in while this one waited.
+        if is_logged_in(session) {
+            return Attempt::NotNeeded;
+        }
+        let count = || told(inside, slot).map(|token| token.count());
+        let before = count();
+        if let Err(code) = before
+            && verdict::is_lost_session(code)
+        {
+            return Attempt::Withheld(Fault::Code { step: "C_GetTokenInfo", code });
+        }
+        let blindly_once = matches!(shared.selector, Selector::Slot(_));
+        if let Err(error) = may_try(before, standing, blindly_once) {
+            // No attempt of ours: when the operator has unlocked the token, the same PIN is right.
+            return Attempt::Withheld(error.into());
+        }
+        // Wiped on drop.
+        let raw = RawAuthPin::new(Box::new(pin.expose().to_vec()));
+        let login = session.login_with_raw(UserType::User, &raw);
+        // Whatever came of it, there was no login a moment ago.
+        shared.handles.lose();
+        let Err(error) = login else {
+            tracing::info!(token = %shared.selector, "logged in to the token");
+            return Attempt::Accepted;
+        };
+        let code = code_of(&error);
+        let says = || format!("C_Login: {}", verdict::name(code));
+        match verdict::login(code) {
+            Login::AlreadyIn => Attempt::NotNeeded,
+            Login::NoPin => Attempt::Withheld(no_user_pin(inside, slot)),
+            // Whatever the token's flags say of somebody else's attempts.
+            Login::NotCompared => Attempt::Withheld(Fault::Code { step: "C_Login", code }),
+            Login::WrongPin => Attempt::Refused(fault::denied("login", says())),
+            Login::Denied => Attempt::Denied { error: denied(says()), counted: false },
+            Login::Unclear => unclear(code, standing, before.ok(), count().ok()),
+        }
+    })
+}
+
+/// Whether a PIN of this standing may be tried on a token that says `count` of wrong ones.
+///
+/// # Errors
+/// What to say instead. A PIN that the token took before is not denied for what it does not say: that is an outage.
+fn may_try(count: Result<Count, RvError>, standing: Standing, blindly_once: bool) -> Result<(), TokenError> {
+    let right_so_far = standing.accepted && !standing.counted && !standing.denied;
+    let verdict = if right_so_far { Verdict::Unreachable } else { Verdict::Denied };
+    let withheld = |verdict, what: String, remedy: &str| {
+        Err(TokenError { remedy: remedy.into(), ..fault::error(verdict, "login", what) })
+    };
+    const LOG_IN: &str =
+        "unlock the user PIN, or log in once with the right PIN by another tool; keyleash looks again by itself";
+    match count {
+        Ok(Count::Locked) => withheld(Verdict::Denied, "the token has locked its user PIN".into(), LOG_IN),
+        Ok(Count::FinalTry) if !standing.accepted || standing.failures > 0 => {
+            let what = "one more wrong PIN would lock the token, so keyleash does not try its own";
+            withheld(verdict, what.into(), LOG_IN)
+        }
+        Ok(count) if count > Count::Clear && standing.counted => {
+            let what = format!("the token counted a wrong PIN when this one was tried ({})", count.flag());
+            withheld(Verdict::Denied, what, LOG_IN)
+        }
+        Ok(_) => Ok(()),
+        Err(_) if standing.accepted && standing.failures < BLIND_MAX => Ok(()),
+        Err(_) if blindly_once && standing.failures == 0 => Ok(()),
+        Err(code) => withheld(
+            Verdict::Unreachable,
+            format!(
+                "C_GetTokenInfo: {}; a PIN is not tried while the token does not say how many wrong ones it counted",
+                verdict::name(code)
+            ),
+            "see why the token does not describe itself; keyleash looks again by itself, and tries this PIN once more after a \
+             restart or `reload_pin`",
+        ),
+    }
+}
+
+/// After a code that does not say whether it was the PIN.
+fn unclear(code: RvError, standing: Standing, before: Option<Count>, after: Option<Count>) -> Attempt {
+    let counts = |count: Count| {
+        denied(format!("C_Login: {}, and the token counts wrong PINs ({})", verdict::name(code), count.flag()))
+    };
+    match (before, after) {
+        // One that was never right may be what it counts.
+        (_, Some(after)) if !standing.accepted && after > Count::Clear => Attempt::Refused(counts(after)),
+        (Some(before), Some(after)) if after > before => Attempt::Denied { error: counts(after), counted: true },
+        _ => Attempt::Failed(code),
+    }
+}
+
+fn denied(what: String) -> TokenError {
+    let remedy =
+        "unlock or renew the user PIN on the token, or correct the one that keyleash has; it tries again by itself";
+    TokenError { remedy: remedy.into(), ..fault::denied("login", what) }
+}
+
+/// What CKR_USER_PIN_NOT_INITIALIZED means, by what the token says of itself.
+///
+/// SoftHSM empties the token's file for an instant whenever a process logs in. A context that is begun in that instant takes
+/// the token for one without a user PIN, and keeps to that in every session as long as it lives; the flags it reads anew.
+fn no_user_pin(inside: &Inside<'_>, slot: Slot) -> Fault {
+    const SAYS: &str = "C_Login: CKR_USER_PIN_NOT_INITIALIZED";
+    if told(inside, slot).is_ok_and(|token| !token.user_pin_initialized()) {
+        return no_pin_denied(format!("{SAYS}, and the token's flags say so too")).into();
+    }
+    Fault::ContextInDoubt(TokenError {
+        remedy: "begin a fresh context: keyleash does where the module is its own, else restart the process".into(),
+        ..fault::unreachable("login", format!("{SAYS}, and the token's flags do not say so"))
+    })
+}
+
+pub(super) fn no_pin_denied(what: String) -> TokenError {
+    let remedy = "set the token's user PIN, as its security officer; keyleash looks again by itself";
+    TokenError { remedy: remedy.into(), ..fault::denied("login", what) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEVER_TAKEN: Standing = Standing { accepted: false, failures: 0, denied: false, counted: false };
+    const TAKEN: Standing = Standing { accepted: true, ..NEVER_TAKEN };
+    const FAILED: Standing = Standing { failures: 1, ..TAKEN };
+    const COUNTED: Standing = Standing { denied: true, counted: true, ..FAILED };
+    const NO_FLAGS: Result<Count, RvError> = Err(RvError::GeneralError);
+
+    /// `None`: it is tried.
+    fn withheld(count: Result<Count, RvError>, standing: Standing) -> Option<Verdict> {
+        may_try(count, standing, false).err().map(|error| error.verdict)
+    }
+
+    #[test]
+    fn the_last_try_before_the_token_locks_is_for_the_pin_that_it_took_last_and_nothing_has_failed_with_since() {
+        assert_eq!(withheld(Ok(Count::FinalTry), TAKEN), None);
+        assert_eq!(withheld(Ok(Count::FinalTry), NEVER_TAKEN), Some(Verdict::Denied));
+        assert_eq!(withheld(Ok(Count::FinalTry), FAILED), Some(Verdict::Unreachable), "no code said that it is wrong");
+        assert_eq!(withheld(Ok(Count::FinalTry), COUNTED), Some(Verdict::Denied));
+        for standing in [TAKEN, NEVER_TAKEN, FAILED, COUNTED] {
+            assert_eq!(withheld(Ok(Count::Locked), standing), Some(Verdict::Denied));
+            assert_eq!(withheld(Ok(Count::Clear), standing), None);
+        }
+    }
+
+    #[test]
+    fn a_pin_that_the_token_counted_waits_until_somebody_has_entered_a_right_one() {
+        assert_eq!(withheld(Ok(Count::Low), COUNTED), Some(Verdict::Denied));
+        assert_eq!(withheld(Ok(Count::Clear), COUNTED), None);
+        assert_eq!(withheld(Ok(Count::Low), FAILED), None);
+        assert_eq!(withheld(Ok(Count::Low), NEVER_TAKEN), None);
+    }
+
+    #[test]
+    fn without_the_token_s_flags_a_pin_is_tried_less_and_not_more() {
+        assert_eq!(withheld(NO_FLAGS, NEVER_TAKEN), Some(Verdict::Unreachable));
+        assert_eq!(withheld(NO_FLAGS, TAKEN), None);
+        assert_eq!(withheld(NO_FLAGS, FAILED), None);
+        assert_eq!(withheld(NO_FLAGS, Standing { failures: BLIND_MAX, ..TAKEN }), Some(Verdict::Unreachable));
+        // By slot id, where the operator knows that the token does not describe itself.
+        assert!(may_try(NO_FLAGS, NEVER_TAKEN, true).is_ok());
+        assert!(may_try(NO_FLAGS, Standing { failures: 1, ..NEVER_TAKEN }, true).is_err());
+    }
+
+    #[test]
+    fn a_pin_that_was_taken_is_never_refused_for_good_by_a_code_that_does_not_say_so() {
+        let counts = [None, Some(Count::Clear), Some(Count::Low), Some(Count::FinalTry), Some(Count::Locked)];
+        for before in counts {
+            for after in counts {
+                let told = (before, after);
+                match unclear(RvError::GeneralError, FAILED, before, after) {
+                    Attempt::Denied { counted: true, .. } => assert!(before.is_some() && after > before, "{told:?}"),
+                    Attempt::Failed(_) => assert!(before.is_none() || after <= before, "{told:?}"),
+                    _ => panic!("{told:?}"),
+                }
+                match unclear(RvError::GeneralError, NEVER_TAKEN, before, after) {
+                    Attempt::Refused(error) => {
+                        assert!(after > Some(Count::Clear) && error.verdict == Verdict::Denied, "{told:?}");
+                    }
+                    Attempt::Failed(_) => assert!(after <= Some(Count::Clear), "{told:?}"),
+                    _ => panic!("{told:?}"),
+                }
+            }
+        }
+    }
+}
