@@ -10,12 +10,14 @@ use crate::{
     block::{self, Address, Backend, BlockHeader, Sealer, Suite},
     clock::Instant,
     error::{Corrupt, Error, Result},
+    fork,
     in_flight::Operation,
     keyring::{Keyring, Owner, made_anew},
     name::AccountId,
     slot::{AekSlot, Selection},
 };
 use std::{fmt, sync::Arc, time::Duration};
+use tokio::task::coop;
 
 /// From this length on a block takes long enough for the clock to be read again before success is reported. A shorter
 /// one counts as of its first look at the clock; a denial that arrived meanwhile is seen in both cases.
@@ -343,6 +345,9 @@ impl Account {
         if slot.is_usable(now) {
             return State::Ready;
         }
+        if let Err(forked) = fork::refuse_child() {
+            return State::Refused(forked);
+        }
         match slot.why_not(now) {
             Error::Cold { .. } => State::Cold,
             refused => State::Refused(refused),
@@ -356,21 +361,29 @@ impl Account {
     /// What waiting cannot heal: [`Error::NotFound`], [`Error::Corrupt`], [`Error::Conflict`], [`Error::Misconfigured`],
     /// [`Error::Fatal`].
     pub async fn ready(&self) -> Result<()> {
-        let keyring = self.keyring();
-        loop {
-            let changed = keyring.changed.notified();
-            tokio::pin!(changed);
-            // Enlist before the attempt, else a change during it would be missed.
-            changed.as_mut().enable();
-            match self.warm().await {
-                Err(
-                    Error::Denied(_) | Error::Lapsed(_) | Error::Unreachable(_) | Error::Cold { .. } | Error::Store(_),
-                ) => {}
-                settled => return settled,
+        coop::consume_budget().await;
+        let (keyring, id) = (self.keyring().clone(), self.id().clone());
+        let keys = self.keyring().home.call_without_end(async move {
+            loop {
+                let changed = keyring.changed.notified();
+                tokio::pin!(changed);
+                // Enlist before the attempt, else a change during it would be missed.
+                changed.as_mut().enable();
+                match keyring.open(&id).await {
+                    Err(
+                        Error::Denied(_)
+                        | Error::Lapsed(_)
+                        | Error::Unreachable(_)
+                        | Error::Cold { .. }
+                        | Error::Store(_),
+                    ) => {}
+                    settled => return settled,
+                }
+                let again = keyring.clock.now().plus(READY_RETRY);
+                keyring.clock.until(again, changed).await;
             }
-            let again = keyring.clock.now().plus(READY_RETRY);
-            keyring.clock.until(again, changed).await;
-        }
+        });
+        self.is_of(&keys.await?)
     }
 
     /// As [`Account::seal_in_place`], and warms the account first when it is cold.
@@ -379,6 +392,7 @@ impl Account {
     /// As [`Account::seal_in_place`] and [`Account::warm`].
     pub async fn seal(&self, address: impl Into<Address>, buf: &mut [u8]) -> Result<BlockHeader> {
         let address = address.into();
+        take_part(buf).await;
         for _ in 0..WARM_ROUNDS_MAX {
             match self.seal_in_place(address, buf) {
                 Err(Error::Cold { .. }) => self.warm().await?,
@@ -394,6 +408,7 @@ impl Account {
     /// As [`Account::open_in_place`] and [`Account::warm`].
     pub async fn open(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
         let address = address.into();
+        take_part(buf).await;
         for _ in 0..WARM_ROUNDS_MAX {
             match self.open_in_place(address, header, buf) {
                 Err(Error::Cold { .. }) => self.warm_for(header).await?,
@@ -413,9 +428,14 @@ impl Account {
     /// # Errors
     /// As [`crate::Engine::account`]; [`Error::NotFound`] also when the account was purged and made anew under the handle.
     pub async fn warm(&self) -> Result<()> {
+        coop::consume_budget().await;
         // Through the index, so that an evicted account is counted again.
-        let keys = self.keyring().open(self.id()).await?;
-        if Arc::ptr_eq(&keys, &self.keys) { Ok(()) } else { Err(made_anew(self.id())) }
+        self.is_of(&self.keyring().open_for_caller(self.id()).await?)
+    }
+
+    /// The keys of the account are its own, and not those of one that was made anew.
+    fn is_of(&self, keys: &Arc<AccountKeys>) -> Result<()> {
+        if Arc::ptr_eq(keys, &self.keys) { Ok(()) } else { Err(made_anew(self.id())) }
     }
 
     /// As [`Account::warm`], for opening the block that `header` belongs to, which may be of an older AEK version.
@@ -423,12 +443,14 @@ impl Account {
     /// # Errors
     /// As [`Account::warm`], and [`Error::Corrupt`] when the account has no such AEK version.
     pub async fn warm_for(&self, header: &BlockHeader) -> Result<()> {
+        coop::consume_budget().await;
         if matches!(self.slot_of(header), Err(Error::Cold { .. })) {
-            self.keyring().learn(self.id()).await?;
+            let (keyring, id) = (self.keyring().clone(), self.id().clone());
+            self.keyring().home.call(async move { keyring.learn(&id).await }).await?;
         }
         let aek_version = header.aek_version();
         let slot = self.keys.version(aek_version).ok_or(Corrupt::AekVersion(aek_version))?;
-        self.keyring().warm(slot).await
+        self.keyring().warm_for_caller(slot).await
     }
 
     /// Of a version that is newer than all that are known, only the store can say whether there is one.
@@ -472,9 +494,17 @@ impl Account {
     fn explain<T>(&self, operation: Operation, slot: &AekSlot, outcome: Result<T, Unusable>) -> Result<T> {
         drop(operation);
         outcome.map_err(|unusable| match unusable {
-            Unusable::Revoked => slot.why_not(self.keyring().clock.now()),
+            Unusable::Revoked => fork::refuse_child().err().unwrap_or_else(|| slot.why_not(self.keyring().clock.now())),
             Unusable::Other(error) => error,
         })
+    }
+}
+
+/// Takes part in the host's cooperative scheduling: what never waits would never let another task run. A big block counts as
+/// many small ones.
+async fn take_part(buf: &[u8]) {
+    for _ in 0..=buf.len() / SECOND_LOOK_BYTES_MIN {
+        coop::consume_budget().await;
     }
 }
 

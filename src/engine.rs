@@ -9,10 +9,12 @@
 
 use crate::{
     account::Account,
+    account_keys::AccountKeys,
     block::{self, Backend, Suite},
     clock::Clock,
     config::Settings,
     error::{Corrupt, Error, Result},
+    fork,
     home::Home,
     keyring::{Keyring, NewProof, Owner},
     name::{AccountId, KekName, TokenName},
@@ -24,10 +26,11 @@ use crate::{
     },
     telemetry::Events,
     token::{Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers},
-    tokens::{Seat, Wiring},
+    tokens::Wiring,
     watch,
 };
 use std::{fmt, sync::Arc, time::Duration};
+use tokio::task::coop;
 
 mod keks;
 mod start_up;
@@ -156,7 +159,7 @@ impl EngineBuilder {
     ///
     /// # Errors
     /// [`Error::Misconfigured`] naming the setting and the promise that it would break; [`Error::Fatal`] when a cipher
-    /// fails its self-test, or the system gives no thread; [`Error::Invalid`] for [`EngineBuilder::on_current_runtime`] outside
+    /// fails its self-test, the system gives no thread, or this process was forked from one that had an engine; [`Error::Invalid`] for [`EngineBuilder::on_current_runtime`] outside
     /// of one.
     pub fn build(self) -> Result<Engine> {
         self.settings.validate()?;
@@ -166,6 +169,7 @@ impl EngineBuilder {
         warnings.extend(secret::check_memlock(cells, self.settings.memlock)?);
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let tokens = self.wiring.connect(&self.settings, &self.clock)?;
+        fork::refuse_child()?;
         let home = if self.on_current_runtime { Home::here()? } else { Home::build()? };
         let keyring = Arc::new(Keyring::new(tokens, self.store, self.clock, self.settings, home, self.seed));
         watch::start(&keyring);
@@ -232,6 +236,12 @@ impl Engine {
     /// [`Error::Exists`]; [`Error::NotFound`] for the KEK; [`Error::Denied`], [`Error::Unreachable`],
     /// [`Error::Misconfigured`] from the token; [`Error::Store`]: then nothing was acknowledged.
     pub async fn create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
+        let (id, kek) = (id.clone(), kek.clone());
+        let keys = self.at_home(|engine| async move { engine.create(&id, &kek).await }).await?;
+        Ok(self.handle(keys))
+    }
+
+    async fn create(&self, id: &AccountId, kek: &KekName) -> Result<Arc<AccountKeys>> {
         let (key, keys) = (Key::Account(id.clone()), self.owner.0.alive(id));
         let exists = || Error::Exists(format!("account {id}"));
         if let Some((record, _)) = store::load_account(&*self.owner.0.store, id).await? {
@@ -252,12 +262,11 @@ impl Engine {
             other => other?,
         };
         // Denied in between: the account exists, and opening it will say so.
-        let Some(wrapped) = record.versions.first() else { return self.account(id).await };
+        let Some(wrapped) = record.versions.first() else { return self.owner.0.open(id).await };
         if self.leave_if_retired(id, wrapped).await? {
-            return self.account(id).await;
+            return self.owner.0.open(id).await;
         }
-        let keys = self.owner.0.admit_new(&record, wrapped, &proof).await?;
-        Ok(self.handle(keys))
+        self.owner.0.admit_new(&record, wrapped, &proof).await
     }
 
     /// A new AEK version for `id`, wrapped by the current version of `kek`, unwrapped again and compared. Not stored yet.
@@ -299,7 +308,8 @@ impl Engine {
     /// record or the wrapped AEK was damaged; [`Error::Store`]; [`Error::Cold`] when an unwrap, with the wait for its turn, took
     /// longer than an `aek_ttl`, several times: the token is overloaded.
     pub async fn account(&self, id: &AccountId) -> Result<Account> {
-        Ok(self.handle(self.owner.0.open(id).await?))
+        coop::consume_budget().await;
+        Ok(self.handle(self.owner.0.open_for_caller(id).await?))
     }
 
     /// Writes down in the accounts' records what was sealed under them so far. The engine does so by itself, at the latest after
@@ -309,13 +319,17 @@ impl Engine {
     /// [`Error::Store`], [`Error::Conflict`], [`Error::Corrupt`]: the first; all other accounts are written all the same, and
     /// what was not is kept for the next time.
     pub async fn write_usage(&self) -> Result<()> {
-        self.keyring().write_all_usage().await
+        self.at_home(|engine| async move { engine.keyring().write_all_usage().await }).await
     }
 
     /// Waits, for one `call_timeout` at most, until the store says of each KEK version whether it was denied last. For a process
     /// that is about to end: a denial whose end was not written down is one for the next process, until its first proof.
     pub async fn settle(&self) {
-        self.keyring().settle().await;
+        let settled = self.at_home(|engine| async move {
+            engine.keyring().settle().await;
+            Ok(())
+        });
+        drop(settled.await); // a child of a fork has nothing to settle
     }
 
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
@@ -327,7 +341,17 @@ impl Engine {
         Self { owner: self.owner.guest(), ..self.clone() }
     }
 
-    fn handle(&self, keys: Arc<crate::account_keys::AccountKeys>) -> Account {
+    /// Does what a caller waits for on the engine's own thread, so that nothing that others need is held by an executor of the
+    /// host's, which may stand still or go away. Dropped with the caller.
+    pub(crate) async fn at_home<T, W>(&self, work: impl FnOnce(Self) -> W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.keyring().home.call(work(self.guest())).await
+    }
+
+    fn handle(&self, keys: Arc<AccountKeys>) -> Account {
         Account::new(keys, self.owner.clone(), self.backend, self.suite)
     }
 
@@ -336,10 +360,14 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Corrupt`], [`Error::Store`].
     pub async fn account_record(&self, id: &AccountId) -> Result<AccountRecord> {
-        match store::load_account(&*self.owner.0.store, id).await? {
-            Some((record, _)) => Ok(record),
-            None => Err(Error::NotFound(format!("account {id}"))),
-        }
+        let id = id.clone();
+        self.at_home(|engine| async move {
+            match store::load_account(&*engine.owner.0.store, &id).await? {
+                Some((record, _)) => Ok(record),
+                None => Err(Error::NotFound(format!("account {id}"))),
+            }
+        })
+        .await
     }
 
     /// A page of account ids, in the order of their bytes, after `after`.
@@ -348,7 +376,9 @@ impl Engine {
     /// [`Error::Store`].
     pub async fn accounts(&self, after: Option<&AccountId>, limit: usize) -> Result<Vec<AccountId>> {
         let after = after.map(|id| Key::Account(id.clone()));
-        let page = self.owner.0.store.list(&Filter::Accounts, after.as_ref(), limit).await?;
+        let page = self
+            .at_home(|engine| async move { engine.owner.0.store.list(&Filter::Accounts, after.as_ref(), limit).await });
+        let page = page.await?;
         Ok(page.keys.into_iter().filter_map(|key| if let Key::Account(id) = key { Some(id) } else { None }).collect())
     }
 
@@ -357,7 +387,8 @@ impl Engine {
     /// # Errors
     /// What the token fails with: [`Error::Misconfigured`] when it cannot do the profile.
     pub async fn probe(&self, profile: Profile) -> Result<Probe> {
-        Ok(self.owner.0.tokens.default_seat().token.probe(profile).await?)
+        let seat = self.owner.0.tokens.default_seat().clone();
+        self.at_home(|_| async move { Ok(seat.token.probe(profile).await?) }).await
     }
 
     /// As [`Engine::probe`], on the token of that name.
@@ -365,7 +396,8 @@ impl Engine {
     /// # Errors
     /// As [`Engine::probe`], and [`Error::NotFound`] for the token.
     pub async fn probe_on(&self, token: &TokenName, profile: Profile) -> Result<Probe> {
-        Ok(self.owner.0.tokens.named(token)?.token.probe(profile).await?)
+        let seat = self.owner.0.tokens.named(token)?.clone();
+        self.at_home(|_| async move { Ok(seat.token.probe(profile).await?) }).await
     }
 
     /// The names of the tokens, the default first.
@@ -383,7 +415,8 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`] for the token, and what it fails with.
     pub async fn token_info(&self, token: &TokenName) -> Result<TokenInfo> {
-        Ok(self.owner.0.tokens.named(token)?.token.info().await?)
+        let seat = self.owner.0.tokens.named(token)?.clone();
+        self.at_home(|_| async move { Ok(seat.token.info().await?) }).await
     }
 
     /// What an operator should change, as [`Status`] says it.
@@ -393,48 +426,49 @@ impl Engine {
 
     /// What happens to leases, workers and the watch, from now on.
     pub fn events(&self) -> Events {
-        self.owner.0.teller.subscribe()
+        if fork::in_child() { Events::of_child() } else { self.owner.0.teller.subscribe() }
     }
 
-    /// The leases of all KEK versions that were used in this process, at once and without asking the token.
+    /// The leases of all KEK versions that were used in this process, at once and without asking the token. None in a forked child.
     pub fn leases(&self) -> Vec<LeaseStatus> {
-        self.owner.0.leases()
+        if fork::in_child() { Vec::new() } else { self.owner.0.leases() }
     }
 
     /// A snapshot. Asks all tokens at once who they are, so it takes up to the longest `call_timeout` when one is silent.
     pub async fn status(&self) -> Status {
         let mut asked: Vec<_> = Vec::new();
+        let (keyring, home) = (self.keyring().clone(), &self.keyring().home);
         for seat in self.owner.0.tokens.seats() {
             let of = seat.clone();
-            asked.push((seat, self.keyring().home.calls.spawn(async move { of.token.info().await })));
+            asked.push((seat, home.begin(async move { Ok(of.token.info().await) })));
         }
         let mut tokens = Vec::new();
-        for (seat, info) in asked {
+        for (seat, asked) in asked {
+            let info = match asked {
+                Ok(asked) => home.wait(asked).await,
+                Err(error) => Err(error),
+            };
             let workers = seat.token.workers();
             tokens.push(TokenStatus {
                 name: seat.name.clone(),
-                info: info.await.unwrap_or_else(|_| Err(died(seat))),
+                info: info.unwrap_or_else(|error| Err(not_asked(&error))),
                 workers,
                 restart_needed: workers.restart_needed(),
             });
         }
         Status {
             tokens,
-            leases: self.owner.0.leases(),
-            cached_accounts: self.owner.0.cached_accounts().await,
+            leases: self.leases(),
+            cached_accounts: home.call(async move { Ok(keyring.cached_accounts().await) }).await.unwrap_or_default(),
             unlocked_bytes: secret::unlocked_bytes(),
             warnings: self.warnings.to_vec(),
         }
     }
 }
 
-fn died(seat: &Seat) -> TokenError {
-    TokenError {
-        verdict: Verdict::Fatal,
-        operation: "token info",
-        what: format!("the task that asks token {} died", seat.name),
-        remedy: "see the log".into(),
-    }
+fn not_asked(error: &Error) -> TokenError {
+    let (what, remedy) = (error.to_string(), "see the log".into());
+    TokenError { verdict: Verdict::Fatal, operation: "token info", what, remedy }
 }
 
 impl fmt::Debug for Engine {

@@ -6,13 +6,19 @@
 //! one step and passes over the whole store. A key store that blocks the thread it is asked on, against its contract, holds up
 //! those two and not the proofs.
 
-use crate::error::{Error, Result};
-use std::{future::Future, sync::Arc, thread};
+use crate::{
+    error::{Error, Result},
+    fork,
+};
+use std::{future::Future, sync::Arc, thread, time::Duration};
 use tokio::{
     runtime::{Builder, Handle},
     sync::Notify,
     task::JoinHandle,
 };
+
+/// The thread of the calls is looked after so often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The threads of one engine. They end when it is told so, or dropped.
 pub(crate) struct Home {
@@ -22,6 +28,17 @@ pub(crate) struct Home {
     pub(crate) calls: Room,
     /// What nobody waits for.
     pub(crate) upkeep: Room,
+    /// Wakes all who wait for a call, because it does not come.
+    stuck: Notify,
+}
+
+/// Something under way at home for a caller, and dropped with it.
+pub(crate) struct Call<T>(JoinHandle<Result<T>>);
+
+impl<T> Drop for Call<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Home {
@@ -31,7 +48,12 @@ impl Home {
     /// [`Error::Fatal`] when the system gives none.
     pub(crate) fn build() -> Result<Self> {
         let (proofs, calls, upkeep) = ("keyleash-proofs", "keyleash-calls", "keyleash-upkeep");
-        Ok(Self { proofs: Room::build(proofs)?, calls: Room::build(calls)?, upkeep: Room::build(upkeep)? })
+        Ok(Self {
+            proofs: Room::build(proofs)?,
+            calls: Room::build(calls)?,
+            upkeep: Room::build(upkeep)?,
+            stuck: Notify::new(),
+        })
     }
 
     /// All on the current runtime, for tests that decide what runs when.
@@ -43,7 +65,86 @@ impl Home {
             return Err(Error::Invalid("on_current_runtime: build the engine inside of a tokio runtime".into()));
         };
         let room = || Room { runtime: runtime.clone(), end: None };
-        Ok(Self { proofs: room(), calls: room(), upkeep: room() })
+        Ok(Self { proofs: room(), calls: room(), upkeep: room(), stuck: Notify::new() })
+    }
+
+    /// Begins what a caller waits for.
+    ///
+    /// # Errors
+    /// [`Error::Fatal`] in a forked child.
+    pub(crate) fn begin<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<Call<T>> {
+        fork::refuse_child()?;
+        Ok(Call(self.calls.spawn(work)))
+    }
+
+    /// Waits for it, on whatever executor. A caller that stands still or goes away costs nobody else anything.
+    ///
+    /// # Errors
+    /// What comes of it; [`Error::Store`] when the thread that does it is blocked; [`Error::Fatal`] when it panicked.
+    pub(crate) async fn wait<T>(&self, mut call: Call<T>) -> Result<T> {
+        tokio::select! {
+            biased;
+            done = &mut call.0 => landed(done),
+            () = self.stuck.notified() => Err(Error::Store(
+                "a key store (or a token) blocks the engine's thread, which it must not: nothing was acknowledged; see what it \
+                 waits for".into(),
+            )),
+        }
+    }
+
+    /// Does what a caller waits for.
+    ///
+    /// # Errors
+    /// As [`Home::begin`] and [`Home::wait`].
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        self.wait(self.begin(work)?).await
+    }
+
+    /// As [`Home::call`], for as long as it takes: whoever waits puts a time-out around it.
+    ///
+    /// # Errors
+    /// As [`Home::call`], but for a thread that is blocked.
+    pub(crate) async fn call_without_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let mut call = self.begin(work)?;
+        landed((&mut call.0).await)
+    }
+
+    /// Sees to it that whoever waits for a call has a deadline also where the thread that would keep it is blocked. Runs where the
+    /// proofs are. `sleep` sleeps, `tell` is told of each time that the thread is found blocked for longer than `patience`.
+    pub(crate) async fn look_after_calls<S: Future<Output = ()>>(
+        &self,
+        patience: Duration,
+        sleep: impl Fn(Duration) -> S,
+        tell: impl Fn(),
+    ) {
+        if self.calls.end.is_none() {
+            return; // one runtime does it all
+        }
+        loop {
+            let mut sign_of_life = self.calls.spawn(async {});
+            let mut told = false;
+            loop {
+                tokio::select! {
+                    biased;
+                    _ = &mut sign_of_life => break,
+                    () = sleep(patience) => {}
+                }
+                if !std::mem::replace(&mut told, true) {
+                    tell();
+                }
+                self.stuck.notify_waiters();
+            }
+            sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Ends the threads, and drops what still runs there. Waits for nothing, so that whoever drops the engine may do it anywhere,
@@ -56,6 +157,16 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+fn landed<T>(done: Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
+    match done {
+        Ok(outcome) => outcome,
+        Err(died) if died.is_panic() => Err(Error::Fatal(
+            "the call panicked, see the log; all else goes on: report it, and see what is stored".into(),
+        )),
+        Err(_) => Err(Error::Fatal("the engine has ended".into())),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     clock::{Clock, Jitter},
     config::Settings,
     error::{Corrupt, Error, Result},
+    fork,
     home::Home,
     lease::{Actions, Phase, Verdict as LeaseVerdict},
     leash::Stepped,
@@ -153,6 +154,19 @@ impl Keyring {
 
     /// The keys of an account, its current AEK unwrapped. However many ask at once, the token is asked once; all who
     /// waited for that attempt share its outcome, and the next to ask starts a new one.
+    /// At once where there is nothing to do, else at home.
+    pub(crate) async fn open_for_caller(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
+        fork::refuse_child()?;
+        let now = self.clock.now();
+        let ready = |keys: &Arc<AccountKeys>| keys.index_knows(now) && keys.current().is_usable(now);
+        if let Some(keys) = self.alive(id).filter(ready) {
+            return Ok(keys);
+        }
+        let (keyring, id) = (self.clone(), id.clone());
+        self.home.call(async move { keyring.open(&id).await }).await
+    }
+
+    /// As [`Keyring::open_for_caller`], at home.
     pub(crate) async fn open(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
         let (now, alive) = (self.clock.now(), self.alive(id));
         if let Some(keys) = alive.as_ref().filter(|keys| keys.index_knows(now)) {
@@ -335,6 +349,9 @@ impl Keyring {
     /// Wipes every key, whatever still runs: the engine and all its handles are gone. Denials on their way to the store get
     /// there; all else ends.
     pub(crate) fn close(self: &Arc<Self>) {
+        if fork::in_child() {
+            return; // its keys are gone, and its threads are the parent's
+        }
         self.closed.store(true, Ordering::SeqCst);
         self.leashes().iter().for_each(|leash| leash.close());
         self.stir.notify_one();

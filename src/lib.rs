@@ -43,6 +43,7 @@ pub mod config;
 mod denial;
 pub mod engine;
 pub mod error;
+mod fork;
 mod home;
 mod in_flight;
 #[cfg(all(test, keyleash_loom))]

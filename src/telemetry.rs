@@ -164,18 +164,23 @@ impl Teller {
     }
 
     pub(crate) fn subscribe(&self) -> Events {
-        Events(self.0.subscribe())
+        Events(Some(self.0.subscribe()))
     }
 }
 
 /// A stream of events from the moment of subscription on.
 #[derive(Debug)]
-pub struct Events(broadcast::Receiver<Event>);
+pub struct Events(Option<broadcast::Receiver<Event>>);
 
 impl Events {
+    /// A forked child hears nothing.
+    pub(crate) fn of_child() -> Self {
+        Self(None)
+    }
+
     /// The next event; `None` when the engine is gone. Cancel-safe.
     pub async fn next(&mut self) -> Option<Event> {
-        match self.0.recv().await {
+        match self.0.as_mut()?.recv().await {
             Ok(event) => Some(event),
             Err(broadcast::error::RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
             Err(broadcast::error::RecvError::Closed) => None,
@@ -184,7 +189,7 @@ impl Events {
 
     /// The next event if there is one already.
     pub fn try_next(&mut self) -> Option<Event> {
-        match self.0.try_recv() {
+        match self.0.as_mut()?.try_recv() {
             Ok(event) => Some(event),
             Err(broadcast::error::TryRecvError::Lagged(missed)) => Some(Event::Missed(missed)),
             Err(_) => None,

@@ -48,6 +48,16 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// Starts the watch, the tending of slots and the look after keys that come and go in each token. They end with the engine.
 pub(crate) fn start(keyring: &Arc<Keyring>) {
+    let of = keyring.clone();
+    keyring.home.proofs.spawn(async move {
+        let patience = STALL_MIN.max(of.settings.call_timeout);
+        let sleep = |time| of.clock.sleep_until(of.clock.now().plus(time));
+        let tell = || {
+            let why = "calls stand still: the key store, or a token, blocks the thread that it is asked on".into();
+            of.teller.tell(Event::WatchRestarted { why });
+        };
+        of.home.look_after_calls(patience, sleep, tell).await;
+    });
     let watched = supervised(keyring.clone(), "watch", |keyring, beat, restarted| {
         keyring.home.proofs.spawn(watch(keyring.clone(), beat, restarted)).abort_handle()
     });

@@ -11,7 +11,7 @@ use crate::{
     token::{KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, TokenError, Verdict},
     tokens::Seat,
 };
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 /// How often a key that is refused is looked at, while it may be in the making, and the time between.
 const LOOKS_MAX: u32 = 5;
@@ -78,7 +78,7 @@ impl Engine {
     /// [`Error::Exists`] when the store has a KEK of this name; [`Error::Misconfigured`] when the token cannot make it or
     /// has several keys with its label; [`Error::Denied`], [`Error::Unreachable`], [`Error::Store`].
     pub async fn create_kek(&self, name: &KekName, profile: Profile, destroyable: bool) -> Result<KekInfo> {
-        self.create_kek_on(self.keyring().tokens.default_seat(), name, profile, destroyable).await
+        self.create_kek_on(self.keyring().tokens.default_seat().clone(), name, profile, destroyable).await
     }
 
     /// As [`Engine::create_kek`], in the token of that name. All later versions of the KEK are made there.
@@ -92,10 +92,21 @@ impl Engine {
         profile: Profile,
         destroyable: bool,
     ) -> Result<KekInfo> {
-        self.create_kek_on(self.keyring().tokens.named(token)?, name, profile, destroyable).await
+        self.create_kek_on(self.keyring().tokens.named(token)?.clone(), name, profile, destroyable).await
     }
 
-    async fn create_kek_on(&self, seat: &Seat, name: &KekName, profile: Profile, destroyable: bool) -> Result<KekInfo> {
+    async fn create_kek_on(
+        &self,
+        seat: Arc<Seat>,
+        name: &KekName,
+        profile: Profile,
+        destroyable: bool,
+    ) -> Result<KekInfo> {
+        let name = name.clone();
+        self.at_home(|engine| async move { engine.begin_kek(&seat, &name, profile, destroyable).await }).await
+    }
+
+    async fn begin_kek(&self, seat: &Seat, name: &KekName, profile: Profile, destroyable: bool) -> Result<KekInfo> {
         let key = Key::Kek(name.clone());
         let exists =
             || Error::Exists(format!("KEK {name}: see it with `keyleash kek show {name}`, or choose another name"));
@@ -190,11 +201,14 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`], [`Error::Corrupt`].
     pub async fn keks(&self) -> Result<Vec<KekStatus>> {
-        let mut keks = Vec::new();
-        for name in store::kek_names(&*self.owner.0.store).await? {
-            keks.push(self.kek(&name).await?);
-        }
-        Ok(keks)
+        self.at_home(|engine| async move {
+            let mut keks = Vec::new();
+            for name in store::kek_names(&*engine.owner.0.store).await? {
+                keks.push(engine.kek_status(&name).await?);
+            }
+            Ok(keks)
+        })
+        .await
     }
 
     /// One KEK.
@@ -202,6 +216,11 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Store`], [`Error::Corrupt`].
     pub async fn kek(&self, name: &KekName) -> Result<KekStatus> {
+        let name = name.clone();
+        self.at_home(|engine| async move { engine.kek_status(&name).await }).await
+    }
+
+    async fn kek_status(&self, name: &KekName) -> Result<KekStatus> {
         let record = self.kek_record(name).await?;
         let mut versions = Vec::new();
         for version in record.versions {
@@ -254,7 +273,8 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`], [`Error::Corrupt`], and what the token fails with.
     pub async fn unknown_keks(&self) -> Result<Vec<KekInfo>> {
-        self.unknown_keks_on(self.keyring().tokens.default_seat()).await
+        let seat = self.keyring().tokens.default_seat().clone();
+        self.at_home(|engine| async move { engine.unknown_keks_on(&seat).await }).await
     }
 
     /// As [`Engine::unknown_keks`], in the token of that name.
@@ -262,7 +282,8 @@ impl Engine {
     /// # Errors
     /// As [`Engine::unknown_keks`], and [`Error::NotFound`] for the token.
     pub async fn unknown_keks_in(&self, token: &TokenName) -> Result<Vec<KekInfo>> {
-        self.unknown_keks_on(self.keyring().tokens.named(token)?).await
+        let seat = self.keyring().tokens.named(token)?.clone();
+        self.at_home(|engine| async move { engine.unknown_keks_on(&seat).await }).await
     }
 
     async fn unknown_keks_on(&self, seat: &Seat) -> Result<Vec<KekInfo>> {

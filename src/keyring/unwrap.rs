@@ -62,6 +62,15 @@ impl Keyring {
         self.warm_from(slot, None).await
     }
 
+    /// As [`Keyring::warm`]: at once where there is nothing to do, else at home.
+    pub(crate) async fn warm_for_caller(self: &Arc<Self>, slot: &Arc<AekSlot>) -> Result<()> {
+        if slot.is_usable(self.clock.now()) {
+            return Ok(());
+        }
+        let (keyring, slot) = (self.clone(), slot.clone());
+        self.home.call(async move { keyring.warm(&slot).await }).await
+    }
+
     pub(super) async fn warm_from(self: &Arc<Self>, slot: &Arc<AekSlot>, mut reading: Option<Reading>) -> Result<()> {
         let mut outcome = Ok(());
         for _ in 0..WARM_ROUNDS_MAX {

@@ -21,10 +21,14 @@ impl Engine {
     /// others change the account all the time; [`Error::Store`]: nothing was acknowledged, and another try may add one
     /// more; what the token fails with.
     pub async fn rotate_account(&self, id: &AccountId) -> Result<u32> {
-        let (first, _) = self.load_account(id).await?;
-        let before = first.current().map_or(0, |current| current.aek_version);
-        let (current, _) = self.rotate_aek(id, before, || Ok(())).await?;
-        Ok(current)
+        let id = id.clone();
+        self.at_home(|engine| async move {
+            let (first, _) = engine.load_account(&id).await?;
+            let before = first.current().map_or(0, |current| current.aek_version);
+            let (current, _) = engine.rotate_aek(&id, before, || Ok(())).await?;
+            Ok(current)
+        })
+        .await
     }
 
     /// As [`Engine::rotate_account`], if the current AEK version is `expected`; `None` when it is another one by now. However
@@ -33,8 +37,12 @@ impl Engine {
     /// # Errors
     /// As [`Engine::rotate_account`].
     pub async fn rotate_account_from(&self, id: &AccountId, expected: u32) -> Result<Option<u32>> {
-        let (current, made) = self.rotate_aek(id, expected, || Ok(())).await?;
-        Ok(made.then_some(current))
+        let id = id.clone();
+        self.at_home(|engine| async move {
+            let (current, made) = engine.rotate_aek(&id, expected, || Ok(())).await?;
+            Ok(made.then_some(current))
+        })
+        .await
     }
 
     /// The current AEK version afterwards, and whether this call made it. `may_write` is asked before every write.
@@ -111,6 +119,11 @@ impl Engine {
     ///
     /// [`Settings::aek_overlap`]: crate::config::Settings::aek_overlap
     pub async fn retire_aeks(&self, id: &AccountId, aek_versions: &[u32], now: bool) -> Result<()> {
+        let (id, aek_versions) = (id.clone(), aek_versions.to_vec());
+        self.at_home(|engine| async move { engine.retire_aek_versions(&id, &aek_versions, now).await }).await
+    }
+
+    async fn retire_aek_versions(&self, id: &AccountId, aek_versions: &[u32], now: bool) -> Result<()> {
         for _ in 0..CONFLICTS_MAX {
             let (mut record, seen) = self.load_account(id).await?;
             for aek_version in aek_versions {

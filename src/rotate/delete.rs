@@ -21,6 +21,11 @@ impl Engine {
     /// [`Error::NotFound`]; [`Error::Store`]: it may be deleted or not, and its keys are wiped so that its record is read before it
     /// is used again; [`Error::Conflict`].
     pub async fn delete_account(&self, id: &AccountId) -> Result<Deletion> {
+        let id = id.clone();
+        self.at_home(|engine| async move { engine.delete(&id).await }).await
+    }
+
+    async fn delete(&self, id: &AccountId) -> Result<Deletion> {
         let (now, retention) = (self.keyring().clock.unix_now(), self.keyring().settings.retention.as_secs());
         let mut deletion = Deletion { since_unix: now, purge_after_unix: now.saturating_add(retention) };
         let change = |record: &mut AccountRecord| {
@@ -46,16 +51,20 @@ impl Engine {
     /// [`Error::NotFound`], also for one that was purged; [`Error::Invalid`] when it is not deleted; [`Error::Store`],
     /// [`Error::Conflict`].
     pub async fn undelete_account(&self, id: &AccountId) -> Result<()> {
-        let change = |record: &mut AccountRecord| match record.deleted.take() {
-            Some(_) => Ok(true),
-            None => Err(Error::Invalid(format!("account {id} is not deleted"))),
-        };
-        match self.change_account(id, change).await {
-            Err(Error::NotFound(_)) => Err(Error::NotFound(format!(
-                "account {id}: it was never made, or it was purged; nothing brings a purged account back"
-            ))),
-            other => other.map(drop),
-        }
+        let id = id.clone();
+        self.at_home(|engine| async move {
+            let change = |record: &mut AccountRecord| match record.deleted.take() {
+                Some(_) => Ok(true),
+                None => Err(Error::Invalid(format!("account {id} is not deleted"))),
+            };
+            match engine.change_account(&id, change).await {
+                Err(Error::NotFound(_)) => Err(Error::NotFound(format!(
+                    "account {id}: it was never made, or it was purged; nothing brings a purged account back"
+                ))),
+                other => other.map(drop),
+            }
+        })
+        .await
     }
 
     /// Destroys every wrapped AEK of a deleted account: its blocks are shredded, for good. After its retention, or `now`,
@@ -70,6 +79,11 @@ impl Engine {
     /// [`Error::NotFound`]; [`Error::Invalid`] when it is not deleted, when its retention is not over and `now` is false, or
     /// when `now` is asked for under `purge_protection`; [`Error::Store`], [`Error::Conflict`].
     pub async fn purge_account(&self, id: &AccountId, now: bool) -> Result<()> {
+        let id = id.clone();
+        self.at_home(|engine| async move { engine.purge(&id, now).await }).await
+    }
+
+    async fn purge(&self, id: &AccountId, now: bool) -> Result<()> {
         let keyring = self.keyring();
         for _ in 0..CONFLICTS_MAX {
             let (record, seen) = self.load_account(id).await?;

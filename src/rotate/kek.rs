@@ -22,8 +22,12 @@ impl Engine {
     /// rotated it meanwhile to another key: then the new key stays in the token, unused, and the error names it; else as
     /// [`Engine::create_kek`].
     pub async fn rotate_kek(&self, name: &KekName) -> Result<KekVersionRecord> {
-        let (record, seen) = self.load_kek(name).await?;
-        self.next_kek(record, &seen, || Ok(())).await
+        let name = name.clone();
+        self.at_home(|engine| async move {
+            let (record, seen) = engine.load_kek(&name).await?;
+            engine.next_kek(record, &seen, || Ok(())).await
+        })
+        .await
     }
 
     /// As [`Engine::rotate_kek`], if the current version is `expected`; `None` when it is another one by now. However many
@@ -32,7 +36,8 @@ impl Engine {
     /// # Errors
     /// As [`Engine::rotate_kek`].
     pub async fn rotate_kek_from(&self, name: &KekName, expected: u32) -> Result<Option<KekVersionRecord>> {
-        self.rotate_kek_held(name, expected, || Ok(())).await
+        let name = name.clone();
+        self.at_home(|engine| async move { engine.rotate_kek_held(&name, expected, || Ok(())).await }).await
     }
 
     /// As [`Engine::rotate_kek_from`]. `may_write` is asked before every write.
@@ -82,6 +87,11 @@ impl Engine {
     /// attribute, or it is of another profile than the KEK; [`Error::Exists`] when it is a version of a KEK already;
     /// [`Error::Conflict`] when somebody else rotated the KEK meanwhile; what the token fails with.
     pub async fn adopt_kek(&self, name: &KekName, id: &KekId) -> Result<KekVersionRecord> {
+        let (name, id) = (name.clone(), id.clone());
+        self.at_home(|engine| async move { engine.adopt(&name, &id).await }).await
+    }
+
+    async fn adopt(&self, name: &KekName, id: &KekId) -> Result<KekVersionRecord> {
         let (record, seen) = self.load_kek(name).await?;
         let (_, current) = self.current_kek(name).await?;
         let next = KekVersion::new(name.clone(), next_version(&record)?);
@@ -154,6 +164,11 @@ impl Engine {
     /// [`Error::NotFound`]; [`Error::Invalid`] when it is the current one, or AEKs are wrapped by it, with their number and
     /// how to see them; [`Error::Store`], [`Error::Conflict`].
     pub async fn retire_kek(&self, kek: &KekVersion) -> Result<()> {
+        let kek = kek.clone();
+        self.at_home(|engine| async move { engine.retire_unused(&kek).await }).await
+    }
+
+    async fn retire_unused(&self, kek: &KekVersion) -> Result<()> {
         if self.kek_record(&kek.name).await?.current != kek.version {
             self.refuse_while_used(kek).await?;
         }
@@ -168,7 +183,7 @@ impl Engine {
     }
 
     async fn refuse_while_used(&self, kek: &KekVersion) -> Result<()> {
-        match self.count_wrapped_by(kek).await? {
+        match self.count_under(kek).await? {
             0 => Ok(()),
             accounts => Err(Error::Invalid(format!(
                 "KEK {kek} still wraps AEKs of {accounts} accounts: `keyleash account list --kek {kek}` shows them, and \
@@ -202,6 +217,12 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`].
     pub async fn count_wrapped_by(&self, kek: &KekVersion) -> Result<u64> {
+        let kek = kek.clone();
+        self.at_home(|engine| async move { engine.count_under(&kek).await }).await
+    }
+
+    /// As [`Engine::count_wrapped_by`], at home.
+    pub(super) async fn count_under(&self, kek: &KekVersion) -> Result<u64> {
         let filter = Filter::WrappedBy(kek.clone());
         let (mut count, mut after) = (0, None);
         loop {
@@ -219,12 +240,15 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Store`], [`Error::Conflict`].
     pub async fn attest_backup(&self, kek: &KekVersion) -> Result<()> {
-        let now = self.keyring().clock.unix_now();
-        let change = |record: &mut KekRecord| {
-            version_mut(record, kek)?.backup_attested_unix = Some(now);
-            Ok(true)
-        };
-        self.change_kek(&kek.name, change).await.map(drop)
+        let (kek, now) = (kek.clone(), self.keyring().clock.unix_now());
+        self.at_home(|engine| async move {
+            let change = |record: &mut KekRecord| {
+                version_mut(record, &kek)?.backup_attested_unix = Some(now);
+                Ok(true)
+            };
+            engine.change_kek(&kek.name, change).await.map(drop)
+        })
+        .await
     }
 
     /// Refuses a KEK version whose loss could not be undone, where the settings ask for that.

@@ -11,8 +11,8 @@ use crate::{
     name::{AccountId, KekName, KekVersion},
     store::{CONFLICTS_MAX, Filter, Key, PAGE_KEYS_MAX, Page, again_and_again},
 };
-use std::{collections::BTreeSet, sync::Arc};
-use tokio::task::JoinSet;
+use std::{collections::BTreeSet, pin::pin, sync::Arc};
+use tokio::{sync::mpsc, task::JoinSet};
 
 /// Accounts that are read together and written together, in one commit of the store each …
 const BATCH_MAX: usize = 128;
@@ -90,7 +90,23 @@ impl Engine {
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
         let own = options.rate.map(|rate| (rate, Budget::new(rate, self.keyring().clock.clone())));
-        self.rewrap_at(kek, options.dry_run, Pace { own, stint: None }, progress).await
+        let (engine, kek) = (self.guest(), kek.clone());
+        // What the caller does with its progress holds up the caller alone.
+        let (tell, mut told) = mpsc::unbounded_channel(); // one for each batch
+        let rewrap = self.keyring().home.call_without_end(async move {
+            let progress = |progress| {
+                let _ = tell.send(progress); // nobody hears it when the caller is about to go
+            };
+            engine.rewrap_at(&kek, options.dry_run, Pace { own, stint: None }, progress).await
+        });
+        let mut rewrap = pin!(rewrap);
+        loop {
+            tokio::select! {
+                biased;
+                Some(news) = told.recv() => progress(news),
+                report = &mut rewrap => return report,
+            }
+        }
     }
 
     /// As [`Engine::rewrap_kek`], at a given pace.
@@ -103,7 +119,7 @@ impl Engine {
     ) -> Result<RewrapReport> {
         let mut run = Run::new(self, self.target(kek).await?, pace, dry_run);
         for version in self.old_versions(kek, &run.target).await? {
-            run.found += self.count_wrapped_by(&version).await?;
+            run.found += self.count_under(&version).await?;
         }
         progress(run.progress());
         for _ in 0..PASSES_MAX {
@@ -142,9 +158,13 @@ impl Engine {
     /// [`Error::NotFound`] for the account or the KEK; [`Error::Corrupt`]; [`Error::Denied`], [`Error::Unreachable`] and
     /// the like from either KEK: then the account is as it was; [`Error::Store`], [`Error::Conflict`].
     pub async fn move_account(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
-        let (version, record) = self.current_kek(kek).await?;
-        self.check_recoverable(&version, &record).await?;
-        self.relocate(id, kek).await
+        let (id, kek) = (id.clone(), kek.clone());
+        self.at_home(|engine| async move {
+            let (version, record) = engine.current_kek(&kek).await?;
+            engine.check_recoverable(&version, &record).await?;
+            engine.relocate(&id, &kek).await
+        })
+        .await
     }
 
     /// As [`Engine::move_account`], without asking whether the KEK is good enough for a new account.

@@ -75,10 +75,14 @@ impl Engine {
     /// [`POLICY_AGE_MAX`](super::POLICY_AGE_MAX); [`Error::Store`], [`Error::Conflict`].
     pub async fn set_aek_policy(&self, id: &AccountId, policy: AekPolicy) -> Result<()> {
         check_aek_policy(policy)?;
-        let change = |record: &mut crate::store::record::AccountRecord| {
-            Ok(std::mem::replace(&mut record.policy, policy) != policy)
-        };
-        self.change_account(id, change).await.map(drop)
+        let id = id.clone();
+        self.at_home(|engine| async move {
+            let change = |record: &mut crate::store::record::AccountRecord| {
+                Ok(std::mem::replace(&mut record.policy, policy) != policy)
+            };
+            engine.change_account(&id, change).await.map(drop)
+        })
+        .await
     }
 
     /// Sets when a KEK is rotated, and what it wraps re-wrapped, by schedule; [`KekPolicy::default`] is never.
@@ -87,9 +91,14 @@ impl Engine {
     /// As [`Engine::set_aek_policy`].
     pub async fn set_kek_policy(&self, name: &KekName, policy: KekPolicy) -> Result<()> {
         check_kek_policy(policy)?;
-        let change =
-            |record: &mut crate::store::record::KekRecord| Ok(std::mem::replace(&mut record.policy, policy) != policy);
-        self.change_kek(name, change).await.map(drop)
+        let name = name.clone();
+        self.at_home(|engine| async move {
+            let change = |record: &mut crate::store::record::KekRecord| {
+                Ok(std::mem::replace(&mut record.policy, policy) != policy)
+            };
+            engine.change_kek(&name, change).await.map(drop)
+        })
+        .await
     }
 
     /// What is due now, what comes next, and who does it. Changes nothing and asks the token nothing; reads every record of the
@@ -98,6 +107,10 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`]; [`Corrupt::NewerRecord`] when a newer release does the scheduled work.
     pub async fn schedule(&self, accounts_max: usize) -> Result<Schedule> {
+        self.at_home(|engine| async move { engine.view(accounts_max).await }).await
+    }
+
+    async fn view(&self, accounts_max: usize) -> Result<Schedule> {
         let (store, now_unix) = (&*self.keyring().store, self.keyring().clock.unix_now());
         let holder = match load_work(store).await {
             Ok(found) => found.map(|(record, _)| record),
@@ -123,7 +136,7 @@ impl Engine {
             let Some(due_at_unix) = kek_due_at(&record) else { continue };
             let mut left_behind = 0;
             for version in record.versions.iter().filter(|version| version.version != record.current) {
-                left_behind += self.count_wrapped_by(&KekVersion::new(name.clone(), version.version)).await?;
+                left_behind += self.count_under(&KekVersion::new(name.clone(), version.version)).await?;
             }
             let due = kek_due(&record, schedule.now_unix);
             let kek = KekVersion::new(name, record.current);

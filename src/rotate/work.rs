@@ -95,6 +95,11 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`], [`Error::Fatal`]; [`Error::Corrupt`] when a newer release does the work. What fails later is in the report.
     pub async fn run_schedule(&self) -> Result<WorkReport> {
+        let engine = self.guest();
+        self.keyring().home.call_without_end(async move { engine.work_once().await }).await
+    }
+
+    async fn work_once(&self) -> Result<WorkReport> {
         let keyring = self.keyring().clone();
         let hold = Arc::new(Hold::new(ONCE_LEASE)?);
         loop {

@@ -1,7 +1,8 @@
 //! The embedded store: one file of redb, which one process has open at a time.
 //!
-//! Writes that come together share one transaction and one fsync. redb does blocking I/O, so all of it runs on the
-//! runtime's blocking threads: one for writes, one per read. After an I/O error redb refuses everything until it is
+//! Writes that come together share one transaction and one fsync. redb does blocking I/O, so it runs on threads beside those of
+//! whoever asks: one for writes, while there are any, and one per read. No future holds what another waits for, so that one which is
+//! polled no more, or dropped with its runtime, holds up nobody. After an I/O error redb refuses everything until it is
 //! opened again; the store does that on its next use, so that a disk that was full for a while needs no restart.
 
 use super::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, check_limit, check_put};
@@ -11,7 +12,8 @@ use async_trait::async_trait;
 use std::{
     ops::Bound,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    thread,
 };
 use tokio::sync::oneshot;
 
@@ -29,8 +31,7 @@ const WRITES_PER_COMMIT_MAX: usize = 1000;
 /// A key store in a redb file. Shared by reference or `Arc`; the file is free again when the last one is dropped.
 pub struct RedbStore {
     shared: Arc<Shared>,
-    /// Whose turn it is to write. Held by the thread that writes, not by the future that waits for it.
-    turn: Arc<tokio::sync::Mutex<()>>,
+    queue: Arc<Queue>,
 }
 
 type Reopen = dyn Fn(&Path) -> Result<Database> + Send + Sync;
@@ -41,7 +42,6 @@ struct Shared {
     reopen: Box<Reopen>,
     /// `None` after an I/O error, until the next use opens it again.
     database: RwLock<Option<Database>>,
-    waiting: Mutex<Vec<Job>>,
 }
 
 impl RedbStore {
@@ -87,9 +87,8 @@ impl RedbStore {
         reopen: impl Fn(&Path) -> Result<Database> + Send + Sync + 'static,
     ) -> Result<Self> {
         let (path, database) = blocking(move || open(&path).map(|database| (path, database))).await?;
-        let (database, waiting) = (RwLock::new(Some(database)), Mutex::default());
-        let shared = Shared { path, reopen: Box::new(reopen), database, waiting };
-        Ok(Self { shared: Arc::new(shared), turn: Arc::default() })
+        let shared = Shared { path, reopen: Box::new(reopen), database: RwLock::new(Some(database)) };
+        Ok(Self { shared: Arc::new(shared), queue: Arc::default() })
     }
 
     /// Where it is.
@@ -109,33 +108,101 @@ impl RedbStore {
         self.write_many(vec![write]).await.pop().unwrap_or_else(|| Err(given_up()))
     }
 
-    /// Queues the writes, and either finds them done by whoever had the turn before, or writes all that is queued.
+    /// Queues the writes, and has them done together with whatever else is queued.
     async fn write_many(&self, writes: Vec<Write>) -> Vec<Outcome> {
         let mut answers = Vec::with_capacity(writes.len());
-        {
-            let mut waiting = self.shared.waiting();
+        let has_writer = {
+            let mut waiting = self.queue.waiting();
             for write in writes {
                 let (reply, answer) = oneshot::channel();
-                waiting.push(Job { write, reply });
+                waiting.jobs.push(Job { write, reply });
                 answers.push(answer);
             }
-        }
-        let turn = self.turn.clone().lock_owned().await;
-        let mut outcomes: Vec<_> = answers.iter_mut().map(|answer| answer.try_recv().ok()).collect();
-        if outcomes.iter().any(Option::is_none) {
-            let shared = self.shared.clone();
-            let written = blocking(move || {
-                shared.write_waiting();
-                drop((shared, turn));
-                Ok(())
-            });
-            // The turn before took a write and ended without an answer only when it panicked.
-            let failed = written.await.err().unwrap_or_else(given_up);
-            for (outcome, answer) in outcomes.iter_mut().zip(&mut answers).filter(|(outcome, _)| outcome.is_none()) {
-                *outcome = Some(answer.try_recv().unwrap_or_else(|_| Err(failed.clone())));
+            std::mem::replace(&mut waiting.has_writer, true)
+        };
+        if !has_writer {
+            // Dropped where there is no thread: then what is queued is given up.
+            let writer = Writer { queue: self.queue.clone(), shared: Arc::downgrade(&self.shared), is_done: false };
+            if let Err(error) = thread::Builder::new().name("keyleash-store".into()).spawn(move || writer.write()) {
+                tracing::error!(%error, "no thread that writes to the key store");
             }
         }
-        outcomes.into_iter().flatten().collect()
+        let mut outcomes = Vec::with_capacity(answers.len());
+        for answer in answers {
+            outcomes.push(answer.await.unwrap_or_else(|_| Err(given_up())));
+        }
+        outcomes
+    }
+}
+
+/// Writes that are to be done. Apart from the database, which is closed when the last store is dropped, and not a moment later.
+#[derive(Default)]
+struct Queue(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    jobs: Vec<Job>,
+    /// A thread is there that does them.
+    has_writer: bool,
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is queued; where nothing is, there is no writer from then on.
+    fn take(&self) -> Option<Vec<Job>> {
+        let mut waiting = self.waiting();
+        waiting.has_writer = !waiting.jobs.is_empty();
+        waiting.has_writer.then(|| std::mem::take(&mut waiting.jobs))
+    }
+}
+
+/// The one that does the writes of a store, while there are any.
+struct Writer {
+    queue: Arc<Queue>,
+    shared: Weak<Shared>,
+    is_done: bool,
+}
+
+impl Writer {
+    fn write(mut self) {
+        while let Some(mut jobs) = self.queue.take() {
+            // Nobody waits for it any more: done now, it would come after whatever its caller did instead.
+            jobs.retain(|job| !job.reply.is_closed());
+            while !jobs.is_empty() {
+                let later = jobs.split_off(jobs.len().min(WRITES_PER_COMMIT_MAX));
+                self.write_together(jobs);
+                jobs = later;
+            }
+        }
+        self.is_done = true;
+    }
+
+    fn write_together(&self, jobs: Vec<Job>) {
+        let (writes, replies): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.write, job.reply)).unzip();
+        // Whoever waits has the store.
+        let Some(shared) = self.shared.upgrade() else { return };
+        let outcomes = match shared.with_database(|database| write::commit(database, &writes)) {
+            Ok(outcomes) => outcomes,
+            Err(error) => writes.iter().map(|_| Err(error.clone())).collect(),
+        };
+        drop(shared); // before anybody hears of it who drops the store then
+        for (reply, outcome) in replies.into_iter().zip(outcomes) {
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(outcome);
+        }
+    }
+}
+
+impl Drop for Writer {
+    /// It panicked, or there was no thread for it: what is queued is given up, and the next write finds another.
+    fn drop(&mut self) {
+        if !self.is_done {
+            *self.queue.waiting() = Waiting::default();
+        }
     }
 }
 
@@ -146,11 +213,6 @@ impl std::fmt::Debug for RedbStore {
 }
 
 impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, Vec<Job>> {
-        // Nothing panics while it is held.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Uses the database; opens it first when an error closed it, and closes it on an error.
     fn with_database<T>(&self, work: impl FnOnce(&Database) -> Result<T, RedbError>) -> Result<T> {
         loop {
@@ -167,29 +229,6 @@ impl Shared {
         }
         .inspect_err(|_| file::close(&self.path, self.database.write().unwrap_or_else(PoisonError::into_inner).take()))
     }
-
-    fn write_waiting(&self) {
-        let mut jobs = std::mem::take(&mut *self.waiting());
-        // Nobody waits for it any more: done now, it would come after whatever its caller did instead.
-        jobs.retain(|job| !job.reply.is_closed());
-        while !jobs.is_empty() {
-            let later = jobs.split_off(jobs.len().min(WRITES_PER_COMMIT_MAX));
-            self.write_together(jobs);
-            jobs = later;
-        }
-    }
-
-    fn write_together(&self, jobs: Vec<Job>) {
-        let (writes, replies): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.write, job.reply)).unzip();
-        let outcomes = match self.with_database(|database| write::commit(database, &writes)) {
-            Ok(outcomes) => outcomes,
-            Err(error) => writes.iter().map(|_| Err(error.clone())).collect(),
-        };
-        for (reply, outcome) in replies.into_iter().zip(outcomes) {
-            // Whoever asked may have stopped waiting.
-            let _ = reply.send(outcome);
-        }
-    }
 }
 
 impl Drop for Shared {
@@ -202,15 +241,19 @@ fn given_up() -> Error {
     Error::Store("the write was given up; read again to see its effect".into())
 }
 
-/// Runs blocking work beside the runtime's own threads.
+/// Runs blocking work beside the runtime's own threads; where there is no runtime, on a thread for it alone.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let runtime = tokio::runtime::Handle::try_current()
-        .map_err(|_| Error::Store("the redb store is used inside a tokio runtime, and there is none".into()))?;
+    let failed =
+        || Error::Store("redb failed inside; if it happens again, the file is damaged: restore it from a copy".into());
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        let (reply, answer) = oneshot::channel();
+        let read = thread::Builder::new().name("keyleash-store".into()).spawn(move || drop(reply.send(work())));
+        read.map_err(|error| Error::Store(format!("no thread that reads the key store: {error}")))?;
+        return answer.await.unwrap_or_else(|_| Err(failed()));
+    };
     match runtime.spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) if error.is_panic() => Err(Error::Store(
-            "redb failed inside; if it happens again, the file is damaged: restore it from a copy".into(),
-        )),
+        Err(error) if error.is_panic() => Err(failed()),
         Err(_) => Err(Error::Store("the runtime is shutting down".into())),
     }
 }
@@ -322,22 +365,87 @@ fn version_of(revision: u64) -> StoreVersion {
 mod tests {
     use super::*;
     use crate::name::KekName;
-    use std::{future::Future, pin::pin, task::Context, task::Poll, task::Waker};
+    use std::{
+        future::Future,
+        pin::{Pin, pin},
+        task::{Context, Poll, Wake, Waker},
+    };
+
+    struct Unpark(thread::Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    /// As an executor that is none of tokio's does it.
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        loop {
+            match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(output) => return output,
+                Poll::Pending => thread::park(),
+            }
+        }
+    }
+
+    fn key(name: &str) -> Key {
+        Key::Kek(KekName::new(name).unwrap())
+    }
+
+    /// Polls it once.
+    fn begin<T>(write: Pin<&mut (impl Future<Output = T> + ?Sized)>) {
+        let _ = write.poll(&mut Context::from_waker(Waker::noop()));
+    }
+
+    async fn store(directory: &tempfile::TempDir) -> RedbStore {
+        RedbStore::open(directory.path().join("store.redb")).await.unwrap()
+    }
 
     #[tokio::test]
     async fn a_write_that_was_given_up_is_not_done_later() {
         let directory = tempfile::tempdir().unwrap();
-        let store = RedbStore::open(directory.path().join("store.redb")).await.unwrap();
-        let key = |name: &str| Key::Kek(KekName::new(name).unwrap());
+        let store = store(&directory).await;
         let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new() };
-        let turn = store.turn.clone().lock_owned().await;
+        let (first, given_up) = (key("first"), key("given-up"));
+        let mut write = pin!(store.create(&first, put.clone()));
         {
-            let (given_up, put) = (key("given-up"), put.clone());
-            let mut write = pin!(store.create(&given_up, put));
-            assert!(matches!(write.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending));
+            let busy = store.shared.database.write().unwrap();
+            begin(write.as_mut());
+            while !store.queue.waiting().jobs.is_empty() {
+                thread::yield_now(); // until the writer has taken it
+            }
+            begin(pin!(store.create(&given_up, put.clone())));
+            drop(busy);
         }
-        drop(turn);
+        write.await.unwrap();
         store.create(&key("other"), put).await.unwrap();
-        assert_eq!(store.get(&key("given-up")).await.unwrap(), None);
+        assert_eq!(store.get(&given_up).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn writes_that_are_polled_no_more_hold_up_no_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory).await;
+        let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new() };
+        let names: Vec<_> = (0..5).map(|n| key(&format!("frozen-{n}"))).collect();
+        let mut frozen: Vec<_> = names.iter().map(|name| store.create(name, put.clone())).collect();
+        frozen.iter_mut().for_each(|write| begin(write.as_mut()));
+        store.create(&key("other"), put).await.unwrap();
+    }
+
+    #[test]
+    fn a_store_needs_no_runtime_and_its_file_is_free_when_it_is_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        for n in 0..20 {
+            let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new() };
+            block_on(async {
+                let store = store(&directory).await;
+                store.create(&key(&n.to_string()), put).await.unwrap();
+                assert!(store.get(&key("0")).await.unwrap().is_some());
+            });
+        }
     }
 }

@@ -443,6 +443,7 @@ async fn the_view_says_what_is_due_what_comes_next_and_who_does_it_and_changes_n
     rig.engine.set_kek_policy(&rig.kek, KekPolicy { max_age_secs: 3 * DAY.as_secs() }).await.unwrap();
     rig.engine.rotate_kek(&rig.kek).await.unwrap();
     rig.clock.advance(DAY);
+    settle().await; // the watch is due
     let calls = rig.script.calls(Call::Unwrap) + rig.script.calls(Call::Wrap) + rig.script.calls(Call::FindKek);
     let view = rig.engine.schedule(2).await.unwrap();
     assert_eq!(calls, rig.script.calls(Call::Unwrap) + rig.script.calls(Call::Wrap) + rig.script.calls(Call::FindKek));

@@ -285,20 +285,16 @@ async fn a_key_is_adopted_without_asking_the_tokens_of_other_keks() {
 
 #[tokio::test]
 async fn accounts_whose_token_is_not_configured_fail_by_schedule_once_for_all_of_them() {
-    let two = Two::new().await;
+    let mut two = Two::new().await;
     for id in ["a", "b", "c"] {
         two.account(id).await;
         let policy = AekPolicy { max_age_secs: 3600, ..AekPolicy::default() };
         two.rig.engine.set_aek_policy(&account_id(id), policy).await.unwrap();
     }
+    let settings = Settings { scheduled_work: false, ..Settings::default() };
+    two.rig.engine = build(&two.rig.token, &two.rig.store, &two.rig.clock, settings);
     two.rig.clock.advance(3600 * SECOND);
-    let one = build(
-        &two.rig.token,
-        &two.rig.store,
-        &two.rig.clock,
-        Settings { scheduled_work: false, ..Settings::default() },
-    );
-    let report = two.rig.meanwhile(one.run_schedule()).await.unwrap();
+    let report = two.rig.meanwhile(two.rig.engine.run_schedule()).await.unwrap();
     let [(subject, Error::Misconfigured(_))] = &report.failures[..] else { panic!("{report:?}") };
     assert_eq!((subject.as_str(), report.failed, report.accounts), ("accounts under KEK other-kek", 3, 0));
 }

@@ -204,14 +204,6 @@ async fn a_record_that_was_changed_in_the_file_is_refused_by_name() {
     assert_eq!(store.get(&account("bob")).await.unwrap().unwrap().value, b"another");
 }
 
-#[test]
-fn outside_a_tokio_runtime_it_says_so() {
-    let mut future = Box::pin(RedbStore::open("anywhere"));
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    let std::task::Poll::Ready(result) = future.as_mut().poll(&mut context) else { panic!("waits") };
-    assert!(matches!(result, Err(Error::Store(text)) if text.contains("tokio")));
-}
-
 /// A child that has the store open until it is killed.
 pub(crate) async fn hold(path: &Path) {
     let _store = RedbStore::open(path).await.unwrap();
