@@ -242,6 +242,7 @@ impl AccountKeys {
     pub(crate) fn of_test(id: &str, aek_versions: &[u32]) -> Self {
         use crate::{
             clock::{Clock, ManualClock},
+            config::Settings,
             lease::Lease,
             name::{KekName, KekVersion},
             slot::Leash,
@@ -249,9 +250,9 @@ impl AccountKeys {
             tokens::Route,
             usage::{Counted, Ledger, Limits, Meter},
         };
-        let (clock, second) = (Clock::Manual(ManualClock::default()), std::time::Duration::from_secs(1));
+        let (clock, settings) = (Clock::Manual(ManualClock::default()), Settings::default());
         let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
-        let leash = Arc::new(Leash::new(kek, Route::of_test(&clock), Lease::new(second), clock, second));
+        let leash = Arc::new(Leash::new(kek, Route::of_test(&clock), Lease::new(settings.terms()), clock, &settings));
         let (id, ledger) = (AccountId::new(id).unwrap(), Ledger::new(Limits::SUITE));
         let slot = |version: &u32| {
             let aek = Counted { account: id.clone(), aek_version: *version, created_unix: 0 };

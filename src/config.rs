@@ -4,6 +4,7 @@
 
 use crate::{
     error::{Error, Result},
+    lease::Terms,
     name::{KekName, TokenName},
     secret::MemlockPolicy,
 };
@@ -27,7 +28,8 @@ pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 pub(crate) const REFRESH_PERCENT: std::ops::Range<u64> = 50..75;
 /// Shortest TTL of an AEK; also at least twice the deadline of a token call.
 pub const AEK_TTL_MIN: Duration = Duration::from_secs(1);
-/// Within this time a revocation holds, whatever happens: `grace + poll_interval + call_timeout` at most.
+/// Within this time a revocation holds, whatever happens, and whatever a module hides from a context that was open: at most
+/// `fresh_proof_every * poll_interval + grace + poll_interval + call_timeout`.
 pub const REVOCATION_MAX: Duration = Duration::from_secs(60 * 60);
 /// Within this time after the token grants again every account works again.
 pub const RESUMPTION_MAX: Duration = Duration::from_secs(30 * 60);
@@ -54,7 +56,7 @@ pub struct Settings {
     /// Deadline of every token call, 100 ms to 60 s and at most `poll_interval`. Default 5 s.
     pub call_timeout: Duration,
     /// How long a lease lasts after its last proof while the token is unreachable, at least `poll_interval +
-    /// call_timeout`, and with them at most 60 min. Default 30 min.
+    /// call_timeout`, and with them and `fresh_proof_every * poll_interval` at most 60 min. Default 30 min.
     pub grace: Duration,
     /// How long an AEK is used without an unwrap of its own, at least 1 s and twice `call_timeout`, at most `grace`. Counts from when
     /// its account's record was read for that unwrap, so that what others changed there is heard of within it. Default 10 min.
@@ -69,7 +71,8 @@ pub struct Settings {
     /// What happens when key memory cannot be locked. Default: a warning.
     pub memlock: MemlockPolicy,
     /// Every so many proofs one comes from a freshly initialised context of the token, because some modules hide a
-    /// revocation from a context that was open before it. At least 1. Default 20.
+    /// revocation from a context that was open before it. A lease ends with `grace` after so many poll intervals without one, so at
+    /// most as many as leave all of it within 60 min. At least 1. Default 20.
     pub fresh_proof_every: u32,
     /// Refuse new accounts under a KEK version that is not recoverable: CKA_DESTROYABLE is false, and an operator attested
     /// a backup of it. Default false.
@@ -111,6 +114,11 @@ impl Settings {
         let silence = self.grace.saturating_add(self.aek_ttl); // `Leash::waiver_max`
         // Two calls: for the write itself, and for wall clocks that differ.
         self.aek_ttl.saturating_add(silence).saturating_add(self.call_timeout * 2)
+    }
+
+    /// How long the leases of these settings last.
+    pub(crate) fn terms(&self) -> Terms {
+        Terms { grace: self.grace, fresh_span: self.poll_interval.saturating_mul(self.fresh_proof_every) }
     }
 
     /// Checks every bound.
@@ -164,6 +172,20 @@ impl Settings {
                 ),
                 "promise 1 (revocation in under one hour, whatever happens) would not hold",
             );
+        }
+        let Terms { fresh_span, .. } = self.terms();
+        if fresh_span.saturating_add(grace).saturating_add(proof) > REVOCATION_MAX {
+            let (every, left) = (self.fresh_proof_every, REVOCATION_MAX.saturating_sub(proof));
+            return Err(Error::Misconfigured(format!(
+                "fresh_proof_every is {every} and grace is {}: that many poll intervals of {} ({}), grace, poll_interval and                  call_timeout ({}) are more than {} together; set fresh_proof_every to {} or less, or grace to {} or less: else                  promise 1 (revocation in under one hour, whatever happens) would not hold with a module that hides a revocation                  from an open context",
+                show(grace),
+                show(poll_interval),
+                show(fresh_span),
+                show(call_timeout),
+                show(REVOCATION_MAX),
+                left.saturating_sub(grace).as_millis() / poll_interval.as_millis().max(1),
+                show(left.saturating_sub(fresh_span)),
+            )));
         }
         let aek_ttl_min = AEK_TTL_MIN.max(call_timeout.saturating_mul(2));
         if aek_ttl < aek_ttl_min {

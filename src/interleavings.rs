@@ -9,6 +9,7 @@
 
 use crate::{
     clock::{Clock, Instant, ManualClock},
+    config::Settings,
     in_flight::{self, Operation},
     lease::{Lease, Verdict},
     leash::Member,
@@ -21,7 +22,7 @@ use crate::{
     usage::{Counted, Ledger, Limits, Meter},
 };
 use loom::thread;
-use std::{num::NonZeroU64, sync::Arc, time::Duration};
+use std::{num::NonZeroU64, sync::Arc};
 
 const PREEMPTIONS: usize = 2;
 const FIRST: NonZeroU64 = NonZeroU64::MIN;
@@ -148,8 +149,9 @@ fn after_the_wait_nobody_is_inside_who_was_before_it() {
 fn leash_and_slot() -> (Arc<Leash>, Arc<AekSlot>, u64) {
     let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
     let clock = Clock::Manual(ManualClock::new(Instant::from_nanos(1)));
-    let (route, lease) = (Route::of_test(&clock), Lease::new(Duration::from_secs(10)));
-    let leash = Arc::new(Leash::new(kek, route, lease, clock, Duration::from_secs(5)));
+    let settings = Settings::default();
+    let (route, lease) = (Route::of_test(&clock), Lease::new(settings.terms()));
+    let leash = Arc::new(Leash::new(kek, route, lease, clock, &settings));
     let ledger = Ledger::new(Limits::SUITE);
     let aek = Counted { account: AccountId::new("a").unwrap(), aek_version: 1, created_unix: 1 };
     let meter = Meter::new(&ledger, aek, Usage::default(), AekPolicy::default());
@@ -160,7 +162,8 @@ fn leash_and_slot() -> (Arc<Leash>, Arc<AekSlot>, u64) {
 
 fn prove(leash: &Leash) -> u64 {
     let (epoch, _) = leash.asking();
-    leash.step(Voice::First, Verdict::Granted { asked: Instant::from_nanos(1), epoch }, None);
+    let asked = Instant::from_nanos(1);
+    leash.step(Voice::First, Verdict::Granted { asked, context: asked, epoch }, None);
     epoch
 }
 

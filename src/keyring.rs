@@ -43,7 +43,7 @@ mod usage;
 mod versions;
 
 pub(crate) use self::{
-    ask::{Heard, both_silent, is_silence, no_answer},
+    ask::{Heard, Unwrapped, both_silent, is_silence, no_answer},
     records::{For, Placed, Reading, Sample},
     unwrap::{Start, Trouble},
     versions::NewProof,

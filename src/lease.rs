@@ -1,7 +1,9 @@
 //! The lease of one KEK version: a pure state machine. No I/O, no clock, no locks.
 //!
 //! Time comes in as an argument, what is to be done goes out as a value. A lease is renewed by a proof alone,
-//! and a proof counts from the instant at which it was *asked*, because the token may have decided then.
+//! and a proof counts from the instant at which it was *asked*, because the token may have decided then. Some modules show a
+//! context the token as it was when the context was initialised. So a proof counts from no later than `fresh_span` after that:
+//! ordinary proofs, however many, end a lease at the last fresh one + `fresh_span` + grace.
 //!
 //! ```text
 //!            granted              unreachable
@@ -56,6 +58,8 @@ pub enum Verdict {
     Granted {
         /// When the token was asked.
         asked: Instant,
+        /// When the context was initialised in which it was asked; `asked`, where a context hides nothing.
+        context: Instant,
         /// The lease's epoch when the token was asked.
         epoch: u64,
     },
@@ -100,26 +104,42 @@ pub struct Actions {
     pub change: Option<Change>,
 }
 
+/// How long proofs last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Terms {
+    /// A lease lasts for so long after the newest proof …
+    pub grace: Duration,
+    /// … and a proof from a context that is older than this counts as if it had been asked when the context was this old.
+    pub fresh_span: Duration,
+}
+
+/// A proof that renewed a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Proof {
+    asked: Instant,
+    context: Instant,
+}
+
 /// A lease. Compare `now` with [`Lease::end`]: from that instant on nothing may be sealed or opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Lease {
     phase: Phase,
     /// Counts denials and lapses, from 1.
     epoch: u64,
-    /// When the newest proof of this epoch was asked; `None` before the first and after a denial or lapse.
-    proved: Option<Instant>,
-    grace: Duration,
+    /// Of this epoch the one that lasts longest; `None` before the first and after a denial or lapse.
+    proof: Option<Proof>,
+    terms: Terms,
 }
 
 impl Lease {
     /// A lease without a proof, under which nothing may be used.
-    pub const fn new(grace: Duration) -> Self {
-        Self { phase: Phase::Unproven, epoch: 1, proved: None, grace }
+    pub const fn new(terms: Terms) -> Self {
+        Self { phase: Phase::Unproven, epoch: 1, proof: None, terms }
     }
 
     /// A lease that was denied before this process started: it stays so until a proof.
-    pub const fn denied_before(grace: Duration, now: Instant) -> Self {
-        Self { phase: Phase::Denied { since: now }, epoch: 1, proved: None, grace }
+    pub const fn denied_before(terms: Terms, now: Instant) -> Self {
+        Self { phase: Phase::Denied { since: now }, epoch: 1, proof: None, terms }
     }
 
     /// Where it stands, as of the last step.
@@ -133,19 +153,33 @@ impl Lease {
     }
 
     /// When the newest proof was asked.
-    pub const fn proved(&self) -> Option<Instant> {
-        self.proved
+    pub fn proved(&self) -> Option<Instant> {
+        self.proof.map(|proof| proof.asked)
     }
 
-    /// The first instant at which nothing may be used any more: grace after the newest proof was asked.
-    /// Boot, when there is no proof.
+    /// As of when the newest proof shows the token for certain: when its context was initialised.
+    pub fn fresh(&self) -> Option<Instant> {
+        self.proof.map(|proof| proof.context)
+    }
+
+    /// The first instant at which nothing may be used any more: grace after the newest proof was asked, or could have been to
+    /// count. Boot, when there is no proof.
     pub fn end(&self) -> Instant {
-        self.proved.map_or(Instant::default(), |proved| proved.plus(self.grace))
+        self.proof.map_or(Instant::default(), |proof| self.end_of(proof))
+    }
+
+    fn end_of(&self, proof: Proof) -> Instant {
+        proof.asked.min(proof.context.plus(self.terms.fresh_span)).plus(self.terms.grace)
+    }
+
+    /// True when a proof that was asked then, in a context that was initialised then, renews no longer: a fresh one is overdue.
+    pub fn is_overdue(&self, asked: Instant, context: Instant) -> bool {
+        asked > context.plus(self.terms.fresh_span)
     }
 
     /// How long it lasts after a proof.
     pub const fn grace(&self) -> Duration {
-        self.grace
+        self.terms.grace
     }
 
     /// True when the token answered last; then the TTL of an AEK binds, else only the lease does.
@@ -159,7 +193,7 @@ impl Lease {
         let (lease, lapse) = self.lapse_if_ended(now);
         let (lease, actions) = match verdict {
             Verdict::Nothing => (lease, Actions::default()),
-            Verdict::Granted { asked, epoch } => lease.granted(asked, epoch, now),
+            Verdict::Granted { asked, context, epoch } => lease.granted(Proof { asked, context }, epoch, now),
             Verdict::Denied => lease.denied(now),
             Verdict::Unreachable => lease.unreachable(now),
             Verdict::AllBack { epoch } => lease.all_back(epoch),
@@ -169,21 +203,23 @@ impl Lease {
     }
 
     fn lapse_if_ended(mut self, now: Instant) -> (Self, Actions) {
-        if self.proved.is_none() || now < self.end() {
+        if self.proof.is_none() || now < self.end() {
             return (self, Actions::default());
         }
         self.phase = Phase::Lapsed { since: self.end() };
-        self.proved = None;
+        self.proof = None;
         self.epoch += 1;
         (self, Actions { wipe: true, change: Some(Change::Lapsed), ..Actions::default() })
     }
 
-    fn granted(mut self, asked: Instant, epoch: u64, now: Instant) -> (Self, Actions) {
+    fn granted(mut self, proof: Proof, epoch: u64, now: Instant) -> (Self, Actions) {
         // Asked before a denial or lapse, or so long ago that its lease is over: proves nothing about now.
-        if epoch != self.epoch || asked > now || asked.plus(self.grace) <= now {
+        if epoch != self.epoch || proof.asked > now || self.end_of(proof) <= now {
             return (self, Actions::default());
         }
-        self.proved = self.proved.max(Some(asked));
+        let lasts = |proof: Proof| (self.end_of(proof), proof.asked);
+        let longer = self.proof.filter(|before| lasts(*before) > lasts(proof));
+        self.proof = Some(longer.unwrap_or(proof));
         let (phase, resume, change) = match self.phase {
             Phase::Active => (Phase::Active, false, None),
             Phase::Resuming { since } => (Phase::Resuming { since }, false, None),
@@ -203,7 +239,7 @@ impl Lease {
             return (self, Actions { wipe: true, ..Actions::default() });
         }
         self.phase = Phase::Denied { since: now };
-        self.proved = None;
+        self.proof = None;
         self.epoch += 1;
         (self, Actions { wipe: true, resume: false, change: Some(Change::Denied) })
     }
@@ -236,23 +272,31 @@ mod tests {
     use std::collections::{HashSet, VecDeque};
 
     const GRACE: Duration = Duration::from_nanos(10);
+    const SPAN: Duration = Duration::from_nanos(6);
+    const TERMS: Terms = Terms { grace: GRACE, fresh_span: SPAN };
 
     fn at(ns: u64) -> Instant {
         Instant::from_nanos(ns)
     }
 
+    fn grant(asked: u64, context: u64, epoch: u64) -> Verdict {
+        Verdict::Granted { asked: at(asked), context: at(context), epoch }
+    }
+
     fn granted(lease: Lease, asked: u64, now: u64) -> Lease {
-        lease.step(Verdict::Granted { asked: at(asked), epoch: lease.epoch() }, at(now)).0
+        lease.step(grant(asked, asked, lease.epoch()), at(now)).0
     }
 
     /// One lease in each phase, as of instant 5 (the lapsed one ended earlier).
     fn one_of_each() -> Vec<Lease> {
-        let new = Lease::new(GRACE);
+        let new = Lease::new(TERMS);
         let active = granted(new, 1, 2);
         let grace = active.step(Verdict::Unreachable, at(3)).0;
         let denied = active.step(Verdict::Denied, at(3)).0;
-        let lapsed = Lease { grace: Duration::from_nanos(2), ..active }.step(Verdict::Nothing, at(4)).0;
-        let lapsed = Lease { grace: GRACE, ..lapsed };
+        let lapsed = Lease { terms: Terms { grace: Duration::from_nanos(2), ..TERMS }, ..active }
+            .step(Verdict::Nothing, at(4))
+            .0;
+        let lapsed = Lease { terms: TERMS, ..lapsed };
         let resuming = granted(denied, 4, 5);
         let grace_resuming = resuming.step(Verdict::Unreachable, at(5)).0;
         vec![new, active, grace, denied, lapsed, resuming, grace_resuming]
@@ -287,7 +331,7 @@ mod tests {
             assert_eq!(name(lease.phase()), phase);
             let epoch = lease.epoch();
             let verdicts = [
-                Verdict::Granted { asked: at(6), epoch },
+                grant(6, 6, epoch),
                 Verdict::Denied,
                 Verdict::Unreachable,
                 Verdict::Nothing,
@@ -310,7 +354,7 @@ mod tests {
             for verdict in [
                 Verdict::Nothing,
                 Verdict::Unreachable,
-                Verdict::Granted { asked: at(end.as_nanos() - 1), epoch },
+                grant(end.as_nanos() - 1, end.as_nanos() - 1, epoch),
                 Verdict::AllBack { epoch },
             ] {
                 let (next, actions) = lease.step(verdict, end);
@@ -323,27 +367,45 @@ mod tests {
 
     #[test]
     fn a_proof_counts_from_when_it_was_asked() {
-        let lease = granted(Lease::new(GRACE), 3, 9);
+        let lease = granted(Lease::new(TERMS), 3, 9);
         assert_eq!(lease.end(), at(13));
         assert_eq!(granted(lease, 2, 9).end(), at(13), "an older proof takes nothing away");
-        assert_eq!(name(granted(Lease::new(GRACE), 1, 11).phase()), "unproven", "its lease would be over");
+        assert_eq!(name(granted(Lease::new(TERMS), 1, 11).phase()), "unproven", "its lease would be over");
+    }
+
+    #[test]
+    fn ordinary_proofs_do_not_renew_beyond_the_last_fresh_one() {
+        let mut lease = granted(Lease::new(TERMS), 1, 1);
+        for now in 2..17 {
+            lease = lease.step(grant(now, 1, 1), at(now)).0;
+            assert_eq!(lease.end(), at((now.min(7)) + 10), "asked at {now}");
+            assert_eq!((lease.proved(), lease.fresh()), (Some(at(now)), Some(at(1))));
+            assert_eq!(lease.is_overdue(at(now), at(1)), now > 7);
+        }
+        let lapsed = lease.step(grant(17, 1, 1), at(17)).0;
+        assert_eq!(lapsed.phase(), Phase::Lapsed { since: at(17) });
+        assert_eq!(lapsed.step(grant(18, 1, 2), at(18)).0, lapsed, "nor do they bring it back");
+        assert_eq!(name(lapsed.step(grant(18, 18, 2), at(18)).0.phase()), "resuming");
+        // Another token's context is younger: an ordinary proof in the old one takes nothing away, and adds nothing to it.
+        let other = lease.step(grant(12, 11, 1), at(16)).0;
+        assert_eq!(other.step(grant(16, 1, 1), at(16)).0, other);
     }
 
     #[test]
     fn a_late_success_of_an_old_proof_does_not_renew() {
-        let active = granted(Lease::new(GRACE), 1, 2);
+        let active = granted(Lease::new(TERMS), 1, 2);
         let denied = active.step(Verdict::Denied, at(3)).0;
-        let (after, actions) = denied.step(Verdict::Granted { asked: at(2), epoch: active.epoch() }, at(4));
+        let (after, actions) = denied.step(grant(2, 2, active.epoch()), at(4));
         assert_eq!((after, actions), (denied, Actions::default()));
         // Nor one that was asked between two denials.
         let twice = denied.step(Verdict::Denied, at(5)).0;
-        let (after, _) = twice.step(Verdict::Granted { asked: at(4), epoch: denied.epoch() }, at(6));
+        let (after, _) = twice.step(grant(4, 4, denied.epoch()), at(6));
         assert_eq!(after, twice);
     }
 
     #[test]
     fn a_denial_from_before_this_process_stays_until_a_proof() {
-        let lease = Lease::denied_before(GRACE, at(1));
+        let lease = Lease::denied_before(TERMS, at(1));
         let lease = lease.step(Verdict::Unreachable, at(2)).0.step(Verdict::Nothing, at(100)).0;
         assert_eq!(name(lease.phase()), "denied");
         assert_eq!(name(granted(lease, 101, 102).phase()), "resuming");
@@ -354,18 +416,21 @@ mod tests {
     /// step what the promises say. Time is kept relative, so that states are finitely many.
     #[test]
     fn no_schedule_breaks_a_promise() {
-        const DEPTH: usize = 9;
+        const DEPTH: usize = 8;
         #[derive(Clone, Copy, PartialEq, Eq, Hash)]
         struct World {
             lease: Lease,
             now: u64,
-            /// A proof under way: asked when, in which epoch.
-            asked: Option<(u64, u64)>,
+            /// When the token's context was initialised.
+            context: u64,
+            /// A proof under way: asked when, in which context and epoch.
+            asked: Option<(u64, u64, u64)>,
             /// The token would have denied at some instant since the last proof was asked.
             denial_seen: bool,
             usable_until: u64,
         }
-        let start = World { lease: Lease::new(GRACE), now: 1, asked: None, denial_seen: false, usable_until: 0 };
+        let lease = Lease::new(TERMS);
+        let start = World { lease, now: 1, context: 1, asked: None, denial_seen: false, usable_until: 0 };
         let mut seen = HashSet::from([start]);
         let mut queue = VecDeque::from([(start, 0)]);
         while let Some((world, depth)) = queue.pop_front() {
@@ -376,27 +441,28 @@ mod tests {
             for elapsed in [0, 4, 11] {
                 let now = world.now + elapsed;
                 let World { lease, asked, .. } = world;
-                next.push(World { now, asked: Some((now, lease.epoch())), ..world });
+                next.push(World { now, asked: Some((now, world.context, lease.epoch())), ..world });
+                next.push(World { now, context: now, ..world });
                 let mut verdicts = vec![Verdict::Denied, Verdict::Unreachable, Verdict::Nothing];
                 verdicts.push(Verdict::AllBack { epoch: lease.epoch() });
-                verdicts.extend(asked.map(|(asked, epoch)| Verdict::Granted { asked: at(asked), epoch }));
+                verdicts.extend(asked.map(|(asked, context, epoch)| grant(asked, context, epoch)));
                 for verdict in verdicts {
                     let (after, actions) = lease.step(verdict, at(now));
                     let mut new = World { lease: after, now, ..world };
                     let usable = after.end() > at(now);
-                    // Promise 1: usable only within grace of a proof, and never after a denial without a newer proof.
-                    let within = |asked: u64| asked + 10 > now;
+                    // Promise 1: usable only within grace of a proof, and of a fresh one and its span; and never after a denial
+                    // without a newer proof.
+                    let within = |asked: u64, context: u64| asked + 10 > now && context + 6 + 10 > now;
                     match verdict {
                         Verdict::Denied => {
                             new.denial_seen = true;
                             assert!(!usable && actions.wipe);
                         }
-                        Verdict::Granted { asked, epoch }
-                            if after.proved() != lease.proved() && after.proved().is_some() =>
-                        {
-                            assert!(epoch == lease.epoch() && within(asked.as_nanos()));
+                        Verdict::Granted { asked, context, epoch } if after.end() > lease.end() => {
+                            let (asked, context) = (asked.as_nanos(), context.as_nanos());
+                            assert!(epoch == lease.epoch() && within(asked, context));
                             new.denial_seen = false;
-                            new.usable_until = after.end().as_nanos();
+                            new.usable_until = (asked + 10).min(context + 6 + 10);
                         }
                         _ => {}
                     }

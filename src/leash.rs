@@ -6,6 +6,7 @@
 use crate::{
     budget::Budget,
     clock::{Clock, Instant},
+    config::Settings,
     denial::DenialNotes,
     error::{Error, Refusal, Result},
     lease::{Actions, Lease, Phase, Verdict},
@@ -28,6 +29,22 @@ use std::{
 /// An instant that does not come: 584 years after boot.
 const NEVER_NS: u64 = u64::MAX;
 
+/// What was being done when a proof did not count.
+const FRESH_PROOF: &str = "fresh proof";
+
+/// The token answers, out of a context that may hide what it says by now.
+fn no_fresh_proof(age: Duration) -> TokenError {
+    TokenError {
+        verdict: TokenVerdict::Unreachable,
+        operation: FRESH_PROOF,
+        what: format!(
+            "the module's context is {} s old and could not be renewed, so proofs from it count no more",
+            age.as_secs()
+        ),
+        remedy: "see in the log why; where calls hang in the module (`keyleash status`), restart the process".into(),
+    }
+}
+
 /// Something that holds a key under a lease.
 pub(crate) trait Member: Send + Sync {
     /// Its key slot.
@@ -48,6 +65,8 @@ pub(crate) struct Leash<M> {
     pub(crate) route: Route,
     clock: Clock,
     aek_ttl: Duration,
+    /// No key is admitted on a proof that is as old as this: by then the watch would have asked again.
+    proof_age_max: Duration,
     /// For how long beyond its TTL an AEK may be used at most, whatever the token does: one silence, which no lease survives
     /// beyond grace, and one TTL in which to refresh what passed its TTL in it. A token that flaps puts off the instant from
     /// which TTLs bind again and again; this is not put off, so no AEK goes without an own unwrap for ever.
@@ -65,6 +84,8 @@ pub(crate) struct Leash<M> {
     pub(crate) retired: AtomicUsize,
     /// Some account under it was found to be under another KEK version by now.
     pub(crate) moved: AtomicBool,
+    /// The first token's context, and the standby's, could not be renewed for a fresh proof that was due.
+    renewal_owed: [AtomicBool; 2],
     /// The standby was looked at, while it was not needed.
     pub(crate) standby_looked_at: AtomicBool,
     /// The standby was seen to have the KEK.
@@ -94,6 +115,14 @@ struct Inner {
     ttl_binds_from: Instant,
 }
 
+/// Why a key was not admitted.
+pub(crate) enum NotAdmitted {
+    /// The lease was denied or ended, or the engine is gone.
+    Refused(Error),
+    /// Nobody knows what the token says by now: it is to be asked again first.
+    ProofTooOld,
+}
+
 /// What came of a step.
 pub(crate) struct Stepped {
     pub(crate) actions: Actions,
@@ -116,6 +145,9 @@ pub struct LeaseStatus {
     pub phase: Phase,
     /// Time since the newest proof was asked; `None` when there is none.
     pub proved_ago: Option<Duration>,
+    /// Time since the context was initialised in which it was asked, where contexts may hide what changed since; else as
+    /// `proved_ago`. A lease ends with `grace` after `fresh_proof_every * poll_interval` of this, whatever proofs say.
+    pub fresh_ago: Option<Duration>,
     /// Time until nothing may be used any more; zero when nothing may.
     pub ends_in: Duration,
     /// AEKs in memory under it.
@@ -125,13 +157,14 @@ pub struct LeaseStatus {
 }
 
 impl<M: Member> Leash<M> {
-    /// `aek_ttl` is for how long after a silence the TTL of no AEK binds.
-    pub(crate) fn new(kek: KekVersion, route: Route, lease: Lease, clock: Clock, aek_ttl: Duration) -> Self {
+    pub(crate) fn new(kek: KekVersion, route: Route, lease: Lease, clock: Clock, settings: &Settings) -> Self {
+        let Settings { aek_ttl, poll_interval, .. } = *settings;
         let leash = Self {
             kek,
             route,
             clock,
             aek_ttl,
+            proof_age_max: poll_interval,
             waiver_max: lease.grace().saturating_add(aek_ttl),
             end_ns: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
@@ -148,6 +181,7 @@ impl<M: Member> Leash<M> {
             proofs: AtomicUsize::new(0),
             retired: AtomicUsize::new(0),
             moved: AtomicBool::new(false),
+            renewal_owed: [AtomicBool::new(false), AtomicBool::new(false)],
             standby_looked_at: AtomicBool::new(false),
             standby_has_it: AtomicBool::new(false),
             standby_unfit: AtomicBool::new(false),
@@ -254,6 +288,15 @@ impl<M: Member> Leash<M> {
         self.route.standby.as_ref().filter(|_| self.first().whom_to_ask(self.clock.now()) == Voice::Standby)
     }
 
+    /// Whether the next proof by this token must come from a context that is initialised for it.
+    pub(crate) fn renewal_owed(&self, voice: Voice) -> &AtomicBool {
+        let [first, standby] = &self.renewal_owed;
+        match voice {
+            Voice::First => first,
+            Voice::Standby => standby,
+        }
+    }
+
     /// The budget of whoever is to be asked for an AEK now.
     pub(crate) fn budget(&self) -> &Budget {
         self.standby_to_ask().map_or(&self.route.first.budget, |standby| &standby.guests)
@@ -320,7 +363,10 @@ impl<M: Member> Leash<M> {
                         inner.trouble = trouble.cloned();
                     }
                 }
-                Verdict::Granted { .. } if lease.answering() => (inner.trouble, inner.silent) = (None, None),
+                Verdict::Granted { asked, context, .. } if lease.answering() => {
+                    inner.silent = None;
+                    inner.trouble = lease.is_overdue(asked, context).then(|| no_fresh_proof(now.since(context)));
+                }
                 _ => {}
             }
             if was_silent && lease.answering() {
@@ -355,18 +401,31 @@ impl<M: Member> Leash<M> {
         members.iter().for_each(|member| member.key().scrub());
     }
 
-    /// Fills `slot`, unless the lease was denied or ended since the token was asked in `epoch`; then tells `admitted`, before
-    /// a denial can take the key away again, whether the key was put in (or was there already).
-    pub(crate) fn admit(&self, epoch: u64, slot: &KeySlot, aek: &Aek, admitted: impl FnOnce(bool)) -> Result<()> {
+    /// Fills `slot`, unless the lease was denied or ended since the token was asked in `epoch`, or has no young proof; then
+    /// tells `admitted`, before a denial can take the key away again, whether the key was put in (or was there already).
+    ///
+    /// A lease that nobody was under is not polled. So whoever brings the first key late, because the store was slow, must not
+    /// put it in on what the token said before that.
+    pub(crate) fn admit(
+        &self,
+        epoch: u64,
+        slot: &KeySlot,
+        aek: &Aek,
+        admitted: impl FnOnce(bool),
+    ) -> Result<(), NotAdmitted> {
         // An emptied slot is wiped first, outside the lock: that may wait for an operation in flight.
         slot.scrub();
         let inner = self.inner();
         let now = self.clock.now();
-        let admits = epoch == inner.lease.epoch() && now < inner.lease.end() && !inner.closed;
+        let unproven = inner.lease.phase() == Phase::Unproven;
+        let admits = epoch == inner.lease.epoch() && (unproven || now < inner.lease.end()) && !inner.closed;
         let filled_in = NonZeroU64::new(epoch).filter(|_| admits);
         let Some(filled_in) = filled_in else {
-            return Err(self.refusal(&inner, now));
+            return Err(NotAdmitted::Refused(self.refusal(&inner, now)));
         };
+        if inner.lease.proved().is_none_or(|proved| now >= proved.plus(self.proof_age_max)) {
+            return Err(NotAdmitted::ProofTooOld);
+        }
         if slot.epoch() == Some(filled_in) && slot.holds(aek) {
             admitted(false); // a refresh: the key in use stays where it is
             return Ok(());
@@ -409,7 +468,10 @@ impl<M: Member> Leash<M> {
             )),
             Phase::Lapsed { since } => Error::Lapsed(refusal(
                 Some(since),
-                "the token has been silent for the whole grace",
+                match trouble.is_some_and(|trouble| trouble.operation == FRESH_PROOF) {
+                    true => "no fresh proof for the whole grace",
+                    false => "the token has been silent for the whole grace",
+                },
                 "make the token reachable again; service resumes by itself then",
             )),
             Phase::Grace { since, .. } => Error::Unreachable(refusal(
@@ -442,6 +504,7 @@ impl<M: Member> Leash<M> {
                 .map(|seat| seat.name.clone()),
             phase: lease.phase(),
             proved_ago: lease.proved().map(|proved| now.since(proved)),
+            fresh_ago: lease.fresh().map(|context| now.since(context)),
             ends_in: lease.end().since(now),
             filled_slots,
             trouble: inner.trouble.as_ref().map(ToString::to_string),
@@ -452,7 +515,7 @@ impl<M: Member> Leash<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{clock::ManualClock, name::KekName};
+    use crate::{clock::ManualClock, lease::Terms, name::KekName};
 
     #[derive(Debug)]
     struct Slot(KeySlot);
@@ -467,8 +530,10 @@ mod tests {
         let manual = ManualClock::new(Instant::from_nanos(1));
         let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
         let clock = Clock::Manual(manual.clone());
-        let lease = Lease::new(Duration::from_secs(10));
-        let leash = Leash::new(kek, Route::of_test(&clock), lease, clock, Duration::from_secs(5));
+        let terms = Terms { grace: Duration::from_secs(10), fresh_span: Duration::from_secs(100) };
+        let settings =
+            Settings { poll_interval: Duration::from_secs(4), aek_ttl: Duration::from_secs(5), ..Settings::default() };
+        let leash = Leash::new(kek, Route::of_test(&clock), Lease::new(terms), clock, &settings);
         let slot = Arc::new(Slot(KeySlot::new().unwrap()));
         leash.enlist(Arc::downgrade(&slot));
         (leash, manual, slot)
@@ -476,7 +541,8 @@ mod tests {
 
     fn prove(leash: &Leash<Slot>) -> u64 {
         let (epoch, _) = leash.asking();
-        leash.step(Voice::First, Verdict::Granted { asked: leash.clock.now(), epoch }, None);
+        let now = leash.clock.now();
+        leash.step(Voice::First, Verdict::Granted { asked: now, context: now, epoch }, None);
         epoch
     }
 
@@ -502,16 +568,30 @@ mod tests {
         let (leash, _, slot) = leash();
         let aek = Aek::generate().unwrap();
         let epoch = prove(&leash);
-        leash.admit(epoch, &slot.0, &aek, |_| ()).unwrap();
+        assert!(leash.admit(epoch, &slot.0, &aek, |_| ()).is_ok());
         assert!(slot.0.holds(&aek));
         leash.step(Voice::First, Verdict::Denied, None);
         assert!(slot.0.is_wiped() && !leash.runs_at(leash.clock.now()));
-        assert!(matches!(leash.admit(epoch, &slot.0, &aek, |_| ()), Err(Error::Denied(_))));
+        let denied = leash.admit(epoch, &slot.0, &aek, |_| ());
+        assert!(matches!(denied, Err(NotAdmitted::Refused(Error::Denied(_)))));
         // Not even after the token granted again: it was asked in an earlier epoch.
         let epoch_now = prove(&leash);
         assert!(leash.admit(epoch, &slot.0, &aek, |_| ()).is_err());
         assert!(slot.0.is_wiped());
-        leash.admit(epoch_now, &slot.0, &aek, |_| ()).unwrap();
+        assert!(leash.admit(epoch_now, &slot.0, &aek, |_| ()).is_ok());
+    }
+
+    #[test]
+    fn no_key_is_admitted_on_an_old_proof() {
+        let (leash, manual, slot) = leash();
+        let aek = Aek::generate().unwrap();
+        let epoch = prove(&leash);
+        manual.advance(Duration::from_secs(4));
+        let late = leash.admit(epoch, &slot.0, &aek, |_| panic!("admitted"));
+        assert!(matches!(late, Err(NotAdmitted::ProofTooOld)) && leash.runs_at(manual.now()));
+        assert_eq!(prove(&leash), epoch);
+        manual.advance(Duration::from_secs(4) - Duration::from_nanos(1));
+        assert!(leash.admit(epoch, &slot.0, &aek, |_| ()).is_ok());
     }
 
     #[test]
@@ -521,9 +601,9 @@ mod tests {
         let asked = leash.clock.now();
         leash.step(Voice::First, Verdict::Denied, None);
         let late = [
-            Verdict::Granted { asked, epoch },
+            Verdict::Granted { asked, context: asked, epoch },
             // Of the epoch now, and so old that its lease would be over.
-            Verdict::Granted { asked, epoch: leash.epoch() },
+            Verdict::Granted { asked, context: asked, epoch: leash.epoch() },
         ];
         manual.advance(Duration::from_secs(10));
         for grant in late {
@@ -533,7 +613,9 @@ mod tests {
             assert_eq!(leash.first().may_go_over(manual.now()), Some(false), "{grant:?} let the standby speak");
         }
         let asked = manual.now();
-        assert!(leash.step(Voice::First, Verdict::Granted { asked, epoch: leash.epoch() }, None).counts);
+        assert!(
+            leash.step(Voice::First, Verdict::Granted { asked, context: asked, epoch: leash.epoch() }, None).counts
+        );
         assert!(!leash.first().has_denied());
     }
 
@@ -541,7 +623,7 @@ mod tests {
     fn a_lease_ends_by_the_clock_alone() {
         let (leash, manual, slot) = leash();
         let epoch = prove(&leash);
-        leash.admit(epoch, &slot.0, &Aek::generate().unwrap(), |_| ()).unwrap();
+        assert!(leash.admit(epoch, &slot.0, &Aek::generate().unwrap(), |_| ()).is_ok());
         manual.advance(Duration::from_secs(10));
         assert!(!leash.runs_at(manual.now()), "nobody stepped the lease, and it is over");
         assert!(matches!(leash.why_not(), Error::Lapsed(_)));

@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     in_flight::Operation,
     lease::Phase,
-    leash::{self, Member},
+    leash::{self, Member, NotAdmitted},
     name::AccountId,
     secret::{Aek, KeySlot, Schedule},
     sync::{AtomicBool, AtomicU64},
@@ -183,8 +183,8 @@ impl AekSlot {
     /// Takes an AEK that the token gave in `epoch`, to be refreshed and to be used until the given instants.
     ///
     /// # Errors
-    /// Why not, when the lease was denied or ended in between; [`Error::Cold`] when another slot took its place, or the account is
-    /// no more.
+    /// Why not, when the lease was denied or ended in between; [`Error::Cold`] when another slot took its place, the account is no
+    /// more, or the token must be asked again first.
     pub(crate) fn admit(&self, aek: &Aek, epoch: u64, refresh_from: Instant, fresh_until: Instant) -> Result<()> {
         let admitted = self.leash.admit(epoch, &self.key, aek, |put_in| {
             self.wanted.store(false, Ordering::SeqCst);
@@ -196,6 +196,10 @@ impl AekSlot {
             self.refresh_from_ns.store(refresh_from.as_nanos(), Ordering::Release);
             self.check_from(refresh_from);
             self.fresh_until_ns.store(fresh_until.as_nanos(), Ordering::Release);
+        });
+        let admitted = admitted.map_err(|not| match not {
+            NotAdmitted::Refused(error) => error,
+            NotAdmitted::ProofTooOld => self.cold(),
         });
         // Retired meanwhile: whichever of the two came last wipes.
         if self.is_retired() {

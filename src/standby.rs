@@ -109,7 +109,7 @@ mod tests {
 
     const NOW: Instant = Instant::from_nanos(5);
     const UNTIL: Instant = Instant::from_nanos(9);
-    const GRANTED: Verdict = Verdict::Granted { asked: NOW, epoch: 1 };
+    const GRANTED: Verdict = Verdict::Granted { asked: NOW, context: NOW, epoch: 1 };
 
     fn silent() -> FirstWord {
         let mut first = FirstWord::default();

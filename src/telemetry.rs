@@ -45,6 +45,20 @@ pub enum Event {
         /// The workers' health now.
         workers: Workers,
     },
+    /// The token's context could not be renewed for a fresh proof: a call hangs in the module or does not end. It is tried again
+    /// with every proof. Told once until it works; if it does not for `fresh_proof_every * poll_interval`, proofs count no
+    /// more, and the leases of its KEKs run out within grace.
+    ContextNotRenewed {
+        /// Which token's.
+        token: TokenName,
+        /// Why.
+        why: String,
+    },
+    /// The token's context could be renewed again.
+    ContextRenewed {
+        /// Which token's.
+        token: TokenName,
+    },
     /// The first token of a KEK version is silent, and the standby grants in its place.
     StandbyTookOver {
         /// The KEK version.
@@ -153,7 +167,10 @@ impl Teller {
             Event::Lease { kek, change, trouble } => {
                 tracing::info!(%kek, ?change, trouble = trouble.as_deref().unwrap_or_default(), "lease");
             }
-            good @ (Event::AekRotated { .. } | Event::KekRotated { .. } | Event::KekBack { .. }) => {
+            good @ (Event::AekRotated { .. }
+            | Event::KekRotated { .. }
+            | Event::KekBack { .. }
+            | Event::ContextRenewed { .. }) => {
                 tracing::info!(event = ?good, "keyleash");
             }
             good @ Event::Rewrapped { failed: 0, .. } => tracing::info!(event = ?good, "keyleash"),

@@ -10,7 +10,12 @@ use crate::{
     store::record::KekVersionRecord,
     token::Token,
 };
-use std::{collections::BTreeMap, iter, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    iter,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 /// One token, and what its accounts alone share.
 pub(crate) struct Seat {
@@ -21,6 +26,8 @@ pub(crate) struct Seat {
     pub(crate) guests: Budget,
     /// The deadline that the token's calls have; those that hang in it are given up after that.
     pub(crate) call_timeout: Duration,
+    /// Its context could not be renewed, when that was last tried.
+    pub(crate) not_renewed: AtomicBool,
 }
 
 /// The tokens as the builder of an engine is told of them.
@@ -53,7 +60,14 @@ impl Wiring {
             let call_timeout = own.map_or(settings.call_timeout, |(_, timeout)| *timeout);
             settings.validate_token(&name, call_timeout)?;
             let budget = || Budget::new(settings.resume_rate, clock.clone());
-            Ok(Arc::new(Seat { name, token, budget: budget(), guests: budget(), call_timeout }))
+            Ok(Arc::new(Seat {
+                name,
+                token,
+                budget: budget(),
+                guests: budget(),
+                call_timeout,
+                not_renewed: AtomicBool::new(false),
+            }))
         };
         let mut tokens = Tokens { default: seat(self.default)?, others: Vec::new(), standbys: self.standbys };
         for (name, token) in self.others {

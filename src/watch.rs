@@ -7,10 +7,9 @@
 use crate::{
     clock::Instant,
     error::{Corrupt, Error},
-    keyring::{Keyring, Sample, Trouble, both_silent, is_silence, lease_verdict, no_answer},
+    keyring::{Keyring, Sample, Trouble, Unwrapped, both_silent, is_silence, lease_verdict, no_answer},
     lease::{Lease, Phase, Verdict as LeaseVerdict},
     name::KekVersion,
-    secret::Aek,
     slot::{AekSlot, Leash},
     standby::Voice,
     telemetry::Event,
@@ -135,7 +134,7 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
     let mut turns: HashMap<KekVersion, Turn> = HashMap::new();
     if restarted {
         // Nobody knows how long the watch before this one was dead: all are due now.
-        turns.extend(keyring.leashes().iter().map(|leash| (leash.kek().clone(), Turn { last: None, early: 0 })));
+        turns.extend(keyring.leashes().iter().map(|leash| (leash.kek().clone(), Turn::unknown())));
     }
     let mut asking = JoinSet::new();
     let mut asked: HashMap<Id, KekVersion> = HashMap::new();
@@ -158,16 +157,19 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
             if lease.end() > now {
                 next = next.min(lease.end());
             }
-            let mut begin = || Turn { last: Some(now), early: keyring.jitter.below(JITTER_PERMILLE) };
-            let at = turns.entry(kek.clone()).or_insert_with(&mut begin).due(&keyring, &lease, now);
+            let mut begin =
+                || Turn { last: Some(now), early: keyring.jitter.below(JITTER_PERMILLE), nobody_there: false };
+            let turn = turns.entry(kek.clone()).or_insert_with(&mut begin);
+            let at = if turn.nobody_there && leash.member(0).is_some() { now } else { turn.due(&keyring, &lease, now) };
             if at > now {
                 next = next.min(at);
                 continue;
             }
-            turns.insert(kek.clone(), begin());
+            let nobody_there = leash.member(0).is_none();
+            turns.insert(kek.clone(), Turn { nobody_there, ..begin() });
             // Whatever comes of the proof: the store may have failed, and there may be nobody to prove with.
             keyring.save_if_needed(&leash);
-            if leash.member(0).is_none() {
+            if nobody_there {
                 if keyring.forget_unused(&leash) {
                     turns.remove(kek);
                 }
@@ -190,7 +192,7 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
                         let why = format!("the proof of KEK {kek} died");
                         keyring.teller.tell(Event::WatchRestarted { why });
                     }
-                    (Some(kek), Ok((_, true))) => drop(turns.insert(kek, Turn { last: None, early: 0 })),
+                    (Some(kek), Ok((_, true))) => drop(turns.insert(kek, Turn::unknown())),
                     _ => {}
                 }
             }
@@ -202,9 +204,15 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
 struct Turn {
     last: Option<Instant>,
     early: u64,
+    /// It was not asked, because nobody was under it: it is, as soon as somebody is.
+    nobody_there: bool,
 }
 
 impl Turn {
+    fn unknown() -> Self {
+        Self { last: None, early: 0, nobody_there: false }
+    }
+
     /// When it is asked next, as its lease stands now: the back-off of a denial must not outlast the denial, because a
     /// lease that was granted again is in use again, and promise 1 counts on the interval.
     fn due(&self, keyring: &Keyring, lease: &Lease, now: Instant) -> Instant {
@@ -234,7 +242,7 @@ fn tell_of_lost_workers(keyring: &Keyring, hung: &mut [usize]) {
 /// What a proof brought to light.
 enum Learned {
     /// An AEK was unwrapped and verified; of this slot, if it may be filled with it.
-    Proof(Option<Arc<AekSlot>>, Aek),
+    Proof(Option<Arc<AekSlot>>, Unwrapped),
     /// The token failed.
     Trouble(TokenError),
     /// The records are at fault, or gone: nothing about the KEK.
@@ -313,13 +321,13 @@ impl Question<'_> {
             _ => {}
         }
         match learned {
-            Learned::Proof(slot, aek) => {
-                keyring.feed(leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
+            Learned::Proof(slot, unwrapped) => {
+                keyring.feed(leash, voice, unwrapped.granted(epoch), None);
                 // The sample's own unwrap renews its TTL, if somebody used it: proofs keep no idle account in memory.
                 // Refused only by a denial that came in between.
                 let _guard = slot.as_ref().map(|slot| keyring.shut_guard(slot.account()));
                 if let Some(slot) = slot.filter(|slot| slot.is_in_use() || slot.is_wanted()) {
-                    let _ = keyring.admit(&slot, &aek, epoch, asked);
+                    let _ = keyring.admit(&slot, &unwrapped.aek, epoch, asked);
                 }
             }
             Learned::Trouble(trouble) => {
@@ -335,13 +343,17 @@ impl Question<'_> {
 
 /// Unwraps the AEK of a member, another one with each turn; of the next ones, where a record turns out to be damaged.
 async fn prove(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn: usize) -> Learned {
-    if turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize)
-        && let Err(trouble) = seat.token.renew_context().await
-    {
-        // An outage says so; anything else (a worker hangs, so the module cannot be renewed) leaves the usual proof.
-        tracing::warn!(%trouble, "the token's context could not be renewed for a fresh proof");
-        if trouble.verdict == Verdict::Unreachable {
-            return Learned::Trouble(trouble);
+    let owed = leash.renewal_owed(voice);
+    let is_due = turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize);
+    if is_due || owed.load(Ordering::SeqCst) || keyring.is_fresh_proof_overdue(seat) {
+        // Owed until it is done, an attempt that is cut short by the deadline included.
+        owed.store(true, Ordering::SeqCst);
+        match keyring.renew_context(seat).await {
+            Ok(()) => owed.store(false, Ordering::SeqCst),
+            // An outage says so; anything else (a worker hangs, so the module cannot be renewed) leaves the usual proof, which
+            // the lease takes for what it is.
+            Err(trouble) if trouble.verdict == Verdict::Unreachable => return Learned::Trouble(trouble),
+            Err(_) => {}
         }
     }
     let mut last = Error::NotFound(format!("an account under KEK {}", leash.kek()));
@@ -357,9 +369,9 @@ async fn prove(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn
             }
         };
         match keyring.prove_at(leash, voice, seat, &account, &wrapped).await {
-            Ok(aek) if !slot.as_ref().is_some_and(|slot| slot.differs_from(&aek)) => {
+            Ok(unwrapped) if !slot.as_ref().is_some_and(|slot| slot.differs_from(&unwrapped.aek)) => {
                 keyring.keep_sample(leash.kek(), &account, &wrapped);
-                return Learned::Proof(slot, aek);
+                return Learned::Proof(slot, unwrapped);
             }
             // One record that was moved is that account's trouble; another sample tells it from another KEK. At once one that was
             // proved before, because the deadline is that of one call.
@@ -384,7 +396,7 @@ async fn prove(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn
         };
     };
     match keyring.prove_at(leash, voice, seat, &account, &wrapped).await {
-        Ok(aek) => Learned::Proof(None, aek),
+        Ok(unwrapped) => Learned::Proof(None, unwrapped),
         Err(Trouble::OtherKey) => Learned::Trouble(replaced("the token gave other bytes than the AEK")),
         // These very bytes were unwrapped in this process: what became another one is the key.
         Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => {

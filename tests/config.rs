@@ -40,7 +40,12 @@ fn the_defaults_keep_every_promise_without_a_warning() {
 #[test]
 fn a_broken_bound_names_the_setting_the_value_the_bound_and_the_promise() {
     type Case = (fn(&mut Settings), [&'static str; 4]);
-    let cases: [Case; 17] = [
+    let cases: [Case; 19] = [
+        (
+            |s| s.grace = 55 * MIN,
+            ["fresh_proof_every is 20 and grace is 55 min", "18 or less", "3280 s or less", "promise 1"],
+        ),
+        (|s| s.fresh_proof_every = 119, ["fresh_proof_every is 119", "118 or less", "1795 s or less", "promise 1"]),
         (|s| s.retention = 6 * DAY, ["retention", "6 d", "7 d to 90 d", "promise 5"]),
         (|s| s.retention = 91 * DAY, ["retention", "91 d", "7 d to 90 d", "owner asked"]),
         (|s| s.poll_interval = 999 * MS, ["poll_interval", "999 ms", "1 s to 1 min", "promise 3"]),
@@ -78,7 +83,9 @@ fn every_bound_itself_is_allowed() {
         with(|s| s.call_timeout = 100 * MS),
         with(|s| s.call_timeout = s.poll_interval),
         with(|s| (s.grace, s.aek_ttl) = (20 * S, 20 * S)),
-        with(|s| s.grace = 60 * MIN - 20 * S),
+        with(|s| s.grace = 55 * MIN - 20 * S),
+        with(|s| (s.grace, s.fresh_proof_every) = (60 * MIN - 35 * S, 1)),
+        with(|s| s.fresh_proof_every = 118),
         with(|s| s.aek_ttl = s.grace),
         with(|s| s.aek_ttl = 10 * S),
         with(|s| (s.aek_ttl, s.call_timeout) = (S, Duration::from_millis(100))),
@@ -92,10 +99,11 @@ fn every_bound_itself_is_allowed() {
 proptest! {
     /// Promise 1 as arithmetic: no configuration that is accepted can break the hour, or the proof's own bound.
     #[test]
-    fn whatever_is_accepted_keeps_the_hour(poll in 0..70_000_u64, call in 0..70_000_u64, grace in 0..4_000_000_u64, ttl in 0..4_000_000_u64) {
-        let settings = with(|s| (s.poll_interval, s.call_timeout, s.grace, s.aek_ttl) =
-            (poll as u32 * MS, call as u32 * MS, grace as u32 * MS, ttl as u32 * MS));
-        let keeps = settings.grace + settings.poll_interval + settings.call_timeout <= 60 * MIN
+    fn whatever_is_accepted_keeps_the_hour(poll in 0..70_000_u64, call in 0..70_000_u64, grace in 0..4_000_000_u64, ttl in 0..4_000_000_u64, every in 1..100_u32) {
+        let settings = with(|s| (s.poll_interval, s.call_timeout, s.grace, s.aek_ttl, s.fresh_proof_every) =
+            (poll as u32 * MS, call as u32 * MS, grace as u32 * MS, ttl as u32 * MS, every));
+        let fresh = settings.poll_interval * settings.fresh_proof_every;
+        let keeps = fresh + settings.grace + settings.poll_interval + settings.call_timeout <= 60 * MIN
             && settings.call_timeout <= settings.poll_interval && settings.poll_interval <= 60 * S && poll >= 1000
             && call >= 100 && poll + call <= grace && ttl >= 1000.max(2 * call) && ttl <= grace;
         prop_assert_eq!(settings.validate().is_ok(), keeps);

@@ -3,6 +3,7 @@
 use super::{Keyring, Trouble};
 use crate::{
     budget::Place,
+    clock::Instant,
     error::Result,
     lease::Verdict as LeaseVerdict,
     name::{AccountId, KekVersion},
@@ -22,7 +23,23 @@ const LOOK_POLLS: u32 = 2;
 /// Which token said what of an AEK.
 pub(crate) struct Heard {
     pub(crate) voice: Voice,
-    pub(crate) outcome: Result<Aek, Trouble>,
+    pub(crate) outcome: Result<Unwrapped, Trouble>,
+}
+
+/// An AEK that a token gave and that is the one, and what its lease is to know of it.
+pub(crate) struct Unwrapped {
+    pub(crate) aek: Aek,
+    /// When the token was asked.
+    asked: Instant,
+    /// When the context was initialised in which it was; `asked`, where contexts hide nothing.
+    context: Instant,
+}
+
+impl Unwrapped {
+    /// The proof that it is, for a lease that was in `epoch` before the token was asked.
+    pub(crate) fn granted(&self, epoch: u64) -> LeaseVerdict {
+        LeaseVerdict::Granted { asked: self.asked, context: self.context, epoch }
+    }
 }
 
 /// The token did not answer, or cannot.
@@ -42,6 +59,10 @@ impl Keyring {
         if let Some(standby) = leash.standby_to_ask().cloned() {
             let outcome = self.unwrap_by_standby(leash, &standby, account, wrapped).await;
             return Heard { voice: Voice::Standby, outcome };
+        }
+        if !leash.runs_at(self.clock.now()) && self.is_fresh_proof_overdue(&leash.route.first) {
+            // What an old context says would bring nothing to life. Where it cannot be renewed, that is told.
+            let _ = self.renew_context(&leash.route.first).await;
         }
         let outcome = self.unwrap_at(&leash.route.first, account, wrapped).await;
         let Some(standby) = leash.route.standby.clone() else { return Heard { voice: Voice::First, outcome } };
@@ -73,11 +94,18 @@ impl Keyring {
         seat: &Seat,
         account: &AccountId,
         wrapped: &WrappedAek,
-    ) -> Result<Aek, Trouble> {
+    ) -> Result<Unwrapped, Trouble> {
         let context = context(&wrapped.kek, account, wrapped.aek_version);
         let kek = KekHandle { id: wrapped.kek_id.clone(), profile: wrapped.profile };
+        // Looked at before the call: it may be made in a younger one, never in an older.
+        let asked = self.clock.now();
+        let began = seat.token.context_began().unwrap_or(asked);
         let aek = seat.token.unwrap(&kek, &wrapped.wrapped, &binding(&context)).await.map_err(Trouble::Token)?;
-        if check_matches(&aek, &context, &wrapped.check) { Ok(aek) } else { Err(Trouble::OtherKey) }
+        if check_matches(&aek, &context, &wrapped.check) {
+            Ok(Unwrapped { aek, asked, context: began })
+        } else {
+            Err(Trouble::OtherKey)
+        }
     }
 
     /// Notes that the first token is silent, and says whether the standby may be asked: not when the first one's last word
@@ -117,6 +145,25 @@ impl Keyring {
         }
     }
 
+    /// True when the context is so old that proofs from it count no more as of when they are asked.
+    pub(crate) fn is_fresh_proof_overdue(&self, seat: &Seat) -> bool {
+        let span = self.settings.terms().fresh_span;
+        seat.token.context_began().is_some_and(|began| self.clock.now() > began.plus(span))
+    }
+
+    /// For a fresh proof. That it failed is told, once until it works again: without one, leases end.
+    pub(crate) async fn renew_context(&self, seat: &Seat) -> Result<(), TokenError> {
+        let renewed = seat.token.renew_context().await;
+        let failed = renewed.as_ref().err();
+        if seat.not_renewed.swap(failed.is_some(), Ordering::SeqCst) != failed.is_some() {
+            self.teller.tell(match failed {
+                Some(why) => Event::ContextNotRenewed { token: seat.name.clone(), why: why.to_string() },
+                None => Event::ContextRenewed { token: seat.name.clone() },
+            });
+        }
+        renewed
+    }
+
     /// For a proof: asks one token, whose answer is judged by who it is.
     pub(crate) async fn prove_at(
         &self,
@@ -125,7 +172,7 @@ impl Keyring {
         seat: &Seat,
         account: &AccountId,
         wrapped: &WrappedAek,
-    ) -> Result<Aek, Trouble> {
+    ) -> Result<Unwrapped, Trouble> {
         match voice {
             Voice::First => self.unwrap_at(seat, account, wrapped).await,
             Voice::Standby => self.unwrap_by_standby(leash, seat, account, wrapped).await,
@@ -139,7 +186,7 @@ impl Keyring {
         standby: &Seat,
         account: &AccountId,
         wrapped: &WrappedAek,
-    ) -> Result<Aek, Trouble> {
+    ) -> Result<Unwrapped, Trouble> {
         let asking = async {
             let outcome = self.unwrap_at(standby, account, wrapped).await;
             self.judge_standby(leash, standby, &wrapped.kek_id, outcome).await
@@ -156,13 +203,13 @@ impl Keyring {
         leash: &Leash,
         standby: &Seat,
         kek: &KekId,
-        outcome: Result<Aek, Trouble>,
-    ) -> Result<Aek, Trouble> {
+        outcome: Result<Unwrapped, Trouble>,
+    ) -> Result<Unwrapped, Trouble> {
         let trouble = match outcome {
-            Ok(aek) => {
+            Ok(unwrapped) => {
                 leash.standby_proved.store(true, Ordering::SeqCst);
                 leash.standby_has_it.store(true, Ordering::SeqCst);
-                return Ok(aek);
+                return Ok(unwrapped);
             }
             Err(Trouble::OtherKey) => return Err(self.unfit(leash, standby, "it gave other bytes than the AEK")),
             Err(Trouble::Token(trouble)) => trouble,

@@ -22,11 +22,11 @@ impl Keyring {
         if let Some(leash) = self.known_leash(kek) {
             return Ok(leash);
         }
-        let grace = self.settings.grace;
+        let terms = self.settings.terms();
         let key = Key::Denial(kek.clone());
-        let denied = Lease::denied_before(grace, self.clock.now());
+        let denied = Lease::denied_before(terms, self.clock.now());
         let (lease, trouble, seen) = match self.in_time(store::find(&*self.store, &key, DenialRecord::decode)).await {
-            Ok(None) => (Lease::new(grace), None, None),
+            Ok(None) => (Lease::new(terms), None, None),
             Ok(Some(found)) => {
                 let why = match &found.0 {
                     Ok(record) => record.reason.clone(),
@@ -42,7 +42,7 @@ impl Keyring {
         let route = self.route(kek).await?;
         let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let leash = Leash::new(kek.clone(), route, lease, self.clock.clone(), self.settings.aek_ttl);
+            let leash = Leash::new(kek.clone(), route, lease, self.clock.clone(), &self.settings);
             // So that the fresh proofs of many KEK versions do not all come with one poll.
             let first = self.jitter.below(u64::from(self.settings.fresh_proof_every)) as usize;
             leash.proofs.store(first, Ordering::SeqCst);

@@ -10,7 +10,6 @@ use crate::{
     clock::Instant,
     config::REFRESH_PERCENT,
     error::{Corrupt, Error, Result},
-    lease::Verdict as LeaseVerdict,
     secret::Aek,
     slot::AekSlot,
     store::record::WrappedAek,
@@ -141,11 +140,11 @@ impl Keyring {
             return Err(slot.cold());
         }
         let epoch = self.asking(&slot.leash);
-        let asked = self.clock.now();
         let Heard { voice, outcome } = self.unwrap_verified(&slot.leash, slot.account(), wrapped, place).await;
         match outcome {
-            Ok(aek) => {
-                self.feed(&slot.leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
+            Ok(unwrapped) => {
+                self.feed(&slot.leash, voice, unwrapped.granted(epoch), None);
+                let aek = unwrapped.aek;
                 if !self.samples().contains_key(&wrapped.kek) {
                     self.keep_sample(&wrapped.kek, slot.account(), wrapped);
                 }

@@ -10,7 +10,7 @@ use crate::{
     budget::Place,
     clock::Instant,
     error::{Corrupt, Error, Result},
-    lease::{Phase, Verdict as LeaseVerdict},
+    lease::Phase,
     name::{AccountId, KekVersion},
     secret::Aek,
     slot::{AekSlot, Leash},
@@ -29,19 +29,23 @@ pub(crate) struct NewProof {
 }
 
 impl Keyring {
-    /// The keys of an account that was just created, its slot filled with the AEK that the token gave back.
+    /// The keys of an account that was just created, its slot filled with the AEK that the token gave back; by now it may have to
+    /// be asked again first, because the store took long.
     pub(crate) async fn admit_new(
-        &self,
+        self: &Arc<Self>,
         record: &AccountRecord,
         wrapped: &WrappedAek,
         proof: &NewProof,
     ) -> Result<Arc<AccountKeys>> {
         let id = &record.account;
         let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
-        match self.admit(&slot, &proof.aek, proof.epoch, proof.asked) {
-            Ok(()) | Err(Error::Cold { .. }) => {} // the store took that long
-            Err(error) => return Err(error),
+        let admitted = self.admit(&slot, &proof.aek, proof.epoch, proof.asked);
+        let is_cold = matches!(admitted, Err(Error::Cold { .. }));
+        if !is_cold {
+            admitted?;
         }
+        // The first one under its lease is polled from now on.
+        self.stir.notify_one();
         self.keep_sample(&wrapped.kek, id, wrapped);
         // Somebody may have been about to open the account that was purged, and have its keys here by now.
         let is_another = |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter().aek == slot.meter().aek);
@@ -54,6 +58,13 @@ impl Keyring {
         let keys = self.living.adopt(Arc::new(keys));
         keys.told_index(proof.asked);
         self.index.insert(id.clone(), keys.clone()).await;
+        if is_cold {
+            match self.warm_current(&keys, None).await {
+                // It was created, and stays cold for now.
+                Err(Error::Cold { .. } | Error::Store(_)) => {}
+                warmed => warmed?,
+            }
+        }
         Ok(keys)
     }
 
@@ -86,9 +97,9 @@ impl Keyring {
         let asked = self.clock.now();
         let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
         match outcome {
-            Ok(aek) => {
-                self.feed(&leash, voice, LeaseVerdict::Granted { asked, epoch }, None);
-                Ok(NewProof { leash, aek, epoch, asked })
+            Ok(unwrapped) => {
+                self.feed(&leash, voice, unwrapped.granted(epoch), None);
+                Ok(NewProof { leash, aek: unwrapped.aek, epoch, asked })
             }
             Err(Trouble::OtherKey) => Err(other_key()),
             Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
@@ -98,7 +109,7 @@ impl Keyring {
     /// Adds the AEK version that was just stored to keys that somebody had before the record was read, and what others stored
     /// before it; those that are there by now may be of an account that was made anew.
     pub(crate) async fn admit_version(
-        &self,
+        self: &Arc<Self>,
         keys: &AccountKeys,
         record: &AccountRecord,
         wrapped: &WrappedAek,
@@ -107,9 +118,14 @@ impl Keyring {
         self.count_news();
         self.add_absent(keys, record, wrapped.aek_version).await;
         let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
-        // Refused by a denial in between: new blocks are sealed under it all the same, so its lease's word counts.
-        let _ = self.admit(&slot, &proof.aek, proof.epoch, proof.asked);
-        keys.add(slot);
+        match self.admit(&slot, &proof.aek, proof.epoch, proof.asked) {
+            // The store took long, and the token is asked again first: new blocks must not find it cold.
+            Err(Error::Cold { .. }) => return self.learn(&keys.id).await,
+            // Refused by a denial in between: new blocks are sealed under it all the same, so its lease's word counts.
+            Ok(()) | Err(_) => keys.add(slot),
+        }
+        // The first one under its lease is polled from now on.
+        self.stir.notify_one();
         self.changed.notify_waiters();
         Ok(())
     }
@@ -257,7 +273,7 @@ impl Keyring {
         }
         let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
         match outcome {
-            Ok(aek) => Ok(aek),
+            Ok(unwrapped) => Ok(unwrapped.aek),
             Err(Trouble::OtherKey) => Err(Error::Misconfigured(format!(
                 "KEK {} does not give back what it wrapped: do not use it",
                 wrapped.kek

@@ -45,7 +45,10 @@
 //!   and service resumes within a poll. Where many processes share a token that locks itself after a few wrong PINs, change the
 //!   PIN file before the token, or stop them. A PIN that was refused and is right again (changed back) needs a restart, or
 //!   [`Pkcs11Token::reload_pin`](crate::token::pkcs11::Pkcs11Token::reload_pin).
-//! - While a call hangs or does not end, the context is left alone and the log says so; the proof is an ordinary one.
+//! - While a call hangs or does not end, the context is left alone; the proof is an ordinary one, and the next proof tries again.
+//!   `ContextNotRenewed` tells of it once, and `status` how old the last fresh proof is (`fresh_ago_s`). When it is older than
+//!   `fresh_proof_every` × `poll_interval`, ordinary proofs renew the lease no more, and it ends after `grace`, as
+//!   [`Error::Lapsed`](crate::Error::Lapsed) with the words `no fresh proof`: see which call hangs, and restart the process.
 //! - A context that another part of the program initialised is never finalized, neither for a fresh proof nor to get back a token
 //!   that went away: that is then for the program to do. One that uses the module itself, after keyleash, must say so:
 //!   [`FreshContext::Never`](crate::token::pkcs11::FreshContext::Never).

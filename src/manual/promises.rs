@@ -2,7 +2,7 @@
 //!
 //! | | promise | how | assumes |
 //! | --- | --- | --- | --- |
-//! | 1 | **Revocation.** After the token would first deny, no seal and no open succeeds later than `poll_interval + call_timeout` when the token answers, and never later than `grace` (30 min) after the last proof: under one hour whatever happens | every seal and open compares CLOCK_BOOTTIME with the end of its lease, on the data path; only a proof moves that end; [`Settings::validate`](crate::config::Settings::validate) refuses a configuration whose sum passes the hour | CLOCK_BOOTTIME counts; the token does not grant what its owner took away |
+//! | 1 | **Revocation.** After the token would first deny, no seal and no open succeeds later than `poll_interval + call_timeout` when the token answers, and never later than `grace` (30 min) after the last proof: under one hour whatever happens | every seal and open compares CLOCK_BOOTTIME with the end of its lease, on the data path; only a proof moves that end, and an ordinary one only while the last fresh one is young; [`Settings::validate`](crate::config::Settings::validate) refuses a configuration whose sum passes the hour | CLOCK_BOOTTIME counts; the token does not grant what its owner took away |
 //! | 2 | **Resumption.** When the token grants again, live handles work again without being reopened, within a poll interval (at most 60 s), and every account within 30 minutes | leases are asked for while they are denied, and AEKs unwrapped anew at `resume_rate`, those that are wanted first; [`Settings::warnings`](crate::config::Settings::warnings) says when the rate cannot do it | the token is fast enough for the accounts there are |
 //! | 3 | **Outage is not revocation.** While the token is unreachable, sealing and opening go on until grace ends; then they fail closed with [`Error::Lapsed`](crate::Error::Lapsed) | return codes are sorted into denied and unreachable by one table, after diagnosis; `grace` is at least one whole proof | the module tells the two apart, or is found out by diagnosis |
 //! | 4 | **Denial is sticky.** Denied, then unreachable, stays denied, across restarts, engines and standbys too, until a proof | the state machine has no way from denied to granted but a proof; every denial is a new record in the store, and a proof ends only the one that was read before it was asked | the store can be written; where a denial cannot be read, it counts as denied |
@@ -19,6 +19,9 @@
 //!   The second bound, grace after the newest proof was *asked*, is the data path's own and needs no task to run.
 //! - **Back-off.** A KEK version that was refused or silent for over 10 minutes is asked less often, down to once in 60 s;
 //!   a caller who opens an account of it makes the token be asked at most once a second besides.
+//! - **No key becomes usable on an old proof.** A KEK version that no account in memory is under is not asked. So whoever brings the
+//!   first one late (a store that took minutes to write an account or an AEK version) asks the token again first, when its KEK
+//!   version's last proof is a `poll_interval` old, and the watch asks from then on.
 //! - **A denial is written down** as it arrives. If the store fails just then, it is tried again with every proof; a crash
 //!   in between loses the record, not the effect: after the restart nothing is in memory, and the token is asked first.
 //! - **Two processes on one store** each hold leases of their own. Each writes every denial that it hears, one that repeats another
@@ -37,7 +40,13 @@
 //!   one `poll_interval` later, finds a denial. Do not pause or snapshot machines that hold keys, or restart the service after it.
 //! - **Modules that hide a revocation** from a context that was open are asked from a fresh one every `fresh_proof_every`
 //!   proofs (20): for them, promise 1's first bound is `fresh_proof_every * poll_interval + call_timeout` (5 min by
-//!   default), and the second stands.
+//!   default), and the second is counted from the last *fresh* proof: no seal and no open later than
+//!   `fresh_proof_every * poll_interval + grace` after its context was initialised (35 min), however many ordinary proofs
+//!   succeed meanwhile, on-demand unwraps included. That sum stands in the bound of one hour that the configuration is checked
+//!   against. Where no context can be renewed, because a call hangs in the module, it is tried again with every proof, and told
+//!   ([`Event::ContextNotRenewed`](crate::telemetry::Event::ContextNotRenewed), `fresh_ago` in the status); the lease ends then.
+//!   A context that is not keyleash's to end ([`FreshContext::Never`](crate::token::pkcs11::FreshContext::Never), or one that
+//!   the host initialised) is as fresh as it gets: there the program itself must renew it.
 //!
 //! # Several tokens
 //!

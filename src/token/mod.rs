@@ -3,7 +3,7 @@
 //! [`Token`] is the seam. [`pkcs11`] stands on a real PKCS#11 module; [`scripted`] plays schedules that no
 //! real token can be made to follow, and is held to the real one's behaviour by the same conformance tests.
 
-use crate::secret::Aek;
+use crate::{clock::Instant, secret::Aek};
 use async_trait::async_trait;
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -270,6 +270,13 @@ pub trait Token: Send + Sync + 'static {
     /// [`Verdict::Unreachable`] when the token is gone after that; [`Verdict::Fatal`] when a hung call forbids it.
     async fn renew_context(&self) -> Result<(), TokenError> {
         Ok(())
+    }
+
+    /// When the context was initialised that calls are made in, by CLOCK_BOOTTIME; answers at once. What the token was told since
+    /// may be hidden from it, so proofs from it count only for so long. `None` for tokens that notice by themselves, and where the
+    /// context is not keyleash's to end: there a proof is as fresh as it gets.
+    fn context_began(&self) -> Option<Instant> {
+        None
     }
 
     /// The workers' health; answers at once.

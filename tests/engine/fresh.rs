@@ -1,19 +1,60 @@
-//! Fresh proofs: each KEK version gets one in every so many of its own.
+//! Fresh proofs: each KEK version gets one in every so many of its own, and ordinary ones do not stand for them.
 
 use super::*;
 use async_trait::async_trait;
 use keyleash::{
+    Error,
     secret::Aek,
-    token::{Binding, KekHandle, KekInfo, KekSpec, Probe, Token, TokenError, TokenInfo, Workers, Wrapped},
+    telemetry::Event,
+    token::{Binding, KekHandle, KekInfo, KekSpec, Probe, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped},
 };
 use std::{collections::BTreeMap, sync::Mutex};
 
-/// Notes which KEK was unwrapped with right after a renewal, and how often each was.
+/// Notes which KEK was unwrapped with right after a renewal, and how often each was. It may have contexts.
 struct Noted {
     inner: Arc<ScriptedToken>,
     renewed: Mutex<bool>,
     /// Fresh unwraps, and all.
     unwraps: Mutex<BTreeMap<KekId, (u32, u32)>>,
+    contexts: Mutex<Option<Contexts>>,
+}
+
+/// Contexts that hide what changed since they began.
+struct Contexts {
+    clock: ManualClock,
+    began: Instant,
+    /// Renewals so far, those that failed too.
+    renewals: u32,
+    /// Renewals that are to fail, because a call hangs in the module.
+    stuck: u32,
+    /// When the token was told to deny.
+    revoked: Option<Instant>,
+}
+
+impl Noted {
+    fn new(rig: &Rig) -> Arc<Self> {
+        Arc::new(Self {
+            inner: rig.token.clone(),
+            renewed: Mutex::default(),
+            unwraps: Mutex::default(),
+            contexts: Mutex::default(),
+        })
+    }
+
+    fn with_contexts(rig: &Rig) -> Arc<Self> {
+        let (noted, clock) = (Self::new(rig), rig.clock.clone());
+        let began = clock.now();
+        *noted.contexts.lock().unwrap() = Some(Contexts { clock, began, renewals: 0, stuck: 0, revoked: None });
+        noted
+    }
+
+    fn contexts<T>(&self, change: impl FnOnce(&mut Contexts) -> T) -> T {
+        change(self.contexts.lock().unwrap().as_mut().unwrap())
+    }
+}
+
+fn failed(verdict: Verdict, what: &str) -> TokenError {
+    TokenError { verdict, operation: "test", what: what.into(), remedy: "none".into() }
 }
 
 #[async_trait]
@@ -25,12 +66,27 @@ impl Token for Noted {
             let counts = unwraps.entry(kek.id.clone()).or_default();
             *counts = (counts.0 + u32::from(fresh), counts.1 + 1);
         }
+        if self.contexts.lock().unwrap().as_ref().is_some_and(|all| all.revoked.is_some_and(|at| at <= all.began)) {
+            return Err(failed(Verdict::Denied, "the PIN was changed"));
+        }
         self.inner.unwrap(kek, wrapped, binding).await
     }
 
     async fn renew_context(&self) -> Result<(), TokenError> {
         *self.renewed.lock().unwrap() = true;
+        if let Some(contexts) = &mut *self.contexts.lock().unwrap() {
+            contexts.renewals += 1;
+            if contexts.stuck > 0 {
+                contexts.stuck -= 1;
+                return Err(failed(Verdict::Fatal, "a call hangs in the module"));
+            }
+            contexts.began = contexts.clock.now();
+        }
         Ok(())
+    }
+
+    fn context_began(&self) -> Option<Instant> {
+        self.contexts.lock().unwrap().as_ref().map(|contexts| contexts.began)
     }
 
     async fn wrap(&self, kek: &KekHandle, aek: &Aek, binding: &Binding) -> Result<Wrapped, TokenError> {
@@ -66,12 +122,10 @@ impl Token for Noted {
 async fn every_kek_version_gets_a_fresh_proof_in_every_so_many_of_its_own() {
     const EVERY: u32 = 4;
     let rig = Rig::new().await;
-    let token = Arc::new(Noted { inner: rig.token.clone(), renewed: Mutex::default(), unwraps: Mutex::default() });
+    let token = Noted::new(&rig);
     // An even number of KEK versions, each asked once an interval: a count for all of them would favour some.
     let settings = Settings { fresh_proof_every: EVERY, ..Settings::default() };
-    let build =
-        Engine::builder(token.clone(), rig.store.clone()).on_current_runtime().settings(settings).start_up_proof(false);
-    let engine = build.clock(Clock::Manual(rig.clock.clone())).jitter_seed(1).build().unwrap();
+    let engine = over(&rig, &token, settings);
     let mut accounts = Vec::new();
     for n in 0..4 {
         let kek = KekName::new(format!("kek-{n}")).unwrap();
@@ -86,4 +140,121 @@ async fn every_kek_version_gets_a_fresh_proof_in_every_so_many_of_its_own() {
         assert!(fresh.abs_diff(all / EVERY) <= 1, "{fresh} of {all}: {unwraps:?}");
     }
     drop(accounts);
+}
+
+fn over(rig: &Rig, token: &Arc<Noted>, settings: Settings) -> Engine {
+    let build = Engine::builder(token.clone(), rig.store.clone()).on_current_runtime();
+    build
+        .settings(settings)
+        .start_up_proof(false)
+        .clock(Clock::Manual(rig.clock.clone()))
+        .jitter_seed(1)
+        .build()
+        .unwrap()
+}
+
+fn settings() -> Settings {
+    Settings { fresh_proof_every: 4, grace: 300 * SECOND, aek_ttl: 120 * SECOND, ..Settings::default() }
+}
+
+/// An engine over a token with contexts, and so many accounts that it has not opened.
+async fn hidden(cold: usize) -> (Rig, Arc<Noted>, Engine) {
+    let rig = Rig::new().await;
+    for n in 0..cold {
+        rig.account(&format!("cold-{n}")).await;
+    }
+    let token = Noted::with_contexts(&rig);
+    let engine = over(&rig, &token, settings());
+    (rig, token, engine)
+}
+
+#[tokio::test]
+async fn a_lease_ends_with_grace_after_the_span_of_the_last_fresh_proof_whatever_ordinary_proofs_say() {
+    let (rig, token, engine) = hidden(60).await;
+    let account = engine.create_account(&account_id("a"), &rig.kek).await.unwrap();
+    rig.pass(200 * SECOND).await;
+    let mut events = engine.events();
+    // A call hangs, so that no context can be renewed any more, and the PIN is changed.
+    token.contexts(|contexts| (contexts.stuck, contexts.revoked) = (u32::MAX, Some(rig.clock.now())));
+    let revoked = rig.clock.now();
+    let began = token.contexts(|contexts| contexts.began);
+    let bound = 4 * 15 * SECOND + 300 * SECOND;
+    let (mut last, mut cold) = (revoked, 0);
+    for _ in 0..60 {
+        // Each is an unwrap that succeeds.
+        let opened = engine.account(&account_id(&format!("cold-{cold}"))).await;
+        cold += 1;
+        if seal(&account).is_ok() || opened.is_ok_and(|account| seal(&account).is_ok()) {
+            last = rig.clock.now();
+        }
+        rig.pass(10 * SECOND).await;
+    }
+    assert!(last.since(began) <= bound, "{:?} after the last fresh proof", last.since(began));
+    assert!(last.since(began) >= bound - 11 * SECOND, "an ordinary proof is one while the last fresh one is young");
+    let error = seal(&account).unwrap_err();
+    assert!(matches!(error, Error::Lapsed(_)) && error.to_string().contains("no fresh proof"), "{error}");
+    let mut told = Vec::new();
+    while let Some(event) = events.try_next() {
+        told.extend(matches!(event, Event::ContextNotRenewed { .. } | Event::ContextRenewed { .. }).then_some(event));
+    }
+    assert!(matches!(&told[..], [Event::ContextNotRenewed { .. }]), "{told:?}");
+    // The call comes back: the next proof is a fresh one.
+    token.contexts(|contexts| contexts.stuck = 0);
+    rig.pass(16 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))));
+    assert!(matches!(events.try_next(), Some(Event::ContextRenewed { .. })));
+}
+
+#[tokio::test]
+async fn the_status_tells_how_old_the_last_fresh_proof_is_and_why_there_is_none() {
+    let (rig, token, engine) = hidden(0).await;
+    let account = engine.create_account(&account_id("a"), &rig.kek).await.unwrap();
+    rig.pass(100 * SECOND).await;
+    token.contexts(|contexts| contexts.stuck = u32::MAX);
+    rig.pass(200 * SECOND).await;
+    let [lease] = &engine.leases()[..] else { panic!() };
+    let fresh = rig.clock.now().since(token.contexts(|contexts| contexts.began));
+    assert_eq!(lease.fresh_ago, Some(fresh));
+    assert!(fresh >= 200 * SECOND && lease.proved_ago.unwrap() <= 20 * SECOND, "{lease:?}");
+    assert_eq!(lease.ends_in, 360 * SECOND - fresh);
+    assert!(lease.trouble.as_ref().unwrap().contains("could not be renewed"), "{lease:?}");
+    token.contexts(|contexts| contexts.stuck = 0);
+    rig.pass(16 * SECOND).await;
+    assert_eq!(engine.leases()[0].trouble, None);
+    drop(account);
+}
+
+#[tokio::test]
+async fn a_renewal_that_failed_is_tried_again_with_the_next_proof() {
+    let (rig, token, engine) = hidden(0).await;
+    let account = engine.create_account(&account_id("a"), &rig.kek).await.unwrap();
+    rig.pass(200 * SECOND).await;
+    let before = token.contexts(|contexts| {
+        contexts.stuck = 3;
+        contexts.renewals
+    });
+    while token.contexts(|contexts| contexts.renewals) == before {
+        rig.pass(SECOND).await;
+    }
+    token.contexts(|contexts| contexts.revoked = Some(contexts.clock.now()));
+    rig.pass(3 * 16 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))), "{:?}", token.contexts(|contexts| contexts.renewals));
+}
+
+#[tokio::test]
+async fn the_first_unwrap_in_an_old_context_makes_it_young_and_grants_nothing_where_it_cannot() {
+    for stuck in [0, u32::MAX] {
+        let (rig, token, engine) = hidden(1).await;
+        rig.pass(3600 * SECOND).await;
+        token.contexts(|contexts| (contexts.stuck, contexts.revoked) = (stuck, Some(contexts.clock.now())));
+        let opened = rig.meanwhile(engine.account(&account_id("cold-0"))).await;
+        match opened {
+            Err(Error::Denied(_)) => assert_eq!(stuck, 0),
+            Err(error) => assert!(stuck > 0, "{error}"),
+            Ok(_) => panic!("on the word of a context from an hour ago"),
+        }
+        token.contexts(|contexts| (contexts.stuck, contexts.revoked) = (0, None));
+        rig.pass(16 * SECOND).await;
+        seal(&rig.meanwhile(engine.account(&account_id("cold-0"))).await.unwrap()).unwrap();
+    }
 }

@@ -22,6 +22,7 @@ pub(crate) struct HandStore {
     inner: Arc<MemoryStore>,
     reads: Mutex<Option<Chosen>>,
     answers: Mutex<Option<Chosen>>,
+    creates: Mutex<bool>,
     writes: Mutex<bool>,
     deletes: Mutex<bool>,
     done_deletes: Mutex<bool>,
@@ -59,6 +60,11 @@ impl HandStore {
         *self.answers.lock().unwrap() = Some(Box::new(which));
     }
 
+    /// Creations hang until [`HandStore::let_go`], and happen then.
+    pub(crate) fn hold_creates(&self) {
+        *self.creates.lock().unwrap() = true;
+    }
+
     /// Writes hang until [`HandStore::let_go`], and happen then if somebody still waits for them.
     pub(crate) fn hold_writes(&self) {
         *self.writes.lock().unwrap() = true;
@@ -87,6 +93,7 @@ impl HandStore {
     pub(crate) fn let_go(&self) {
         *self.reads.lock().unwrap() = None;
         *self.answers.lock().unwrap() = None;
+        *self.creates.lock().unwrap() = false;
         *self.writes.lock().unwrap() = false;
         *self.deletes.lock().unwrap() = false;
         *self.done_deletes.lock().unwrap() = false;
@@ -112,6 +119,10 @@ impl KeyStore for HandStore {
     }
 
     async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
+        let held = *self.creates.lock().unwrap();
+        if held {
+            self.let_go.notified().await;
+        }
         self.inner.create(key, put).await
     }
 

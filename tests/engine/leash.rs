@@ -171,7 +171,7 @@ async fn a_timeout_is_not_a_wrong_key() {
 /// Reads that extend a TTL (moka's idle time, and many a cache).
 #[tokio::test]
 async fn a_ttl_is_not_extended_by_reads() {
-    let rig = Rig::with(Settings { fresh_proof_every: 1000, ..Settings::default() }).await;
+    let rig = Rig::with(Settings { fresh_proof_every: 100, ..Settings::default() }).await;
     let (sample, account) = (rig.account("sample").await, rig.account("a").await);
     // Proofs go on (the token answers), but the refresh ahead of the TTL finds only damaged bytes for `a`.
     let before = rig.script.calls(Call::Unwrap);

@@ -1,6 +1,7 @@
 //! The engine over the scripted token and the memory store, on a manual clock: what callers see.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
+mod admission;
 mod delete;
 mod denial;
 mod fresh;

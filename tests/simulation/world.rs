@@ -111,12 +111,15 @@ pub(crate) fn between(rng: &mut StdRng, min: Duration, max: Duration) -> Duratio
     Duration::from_millis((rng.random_range(min..=max).exp() * 1000.0).round() as u64)
 }
 
+const FRESH_PROOF_EVERY: u32 = 20;
+
 fn settings(rng: &mut StdRng, accounts: u64) -> (Settings, bool) {
     let secs = Duration::from_secs;
     let poll_interval = between(rng, secs(1), secs(60));
     let call_timeout = between(rng, Duration::from_millis(100), poll_interval);
     let proof = poll_interval + call_timeout;
-    let grace = between(rng, proof, (poll_interval * 40).clamp(proof, secs(3600) - proof));
+    let left = secs(3600) - proof - poll_interval * FRESH_PROOF_EVERY;
+    let grace = between(rng, proof, (poll_interval * 40).clamp(proof, left));
     let aek_ttl = between(rng, (grace / 5).max(secs(1)).max(call_timeout * 2), grace);
     let evicts = rng.random_bool(0.15);
     let settings = Settings {
@@ -126,7 +129,7 @@ fn settings(rng: &mut StdRng, accounts: u64) -> (Settings, bool) {
         aek_ttl,
         resume_rate: [1, 5, 50, 600, 600][rng.random_range(0..5)],
         max_cached_aeks: if evicts { rng.random_range(1..=accounts) } else { 1000 },
-        fresh_proof_every: 20,
+        fresh_proof_every: FRESH_PROOF_EVERY,
         ..Settings::default()
     };
     settings.validate().expect("settings within their bounds");

@@ -216,6 +216,19 @@ impl Service {
         }
     }
 
+    /// As [`Service::refuses`], in whatever words.
+    pub(crate) async fn refused_by(&self, act: Instant, bound: Duration) {
+        self.rest(act.plus(bound + SLACK).since(now())).await;
+        self.rest(2 * SECOND).await;
+        let runs = self.log(0);
+        let last = runs.iter().rev().find(|run| run.outcome == Outcome::Ok).unwrap().to;
+        let took = last.since(act);
+        let words: Vec<_> = runs.iter().filter(|run| run.from > last).map(|run| run.outcome).collect();
+        let promised = bound.as_secs();
+        self.say(&format!("{words:?}: last success {:.2} s after the act (promised {promised} s)", took.as_secs_f64()));
+        assert!(took <= bound + SLACK, "{}: success {took:?} after the act, promised {bound:?}: {runs:?}", self.name);
+    }
+
     /// Promise 4, and that nothing else readmits: from `from` until now every round came out like this.
     pub(crate) fn stayed(&self, outcome: Outcome, from: Instant) {
         let runs = self.log(0);

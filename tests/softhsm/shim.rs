@@ -1,7 +1,7 @@
 //! What no real token can be made to do: through the fault shim.
 
 use crate::{
-    bench::{Bench, alone_with_shim},
+    bench::{Bench, PIN, alone_with_shim, operator},
     leash::at_once,
     service::{Outcome, SECOND, Service, now, settings},
 };
@@ -32,6 +32,8 @@ fn the_promises_hold_whatever_the_module_returns() {
         a_context_that_misses_the_pin_denies_nothing,
         a_process_that_ends_in_the_midst_of_a_call_does_not_crash,
         a_slow_token_and_fresh_proofs,
+        a_changed_pin_while_a_call_hangs,
+        a_changed_pin_while_the_token_is_never_quiet,
         every_row_of_the_verdicts,
     ]);
 }
@@ -317,6 +319,69 @@ fn a_slow_token_and_fresh_proofs() {
             )
         };
         assert_eq!(service.heard().iter().find(silent), None);
+        service.end();
+    });
+}
+
+/// SoftHSM goes on granting in the context that is there, and no other can be begun.
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_changed_pin_while_a_call_hangs() {
+    alone_with_shim("shim::a_changed_pin_while_a_call_hangs", |bench| async move {
+        let settings = keyleash::config::Settings { fresh_proof_every: 3, ..settings() };
+        let token = Service::token_settings(&bench, &settings);
+        let mut service = Service::with("PIN changed while a call hangs", settings, token, &bench).await;
+        bench.fail("C_Decrypt hang count=1");
+        while service.token.workers().hung == 0 {
+            service.rest(SECOND / 20).await;
+        }
+        operator(&["set-pin", PIN, "another pin"]);
+        let act = now();
+        let bound = service.settings.fresh_proof_every * service.settings.poll_interval + service.settings.grace;
+        service.refuses(Outcome::Lapsed, act, bound).await;
+        let words = service.accounts[0].seal_to_vec(1_u64, b"block").unwrap_err().to_string();
+        assert!(words.contains("no fresh proof"), "{words}");
+        assert!(service.heard().iter().any(|event| matches!(event, Event::ContextNotRenewed { .. })));
+        // The call comes back, and the next proof is a fresh one.
+        bench.fail("");
+        service.comes(Outcome::Denied).await;
+        std::fs::write(bench.pin_file(), "another pin\n").unwrap();
+        service.resumes(now(), service.answer()).await;
+        service.end();
+    });
+}
+
+/// Whether or not a context is renewed in a quiet moment, after which the PIN is refused: the bound holds.
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_changed_pin_while_the_token_is_never_quiet() {
+    alone_with_shim("shim::a_changed_pin_while_the_token_is_never_quiet", |bench| async move {
+        let settings = keyleash::config::Settings { fresh_proof_every: 3, ..settings() };
+        let mut token = Service::token_settings(&bench, &settings);
+        token.workers = 6;
+        let service = Service::with("PIN changed on a busy token", settings, token, &bench).await;
+        let kek = KekHandle { id: service.kek_id.clone(), profile: Profile::AesGcm };
+        let wrapped = service.token.wrap(&kek, &Aek::generate().unwrap(), &BINDING).await.unwrap();
+        bench.fail("C_Decrypt delay=700ms");
+        let callers: Vec<_> = (0..4)
+            .map(|_| {
+                let (token, kek, wrapped) = (service.token.clone(), kek.clone(), wrapped.clone());
+                tokio::spawn(async move {
+                    loop {
+                        let _ = token.unwrap(&kek, &wrapped, &BINDING).await;
+                    }
+                })
+            })
+            .collect();
+        service.rest(3 * SECOND).await;
+        operator(&["set-pin", PIN, "another pin"]);
+        let act = now();
+        let bound = service.settings.fresh_proof_every * service.settings.poll_interval + service.settings.grace;
+        service.refused_by(act, bound).await;
+        callers.iter().for_each(|caller| caller.abort());
+        bench.fail("");
+        std::fs::write(bench.pin_file(), "another pin\n").unwrap();
+        service.comes(Outcome::Ok).await;
         service.end();
     });
 }

@@ -102,6 +102,7 @@ fn lease_json(lease: &LeaseStatus) -> Value {
         "on_standby": lease.on_standby.as_ref().map(TokenName::as_str),
         "phase": phase_name(lease.phase),
         "proved_ago_s": lease.proved_ago.map(|ago| ago.as_secs_f64()),
+        "fresh_ago_s": lease.fresh_ago.map(|ago| ago.as_secs_f64()),
         "ends_in_s": lease.ends_in.as_secs_f64(),
         "aeks": lease.filled_slots,
         "trouble": lease.trouble,

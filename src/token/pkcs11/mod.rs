@@ -29,7 +29,10 @@ use super::{
     Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers,
     Wrapped,
 };
-use crate::{clock::Clock, secret::Aek};
+use crate::{
+    clock::{Clock, Instant},
+    secret::Aek,
+};
 use async_trait::async_trait;
 use fault::at;
 use module::Module;
@@ -322,6 +325,10 @@ impl Token for Pkcs11Token {
     async fn renew_context(&self) -> Result<(), TokenError> {
         const OPERATION: &str = "renew context";
         self.pool.call(OPERATION, self.call_timeout, |worker, deadline| worker.renew(OPERATION, deadline)).await
+    }
+
+    fn context_began(&self) -> Option<Instant> {
+        self.shared.module.context_began()
     }
 
     fn workers(&self) -> Workers {

@@ -172,6 +172,8 @@ struct Gate {
     /// Counts successful initialisations; sessions and handles of another generation are dead.
     generation: u64,
     initialised: bool,
+    /// When the context began, if it did here: before the call that initialised it, so that it shows all that was there by then.
+    began: Instant,
     /// C_Initialize was ours: else another part of the process owns the context, and may be in a call.
     ours: bool,
     /// Calls that are inside.
@@ -273,6 +275,7 @@ impl Module {
             gate: Mutex::new(Gate {
                 generation: 0,
                 initialised: false,
+                began: Instant::default(),
                 ours: false,
                 inside: 0,
                 closed: false,
@@ -379,6 +382,7 @@ impl Module {
     ) -> Result<MutexGuard<'a, Gate>, TokenError> {
         gate.closed = true;
         drop(gate);
+        let began = self.clock.now();
         let result = self.pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK));
         let mut gate = lock(&self.gate);
         gate.closed = false;
@@ -386,6 +390,7 @@ impl Module {
         match result.map_err(|error| fault::code_of(&error)) {
             Ok(()) => {
                 gate.initialised = true;
+                gate.began = began;
                 gate.ours = true;
                 gate.generation += 1;
                 self.register_farewell_again();
@@ -497,6 +502,15 @@ impl Module {
         // Most of the time is for the proof that comes next.
         let patience = GATE_WAIT_MAX.min(deadline.since(now) / 4);
         self.restart(gate, now.plus(patience)).map_err(|error| TokenError { operation, ..error })
+    }
+
+    /// When the context began that a call from now on is made in, or that before it; `None` where it is not keyleash's to end.
+    pub(super) fn context_began(&self) -> Option<Instant> {
+        let gate = lock(&self.gate);
+        if !gate.initialised && !gate.closed {
+            return Some(self.clock.now()); // the next to enter begins it
+        }
+        self.may_finalize(&gate).then_some(gate.began)
     }
 
     fn may_finalize(&self, gate: &Gate) -> bool {
