@@ -38,6 +38,8 @@
 //!   hypervisors its clock stands still meanwhile, and goes on where it stopped. Then `grace` counts the time in which the
 //!   machine ran, and the keys are in its memory image for as long as that is kept. The first proof after the pause, at most
 //!   one `poll_interval` later, finds a denial. Do not pause or snapshot machines that hold keys, or restart the service after it.
+//! - **Dates of a KEK** that the token does not look at are looked at by keyleash, with each proof: by the machine's wall clock, and by grace
+//!   where that was never set ([`operations`](mod@super::operations#dates-of-a-kek)).
 //! - **Modules that hide a revocation** from a context that was open are asked from a fresh one every `fresh_proof_every`
 //!   proofs (20): for them, promise 1's first bound is `fresh_proof_every * poll_interval + call_timeout` (5 min by
 //!   default), and the second is counted from the last *fresh* proof: no seal and no open later than

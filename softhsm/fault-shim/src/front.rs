@@ -169,7 +169,8 @@ unsafe extern "C" fn C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) 
             said.utcTime = *b"HH:MM:SS        ";
         }
         if told.nul_padding {
-            let nul = |field: &mut [u8]| field.iter_mut().rev().take_while(|byte| **byte == b' ').for_each(|byte| *byte = 0);
+            let nul =
+                |field: &mut [u8]| field.iter_mut().rev().take_while(|byte| **byte == b' ').for_each(|byte| *byte = 0);
             let (mut label, mut serial) = (said.label, said.serialNumber);
             nul(&mut label);
             nul(&mut serial);
