@@ -109,7 +109,7 @@ struct Bench {
 impl Bench {
     async fn new(arguments: &Arguments, directory: &Path) -> Self {
         let token = rig::softhsm(arguments.workers).await;
-        let store = Arc::new(RedbStore::open(directory.join("store.redb")).await.unwrap());
+        let store = Arc::new(RedbStore::open_or_create(directory.join("store.redb")).await.unwrap());
         let engine = Engine::builder(token.clone(), store.clone()).build().unwrap();
         let kek = KekName::new(format!("bench-{}", std::process::id())).unwrap();
         engine.create_kek(&kek, Profile::AesGcm, true).await.unwrap();

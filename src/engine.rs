@@ -163,6 +163,7 @@ impl EngineBuilder {
     /// of one.
     pub fn build(self) -> Result<Engine> {
         self.settings.validate()?;
+        self.store.check_settings()?;
         block::self_test()?;
         let cells = usize::try_from(self.settings.max_cached_aeks).unwrap_or(usize::MAX);
         let mut warnings = self.settings.warnings();

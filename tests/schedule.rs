@@ -58,7 +58,7 @@ fn account(index: usize) -> AccountId {
 /// Waits for whoever has the file open: an engine's tasks end a moment after it, a process that was killed when it is reaped.
 async fn open(path: &Path) -> RedbStore {
     for _ in 0..4000 {
-        match RedbStore::open(path).await {
+        match RedbStore::open_or_create(path).await {
             Err(Error::Store(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
             opened => return opened.unwrap(),
         }
@@ -68,7 +68,7 @@ async fn open(path: &Path) -> RedbStore {
 
 /// A KEK and accounts that all are two hours old and due after one.
 async fn make_due(path: &Path, kek: &KekName) {
-    let store = Arc::new(RedbStore::open(path).await.unwrap());
+    let store = Arc::new(RedbStore::open_or_create(path).await.unwrap());
     let (label, pin) = (variable("KEYLEASH_TOKEN_LABEL"), variable("KEYLEASH_PIN_FILE"));
     let settings =
         Pkcs11Settings::new(variable("KEYLEASH_MODULE"), Selector::Label(label), PinSource::File(pin.into()));

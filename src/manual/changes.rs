@@ -15,8 +15,14 @@
 //!
 //! - **A record begins with its kind**, behind its format version, so that a record of another kind under a key is told
 //!   by name. Records in a longer form than needed are refused, so that equal records have equal bytes.
-//! - **The embedded store keeps a digest with each value.** redb does not verify pages of a file that was closed cleanly,
-//!   and a changed CKA_ID would read as "KEK not found", which is a denial. Damage must not pass for one.
+//! - **The embedded store keeps a digest with each value**: a changed CKA_ID would read as "KEK not found", which is a denial.
+//!   Damage must not pass for one.
+//! - **The embedded store verifies all of redb's checksums at every opening**, not only after a crash as redb does by itself, and
+//!   stands between redb and the file afterwards (`src/store/redb/pages.rs`): redb trusts what it reads, and panics over some of it.
+//!   No digest of our own over all keys was added: it would be one more format, and tell no more than the root's checksum does.
+//! - **Opening a store makes none**, see [`RedbStore::open_or_create`](crate::store::redb::RedbStore::open_or_create). Until now
+//!   `RedbStore::open` did, and what is `open` now was `open_existing`.
+//! - **Sealed files have version 2**, with a digest in the header; version 1 opens for ever, earlier releases refuse version 2 by name.
 //! - **The embedded store saves redb's allocator state with each commit** ("quick repair"). That costs a second sync,
 //!   which writes that come together share, and spares a walk over the whole file after a crash.
 //! - **`resume_rate` is 3000 unwraps/s by default, not 200.** At 200, 360,000 accounts resume within the promised 30

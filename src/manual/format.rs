@@ -157,23 +157,29 @@
 //! `digest` is the first 16 bytes of `SHA-256(u16 len ‖ key ‖ revision ‖ everything behind the digest)`. It tells bit rot;
 //! it is no MAC.
 //!
+//! Keys, index entries and redb's own lists stand in pages whose checksums (XXH3, 128 bits) stand in their parents, up to the
+//! header. All of them are verified when the file is opened, so that nothing can be missing, renamed or of an older state; the
+//! file is as redb writes it, and every release reads and keeps that up. Which of the header's two commit slots counts is one
+//! bit without a checksum: where it names the older one, the newer is taken if it is whole.
+//!
 //! # Sealed file of the command line
 //!
 //! | size | field |
 //! | --- | --- |
 //! | 8 | `"KEYLEASH"` |
-//! | 2 | version = 1 |
+//! | 2 | version = 2 |
 //! | 2 | length of the account id |
 //! | 1 to 255 | account id |
 //! | 16 | file id, random |
 //! | 4 | block size = 65536 |
+//! | 16 | digest: the first bytes of the SHA-256 of all before it. Version 1 does not have it, and opens for ever |
 //!
 //! Then blocks, each a header (whose suite tells its length) and its ciphertext. Every block but the last has plaintext of
 //! the block size; the last, behind which the file ends, has 0 bytes to the block size, so that empty plaintext is one
 //! empty last block. The address of a block is `file id ‖ u64 index ‖ u8 last`: the index counts from 0, `last` is 1 for
 //! the last block and 0 for the others. So a file that is cut, reordered, spliced or lengthened fails to open. The header of
 //! the file is in no MAC of its own: account id and file id stand in every block's additional data, and a changed
-//! version or block size is refused.
+//! version or block size is refused. The digest tells a damaged account id from an account that is not there.
 //!
 //! # Limits
 //!

@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     name::{KekName, KekVersion},
     store::{
-        Filter, PAGE_KEYS_MAX, StoreVersion, kek_names,
+        Filter, PAGE_KEYS_MAX, StoreVersion, kek_names, read_accounts,
         record::{KEK_VERSIONS_MAX, KekRecord, KekVersionRecord},
     },
     token::{KekHandle, KekId},
@@ -162,7 +162,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Invalid`] when it is the current one, or AEKs are wrapped by it, with their number and
-    /// how to see them; [`Error::Store`], [`Error::Conflict`].
+    /// how to see them; [`Error::Corrupt`] when any account's record cannot be read, for it may be wrapped by it;
+    /// [`Error::Store`], [`Error::Conflict`].
     pub async fn retire_kek(&self, kek: &KekVersion) -> Result<()> {
         let kek = kek.clone();
         self.at_home(|engine| async move { engine.retire_unused(&kek).await }).await
@@ -182,8 +183,15 @@ impl Engine {
         Ok(())
     }
 
+    /// What decides that a key may be destroyed reads all records: an index that lacks one would cost its blocks.
     async fn refuse_while_used(&self, kek: &KekVersion) -> Result<()> {
-        match self.count_under(kek).await? {
+        let mut accounts = 0;
+        read_accounts(&*self.keyring().store, |_, record| {
+            accounts += u64::from(record?.versions.iter().any(|aek| aek.kek == *kek));
+            Ok(())
+        })
+        .await?;
+        match accounts {
             0 => Ok(()),
             accounts => Err(Error::Invalid(format!(
                 "KEK {kek} still wraps AEKs of {accounts} accounts: `keyleash account list --kek {kek}` shows them, and \

@@ -56,14 +56,23 @@ pub struct Schedule {
     pub due: Vec<AekSchedule>,
     /// The accounts that come next by their age, the next one first.
     pub next: Vec<AekSchedule>,
-    /// Records that could not be read.
+    /// Records that could not be read, and so may be due.
     pub unreadable: u64,
+    /// The first [`VIEW_ACCOUNTS_MAX`] of them, and what is wrong with each.
+    pub failures: Vec<(String, Error)>,
 }
 
 impl Schedule {
     /// True when the holder has not given the work up, and its time is not over.
     pub fn is_held(&self) -> bool {
         self.holder.as_ref().is_some_and(|holder| holder.until_unix > self.now_unix)
+    }
+
+    fn cannot_read(&mut self, what: &Key, error: Error) {
+        self.unreadable += 1;
+        if self.failures.len() < VIEW_ACCOUNTS_MAX {
+            self.failures.push((what.to_string(), error));
+        }
     }
 }
 
@@ -112,12 +121,14 @@ impl Engine {
 
     async fn view(&self, accounts_max: usize) -> Result<Schedule> {
         let (store, now_unix) = (&*self.keyring().store, self.keyring().clock.unix_now());
-        let holder = match load_work(store).await {
-            Ok(found) => found.map(|(record, _)| record),
-            Err(Error::Corrupt(damage)) if !matches!(damage, Corrupt::NewerRecord { .. }) => None, // whoever works next replaces it
+        let mut schedule = Schedule { now_unix, ..Schedule::default() };
+        match load_work(store).await {
+            Ok(found) => schedule.holder = found.map(|(record, _)| record),
+            Err(Error::Corrupt(damage)) if !matches!(damage, Corrupt::NewerRecord { .. }) => {
+                schedule.cannot_read(&Key::Work, damage.into());
+            }
             Err(error) => return Err(error),
-        };
-        let mut schedule = Schedule { now_unix, holder, ..Schedule::default() };
+        }
         self.view_keks(&mut schedule).await?;
         self.view_accounts(&mut schedule, accounts_max.min(VIEW_ACCOUNTS_MAX)).await?;
         Ok(schedule)
@@ -128,8 +139,8 @@ impl Engine {
             let record = match self.kek_record(&name).await {
                 Ok(record) => record,
                 Err(error @ Error::Store(_)) => return Err(error),
-                Err(_) => {
-                    schedule.unreadable += 1;
+                Err(error) => {
+                    schedule.cannot_read(&Key::Kek(name), error);
                     continue;
                 }
             };
@@ -157,8 +168,8 @@ impl Engine {
                     Ok(Some((record, _))) => record,
                     Ok(None) => continue,
                     Err(error @ Error::Store(_)) => return Err(error),
-                    Err(_) => {
-                        schedule.unreadable += 1;
+                    Err(error) => {
+                        schedule.cannot_read(&Key::Account(id), error);
                         continue;
                     }
                 };

@@ -11,6 +11,7 @@ use crate::{
 use async_trait::async_trait;
 use std::fmt;
 
+pub mod check;
 pub mod memory;
 pub mod record;
 pub mod redb;
@@ -164,6 +165,26 @@ impl Page {
 
 /// A key store. Every successful write is durable when it returns, and atomic: a crash leaves the old value or the new.
 /// No operation spans more than one key, so no transaction outlives a call.
+///
+/// # What every call must give
+///
+/// Promises 4 and 5 rest on it, so it is no matter of taste. A write is *over* when any engine anywhere got its answer.
+///
+/// - **Reads are of the newest.** [`get`](KeyStore::get) and [`get_many`](KeyStore::get_many) see every write that was over before
+///   they began, whoever made it (each key is linearizable). On it rest that a denial is found after a restart, that a
+///   rotated AEK version is sealed under, and that nobody works under a fence that was passed.
+/// - **So are lists.** [`list`](KeyStore::list) of any filter names every key whose creation was over before its first page was
+///   asked for, and that was not deleted before its last. Retirement of a KEK version rests on it: it writes "retired", then
+///   lists all accounts and reads each; one that is left out is an account whose KEK is destroyed.
+/// - **A write compares and puts in one step**, with the value's place in the index. Of two with one `expected` at most one is
+///   done; an [`Error::Store`] says that it was done or was not.
+/// - **Absence is no damage.** "There is none" is answered where that was read. What cannot be read is an error.
+///
+/// What does not give it, and must be refused by [`KeyStore::check_settings`]: etcd with serializable reads; PostgreSQL on a hot
+/// standby or any other replica, with `synchronous_commit = off`, or with one snapshot held over several calls; Consul in the modes
+/// `stale` and `default`; DynamoDB without `ConsistentRead`, and its global secondary indexes for lists at all; Redis and MongoDB
+/// but with majority writes and linearizable reads; an object store behind a cache or in a replicated bucket; SQLite on a network
+/// file system. What does: [`MemoryStore`](memory::MemoryStore), and [`RedbStore`](redb::RedbStore) on a local file system.
 #[async_trait]
 pub trait KeyStore: Send + Sync + 'static {
     /// Reads. `None` when there is none.
@@ -201,6 +222,14 @@ pub trait KeyStore: Send + Sync + 'static {
             outcomes.push(self.replace(&key, &expected, put).await);
         }
         outcomes
+    }
+
+    /// Refuses settings under which a call would not give what it must (above). Asked once, when an engine is built.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`], naming the setting and what it has to be.
+    fn check_settings(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Deletes the value that has version `expected`.
@@ -336,6 +365,33 @@ pub(crate) async fn find<R>(
             Ok(Some((Err(damage), version)))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Reads every account and gives what each holds, or what is wrong with it; ends with the first error that `each` returns.
+///
+/// # Errors
+/// [`Error::Store`], and what `each` returns.
+pub(crate) async fn read_accounts(
+    store: &dyn KeyStore,
+    mut each: impl FnMut(&AccountId, Result<AccountRecord>) -> Result<()> + Send,
+) -> Result<()> {
+    let mut after = None;
+    loop {
+        let page = store.list(&Filter::Accounts, after.as_ref(), PAGE_KEYS_MAX).await?;
+        for (key, found) in page.keys.iter().zip(store.get_many(&page.keys).await) {
+            let Key::Account(id) = key else { continue };
+            match found {
+                Err(error @ Error::Store(_)) => return Err(error),
+                Err(error) => each(id, Err(error))?,
+                Ok(None) => {} // deleted since it was listed
+                Ok(Some(found)) => each(id, AccountRecord::decode(key, &found.value))?,
+            }
+        }
+        after = page.next;
+        if after.is_none() {
+            return Ok(());
+        }
     }
 }
 

@@ -394,3 +394,33 @@ async fn new_accounts_only_under_a_kek_that_can_be_restored_where_that_is_asked_
     assert!(matches!(create("b").await, Err(Error::Misconfigured(_))));
     rig.engine.rotate_account(&account_id("a")).await.unwrap();
 }
+
+#[tokio::test]
+async fn an_index_that_lost_an_account_does_not_retire_the_kek_version_that_wraps_it() {
+    let rig = Rig::new().await;
+    rig.account("a").await;
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    let key = Key::Account(account_id("a"));
+    let found = rig.store.get(&key).await.unwrap().unwrap();
+    let unindexed = Put { value: found.value.clone(), wrapped_by: Vec::new() };
+    let seen = rig.store.replace(&key, &found.version, unindexed).await.unwrap();
+    let error = rig.engine.retire_kek(&version(&rig, 1)).await.unwrap_err().to_string();
+    assert!(error.contains("wraps AEKs of 1 account"), "{error}");
+    let found_by_check = keyleash::store::check::check(&*rig.store).await.unwrap();
+    assert_eq!((found_by_check.accounts, found_by_check.keks, found_by_check.found), (1, 1, 1));
+    assert!(found_by_check.findings[0].to_string().contains("index of KEK kek/1"), "{found_by_check:?}");
+
+    // A record that cannot be read may be wrapped by anything.
+    let mut damaged = found.value;
+    damaged.truncate(20);
+    rig.store.replace(&key, &seen, Put { value: damaged, wrapped_by: Vec::new() }).await.unwrap();
+    let error = rig.engine.retire_kek(&version(&rig, 1)).await.unwrap_err();
+    assert!(matches!(error, Error::Corrupt(_)) && error.to_string().contains("account a"), "{error}");
+    let kek = rig.engine.kek(&rig.kek).await.unwrap();
+    assert_eq!(kek.versions[0].record.retired_unix, None);
+    let found_by_check = keyleash::store::check::check(&*rig.store).await.unwrap();
+    assert!(found_by_check.findings.iter().any(|error| error.to_string().contains("account a")), "{found_by_check:?}");
+    let view = rig.engine.schedule(10).await.unwrap();
+    assert_eq!((view.unreadable, view.failures.len()), (1, 1));
+    assert_eq!(view.failures[0].0, "account a");
+}

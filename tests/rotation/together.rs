@@ -153,7 +153,7 @@ async fn two_engines_over_one_store_rotate_and_rewrap_under_a_load_and_disturb_n
     const ROUNDS: u32 = 6;
     let directory = tempfile::tempdir().unwrap();
     let token = token().await;
-    let store = Arc::new(RedbStore::open(directory.path().join("store.redb")).await.unwrap());
+    let store = Arc::new(RedbStore::open_or_create(directory.path().join("store.redb")).await.unwrap());
     let (one, two) = (engine(&token, store.clone()), engine(&token, store.clone()));
     let kek = KekName::new(format!("together-{}", std::process::id())).unwrap();
     one.create_kek(&kek, Profile::AesGcm, true).await.unwrap();

@@ -173,7 +173,7 @@ fn denial_outlives_a_restart() {
         let token = Arc::new(Pkcs11Token::open(Service::token_settings(&bench, &settings)).await.unwrap());
         let store = loop {
             // Until the tasks of the engine that is gone have let go of it.
-            match RedbStore::open(bench.dir.join("keys.redb")).await {
+            match RedbStore::open_or_create(bench.dir.join("keys.redb")).await {
                 Ok(store) => break Arc::new(store),
                 Err(error) => assert!(matches!(error, Error::Store(_)), "{error}"),
             }

@@ -130,7 +130,7 @@ impl Service {
         bench: &Bench,
     ) -> Self {
         let token = Arc::new(Pkcs11Token::open(token).await.unwrap());
-        let store: Arc<dyn KeyStore> = Arc::new(RedbStore::open(bench.dir.join("keys.redb")).await.unwrap());
+        let store: Arc<dyn KeyStore> = Arc::new(RedbStore::open_or_create(bench.dir.join("keys.redb")).await.unwrap());
         let engine = Engine::builder(token.clone(), store).settings(settings.clone()).build().unwrap();
         let listen = engine.events();
         let mut kek_id = None;

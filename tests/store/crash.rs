@@ -89,7 +89,7 @@ async fn steps_done(store: &dyn KeyStore, writer: u64, acknowledged: u64) -> u64
 
 /// The child: goes on where the store says that each writer was, and acknowledges every step on standard output.
 pub(crate) async fn write_forever(path: &Path) {
-    let store: Arc<dyn KeyStore> = Arc::new(RedbStore::open(path).await.unwrap());
+    let store: Arc<dyn KeyStore> = Arc::new(RedbStore::open_or_create(path).await.unwrap());
     let starts = std::env::var("STORE_TEST_STARTS").unwrap();
     let writers = starts.split(',').zip(0..).map(|(start, writer)| {
         let (store, start) = (store.clone(), start.parse::<u64>().unwrap());
@@ -133,7 +133,7 @@ async fn every_acknowledged_write_survives_a_kill_at_any_instant() {
                 acknowledged[writer.parse::<usize>().unwrap()] = steps.parse().unwrap();
             }
         }
-        let store = RedbStore::open(&path).await.unwrap();
+        let store = RedbStore::open_or_create(&path).await.unwrap();
         for writer in 0..WRITERS {
             done[writer as usize] = steps_done(&store, writer, acknowledged[writer as usize]).await;
         }

@@ -28,13 +28,12 @@ fn assert_misconfigured(error: &Error, words: &str) {
 async fn a_new_store_is_for_its_owner_alone_and_leaves_nothing_beside_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store.redb");
-    assert!(matches!(RedbStore::open_existing(&path).await, Err(Error::NotFound(_))));
-    drop(RedbStore::open(&path).await.unwrap());
+    drop(RedbStore::open_or_create(&path).await.unwrap());
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
     let names: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["store.redb"]);
-    RedbStore::open_existing(&path).await.unwrap();
-    drop(RedbStore::open(directory.path().join("x".repeat(255))).await.unwrap());
+    RedbStore::open(&path).await.unwrap();
+    drop(RedbStore::open_or_create(directory.path().join("x".repeat(255))).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -46,7 +45,7 @@ async fn of_many_that_make_one_store_at_once_none_destroys_anothers() {
             let path = path.clone();
             tokio::spawn(async move {
                 loop {
-                    match RedbStore::open(&path).await {
+                    match RedbStore::open_or_create(&path).await {
                         Ok(store) => break store.create(&account(format!("{n}")), put([], &[])).await.unwrap(),
                         Err(error) => assert!(error.to_string().contains("open in another process"), "{error}"),
                     }
@@ -58,7 +57,7 @@ async fn of_many_that_make_one_store_at_once_none_destroys_anothers() {
     for task in tasks {
         task.await.unwrap();
     }
-    let store = RedbStore::open(&path).await.unwrap();
+    let store = RedbStore::open_or_create(&path).await.unwrap();
     assert_eq!(store.list(&Filter::Accounts, None, 99).await.unwrap().keys.len(), 8);
 }
 
@@ -90,7 +89,7 @@ async fn a_file_that_is_no_store_of_ours_is_refused_and_left_alone() {
 async fn a_store_of_a_later_format_is_refused_with_both_numbers() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store.redb");
-    drop(RedbStore::open(&path).await.unwrap());
+    drop(RedbStore::open_or_create(&path).await.unwrap());
     for (format, words) in [(&[0, 0, 0, 2][..], "store format 2, this release reads 1"), (b"?", "does not say")] {
         let database = redb::Database::open(&path).unwrap();
         let transaction = database.begin_write().unwrap();
@@ -107,7 +106,7 @@ async fn a_store_of_a_later_format_is_refused_with_both_numbers() {
 async fn a_path_that_cannot_hold_a_store_is_refused_with_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("no/such/store.redb");
-    let error = refusal(&missing).await;
+    let error = RedbStore::open_or_create(&missing).await.unwrap_err();
     assert_misconfigured(&error, "there is no directory");
     assert_misconfigured(&error, "no/such; make it");
     assert!(!directory.path().join("no").exists());
@@ -125,7 +124,7 @@ async fn a_path_that_cannot_hold_a_store_is_refused_with_what_to_do() {
 async fn a_cut_store_is_refused_and_never_made_anew() {
     let directory = tempfile::tempdir().unwrap();
     let (path, cut) = (directory.path().join("store.redb"), directory.path().join("cut.redb"));
-    let store = RedbStore::open(&path).await.unwrap();
+    let store = RedbStore::open_or_create(&path).await.unwrap();
     store.create(&account("a"), put("value", &[])).await.unwrap();
     drop(store);
     let bytes = fs::read(&path).unwrap();
@@ -141,13 +140,13 @@ async fn a_cut_store_is_refused_and_never_made_anew() {
     }
 }
 
-/// redb panics over it.
+/// redb panics over it when it does not verify the file first.
 #[tokio::test]
 async fn damage_that_redb_does_not_look_for_is_damage_all_the_same() {
     const TABLE: &[u8] = b"keyleash.meta";
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store.redb");
-    drop(RedbStore::open(&path).await.unwrap());
+    drop(RedbStore::open_or_create(&path).await.unwrap());
     let mut bytes = fs::read(&path).unwrap();
     let places: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(TABLE)).collect();
     assert!(!places.is_empty());
@@ -157,13 +156,13 @@ async fn damage_that_redb_does_not_look_for_is_damage_all_the_same() {
     assert!(matches!(&error, Error::Corrupt(_)) && error.to_string().contains("damaged"), "{error}");
 }
 
-/// redb fails as it closes the file, which it does when the store is dropped.
+/// redb fails as it closes the file, which it does when the store is dropped, when it did not verify the file first.
 #[tokio::test]
 async fn damage_that_shows_when_the_store_is_dropped_does_not_end_the_process() {
     const WORD: [u8; 8] = [0xff; 8]; // of redb's lists of free pages
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store.redb");
-    let store = RedbStore::open(&path).await.unwrap();
+    let store = RedbStore::open_or_create(&path).await.unwrap();
     store.create(&account("a"), put(b"value", &[])).await.unwrap();
     drop(store);
     let whole = fs::read(&path).unwrap();
@@ -172,41 +171,73 @@ async fn damage_that_shows_when_the_store_is_dropped_does_not_end_the_process() 
         let mut bytes = whole.clone();
         bytes[at + 4] = 0xfd;
         fs::write(&path, bytes).unwrap();
-        match RedbStore::open(&path).await {
+        match RedbStore::open_or_create(&path).await {
             Ok(store) => drop((store.get(&account("a")).await, store)),
             Err(error) => assert!(matches!(&error, Error::Corrupt(_)), "{at}: {error}"),
         }
     }
 }
 
+/// By somebody who kept redb's own checksums right.
 #[tokio::test]
 async fn a_record_that_was_changed_in_the_file_is_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store.redb");
-    let store = RedbStore::open(&path).await.unwrap();
-    let value = b"find me in the file, change me there";
-    store.create(&account("alice"), put(value, &[kek("k", 1)])).await.unwrap();
+    let store = RedbStore::open_or_create(&path).await.unwrap();
+    store.create(&account("alice"), put("change me", &[kek("k", 1)])).await.unwrap();
     store.create(&account("bob"), put("another", &[])).await.unwrap();
     drop(store);
-    let mut bytes = fs::read(&path).unwrap();
-    let mut changed = 0;
-    for at in 0..bytes.len() - value.len() {
-        if bytes[at..].starts_with(value) {
-            bytes[at + 3] ^= 1;
-            changed += 1;
-        }
+    let database = redb::Database::open(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let records = redb::TableDefinition::<&[u8], &[u8]>::new("keyleash.records");
+        let mut records = transaction.open_table(records).unwrap();
+        let mut value = redb::ReadableTable::get(&records, &b"aalice"[..]).unwrap().unwrap().value().to_vec();
+        *value.last_mut().unwrap() ^= 1;
+        records.insert(&b"aalice"[..], value.as_slice()).unwrap();
     }
-    assert!(changed > 0);
-    fs::write(&path, bytes).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
     let store = RedbStore::open(&path).await.unwrap();
     let error = store.get(&account("alice")).await.unwrap_err();
     assert!(matches!(&error, Error::Corrupt(Corrupt::Record { record, .. }) if record == "account alice"), "{error}");
     assert_eq!(store.get(&account("bob")).await.unwrap().unwrap().value, b"another");
 }
 
+#[tokio::test]
+async fn a_store_that_is_not_there_is_no_empty_store() {
+    let directory = tempfile::tempdir().unwrap();
+    for path in ["store.redb", "not-mounted/store.redb"].map(|path| directory.path().join(path)) {
+        let error = refusal(&path).await;
+        assert!(matches!(&error, Error::NotFound(text) if text.contains("mount what it is on")), "{error}");
+        assert!(!path.exists());
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_rests_is_free_for_others_and_goes_on_where_they_left_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    let one = RedbStore::open_or_create(&path).await.unwrap();
+    one.create(&account("a"), put("1", &[])).await.unwrap();
+    one.rest();
+    let other = RedbStore::open(&path).await.unwrap();
+    let error = one.wake().await.unwrap_err();
+    assert!(matches!(&error, Error::Store(text) if text.contains("open in another process")), "{error}");
+    other.create(&account("b"), put("2", &[])).await.unwrap();
+    other.rest();
+    assert_eq!(one.get(&account("b")).await.unwrap().unwrap().value, b"2");
+    one.rest();
+    for _ in 0..2 {
+        other.wake().await.unwrap();
+        assert_eq!(other.list(&Filter::Accounts, None, 10).await.unwrap().keys.len(), 2);
+        other.rest();
+    }
+}
+
 /// A child that has the store open until it is killed.
 pub(crate) async fn hold(path: &Path) {
-    let _store = RedbStore::open(path).await.unwrap();
+    let _store = RedbStore::open_or_create(path).await.unwrap();
     println!("\nheld");
     std::future::pending().await
 }
@@ -222,12 +253,12 @@ async fn a_store_that_another_process_has_open_is_refused_until_that_one_ends() 
     assert!(matches!(&error, Error::Store(text) if text.contains("open in another process")), "{error}");
     holder.kill().unwrap();
     holder.wait().unwrap();
-    RedbStore::open(&path).await.unwrap();
+    RedbStore::open_or_create(&path).await.unwrap();
 }
 
 /// A child that opens, and reports the error.
 pub(crate) async fn report_refusal(path: &Path) {
-    match RedbStore::open(path).await {
+    match RedbStore::open_or_create(path).await {
         Ok(_) => println!("\nopened"),
         Err(error) => println!("\nrefused: {error}"),
     }
@@ -244,7 +275,7 @@ fn outcome(output: &Output) -> String {
 async fn a_store_that_this_user_may_not_write_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store.redb");
-    drop(RedbStore::open(&path).await.unwrap());
+    drop(RedbStore::open_or_create(&path).await.unwrap());
     // Root may write everything, so the child is somebody else, who must reach this binary and the file.
     let exe = directory.path().join("exe");
     fs::copy(child::this_exe(), &exe).unwrap();
@@ -301,7 +332,7 @@ async fn a_full_disk_loses_nothing_and_needs_no_restart() {
 pub(crate) async fn fill_disk(directory: &Path) {
     mount(directory, "size=3m");
     let path = directory.join("store.redb");
-    let store = RedbStore::open(&path).await.unwrap();
+    let store = RedbStore::open_or_create(&path).await.unwrap();
     let key = |n: usize| account(format!("account-{n:04}"));
     let value = |n: usize| vec![n as u8; 2000];
 
@@ -341,7 +372,7 @@ pub(crate) async fn fill_disk(directory: &Path) {
         }
     }
     drop(store);
-    let store = RedbStore::open_existing(&path).await.unwrap();
+    let store = RedbStore::open(&path).await.unwrap();
     for n in 0..acknowledged {
         assert_eq!(store.get(&key(n)).await.unwrap().unwrap().value, value(n));
     }
@@ -350,7 +381,7 @@ pub(crate) async fn fill_disk(directory: &Path) {
     let mut file = fs::File::create(&filler).unwrap();
     while file.write_all(&[1; 4096]).is_ok() {}
     let new = directory.join("new.redb");
-    let error = RedbStore::open(&new).await.unwrap_err();
+    let error = RedbStore::open_or_create(&new).await.unwrap_err();
     assert!(error.to_string().contains("disk is full") && error.to_string().contains("new.redb"), "{error}");
     assert!(!new.exists());
     let mut names: Vec<PathBuf> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -364,7 +395,7 @@ async fn a_read_only_file_system_is_named() {
     let Some(mut wrapper) = mounting() else { return };
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store.redb");
-    drop(RedbStore::open(&path).await.unwrap());
+    drop(RedbStore::open_or_create(&path).await.unwrap());
     let script = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
     let place = directory.path().to_str().unwrap().to_owned();
     wrapper.extend(["sh", "-c", script, &place]);

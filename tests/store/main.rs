@@ -4,6 +4,7 @@
 mod child;
 mod conformance;
 mod crash;
+mod damage;
 mod files;
 mod model;
 mod records;
@@ -29,6 +30,6 @@ fn put(value: impl Into<Vec<u8>>, wrapped_by: &[KekVersion]) -> Put {
 /// One of each implementation, empty. The directory goes when the guard goes.
 async fn stores() -> (Vec<Arc<dyn KeyStore>>, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    let redb = RedbStore::open(directory.path().join("store.redb")).await.unwrap();
+    let redb = RedbStore::open_or_create(directory.path().join("store.redb")).await.unwrap();
     (vec![Arc::new(MemoryStore::new()), Arc::new(redb)], directory)
 }

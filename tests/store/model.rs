@@ -72,12 +72,12 @@ proptest! {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("store.redb");
             let memory = MemoryStore::new();
-            let mut redb = RedbStore::open(&path).await.unwrap();
+            let mut redb = RedbStore::open_or_create(&path).await.unwrap();
             let (mut of_memory, mut of_redb) = (Vec::new(), Vec::new());
             for call in calls {
                 if matches!(call, Call::Reopen) {
                     drop(redb);
-                    redb = RedbStore::open_existing(&path).await.unwrap();
+                    redb = RedbStore::open(&path).await.unwrap();
                 }
                 let expected = answer(&memory, &call, &mut of_memory).await;
                 prop_assert_eq!(answer(&redb, &call, &mut of_redb).await, expected, "{:?}", call);

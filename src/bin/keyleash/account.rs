@@ -30,7 +30,7 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         }
         Account::List { kek } => {
             let kek = kek.map(|kek| kek_version(&kek)).transpose()?;
-            let store = setup.store(Store::Optional).await?;
+            let store = setup.store(Store::Existing).await?;
             let ids = list(&*store, kek).await?;
             let lines: String = ids.iter().map(|id| format!("{id}\n")).collect();
             let ids: Vec<_> = ids.iter().map(|id| id.as_str()).collect();

@@ -49,8 +49,8 @@ service does what is due by itself; where only commands are used, call
 `keyleash schedule --run` from a timer. Of all that would work, one process at a
 time does. What was missed is caught up once.
 
-Ends with 5 when something that is due failed; it is reported, and left as it
-was.";
+Ends with 5 when something that is due failed, or a record that cannot be read
+may be due; it is reported, and left as it was.";
 
 /// HSM-backed envelope encryption, whose keys stay on a leash.
 ///
@@ -82,6 +82,9 @@ pub(crate) enum Command {
     /// Accounts: make, list, rotate, move, delete.
     #[command(subcommand)]
     Account(Account),
+    /// Look at the store.
+    #[command(subcommand)]
+    Store(Store),
     /// Seal a file or a stream of any length for an account.
     #[command(after_help = SEAL_EXAMPLES)]
     Seal(Seal),
@@ -128,6 +131,14 @@ pub(crate) enum Token {
         #[arg(long, value_name = "NAME")]
         token: Option<OsString>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Store {
+    /// Read all of it, and name what is damaged or missing. Asks no token, changes nothing.
+    ///
+    /// Ends with 0 when all of it is whole, with 5 when it is not.
+    Check,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,9 +1,13 @@
 //! The sealed file: a stream of any length as blocks of 64 KiB.
 //!
 //! ```text
-//! "KEYLEASH"  u16 version = 1  u16 length ‖ account id  file id (16 random bytes)  u32 block size = 65536
+//! "KEYLEASH"  u16 version = 2  u16 length ‖ account id  file id (16 random bytes)  u32 block size = 65536  digest (16 bytes)
 //! { block header (48 or 80 bytes)  ciphertext } …                               integers big-endian
 //! ```
+//!
+//! The digest is the first 16 bytes of the SHA-256 of all before it: a damaged account id shall not pass for an account that
+//! is not there. It is no MAC, and needs none, for the blocks are bound to what it covers. Version 1 has no digest, and opens
+//! for ever.
 //!
 //! The address of a block is `file id ‖ u64 index ‖ u8 last`. Every block but the last is full; the last has 0 to 65536
 //! bytes and is the one behind which the stream ends, so that an empty input is one empty last block. Account, file id,
@@ -16,17 +20,21 @@ use keyleash::{
     block::{Address, BlockHeader, SUITE_KNOWN_AFTER_BYTES},
     name::{ACCOUNT_ID_BYTES_MAX, AccountId},
 };
+use sha2::{Digest, Sha256};
 use std::io::{self, BufRead, Read, Write};
 use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
 /// What every sealed file begins with.
 pub(crate) const MAGIC: [u8; 8] = *b"KEYLEASH";
-/// The format version that this release writes and reads.
-pub(crate) const VERSION: u16 = 1;
+/// The format version that this release writes.
+pub(crate) const VERSION: u16 = 2;
+/// The one before, which had no digest.
+const VERSION_WITHOUT_DIGEST: u16 = 1;
 /// Plaintext in every block but the last.
 pub(crate) const BLOCK_BYTES: usize = 64 * 1024;
 const FILE_ID_BYTES: usize = 16;
+const DIGEST_BYTES: usize = 16;
 
 /// How far from its place a refused block is looked for, to name what happened to the file.
 const SEARCH_BLOCKS: u64 = 1024;
@@ -77,6 +85,8 @@ impl Keys {
 pub(crate) struct FileHeader {
     pub(crate) account: AccountId,
     pub(crate) file_id: [u8; FILE_ID_BYTES],
+    /// That this is what was written is known.
+    pub(crate) has_digest: bool,
 }
 
 impl FileHeader {
@@ -84,7 +94,7 @@ impl FileHeader {
     pub(crate) fn random(account: AccountId) -> Result<Self, Failure> {
         let mut file_id = [0; FILE_ID_BYTES];
         keyleash::secret::fill_random(&mut file_id)?;
-        Ok(Self { account, file_id })
+        Ok(Self { account, file_id, has_digest: true })
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -96,6 +106,7 @@ impl FileHeader {
         bytes.extend(account);
         bytes.extend(self.file_id);
         bytes.extend((BLOCK_BYTES as u32).to_be_bytes());
+        bytes.extend(digest(&bytes));
         bytes
     }
 
@@ -109,11 +120,12 @@ impl FileHeader {
         if magic.len() < MAGIC.len() {
             return Err(cut_in_header());
         }
-        let version = u16::from_be_bytes(array(input)?);
-        if version != VERSION {
-            return Err(Failure::file(format!("it has format version {version}, this release reads {VERSION}")));
+        let mut read = magic;
+        let version = u16::from_be_bytes(next(input, &mut read)?);
+        if ![VERSION_WITHOUT_DIGEST, VERSION].contains(&version) {
+            return Err(Failure::file(format!("it has format version {version}, this release reads 1 to {VERSION}")));
         }
-        let account_len = usize::from(u16::from_be_bytes(array(input)?));
+        let account_len = usize::from(u16::from_be_bytes(next(input, &mut read)?));
         if account_len > ACCOUNT_ID_BYTES_MAX {
             return Err(Failure::file(format!("it names an account of {account_len} bytes; ids have 1 to 255")));
         }
@@ -122,16 +134,20 @@ impl FileHeader {
         if account.len() < account_len {
             return Err(cut_in_header());
         }
+        read.extend(&account);
+        let file_id = next(input, &mut read)?;
+        let block_size = u32::from_be_bytes(next(input, &mut read)?);
+        if version != VERSION_WITHOUT_DIGEST && array::<DIGEST_BYTES>(input)? != digest(&read) {
+            return Err(Failure::file("its own header was changed"));
+        }
         let account = AccountId::from_bytes(&account)
             .map_err(|error| Failure::file(format!("it names an account that cannot be: {error}")))?;
-        let file_id = array(input)?;
-        let block_size = u32::from_be_bytes(array(input)?);
         if usize::try_from(block_size) != Ok(BLOCK_BYTES) {
             return Err(Failure::file(format!(
-                "it has blocks of {block_size} bytes; version {VERSION} has {BLOCK_BYTES}"
+                "it has blocks of {block_size} bytes; version {version} has {BLOCK_BYTES}"
             )));
         }
-        Ok(Self { account, file_id })
+        Ok(Self { account, file_id, has_digest: version != VERSION_WITHOUT_DIGEST })
     }
 
     /// The address of a block.
@@ -305,6 +321,20 @@ fn plain_buffer() -> Zeroizing<Vec<u8>> {
 fn fill(input: &mut impl Read, buf: &mut Vec<u8>, len: usize) -> Result<(), Failure> {
     buf.clear();
     input.by_ref().take(len as u64).read_to_end(buf).map(drop).map_err(reading)
+}
+
+fn digest(header: &[u8]) -> [u8; DIGEST_BYTES] {
+    let whole: [u8; 32] = Sha256::digest(header).into();
+    let mut digest = [0; DIGEST_BYTES];
+    digest.iter_mut().zip(whole).for_each(|(to, from)| *to = from);
+    digest
+}
+
+/// The next bytes, which are added to what was `read`.
+fn next<const N: usize>(input: &mut impl Read, read: &mut Vec<u8>) -> Result<[u8; N], Failure> {
+    let bytes = array(input)?;
+    read.extend(bytes);
+    Ok(bytes)
 }
 
 fn array<const N: usize>(input: &mut impl Read) -> Result<[u8; N], Failure> {

@@ -34,7 +34,7 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
             output.result(&result, &line)
         }
         Kek::List => {
-            let engine = setup.engine(Store::Optional).await?;
+            let engine = setup.engine(Store::Existing).await?;
             let keks = engine.keks().await?;
             let tokens = engine.tokens();
             let (mut unknown, mut trouble) = (Vec::new(), None);

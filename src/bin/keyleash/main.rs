@@ -18,6 +18,7 @@ mod setup;
 mod shared_store;
 mod signals;
 mod status;
+mod store;
 mod token;
 mod warnings;
 
@@ -109,12 +110,13 @@ fn run_to_end(runtime: &Runtime, cli: Cli, output: Output) -> Result<(), Failure
 async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
     let Cli { config, command, .. } = cli;
     let made = OnceCell::new();
-    let setup = || Setup::read(config.as_deref()).map(|setup| made.get_or_init(|| setup));
+    let setup = || Setup::read(config.as_deref(), output).map(|setup| made.get_or_init(|| setup));
     let outcome = match command {
         Command::Quickstart(args) => quickstart::run(args, setup()?, output).await,
         Command::Token(command) => token::run(command, setup()?, output).await,
         Command::Kek(command) => kek::run(command, setup()?, output).await,
         Command::Account(command) => account::run(command, setup()?, output).await,
+        Command::Store(command) => store::run(command, setup()?, output).await,
         Command::Seal(args) => seal::seal(args, setup()?, output).await,
         Command::Open(args) => seal::open(args, setup()?, output).await,
         Command::Status { watch } => status::run(watch, setup()?, output).await,

@@ -26,7 +26,17 @@ pub(crate) async fn run(args: ScheduleArgs, setup: &Setup, output: Output) -> Re
     let engine = setup.engine(Store::Existing).await?;
     if !run {
         let schedule = engine.schedule(limit.max(NEXT_SHOWN_MAX)).await?;
-        return output.result(&schedule_json(&schedule, limit), &schedule_lines(&schedule, limit));
+        for (_, error) in &schedule.failures {
+            output.note(&format!("keyleash: {error}"));
+        }
+        output.result(&schedule_json(&schedule, limit), &schedule_lines(&schedule, limit))?;
+        return match schedule.failures.first() {
+            None => Ok(()),
+            Some((_, error)) => Err(Failure::partial(
+                format!("{} cannot be read, and may be due", count(schedule.unreadable, "record")),
+                Some(error),
+            )),
+        };
     }
     let report = engine.run_schedule().await?;
     for (subject, error) in &report.failures {
@@ -156,6 +166,7 @@ fn schedule_json(schedule: &Schedule, limit: usize) -> Value {
         "due": schedule.due.iter().take(limit).map(account_json).collect::<Vec<_>>(),
         "next": schedule.next.iter().take(NEXT_SHOWN_MAX).map(account_json).collect::<Vec<_>>(),
         "unreadable": schedule.unreadable,
+        "failures": schedule.failures.iter().map(failure_json).collect::<Vec<_>>(),
     })
 }
 
@@ -194,24 +205,24 @@ fn schedule_lines(schedule: &Schedule, limit: usize) -> String {
     if schedule.accounts_due > named {
         lines.push_str(&format!("{} more due\n", count(schedule.accounts_due - named, "account")));
     }
-    if schedule.unreadable > 0 {
-        lines.push_str(&format!("{} cannot be read\n", count(schedule.unreadable, "record")));
-    }
-    if rows.is_empty() {
+    if rows.is_empty() && schedule.unreadable == 0 {
         lines.push_str("nothing has a policy: see `keyleash account policy --help` and `keyleash kek policy --help`\n");
     }
     lines
 }
 
+fn failure_json((subject, error): &(String, Error)) -> Value {
+    json!({ "what": subject, "error": error.to_string() })
+}
+
 fn report_json(report: &WorkReport) -> Value {
-    let failure = |(subject, error): &(String, Error)| json!({ "what": subject, "error": error.to_string() });
     json!({
         "held_by": report.held_by.as_ref().map(holder_json),
         "keks": report.keks.iter().map(|(kek, _)| kek_json(kek)).collect::<Vec<_>>(),
         "accounts": report.accounts,
         "rewrapped": report.rewrapped,
         "failed": report.failed,
-        "failures": report.failures.iter().map(failure).collect::<Vec<_>>(),
+        "failures": report.failures.iter().map(failure_json).collect::<Vec<_>>(),
         "stopped": report.stopped.as_ref().map(ToString::to_string),
     })
 }

@@ -9,7 +9,7 @@ use crate::{
     progress::Progress,
     setup::{Setup, Store, account_id},
 };
-use keyleash::Engine;
+use keyleash::{Account, Engine, Error};
 use serde_json::json;
 use std::{
     fs::File,
@@ -58,11 +58,27 @@ pub(crate) async fn open(args: Open, setup: &Setup, output: Output) -> Result<()
 fn open_with(engine: &Engine, work: &mut Work) -> Result<(FileHeader, Totals), Failure> {
     let file = FileHeader::read(&mut work.input)?;
     let runtime = Handle::current();
-    let account = runtime.block_on(engine.account(&file.account))?;
+    let account = runtime.block_on(account_of(engine, &file))?;
     let keys = Keys::new(account, runtime);
     // Past the buffer, as when sealing.
     let totals = file::open(&file, &keys, &mut work.input, work.output.get_mut(), |bytes| work.step.done(bytes))?;
     Ok((file, totals))
+}
+
+/// The account that a file was sealed for.
+async fn account_of(engine: &Engine, file: &FileHeader) -> Result<Account, Failure> {
+    match engine.account(&file.account).await {
+        Err(Error::NotFound(_)) if matches!(engine.account_record(&file.account).await, Err(Error::NotFound(_))) => {
+            let damaged =
+                if file.has_digest { "" } else { ", or the file's header, which is of version 1, is damaged" };
+            Err(Error::NotFound(format!(
+                "account {}, for which the file was sealed: it was purged, or this is another store than it was sealed with{damaged}",
+                file.account
+            ))
+            .into())
+        }
+        account => Ok(account?),
+    }
 }
 
 /// Where the bytes come from and go to.

@@ -1,6 +1,6 @@
 //! From settings to an engine.
 
-use crate::{exit::Failure, lazy_token::LazyToken, shared_store::SharedStore};
+use crate::{exit::Failure, lazy_token::LazyToken, output::Output, shared_store::SharedStore};
 use keyleash::{
     Engine, Error,
     clock::Clock,
@@ -36,10 +36,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) enum Store {
     /// It is made if it is missing.
     Create,
-    /// It must exist.
+    /// It must exist: what is not mounted, or misspelt, is no empty store.
     Existing,
-    /// If it is missing it is empty, and is not made.
-    Optional,
     /// Nothing.
     None,
 }
@@ -48,13 +46,14 @@ pub(crate) enum Store {
 #[derive(Debug)]
 pub(crate) struct Setup {
     config: Config,
+    output: Output,
     /// What this command made, and what is waited for at its end.
     engine: Mutex<Option<Engine>>,
 }
 
 impl Setup {
     /// Reads the file and the environment.
-    pub(crate) fn read(file: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) fn read(file: Option<&Path>, output: Output) -> Result<Self, Failure> {
         let file = match file {
             Some(path) => ConfigFile::read(path)?,
             None if Path::new(CONFIG_DEFAULT).exists() => ConfigFile::read(Path::new(CONFIG_DEFAULT))?,
@@ -62,7 +61,7 @@ impl Setup {
         };
         let names = env::vars_os().map(|(name, _)| name);
         let config = file.overlay(names, |name| env::var_os(name))?.resolve()?;
-        Ok(Self { config, engine: Mutex::default() })
+        Ok(Self { config, output, engine: Mutex::default() })
     }
 
     /// Before the process ends: what the engine still writes down.
@@ -85,16 +84,21 @@ impl Setup {
 
     pub(crate) async fn store(&self, need: Store) -> Result<Arc<dyn KeyStore>, Failure> {
         let path = self.config.store.clone();
-        let opened = match need {
+        let create = match need {
             Store::None => return Ok(Arc::new(MemoryStore::new())),
-            Store::Create => SharedStore::open(path, true).await,
-            Store::Existing | Store::Optional => SharedStore::open(path, false).await,
+            Store::Create => true,
+            Store::Existing => false,
         };
-        match opened {
-            Ok(store) => Ok(Arc::new(store)),
-            Err(Error::NotFound(_)) if need == Store::Optional => Ok(Arc::new(MemoryStore::new())),
+        match SharedStore::open(path, create).await {
+            Ok(store) => {
+                if store.is_new() {
+                    let path = self.store_path().display();
+                    self.output.note(&format!("keyleash: store {path}: made, for there was none"));
+                }
+                Ok(Arc::new(store))
+            }
             Err(Error::NotFound(what)) => {
-                Err(Error::NotFound(format!("{what}; `keyleash kek create NAME` makes it")).into())
+                Err(Error::NotFound(format!("{what}: `keyleash kek create NAME` makes it")).into())
             }
             Err(error) => Err(error.into()),
         }

@@ -14,34 +14,52 @@ use tokio::sync::{Mutex, MutexGuard};
 const WAIT: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The store at a path. Made by the first operation if it is missing and `create` is true.
+/// The store at a path.
 #[derive(Debug)]
 pub(crate) struct SharedStore {
-    path: PathBuf,
-    create: bool,
+    store: RedbStore,
     clock: Clock,
-    /// One operation at a time in this process, or they would wait for each other's file.
+    /// One operation at a time in this process: the file is closed behind each.
     turn: Mutex<()>,
+    is_new: bool,
 }
 
 impl SharedStore {
-    /// Opens the store once, so that what is wrong with it is said before anything else is done.
+    /// Opens the store once, so that what is wrong with it is said before anything else is done, and so that all of it is
+    /// verified once. Made if it is missing and `create` is true.
     pub(crate) async fn open(path: PathBuf, create: bool) -> Result<Self> {
-        let store = Self { path, create, clock: Clock::default(), turn: Mutex::default() };
-        store.turn().await?;
-        Ok(store)
+        let (clock, mut is_new) = (Clock::default(), false);
+        let give_up = clock.now().plus(WAIT);
+        loop {
+            let opened = match RedbStore::open(&path).await {
+                Err(Error::NotFound(_)) if create => {
+                    is_new = true;
+                    RedbStore::open_or_create(&path).await
+                }
+                opened => opened,
+            };
+            match opened {
+                Ok(store) => {
+                    store.rest();
+                    return Ok(Self { store, clock, turn: Mutex::default(), is_new });
+                }
+                Err(Error::Store(_)) if clock.now() < give_up => tokio::time::sleep(PAUSE).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether it was made just now.
+    pub(crate) fn is_new(&self) -> bool {
+        self.is_new
     }
 
     async fn turn(&self) -> Result<Turn<'_>> {
         let turn = self.turn.lock().await;
         let give_up = self.clock.now().plus(WAIT);
         loop {
-            let opened = match self.create {
-                true => RedbStore::open(&self.path).await,
-                false => RedbStore::open_existing(&self.path).await,
-            };
-            match opened {
-                Ok(store) => return Ok(Turn { store, _turn: turn }),
+            match self.store.wake().await {
+                Ok(()) => return Ok(Turn { store: &self.store, _turn: turn }),
                 Err(Error::Store(_)) if self.clock.now() < give_up => tokio::time::sleep(PAUSE).await,
                 Err(error) => return Err(error),
             }
@@ -49,10 +67,16 @@ impl SharedStore {
     }
 }
 
-/// The open file. Dropped in this order: the file is free before the next turn begins.
+/// The open file, which is free when this is dropped, and before the next turn begins.
 struct Turn<'a> {
-    store: RedbStore,
+    store: &'a RedbStore,
     _turn: MutexGuard<'a, ()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.store.rest();
+    }
 }
 
 #[async_trait]
@@ -108,6 +132,7 @@ mod tests {
             store.create(&Key::Kek(KekName::new(format!("k{number}")).unwrap()), put.clone()).await.unwrap();
         }
         assert_eq!(other.list(&Filter::Keks, None, 10).await.unwrap().keys.len(), 3);
+        assert!(one.is_new() && !other.is_new());
         let both = tokio::join!(one.list(&Filter::Keks, None, 10), other.list(&Filter::Keks, None, 10));
         assert_eq!(both.0.unwrap(), both.1.unwrap());
     }

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 /// Shows everything, then ends as the first thing that is not granted: a monitor need look at the exit status alone. Or
 /// goes on and shows what changes.
 pub(crate) async fn run(watch: bool, setup: &Setup, output: Output) -> Result<(), Failure> {
-    let store = setup.store(Store::Optional).await?;
+    let store = setup.store(Store::Existing).await?;
     let engine = setup.full_engine(store.clone()).await?;
     let mut events = engine.events();
     let keks = engine.keks().await?;

@@ -1,5 +1,6 @@
 //! Opening and making the file, and what is said when that fails.
 
+use super::pages::{Known, Pages};
 use crate::{
     error::{Corrupt, Error, Result},
     secret::fill_random,
@@ -16,6 +17,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    sync::Arc,
 };
 
 pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("keyleash.meta");
@@ -36,38 +38,53 @@ const NAME_SHOWN_MAX: usize = 200;
 /// The file says which accounts there are: nobody else needs to read it.
 const FILE_MODE: u32 = 0o600;
 
-fn builder() -> Builder {
-    let mut builder = Builder::new();
-    builder.set_cache_size(CACHE_BYTES);
-    builder
-}
-
 /// Opens the store, and makes it when there is none.
-pub(super) fn open_or_create(path: &Path) -> Result<Database> {
-    match open(path) {
-        Err(Error::NotFound(_)) => create(path),
+pub(super) fn open_or_create(path: &Path, known: &Arc<Known>) -> Result<Database> {
+    match open(path, known) {
+        Err(Error::NotFound(_)) => create(path, known),
         opened => opened,
     }
 }
 
 /// Opens a store that exists.
-pub(super) fn open(path: &Path) -> Result<Database> {
+pub(super) fn open(path: &Path, known: &Arc<Known>) -> Result<Database> {
     check_file(path)?;
     guarded(path, || {
-        let database = builder().open(path).map_err(|error| failed(path, error.into()))?;
+        if !known.is_verified() {
+            // Whoever made it may have died before it did so.
+            sync_directory(directory_of(path)).map_err(|error| io_failed(path, &error))?;
+        }
+        let backend = || {
+            let file = OpenOptions::new().read(true).write(true).open(path).map_err(|error| io_failed(path, &error))?;
+            FileBackend::new(file).map_err(|error| failed(path, error.into()))
+        };
+        let database = verified(path, backend, known)?;
         check_format(path, &database)?;
         Ok(database)
     })
 }
 
-/// redb panics over some kinds of damage. Whoever calls this gives up the database that it happened in.
-pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        Err(corrupt(path, "the file is damaged (redb failed over it, see the log); restore it from a copy"))
-    })
+/// Opens what `backend` gives, with every page that redb's trees reach verified: now, or since this process had it open last.
+fn verified<B: StorageBackend>(name: &Path, backend: impl Fn() -> Result<B>, known: &Arc<Known>) -> Result<Database> {
+    loop {
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(!known.is_verified());
+        match builder.create_with_backend(Pages::new(backend()?, known.clone())) {
+            Ok(database) => return Ok(database),
+            Err(_) if known.is_stale() => known.forget(),
+            Err(error) => return Err(failed(name, error.into())),
+        }
+    }
 }
 
-/// Closes the store. redb writes as it does so, and panics over some kinds of damage; nothing that was acknowledged rests on it.
+/// Should redb panic all the same: damage that checksums do not tell, which is of its own making. Whoever calls this gives up
+/// the database that it happened in.
+pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(corrupt(path, "the file is damaged (redb failed over it); restore it from a copy")))
+}
+
+/// Closes the store. redb writes as it does so; nothing that was acknowledged rests on it.
 pub(super) fn close(path: &Path, database: Option<Database>) {
     let closed = guarded(path, || {
         drop(database);
@@ -79,14 +96,20 @@ pub(super) fn close(path: &Path, database: Option<Database>) {
 }
 
 /// Opens a store in what stands for its file, and makes it when that is empty.
-pub(super) fn open_backend(name: &Path, backend: impl StorageBackend) -> Result<Database> {
-    let is_new = backend.len().map_err(|error| io_failed(name, &error))? == 0;
-    let database = builder().create_with_backend(backend).map_err(|error| failed(name, error.into()))?;
-    if is_new {
-        write_format(&database).map_err(|error| failed(name, error))?;
-    }
-    check_format(name, &database)?;
-    Ok(database)
+pub(super) fn open_backend<B: StorageBackend>(
+    name: &Path,
+    backend: impl Fn() -> B,
+    known: &Arc<Known>,
+) -> Result<Database> {
+    let is_new = backend().len().map_err(|error| io_failed(name, &error))? == 0;
+    guarded(name, || {
+        let database = verified(name, || Ok(backend()), known)?;
+        if is_new {
+            write_format(&database).map_err(|error| failed(name, error))?;
+        }
+        check_format(name, &database)?;
+        Ok(database)
+    })
 }
 
 /// Refuses what cannot be a redb file, before redb looks at it.
@@ -96,13 +119,16 @@ fn check_file(path: &Path) -> Result<()> {
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::NotFound(format!("store {}: there is no such file", path.display())));
+            return Err(Error::NotFound(format!(
+                "store {}: there is no such file; correct the path, mount what it is on, or make a store there",
+                path.display()
+            )));
         }
         Err(error) => return Err(io_failed(path, &error)),
     };
     let metadata = file.metadata().map_err(|error| io_failed(path, &error))?;
     if !metadata.is_file() {
-        return Err(misconfigured(path, "is no regular file; name a file, which is made when it is missing"));
+        return Err(misconfigured(path, "is no regular file; name a file"));
     }
     let mut head = Vec::new();
     file.take(REDB_MAGIC.len() as u64).read_to_end(&mut head).map_err(|error| io_failed(path, &error))?;
@@ -138,17 +164,14 @@ fn check_format(path: &Path, database: &Database) -> Result<()> {
 }
 
 /// Makes the store beside its place and links it there whole, so that a crash leaves no half of one.
-fn create(path: &Path) -> Result<Database> {
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
+fn create(path: &Path, known: &Arc<Known>) -> Result<Database> {
+    let directory = directory_of(path);
     if !directory.is_dir() {
         let what = format!("cannot be made: there is no directory {}; make it", directory.display());
         return Err(misconfigured(path, &what));
     }
     let Some(name) = path.file_name() else {
-        return Err(misconfigured(path, "is no file name; name a file, which is made when it is missing"));
+        return Err(misconfigured(path, "is no file name; name a file"));
     };
     let mut random = [0; 8];
     fill_random(&mut random)?;
@@ -159,26 +182,33 @@ fn create(path: &Path) -> Result<Database> {
     }
     temporary.push(format!(".{:016x}.new", u64::from_ne_bytes(random)));
     let temporary = directory.join(temporary);
-    let made = make(path, &temporary, directory);
+    let made = make(path, &temporary, directory, known);
     // Gone already when it was linked; else whatever failed is said, not this.
     let _ = fs::remove_file(&temporary);
     match made? {
         Some(database) => Ok(database),
-        None => open(path), // somebody else was faster
+        None => open(path, known), // somebody else was faster
     }
 }
 
-fn make(path: &Path, temporary: &Path, directory: &Path) -> Result<Option<Database>> {
+fn make(path: &Path, temporary: &Path, directory: &Path, known: &Arc<Known>) -> Result<Option<Database>> {
     let io = |error: io::Error| io_failed(path, &error);
-    let options = OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(temporary);
-    let file = options.map_err(io)?;
-    let database = FileBackend::new(file)
-        .and_then(|backend| builder().create_with_backend(backend))
-        .map_err(|error| failed(path, error.into()))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    drop(options.clone().create_new(true).mode(FILE_MODE).open(temporary).map_err(io)?);
+    let backend = || {
+        let file = options.open(temporary).map_err(io)?;
+        FileBackend::new(file).map_err(|error| failed(path, error.into()))
+    };
+    let database = verified(path, backend, known)?;
     write_format(&database).map_err(|error| failed(path, error))?;
     match fs::hard_link(temporary, path) {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            drop(database);
+            known.forget();
+            return Ok(None);
+        }
         Err(error) => {
             let what = format!("cannot be linked into its place ({error}); use a file system that has hard links");
             return Err(misconfigured(path, &what));
@@ -186,8 +216,24 @@ fn make(path: &Path, temporary: &Path, directory: &Path) -> Result<Option<Databa
     }
     fs::remove_file(temporary).map_err(io)?;
     // Without this a power loss could take the name away, and every acknowledged write with it.
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)?;
+    sync_directory(directory).map_err(io)?;
     Ok(Some(database))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    match File::open(directory) {
+        Ok(directory) => directory.sync_all(),
+        // One that may be gone through and not read. Whoever made the file in it has more rights, or had.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn write_format(database: &Database) -> Result<(), RedbError> {
@@ -219,7 +265,7 @@ fn io_failed(path: &Path, error: &io::Error) -> Error {
         }
         Kind::ReadOnlyFilesystem => misconfigured(path, "is on a read-only file system; mount it writable, or move it"),
         Kind::NotADirectory => misconfigured(path, "has a file where a directory should be; correct the path"),
-        Kind::IsADirectory => misconfigured(path, "is a directory; name a file, which is made when it is missing"),
+        Kind::IsADirectory => misconfigured(path, "is a directory; name a file"),
         Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => {
             store("the disk is full; make room and try again, nothing that was acknowledged is lost")
         }

@@ -159,7 +159,7 @@ impl Ground {
         let with_token = with_token_directory(&info);
         may_act(scenario, options, &info, with_token.as_deref())?;
         let token = Arc::new(CountingToken { token, served: AtomicU64::new(0), failed: AtomicU64::new(0) });
-        let store = Arc::new(RedbStore::open(directory.join(STORE)).await?);
+        let store = Arc::new(RedbStore::open_or_create(directory.join(STORE)).await?);
         let engine = Engine::builder(token.clone(), store).settings(settings.clone()).build()?;
         // Its label tells an operator of a real HSM which one it is.
         let name = kek_name(&directory)?;

@@ -73,7 +73,7 @@ pub(crate) async fn serve(serve: Serve, setup: &Setup) -> Result<(), Failure> {
     let path = serve.directory.join(STORE);
     let give_up = clock.now().plus(STORE_PATIENCE);
     let store = loop {
-        match RedbStore::open_existing(&path).await {
+        match RedbStore::open(&path).await {
             Ok(store) => break store,
             Err(Error::Store(_)) if clock.now() < give_up => clock.sleep_until(clock.now().plus(PAUSE)).await,
             Err(error) => return Err(error.into()),
