@@ -1,73 +1,49 @@
-//! The budget of token calls that unwrap AEKs: how many at once, and how many a second.
+//! The budget of token calls: how many at once, and how many a second. A seat's token is called with a place of one, or for a proof.
 //!
-//! Whoever waits for a key goes first: on-demand unwraps are counted but never held back by the rate, while refresh,
-//! resumption and re-wrap share what is left and never take more than half of the places. Proofs are outside the
-//! budget: the leash must not wait in a queue.
+//! Whoever waits for a key goes first: on-demand calls are counted but never held back by the rate, while refresh,
+//! resumption and re-wrap share what is left and never take more than half of the places. Where places are scarce, KEK versions get
+//! them in turn, and so do those who wait and the background: 600 accounts that are made at once under one KEK neither keep an
+//! account of another closed nor let keys in use go cold. Proofs are outside the budget: the leash must not wait in a queue.
 
-use crate::clock::{Clock, Instant};
+use crate::{
+    clock::{Clock, Instant},
+    name::KekVersion,
+};
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Unwraps in flight at most, proofs not counted. More than a token has workers, so that none idles.
+mod turns;
+
+use turns::{Permit, Turns};
+
+/// Calls in flight at most, proofs not counted. More than a token has workers, so that none idles.
 pub(crate) const IN_FLIGHT_MAX: usize = 16;
 pub(crate) const BACKGROUND_IN_FLIGHT_MAX: usize = IN_FLIGHT_MAX / 2;
 /// How many calls on-demand work may run ahead of the rate: background work waits for no more than these.
 const DEBT_CALLS_MAX: u32 = 4;
 
+/// So many calls a second.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub(crate) struct Rate {
     clock: Clock,
-    /// Between two background calls, so that they come at the rate.
+    /// Between two calls.
     spacing: Duration,
-    /// When the next background call may start.
+    /// When the next call may start.
     next: Mutex<Instant>,
-    places: Arc<Semaphore>,
-    background: Arc<Semaphore>,
 }
 
-/// A place; given back when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Place {
-    _place: Option<OwnedSemaphorePermit>,
-    background: Option<OwnedSemaphorePermit>,
-}
-
-impl Place {
-    /// Somebody waits for the call that it is for.
-    pub(crate) fn is_on_demand(&self) -> bool {
-        self.background.is_none()
-    }
-}
-
-impl Budget {
+impl Rate {
     /// `rate` is in calls per second, at least 1.
     pub(crate) fn new(rate: u32, clock: Clock) -> Self {
-        Self {
-            clock,
-            spacing: Duration::from_secs(1) / rate.max(1),
-            next: Mutex::default(),
-            places: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
-            background: Arc::new(Semaphore::new(BACKGROUND_IN_FLIGHT_MAX)),
-        }
+        Self { clock, spacing: Duration::from_secs(1) / rate.max(1), next: Mutex::default() }
     }
 
-    /// A place for a call that somebody waits for.
-    pub(crate) async fn on_demand(&self) -> Place {
-        let now = self.clock.now();
-        self.take_slot(now, now.plus(self.spacing * DEBT_CALLS_MAX));
-        // The semaphore is never closed; if it were, there would be no limit rather than no service.
-        Place { _place: self.places.clone().acquire_owned().await.ok(), background: None }
-    }
-
-    /// A place for a call that nobody waits for, at the rate.
-    pub(crate) async fn background(&self) -> Place {
-        let background = self.background.clone().acquire_owned().await.ok();
+    async fn turn(&self) {
         let start = self.take_slot(self.clock.now(), Instant::from_nanos(u64::MAX));
         self.clock.sleep_until(start).await;
-        Place { _place: self.places.clone().acquire_owned().await.ok(), background }
     }
 
     /// Takes the next start time, and moves the one after it on, at most to `latest`.
@@ -76,6 +52,71 @@ impl Budget {
         let start = (*next).max(now);
         *next = start.plus(self.spacing).min(latest).max(*next);
         start
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Budget {
+    rate: Rate,
+    places: Turns<Group>,
+    background: Arc<Semaphore>,
+}
+
+/// Who gets places in turn: the KEK version that is concerned, if one is, and whether it is the background.
+type Group = (Option<KekVersion>, bool);
+
+/// A place, for one call at a time; given back when it is dropped. Who has one waits for no other: all might be held by those who do.
+#[derive(Debug)]
+pub(crate) struct Place {
+    of: Option<KekVersion>,
+    is_on_demand: bool,
+    _place: Permit<Group>,
+    _background: Option<OwnedSemaphorePermit>,
+}
+
+impl Budget {
+    /// `rate` is in background calls per second, at least 1.
+    pub(crate) fn new(rate: u32, clock: Clock) -> Self {
+        Self {
+            rate: Rate::new(rate, clock),
+            places: Turns::new(IN_FLIGHT_MAX),
+            background: Arc::new(Semaphore::new(BACKGROUND_IN_FLIGHT_MAX)),
+        }
+    }
+
+    /// A place for a call that somebody waits for.
+    pub(crate) async fn on_demand(&self, kek: Option<&KekVersion>) -> Place {
+        let now = self.rate.clock.now();
+        self.rate.take_slot(now, now.plus(self.rate.spacing * DEBT_CALLS_MAX));
+        let place = self.places.take((kek.cloned(), false)).await;
+        Place { of: kek.cloned(), is_on_demand: true, _place: place, _background: None }
+    }
+
+    /// A place for a call that nobody waits for, at the rate.
+    pub(crate) async fn background(&self, kek: Option<&KekVersion>) -> Place {
+        // The semaphore is never closed; if it were, there would be no limit rather than no service.
+        let background = self.background.clone().acquire_owned().await.ok();
+        self.rate.turn().await;
+        self.behind(kek, background).await
+    }
+
+    /// As [`Budget::background`], at another rate. Its turn is waited for first: whoever has a slow one holds no place meanwhile.
+    pub(crate) async fn background_at(&self, rate: &Rate, kek: Option<&KekVersion>) -> Place {
+        rate.turn().await;
+        let background = self.background.clone().acquire_owned().await.ok();
+        self.behind(kek, background).await
+    }
+
+    async fn behind(&self, kek: Option<&KekVersion>, background: Option<OwnedSemaphorePermit>) -> Place {
+        let place = self.places.take((kek.cloned(), true)).await;
+        Place { of: kek.cloned(), is_on_demand: false, _place: place, _background: background }
+    }
+
+    /// A place of this budget for one of another, which is given back first.
+    pub(crate) async fn instead_of(&self, place: Place) -> Place {
+        let (kek, is_on_demand) = (place.of.clone(), place.is_on_demand);
+        drop(place);
+        if is_on_demand { self.on_demand(kek.as_ref()).await } else { self.background(kek.as_ref()).await }
     }
 }
 
@@ -98,7 +139,7 @@ mod tests {
         for _ in 0..30 {
             let (budget, started) = (budget.clone(), started.clone());
             tokio::spawn(async move {
-                drop(budget.background().await);
+                drop(budget.background(None).await);
                 *started.lock().unwrap() += 1;
             });
         }
@@ -111,7 +152,7 @@ mod tests {
         }
         assert_eq!(counts, [1, 2, 3, 4]);
         for _ in 0..100 {
-            drop(budget.on_demand().await);
+            drop(budget.on_demand(None).await);
         }
         settle().await;
         let before = *started.lock().unwrap();
@@ -127,13 +168,13 @@ mod tests {
         let budget = Budget::new(u32::MAX, Clock::Boottime);
         let mut held = Vec::new();
         for _ in 0..BACKGROUND_IN_FLIGHT_MAX {
-            held.push(budget.background().await);
+            held.push(budget.background(None).await);
         }
         for _ in 0..IN_FLIGHT_MAX - BACKGROUND_IN_FLIGHT_MAX {
-            held.push(budget.on_demand().await);
+            held.push(budget.on_demand(None).await);
         }
-        assert_eq!(budget.places.available_permits(), 0);
+        assert_eq!(budget.places.free(), 0);
         held.clear();
-        assert_eq!(budget.places.available_permits(), IN_FLIGHT_MAX);
+        assert_eq!(budget.places.free(), IN_FLIGHT_MAX);
     }
 }

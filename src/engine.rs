@@ -283,7 +283,8 @@ impl Engine {
         }
         let aek = Aek::generate()?;
         let context = context(&kek, id, aek_version);
-        let wrapped = self.owner.0.wrap(&kek, &current, &aek, &binding(&context)).await?;
+        let place = self.owner.0.leash(&kek).await?.on_demand().await;
+        let (wrapped, place) = self.owner.0.wrap(&kek, &current, &aek, &binding(&context), place).await?;
         let wrapped = WrappedAek {
             aek_version,
             kek,
@@ -294,7 +295,7 @@ impl Engine {
             created_unix: self.keyring().clock.unix_now(),
             used: Usage::default(),
         };
-        let proof = self.owner.0.prove_new(id, &wrapped).await?;
+        let proof = self.owner.0.prove_new(id, &wrapped, place).await?;
         if proof.aek != aek {
             return Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)));
         }
@@ -389,7 +390,7 @@ impl Engine {
     /// What the token fails with: [`Error::Misconfigured`] when it cannot do the profile.
     pub async fn probe(&self, profile: Profile) -> Result<Probe> {
         let seat = self.owner.0.tokens.default_seat().clone();
-        self.at_home(|_| async move { Ok(seat.token.probe(profile).await?) }).await
+        self.at_home(|_| async move { Ok(seat.token(&seat.budget.on_demand(None).await).probe(profile).await?) }).await
     }
 
     /// As [`Engine::probe`], on the token of that name.
@@ -398,7 +399,7 @@ impl Engine {
     /// As [`Engine::probe`], and [`Error::NotFound`] for the token.
     pub async fn probe_on(&self, token: &TokenName, profile: Profile) -> Result<Probe> {
         let seat = self.owner.0.tokens.named(token)?.clone();
-        self.at_home(|_| async move { Ok(seat.token.probe(profile).await?) }).await
+        self.at_home(|_| async move { Ok(seat.token(&seat.budget.on_demand(None).await).probe(profile).await?) }).await
     }
 
     /// The names of the tokens, the default first.
@@ -417,7 +418,7 @@ impl Engine {
     /// [`Error::NotFound`] for the token, and what it fails with.
     pub async fn token_info(&self, token: &TokenName) -> Result<TokenInfo> {
         let seat = self.owner.0.tokens.named(token)?.clone();
-        self.at_home(|_| async move { Ok(seat.token.info().await?) }).await
+        self.at_home(|_| async move { Ok(seat.token(&seat.budget.on_demand(None).await).info().await?) }).await
     }
 
     /// What an operator should change, as [`Status`] says it.
@@ -435,13 +436,15 @@ impl Engine {
         if fork::in_child() { Vec::new() } else { self.owner.0.leases() }
     }
 
-    /// A snapshot. Asks all tokens at once who they are, so it takes up to the longest `call_timeout` when one is silent.
+    /// A snapshot. Asks all tokens at once who they are, so it takes up to twice the longest `call_timeout` when one is silent or has
+    /// too much to do.
     pub async fn status(&self) -> Status {
         let mut asked: Vec<_> = Vec::new();
         let (keyring, home) = (self.keyring().clone(), &self.keyring().home);
         for seat in self.owner.0.tokens.seats() {
             let of = seat.clone();
-            asked.push((seat, home.begin(async move { Ok(of.token.info().await) })));
+            let clock = keyring.clock.clone();
+            asked.push((seat, home.begin(async move { Ok(of.info_in_time(&clock).await) })));
         }
         let mut tokens = Vec::new();
         for (seat, asked) in asked {
@@ -449,7 +452,7 @@ impl Engine {
                 Ok(asked) => home.wait(asked).await,
                 Err(error) => Err(error),
             };
-            let workers = seat.token.workers();
+            let workers = seat.workers();
             tokens.push(TokenStatus {
                 name: seat.name.clone(),
                 info: info.unwrap_or_else(|error| Err(not_asked(&error))),
@@ -495,7 +498,7 @@ impl From<TokenError> for Error {
         };
         match trouble.verdict {
             Verdict::Denied | Verdict::Replaced => Self::Denied(refusal(trouble)),
-            Verdict::Unreachable => Self::Unreachable(refusal(trouble)),
+            Verdict::Unreachable | Verdict::Busy => Self::Unreachable(refusal(trouble)),
             Verdict::BadRecord => Corrupt::WrappedAek(trouble.what).into(),
             Verdict::Misconfigured => Self::Misconfigured(format!("{trouble}; {}", trouble.remedy)),
             Verdict::Fatal => Self::Fatal(format!("{trouble}; {}", trouble.remedy)),

@@ -21,7 +21,7 @@ pub enum Error {
     /// The token was silent for the whole grace. Fails closed until it answers and grants.
     #[error("lapsed: {0}")]
     Lapsed(Refusal),
-    /// The token does not answer, and this account's key is not in memory. Retry; nothing is lost.
+    /// The token does not answer, or has too much to do, and this account's key is not in memory. Retry; nothing is lost.
     #[error("unreachable: {0}")]
     Unreachable(Refusal),
     /// The account's key is not in memory (not used for a TTL, evicted, or of an AEK version that another process made):

@@ -415,6 +415,6 @@ pub(crate) fn lease_verdict(leash: &Leash, trouble: &TokenError) -> Option<Lease
         // What worked before and is set up wrongly now was changed by somebody: that is a denial.
         Verdict::Misconfigured => (leash.lease().phase() != Phase::Unproven).then_some(LeaseVerdict::Denied),
         Verdict::Unreachable | Verdict::Fatal => Some(LeaseVerdict::Unreachable),
-        Verdict::BadRecord => None,
+        Verdict::BadRecord | Verdict::Busy => None,
     }
 }

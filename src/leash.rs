@@ -4,7 +4,7 @@
 //! the slots when it says so, and admits a freshly unwrapped key only in the epoch in which it was asked for.
 
 use crate::{
-    budget::Budget,
+    budget::{Budget, Place, Rate},
     clock::{Clock, Instant},
     config::Settings,
     denial::DenialNotes,
@@ -298,8 +298,23 @@ impl<M: Member> Leash<M> {
     }
 
     /// The budget of whoever is to be asked for an AEK now.
-    pub(crate) fn budget(&self) -> &Budget {
+    fn budget(&self) -> &Budget {
         self.standby_to_ask().map_or(&self.route.first.budget, |standby| &standby.guests)
+    }
+
+    /// A place for a call that somebody waits for.
+    pub(crate) async fn on_demand(&self) -> Place {
+        self.budget().on_demand(Some(&self.kek)).await
+    }
+
+    /// A place for one that nobody waits for.
+    pub(crate) async fn background(&self) -> Place {
+        self.budget().background(Some(&self.kek)).await
+    }
+
+    /// The same, at a rate of its own.
+    pub(crate) async fn background_at(&self, rate: &Rate) -> Place {
+        self.budget().background_at(rate, Some(&self.kek)).await
     }
 
     /// True when the token may be asked for a caller who waits. While it refuses or is silent: once per `pause`, whoever comes.

@@ -59,6 +59,16 @@ pub enum Event {
         /// Which token's.
         token: TokenName,
     },
+    /// A proof found no worker of its token free in time. The lease runs on, and is not renewed: where this comes with every poll, it
+    /// lapses. The token is too slow for the proofs of its KEK versions, or has a single worker that is at other work.
+    ProofCrowdedOut {
+        /// The KEK version.
+        kek: KekVersion,
+        /// Which token's workers.
+        token: TokenName,
+        /// What was waited for.
+        why: String,
+    },
     /// The first token of a KEK version is silent, and the standby grants in its place.
     StandbyTookOver {
         /// The KEK version.

@@ -2,13 +2,14 @@
 //! denies the accounts of another.
 
 use crate::{
-    budget::Budget,
-    clock::Clock,
+    budget::{Budget, Place},
+    clock::{Clock, Instant},
     config::Settings,
     error::{Error, Result},
     name::{KekName, KekVersion, TokenName},
+    secret::Aek,
     store::record::KekVersionRecord,
-    token::Token,
+    token::{Binding, KekHandle, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped},
 };
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,8 @@ use std::{
 /// One token, and what its accounts alone share.
 pub(crate) struct Seat {
     pub(crate) name: TokenName,
-    pub(crate) token: Arc<dyn Token>,
+    /// Reached with a place or for a proof only.
+    token: Arc<dyn Token>,
     pub(crate) budget: Budget,
     /// Of those that come because their own token is silent: they take no place from those that are at home here.
     pub(crate) guests: Budget,
@@ -28,6 +30,64 @@ pub(crate) struct Seat {
     pub(crate) call_timeout: Duration,
     /// Its context could not be renewed, when that was last tried.
     pub(crate) not_renewed: AtomicBool,
+}
+
+/// By what right a token is called.
+#[derive(Clone, Copy)]
+pub(crate) enum Right<'a> {
+    /// For a proof.
+    Proof,
+    Place(&'a Place),
+}
+
+impl Seat {
+    /// For whoever has a place, while it has it.
+    pub(crate) fn token<'a>(&'a self, _: &'a Place) -> &'a dyn Token {
+        &*self.token
+    }
+
+    pub(crate) async fn unwrap(
+        &self,
+        right: Right<'_>,
+        kek: &KekHandle,
+        wrapped: &Wrapped,
+        binding: &Binding,
+    ) -> Result<Aek, TokenError> {
+        match right {
+            Right::Proof => self.token.prove(kek, wrapped, binding).await,
+            Right::Place(place) => self.token(place).unwrap(kek, wrapped, binding).await,
+        }
+    }
+
+    /// Who the token says it is, for somebody who looks at it in trouble: so this ends, however many wait for the token.
+    pub(crate) async fn info_in_time(&self, clock: &Clock) -> Result<TokenInfo, TokenError> {
+        let asking = async { self.token(&self.budget.on_demand(None).await).info().await };
+        let busy = || TokenError {
+            verdict: Verdict::Busy,
+            operation: "token info",
+            what: "others wait for the token, who came before".into(),
+            remedy: "try again".into(),
+        };
+        clock.until(clock.now().plus(self.call_timeout * 2), asking).await.unwrap_or_else(|| Err(busy()))
+    }
+
+    /// For a proof.
+    pub(crate) async fn renew_context(&self) -> Result<(), TokenError> {
+        self.token.renew_context().await
+    }
+
+    pub(crate) fn context_began(&self) -> Option<Instant> {
+        self.token.context_began()
+    }
+
+    pub(crate) fn workers(&self) -> Workers {
+        self.token.workers()
+    }
+
+    /// The longest that a proof may take: its wait for a single worker, or for other proofs, and its call.
+    pub(crate) fn proof_max(&self) -> Duration {
+        self.call_timeout * 2
+    }
 }
 
 /// The tokens as the builder of an engine is told of them.
@@ -169,7 +229,7 @@ impl Tokens {
 
     /// The longest that a proof may take, with the standby's after the first token's silence.
     pub(crate) fn proof_max(&self) -> Duration {
-        let longest = self.seats().map(|seat| seat.call_timeout).max().unwrap_or_default();
+        let longest = self.seats().map(|seat| seat.proof_max()).max().unwrap_or_default();
         if self.standbys.is_empty() { longest } else { longest * 2 }
     }
 

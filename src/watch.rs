@@ -138,7 +138,7 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
     }
     let mut asking = JoinSet::new();
     let mut asked: HashMap<Id, KekVersion> = HashMap::new();
-    let mut hung: Vec<_> = keyring.tokens.seats().map(|seat| seat.token.workers().hung).collect();
+    let mut hung: Vec<_> = keyring.tokens.seats().map(|seat| seat.workers().hung).collect();
     loop {
         let now = keyring.clock.now();
         beat.at(now);
@@ -231,7 +231,7 @@ impl Turn {
 
 fn tell_of_lost_workers(keyring: &Keyring, hung: &mut [usize]) {
     for (seat, hung) in keyring.tokens.seats().zip(hung) {
-        let workers = seat.token.workers();
+        let workers = seat.workers();
         if workers.hung > *hung {
             keyring.teller.tell(Event::WorkerLost { token: seat.name.clone(), workers });
         }
@@ -306,11 +306,17 @@ impl Question<'_> {
     /// Asks one token, within its deadline, and feeds what it says. Gives its words when it is silent, which it may be alone.
     async fn put(&self, voice: Voice, seat: &Seat) -> Option<TokenError> {
         let Self { keyring, leash, turn, epoch, asked } = *self;
-        let deadline = keyring.clock.now().plus(seat.call_timeout);
+        let deadline = keyring.clock.now().plus(seat.proof_max());
         let learned = keyring.clock.until(deadline, prove(keyring, leash, voice, seat, turn)).await;
         let Some(learned) = learned else { return Some(no_answer(seat)) };
         match &learned {
             Learned::Trouble(trouble) if is_silence(trouble.verdict) => return Some(trouble.clone()),
+            // It never came to the token, which may be asked by others all the time: that is not its silence.
+            Learned::Trouble(trouble) if trouble.verdict == Verdict::Busy => {
+                let (kek, token, why) = (leash.kek().clone(), seat.name.clone(), trouble.to_string());
+                keyring.teller.tell(Event::ProofCrowdedOut { kek, token, why });
+                return None;
+            }
             Learned::Trouble(trouble) if voice == Voice::Standby && trouble.verdict == Verdict::Replaced => {
                 keyring.tell_unfit(leash, seat, &trouble.to_string());
                 return Some(trouble.clone());

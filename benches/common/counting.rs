@@ -55,6 +55,11 @@ impl Token for Counting {
         self.token.unwrap(kek, wrapped, binding).await
     }
 
+    async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.unwraps.fetch_add(1, Ordering::SeqCst);
+        self.token.prove(kek, wrapped, binding).await
+    }
+
     async fn probe(&self, profile: Profile) -> Result<Probe, TokenError> {
         self.other().probe(profile).await
     }

@@ -63,12 +63,12 @@ pub(crate) fn module() -> PathBuf {
     variable("KEYLEASH_MODULE").into()
 }
 
-/// The token of softhsm/with-token, with so many workers. The bare loop uses the module too, so it is never finalized.
+/// The token of softhsm/with-token, with so many workers beside the one that several keep for proofs. The bare loop uses the module too, so it is never finalized.
 pub(crate) async fn softhsm(workers: usize) -> Arc<Counting> {
     let label = Selector::Label(variable("KEYLEASH_TOKEN_LABEL"));
     let pin = PinSource::File(variable("KEYLEASH_PIN_FILE").into());
     let mut settings = Pkcs11Settings::new(module(), label, pin);
-    settings.workers = workers;
+    settings.workers = workers + usize::from(workers > 1);
     settings.fresh = FreshContext::Never;
     let token = Pkcs11Token::open(settings).await.expect("the token of softhsm/with-token");
     Counting::new(Arc::new(token) as Arc<dyn Token>)

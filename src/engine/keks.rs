@@ -8,7 +8,7 @@ use crate::{
         self, Key,
         record::{KekPolicy, KekRecord, KekVersionRecord},
     },
-    token::{KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, TokenError, Verdict},
+    token::{KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, Token, TokenError, Verdict},
     tokens::Seat,
 };
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -135,7 +135,9 @@ impl Engine {
         known: &[KekId],
     ) -> Result<KekInfo> {
         let label = label_of(kek);
-        let found = self.left_in_token(seat, &label, known).await?;
+        let place = seat.budget.on_demand(None).await;
+        let token = seat.token(&place);
+        let found = self.left_in_token(token, &label, known).await?;
         let remedy = match kek.version {
             1 => "choose another name, or remove",
             _ => "adopt it (`kek rotate --adopt`), or remove",
@@ -143,8 +145,8 @@ impl Engine {
         let info = match found.as_slice() {
             [] => {
                 // First with a key that leaves nothing behind: a KEK that turns out to be of no use cannot be deleted.
-                seat.token.probe(profile).await?;
-                seat.token.create_kek(&KekSpec { label, profile, destroyable }).await?
+                token.probe(profile).await?;
+                token.create_kek(&KekSpec { label, profile, destroyable }).await?
             }
             [KekInfo { known_outside: Some(why), id, .. }] => {
                 return Err(Error::Misconfigured(format!(
@@ -173,7 +175,7 @@ impl Engine {
             return Err(Error::Misconfigured(format!("the token made KEK {kek} otherwise than asked: {refused}")));
         }
         let handle = KekHandle { id: info.id.clone(), profile };
-        match round_trip(&*seat.token, kek, &handle).await {
+        match round_trip(token, kek, &handle).await {
             Ok(()) => Ok(info),
             Err(error) => Err(and_stays(error, &info.id)),
         }
@@ -181,11 +183,11 @@ impl Engine {
 
     /// The keys with this label that are none of those that are `known`. Another process may be making one at this moment, which
     /// SoftHSM shows before its attributes are all there: one that is refused is looked at again.
-    async fn left_in_token(&self, seat: &Seat, label: &str, known: &[KekId]) -> Result<Vec<KekInfo>> {
+    async fn left_in_token(&self, token: &dyn Token, label: &str, known: &[KekId]) -> Result<Vec<KekInfo>> {
         let clock = &self.keyring().clock;
         let mut looks = 0;
         loop {
-            let mut found = seat.token.list_keks().await?;
+            let mut found = token.list_keks().await?;
             found.retain(|found| found.label == label && !known.contains(&found.id));
             looks += 1;
             let may_be_half_made = |kek: &KekInfo| kek.refused.is_some() || kek.known_outside.is_some();
@@ -226,7 +228,10 @@ impl Engine {
         for version in record.versions {
             let in_token = self.find_kek(name, &version).await;
             let in_standby = match self.keyring().tokens.standby_of(name) {
-                Some(standby) => Some((standby.name.clone(), standby.token.find_kek(&version.id).await)),
+                Some(standby) => {
+                    let place = standby.guests.on_demand(None).await;
+                    Some((standby.name.clone(), standby.token(&place).find_kek(&version.id).await))
+                }
                 None => None,
             };
             let current = version.version == record.current;
@@ -238,7 +243,7 @@ impl Engine {
     async fn find_kek(&self, name: &KekName, version: &KekVersionRecord) -> Result<Option<KekInfo>, TokenError> {
         let kek = KekVersion::new(name.clone(), version.version);
         match self.keyring().tokens.holder(&kek, &version.token) {
-            Ok(seat) => seat.token.find_kek(&version.id).await,
+            Ok(seat) => seat.token(&seat.budget.on_demand(None).await).find_kek(&version.id).await,
             Err(error) => Err(TokenError {
                 verdict: Verdict::Misconfigured,
                 operation: "find KEK",
@@ -294,7 +299,7 @@ impl Engine {
             let its = record.versions.into_iter().filter(|version| tokens.may_have(&seat.name, &name, version));
             known.extend(its.map(|version| version.id));
         }
-        let mut found = seat.token.list_keks().await?;
+        let mut found = seat.token(&seat.budget.on_demand(None).await).list_keks().await?;
         found.retain(|kek| !known.contains(&kek.id));
         Ok(found)
     }

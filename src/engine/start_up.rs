@@ -42,11 +42,13 @@ async fn try_to_prove(keyring: &Keyring, seat: &Seat) -> bool {
     if keks.is_empty() {
         return true;
     }
-    if seat.token.info().await.is_err_and(|trouble| trouble.verdict == Verdict::Unreachable) {
+    let place = seat.budget.background(None).await;
+    let token = seat.token(&place);
+    if token.info().await.is_err_and(|trouble| matches!(trouble.verdict, Verdict::Unreachable | Verdict::Busy)) {
         return false;
     }
     for (profile, (kek, handle)) in keks {
-        match round_trip(&*seat.token, &kek, &handle).await {
+        match round_trip(token, &kek, &handle).await {
             Ok(()) | Err(Error::Denied(_)) => {}
             Err(Error::Unreachable(_)) => return false,
             Err(error) => keyring.teller.tell(Event::ProfileFailed { profile, kek, error: error.to_string() }),

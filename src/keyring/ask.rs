@@ -13,7 +13,7 @@ use crate::{
     store::record::{KekVersionRecord, WrappedAek, binding, check_matches, context},
     telemetry::Event,
     token::{Binding, KekHandle, KekId, TokenError, Verdict, Wrapped},
-    tokens::Seat,
+    tokens::{Right, Seat},
 };
 use std::sync::{Arc, atomic::Ordering};
 
@@ -47,6 +47,11 @@ pub(crate) const fn is_silence(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::Unreachable | Verdict::Fatal)
 }
 
+/// The token was heard. A call that never came to it was not.
+fn says_something(outcome: &Result<Unwrapped, Trouble>) -> bool {
+    !matches!(outcome, Err(Trouble::Token(TokenError { verdict: Verdict::Busy, .. })))
+}
+
 impl Keyring {
     /// Asks for an AEK and verifies that it is the one. `place` is one of the lease's budget.
     pub(crate) async fn unwrap_verified(
@@ -57,29 +62,29 @@ impl Keyring {
         place: Place,
     ) -> Heard {
         if let Some(standby) = leash.standby_to_ask().cloned() {
-            let outcome = self.unwrap_by_standby(leash, &standby, account, wrapped).await;
+            let outcome = self.unwrap_by_standby(leash, &standby, Right::Place(&place), account, wrapped).await;
             return Heard { voice: Voice::Standby, outcome };
         }
         if !leash.runs_at(self.clock.now()) && self.is_fresh_proof_overdue(&leash.route.first) {
             // What an old context says would bring nothing to life. Where it cannot be renewed, that is told.
             let _ = self.renew_context(&leash.route.first).await;
         }
-        let outcome = self.unwrap_at(&leash.route.first, account, wrapped).await;
+        let outcome = self.unwrap_at(&leash.route.first, Right::Place(&place), account, wrapped).await;
         let Some(standby) = leash.route.standby.clone() else { return Heard { voice: Voice::First, outcome } };
         let silent = match &outcome {
             Err(Trouble::Token(trouble)) if is_silence(trouble.verdict) => trouble.clone(),
-            _ => {
-                leash.note_first(|first, _| first.answers());
+            said => {
+                if says_something(said) {
+                    leash.note_first(|first, _| first.answers());
+                }
                 return Heard { voice: Voice::First, outcome };
             }
         };
         if !self.may_go_over(leash).await {
             return Heard { voice: Voice::First, outcome };
         }
-        let urgent = place.is_on_demand();
-        drop(place); // the accounts that are at home in a silent token need it
-        let _place = if urgent { standby.guests.on_demand().await } else { standby.guests.background().await };
-        let outcome = match self.unwrap_by_standby(leash, &standby, account, wrapped).await {
+        let place = standby.guests.instead_of(place).await; // which those need who are at home in a silent token
+        let outcome = match self.unwrap_by_standby(leash, &standby, Right::Place(&place), account, wrapped).await {
             Err(Trouble::Token(trouble)) if is_silence(trouble.verdict) => {
                 Err(Trouble::Token(both_silent(silent, &standby, &trouble)))
             }
@@ -92,6 +97,7 @@ impl Keyring {
     pub(crate) async fn unwrap_at(
         &self,
         seat: &Seat,
+        right: Right<'_>,
         account: &AccountId,
         wrapped: &WrappedAek,
     ) -> Result<Unwrapped, Trouble> {
@@ -99,8 +105,9 @@ impl Keyring {
         let kek = KekHandle { id: wrapped.kek_id.clone(), profile: wrapped.profile };
         // Looked at before the call: it may be made in a younger one, never in an older.
         let asked = self.clock.now();
-        let began = seat.token.context_began().unwrap_or(asked);
-        let aek = seat.token.unwrap(&kek, &wrapped.wrapped, &binding(&context)).await.map_err(Trouble::Token)?;
+        let began = seat.context_began().unwrap_or(asked);
+        let unwrapped = seat.unwrap(right, &kek, &wrapped.wrapped, &binding(&context)).await;
+        let aek = unwrapped.map_err(Trouble::Token)?;
         if check_matches(&aek, &context, &wrapped.check) {
             Ok(Unwrapped { aek, asked, context: began })
         } else {
@@ -148,12 +155,12 @@ impl Keyring {
     /// True when the context is so old that proofs from it count no more as of when they are asked.
     pub(crate) fn is_fresh_proof_overdue(&self, seat: &Seat) -> bool {
         let span = self.settings.terms().fresh_span;
-        seat.token.context_began().is_some_and(|began| self.clock.now() > began.plus(span))
+        seat.context_began().is_some_and(|began| self.clock.now() > began.plus(span))
     }
 
     /// For a fresh proof. That it failed is told, once until it works again: without one, leases end.
     pub(crate) async fn renew_context(&self, seat: &Seat) -> Result<(), TokenError> {
-        let renewed = seat.token.renew_context().await;
+        let renewed = seat.renew_context().await;
         let failed = renewed.as_ref().err();
         if seat.not_renewed.swap(failed.is_some(), Ordering::SeqCst) != failed.is_some() {
             self.teller.tell(match failed {
@@ -174,26 +181,22 @@ impl Keyring {
         wrapped: &WrappedAek,
     ) -> Result<Unwrapped, Trouble> {
         match voice {
-            Voice::First => self.unwrap_at(seat, account, wrapped).await,
-            Voice::Standby => self.unwrap_by_standby(leash, seat, account, wrapped).await,
+            Voice::First => self.unwrap_at(seat, Right::Proof, account, wrapped).await,
+            Voice::Standby => self.unwrap_by_standby(leash, seat, Right::Proof, account, wrapped).await,
         }
     }
 
-    /// As [`Keyring::unwrap_at`], by the standby, within its deadline.
+    /// As [`Keyring::unwrap_at`], by the standby.
     pub(crate) async fn unwrap_by_standby(
         &self,
         leash: &Leash,
         standby: &Seat,
+        right: Right<'_>,
         account: &AccountId,
         wrapped: &WrappedAek,
     ) -> Result<Unwrapped, Trouble> {
-        let asking = async {
-            let outcome = self.unwrap_at(standby, account, wrapped).await;
-            self.judge_standby(leash, standby, &wrapped.kek_id, outcome).await
-        };
-        let deadline = self.clock.now().plus(standby.call_timeout);
-        let late = || Err(Trouble::Token(no_answer(standby)));
-        self.clock.until(deadline, asking).await.unwrap_or_else(late)
+        let outcome = self.unwrap_at(standby, right, account, wrapped).await;
+        self.judge_standby(leash, standby, right, &wrapped.kek_id, outcome).await
     }
 
     /// What the standby's answer says. One that does not have the key, or another one in its place, is no standby: that denies
@@ -202,6 +205,7 @@ impl Keyring {
         &self,
         leash: &Leash,
         standby: &Seat,
+        right: Right<'_>,
         kek: &KekId,
         outcome: Result<Unwrapped, Trouble>,
     ) -> Result<Unwrapped, Trouble> {
@@ -218,7 +222,13 @@ impl Keyring {
         match trouble.verdict {
             Verdict::Denied if !leash.standby_has_it.load(Ordering::SeqCst) => {
                 // Deleted there and never made there look alike. Only what was seen there can have been taken away.
-                match standby.token.find_kek(kek).await {
+                let found = match right {
+                    Right::Place(place) => standby.token(place).find_kek(kek).await,
+                    Right::Proof => {
+                        standby.token(&standby.guests.on_demand(Some(leash.kek())).await).find_kek(kek).await
+                    }
+                };
+                match found {
                     Ok(None) => Err(self.unfit(leash, standby, "it has no such key")),
                     Err(silent) if is_silence(silent.verdict) => Err(Trouble::Token(silent)),
                     Ok(Some(_)) | Err(_) => Err(Trouble::Token(trouble)),
@@ -226,7 +236,7 @@ impl Keyring {
             }
             Verdict::BadRecord if !proved => Err(self.unfit(leash, standby, "it refuses what the first token wrapped")),
             Verdict::Replaced | Verdict::Misconfigured => Err(self.unfit(leash, standby, &trouble.to_string())),
-            Verdict::Denied | Verdict::BadRecord | Verdict::Unreachable | Verdict::Fatal => {
+            Verdict::Denied | Verdict::BadRecord | Verdict::Unreachable | Verdict::Busy | Verdict::Fatal => {
                 Err(Trouble::Token(trouble))
             }
         }
@@ -259,7 +269,8 @@ impl Keyring {
     /// seen there counts as denied when it is gone on that day. Asks for no AEK.
     pub(crate) async fn look_at_standby(&self, leash: &Leash, standby: &Seat, kek: &KekId) {
         let deadline = self.clock.now().plus(standby.call_timeout);
-        let Some(found) = self.clock.until(deadline, standby.token.find_kek(kek)).await else { return };
+        let look = async { standby.token(&standby.guests.background(Some(leash.kek())).await).find_kek(kek).await };
+        let Some(found) = self.clock.until(deadline, look).await else { return };
         let why = match found {
             Ok(Some(info)) => {
                 leash.standby_has_it.store(true, Ordering::SeqCst);
@@ -276,7 +287,7 @@ impl Keyring {
                 leash.standby_has_it.store(false, Ordering::SeqCst);
                 "it has no such key: clone it, with its CKA_ID".into()
             }
-            Err(trouble) if is_silence(trouble.verdict) => return,
+            Err(trouble) if is_silence(trouble.verdict) || trouble.verdict == Verdict::Busy => return,
             Err(trouble) => trouble.to_string(),
         };
         self.tell_unfit(leash, standby, &why);
@@ -284,28 +295,31 @@ impl Keyring {
 
     /// Wraps an AEK under a KEK version. Its lease is not told: a KEK that may only unwrap is no denial of its accounts. A
     /// standby wraps in the place of a silent first token only once it has unwrapped what that one wrapped: what another key
-    /// wrapped, the first token could never give back.
+    /// wrapped, the first token could never give back. `place` is one of the lease's budget; gives that back, or one of the
+    /// standby's.
     pub(crate) async fn wrap(
         self: &Arc<Self>,
         kek: &KekVersion,
         record: &KekVersionRecord,
         aek: &Aek,
         binding: &Binding,
-    ) -> Result<Wrapped> {
+        place: Place,
+    ) -> Result<(Wrapped, Place)> {
         let leash = self.leash(kek).await?;
         let handle = KekHandle { id: record.id.clone(), profile: record.profile };
         let proved = || leash.route.standby.as_ref().filter(|_| leash.standby_proved.load(Ordering::SeqCst));
         if let Some(standby) = leash.standby_to_ask().and_then(|_| proved()) {
-            return Ok(standby.token.wrap(&handle, aek, binding).await?);
+            return Ok((standby.token(&place).wrap(&handle, aek, binding).await?, place));
         }
-        match leash.route.first.token.wrap(&handle, aek, binding).await {
+        match leash.route.first.token(&place).wrap(&handle, aek, binding).await {
             Err(trouble) if is_silence(trouble.verdict) => match proved() {
                 Some(standby) if self.may_go_over(&leash).await => {
-                    Ok(standby.token.wrap(&handle, aek, binding).await?)
+                    let place = standby.guests.instead_of(place).await;
+                    Ok((standby.token(&place).wrap(&handle, aek, binding).await?, place))
                 }
                 _ => Err(trouble.into()),
             },
-            wrapped => Ok(wrapped?),
+            wrapped => Ok((wrapped?, place)),
         }
     }
 }
@@ -327,7 +341,7 @@ pub(crate) fn no_answer(seat: &Seat) -> TokenError {
     TokenError {
         verdict: Verdict::Unreachable,
         operation: "proof",
-        what: format!("token {}: no answer within {} ms", seat.name, seat.call_timeout.as_millis()),
+        what: format!("token {}: no answer within {} ms", seat.name, seat.proof_max().as_millis()),
         remedy: "see whether the token is reachable; service goes on until grace ends".into(),
     }
 }

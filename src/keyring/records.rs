@@ -117,10 +117,10 @@ impl Keyring {
     /// Waits for a place of the budget for what was found. Where that took long, reads the record again.
     pub(crate) async fn placed(&self, slot: &Arc<AekSlot>, found: Found, asker: For) -> Result<Placed> {
         let came = self.clock.now();
-        let budget = found.leash(slot).budget();
+        let leash = found.leash(slot);
         let place = match asker {
-            For::Caller => budget.on_demand().await,
-            For::Nobody => budget.background().await,
+            For::Caller => leash.on_demand().await,
+            For::Nobody => leash.background().await,
         };
         let is_young = self.clock.now().since(found.read) < self.settings.aek_ttl / READING_AGE_PARTS;
         if is_young || found.leash(slot).was_silent(came) {

@@ -69,14 +69,18 @@ impl Keyring {
     }
 
     /// Unwraps a wrapping that is not stored yet: a proof like any other.
-    pub(crate) async fn prove_new(self: &Arc<Self>, account: &AccountId, wrapped: &WrappedAek) -> Result<NewProof> {
+    pub(crate) async fn prove_new(
+        self: &Arc<Self>,
+        account: &AccountId,
+        wrapped: &WrappedAek,
+        place: Place,
+    ) -> Result<NewProof> {
         let leash = self.leash(&wrapped.kek).await?;
         let refuses = matches!(leash.lease().phase(), Phase::Denied { .. } | Phase::Lapsed { .. });
         if refuses && leash.member(0).is_some() {
             // What a key wraps just now says nothing of the AEKs that are there: another KEK in its place would do it too.
             return Err(leash.why_not());
         }
-        let place = leash.budget().on_demand().await;
         self.prove(leash, account, wrapped, place, || {
             Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek))
         })
@@ -166,7 +170,7 @@ impl Keyring {
                 continue;
             }
             let slot = self.empty_slot(&reading.record, wrapped).await?;
-            let place = slot.leash.budget().on_demand().await;
+            let place = slot.leash.on_demand().await;
             match self
                 .unwrap_found(
                     Target { slot: &slot, old: &slot, newer: &[] },

@@ -143,6 +143,23 @@
 //! Not known again is a library behind another one: a module that loads a module (p11-kit's proxy, a shim for debugging) and that
 //! module itself are two to everybody. Configure one of the two.
 //!
+//! # Workers, and what waits for them
+//!
+//! A token is called by `workers` threads, each with a session. Of several, one is kept for proofs: so give a service at least 2, and
+//! one more than the token should have of other calls at once. A single worker makes a proof wait for the call that it is at
+//! ([`promises`](mod@super::promises#what-exactly-is-promised)).
+//!
+//! All but proofs has a place of the token's budget: 16 calls at once, at most 8 of them in the background. What wants a place waits
+//! for it as long as its caller does; KEK versions get places in turn, and so do callers and the background, so that a thousand
+//! accounts that are made at once under one KEK delay an opening under another by no more than the calls of 16. Whoever has a place
+//! and still finds no worker for eight `call_timeout`s fails with [`Error::Unreachable`](crate::Error::Unreachable), which says that no
+//! worker was free, and may be tried again; no lease learns of it. With one engine to a token that takes calls which last
+//! longer than half of `call_timeout`.
+//!
+//! Proofs need `KEK versions in use × time of a call / workers` in each poll. Where that is more than `call_timeout`, some find no
+//! worker in time, which [`Event::ProofCrowdedOut`](crate::telemetry::Event::ProofCrowdedOut) tells: more workers, a longer
+//! `poll_interval`, or fewer versions (re-wrap, and retire).
+//!
 //! # The module in a process of its own
 //!
 //! A PKCS#11 module is somebody else's code in your process: where it crashes, you crash; where it hangs, its thread is lost until it

@@ -15,8 +15,15 @@
 //!   reports success it looks at the lease's epoch again, so that a denial that arrived meanwhile is seen, and from 64 KiB
 //!   on at the clock again too. So what can pass a bound is one block under 64 KiB per thread that was already under way.
 //! - **Detection needs a proof, certainty does not.** `poll_interval + call_timeout` is the time of the watch: a proof of
-//!   each KEK version in use is asked at most one `poll_interval` after the one before, and has `call_timeout` in all.
+//!   each KEK version in use is asked at most one `poll_interval` after the one before, and has `call_timeout` in the token.
 //!   The second bound, grace after the newest proof was *asked*, is the data path's own and needs no task to run.
+//! - **Proofs wait for no other work on their token**, however much of it there is: they overtake all that waits, and of several
+//!   workers one is theirs alone. With a single worker (the default of the command line, not of the library) a proof waits for the one
+//!   call that this is at, so that the first bound is longer by that call: a `call_timeout` at most, and where an RSA KEK is made
+//!   in the running process a minute. The second stands as it is. What a call may take counts from when a worker has it, so that a
+//!   token which is slow and answers is not taken for one that hangs. A proof that finds no worker for a `call_timeout` learns
+//!   nothing, neither a denial nor a silence, and the lease runs on to its end;
+//!   [`Event::ProofCrowdedOut`](crate::telemetry::Event::ProofCrowdedOut) tells of it.
 //! - **Back-off.** A KEK version that was refused or silent for over 10 minutes is asked less often, down to once in 60 s;
 //!   a caller who opens an account of it makes the token be asked at most once a second besides.
 //! - **No key becomes usable on an old proof.** A KEK version that no account in memory is under is not asked. So whoever brings the

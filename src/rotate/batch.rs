@@ -2,7 +2,7 @@
 
 use super::hold::Stint;
 use crate::{
-    budget::{BACKGROUND_IN_FLIGHT_MAX, Budget, Place},
+    budget::{BACKGROUND_IN_FLIGHT_MAX, Place, Rate},
     engine::Engine,
     error::{Error, Result},
     keyring::Keyring,
@@ -45,8 +45,8 @@ impl Which<'_> {
 
 /// The pace of token calls, and whether there may be any.
 pub(super) struct Pace {
-    /// A budget of its own, with its rate.
-    pub(super) own: Option<(u32, Budget)>,
+    /// A rate of its own, in calls per second.
+    pub(super) own: Option<(u32, Rate)>,
     /// Of scheduled work: it stops when its holder is another engine.
     pub(super) stint: Option<Arc<Stint>>,
 }
@@ -59,7 +59,10 @@ impl Pace {
 
     /// A place for a call under that lease.
     pub(super) async fn place(&self, leash: &Leash) -> Place {
-        self.own.as_ref().map_or_else(|| leash.budget(), |(_, own)| own).background().await
+        match &self.own {
+            Some((_, rate)) => leash.background_at(rate).await,
+            None => leash.background().await,
+        }
     }
 
     /// Most token calls per second.
@@ -288,7 +291,7 @@ async fn rewrap(
     let to = keyring.leash(&target.kek).await?;
     let context = context(&target.kek, id, old.aek_version);
     let place = pace.place(&to).await;
-    let wrapped = keyring.wrap(&target.kek, &target.record, aek, &binding(&context)).await?;
+    let (wrapped, place) = keyring.wrap(&target.kek, &target.record, aek, &binding(&context), place).await?;
     drop(place);
     let new = WrappedAek {
         kek: target.kek.clone(),

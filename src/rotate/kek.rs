@@ -69,7 +69,7 @@ impl Engine {
         let (name, current) = self.current_kek(&record.name).await?;
         let next = KekVersion::new(name.name, next_version(&record)?);
         let seat = self.keyring().tokens.holder(&next, &current.token)?;
-        let old = seat.token.find_kek(&current.id).await?;
+        let old = seat.token(&seat.budget.on_demand(None).await).find_kek(&current.id).await?;
         let destroyable = old.is_some_and(|info| info.destroyable == Some(true));
         let known: Vec<_> = record.versions.iter().map(|version| version.id.clone()).collect();
         may_write()?;
@@ -104,7 +104,8 @@ impl Engine {
             }
         }
         let seat = self.keyring().tokens.holder(&next, &current.token)?;
-        let Some(info) = seat.token.find_kek(id).await? else {
+        let place = seat.budget.on_demand(None).await;
+        let Some(info) = seat.token(&place).find_kek(id).await? else {
             return Err(Error::NotFound(format!(
                 "a key with CKA_ID {id} in the token: `keyleash kek list` shows those that no KEK names"
             )));
@@ -123,7 +124,7 @@ impl Engine {
         if !info.enabled {
             return Err(Error::Misconfigured(format!("the key with CKA_ID {id} is disabled: enable it first")));
         }
-        round_trip(&*seat.token, &next, &KekHandle { id: id.clone(), profile: current.profile }).await?;
+        round_trip(seat.token(&place), &next, &KekHandle { id: id.clone(), profile: current.profile }).await?;
         let now = self.keyring().clock.unix_now();
         let version = KekVersionRecord::new(now, next.version, id.clone(), current.profile, current.token);
         self.add_version(record, &seen, version).await
@@ -264,7 +265,8 @@ impl Engine {
         if !self.keyring().settings.require_recoverable {
             return Ok(());
         }
-        let info = self.keyring().tokens.holder(kek, &record.token)?.token.find_kek(&record.id).await?;
+        let seat = self.keyring().tokens.holder(kek, &record.token)?;
+        let info = seat.token(&seat.budget.on_demand(None).await).find_kek(&record.id).await?;
         let lacks = match (info.and_then(|info| info.destroyable), record.backup_attested_unix) {
             (Some(false), Some(_)) => return Ok(()),
             (Some(false), None) => {

@@ -248,7 +248,7 @@ impl Pass {
     async fn check_standby(&self, record: &KekRecord) -> Result<()> {
         let standby = self.engine.keyring().tokens.standby_of(&record.name);
         let (Some(standby), Some(current)) = (standby, record.current()) else { return Ok(()) };
-        match standby.token.find_kek(&current.id).await {
+        match standby.token(&standby.guests.background(None).await).find_kek(&current.id).await {
             Ok(Some(_)) => Ok(()),
             Err(trouble) => {
                 // No lease tells of a standby that is silent.
@@ -308,7 +308,7 @@ impl Pass {
             }
             // At the pace of the background; its two calls then go as any other rotation's do.
             match keyring.leash(&current.kek).await {
-                Ok(leash) => drop(leash.budget().background().await),
+                Ok(leash) => drop(leash.background().await),
                 Err(error @ Error::Store(_)) => return Err(error),
                 Err(error) => {
                     self.not_rotated(&id, kek, error);

@@ -5,7 +5,7 @@
 
 use super::batch::{Batch, Landed, Pace, Target, Which, is_the_accounts_own, move_aeks};
 use crate::{
-    budget::Budget,
+    budget::Rate,
     engine::Engine,
     error::{Error, Result},
     name::{AccountId, KekName, KekVersion},
@@ -89,7 +89,7 @@ impl Engine {
         options: RewrapOptions,
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
-        let own = options.rate.map(|rate| (rate, Budget::new(rate, self.keyring().clock.clone())));
+        let own = options.rate.map(|rate| (rate, Rate::new(rate, self.keyring().clock.clone())));
         let (engine, kek) = (self.guest(), kek.clone());
         // What the caller does with its progress holds up the caller alone.
         let (tell, mut told) = mpsc::unbounded_channel(); // one for each batch

@@ -7,6 +7,7 @@ use crate::{clock::Instant, secret::Aek};
 use async_trait::async_trait;
 use std::{fmt, str::FromStr, time::Duration};
 
+mod line;
 pub mod pkcs11;
 pub mod scripted;
 
@@ -215,6 +216,9 @@ pub enum Verdict {
     Replaced,
     /// The token does not answer, or answers that it cannot.
     Unreachable,
+    /// The call waited too long for its turn and never entered the module, while others were answered: says nothing of the
+    /// token or the KEK. Try again.
+    Busy,
     /// This wrapped AEK alone is refused; the KEK works.
     BadRecord,
     /// The token or the KEK is set up in a way that cannot work. Denied, if it worked before.
@@ -237,9 +241,12 @@ pub struct TokenError {
     pub remedy: String,
 }
 
-/// A token. Implementations run calls outside the async runtime's threads, and each call ends by its deadline
-/// (the `call_timeout` that the implementation was made with): a call that would hang ends as
+/// A token. Implementations run calls outside the async runtime's threads, and each call ends by its deadline: it has the
+/// `call_timeout` that the implementation was made with, counted from when it enters the module. One that would hang there ends as
 /// [`Verdict::Unreachable`]. Retry on a new session and diagnosis happen inside, within the same deadline.
+///
+/// Before that it may wait for its turn, a proof and a renewal for one `call_timeout` at most, all else for eight; then it ends as
+/// [`Verdict::Busy`]. Proofs and renewals go before all else, and of several workers one is theirs alone.
 #[async_trait]
 pub trait Token: Send + Sync + 'static {
     /// Slot, label, serial, mechanisms.
@@ -250,6 +257,12 @@ pub trait Token: Send + Sync + 'static {
 
     /// Unwraps. Success says that the token accepted the bytes; the caller verifies the check value.
     async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError>;
+
+    /// As [`Token::unwrap`], for a proof: it overtakes all else that waits for the token. Whoever wraps another token passes it on
+    /// as what it is; only a token at which nothing waits may leave it at an unwrap like any other.
+    async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.unwrap(kek, wrapped, binding).await
+    }
 
     /// Proves a profile by a whole round trip with a session key of its own, which leaves nothing in the token.
     async fn probe(&self, profile: Profile) -> Result<Probe, TokenError>;
@@ -264,7 +277,7 @@ pub trait Token: Send + Sync + 'static {
     async fn list_keks(&self) -> Result<Vec<KekInfo>, TokenError>;
 
     /// Makes the next call come from a freshly initialised context, because some modules hide changes from one that was open
-    /// (tpm2-pkcs11, nShield by default). Nothing to do for tokens that notice by themselves.
+    /// (tpm2-pkcs11, nShield by default). Nothing to do for tokens that notice by themselves. Overtakes like [`Token::prove`].
     ///
     /// # Errors
     /// [`Verdict::Unreachable`] when the token is gone after that; [`Verdict::Fatal`] when a hung call forbids it.

@@ -3,9 +3,13 @@
 //! It wraps for real (AES-256-GCM under KEKs of its own, whichever profile is named), keeps its own deadline on the
 //! [`Clock`] that it is given, and draws its randomness from a seed: the same script gives the same bytes and times.
 //!
+//! Calls stand in the line that those of a real module stand in, and have workers as those have: a call that nobody waits for any
+//! more goes on, and one that is not over by its deadline hangs until it is.
+//!
 //! What a call finds is settled as it begins; latency and hangs only delay the answer. So a script can let an unwrap
 //! succeed and its answer arrive after a denial.
 
+use super::line::Lane;
 use super::{
     Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers,
     Wrapped,
@@ -23,14 +27,18 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use zeroize::Zeroizing;
+
+mod room;
+
+use room::{Room, Worker};
 
 /// Deeper than the cipher's frames, unoptimised.
 const SCRUB_BYTES: usize = 64 * 1024;
 const NONCE_BYTES: usize = 12;
-const WORKERS: usize = 2;
-const HUNG_MAX: usize = 8;
+/// More than an engine has calls under way, so that none waits unless a script wants that.
+const WORKERS: usize = 48;
 
 /// The kinds of calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,9 +62,10 @@ pub enum Act {
     Serve,
     /// It fails with this.
     Fail(TokenError),
-    /// As the KEKs stand as it begins, but the answer takes this long (at most the call timeout, then it is unreachable).
+    /// As the KEKs stand as it begins, but the answer takes this long. After the call timeout it is unreachable, and its worker
+    /// hangs for the rest.
     Delay(Duration),
-    /// As the KEKs stand as it begins, but the answer waits for [`Script::release`], or for the call timeout.
+    /// As the KEKs stand as it begins, but the answer takes until [`Script::release`].
     Hang,
     /// An unwrap gives another AEK than was wrapped. Other calls are served.
     WrongPlaintext,
@@ -119,7 +128,6 @@ struct State {
     counts: HashMap<Call, Counts>,
     in_flight: usize,
     in_flight_max: usize,
-    hung: usize,
     /// How often hanging calls were released.
     releases: u64,
 }
@@ -137,11 +145,6 @@ impl State {
 
     fn count(&mut self, call: Call) -> &mut Counts {
         self.counts.entry(call).or_default()
-    }
-
-    fn workers(&self) -> Workers {
-        let alive = WORKERS.saturating_sub(self.hung.saturating_sub(HUNG_MAX));
-        Workers { alive, hung: self.hung, hung_max: HUNG_MAX }
     }
 }
 
@@ -289,10 +292,12 @@ pub struct ScriptedToken {
     script: Script,
     clock: Clock,
     call_timeout: Duration,
+    room: Arc<Room>,
 }
 
 impl ScriptedToken {
-    /// An empty token and its script. `call_timeout` runs on `clock`; the same `seed` gives the same bytes.
+    /// An empty token and its script, with more workers than one engine has calls. `call_timeout` runs on `clock`; the same `seed`
+    /// gives the same bytes.
     pub fn new(clock: Clock, call_timeout: Duration, seed: u64) -> (Arc<Self>, Script) {
         let state = State {
             seed,
@@ -306,11 +311,18 @@ impl ScriptedToken {
             counts: HashMap::new(),
             in_flight: 0,
             in_flight_max: 0,
-            hung: 0,
             releases: 0,
         };
         let script = Script { state: Arc::new(Mutex::new(state)), released: Arc::new(Notify::new()) };
-        (Arc::new(Self { script: script.clone(), clock, call_timeout }), script)
+        let room = Room::new(&clock, call_timeout, WORKERS);
+        (Arc::new(Self { script: script.clone(), clock, call_timeout, room }), script)
+    }
+
+    /// The same token as another process reaches it, with so many workers of its own.
+    pub fn with_workers(&self, workers: usize) -> Arc<Self> {
+        let (clock, call_timeout) = (self.clock.clone(), self.call_timeout);
+        let room = Room::new(&clock, call_timeout, workers);
+        Arc::new(Self { script: self.script(), clock, call_timeout, room })
     }
 
     /// The script, once more.
@@ -318,19 +330,44 @@ impl ScriptedToken {
         self.script.clone()
     }
 
-    async fn play<T>(
+    async fn play<T: Send + 'static>(
         &self,
         call: Call,
         operation: &'static str,
         serve: impl FnOnce(&mut State, bool) -> Result<T, TokenError>,
     ) -> Result<T, TokenError> {
-        let deadline = self.clock.now().plus(self.call_timeout);
+        self.play_in(Lane::Other, call, operation, serve).await
+    }
+
+    async fn unwrap_in(
+        &self,
+        lane: Lane,
+        kek: &KekHandle,
+        wrapped: &Wrapped,
+        binding: &Binding,
+    ) -> Result<Aek, TokenError> {
+        let serve = |state: &mut State, wrong: bool| {
+            let aek = unwrap(state, kek, wrapped, binding)?;
+            if !wrong {
+                return Ok(aek);
+            }
+            let other = state.draw("wrong plaintext");
+            Aek::copy_from(&other).map_err(|failed| error(Verdict::Fatal, "unwrap", failed.to_string()))
+        };
+        self.play_in(lane, Call::Unwrap, "unwrap", serve).await
+    }
+
+    async fn play_in<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        call: Call,
+        operation: &'static str,
+        serve: impl FnOnce(&mut State, bool) -> Result<T, TokenError>,
+    ) -> Result<T, TokenError> {
+        let worker = self.room.enter(lane, operation).await?;
         let (answer, delay, hangs, releases) = {
             let mut state = self.script.lock();
             state.count(call).begun += 1;
-            if state.workers().restart_needed() {
-                return Err(error(Verdict::Fatal, operation, "every worker hangs"));
-            }
             let pushed = state.next.get_mut(&call).and_then(VecDeque::pop_front);
             let act = pushed.or_else(|| state.standing.get(&call).cloned()).unwrap_or(Act::Serve);
             let (latency, away) = (state.latency, state.unreachable);
@@ -344,53 +381,79 @@ impl ScriptedToken {
         };
         // This token's cipher runs on the caller's thread, and would leave what a real one keeps to itself.
         zeroize::zeroize_stack::<SCRUB_BYTES>();
-        let _flight = Flight::take_off(&self.script);
-        let waited = self.clock.until(deadline, async {
-            if hangs {
-                self.script.release_after(releases).await;
-            } else if !delay.is_zero() {
-                self.clock.sleep_until(self.clock.now().plus(delay)).await;
-            }
-        });
-        if waited.await.is_none() {
-            if hangs {
-                self.abandon(releases);
-            }
-            return Err(error(Verdict::Unreachable, operation, "the token did not answer until the deadline"));
+        let mut flight = Flight::take_off(&self.script, worker, call);
+        if delay.is_zero() && !hangs {
+            flight.land(answer.is_ok());
+            return answer;
         }
-        if answer.is_ok() {
-            self.script.lock().count(call).served += 1;
-        }
-        answer
-    }
-
-    /// Counts a hung worker until the script releases it.
-    fn abandon(&self, releases: u64) {
-        self.script.lock().hung += 1;
-        let script = self.script.clone();
+        let (script, clock, entered) = (self.script.clone(), self.clock.clone(), flight.worker.entered());
+        let deadline = entered.plus(self.call_timeout);
+        let (sender, answered) = oneshot::channel();
+        // As on a thread: whatever becomes of the caller, the call goes on.
         tokio::spawn(async move {
-            script.release_after(releases).await;
-            let mut state = script.lock();
-            state.hung = state.hung.saturating_sub(1);
+            let over = async {
+                match hangs {
+                    true => script.release_after(releases).await,
+                    false => clock.sleep_until(entered.plus(delay)).await,
+                }
+            };
+            tokio::pin!(over);
+            if clock.until(deadline, &mut over).await.is_some() {
+                flight.land(answer.is_ok());
+                // Nobody listens when the caller was dropped.
+                drop(sender.send(answer));
+            } else {
+                drop(sender.send(Err(silent(operation))));
+                flight.hangs();
+                over.await;
+            }
         });
+        answered.await.unwrap_or_else(|_| Err(error(Verdict::Unreachable, operation, "its runtime was dropped")))
     }
 }
 
+fn silent(operation: &'static str) -> TokenError {
+    error(Verdict::Unreachable, operation, "the token did not answer until the deadline")
+}
+
 /// A call under way.
-struct Flight(Script);
+struct Flight {
+    script: Script,
+    worker: Worker,
+    call: Call,
+    is_over: bool,
+}
 
 impl Flight {
-    fn take_off(script: &Script) -> Self {
+    fn take_off(script: &Script, worker: Worker, call: Call) -> Self {
         let mut state = script.lock();
         state.in_flight += 1;
         state.in_flight_max = state.in_flight_max.max(state.in_flight);
-        Self(script.clone())
+        Self { script: script.clone(), worker, call, is_over: false }
+    }
+
+    fn land(mut self, served: bool) {
+        let call = self.call;
+        self.script.lock().count(call).served += u64::from(served);
+        self.end();
+    }
+
+    /// The worker in it is given up until it is dropped.
+    fn hangs(&mut self) {
+        self.end();
+        self.worker.hangs();
+    }
+
+    fn end(&mut self) {
+        if !std::mem::replace(&mut self.is_over, true) {
+            self.script.lock().in_flight -= 1;
+        }
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.0.lock().in_flight -= 1;
+        self.end();
     }
 }
 
@@ -489,15 +552,11 @@ impl Token for ScriptedToken {
     }
 
     async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
-        let serve = |state: &mut State, wrong: bool| {
-            let aek = unwrap(state, kek, wrapped, binding)?;
-            if !wrong {
-                return Ok(aek);
-            }
-            let other = state.draw("wrong plaintext");
-            Aek::copy_from(&other).map_err(|failed| error(Verdict::Fatal, "unwrap", failed.to_string()))
-        };
-        self.play(Call::Unwrap, "unwrap", serve).await
+        self.unwrap_in(Lane::Other, kek, wrapped, binding).await
+    }
+
+    async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.unwrap_in(Lane::Proof, kek, wrapped, binding).await
     }
 
     async fn probe(&self, _: Profile) -> Result<Probe, TokenError> {
@@ -542,7 +601,7 @@ impl Token for ScriptedToken {
     }
 
     fn workers(&self) -> Workers {
-        self.script.lock().workers()
+        self.room.health()
     }
 }
 

@@ -59,7 +59,7 @@ async fn look(keyring: &Keyring, seat: &Seat, seen: &mut Seen) -> Result<()> {
     if known.is_empty() {
         return Ok(());
     }
-    let mut found = seat.token.list_keks().await?;
+    let mut found = seat.token(&seat.budget.background(None).await).list_keks().await?;
     found.retain(|info| known.contains_key(&info.id) || !clones.contains(&info.id));
     for event in seen.compare(&known, &found) {
         keyring.teller.tell(event);

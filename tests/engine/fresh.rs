@@ -57,19 +57,29 @@ fn failed(verdict: Verdict, what: &str) -> TokenError {
     TokenError { verdict, operation: "test", what: what.into(), remedy: "none".into() }
 }
 
-#[async_trait]
-impl Token for Noted {
-    async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
-        {
-            let fresh = std::mem::take(&mut *self.renewed.lock().unwrap());
-            let mut unwraps = self.unwraps.lock().unwrap();
-            let counts = unwraps.entry(kek.id.clone()).or_default();
-            *counts = (counts.0 + u32::from(fresh), counts.1 + 1);
-        }
+impl Noted {
+    fn note(&self, kek: &KekHandle) -> Result<(), TokenError> {
+        let fresh = std::mem::take(&mut *self.renewed.lock().unwrap());
+        let mut unwraps = self.unwraps.lock().unwrap();
+        let counts = unwraps.entry(kek.id.clone()).or_default();
+        *counts = (counts.0 + u32::from(fresh), counts.1 + 1);
         if self.contexts.lock().unwrap().as_ref().is_some_and(|all| all.revoked.is_some_and(|at| at <= all.began)) {
             return Err(failed(Verdict::Denied, "the PIN was changed"));
         }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Token for Noted {
+    async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.note(kek)?;
         self.inner.unwrap(kek, wrapped, binding).await
+    }
+
+    async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.note(kek)?;
+        self.inner.prove(kek, wrapped, binding).await
     }
 
     async fn renew_context(&self) -> Result<(), TokenError> {

@@ -16,6 +16,7 @@ mod rotate;
 mod schedule;
 mod standby;
 mod start_up;
+mod storm;
 mod tamper;
 mod tokens;
 mod twice;

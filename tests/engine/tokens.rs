@@ -268,7 +268,7 @@ async fn a_token_has_a_deadline_of_its_own_which_the_promises_bound() {
     two.rig.pass(16 * SECOND + SECOND / 2).await;
     let lease = engine.leases().into_iter().find(|lease| lease.kek.name == two.kek).unwrap();
     assert!(matches!(lease.phase, Phase::Grace { .. }), "{lease:?}");
-    assert!(lease.trouble.unwrap().contains("1000 ms"), "the deadline is the token's own");
+    assert!(lease.trouble.unwrap().contains("2000 ms"), "its turn and its call by the deadline of its own token");
     seal(&account).unwrap();
 }
 

@@ -44,6 +44,9 @@ impl Token for Witness {
     async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
         self.token.unwrap(kek, wrapped, binding).await
     }
+    async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.token.prove(kek, wrapped, binding).await
+    }
     async fn probe(&self, profile: Profile) -> Result<Probe, TokenError> {
         self.token.probe(profile).await
     }

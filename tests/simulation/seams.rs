@@ -122,9 +122,14 @@ pub(crate) fn show(now: Instant) -> String {
     format!("{:>12.3}", now.as_nanos() as f64 / 1e9)
 }
 
-#[async_trait]
-impl Token for SimToken {
-    async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+impl SimToken {
+    async fn ask(
+        &self,
+        is_proof: bool,
+        kek: &KekHandle,
+        wrapped: &Wrapped,
+        binding: &Binding,
+    ) -> Result<Aek, TokenError> {
         gate(&self.shared, self.engine).await;
         let (flight, fault) = {
             let now = self.clock.now();
@@ -149,7 +154,10 @@ impl Token for SimToken {
             }
             None => {}
         }
-        let outcome = self.inner.unwrap(kek, wrapped, binding).await;
+        let outcome = match is_proof {
+            true => self.inner.prove(kek, wrapped, binding).await,
+            false => self.inner.unwrap(kek, wrapped, binding).await,
+        };
         gate(&self.shared, self.engine).await;
         flight.land(&match &outcome {
             Ok(_) if wrong => Landing::Wrong,
@@ -157,6 +165,17 @@ impl Token for SimToken {
             Err(error) => Landing::Failed(error),
         });
         outcome
+    }
+}
+
+#[async_trait]
+impl Token for SimToken {
+    async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.ask(false, kek, wrapped, binding).await
+    }
+
+    async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.ask(true, kek, wrapped, binding).await
     }
 
     async fn wrap(&self, kek: &KekHandle, aek: &Aek, binding: &Binding) -> Result<Wrapped, TokenError> {

@@ -3,9 +3,10 @@
 use crate::{
     bench::{Bench, PIN, alone_with_shim, operator},
     leash::at_once,
-    service::{Outcome, SECOND, Service, now, settings},
+    service::{OTHER, Outcome, SECOND, Service, now, settings},
 };
 use keyleash::{
+    name::{AccountId, KekName},
     secret::Aek,
     telemetry::Event,
     token::{
@@ -34,6 +35,8 @@ fn the_promises_hold_whatever_the_module_returns() {
         a_slow_token_and_fresh_proofs,
         a_changed_pin_while_a_call_hangs,
         a_changed_pin_while_the_token_is_never_quiet,
+        a_storm_of_creations_under_another_kek,
+        a_storm_at_a_single_worker,
         every_row_of_the_verdicts,
     ]);
 }
@@ -384,6 +387,58 @@ fn a_changed_pin_while_the_token_is_never_quiet() {
         service.comes(Outcome::Ok).await;
         service.end();
     });
+}
+
+/// Every call slow, and hundreds waiting: proofs go first, nothing is taken for hung, and a revocation holds as ever.
+async fn storm(name: &'static str, workers: usize, bench: Bench) {
+    let mut token = Service::token_settings(&bench, &settings());
+    token.workers = workers;
+    let mut service = Service::with(name, settings(), token, &bench).await;
+    bench.fail("C_Encrypt delay=100ms\nC_Decrypt delay=100ms");
+    let from = now();
+    let engine = service.engine.clone().unwrap();
+    let storm: Vec<_> = (0..600)
+        .map(|n| {
+            let (engine, id) = (engine.clone(), AccountId::new(format!("storm-{n}")).unwrap());
+            tokio::spawn(async move { engine.create_account(&id, &KekName::new(OTHER).unwrap()).await })
+        })
+        .collect();
+    service.rest(service.settings.grace + 4 * SECOND).await;
+    service.undisturbed(from, now().since(from));
+    // Of neither KEK's lease.
+    let trouble = |event: &&Event| {
+        let is_trouble = matches!(event, Event::Lease { change, .. } if *change != keyleash::lease::Change::Granted);
+        is_trouble || matches!(event, Event::WorkerLost { .. } | Event::ProofCrowdedOut { .. })
+    };
+    assert_eq!(service.heard().iter().find(trouble), None);
+    operator(&["set", &service.kek_id.to_string(), "decrypt", "false"]);
+    service.refuses(Outcome::Denied, now(), service.answer()).await;
+    let made = storm.iter().filter(|one| one.is_finished()).count();
+    assert!(made < storm.len(), "no storm any more");
+    service.say(&format!("{made} accounts made meanwhile"));
+    for one in storm {
+        if one.is_finished() {
+            drop(one.await.unwrap().unwrap());
+        } else {
+            one.abort();
+        }
+    }
+    bench.fail("");
+    service.end();
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_storm_of_creations_under_another_kek() {
+    alone_with_shim("shim::a_storm_of_creations_under_another_kek", |bench| {
+        storm("600 creations at once, 3 workers", 3, bench)
+    });
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn a_storm_at_a_single_worker() {
+    alone_with_shim("shim::a_storm_at_a_single_worker", |bench| storm("600 creations at once, 1 worker", 1, bench));
 }
 
 async fn account(token: &Pkcs11Token, profile: Profile) -> (KekHandle, Aek, Wrapped) {

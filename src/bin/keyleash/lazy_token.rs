@@ -47,6 +47,10 @@ impl Token for LazyToken {
         self.get().await?.unwrap(kek, wrapped, binding).await
     }
 
+    async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.get().await?.prove(kek, wrapped, binding).await
+    }
+
     async fn probe(&self, profile: Profile) -> Result<Probe, TokenError> {
         self.get().await?.probe(profile).await
     }

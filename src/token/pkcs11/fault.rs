@@ -70,6 +70,7 @@ pub(super) fn error(verdict: Verdict, operation: &'static str, what: impl Into<S
         Verdict::Unreachable => "check that the token and the way to it are up; keyleash tries again by itself",
         Verdict::BadRecord => "restore this wrapped AEK from a copy; other accounts are not concerned",
         Verdict::Misconfigured => "correct the set-up; `keyleash token check` says what the token can do",
+        Verdict::Busy => "try again; where it comes often, give the token more workers, or ask less of it at once",
         Verdict::Fatal => "restart the process",
     };
     TokenError { verdict, operation, what: what.into(), remedy: remedy.into() }
@@ -81,6 +82,10 @@ pub(super) fn denied(operation: &'static str, what: impl Into<String>) -> TokenE
 
 pub(super) fn unreachable(operation: &'static str, what: impl Into<String>) -> TokenError {
     error(Verdict::Unreachable, operation, what)
+}
+
+pub(super) fn busy(operation: &'static str) -> TokenError {
+    error(Verdict::Busy, operation, "no worker was free for too long, though calls came back")
 }
 
 pub(super) fn bad_record(operation: &'static str, what: impl Into<String>) -> TokenError {

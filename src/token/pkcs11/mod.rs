@@ -32,6 +32,7 @@ use super::{
 use crate::{
     clock::{Clock, Instant},
     secret::Aek,
+    token::line::Lane,
 };
 use async_trait::async_trait;
 use fault::at;
@@ -52,12 +53,14 @@ pub struct Pkcs11Settings {
     pub token: Selector,
     /// Where the user PIN comes from.
     pub pin: PinSource,
-    /// Worker threads, each with a session of its own: 1 to 30, default 2. SoftHSM and YubiHSM are best at 1 or 2, big network
-    /// HSMs at more. The session of a single worker is all that keeps the login: after each call that failed it logs in again.
+    /// Worker threads, each with a session of its own: 1 to 30, default 3. Of several, one is kept for proofs, so that these wait
+    /// for no other work; a single one does all, proofs first. SoftHSM and YubiHSM are best at 2 or 3, big network HSMs at more. The
+    /// session of a single worker is all that keeps the login: after each call that failed it logs in again.
     pub workers: usize,
     /// How many workers may hang in the module, abandoned and replaced, before hanging ones are missed: 0 to 64, default 8.
     pub hung_max: usize,
-    /// How long any call may take in all, from 100 ms to 60 s, default 5 s. Making an RSA key may take [`KEYGEN_TIMEOUT`].
+    /// How long any call may take once a worker has it, from 100 ms to 60 s, default 5 s. Making an RSA key may take
+    /// [`KEYGEN_TIMEOUT`]. For how long it may wait for a worker, [`Token`] says.
     pub call_timeout: Duration,
     /// Whether keyleash may end the module's context and begin another. Default [`FreshContext::Reinitialise`].
     pub fresh: FreshContext,
@@ -92,13 +95,13 @@ impl Pkcs11Settings {
     /// The defaults for this module, token and PIN.
     pub fn new(module: impl Into<PathBuf>, token: Selector, pin: PinSource) -> Self {
         let (call_timeout, fresh) = (Duration::from_secs(5), FreshContext::default());
-        Self { module: module.into(), token, pin, workers: 2, hung_max: 8, call_timeout, fresh }
+        Self { module: module.into(), token, pin, workers: 3, hung_max: 8, call_timeout, fresh }
     }
 
     fn check(&self) -> Result<(), TokenError> {
         let refuse = |what: &str, remedy: &str| Err(fault::misconfigured("check settings", what, remedy));
         if !(1..=30).contains(&self.workers) {
-            return refuse(&format!("{} workers", self.workers), "set 1 to 30 workers; 2 suit most tokens");
+            return refuse(&format!("{} workers", self.workers), "set 1 to 30 workers; 3 suit most tokens");
         }
         if self.hung_max > 64 {
             return refuse(&format!("hung_max is {}", self.hung_max), "set 0 to 64; 8 suit most tokens");
@@ -152,7 +155,7 @@ impl Pkcs11Token {
         }
         let shared = Arc::new(Shared::new(module.clone(), token, pins));
         let seats = shared.clone();
-        let pool = Pool::start(workers, hung_max, module, Box::new(move || Worker::new(seats.clone())))?;
+        let pool = Pool::start(workers, hung_max, call_timeout, module, Box::new(move || Worker::new(seats.clone())))?;
         let opened = Self { shared, pool, call_timeout };
         match opened.call("open", call_timeout, None, |_| Ok(())).await {
             Err(error) if error.verdict != Verdict::Unreachable => Err(error),
@@ -182,7 +185,23 @@ impl Pkcs11Token {
         let call = move |worker: &mut Worker, deadline| {
             worker.call(About { operation, kek: kek.as_ref(), unwraps: false, asked }, deadline, op)
         };
-        self.pool.call(operation, timeout, call).await
+        self.pool.call(operation, Lane::Other, timeout, call).await
+    }
+
+    async fn unwrap_in(
+        &self,
+        lane: Lane,
+        kek: &KekHandle,
+        wrapped: &Wrapped,
+        binding: &Binding,
+    ) -> Result<Aek, TokenError> {
+        let (kek, wrapped, binding) = (kek.clone(), wrapped.clone(), *binding);
+        let asked = Clock::Boottime.now();
+        let call = move |worker: &mut Worker, deadline| {
+            let about = About { operation: "unwrap", kek: Some(&kek), unwraps: true, asked };
+            worker.call(about, deadline, |context| context.unwrap(&kek, &wrapped, &binding))
+        };
+        self.pool.call("unwrap", lane, self.call_timeout, call).await
     }
 
     fn keygen_timeout(&self, profile: Profile) -> Duration {
@@ -261,13 +280,11 @@ impl Token for Pkcs11Token {
     }
 
     async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
-        let (kek, wrapped, binding) = (kek.clone(), wrapped.clone(), *binding);
-        let asked = Clock::Boottime.now();
-        let call = move |worker: &mut Worker, deadline| {
-            let about = About { operation: "unwrap", kek: Some(&kek), unwraps: true, asked };
-            worker.call(about, deadline, |context| context.unwrap(&kek, &wrapped, &binding))
-        };
-        self.pool.call("unwrap", self.call_timeout, call).await
+        self.unwrap_in(Lane::Other, kek, wrapped, binding).await
+    }
+
+    async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.unwrap_in(Lane::Proof, kek, wrapped, binding).await
     }
 
     async fn probe(&self, profile: Profile) -> Result<Probe, TokenError> {
@@ -324,7 +341,8 @@ impl Token for Pkcs11Token {
     /// [`Verdict::Fatal`], with nothing done, while calls hang in the module or do not end.
     async fn renew_context(&self) -> Result<(), TokenError> {
         const OPERATION: &str = "renew context";
-        self.pool.call(OPERATION, self.call_timeout, |worker, deadline| worker.renew(OPERATION, deadline)).await
+        let renew = |worker: &mut Worker, deadline| worker.renew(OPERATION, deadline);
+        self.pool.call(OPERATION, Lane::Proof, self.call_timeout, renew).await
     }
 
     fn context_began(&self) -> Option<Instant> {

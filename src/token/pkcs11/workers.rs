@@ -1,7 +1,8 @@
 //! The workers: OS threads that call the module, so that no tokio thread ever does.
 //!
-//! A call waits in a bounded queue, runs on one worker and is answered through a oneshot. One more thread, the watch,
-//! never calls the module: it answers each call that is past its deadline, counts the worker in it as hung, abandons it and
+//! A call waits in line ([`Line`]: proofs first), runs on one worker and is answered through a oneshot. What it may take counts from
+//! when a worker has it, so that nothing hangs for the line's sake; what waits too long for one fails as busy. One more thread, the
+//! watch, never calls the module: it answers each call that is past its deadline, counts the worker in it as hung, abandons it and
 //! puts a new one in its place while the budget lasts. So deadlines do not depend on the caller: its future may be dropped at any
 //! time. When a hung call comes back, its answer is dropped (a secret in it is wiped by its own drop), the budget is given
 //! back, and the worker ends, unless its place was never filled.
@@ -10,16 +11,17 @@ use super::fault;
 use super::module::{Module, lock, wait_until};
 use super::threads::THREADS;
 use crate::clock::{Clock, Instant};
+use crate::token::line::{Lane, Line};
 use crate::token::{TokenError, Workers};
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// Calls that may wait in the queue; more wait before it, within their own deadlines.
+/// Calls that may stand in line, proofs not counted; more wait before it, as long as they would have in it.
 const QUEUED_MAX: usize = 256;
 /// The watch looks again after this long when no deadline is near.
 const WATCH_IDLE: Duration = Duration::from_secs(3600);
@@ -31,7 +33,8 @@ pub(super) trait Seat: Send + 'static {
 }
 
 type MakeSeat<S> = dyn Fn() -> S + Send + Sync;
-type Run<S> = Box<dyn FnOnce(&mut S) + Send>;
+/// Until this instant.
+type Run<S> = Box<dyn FnOnce(&mut S, Instant) + Send>;
 
 /// Answers the caller with an error, unless it was answered.
 trait Refuse: Send + Sync {
@@ -59,21 +62,24 @@ impl<T: Send> Refuse for Reply<T> {
 
 struct Job<S> {
     operation: &'static str,
-    deadline: Instant,
+    /// In the module.
+    timeout: Duration,
     run: Run<S>,
     reply: Arc<dyn Refuse>,
-    _place: OwnedSemaphorePermit,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 struct Running {
     operation: &'static str,
+    lane: Lane,
+    entered: Instant,
     deadline: Instant,
     reply: Arc<dyn Refuse>,
     hung: bool,
 }
 
 struct State<S> {
-    queue: VecDeque<Job<S>>,
+    line: Line<Job<S>>,
     running: HashMap<u64, Running>,
     next: u64,
     alive: usize,
@@ -109,12 +115,13 @@ impl<S: Seat> Pool<S> {
     pub(super) fn start(
         wanted: usize,
         hung_max: usize,
+        call_timeout: Duration,
         module: Arc<Module>,
         make_seat: Box<MakeSeat<S>>,
     ) -> Result<Self, TokenError> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                queue: VecDeque::new(),
+                line: Line::new(call_timeout),
                 running: HashMap::new(),
                 next: 0,
                 alive: 0,
@@ -146,25 +153,34 @@ impl<S: Seat> Pool<S> {
         Workers { alive: state.alive, hung: state.hung, hung_max: self.shared.hung_max }
     }
 
-    /// Runs `call` on a worker; resolves by `timeout` from now, whatever the module does.
+    /// Runs `call` on a worker, which has `timeout` for it. Resolves by then, and by what the line's patience adds to it, whatever
+    /// the module does.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         operation: &'static str,
+        lane: Lane,
         timeout: Duration,
         call: impl FnOnce(&mut S, Instant) -> Result<T, TokenError> + Send + 'static,
     ) -> Result<T, TokenError> {
         let shared = &self.shared;
         shared.module.check_pid(operation)?;
-        let deadline = shared.clock.now().plus(timeout);
-        let place = shared.clock.until(deadline, shared.places.clone().acquire_owned()).await;
-        let Some(Ok(place)) = place else {
-            return Err(fault::unreachable(operation, format!("{QUEUED_MAX} calls were waiting until the deadline")));
+        let came = shared.clock.now();
+        let place = match lane {
+            // There are no more of them than KEK versions.
+            Lane::Proof => None,
+            Lane::Other => {
+                let patience = lock(&shared.state).line.patience(lane);
+                match shared.clock.until(came.plus(patience), shared.places.clone().acquire_owned()).await {
+                    Some(Ok(place)) => Some(place),
+                    _ => return Err(fault::busy(operation)),
+                }
+            }
         };
         let (sender, answer) = oneshot::channel();
         let reply = Arc::new(Reply { sender: Mutex::new(Some(sender)) });
         let run: Run<S> = Box::new({
             let reply = reply.clone();
-            move |seat| reply.send(call(seat, deadline))
+            move |seat, deadline| reply.send(call(seat, deadline))
         });
         let (wakes_worker, wakes_watch) = {
             let mut state = lock(&shared.state);
@@ -172,11 +188,10 @@ impl<S: Seat> Pool<S> {
             if state.alive == 0 {
                 return Err(all_hang(operation, state.hung));
             }
-            state.queue.push_back(Job { operation, deadline, run, reply, _place: place });
-            // A worker that is not idle looks into the queue before it waits, and the watch at all deadlines. One that should have
-            // looked by now may have slept through a suspend, which its condition variable does not count.
-            let overslept = state.watched_at <= shared.clock.now();
-            (state.idle > 0, deadline < state.watched_at || overslept)
+            state.line.join(lane, came, Job { operation, timeout, run, reply, _place: place });
+            // A worker that is not idle looks into the line before it waits, and whoever enters sees that the watch looks in time.
+            let wakes_worker = state.needs_another();
+            (wakes_worker, !wakes_worker && state.is_watched_too_late(came.plus(timeout), &shared.clock))
         };
         if wakes_worker {
             shared.work.notify_one();
@@ -186,6 +201,26 @@ impl<S: Seat> Pool<S> {
         }
         // A worker that panicked drops the sender.
         answer.await.unwrap_or_else(|_| Err(fault::unreachable(operation, "the worker failed; see the log")))
+    }
+}
+
+impl<S> State<S> {
+    /// True when a worker idles whom somebody waits for.
+    fn needs_another(&self) -> bool {
+        self.idle > 0 && self.line.has_turn(self.alive)
+    }
+
+    /// True when the watch must be woken, because of a call that ends then or earlier, or of one that waits. One that should have
+    /// looked by now may have slept through a suspend, which its condition variable does not count.
+    fn is_watched_too_late(&self, deadline: Instant, clock: &Clock) -> bool {
+        let next = self.line.next_overdue().map_or(deadline, |overdue| overdue.min(deadline));
+        next < self.watched_at || self.watched_at <= clock.now()
+    }
+
+    fn refuse_overdue(&mut self, now: Instant) {
+        for job in self.line.overdue(now) {
+            job.reply.refuse(fault::busy(job.operation));
+        }
     }
 }
 
@@ -219,7 +254,11 @@ fn work<S: Seat>(shared: &Arc<Shared<S>>) {
     let mut seat = (shared.make_seat)();
     let mut state = lock(&shared.state);
     loop {
-        let Some(job) = state.queue.pop_front() else {
+        let now = shared.clock.now();
+        state.refuse_overdue(now);
+        let alive = state.alive;
+        let Some((lane, job)) = state.line.enter(alive) else {
+            // Whoever waits at its end has a worker that comes back.
             if state.closed {
                 break;
             }
@@ -228,18 +267,20 @@ fn work<S: Seat>(shared: &Arc<Shared<S>>) {
             state.idle -= 1;
             continue;
         };
-        let Job { operation, deadline, run, reply, _place: place } = job;
+        let Job { operation, timeout, run, reply, _place: place } = job;
         drop(place);
-        if shared.clock.now() >= deadline {
-            reply.refuse(fault::unreachable(operation, "no worker was free until the deadline"));
-            continue;
-        }
-        let number = state.next;
+        let (number, deadline) = (state.next, now.plus(timeout));
         state.next += 1;
-        state.running.insert(number, Running { operation, deadline, reply, hung: false });
+        state.running.insert(number, Running { operation, lane, entered: now, deadline, reply, hung: false });
+        if state.needs_another() {
+            shared.work.notify_one();
+        }
+        if state.is_watched_too_late(deadline, &shared.clock) {
+            shared.look.notify_one();
+        }
         drop(state);
 
-        let ended = catch_unwind(AssertUnwindSafe(|| run(&mut seat)));
+        let ended = catch_unwind(AssertUnwindSafe(|| run(&mut seat, deadline)));
         if ended.is_err() {
             tracing::error!(operation, "a token worker panicked: its session is given up");
             // Whatever state it was in, it is not used again.
@@ -248,7 +289,10 @@ fn work<S: Seat>(shared: &Arc<Shared<S>>) {
 
         state = lock(&shared.state);
         let hung = state.running.remove(&number).is_some_and(|running| running.hung);
-        if hung {
+        if !hung {
+            state.line.leave(lane, shared.clock.now());
+        } else {
+            state.line.come_back(shared.clock.now());
             state.hung -= 1;
             shared.module.note_hung(false);
             tracing::info!(operation, hung = state.hung, "a call that hung came back");
@@ -268,22 +312,14 @@ fn work<S: Seat>(shared: &Arc<Shared<S>>) {
 fn watch<S: Seat>(shared: &Arc<Shared<S>>) {
     let mut state = lock(&shared.state);
     loop {
-        if state.closed && state.queue.is_empty() && state.running.is_empty() {
+        if state.closed && state.line.is_empty() && state.running.is_empty() {
             return;
         }
         let now = shared.clock.now();
         abandon_overdue(shared, &mut state, now);
-        // Not the front alone: jobs have deadlines of different length (RSA keys are made for longer), and one that is overdue
-        // behind the front would make this loop spin with the lock held.
-        state.queue.retain(|job| {
-            let waits = job.deadline > now;
-            if !waits {
-                job.reply.refuse(fault::unreachable(job.operation, "no worker was free until the deadline"));
-            }
-            waits
-        });
+        state.refuse_overdue(now);
         let running = state.running.values().filter(|running| !running.hung).map(|running| running.deadline);
-        let next = running.chain(state.queue.iter().map(|job| job.deadline)).min();
+        let next = running.chain(state.line.next_overdue()).min();
         let next = next.unwrap_or_else(|| now.plus(WATCH_IDLE));
         state.watched_at = next;
         (state, _) = wait_until(&shared.look, state, &shared.clock, next);
@@ -291,23 +327,31 @@ fn watch<S: Seat>(shared: &Arc<Shared<S>>) {
 }
 
 fn abandon_overdue<S: Seat>(shared: &Arc<Shared<S>>, state: &mut State<S>, now: Instant) {
-    let mut abandoned = 0;
-    for running in state.running.values_mut().filter(|running| !running.hung && running.deadline <= now) {
+    const SILENT: &str = "the token did not answer until the deadline";
+    let State { running, line, .. } = state;
+    let (mut abandoned, mut silenced) = (0, Vec::new());
+    for running in running.values_mut().filter(|running| !running.hung && running.deadline <= now) {
         running.hung = true;
         abandoned += 1;
-        running.reply.refuse(fault::unreachable(running.operation, "the token did not answer until the deadline"));
+        running.reply.refuse(fault::unreachable(running.operation, SILENT));
+        silenced.extend(line.give_up(running.lane, running.entered));
         tracing::warn!(operation = running.operation, "a token call hangs: its worker is abandoned");
     }
     if abandoned == 0 {
         return;
     }
+    for job in silenced {
+        job.reply.refuse(fault::unreachable(job.operation, SILENT));
+    }
     state.hung += abandoned;
     state.alive -= abandoned.min(state.alive);
     (0..abandoned).for_each(|_| shared.module.note_hung(true));
     fill_places(shared, state);
+    // Who idled beside it may be the last one now, for all that waits.
+    shared.work.notify_all();
     if state.alive == 0 {
         tracing::error!(hung = state.hung, "every token worker hangs: the process must be restarted");
-        for job in std::mem::take(&mut state.queue) {
+        for job in state.line.clear() {
             job.reply.refuse(all_hang(job.operation, state.hung));
         }
     }

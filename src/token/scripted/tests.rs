@@ -1,6 +1,6 @@
 //! What the script promises.
 
-use super::*;
+use super::{room::HUNG_MAX, *};
 use crate::clock::ManualClock;
 
 const BINDING: Binding = [3; 32];

@@ -73,6 +73,12 @@ impl CountingToken {
     pub(crate) fn unwraps(&self) -> (u64, u64) {
         (self.served.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
     }
+
+    fn count(&self, result: Result<Aek, TokenError>) -> Result<Aek, TokenError> {
+        let counter = if result.is_ok() { &self.served } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+        result
+    }
 }
 
 #[async_trait]
@@ -86,10 +92,11 @@ impl Token for CountingToken {
     }
 
     async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
-        let result = self.token.unwrap(kek, wrapped, binding).await;
-        let counter = if result.is_ok() { &self.served } else { &self.failed };
-        counter.fetch_add(1, Ordering::Relaxed);
-        result
+        self.count(self.token.unwrap(kek, wrapped, binding).await)
+    }
+
+    async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
+        self.count(self.token.prove(kek, wrapped, binding).await)
     }
 
     async fn probe(&self, profile: Profile) -> Result<Probe, TokenError> {
