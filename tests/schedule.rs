@@ -7,7 +7,7 @@ use keyleash::{
     Engine, Error,
     name::{AccountId, KekName, KekVersion},
     store::{
-        Filter, Key, KeyStore, load_account, load_kek, load_work,
+        Filter, Key, KeyStore, Put, load_account, load_kek, load_work,
         record::{AekPolicy, KekPolicy, WorkRecord},
         redb::RedbStore,
     },
@@ -180,4 +180,21 @@ async fn done_once() {
     }
     let old = Filter::WrappedBy(KekVersion::new(kek, 1));
     assert!(store.list(&old, None, 1).await.unwrap().keys.is_empty());
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_named_and_is_no_success() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = RedbStore::open_or_create(directory.path().join("keyleash.redb")).await.unwrap();
+    let rotten = Put { value: vec![1, 0xff, 0xff], wrapped_by: Vec::new() };
+    store.create(&Key::Account(account(7)), rotten).await.unwrap();
+    drop(store);
+    for arguments in [&["schedule"][..], &["store", "check"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyleash"));
+        command.args(arguments).current_dir(directory.path()).env_remove("KEYLEASH_STORE");
+        let output = command.output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(5), "{arguments:?}: {words}");
+        assert!(words.contains("account a007"), "{arguments:?}: {words}");
+    }
 }

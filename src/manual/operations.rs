@@ -307,9 +307,9 @@
 //! A store is opened, never made, but by `keyleash kek create` and `quickstart`, which say so (in a program:
 //! [`open_or_create`](crate::store::redb::RedbStore::open_or_create)): a volume that is not mounted is no store without accounts.
 //!
-//! **Damage.** Opening reads and verifies the whole file: 1.5 s for 1,000,000 accounts (1.1 GB) from memory, else what the disk
+//! **Damage.** Opening reads and verifies the whole file: 1.5 to 3 s for 1,000,000 accounts (1.1 GB) from memory, else what the disk
 //! takes to read it; a command does so once. While it is open, what is read is compared with what was verified, by digests in
-//! memory (2 KiB for each MiB of the file). A file that is damaged anywhere is refused as a whole, with exit status 5, and
+//! memory (2 KiB for each MiB of the file): damage then is an outage of the store, and keys in use go on. A file that is damaged anywhere is refused as a whole, with exit status 5, and
 //! keyleash does not salvage what is left of it: restore it from a copy, and until then leave the KEKs alone. `keyleash store check`
 //! also decodes every record and compares the index with them. What decides that a KEK version may be destroyed (`kek retire`)
 //! reads every account's record, and refuses when one cannot be read.

@@ -52,7 +52,7 @@ struct Shared {
 }
 
 impl RedbStore {
-    /// Opens the store at `path`. Every page of it is read and verified, which takes about 1.5 s for 1,000,000 accounts.
+    /// Opens the store at `path`. Every page of it is read and verified, which takes 1.5 to 3 s for 1,000,000 accounts.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is no file. [`Error::Misconfigured`] when the path cannot be a store of ours: a file that
@@ -247,14 +247,24 @@ impl Shared {
             }
             let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
             if database.is_none() {
-                let opened = (self.reopen)(&self.path, &self.known).inspect_err(|_| self.known.forget())?;
+                let opened = (self.reopen)(&self.path, &self.known).map_err(|error| self.outage(error))?;
                 *database = Some(opened);
             }
         }
-        .inspect_err(|_| {
+        .map_err(|error| {
             self.close();
-            self.known.forget();
+            self.outage(error)
         })
+    }
+
+    /// What befalls the file while the store is in use is an outage of the store, of which no account is to blame: keys in use
+    /// go on, as promise 3 says.
+    fn outage(&self, error: Error) -> Error {
+        self.known.forget();
+        match error {
+            Error::Corrupt(damage) => Error::Store(damage.to_string()),
+            error => error,
+        }
     }
 
     fn close(&self) {

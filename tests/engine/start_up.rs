@@ -2,8 +2,9 @@
 
 use crate::{Rig, SECOND};
 use keyleash::{
-    Engine,
+    Engine, Error, Result,
     clock::Clock,
+    store::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, memory::MemoryStore},
     telemetry::Event,
     token::{
         Verdict,
@@ -51,4 +52,42 @@ async fn a_round_trip_that_works_is_made_once_and_tells_nothing() {
     rig.pass(120 * SECOND).await;
     assert_eq!(rig.script.calls(Call::Wrap), wraps + 1);
     assert_eq!(failed(&mut events), Vec::<String>::new());
+}
+
+/// A store that is set up to read from a replica.
+struct Stale(MemoryStore);
+
+#[async_trait::async_trait]
+impl KeyStore for Stale {
+    fn check_settings(&self) -> Result<()> {
+        Err(Error::Misconfigured("reads = \"replica\": set it to \"primary\"".into()))
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Versioned>> {
+        self.0.get(key).await
+    }
+
+    async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
+        self.0.create(key, put).await
+    }
+
+    async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion> {
+        self.0.replace(key, expected, put).await
+    }
+
+    async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {
+        self.0.delete(key, expected).await
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
+        self.0.list(filter, after, limit).await
+    }
+}
+
+#[tokio::test]
+async fn no_engine_is_built_on_a_store_that_does_not_read_the_newest() {
+    let rig = Rig::new().await;
+    let store = std::sync::Arc::new(Stale(MemoryStore::new()));
+    let refused = Engine::builder(rig.token.clone(), store).on_current_runtime().build().unwrap_err();
+    assert!(matches!(&refused, Error::Misconfigured(text) if text.contains("primary")), "{refused}");
 }

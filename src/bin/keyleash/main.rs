@@ -32,6 +32,7 @@ use std::{
     cell::OnceCell,
     env,
     io::{self, Write},
+    panic,
     process::ExitCode,
     time::Duration,
 };
@@ -50,6 +51,12 @@ fn main() -> ExitCode {
         Err(error) => return not_parsed(&error),
     };
     let output = Output::new(cli.json);
+    // What panics is said in words of our own, by whoever waits for it.
+    panic::set_hook(Box::new(move |panicked| {
+        if let Some(place) = panicked.location().filter(|_| !cli.json) {
+            output.note(&format!("keyleash: a fault of the program at {place}; please report it"));
+        }
+    }));
     if !cli.json {
         warnings::show();
     }
