@@ -21,7 +21,7 @@ use crate::{
     rotate::{start_work, utc},
     secret::{self, Aek},
     store::{
-        self, Filter, Key, KeyStore,
+        self, CONFLICTS_MAX, Filter, Key, KeyStore,
         record::{AccountRecord, Usage, WrappedAek, binding, check_value, context},
     },
     telemetry::Events,
@@ -35,7 +35,7 @@ use tokio::task::coop;
 mod keks;
 mod start_up;
 
-pub(crate) use self::start_up::round_trip;
+pub(crate) use self::{keks::Target, start_up::round_trip};
 
 pub use self::keks::{KekStatus, KekVersionStatus};
 pub use crate::leash::LeaseStatus;
@@ -256,39 +256,41 @@ impl Engine {
         }
         // What was in memory under this id is of an account that was purged.
         self.owner.0.forget_account(id, keys).await;
-        let (wrapped, proof) = self.new_aek(id, FIRST_AEK_VERSION, kek).await?;
-        let record = AccountRecord::new(wrapped.created_unix, id.clone(), wrapped);
-        match self.owner.0.store.create(&key, record.put()?).await {
-            Err(Error::Exists(_)) => return Err(exists()),
-            other => other?,
-        };
-        // Denied in between: the account exists, and opening it will say so.
-        let Some(wrapped) = record.versions.first() else { return self.owner.0.open(id).await };
-        if self.leave_if_retired(id, wrapped).await? {
-            return self.owner.0.open(id).await;
+        for _ in 0..CONFLICTS_MAX {
+            let target = self.target(kek).await?;
+            let (wrapped, proof) = self.new_aek(id, FIRST_AEK_VERSION, &target).await?;
+            let record = AccountRecord::new(wrapped.created_unix, id.clone(), wrapped);
+            match self.owner.0.store.create(&key, target.guard(record.put()?)).await {
+                Err(Error::Exists(_)) => return Err(exists()),
+                Err(Error::Conflict(_)) => continue, // the KEK was changed meanwhile, and this version of it perhaps retired
+                other => other?,
+            };
+            // Denied in between: the account exists, and opening it will say so.
+            let Some(wrapped) = record.versions.first() else { return self.owner.0.open(id).await };
+            return self.owner.0.admit_new(&record, wrapped, &proof).await;
         }
-        self.owner.0.admit_new(&record, wrapped, &proof).await
+        Err(store::again_and_again("KEK", kek))
     }
 
-    /// A new AEK version for `id`, wrapped by the current version of `kek`, unwrapped again and compared. Not stored yet.
+    /// A new AEK version for `id`, wrapped by `target`, unwrapped again and compared. Not stored yet.
     pub(crate) async fn new_aek(
         &self,
         id: &AccountId,
         aek_version: u32,
-        kek: &KekName,
+        target: &Target,
     ) -> Result<(WrappedAek, NewProof)> {
-        let (kek, current) = self.current_kek(kek).await?;
+        let Target { kek, record: current, .. } = target;
         if aek_version == FIRST_AEK_VERSION {
-            self.check_recoverable(&kek, &current).await?;
+            self.check_recoverable(kek, current).await?;
         }
         let aek = Aek::generate()?;
-        let context = context(&kek, id, aek_version);
-        let place = self.owner.0.leash(&kek).await?.on_demand().await;
-        let (wrapped, place) = self.owner.0.wrap(&kek, &current, &aek, &binding(&context), place).await?;
+        let context = context(kek, id, aek_version);
+        let place = self.owner.0.leash(kek).await?.on_demand().await;
+        let (wrapped, place) = self.owner.0.wrap(kek, current, &aek, &binding(&context), place).await?;
         let wrapped = WrappedAek {
             aek_version,
-            kek,
-            kek_id: current.id,
+            kek: kek.clone(),
+            kek_id: current.id.clone(),
             profile: current.profile,
             wrapped,
             check: check_value(&aek, &context),

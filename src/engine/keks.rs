@@ -5,7 +5,7 @@ use crate::{
     error::{Corrupt, Error, Refusal, Result},
     name::{KekName, KekVersion, TokenName},
     store::{
-        self, Key,
+        self, Key, Put, StoreVersion,
         record::{KekPolicy, KekRecord, KekVersionRecord},
     },
     token::{KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, Token, TokenError, Verdict},
@@ -35,6 +35,21 @@ impl KekVersionStatus {
     pub fn is_recoverable(&self) -> bool {
         let kept = matches!(&self.in_token, Ok(Some(info)) if info.destroyable == Some(false));
         kept && self.record.backup_attested_unix.is_some()
+    }
+}
+
+/// The KEK version that wraps new AEKs, and its KEK's record as that was read.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) kek: KekVersion,
+    pub(crate) record: KekVersionRecord,
+    seen: StoreVersion,
+}
+
+impl Target {
+    /// The change of an account that has something wrapped under it: not to be stored once it is retired.
+    pub(crate) fn guard(&self, put: Put) -> Put {
+        Put { guard: Some((Key::Kek(self.kek.name.clone()), self.seen.clone())), ..put }
     }
 }
 
@@ -254,17 +269,26 @@ impl Engine {
     }
 
     pub(crate) async fn kek_record(&self, name: &KekName) -> Result<KekRecord> {
-        match store::load_kek(&*self.owner.0.store, name).await? {
-            Some((record, _)) => Ok(record),
-            None => Err(Error::NotFound(format!("KEK {name}: create it first (`keyleash kek create {name}`)"))),
-        }
+        self.load_kek(name).await.map(|(record, _)| record)
+    }
+
+    pub(crate) async fn load_kek(&self, name: &KekName) -> Result<(KekRecord, StoreVersion)> {
+        let found = store::load_kek(&*self.owner.0.store, name).await?;
+        found.ok_or_else(|| Error::NotFound(format!("KEK {name}: create it first (`keyleash kek create {name}`)")))
     }
 
     /// The version of a KEK that wraps new AEKs.
     pub(crate) async fn current_kek(&self, name: &KekName) -> Result<(KekVersion, KekVersionRecord)> {
-        let record = self.kek_record(name).await?;
+        self.target(name).await.map(|Target { kek, record, .. }| (kek, record))
+    }
+
+    /// As [`Engine::current_kek`], to wrap under it.
+    pub(crate) async fn target(&self, name: &KekName) -> Result<Target> {
+        let (record, seen) = self.load_kek(name).await?;
         match record.current() {
-            Some(current) => Ok((KekVersion::new(record.name.clone(), current.version), current.clone())),
+            Some(current) => {
+                Ok(Target { kek: KekVersion::new(record.name.clone(), current.version), record: current.clone(), seen })
+            }
             // The codec refuses such a record; this says so again rather than panicking.
             None => {
                 let what = format!("its current version {} is not among its versions", record.current);

@@ -50,6 +50,9 @@
 //! - **`account retire` waits for its own promise.** An AEK version is not deleted until every engine that may take it for the
 //!   current one has heard of the next, an outage included; else a block that was sealed and acknowledged after the service's
 //!   count would be lost.
+//! - **A write may rest on a second record** ([`Put::guard`](crate::store::Put::guard)): what a KEK version wraps is stored if its KEK's
+//!   record is as it was when it was chosen, and retirement changes that record. A look after the write came too late where the
+//!   write was held up until the key was gone, and was never made by a process that was killed before it.
 //! - **An empty store file is refused**, not filled: it may be a store that was truncated.
 //! - **Sealed blocks and bytes are counted after the fact, not reserved ahead.** A reservation would cost a write of the store for
 //!   every account that is opened, and make a policy of few blocks come early by what others have reserved. What a crash may

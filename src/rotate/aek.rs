@@ -7,7 +7,7 @@ use crate::{
     name::AccountId,
     store::{
         CONFLICTS_MAX, again_and_again,
-        record::{AEK_VERSIONS_MAX, AccountRecord, WrappedAek},
+        record::{AEK_VERSIONS_MAX, AccountRecord},
     },
 };
 
@@ -72,18 +72,19 @@ impl Engine {
             let Some(next) = current.aek_version.checked_add(1) else {
                 return Err(Error::Invalid(format!("account {id} has no further AEK version number")));
             };
-            let (mut wrapped, proof) = self.new_aek(id, next, &current.kek.name.clone()).await?;
+            let target = self.target(&current.kek.name).await?;
+            let (mut wrapped, proof) = self.new_aek(id, next, &target).await?;
             may_write()?;
             // Others seal under the version before for as long as they do not know of this one, so its age counts from when it is
             // stored, and not from before the token was waited for.
             wrapped.created_unix = self.keyring().clock.unix_now();
             record.versions.push(wrapped.clone());
-            match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
+            match self.keyring().store.replace(&record.key(), &seen, target.guard(record.put()?)).await {
                 Ok(_) => {
                     // Before the first block is sealed under it.
-                    match (self.leave_if_retired(id, &wrapped).await?, guard.keys()) {
-                        (false, Some(keys)) => self.keyring().admit_version(keys, &record, &wrapped, &proof).await?,
-                        _ => self.keyring().learn(id).await?,
+                    match guard.keys() {
+                        Some(keys) => self.keyring().admit_version(keys, &record, &wrapped, &proof).await?,
+                        None => self.keyring().learn(id).await?,
                     }
                     return Ok((next, true));
                 }
@@ -92,17 +93,6 @@ impl Engine {
             }
         }
         Err(again_and_again("account", id))
-    }
-
-    /// Moves what was just wrapped on, if its KEK version was retired while it was written: retirement looks who is wrapped
-    /// before and after, and whoever it did not see looks here.
-    /// True when it was moved.
-    pub(crate) async fn leave_if_retired(&self, id: &AccountId, wrapped: &WrappedAek) -> Result<bool> {
-        let record = self.kek_record(&wrapped.kek.name).await?;
-        match record.version(wrapped.kek.version) {
-            Some(version) if version.retired_unix.is_none() => Ok(false),
-            _ => self.relocate(id, &wrapped.kek.name).await,
-        }
     }
 
     /// Deletes AEK versions of an account that no block uses any more, as the service has counted, and wipes them. Blocks

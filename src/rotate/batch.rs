@@ -3,7 +3,7 @@
 use super::hold::Stint;
 use crate::{
     budget::{BACKGROUND_IN_FLIGHT_MAX, Place, Rate},
-    engine::Engine,
+    engine::{Engine, Target},
     error::{Error, Result},
     keyring::Keyring,
     name::{AccountId, KekVersion},
@@ -11,7 +11,7 @@ use crate::{
     slot::Leash,
     store::{
         CONFLICTS_MAX, Key, Put, StoreVersion, Versioned, again_and_again,
-        record::{AccountRecord, KekVersionRecord, WrappedAek, binding, check_value, context},
+        record::{AccountRecord, WrappedAek, binding, check_value, context},
     },
 };
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,13 +19,6 @@ use tokio::task::JoinSet;
 
 /// What became of an account: how many of its AEKs were moved.
 pub(super) type Landed = (AccountId, Result<u64>);
-
-/// Where AEKs are moved to.
-#[derive(Clone)]
-pub(super) struct Target {
-    pub(super) kek: KekVersion,
-    pub(super) record: KekVersionRecord,
-}
 
 /// Which AEKs of an account are moved.
 #[derive(Clone, Copy)]
@@ -139,12 +132,18 @@ impl Batch {
             let outcome = match outcome {
                 Ok(_) => Ok(aeks),
                 Err(Error::NotFound(_)) => Ok(0),
-                Err(Error::Conflict(_)) => move_aeks(&self.engine, &id, &self.target, self.which(), &self.pace).await,
+                Err(Error::Conflict(_)) => self.move_again(&id).await,
                 Err(error) => Err(error),
             };
             landed.push((id, outcome));
         }
         landed
+    }
+
+    /// On what the account is by now, and to where its KEK's AEKs are moved by now.
+    async fn move_again(&self, id: &AccountId) -> Result<u64> {
+        let target = self.engine.target(&self.target.kek.name).await?;
+        move_aeks(&self.engine, id, &target, self.which(), &self.pace).await
     }
 
     async fn read(&self, ids: Vec<AccountId>) -> Vec<(AccountId, Result<Option<(AccountRecord, StoreVersion)>>)> {
@@ -177,7 +176,7 @@ impl Batch {
         if left.is_empty() {
             return Ok(None);
         }
-        Ok(Some(((record.key(), seen, record.put()?), left.len() as u64)))
+        Ok(Some(((record.key(), seen, self.target.guard(record.put()?)), left.len() as u64)))
     }
 }
 
@@ -232,7 +231,7 @@ pub(super) async fn move_aeks(
             return Ok(0);
         }
         pace.may_write()?;
-        match keyring.store.replace(&record.key(), &seen, record.put()?).await {
+        match keyring.store.replace(&record.key(), &seen, target.guard(record.put()?)).await {
             Ok(_) => {
                 if matches!(which, Which::All) {
                     left.iter().for_each(|kek| keyring.note_moved(kek));

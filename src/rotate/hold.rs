@@ -300,7 +300,7 @@ mod tests {
     #[tokio::test]
     async fn a_record_that_is_damaged_is_replaced_once_it_stays_so() {
         let (keyring, clock, store) = keyring();
-        let put = crate::store::Put { value: b"?".to_vec(), wrapped_by: Vec::new() };
+        let put = crate::store::Put { value: b"?".to_vec(), wrapped_by: Vec::new(), guard: None };
         store.create(&Key::Work, put).await.unwrap();
         let one = hold();
         assert!(matches!(one.look(&keyring).await.unwrap(), Standing::Waiting(_)));
@@ -313,7 +313,7 @@ mod tests {
     async fn a_record_of_a_newer_release_is_left_alone_and_told_by_name() {
         let (keyring, clock, store) = keyring();
         let value = [&[RECORD_FORMAT + 1], b"whatever it says".as_slice()].concat();
-        let put = crate::store::Put { value: value.clone(), wrapped_by: Vec::new() };
+        let put = crate::store::Put { value: value.clone(), wrapped_by: Vec::new(), guard: None };
         store.create(&Key::Work, put).await.unwrap();
         let one = hold();
         for _ in 0..3 {

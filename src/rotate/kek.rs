@@ -175,8 +175,8 @@ impl Engine {
             self.refuse_while_used(kek).await?;
         }
         self.set_retired(kek, Some(self.keyring().clock.unix_now())).await?;
-        // Whoever wrapped under it until now has written that down before, and is seen here, or looks afterwards whether it
-        // was retired, and moves what it wrapped.
+        // Whoever wrapped under it has written that down before, and is seen here. A write that comes now rests on the KEK's
+        // record as it was, and is refused.
         if let Err(used) = self.refuse_while_used(kek).await {
             self.set_retired(kek, None).await?;
             return Err(used);

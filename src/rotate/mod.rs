@@ -68,11 +68,6 @@ impl Engine {
         Err(again_and_again("KEK", name))
     }
 
-    async fn load_kek(&self, name: &KekName) -> Result<(KekRecord, StoreVersion)> {
-        let found = store::load_kek(&*self.keyring().store, name).await?;
-        found.ok_or_else(|| Error::NotFound(format!("KEK {name}: create it first (`keyleash kek create {name}`)")))
-    }
-
     async fn load_account(&self, id: &AccountId) -> Result<(AccountRecord, StoreVersion)> {
         let found = store::load_account(&*self.keyring().store, id).await?;
         let (record, seen) = found.ok_or_else(|| Error::NotFound(format!("account {id}")))?;

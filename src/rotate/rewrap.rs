@@ -3,13 +3,13 @@
 //! Of each AEK: unwrap, verify, wrap, verify by a second unwrap, compare-and-put. What is left to do is what the store's
 //! index still finds under the other versions, so that nothing needs to be remembered for going on after a crash.
 
-use super::batch::{Batch, Landed, Pace, Target, Which, is_the_accounts_own, move_aeks};
+use super::batch::{Batch, Landed, Pace, Which, is_the_accounts_own, move_aeks};
 use crate::{
     budget::Rate,
-    engine::Engine,
+    engine::{Engine, Target},
     error::{Error, Result},
     name::{AccountId, KekName, KekVersion},
-    store::{CONFLICTS_MAX, Filter, Key, PAGE_KEYS_MAX, Page, again_and_again},
+    store::{Filter, Key, PAGE_KEYS_MAX, Page},
 };
 use std::{collections::BTreeSet, pin::pin, sync::Arc};
 use tokio::{sync::mpsc, task::JoinSet};
@@ -160,31 +160,11 @@ impl Engine {
     pub async fn move_account(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
         let (id, kek) = (id.clone(), kek.clone());
         self.at_home(|engine| async move {
-            let (version, record) = engine.current_kek(&kek).await?;
-            engine.check_recoverable(&version, &record).await?;
-            engine.relocate(&id, &kek).await
+            let target = engine.target(&kek).await?;
+            engine.check_recoverable(&target.kek, &target.record).await?;
+            Ok(move_aeks(&engine, &id, &target, Which::All, &Pace { own: None, stint: None }).await? > 0)
         })
         .await
-    }
-
-    /// As [`Engine::move_account`], without asking whether the KEK is good enough for a new account.
-    pub(crate) async fn relocate(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
-        let pace = Pace { own: None, stint: None };
-        let mut moved = false;
-        for _ in 0..CONFLICTS_MAX {
-            let target = self.target(kek).await?;
-            moved |= move_aeks(self, id, &target, Which::All, &pace).await? > 0;
-            // Retirement looks who is wrapped before and after; whoever it did not see looks here.
-            if self.target(kek).await?.kek == target.kek {
-                return Ok(moved);
-            }
-        }
-        Err(again_and_again("KEK", kek))
-    }
-
-    pub(super) async fn target(&self, kek: &KekName) -> Result<Target> {
-        let (kek, record) = self.current_kek(kek).await?;
-        Ok(Target { kek, record })
     }
 
     /// Every version before the target; retired ones too, under which a crash may have left an account.

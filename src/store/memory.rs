@@ -61,6 +61,11 @@ impl State {
         }
     }
 
+    fn check_guard(&self, put: &Put) -> Result<()> {
+        let Some((key, expected)) = &put.guard else { return Ok(()) };
+        self.expect(key, expected).map(drop).map_err(|_| conflict(key))
+    }
+
     fn remove(&mut self, key: &Key) {
         let bytes = key.to_bytes();
         for kek in self.values.remove(&bytes).into_iter().flat_map(|value| value.put.wrapped_by) {
@@ -107,6 +112,7 @@ impl KeyStore for MemoryStore {
         if state.values.contains_key(&key.to_bytes()) {
             return Err(exists(key));
         }
+        state.check_guard(&put)?;
         Ok(state.insert(key, put))
     }
 
@@ -114,6 +120,7 @@ impl KeyStore for MemoryStore {
         check_put(key, &put)?;
         let mut state = self.state();
         state.expect(key, expected)?;
+        state.check_guard(&put)?;
         Ok(state.insert(key, put))
     }
 

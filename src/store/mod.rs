@@ -117,6 +117,10 @@ pub struct Put {
     pub value: Vec<u8>,
     /// The KEK versions under which [`KeyStore::list`] shall find the key; written in the same atomic step as the value.
     pub wrapped_by: Vec<KekVersion>,
+    /// Another record that the value rests on, and the version in which it was read: it is written if that has this version still,
+    /// in the same atomic step. What a KEK version has just wrapped rests on its KEK's record, which its retirement changes: so
+    /// nothing is ever stored under a KEK version that was retired, however long the write was held up.
+    pub guard: Option<(Key, StoreVersion)>,
 }
 
 /// Which keys to list.
@@ -164,7 +168,7 @@ impl Page {
 }
 
 /// A key store. Every successful write is durable when it returns, and atomic: a crash leaves the old value or the new.
-/// No operation spans more than one key, so no transaction outlives a call.
+/// No operation changes more than one key, so no transaction outlives a call; one that has a [`Put::guard`] compares a second.
 ///
 /// # What every call must give
 ///
@@ -176,7 +180,7 @@ impl Page {
 /// - **So are lists.** [`list`](KeyStore::list) of any filter names every key whose creation was over before its first page was
 ///   asked for, and that was not deleted before its last. Retirement of a KEK version rests on it: it writes "retired", then
 ///   lists all accounts and reads each; one that is left out is an account whose KEK is destroyed.
-/// - **A write compares and puts in one step**, with the value's place in the index. Of two with one `expected` at most one is
+/// - **A write compares and puts in one step**, with the value's place in the index, and its guard's version. Of two with one `expected` at most one is
 ///   done; an [`Error::Store`] says that it was done or was not.
 /// - **Absence is no damage.** "There is none" is answered where that was read. What cannot be read is an error.
 ///
@@ -196,13 +200,14 @@ pub trait KeyStore: Send + Sync + 'static {
     /// Writes a key that must not exist.
     ///
     /// # Errors
-    /// [`Error::Exists`] when it does; [`Error::Store`]: nothing was acknowledged, it may or may not be there.
+    /// [`Error::Exists`] when it does; [`Error::Conflict`] naming the guard, when that has another version by now;
+    /// [`Error::Store`]: nothing was acknowledged, it may or may not be there.
     async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion>;
 
     /// Replaces the value that has version `expected`.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when it has another by now, [`Error::NotFound`] when it is gone; [`Error::Store`].
+    /// [`Error::Conflict`] when it has another by now, or the guard has; [`Error::NotFound`] when it is gone; [`Error::Store`].
     async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion>;
 
     /// Reads many: each answered as [`KeyStore::get`] would, in their order. One way there and back, where the store can.

@@ -187,7 +187,7 @@ impl AccountRecord {
     /// # Errors
     /// As [`AccountRecord::encode`].
     pub fn put(&self) -> Result<Put> {
-        Ok(Put { value: self.encode()?, wrapped_by: self.wrapped_by() })
+        Ok(Put { value: self.encode()?, wrapped_by: self.wrapped_by(), guard: None })
     }
 
     /// Reads what was found under `key`.
@@ -275,7 +275,7 @@ impl KekRecord {
     /// # Errors
     /// As [`KekRecord::encode`].
     pub fn put(&self) -> Result<Put> {
-        Ok(Put { value: self.encode()?, wrapped_by: Vec::new() })
+        Ok(Put { value: self.encode()?, wrapped_by: Vec::new(), guard: None })
     }
 
     /// Reads what was found under `key`.
@@ -337,7 +337,7 @@ impl DenialRecord {
     /// # Errors
     /// As [`DenialRecord::encode`].
     pub fn put(&self) -> Result<Put> {
-        Ok(Put { value: self.encode()?, wrapped_by: Vec::new() })
+        Ok(Put { value: self.encode()?, wrapped_by: Vec::new(), guard: None })
     }
 
     /// Reads what was found under `key`.
@@ -366,7 +366,7 @@ impl WorkRecord {
     /// # Errors
     /// None but those of the codec.
     pub fn put(&self) -> Result<Put> {
-        Ok(Put { value: wire::encode_work(self)?, wrapped_by: Vec::new() })
+        Ok(Put { value: wire::encode_work(self)?, wrapped_by: Vec::new(), guard: None })
     }
 
     /// Reads what was found under [`Key::Work`].

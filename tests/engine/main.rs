@@ -6,6 +6,7 @@ mod delete;
 mod denial;
 mod fresh;
 mod hand;
+mod held;
 mod leash;
 mod moved;
 mod open;
@@ -96,7 +97,7 @@ impl Rig {
         record.versions.iter_mut().filter(|one| one.aek_version == aek_version).for_each(|one| one.check[0] ^= 1);
         let key = Key::Account(record.account.clone());
         let version = self.store.get(&key).await.unwrap().unwrap().version;
-        let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by() };
+        let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guard: None };
         self.store.replace(&key, &version, put).await.unwrap();
     }
 

@@ -34,7 +34,10 @@ async fn prepare(rig: &Rig, ids: &[&str]) -> (KekId, Vec<(Key, Put)>) {
                 ..version.clone()
             };
         }
-        puts.push((Key::Account(account), Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by() }));
+        puts.push((
+            Key::Account(account),
+            Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guard: None },
+        ));
     }
     (id, puts)
 }

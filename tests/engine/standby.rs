@@ -339,7 +339,7 @@ async fn what_another_process_heard_of_the_first_token_keeps_this_one_from_the_s
     let kek = KekVersion::new(pair.rig.kek.clone(), 1);
     let record =
         DenialRecord { kek: kek.clone(), since_unix, reason: "heard by another process".into(), by_standby: false };
-    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new() };
+    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new(), guard: None };
     pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
     pair.rig.script.set_unreachable(true);
     pair.rig.pass(21 * SECOND).await;
@@ -360,7 +360,7 @@ async fn a_proof_by_the_standby_clears_no_denial_that_another_process_heard() {
     let since_unix = 1;
     let record =
         DenialRecord { kek: kek.clone(), since_unix, reason: "heard by another process".into(), by_standby: false };
-    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new() };
+    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new(), guard: None };
     pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
     // A change of the lease by the standby, which has it look at the record.
     pair.standby.set_unreachable(true);

@@ -15,7 +15,7 @@ async fn record(rig: &Rig, id: &str) -> AccountRecord {
 async fn overwrite(rig: &Rig, record: &AccountRecord) {
     let key = Key::Account(record.account.clone());
     let version = rig.store.get(&key).await.unwrap().unwrap().version;
-    let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by() };
+    let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guard: None };
     rig.store.replace(&key, &version, put).await.unwrap();
 }
 

@@ -4,7 +4,7 @@ use crate::{account, kek, put, stores};
 use keyleash::{
     Error,
     name::KekName,
-    store::{Filter, Key, KeyStore, PAGE_KEYS_MAX, StoreVersion, VALUE_BYTES_MAX, WRAPPED_BY_MAX},
+    store::{Filter, Key, KeyStore, PAGE_KEYS_MAX, Put, StoreVersion, VALUE_BYTES_MAX, WRAPPED_BY_MAX},
 };
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -59,6 +59,41 @@ async fn of_many_concurrent_creates_exactly_one_wins() {
             let found = store.get(&account(format!("a{round}"))).await.unwrap().unwrap();
             assert_eq!((found.value, found.version), (vec![n as u8], version));
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_rests_on_a_record_is_written_only_while_that_is_as_it_was_read() {
+    let (stores, _directory) = stores().await;
+    for store in stores {
+        let kek = Key::Kek(KekName::new("k").unwrap());
+        let resting =
+            |value: u8, on: &StoreVersion| Put { guard: Some((kek.clone(), on.clone())), ..put([value], &[]) };
+        let is = async |value: Option<u8>| {
+            let found = store.get(&account("a")).await.unwrap().map(|found| found.value);
+            assert_eq!(found, value.map(|value| vec![value]));
+        };
+        let refused = |outcome: Result<StoreVersion, Error>| {
+            assert!(matches!(&outcome, Err(Error::Conflict(what)) if what.contains("KEK k")), "{outcome:?}");
+        };
+        let gone = StoreVersion(vec![0; 8]);
+        refused(store.create(&account("a"), resting(1, &gone)).await);
+        let first = store.create(&kek, put([0], &[])).await.unwrap();
+        let second = store.replace(&kek, &first, put([1], &[])).await.unwrap();
+        refused(store.create(&account("a"), resting(1, &first)).await);
+        is(None).await;
+        let made = store.create(&account("a"), resting(2, &second)).await.unwrap();
+        refused(store.replace(&account("a"), &made, resting(3, &first)).await);
+        is(Some(2)).await;
+        let made = store.replace(&account("a"), &made, resting(4, &second)).await.unwrap();
+        let many = vec![(account("a"), made.clone(), resting(5, &first)), (account("b"), made, resting(5, &second))];
+        let mut outcomes = store.replace_many(many).await.into_iter();
+        refused(outcomes.next().unwrap());
+        assert!(matches!(outcomes.next().unwrap(), Err(Error::NotFound(_))));
+        store.delete(&kek, &second).await.unwrap();
+        let made = store.get(&account("a")).await.unwrap().unwrap().version;
+        refused(store.replace(&account("a"), &made, resting(6, &second)).await);
+        is(Some(4)).await;
     }
 }
 

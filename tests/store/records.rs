@@ -331,7 +331,7 @@ async fn typed_loading_gives_the_record_and_its_version_or_names_the_damage() {
     assert_eq!(store::load_account(&store, &a.account).await.unwrap(), Some((a.clone(), version.clone())));
     assert_eq!(store::load_kek(&store, &k.name).await.unwrap().unwrap().0, k);
     assert_eq!(store::load_denial(&store, &d.kek).await.unwrap().unwrap().0, d);
-    store.replace(&a.key(), &version, store::Put { value: vec![9], wrapped_by: vec![] }).await.unwrap();
+    store.replace(&a.key(), &version, store::Put { value: vec![9], wrapped_by: vec![], guard: None }).await.unwrap();
     let error = store::load_account(&store, &a.account).await.unwrap_err().to_string();
     assert!(error.contains("account alice") && error.contains("format version 9"), "{error}");
 }

@@ -73,14 +73,35 @@ impl<'t> Tables<'t> {
                 if self.records.get(key.to_bytes().as_slice())?.is_some() {
                     return Ok(Err(exists(key)));
                 }
-                self.insert(key, put).map(Ok)
+                match self.check_guard(put)? {
+                    Ok(()) => self.insert(key, put).map(Ok),
+                    Err(error) => Ok(Err(error)),
+                }
             }
-            Write::Replace { key, expected, put } => match self.remove(key, expected)? {
-                Ok(()) => self.insert(key, put).map(Ok),
-                Err(error) => Ok(Err(error)),
-            },
+            Write::Replace { key, expected, put } => {
+                // The guard first: the removal is done.
+                let replaced = match self.check_guard(put)? {
+                    Ok(()) => self.remove(key, expected)?,
+                    refused => refused,
+                };
+                match replaced {
+                    Ok(()) => self.insert(key, put).map(Ok),
+                    Err(error) => Ok(Err(error)),
+                }
+            }
             Write::Delete { key, expected } => Ok(self.remove(key, expected)?.map(|()| version_of(self.revision + 1))),
         }
+    }
+
+    fn check_guard(&self, put: &Put) -> Result<Result<()>, RedbError> {
+        let Some((key, expected)) = &put.guard else { return Ok(Ok(())) };
+        Ok(match self.records.get(key.to_bytes().as_slice())? {
+            None => Err(conflict(key)),
+            Some(value) => Envelope::decode(key, value.value()).and_then(|found| match version_of(found.revision) {
+                version if version == *expected => Ok(()),
+                _ => Err(conflict(key)),
+            }),
+        })
     }
 
     fn insert(&mut self, key: &Key, put: &Put) -> Result<StoreVersion, RedbError> {

@@ -1,0 +1,55 @@
+//! Writes that are held up (a paused machine, a slow store) and happen later, when the KEK version that they rest on is gone.
+
+use crate::{Rig, SECOND, account_id, build, hand::held_up, settle};
+use keyleash::{
+    Engine, Error,
+    config::Settings,
+    name::{AccountId, KekName, KekVersion},
+    rotate::RewrapOptions,
+};
+use std::{future::Future, pin::Pin};
+
+type Work = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
+/// Something that wraps under the current KEK version and writes that down.
+type Act = fn(Engine, AccountId, KekName) -> Work;
+
+const ACTS: [(&str, Act); 4] = [
+    ("rewrap", |engine, _, kek| {
+        let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+        Box::pin(async move { engine.rewrap_kek(&kek, options, |_| ()).await?.stopped.map_or(Ok(()), Err) })
+    }),
+    ("move", |engine, id, kek| Box::pin(async move { engine.move_account(&id, &kek).await.map(drop) })),
+    ("rotate", |engine, id, _| Box::pin(async move { engine.rotate_account(&id).await.map(drop) })),
+    ("create", |engine, _, kek| {
+        Box::pin(async move { engine.create_account(&account_id("new"), &kek).await.map(drop) })
+    }),
+];
+
+#[tokio::test]
+async fn nothing_is_written_under_a_kek_version_that_was_retired_while_the_write_was_held_up() {
+    for (name, act) in ACTS {
+        let rig = Rig::new().await;
+        drop(rig.account("a").await);
+        let (there, hand) = held_up(&rig);
+        let wraps = there.rotate_kek(&rig.kek).await.unwrap();
+        hand.hold_writes();
+        hand.hold_creates();
+        let held = tokio::spawn(act(there, account_id("a"), rig.kek.clone()));
+        rig.pass(5 * SECOND).await;
+        assert!(!held.is_finished(), "{name} is held up before its write");
+        rig.meanwhile(rig.engine.rotate_kek(&rig.kek)).await.unwrap();
+        let retired = KekVersion::new(rig.kek.clone(), wraps.version);
+        rig.meanwhile(rig.engine.retire_kek(&retired)).await.unwrap();
+        rig.script.destroy(&wraps.id); // as the manual allows
+        hand.let_go();
+        settle().await;
+        rig.meanwhile(held).await.unwrap().unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(rig.engine.count_wrapped_by(&retired).await.unwrap(), 0, "{name}");
+        let fresh = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+        for id in fresh.accounts(None, 10).await.unwrap() {
+            let account = rig.meanwhile(fresh.account(&id)).await;
+            assert!(account.is_ok(), "{name}, account {id}: {account:?}");
+        }
+    }
+}
