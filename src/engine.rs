@@ -16,7 +16,7 @@ use crate::{
     error::{Corrupt, Error, Result},
     fork,
     home::Home,
-    keyring::{Keyring, NewProof, Owner},
+    keyring::{Keyring, NewProof, Owner, gives_not_back},
     name::{AccountId, KekName, TokenName},
     rotate::{start_work, utc},
     secret::{self, Aek},
@@ -29,7 +29,11 @@ use crate::{
     tokens::Wiring,
     watch,
 };
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::task::coop;
 
 mod keks;
@@ -285,8 +289,9 @@ impl Engine {
         }
         let aek = Aek::generate()?;
         let context = context(kek, id, aek_version);
+        let vouched = self.owner.0.vouch(kek).await?;
         let place = self.owner.0.leash(kek).await?.on_demand().await;
-        let (wrapped, place) = self.owner.0.wrap(kek, current, &aek, &binding(&context), place).await?;
+        let (wrapped, place) = self.owner.0.wrap(kek, current, &aek, &binding(&context), vouched, place).await?;
         let wrapped = WrappedAek {
             aek_version,
             kek: kek.clone(),
@@ -297,9 +302,9 @@ impl Engine {
             created_unix: self.keyring().clock.unix_now(),
             used: Usage::default(),
         };
-        let proof = self.owner.0.prove_new(id, &wrapped, place).await?;
+        let proof = self.owner.0.prove_new(id, &wrapped, vouched, place).await?;
         if proof.aek != aek {
-            return Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek)));
+            return Err(gives_not_back(&wrapped.kek));
         }
         Ok((wrapped, proof))
     }
@@ -313,7 +318,15 @@ impl Engine {
     /// longer than an `aek_ttl`, several times: the token is overloaded.
     pub async fn account(&self, id: &AccountId) -> Result<Account> {
         coop::consume_budget().await;
-        Ok(self.handle(self.owner.0.open_for_caller(id).await?))
+        let keys = self.owner.0.open_for_caller(id).await?;
+        let leash = &keys.current().leash;
+        if leash.of_retired_kek.load(Ordering::SeqCst) {
+            // Left there by a release whose writes did not rest on the KEK's record. What is sealed from now on must not hang on a
+            // key that may be deleted in the token.
+            let (id, kek) = (id.clone(), leash.kek().name.clone());
+            self.at_home(|engine| async move { engine.relocate(&id, &kek).await }).await?;
+        }
+        Ok(self.handle(keys))
     }
 
     /// Writes down in the accounts' records what was sealed under them so far. The engine does so by itself, at the latest after

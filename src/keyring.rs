@@ -41,12 +41,14 @@ mod records;
 mod unwrap;
 mod usage;
 mod versions;
+mod vouch;
 
 pub(crate) use self::{
     ask::{Heard, Unwrapped, both_silent, is_silence, no_answer},
     records::{For, Placed, Reading, Sample},
     unwrap::{Start, Trouble},
-    versions::NewProof,
+    versions::{NewProof, gives_not_back},
+    vouch::{VouchNotes, Vouched},
 };
 use self::{flights::Flights, living::Living, usage::DueAccounts};
 
@@ -284,6 +286,9 @@ impl Keyring {
         let stepped = leash.step(voice, verdict, trouble);
         self.tell_step(leash, &stepped, trouble);
         if stepped.counts {
+            if let LeaseVerdict::Granted { asked, .. } = verdict {
+                leash.vouch.proved(asked);
+            }
             self.note_denial(leash, voice, verdict, stepped.actions.change);
         }
         self.save_if_needed(leash);

@@ -9,6 +9,7 @@ use crate::{
     config::Settings,
     denial::DenialNotes,
     error::{Error, Refusal, Result},
+    keyring::VouchNotes,
     lease::{Actions, Lease, Phase, Verdict},
     name::{KekVersion, TokenName},
     secret::{Aek, KeySlot},
@@ -98,6 +99,10 @@ pub(crate) struct Leash<M> {
     asked_ns: AtomicU64,
     /// What is known of its denial's record in the store.
     pub(crate) denial: DenialNotes,
+    /// What is known of the records that prove it.
+    pub(crate) vouch: VouchNotes,
+    /// The record of its KEK said that the version is retired, when the lease was made: its key may be deleted in the token.
+    pub(crate) of_retired_kek: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -188,6 +193,8 @@ impl<M: Member> Leash<M> {
             standby_proved: AtomicBool::new(false),
             asked_ns: AtomicU64::new(0),
             denial: DenialNotes::default(),
+            vouch: VouchNotes::default(),
+            of_retired_kek: AtomicBool::new(false),
         };
         leash.publish(&leash.inner());
         leash
@@ -260,9 +267,15 @@ impl<M: Member> Leash<M> {
 
     /// As many as there are, up to `count`, each of them once.
     pub(crate) fn members_from(&self, turn: usize, count: usize) -> Vec<Arc<M>> {
+        self.members_that(turn, count, |_| true)
+    }
+
+    /// As [`Leash::members_from`], of those that are `wanted`.
+    pub(crate) fn members_that(&self, turn: usize, count: usize, wanted: impl Fn(&M) -> bool) -> Vec<Arc<M>> {
         let members = self.members();
         let len = members.len();
-        let at = |step| members.get(turn.wrapping_add(step) % len)?.upgrade().filter(|member| member.proves());
+        let is_one = |member: &Arc<M>| member.proves() && wanted(member);
+        let at = |step| members.get(turn.wrapping_add(step) % len)?.upgrade().filter(is_one);
         (0..len).filter_map(at).take(count).collect()
     }
 

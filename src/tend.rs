@@ -144,7 +144,7 @@ async fn refresh(keyring: Arc<Keyring>, due: Vec<Arc<AekSlot>>) {
 
 /// Reads the records of all that are in memory or wanted, and takes those that moved to the KEK versions that they name:
 /// before a denial of the old one can concern them, or, where it came first, out of it.
-async fn follow(keyring: Arc<Keyring>, leash: Arc<Leash>) {
+pub(crate) async fn follow(keyring: Arc<Keyring>, leash: Arc<Leash>) {
     let mut flights = JoinSet::new();
     for slot in leash.living_members() {
         if !slot.is_retired() && (slot.is_filled() || slot.is_wanted()) {

@@ -365,7 +365,12 @@ async fn prove(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn
     let mut last = Error::NotFound(format!("an account under KEK {}", leash.kek()));
     let mut other_key = false;
     // Different ones, as far as there are: one whose record is damaged says nothing of the KEK, however often it is asked.
-    let members = leash.members_from(turn, SAMPLES_MAX);
+    // What was wrapped here proves nothing yet, where anything else is there.
+    let is_old = |slot: &AekSlot| !leash.vouch.is_young(slot.account(), slot.aek_version);
+    let mut members = leash.members_that(turn, SAMPLES_MAX, is_old);
+    if members.is_empty() && keyring.sample(leash.kek()).is_none() {
+        members = leash.members_from(turn, SAMPLES_MAX);
+    }
     for slot in members.iter().cycle().take(SAMPLES_MAX).cloned() {
         let Sample { account, wrapped, slot } = match keyring.wrapped_for_proof(slot).await {
             Ok(sample) => sample,

@@ -1,10 +1,10 @@
 //! Asking a lease's tokens: the first, and where that is silent its standby.
 
-use super::{Keyring, Trouble};
+use super::{Keyring, Trouble, Vouched};
 use crate::{
     budget::Place,
     clock::Instant,
-    error::Result,
+    error::{Error, Result},
     lease::Verdict as LeaseVerdict,
     name::{AccountId, KekVersion},
     secret::Aek,
@@ -137,7 +137,12 @@ impl Keyring {
             return;
         }
         let until = self.clock.now().plus(self.settings.poll_interval * LOOK_POLLS);
-        match self.in_time(self.knows_no_newer_denial(leash)).await {
+        // Where callers are waited for: a store that blocks its thread holds up no proof.
+        let (keyring, of) = (self.clone(), leash.clone());
+        let look = async move { keyring.in_time(keyring.knows_no_newer_denial(&of)).await };
+        let looked = self.home.calls.spawn(look);
+        let died = |_| Err(Error::Store("the look into it died, see the log".into()));
+        match self.in_time(async { looked.await.unwrap_or_else(died) }).await {
             Ok(true) => leash.note_first(|first, _| first.looked(until)),
             Ok(false) if leash.first().is_in_silence() => {
                 let stepped = leash.step(Voice::First, LeaseVerdict::Denied, Some(&denied_elsewhere(leash.kek())));
@@ -293,7 +298,7 @@ impl Keyring {
         self.tell_unfit(leash, standby, &why);
     }
 
-    /// Wraps an AEK under a KEK version. Its lease is not told: a KEK that may only unwrap is no denial of its accounts. A
+    /// Wraps an AEK under a KEK version that was just vouched for, or is bare. Its lease is not told: a KEK that may only unwrap is no denial of its accounts. A
     /// standby wraps in the place of a silent first token only once it has unwrapped what that one wrapped: what another key
     /// wrapped, the first token could never give back. `place` is one of the lease's budget; gives that back, or one of the
     /// standby's.
@@ -303,6 +308,7 @@ impl Keyring {
         record: &KekVersionRecord,
         aek: &Aek,
         binding: &Binding,
+        _: Vouched,
         place: Place,
     ) -> Result<(Wrapped, Place)> {
         let leash = self.leash(kek).await?;

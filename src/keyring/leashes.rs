@@ -39,7 +39,7 @@ impl Keyring {
             Err(Error::Corrupt(damage)) => (denied, Some(damage.to_string()), None),
             Err(error) => return Err(error),
         };
-        let route = self.route(kek).await?;
+        let (route, is_retired) = self.route(kek).await?;
         let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
         let new = || {
             let leash = Leash::new(kek.clone(), route, lease, self.clock.clone(), &self.settings);
@@ -51,6 +51,7 @@ impl Keyring {
             }
             trouble.into_iter().for_each(|why| leash.remember(denied_before(&why)));
             leash.denial.loaded(seen);
+            leash.of_retired_kek.store(is_retired, Ordering::SeqCst);
             Arc::new(leash)
         };
         let leash = leashes.entry(kek.clone()).or_insert_with(new).clone();
@@ -59,15 +60,16 @@ impl Keyring {
         Ok(leash)
     }
 
-    /// The token that a KEK version is in, as the KEK's record says. A record that says nothing (it is gone, or damaged) matters
+    /// The token that a KEK version is in, as the KEK's record says, and whether the version is retired. A record that says nothing (it is gone, or damaged) matters
     /// only where there is a choice.
-    async fn route(&self, kek: &KekVersion) -> Result<Route> {
+    async fn route(&self, kek: &KekVersion) -> Result<(Route, bool)> {
         let found = self.in_time(store::load_kek(&*self.store, &kek.name)).await;
         let version = match found {
             Ok(record) => record.and_then(|(record, _)| record.version(kek.version).cloned()),
             Err(Error::Corrupt(_)) if self.tokens.only().is_some() => None,
             Err(error) => return Err(error),
         };
+        let is_retired = version.as_ref().is_some_and(|version| version.retired_unix.is_some());
         let seat = match (version, self.tokens.only()) {
             (Some(version), _) => self.tokens.holder(kek, &version.token)?,
             (None, Some(only)) => only,
@@ -76,11 +78,11 @@ impl Keyring {
                 return Err(Corrupt::Record { record: format!("KEK {}", kek.name), what }.into());
             }
         };
-        self.tokens.route(kek, seat)
+        Ok((self.tokens.route(kek, seat)?, is_retired))
     }
 
     /// The lease of a KEK version, if it was asked for before.
-    pub(super) fn known_leash(&self, kek: &KekVersion) -> Option<Arc<Leash>> {
+    pub(crate) fn known_leash(&self, kek: &KekVersion) -> Option<Arc<Leash>> {
         self.leashes.read().unwrap_or_else(PoisonError::into_inner).get(kek).cloned()
     }
 

@@ -18,7 +18,7 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
-const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
 /// How often a key is unwrapped for somebody who waits, when its TTL has gone by each time (a suspend, a queue that is as long).
 const WARM_ROUNDS_MAX: usize = 3;
 
@@ -143,10 +143,15 @@ impl Keyring {
         let Heard { voice, outcome } = self.unwrap_verified(&slot.leash, slot.account(), wrapped, place).await;
         match outcome {
             Ok(unwrapped) => {
-                self.feed(&slot.leash, voice, unwrapped.granted(epoch), None);
+                let granted = unwrapped.granted(epoch);
                 let aek = unwrapped.aek;
-                if !self.samples().contains_key(&wrapped.kek) {
-                    self.keep_sample(&wrapped.kek, slot.account(), wrapped);
+                if !slot.leash.vouch.is_young(slot.account(), wrapped.aek_version) {
+                    self.feed(&slot.leash, voice, granted, None);
+                    if !self.samples().contains_key(&wrapped.kek) {
+                        self.keep_sample(&wrapped.kek, slot.account(), wrapped);
+                    }
+                } else {
+                    self.vouch(&wrapped.kek).await?; // it is admitted on the proof of another record
                 }
                 if old.differs_from(&aek) || slot.differs_from(&aek) {
                     // An AEK version has one AEK for good. Another one that verifies was made by who can write the store.

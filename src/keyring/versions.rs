@@ -1,7 +1,7 @@
 //! AEK versions that come and go while handles live, and unwraps that fill no slot.
 
 use super::{
-    Heard, Keyring, Trouble,
+    Heard, Keyring, Trouble, Vouched,
     records::{Reading, is_told, purged},
     unwrap::Target,
 };
@@ -10,12 +10,12 @@ use crate::{
     budget::Place,
     clock::Instant,
     error::{Corrupt, Error, Result},
-    lease::Phase,
     name::{AccountId, KekVersion},
     secret::Aek,
     slot::{AekSlot, Leash},
     store::record::{AccountRecord, WrappedAek},
     telemetry::Event,
+    token::Verdict,
 };
 use std::sync::Arc;
 
@@ -46,7 +46,9 @@ impl Keyring {
         }
         // The first one under its lease is polled from now on.
         self.stir.notify_one();
-        self.keep_sample(&wrapped.kek, id, wrapped);
+        if !proof.leash.vouch.is_young(id, wrapped.aek_version) {
+            self.keep_sample(&wrapped.kek, id, wrapped);
+        }
         // Somebody may have been about to open the account that was purged, and have its keys here by now.
         let is_another = |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter().aek == slot.meter().aek);
         if let Some(keys) = self.alive(id).filter(is_another) {
@@ -68,44 +70,29 @@ impl Keyring {
         Ok(keys)
     }
 
-    /// Unwraps a wrapping that is not stored yet: a proof like any other.
+    /// Unwraps a wrapping that is not stored yet, and verifies it. No proof, because another key in the KEK's place would give it back
+    /// as well; but where nothing else is there that could be one.
     pub(crate) async fn prove_new(
         self: &Arc<Self>,
         account: &AccountId,
         wrapped: &WrappedAek,
+        vouched: Vouched,
         place: Place,
     ) -> Result<NewProof> {
         let leash = self.leash(&wrapped.kek).await?;
-        let refuses = matches!(leash.lease().phase(), Phase::Denied { .. } | Phase::Lapsed { .. });
-        if refuses && leash.member(0).is_some() {
-            // What a key wraps just now says nothing of the AEKs that are there: another KEK in its place would do it too.
-            return Err(leash.why_not());
-        }
-        self.prove(leash, account, wrapped, place, || {
-            Error::Misconfigured(format!("KEK {} does not give back what it wrapped", wrapped.kek))
-        })
-        .await
-    }
-
-    /// Asks for an AEK that goes into no slot, verifies it, and tells its lease what came of it. `other_key` is what it means when
-    /// the token gave other bytes.
-    async fn prove(
-        self: &Arc<Self>,
-        leash: Arc<Leash>,
-        account: &AccountId,
-        wrapped: &WrappedAek,
-        place: Place,
-        other_key: impl FnOnce() -> Error,
-    ) -> Result<NewProof> {
         let epoch = self.asking(&leash);
         let asked = self.clock.now();
         let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
         match outcome {
             Ok(unwrapped) => {
-                self.feed(&leash, voice, unwrapped.granted(epoch), None);
+                match vouched {
+                    Vouched::Bare => self.feed(&leash, voice, unwrapped.granted(epoch), None),
+                    Vouched::ByRecord => leash.vouch.wrapped(account, wrapped.aek_version, asked),
+                }
                 Ok(NewProof { leash, aek: unwrapped.aek, epoch, asked })
             }
-            Err(Trouble::OtherKey) => Err(other_key()),
+            Err(Trouble::OtherKey) => Err(gives_not_back(&wrapped.kek)),
+            Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => Err(gives_not_back(&wrapped.kek)),
             Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
         }
     }
@@ -259,29 +246,16 @@ impl Keyring {
         place: Place,
     ) -> Result<Aek> {
         let leash = self.leash(&wrapped.kek).await?;
-        let moved = || Corrupt::WrappedAek(format!("account {account}")).into();
-        Ok(self.prove(leash, account, wrapped, place, moved).await?.aek)
-    }
-
-    /// As [`Keyring::unwrap_apart`], for a wrapping that is not stored: no proof, because another key in the KEK's place
-    /// would give it back as well.
-    pub(crate) async fn verify_new(
-        self: &Arc<Self>,
-        account: &AccountId,
-        wrapped: &WrappedAek,
-        place: Place,
-    ) -> Result<Aek> {
-        let leash = self.leash(&wrapped.kek).await?;
-        if matches!(leash.lease().phase(), Phase::Denied { .. }) && leash.member(0).is_some() {
-            return Err(leash.why_not());
-        }
+        let epoch = self.asking(&leash);
         let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
         match outcome {
-            Ok(unwrapped) => Ok(unwrapped.aek),
-            Err(Trouble::OtherKey) => Err(Error::Misconfigured(format!(
-                "KEK {} does not give back what it wrapped: do not use it",
-                wrapped.kek
-            ))),
+            Ok(unwrapped) => {
+                if !leash.vouch.is_young(account, wrapped.aek_version) {
+                    self.feed(&leash, voice, unwrapped.granted(epoch), None);
+                }
+                Ok(unwrapped.aek)
+            }
+            Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {account}")).into()),
             Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
         }
     }
@@ -293,4 +267,9 @@ impl Keyring {
             self.note_move(&leash);
         }
     }
+}
+
+/// What is said of a KEK that wraps wrongly, or unwraps so.
+pub(crate) fn gives_not_back(kek: &KekVersion) -> Error {
+    Error::Misconfigured(format!("KEK {kek} does not give back what it wrapped: do not use it"))
 }

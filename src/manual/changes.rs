@@ -33,6 +33,8 @@
 //!   take it for a denial that they cannot read.
 //! - **Every denial is written anew**, with each proof that is denied: an engine that was granted in between must not take it for one
 //!   that its proof ended. That is one small write for each KEK version and engine in a poll interval, while it is denied.
+//! - **What was wrapped here is no proof**, though it was unwrapped in the token: an impostor would end a denial by an account that it
+//!   wrapped itself. Where a KEK version wraps nothing, it is one, or a denial of it could end by nothing.
 //! - **A lease may be asked of two tokens**, the KEK's own and its standby. The state machine of the lease knows nothing of it: which
 //!   of the two may speak is a second, smaller one (`src/standby.rs`) beside it, under the same lock.
 //! - **Budgets, deadlines and refreshes are each token's own**, so `resume_rate` counts for each.

@@ -359,11 +359,12 @@
 //! - **When the old key may go.** `kek retire` says when nothing is wrapped by a version. Engines whose accounts are open follow a
 //!   re-wrap within one `poll_interval` and the time that it takes to unwrap those accounts at `resume_rate`; until then they
 //!   use their AEKs under the old version's lease, and a denial of it stops them until they have followed. So wait that long
-//!   before you delete the old version in the token, and keep its backup for as long as backups of the store are kept that need it.
+//!   before you delete the old version in the token (the engine that is asked to retire it takes its own keys along first, and
+//!   refuses while it cannot), and keep its backup for as long as backups of the store are kept that need it.
 //!   Nothing comes under a version that was retired, however long a write was held up: it rests on the KEK's record, which the
-//!   retirement changed, and the store compares that in the same step
-//!   ([`Put::guard`](crate::store::Put::guard)). Releases before that one did not: where such an engine is left, `kek retire` once
-//!   more, just before, says whether it left something under it.
+//!   retirement changed, and the store compares that in the same step ([`Put::guard`](crate::store::Put::guard)). Releases before
+//!   that one did not: what they left under a retired version is moved on by whoever opens it, before it is used, and by every pass
+//!   of the scheduled work; where such an engine is left, `kek retire` once more, just before, says what there is.
 //! - **A re-wrap that stopped** (denied, unreachable, store full, SIGKILL) goes on when it is called again. A KEK version that is denied
 //!   or lost keeps only its own accounts from being moved.
 //! - **When an old AEK version may go.** Another engine may not have heard of the newer version, and its next block is in nobody's count.

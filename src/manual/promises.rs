@@ -5,7 +5,7 @@
 //! | 1 | **Revocation.** After the token would first deny, no seal and no open succeeds later than `poll_interval + call_timeout` when the token answers, and never later than `grace` (30 min) after the last proof: under one hour whatever happens | every seal and open compares CLOCK_BOOTTIME with the end of its lease, on the data path; only a proof moves that end, and an ordinary one only while the last fresh one is young; [`Settings::validate`](crate::config::Settings::validate) refuses a configuration whose sum passes the hour | CLOCK_BOOTTIME counts; the token does not grant what its owner took away |
 //! | 2 | **Resumption.** When the token grants again, live handles work again without being reopened, within a poll interval (at most 60 s), and every account within 30 minutes | leases are asked for while they are denied, and AEKs unwrapped anew at `resume_rate`, those that are wanted first; [`Settings::warnings`](crate::config::Settings::warnings) says when the rate cannot do it | the token is fast enough for the accounts there are |
 //! | 3 | **Outage is not revocation.** While the token is unreachable, sealing and opening go on until grace ends; then they fail closed with [`Error::Lapsed`](crate::Error::Lapsed) | return codes are sorted into denied and unreachable by one table, after diagnosis; `grace` is at least one whole proof | the module tells the two apart, or is found out by diagnosis |
-//! | 4 | **Denial is sticky.** Denied, then unreachable, stays denied, across restarts, engines and standbys too, until a proof | the state machine has no way from denied to granted but a proof; every denial is a new record in the store, and a proof ends only the one that was read before it was asked | the store can be written; where a denial cannot be read, it counts as denied |
+//! | 4 | **Denial is sticky.** Denied, then unreachable, stays denied, across restarts, engines and standbys too, until a proof, and only a record that was there before the denial proves | the state machine has no way from denied to granted but a proof; every denial is a new record in the store, and a proof ends only the one that was read before it was asked | the store can be written; where a denial cannot be read, it counts as denied |
 //! | 5 | **Nothing is lost.** An acknowledged record survives a crash at any instant; what was changed, moved or cut is refused by name | a write is durable before it returns; creation of the store is all or nothing; digests, check values and additional data; limits on everything read | the disk keeps what it said it synced |
 //! | 6 | **Nothing lingers.** After denial, lapse, eviction or drop no AEK, DEK or schedule is left in memory, nor in a core dump | key memory of our own: locked, left out of dumps, zero in a forked child, wiped in place once no operation is in flight | RLIMIT_MEMLOCK suffices (a warning or a refusal says if not); the kernel, and whoever debugs the process, are trusted |
 //!
@@ -36,6 +36,15 @@
 //!   other: one that was written since is newer, whoever's clock says what. What a proof finds that it does not end, the next one
 //!   does, unless it is denied. Clocks of hosts order nothing. A crash of all of them within one poll of a denial loses the
 //!   record, not the effect.
+//! - **What proves a KEK.** A record that the KEK wrapped before, unwrapped and verified. What a process wraps is verified by an unwrap too,
+//!   and proves nothing: another key in the KEK's place does the same. So nothing is wrapped under a KEK version (a new account, a
+//!   rotated AEK, a re-wrap) unless a record that was there was unwrapped within half a `poll_interval`; where the watch has not
+//!   just done so, that costs one listing, one read and one unwrap in that time, however much is wrapped. An AEK that was wrapped here counts as a proof once an older one was unwrapped after it.
+//! - **A KEK version that wraps nothing yet** has no such record, and no data that a denial of it keeps. There a round trip counts: once the
+//!   token unwraps what it wrapped, a remembered denial ends. And where none of the records (16 are tried) can be unwrapped, nothing
+//!   new is wrapped under that version: restore the KEK or the records, or make a new version by `kek rotate`.
+//! - **Another key in the KEK's place is found by the next proof**, so for one poll new accounts can still be made under it. They stay under
+//!   it: when the KEK is restored, they are corrupt by name, and what was sealed under them in that poll is lost with the impostor.
 //! - **A denial that a newer release wrote** in a format that this one does not read is a denial as the process starts, until its
 //!   first proof, and is left in the store for that release to end; so it is one with every start.
 //! - **An account that another process re-wrapped** is followed by live handles: noticed by a proof, a refresh or an open,
@@ -112,7 +121,7 @@
 //!   whoever comes after it asks the standby at once. Guests of a standby have a budget of their own there: they take no
 //!   place from the accounts that are at home in it.
 //! - **New wrappings** (new accounts, rotations, re-wraps) are made by the standby only in a process in which it has unwrapped
-//!   what the first token wrapped: else another key might wrap what the first token could never give back. KEKs and their
+//!   what the first token wrapped (one that is there is asked for first): else another key might wrap what the first token could never give back. KEKs and their
 //!   versions are made in the first token alone.
 //!
 //! # Not there yet

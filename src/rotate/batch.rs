@@ -5,7 +5,7 @@ use crate::{
     budget::{BACKGROUND_IN_FLIGHT_MAX, Place, Rate},
     engine::{Engine, Target},
     error::{Error, Result},
-    keyring::Keyring,
+    keyring::{Keyring, gives_not_back},
     name::{AccountId, KekVersion},
     secret::Aek,
     slot::Leash,
@@ -289,8 +289,9 @@ async fn rewrap(
 ) -> Result<WrappedAek> {
     let to = keyring.leash(&target.kek).await?;
     let context = context(&target.kek, id, old.aek_version);
+    let vouched = keyring.vouch(&target.kek).await?;
     let place = pace.place(&to).await;
-    let (wrapped, place) = keyring.wrap(&target.kek, &target.record, aek, &binding(&context), place).await?;
+    let (wrapped, place) = keyring.wrap(&target.kek, &target.record, aek, &binding(&context), vouched, place).await?;
     drop(place);
     let new = WrappedAek {
         kek: target.kek.clone(),
@@ -300,9 +301,6 @@ async fn rewrap(
         check: check_value(aek, &context),
         ..old.clone()
     };
-    let back = keyring.verify_new(id, &new, pace.place(&to).await).await?;
-    if back == *aek {
-        return Ok(new);
-    }
-    Err(Error::Misconfigured(format!("KEK {} does not give back what it wrapped: do not use it", target.kek)))
+    let back = keyring.prove_new(id, &new, vouched, pace.place(&to).await).await?;
+    if back.aek == *aek { Ok(new) } else { Err(gives_not_back(&target.kek)) }
 }

@@ -300,7 +300,7 @@ mod tests {
     #[tokio::test]
     async fn a_record_that_is_damaged_is_replaced_once_it_stays_so() {
         let (keyring, clock, store) = keyring();
-        let put = crate::store::Put { value: b"?".to_vec(), wrapped_by: Vec::new(), guard: None };
+        let put = crate::store::Put { value: vec![1], wrapped_by: Vec::new(), guard: None };
         store.create(&Key::Work, put).await.unwrap();
         let one = hold();
         assert!(matches!(one.look(&keyring).await.unwrap(), Standing::Waiting(_)));

@@ -4,12 +4,15 @@ use crate::{
     engine::{Engine, round_trip},
     error::{Error, Result},
     name::{KekName, KekVersion},
+    slot::AekSlot,
     store::{
         Filter, PAGE_KEYS_MAX, StoreVersion, kek_names, read_accounts,
         record::{KEK_VERSIONS_MAX, KekRecord, KekVersionRecord},
     },
+    tend,
     token::{KekHandle, KekId},
 };
+use std::sync::Arc;
 
 impl Engine {
     /// Makes the next version of a KEK in the token, of the same profile, proves it and makes it current: new AEKs are
@@ -163,7 +166,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Invalid`] when it is the current one, or AEKs are wrapped by it, with their number and
-    /// how to see them; [`Error::Corrupt`] when any account's record cannot be read, for it may be wrapped by it;
+    /// how to see them, or while keys that this engine has in memory cannot be taken along to the versions that wrap them now;
+    /// [`Error::Corrupt`] when any account's record cannot be read, for it may be wrapped by it;
     /// [`Error::Store`], [`Error::Conflict`].
     pub async fn retire_kek(&self, kek: &KekVersion) -> Result<()> {
         let kek = kek.clone();
@@ -173,6 +177,7 @@ impl Engine {
     async fn retire_unused(&self, kek: &KekVersion) -> Result<()> {
         if self.kek_record(&kek.name).await?.current != kek.version {
             self.refuse_while_used(kek).await?;
+            self.refuse_while_in_use(kek).await?;
         }
         self.set_retired(kek, Some(self.keyring().clock.unix_now())).await?;
         // Whoever wrapped under it has written that down before, and is seen here. A write that comes now rests on the KEK's
@@ -198,6 +203,25 @@ impl Engine {
                 "KEK {kek} still wraps AEKs of {accounts} accounts: `keyleash account list --kek {kek}` shows them, and \
                  `keyleash kek rewrap {}` moves them to the current version",
                 kek.name
+            ))),
+        }
+    }
+
+    /// Takes what this engine has in memory to the KEK versions that the records name by now, and refuses while anything is left
+    /// under this one: the key's deletion in the token would deny it.
+    async fn refuse_while_in_use(&self, kek: &KekVersion) -> Result<()> {
+        let keyring = self.keyring();
+        let Some(leash) = keyring.known_leash(kek) else { return Ok(()) };
+        let followed = keyring.home.upkeep.spawn(tend::follow(keyring.clone(), leash.clone()));
+        if followed.await.is_err() {
+            return Err(Error::Fatal("the task that follows moved accounts died, see the log: try again".into()));
+        }
+        let is_in_use = |slot: &Arc<AekSlot>| !slot.is_retired() && (slot.is_filled() || slot.is_wanted());
+        match leash.living_members().into_iter().filter(is_in_use).count() {
+            0 => Ok(()),
+            slots => Err(Error::Invalid(format!(
+                "KEK {kek} wraps nothing any more, and this engine still uses {slots} AEKs under its lease: see in `status` that the \
+                 KEK versions that wrap them now are granted, and try again"
             ))),
         }
     }

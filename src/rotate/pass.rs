@@ -4,7 +4,7 @@
 //! crash cut short is simply done again, by whoever comes next.
 
 use super::{
-    batch::Pace,
+    batch::{Pace, Which, is_the_accounts_own, move_aeks},
     hold::Stint,
     schedule::{Due, aek_due, kek_due},
 };
@@ -199,6 +199,7 @@ impl Pass {
 
     async fn kek(&mut self, name: &KekName) -> Result<()> {
         let mut record = self.engine.kek_record(name).await?;
+        self.leave_retired(&record).await?;
         if record.policy.max_age_secs == 0 {
             return Ok(());
         }
@@ -212,6 +213,33 @@ impl Pass {
             record = self.engine.kek_record(name).await?;
         }
         self.rewrap(&record).await
+    }
+
+    /// Moves what a retired version wraps, whatever the policy: its key may be deleted in the token. A crash between the making of an
+    /// account and the look whether its KEK version was retired meanwhile leaves it there.
+    async fn leave_retired(&mut self, record: &KekRecord) -> Result<()> {
+        for retired in record.versions.iter().filter(|version| version.retired_unix.is_some()) {
+            let from = KekVersion::new(record.name.clone(), retired.version);
+            let filter = Filter::WrappedBy(from.clone());
+            let page = self.engine.keyring().store.list(&filter, None, PAGE_KEYS_MAX).await?;
+            for key in page.keys {
+                let Key::Account(id) = key else { continue };
+                let (target, pace) = (self.engine.target(&record.name).await?, Pace::held(self.stint.clone()));
+                match move_aeks(&self.engine, &id, &target, Which::OfThisKek(&from), &pace).await {
+                    Ok(0) => {}
+                    Ok(_) => {
+                        self.report.rewrapped += 1;
+                        self.engine.keyring().note_moved(&from);
+                    }
+                    Err(error) if is_the_accounts_own(&error) => {
+                        self.check()?;
+                        self.failed(format!("account {id}"), error);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Moves what other versions of a KEK still wrap, whoever rotated it: a holder that a crash took away, too.

@@ -160,11 +160,17 @@ impl Engine {
     pub async fn move_account(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
         let (id, kek) = (id.clone(), kek.clone());
         self.at_home(|engine| async move {
-            let target = engine.target(&kek).await?;
-            engine.check_recoverable(&target.kek, &target.record).await?;
-            Ok(move_aeks(&engine, &id, &target, Which::All, &Pace { own: None, stint: None }).await? > 0)
+            let (version, record) = engine.current_kek(&kek).await?;
+            engine.check_recoverable(&version, &record).await?;
+            engine.relocate(&id, &kek).await
         })
         .await
+    }
+
+    /// As [`Engine::move_account`], without asking whether the KEK is good enough for a new account.
+    pub(crate) async fn relocate(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
+        let target = self.target(kek).await?;
+        Ok(move_aeks(self, id, &target, Which::All, &Pace { own: None, stint: None }).await? > 0)
     }
 
     /// Every version before the target; retired ones too, under which a crash may have left an account.

@@ -67,7 +67,7 @@ pub enum Act {
     Delay(Duration),
     /// As the KEKs stand as it begins, but the answer takes until [`Script::release`].
     Hang,
-    /// An unwrap gives another AEK than was wrapped. Other calls are served.
+    /// An unwrap gives another AEK than was wrapped, and a wrap wraps another one. Other calls are served.
     WrongPlaintext,
 }
 
@@ -548,7 +548,15 @@ impl Token for ScriptedToken {
     }
 
     async fn wrap(&self, kek: &KekHandle, aek: &Aek, binding: &Binding) -> Result<Wrapped, TokenError> {
-        self.play(Call::Wrap, "wrap", |state, _| wrap(state, kek, aek, binding)).await
+        let serve = |state: &mut State, wrong: bool| {
+            if !wrong {
+                return wrap(state, kek, aek, binding);
+            }
+            let other = state.draw("another plaintext");
+            let other = Aek::copy_from(&other).map_err(|failed| error(Verdict::Fatal, "wrap", failed.to_string()))?;
+            wrap(state, kek, &other, binding)
+        };
+        self.play(Call::Wrap, "wrap", serve).await
     }
 
     async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {

@@ -7,6 +7,7 @@ mod denial;
 mod fresh;
 mod hand;
 mod held;
+mod impostor;
 mod leash;
 mod moved;
 mod open;

@@ -56,7 +56,7 @@ async fn new_aeks_go_under_the_new_kek_version_and_old_ones_stay_until_they_are_
     assert_eq!(old.open_to_vec(1_u64, &block).unwrap(), b"data");
     rig.pass(30 * SECOND).await;
     // Nobody needs version 1 any more: its end denies nobody.
-    rig.engine.retire_kek(&version(&rig, 1)).await.unwrap();
+    rig.meanwhile(rig.engine.retire_kek(&version(&rig, 1))).await.unwrap();
     rig.script.destroy(&rig.kek_id);
     for _ in 0..40 {
         rig.pass(SECOND).await;
@@ -71,14 +71,14 @@ async fn a_kek_version_that_still_wraps_or_is_current_is_not_retired() {
     rig.account("a").await;
     rig.account("b").await;
     rig.engine.rotate_kek(&rig.kek).await.unwrap();
-    let error = rig.engine.retire_kek(&version(&rig, 1)).await.unwrap_err().to_string();
+    let error = rig.meanwhile(rig.engine.retire_kek(&version(&rig, 1))).await.unwrap_err().to_string();
     assert!(error.contains("wraps AEKs of 2 accounts") && error.contains("account list --kek kek/1"), "{error}");
-    let error = rig.engine.retire_kek(&version(&rig, 2)).await.unwrap_err().to_string();
+    let error = rig.meanwhile(rig.engine.retire_kek(&version(&rig, 2))).await.unwrap_err().to_string();
     assert!(error.contains("wraps new AEKs") && error.contains("kek rotate kek"), "{error}");
-    assert!(matches!(rig.engine.retire_kek(&version(&rig, 3)).await, Err(Error::NotFound(_))));
+    assert!(matches!(rig.meanwhile(rig.engine.retire_kek(&version(&rig, 3))).await, Err(Error::NotFound(_))));
     rewrap(&rig).await;
-    rig.engine.retire_kek(&version(&rig, 1)).await.unwrap();
-    rig.engine.retire_kek(&version(&rig, 1)).await.unwrap();
+    rig.meanwhile(rig.engine.retire_kek(&version(&rig, 1))).await.unwrap();
+    rig.meanwhile(rig.engine.retire_kek(&version(&rig, 1))).await.unwrap();
     let kek = rig.engine.kek(&rig.kek).await.unwrap();
     assert!(kek.versions[0].record.retired_unix.is_some() && kek.versions[1].record.retired_unix.is_none());
     assert_eq!(rig.engine.rotate_kek(&rig.kek).await.unwrap().version, 3);
@@ -91,7 +91,7 @@ async fn an_account_that_was_wrapped_while_its_kek_version_was_retired_is_moved_
     rig.engine.rotate_kek(&rig.kek).await.unwrap();
     rewrap(&rig).await;
     let before = rig.store.get(&Key::Kek(rig.kek.clone())).await.unwrap().unwrap();
-    rig.engine.retire_kek(&version(&rig, 1)).await.unwrap();
+    rig.meanwhile(rig.engine.retire_kek(&version(&rig, 1))).await.unwrap();
     // The creation read the KEK's record before the rotation, and is written after the retirement.
     let late = other(&rig);
     let at = account_id("late");

@@ -4,7 +4,12 @@ use super::*;
 use keyleash::{
     Corrupt, Error,
     block::BlockHeader,
-    store::{Key, KeyStore, Put, record::AccountRecord},
+    name::KekVersion,
+    rotate::RewrapOptions,
+    store::{
+        Key, KeyStore, Put,
+        record::{AccountRecord, AekPolicy, KekPolicy, RECORD_FORMAT},
+    },
     token::scripted::{Act, Call},
 };
 
@@ -184,4 +189,45 @@ async fn another_kek_in_the_place_of_the_first_is_noticed_on_a_slow_token() {
     rig.script.standing(Call::Unwrap, Act::WrongPlaintext);
     rig.pass(20 * SECOND).await;
     assert!(matches!(seal(&accounts[0]), Err(Error::Denied(_))));
+}
+
+#[tokio::test]
+async fn no_call_touches_a_record_of_a_newer_release() {
+    let mut rig = Rig::new().await;
+    drop(rig.account("a").await);
+    rig.restart(); // nothing of it is in memory
+    let (engine, id, kek) = (&rig.engine, account_id("a"), KekVersion::new(rig.kek.clone(), 1));
+    let newer = async |key: &Key, wrapped_by: Vec<KekVersion>| {
+        let found = rig.store.get(key).await.unwrap().unwrap();
+        let value = [&[RECORD_FORMAT + 1], found.value.as_slice()].concat();
+        rig.store.replace(key, &found.version, Put { value, wrapped_by, guard: None }).await.unwrap();
+        rig.store.get(key).await.unwrap().unwrap()
+    };
+    let told = |error: Error| assert!(matches!(error, Error::Corrupt(Corrupt::NewerRecord { .. })), "{error}");
+    let account_key = Key::Account(id.clone());
+    let account = newer(&account_key, vec![kek.clone()]).await;
+    told(engine.create_account(&id, &rig.kek).await.unwrap_err());
+    told(engine.account(&id).await.unwrap_err());
+    told(engine.rotate_account(&id).await.unwrap_err());
+    told(engine.retire_aeks(&id, &[1], true).await.unwrap_err());
+    told(engine.move_account(&id, &rig.kek).await.unwrap_err());
+    told(engine.delete_account(&id).await.unwrap_err());
+    told(engine.undelete_account(&id).await.unwrap_err());
+    told(engine.purge_account(&id, true).await.unwrap_err());
+    told(engine.set_aek_policy(&id, AekPolicy { max_blocks: 1, ..AekPolicy::default() }).await.unwrap_err());
+    engine.rotate_kek(&rig.kek).await.unwrap();
+    let report = rig.meanwhile(engine.rewrap_kek(&rig.kek, RewrapOptions::default(), |_| {})).await.unwrap();
+    assert_eq!((report.accounts, report.failed), (0, 1));
+    assert!(engine.retire_kek(&kek).await.is_err(), "it wraps an account");
+    assert_eq!(rig.store.get(&account_key).await.unwrap(), Some(account));
+    let kek_key = Key::Kek(rig.kek.clone());
+    let record = newer(&kek_key, Vec::new()).await;
+    told(engine.create_account(&account_id("b"), &rig.kek).await.unwrap_err());
+    told(engine.rotate_kek(&rig.kek).await.unwrap_err());
+    told(engine.retire_kek(&kek).await.unwrap_err());
+    told(engine.attest_backup(&kek).await.unwrap_err());
+    told(engine.set_kek_policy(&rig.kek, KekPolicy { max_age_secs: 86_400 }).await.unwrap_err());
+    let error = engine.create_kek(&rig.kek, Profile::AesGcm, false).await.unwrap_err();
+    assert!(matches!(error, Error::Exists(_)), "{error}");
+    assert_eq!(rig.store.get(&kek_key).await.unwrap(), Some(record));
 }

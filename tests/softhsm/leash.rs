@@ -4,7 +4,13 @@ use crate::{
     bench::{Bench, PIN, alone, operator},
     service::{KEK, OTHER, Outcome, SECOND, Service, now, settings},
 };
-use keyleash::{Engine, Error, name::AccountId, store::redb::RedbStore, telemetry::Event, token::pkcs11::Pkcs11Token};
+use keyleash::{
+    Engine, Error,
+    name::{AccountId, KekName},
+    store::redb::RedbStore,
+    telemetry::Event,
+    token::pkcs11::Pkcs11Token,
+};
 use std::{path::Path, process::Command, sync::Arc};
 
 /// Scenarios wait most of the time: so all at once.
@@ -26,6 +32,7 @@ fn the_promises_hold_whatever_another_process_does_to_the_token() {
         replaced_under_its_name,
         ttl_passed_in_an_outage,
         denial_outlives_a_restart,
+        impostor_after_a_restart,
     ]);
 }
 
@@ -195,5 +202,43 @@ fn denial_outlives_a_restart() {
         operator(&["set", &id, "decrypt", "true"]);
         tokio::time::sleep(2 * SECOND).await;
         engine.account(&account(KEK)).await.unwrap().seal_to_vec(1_u64, b"again").unwrap();
+    });
+}
+
+#[test]
+#[ignore = "one of the scenarios above"]
+fn impostor_after_a_restart() {
+    alone("leash::impostor_after_a_restart", |bench| async move {
+        let mut service = Service::start("replaced, restarted, and the first call makes an account", &bench).await;
+        copy(&bench.tokens(), &bench.dir.join("backup"));
+        operator(&["replace-token", &service.kek_id.to_string(), &format!("keyleash/{KEK}/1")]);
+        service.refuses(Outcome::Denied, now(), service.answer()).await;
+        service.engine.take();
+        service.accounts.clear();
+        let settings = service.settings.clone();
+        service.end();
+        let open = async || {
+            let token = Arc::new(Pkcs11Token::open(Service::token_settings(&bench, &settings)).await.unwrap());
+            let store = loop {
+                match RedbStore::open(bench.dir.join("keys.redb")).await {
+                    Ok(store) => break Arc::new(store),
+                    Err(error) => assert!(matches!(error, Error::Store(_)), "{error}"),
+                }
+                tokio::time::sleep(SECOND / 20).await;
+            };
+            Engine::builder(token, store).settings(settings.clone()).build().unwrap()
+        };
+        let (new, kek) = (AccountId::new("new").unwrap(), KekName::new(KEK).unwrap());
+        let engine = open().await;
+        for _ in 0..3 {
+            let refused = engine.create_account(&new, &kek).await.unwrap_err();
+            assert!(matches!(refused, Error::Denied(_)), "{refused}");
+            tokio::time::sleep(SECOND).await;
+        }
+        assert!(matches!(engine.account_record(&new).await, Err(Error::NotFound(_))));
+        drop(engine);
+        restore(&bench);
+        let engine = open().await;
+        engine.create_account(&new, &kek).await.unwrap().seal_to_vec(1_u64, b"block").unwrap();
     });
 }
