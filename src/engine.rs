@@ -157,7 +157,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Checks the settings, runs the ciphers' known-answer tests, makes the engine and starts its threads, of which it has three,
+    /// Checks the settings, runs the ciphers' known-answer tests, makes the engine and starts its threads, of which it has four,
     /// with the watch on one of them. They end when the engine and all its handles are gone. The token is not asked, so that a
     /// service can start during an outage; its first use tells.
     ///
@@ -174,7 +174,7 @@ impl EngineBuilder {
         warnings.extend(secret::check_memlock(cells, self.settings.memlock)?);
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let tokens = self.wiring.connect(&self.settings, &self.clock)?;
-        fork::refuse_child()?;
+        fork::settle()?;
         let home = if self.on_current_runtime { Home::here()? } else { Home::build()? };
         let keyring = Arc::new(Keyring::new(tokens, self.store, self.clock, self.settings, home, self.seed));
         watch::start(&keyring);

@@ -10,27 +10,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The generation of the process that first had an engine; 0 before. A child inherits it, and has another one.
 static HOME: AtomicU64 = AtomicU64::new(0);
 
+/// This process has an engine from now on.
+///
+/// # Errors
+/// As [`refuse_child`], and as [`fork_generation`].
+pub(crate) fn settle() -> Result<()> {
+    let generation = fork_generation()?;
+    let _ = HOME.compare_exchange(0, generation, Ordering::AcqRel, Ordering::Acquire);
+    refuse_child()
+}
+
 /// The error of every call in a forked child.
 ///
 /// # Errors
-/// [`Error::Fatal`] in a child of a process that had an engine; as [`fork_generation`].
+/// [`Error::Fatal`] in a child of a process that had an engine.
 #[inline]
 pub(crate) fn refuse_child() -> Result<()> {
-    let generation = fork_generation()?;
-    let home = HOME.load(Ordering::Acquire);
-    if home == generation || home == 0 && settle(generation) { Ok(()) } else { Err(is_child()) }
+    if in_child() { Err(is_child()) } else { Ok(()) }
 }
 
 /// True in a child of a process that had an engine.
 #[inline]
 pub(crate) fn in_child() -> bool {
-    refuse_child().is_err()
-}
-
-#[cold]
-fn settle(generation: u64) -> bool {
-    HOME.compare_exchange(0, generation, Ordering::AcqRel, Ordering::Acquire)
-        .map_or_else(|home| home == generation, |_| true)
+    let home = HOME.load(Ordering::Acquire);
+    // Where there was an engine there is the memory that tells.
+    home != 0 && fork_generation().is_ok_and(|generation| generation != home)
 }
 
 #[cold]

@@ -1,14 +1,17 @@
 //! Where the engine lives: threads of its own with runtimes of their own, so that no host can starve, stop or drop what keeps
 //! the promises, and a host need not have a runtime at all.
 //!
-//! There are three, by who may wait for whom. *Proofs* wait for nobody, so the watch has a thread alone, on which no store is
-//! asked and no index is kept. *Calls*, which somebody waits for, do not wait for *upkeep*, which goes through a million slots in
-//! one step and passes over the whole store. A key store that blocks the thread it is asked on, against its contract, holds up
-//! those two and not the proofs.
+//! There are four, by who may wait for whom. *Proofs* wait for nobody, so the watch has a thread alone, on which no index is
+//! kept. *Calls*, which somebody waits for, do not wait for *upkeep*, which goes through a million slots in one step and passes
+//! over the whole store. The *store* is asked on the fourth, because it is the host's: one that blocks its thread is no worse there
+//! than one that does not answer.
 
+use self::store::HomeStore;
 use crate::{
+    clock::Clock,
     error::{Error, Result},
     fork,
+    store::KeyStore,
 };
 use std::{future::Future, sync::Arc, thread, time::Duration};
 use tokio::{
@@ -17,6 +20,10 @@ use tokio::{
     task::JoinHandle,
 };
 
+mod store;
+
+/// A call of the store that nobody else gives up earlier is given up after this time, or one `aek_ttl` where that is longer.
+const STORE_PATIENCE_MIN: Duration = Duration::from_secs(60);
 /// The thread of the calls is looked after so often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -28,6 +35,7 @@ pub(crate) struct Home {
     pub(crate) calls: Room,
     /// What nobody waits for.
     pub(crate) upkeep: Room,
+    store: Room,
     /// Wakes all who wait for a call, because it does not come.
     stuck: Notify,
 }
@@ -47,11 +55,12 @@ impl Home {
     /// # Errors
     /// [`Error::Fatal`] when the system gives none.
     pub(crate) fn build() -> Result<Self> {
-        let (proofs, calls, upkeep) = ("keyleash-proofs", "keyleash-calls", "keyleash-upkeep");
+        let room = |name| Room::build(name);
         Ok(Self {
-            proofs: Room::build(proofs)?,
-            calls: Room::build(calls)?,
-            upkeep: Room::build(upkeep)?,
+            proofs: room("keyleash-proofs")?,
+            calls: room("keyleash-calls")?,
+            upkeep: room("keyleash-upkeep")?,
+            store: room("keyleash-store")?,
             stuck: Notify::new(),
         })
     }
@@ -65,7 +74,13 @@ impl Home {
             return Err(Error::Invalid("on_current_runtime: build the engine inside of a tokio runtime".into()));
         };
         let room = || Room { runtime: runtime.clone(), end: None };
-        Ok(Self { proofs: room(), calls: room(), upkeep: room(), stuck: Notify::new() })
+        Ok(Self { proofs: room(), calls: room(), upkeep: room(), store: room(), stuck: Notify::new() })
+    }
+
+    /// A key store that is asked on its own thread.
+    pub(crate) fn house(&self, store: Arc<dyn KeyStore>, clock: &Clock, aek_ttl: Duration) -> Arc<dyn KeyStore> {
+        let (room, clock, patience) = (self.store.clone(), clock.clone(), aek_ttl.max(STORE_PATIENCE_MIN));
+        Arc::new(HomeStore { store, room, clock, patience })
     }
 
     /// Begins what a caller waits for.
@@ -89,8 +104,9 @@ impl Home {
             biased;
             done = &mut call.0 => landed(done),
             () = self.stuck.notified() => Err(Error::Store(
-                "a key store (or a token) blocks the engine's thread, which it must not: nothing was acknowledged; see what it \
-                 waits for".into(),
+                "a token, or who writes the log, blocks the engine's thread, which it must not: nothing was acknowledged; see what \
+                 it waits for"
+                    .into(),
             )),
         }
     }
@@ -150,7 +166,7 @@ impl Home {
     /// Ends the threads, and drops what still runs there. Waits for nothing, so that whoever drops the engine may do it anywhere,
     /// on one of these threads too.
     pub(crate) fn end(&self) {
-        [&self.calls, &self.upkeep, &self.proofs].iter().for_each(|room| room.end());
+        [&self.calls, &self.upkeep, &self.store, &self.proofs].iter().for_each(|room| room.end());
     }
 }
 
@@ -171,6 +187,7 @@ fn landed<T>(done: Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
 }
 
 /// One thread. What its tasks spawn stays on it.
+#[derive(Clone)]
 pub(crate) struct Room {
     runtime: Handle,
     /// Not where the runtime is somebody else's.

@@ -24,7 +24,11 @@ fn new_phase() -> &'static Phase {
     if let Ok(phase) = crate::secret::counter_that_a_fork_zeroes() {
         return phase;
     }
-    // Without such memory: two cache lines, because the prefetcher of x86 fetches pairs.
+    new_plain_phase()
+}
+
+/// Without such memory: two cache lines, because the prefetcher of x86 fetches pairs.
+fn new_plain_phase() -> &'static Phase {
     #[repr(align(128))]
     #[derive(Default)]
     struct Lines(AtomicU64);
@@ -61,6 +65,11 @@ struct Claim(Seat);
 
 impl Claim {
     fn new() -> Self {
+        #[cfg(not(keyleash_loom))]
+        if crate::fork::in_child() {
+            // The list may be locked for good, and no key is here that a wipe would wait for.
+            return Self(Seat { phase: new_plain_phase(), number: usize::MAX });
+        }
         let mut registry = registry();
         Self(registry.free.pop().unwrap_or_else(|| {
             let seat = Seat { phase: new_phase(), number: registry.all.len() };
@@ -74,7 +83,9 @@ impl Drop for Claim {
     fn drop(&mut self) {
         // loom takes its statics down before the locals of its main thread.
         #[cfg(not(keyleash_loom))]
-        registry().free.push(self.0);
+        if !crate::fork::in_child() {
+            registry().free.push(self.0);
+        }
     }
 }
 

@@ -115,6 +115,7 @@ impl Keyring {
                 }
             })
             .build();
+        let store = home.house(store, &clock, settings.aek_ttl);
         Self {
             tokens,
             store,

@@ -7,6 +7,7 @@
 
 use crate::{
     error::{Error, Result},
+    fork,
     in_flight::{self, Operation},
     sync::{self, Witness},
 };
@@ -153,6 +154,9 @@ impl LockedCell {
 impl Drop for LockedCell {
     fn drop(&mut self) {
         self.bytes_mut().zeroize();
+        if fork::in_child() {
+            return; // the list may be locked for good
+        }
         lock(&FREE).push(CellPtr(self.0));
     }
 }

@@ -387,6 +387,9 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
+        if crate::fork::in_child() {
+            return; // what was counted is the parent's to write down
+        }
         let left = self.take();
         if left != Usage::default() {
             self.ledger.leave(self.aek.clone(), left);

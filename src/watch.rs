@@ -52,7 +52,7 @@ pub(crate) fn start(keyring: &Arc<Keyring>) {
         let patience = STALL_MIN.max(of.settings.call_timeout);
         let sleep = |time| of.clock.sleep_until(of.clock.now().plus(time));
         let tell = || {
-            let why = "calls stand still: the key store, or a token, blocks the thread that it is asked on".into();
+            let why = "calls stand still: a token, or who writes the log, blocks the thread".into();
             of.teller.tell(Event::WatchRestarted { why });
         };
         of.home.look_after_calls(patience, sleep, tell).await;

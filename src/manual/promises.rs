@@ -24,6 +24,15 @@
 //!   token which is slow and answers is not taken for one that hangs. A proof that finds no worker for a `call_timeout` learns
 //!   nothing, neither a denial nor a silence, and the lease runs on to its end;
 //!   [`Event::ProofCrowdedOut`](crate::telemetry::Event::ProofCrowdedOut) tells of it.
+//! - **The host** can neither starve, stop nor drop the watch: the engine lives on four threads of its own, for proofs, for what a
+//!   caller waits for, for upkeep, and for the store. A caller only waits, on whatever executor it has, or on none of tokio's; one
+//!   that stands still, or goes away with its runtime, costs its own calls and nothing else. A store that blocks the thread it is asked
+//!   on is a store that does not answer. What is left: a token of the host's own making, and whoever writes the process's log lines
+//!   (its `tracing` subscriber), are called on those threads; one that blocks there holds up proofs, and leases then end by the clock.
+//!   A child of `fork` has no engine: every call says so, as [`Error::Fatal`](crate::Error::Fatal), and none waits for a lock of the parent.
+//! - **Whoever waits has a deadline.** A read on the way to a key has a `call_timeout`, any other call of the store one `aek_ttl` (a
+//!   minute at least), a call of the token its own; what takes longer is [`Error::Store`](crate::Error::Store) or
+//!   [`Error::Unreachable`](crate::Error::Unreachable).
 //! - **Back-off.** A KEK version that was refused or silent for over 10 minutes is asked less often, down to once in 60 s;
 //!   a caller who opens an account of it makes the token be asked at most once a second besides.
 //! - **No key becomes usable on an old proof.** A KEK version that no account in memory is under is not asked. So whoever brings the

@@ -189,6 +189,10 @@ impl Page {
 /// `stale` and `default`; DynamoDB without `ConsistentRead`, and its global secondary indexes for lists at all; Redis and MongoDB
 /// but with majority writes and linearizable reads; an object store behind a cache or in a replicated bucket; SQLite on a network
 /// file system. What does: [`MemoryStore`](memory::MemoryStore), and [`RedbStore`](redb::RedbStore) on a local file system.
+///
+/// The engine polls its futures on a thread that it keeps for them, inside a current-thread tokio runtime with all drivers that are
+/// compiled in. One that blocks there holds up the store's other calls, and nothing else. A call that is dropped was given up, and is
+/// best not done later. What a store has running on a runtime of the host's (a connection) stands still with that.
 #[async_trait]
 pub trait KeyStore: Send + Sync + 'static {
     /// Reads. `None` when there is none.

@@ -247,6 +247,8 @@ pub struct TokenError {
 ///
 /// Before that it may wait for its turn, a proof and a renewal for one `call_timeout` at most, all else for eight; then it ends as
 /// [`Verdict::Busy`]. Proofs and renewals go before all else, and of several workers one is theirs alone.
+///
+/// Its futures are polled on the engine's threads, the watch's among them: they must not block.
 #[async_trait]
 pub trait Token: Send + Sync + 'static {
     /// Slot, label, serial, mechanisms.

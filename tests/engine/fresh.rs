@@ -8,12 +8,16 @@ use keyleash::{
     telemetry::Event,
     token::{Binding, KekHandle, KekInfo, KekSpec, Probe, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped},
 };
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Mutex,
+};
 
 /// Notes which KEK was unwrapped with right after a renewal, and how often each was. It may have contexts.
 struct Noted {
     inner: Arc<ScriptedToken>,
-    renewed: Mutex<bool>,
+    /// By which tasks: a proof is one.
+    renewed: Mutex<HashSet<tokio::task::Id>>,
     /// Fresh unwraps, and all.
     unwraps: Mutex<BTreeMap<KekId, (u32, u32)>>,
     contexts: Mutex<Option<Contexts>>,
@@ -59,7 +63,7 @@ fn failed(verdict: Verdict, what: &str) -> TokenError {
 
 impl Noted {
     fn note(&self, kek: &KekHandle) -> Result<(), TokenError> {
-        let fresh = std::mem::take(&mut *self.renewed.lock().unwrap());
+        let fresh = tokio::task::try_id().is_some_and(|task| self.renewed.lock().unwrap().remove(&task));
         let mut unwraps = self.unwraps.lock().unwrap();
         let counts = unwraps.entry(kek.id.clone()).or_default();
         *counts = (counts.0 + u32::from(fresh), counts.1 + 1);
@@ -83,7 +87,7 @@ impl Token for Noted {
     }
 
     async fn renew_context(&self) -> Result<(), TokenError> {
-        *self.renewed.lock().unwrap() = true;
+        self.renewed.lock().unwrap().insert(tokio::task::id());
         if let Some(contexts) = &mut *self.contexts.lock().unwrap() {
             contexts.renewals += 1;
             if contexts.stuck > 0 {
