@@ -1,11 +1,17 @@
 //! The simulation: many seeds, each a world with its own settings, KEKs and accounts and a random schedule of what can
 //! happen to them, on a clock that moves from one happening to the next. After every move the promises are checked
-//! as inequalities on times against a model that knows only what went over the seams (`model.rs`).
+//! as inequalities on times by somebody who knows only what was true and what went over the seams.
+//!
+//! There are two kinds of worlds. *One* engine over one token is judged to the millisecond, against a model of what it was told
+//! (`model.rs`). A *fleet* (`fleet/`) has all that is unkind: two hosts with clocks of their own, a standby, contexts that answer from
+//! memory, calls that hang for ever, storms, impostors, a store whose writes are held and whose answers are lost; its oracle knows when the
+//! tokens would have denied, and reads the promises as a person does.
 //!
 //! `KEYLEASH_SIM_SEEDS=1000000 cargo test --release --test simulation` runs that many; `KEYLEASH_SIM_FROM` says where to
-//! begin, `KEYLEASH_SIM_SEED=n` runs one and prints its trace.
+//! begin, `KEYLEASH_SIM_SEED=n cargo test --test simulation of_a_fleet` (or `of_one_`) runs one and prints its trace.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
+mod fleet;
 mod model;
 mod schedule;
 mod seams;
@@ -32,11 +38,33 @@ struct Report {
     probes: u64,
 }
 
-fn run(seed: u64, trace: bool) -> Report {
+/// Whose schedules are run.
+#[derive(Debug, Clone, Copy)]
+enum Of {
+    /// One engine and one token, judged to the millisecond.
+    One,
+    /// A fleet.
+    Fleet,
+}
+
+impl Of {
+    /// What the test of these is called by.
+    fn name(self) -> &'static str {
+        match self {
+            Self::One => "of_one_",
+            Self::Fleet => "of_a_fleet",
+        }
+    }
+}
+
+fn run(of: Of, seed: u64, trace: bool) -> Report {
     let quiet = Quiet::default();
     let hook = quiet.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().on_thread_park(move || hook.fell()).build().unwrap();
-    runtime.block_on(schedule::run(seed, quiet, trace))
+    match of {
+        Of::One => runtime.block_on(schedule::run(seed, quiet, trace)),
+        Of::Fleet => runtime.block_on(fleet::schedule::run(seed, quiet, trace)),
+    }
 }
 
 /// Panics that the script asked for are not reported.
@@ -53,7 +81,16 @@ fn quiet_scripted_panics() {
 }
 
 #[test]
-fn no_schedule_breaks_a_promise() {
+fn no_schedule_of_one_breaks_a_promise() {
+    run_all(Of::One);
+}
+
+#[test]
+fn no_schedule_of_a_fleet_breaks_a_promise() {
+    run_all(Of::Fleet);
+}
+
+fn run_all(of: Of) {
     quiet_scripted_panics();
     let (from, seeds, trace) = match env("KEYLEASH_SIM_SEED") {
         Some(seed) => (seed, 1, true),
@@ -70,7 +107,7 @@ fn no_schedule_breaks_a_promise() {
                     if seed >= from + seeds || failed.load(Ordering::Relaxed) >= 10 {
                         return;
                     }
-                    match catch_unwind(AssertUnwindSafe(|| run(seed, trace))) {
+                    match catch_unwind(AssertUnwindSafe(|| run(of, seed, trace))) {
                         Ok(report) => {
                             report.trace.iter().for_each(|line| println!("{line}"));
                             moves.fetch_add(report.moves as u64, Ordering::Relaxed);
@@ -78,7 +115,10 @@ fn no_schedule_breaks_a_promise() {
                         }
                         Err(_) => {
                             failed.fetch_add(1, Ordering::Relaxed);
-                            eprintln!("seed {seed} failed: KEYLEASH_SIM_SEED={seed} cargo test --test simulation");
+                            let name = of.name();
+                            eprintln!(
+                                "seed {seed} failed: KEYLEASH_SIM_SEED={seed} cargo test --test simulation {name}"
+                            );
                         }
                     }
                 }
@@ -94,13 +134,13 @@ fn one_seed_has_one_trace() {
     quiet_scripted_panics();
     const SEEDS: u64 = 40;
     let mut happened = 0;
-    for seed in 0..SEEDS {
-        let (one, other) = (run(seed, true), run(seed, true));
+    for (of, seed) in [Of::One, Of::Fleet].into_iter().flat_map(|of| (0..SEEDS).map(move |seed| (of, seed))) {
+        let (one, other) = (run(of, seed, true), run(of, seed, true));
         for (line, (one, other)) in one.trace.iter().zip(&other.trace).enumerate() {
-            assert_eq!(one, other, "seed {seed}, line {line}");
+            assert_eq!(one, other, "{of:?}: seed {seed}, line {line}");
         }
-        assert_eq!(one.trace.len(), other.trace.len(), "seed {seed}");
+        assert_eq!(one.trace.len(), other.trace.len(), "{of:?}: seed {seed}");
         happened += one.trace.len();
     }
-    assert!(happened > SEEDS as usize * 100, "little happens in these seeds: {happened} lines");
+    assert!(happened > SEEDS as usize * 200, "little happens in these seeds: {happened} lines");
 }

@@ -37,7 +37,7 @@ impl Quiet {
     }
 
     /// Resolves when every task that could run has run.
-    async fn wait(&self) {
+    pub(crate) async fn wait(&self) {
         let mut armed = false;
         poll_fn(|cx| {
             let mut waker = self.0.lock().unwrap();

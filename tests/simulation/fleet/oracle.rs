@@ -1,0 +1,621 @@
+//! What a person would say of each success and each failure, who knows only what was true of the tokens and the store, and what
+//! went over the seams: never what an engine thinks.
+//!
+//! Each rule is a sentence of the promises. Where the truth of a moment is disputable, the rule errs on the side that accuses nobody,
+//! and says so.
+
+use super::{
+    hsm::{Grant, Hsm},
+    shelf::{Health, Shelves},
+};
+use keyleash::{
+    Error,
+    clock::Instant,
+    config::Settings,
+    name::{AccountId, KekVersion},
+    store::record::{AccountRecord, KekRecord},
+    token::{KekId, Verdict},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+pub(crate) const FIRST: usize = 0;
+pub(crate) const STANDBY: usize = 1;
+/// As in watch.rs: a KEK version that was refused or silent for this long is asked less often …
+const BACK_OFF_AFTER: Duration = Duration::from_secs(10 * 60);
+/// … down to once in this time (or the poll interval, if that is longer).
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+/// More calls than an engine has under way on one token at once, proofs and all.
+pub(crate) const QUEUE_MAX: u32 = 24;
+/// The tick of the watch and of the tending.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A rule that the engine does not keep yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    /// An outage of the store is an outage.
+    Outage,
+}
+
+/// Held back until what keeps them has landed.
+const HELD_BACK: &[Rule] = &[Rule::Outage];
+
+/// One AEK version of an account.
+pub(crate) type Aek = (AccountId, u32);
+
+/// A thing that is so or not, and since when.
+#[derive(Debug, Clone, Copy)]
+struct Since {
+    is: bool,
+    turned: Instant,
+}
+
+impl Since {
+    fn new(is: bool, turned: Instant) -> Self {
+        Self { is, turned }
+    }
+
+    fn see(&mut self, is: bool, now: Instant) {
+        if self.is != is {
+            *self = Self { is, turned: now };
+        }
+    }
+}
+
+/// The truth of one KEK version.
+struct Kek {
+    id: KekId,
+    kek: KekVersion,
+    /// Each token would grant it.
+    grants: Vec<Since>,
+    /// Each token has it, disabled: a denial that no clone could be mistaken in.
+    disabled: Vec<bool>,
+    /// The first token has an impostor in its place.
+    impostor: Since,
+}
+
+/// The truth of one token.
+struct Reach {
+    away: Since,
+    /// It is fast enough that no queue in front of it, of what an engine may ask at once, costs anybody a deadline.
+    prompt: Since,
+    /// The longest that a call ever waited behind as many as an engine may have under way.
+    queue_max: Duration,
+    hides: bool,
+    dates: bool,
+}
+
+/// The truth of one process.
+struct Process {
+    started: Instant,
+    woke: Instant,
+    /// Until when a fault of its own may delay what it hears.
+    disturbed: Instant,
+    /// When a fresh context was last refused to it.
+    renewal_refused: Instant,
+    /// A call of it hangs.
+    hangs: bool,
+    /// When the store last answered it of an account.
+    words: BTreeMap<AccountId, Instant>,
+}
+
+/// What one process heard of one KEK version.
+#[derive(Debug, Clone, Default)]
+struct Line {
+    /// When the last unwrap was asked that the token granted, or a context that remembers that it did, and its place in the order of
+    /// all calls; of either token, and of the first one.
+    granted: (u64, Instant),
+    granted_by_first: (u64, Instant),
+    /// When the newest context was initialised in which one was.
+    fresh: Instant,
+    /// When a denial of the first token arrived, in the order of all calls.
+    denied_by_first: u64,
+    /// The same, of either.
+    denied: u64,
+}
+
+/// What one process has of one AEK.
+#[derive(Debug, Clone, Default)]
+struct Own {
+    /// When it last worked.
+    worked: Option<Instant>,
+    /// When it last failed, if it has not worked since.
+    failed: Option<Instant>,
+    /// It was used since its last own unwrap.
+    used: bool,
+}
+
+/// An unwrap under way.
+pub(crate) struct Call {
+    pub(crate) process: usize,
+    pub(crate) hsm: usize,
+    pub(crate) kek: KekId,
+    pub(crate) at: Instant,
+}
+
+/// A denial that the store has.
+#[derive(Debug, Clone, Copy)]
+struct Noted {
+    /// Its writer heard it then, in the order of all calls.
+    heard: u64,
+    by_first: bool,
+    since: Instant,
+}
+
+pub(crate) struct Oracle {
+    pub(crate) settings: Settings,
+    keks: Vec<Kek>,
+    tokens: Vec<Reach>,
+    processes: Vec<Process>,
+    reads: Since,
+    writes: Since,
+    lines: BTreeMap<(usize, usize), Line>,
+    owns: BTreeMap<(usize, Aek), Own>,
+    /// The KEK versions that ever wrapped an AEK.
+    wrapped_by: BTreeMap<Aek, BTreeSet<usize>>,
+    records: BTreeMap<Vec<u8>, (Aek, usize)>,
+    /// The AEK versions that the store has of each account.
+    stored: BTreeMap<AccountId, BTreeSet<u32>>,
+    /// Wrappings that an impostor made, and whether it had been there for so long that it was to be known.
+    false_wraps: BTreeMap<Vec<u8>, bool>,
+    noted: BTreeMap<usize, Noted>,
+    calls: BTreeMap<u64, (Call, Option<Aek>)>,
+    order: u64,
+    pub(crate) violations: Vec<String>,
+}
+
+impl Oracle {
+    pub(crate) fn new(settings: Settings, hsms: &[Hsm], now: Instant) -> Self {
+        let reach = |hsm: &Hsm| Reach {
+            away: Since::new(false, now),
+            prompt: Since::new(true, now),
+            queue_max: Duration::ZERO,
+            hides: hsm.hides,
+            dates: hsm.dates,
+        };
+        Self {
+            settings,
+            keks: Vec::new(),
+            tokens: hsms.iter().map(reach).collect(),
+            processes: Vec::new(),
+            reads: Since::new(true, now),
+            writes: Since::new(true, now),
+            lines: BTreeMap::new(),
+            owns: BTreeMap::new(),
+            wrapped_by: BTreeMap::new(),
+            records: BTreeMap::new(),
+            stored: BTreeMap::new(),
+            false_wraps: BTreeMap::new(),
+            noted: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            order: 0,
+            violations: Vec::new(),
+        }
+    }
+
+    fn broken(&mut self, what: String) {
+        self.violations.push(what);
+    }
+
+    fn next(&mut self) -> u64 {
+        self.order += 1;
+        self.order
+    }
+
+    pub(crate) fn process_started(&mut self, now: Instant) -> usize {
+        let none = Instant::default();
+        self.processes.push(Process {
+            started: now,
+            woke: none,
+            disturbed: none,
+            renewal_refused: none,
+            hangs: false,
+            words: BTreeMap::new(),
+        });
+        self.processes.len() - 1
+    }
+
+    pub(crate) fn woke(&mut self, process: usize, now: Instant) {
+        self.processes[process].woke = now;
+    }
+
+    /// What a process hears may be late until then, by the script's doing.
+    pub(crate) fn disturb(&mut self, process: usize, until: Instant) {
+        let disturbed = &mut self.processes[process].disturbed;
+        *disturbed = until.max(*disturbed);
+    }
+
+    pub(crate) fn hangs(&mut self, process: usize) {
+        self.processes[process].hangs = true;
+    }
+
+    pub(crate) fn released(&mut self, now: Instant) {
+        for process in &mut self.processes {
+            if std::mem::take(&mut process.hangs) {
+                process.disturbed = process.disturbed.max(now);
+            }
+        }
+    }
+
+    pub(crate) fn renewal_refused(&mut self, process: usize, now: Instant) {
+        self.processes[process].renewal_refused = now;
+    }
+
+    /// The store answered a process's read of an account.
+    pub(crate) fn word(&mut self, process: usize, account: &AccountId, now: Instant) {
+        if let Some(process) = self.processes.get_mut(process) {
+            process.words.insert(account.clone(), now);
+        }
+    }
+
+    pub(crate) fn kek_stored(&mut self, record: &KekRecord) {
+        for version in &record.versions {
+            if self.keks.iter().any(|kek| kek.id == version.id) {
+                continue;
+            }
+            let never = Since::new(false, Instant::default());
+            self.keks.push(Kek {
+                id: version.id.clone(),
+                kek: KekVersion::new(record.name.clone(), version.version),
+                grants: vec![never; self.tokens.len()],
+                disabled: vec![false; self.tokens.len()],
+                impostor: never,
+            });
+        }
+    }
+
+    /// Every KEK version.
+    pub(crate) fn kek_ids(&self) -> Vec<KekId> {
+        self.keks.iter().map(|kek| kek.id.clone()).collect()
+    }
+
+    fn kek(&self, id: &KekId) -> Option<usize> {
+        self.keks.iter().position(|kek| kek.id == *id)
+    }
+
+    pub(crate) fn account_stored(&mut self, record: &AccountRecord) {
+        let versions = record.versions.iter().map(|wrapped| wrapped.aek_version).collect();
+        self.stored.insert(record.account.clone(), versions);
+        for wrapped in &record.versions {
+            let aek = (record.account.clone(), wrapped.aek_version);
+            let Some(kek) = self.kek(&wrapped.kek_id) else { continue };
+            let others = self.records.values().any(|(other, under)| *under == kek && other.0 != aek.0);
+            if self.false_wraps.remove(&wrapped.wrapped.bytes).is_some_and(|known| known && others) {
+                let kek = &self.keks[kek].kek;
+                self.broken(format!(
+                    "promise 5: AEK {aek:?} is stored as an impostor wrapped it that stands in the place of {kek}"
+                ));
+            }
+            self.wrapped_by.entry(aek.clone()).or_default().insert(kek);
+            self.records.insert(wrapped.wrapped.bytes.clone(), (aek, kek));
+        }
+    }
+
+    /// True when the store has it: what was sealed under it can be opened.
+    pub(crate) fn is_stored(&self, (account, aek_version): &Aek) -> bool {
+        self.stored.get(account).is_some_and(|versions| versions.contains(aek_version))
+    }
+
+    /// An impostor wrapped.
+    pub(crate) fn false_wrap(&mut self, kek: &KekId, wrapped: &[u8], now: Instant) {
+        let Settings { poll_interval, call_timeout, .. } = self.settings;
+        let known_by = |since: Since| since.turned.plus(poll_interval + call_timeout * 3);
+        let known =
+            self.kek(kek).is_some_and(|kek| self.keks[kek].impostor.is && now > known_by(self.keks[kek].impostor));
+        self.false_wraps.insert(wrapped.to_vec(), known);
+    }
+
+    /// A denial was written down, or deleted.
+    pub(crate) fn denial_stored(&mut self, process: usize, kek: &KekVersion, is_there: bool, now: Instant) {
+        let Some(kek) = self.keks.iter().position(|known| known.kek == *kek) else { return };
+        if is_there {
+            let line = self.lines.get(&(process, kek)).cloned().unwrap_or_default();
+            let (heard, by_first) = (line.denied, line.denied_by_first == line.denied);
+            self.noted.insert(kek, Noted { heard, by_first, since: now });
+            return;
+        }
+        let Some(noted) = self.noted.remove(&kek) else { return };
+        let granted = |line: &Line| if noted.by_first { line.granted_by_first.0 } else { line.granted.0 };
+        // An answer from memory passes for a proof until a fresh one is due.
+        let hides = self.tokens.iter().any(|token| token.hides);
+        let proved = self.lines.iter().filter(|((_, of), _)| *of == kek).any(|(_, line)| granted(line) > noted.heard);
+        if !proved && !hides {
+            let kek = &self.keks[kek].kek;
+            self.broken(format!(
+                "promise 4: the denial of {kek} is deleted by process {process}, and no token granted it since"
+            ));
+        }
+    }
+
+    /// What is true now.
+    pub(crate) fn look(&mut self, hsms: &[Hsm], shelves: &Shelves, now: Instant) {
+        for (hsm, token) in hsms.iter().zip(&mut self.tokens) {
+            let queue = hsm.latency * QUEUE_MAX / u32::try_from(hsm.workers).unwrap();
+            token.away.see(hsm.away, now);
+            token.queue_max = token.queue_max.max(queue);
+            token.prompt.see(queue <= self.settings.call_timeout / 2, now);
+        }
+        for kek in &mut self.keks {
+            for (of, hsm) in hsms.iter().enumerate() {
+                kek.grants[of].see(hsm.grants(&kek.id), now);
+                kek.disabled[of] = hsm.key(&kek.id).is_some_and(|key| key.present && key.is_true() && !key.enabled);
+            }
+            kek.impostor.see(hsms[FIRST].key(&kek.id).is_some_and(|key| !key.is_true()), now);
+        }
+        self.reads.see(shelves.reads == Health::Healthy, now);
+        self.writes.see(shelves.writes == Health::Healthy && shelves.held == 0, now);
+    }
+
+    pub(crate) fn of_record(&self, wrapped: &[u8]) -> String {
+        match self.records.get(wrapped) {
+            Some(((account, version), kek)) => format!("{account}/{version} under {}", self.keks[*kek].kek),
+            None => "what was just wrapped".into(),
+        }
+    }
+
+    /// A process asks a token for an AEK.
+    pub(crate) fn begin(&mut self, call: Call, wrapped: &[u8]) -> u64 {
+        let order = self.next();
+        let aek = self.records.get(wrapped).map(|(aek, _)| aek.clone());
+        self.calls.insert(order, (call, aek));
+        order
+    }
+
+    /// It has its answer: the AEK, as the token truly grants it or not, in a context; or none.
+    pub(crate) fn land(&mut self, order: u64, told: Result<(Grant, Instant), Verdict>) {
+        let Some((Call { process, hsm, kek, at }, aek)) = self.calls.remove(&order) else { return };
+        let Some(kek) = self.kek(&kek) else { return };
+        let returned = self.next();
+        let line = self.lines.entry((process, kek)).or_default();
+        match told {
+            Ok((Grant::True | Grant::Memory, context)) => {
+                line.granted = line.granted.max((order, at));
+                if hsm == FIRST {
+                    line.granted_by_first = line.granted_by_first.max((order, at));
+                }
+                line.fresh = line.fresh.max(context);
+                if let Some(aek) = aek {
+                    self.owns.entry((process, aek)).or_default().used = false;
+                }
+            }
+            Ok((Grant::Impostor, _)) => {}
+            Err(Verdict::Denied | Verdict::Replaced | Verdict::Misconfigured) => {
+                line.denied = returned;
+                if hsm == FIRST {
+                    line.denied_by_first = returned;
+                }
+            }
+            // One that says so of a record that was good denies too, as soon as the engine is sure; that is not known here.
+            Err(Verdict::BadRecord) => {}
+            // Not asked for by the script: a queue that is longer than it may be, say. Those rules that count on answers go on
+            // counting.
+            Err(_) => {}
+        }
+    }
+}
+
+impl Oracle {
+    fn line(&self, process: usize, kek: usize) -> Line {
+        self.lines.get(&(process, kek)).cloned().unwrap_or_default()
+    }
+
+    /// Promise 1, first bound: the last moment at which a process may use a KEK version, because the token that speaks has been
+    /// denying; `None` while that is not so, or not to be heard.
+    fn denied_by(&self, process: usize, kek: usize) -> Option<Instant> {
+        let Settings { poll_interval: poll, call_timeout: timeout, fresh_proof_every, .. } = self.settings;
+        let (own, kek, first) = (&self.processes[process], &self.keks[kek], &self.tokens[FIRST]);
+        let since = own.disturbed.max(own.started);
+        if !first.away.is {
+            if kek.grants[FIRST].is || !first.prompt.is {
+                return None;
+            }
+            let from = since.max(kek.grants[FIRST].turned).max(first.away.turned).max(first.prompt.turned);
+            let asked = match first.hides {
+                // Heard by a fresh proof alone; one that could not be made is made at the next poll.
+                true if own.hangs => return None,
+                true => from.plus(poll * (fresh_proof_every + 1)).max(own.renewal_refused.plus(poll * 2)),
+                false => from.plus(poll),
+            };
+            return Some(asked.max(own.woke).plus(timeout));
+        }
+        let (standby, grants) = (self.tokens.get(STANDBY)?, kek.grants.get(STANDBY)?);
+        if standby.away.is || !standby.prompt.is || standby.hides || !kek.disabled[STANDBY] || !self.reads.is {
+            return None;
+        }
+        let from = since.max(grants.turned).max(first.away.turned).max(standby.away.turned).max(standby.prompt.turned);
+        // The proof that meets the silence waits for the first one's deadline, for the store's, and for the standby's.
+        Some(from.max(self.reads.turned).plus(poll).max(own.woke).plus(timeout * 3))
+    }
+
+    /// Promise 1, second bound: a grace after the last proof, and never later than a grace after the last fresh one was due again.
+    fn may_until(&self, process: usize, kek: usize) -> Instant {
+        let Settings { poll_interval, grace, fresh_proof_every, .. } = self.settings;
+        let line = self.line(process, kek);
+        if line.granted.0 == 0 {
+            return Instant::default();
+        }
+        let by_fresh = line.fresh.plus(poll_interval * fresh_proof_every + grace);
+        if !self.tokens[FIRST].dates {
+            return line.granted.1.plus(grace);
+        }
+        // A module that answers from memory is believed until a fresh proof is due.
+        if self.tokens.iter().any(|token| token.hides) { by_fresh } else { by_fresh.min(line.granted.1.plus(grace)) }
+    }
+
+    /// Why a process may not use a KEK version at `now`; `since` is when a key of it was not usable yet, if it was not.
+    fn forbids(&self, process: usize, kek: usize, since: Option<Instant>, now: Instant) -> Option<String> {
+        let line = self.line(process, kek);
+        let Settings { poll_interval, call_timeout, grace, .. } = self.settings;
+        let until = self.may_until(process, kek);
+        if now >= until {
+            return Some(format!("promise 1: no proof of the token lets it work after {until:?}: {line:?}"));
+        }
+        if let Some(by) = self.denied_by(process, kek).filter(|by| now > *by) {
+            return Some(format!("promise 1: the token has been denying, so none may from {by:?} on: {line:?}"));
+        }
+        if line.granted_by_first.0 <= line.denied_by_first && line.denied_by_first > 0 {
+            return Some(format!("promise 4: the first token denied it, and has not granted since: {line:?}"));
+        }
+        let age_max = poll_interval + call_timeout;
+        if let Some(since) = since.filter(|since| line.granted.1.plus(age_max) < *since) {
+            return Some(format!(
+                "it became usable after {since:?}, on a proof that is older than {age_max:?}: {line:?}"
+            ));
+        }
+        // Another process was denied by the first token, which is in the store: what the standby says since then is nothing, a poll
+        // after it could be read.
+        let noted = self.noted.get(&kek).filter(|noted| noted.by_first && noted.heard > line.granted_by_first.0)?;
+        let own = &self.processes[process];
+        let from = noted.since.max(self.reads.turned).max(own.started).max(own.disturbed);
+        let read_by = from.plus(poll_interval).max(own.woke).plus(call_timeout * 3);
+        let hides = self.tokens.iter().any(|token| token.hides);
+        let only_standby =
+            line.granted.0 > line.granted_by_first.0 && now >= line.granted_by_first.1.plus(grace) && !hides;
+        let proved_anew = self.lines.iter().any(|((_, of), line)| *of == kek && line.granted_by_first.0 > noted.heard);
+        (only_standby && !proved_anew && self.reads.is && now > read_by)
+            .then(|| format!("promise 4: it goes by the standby alone, after the first token's denial that the store has: {noted:?} {line:?}"))
+    }
+
+    /// A handle was given, or a version made, at `now`.
+    pub(crate) fn delivered(&mut self, process: usize, aek: Aek, now: Instant) {
+        let own = self.owns.entry((process, aek)).or_default();
+        if own.worked.is_none() {
+            own.failed = Some(now);
+        }
+    }
+
+    /// A seal or open succeeded.
+    pub(crate) fn worked(&mut self, process: usize, aek: &Aek, seals: bool, now: Instant) {
+        if seals && !self.is_stored(aek) {
+            self.broken(format!(
+                "promise 5: process {process} seals under {aek:?} at {now:?}, which the store does not have"
+            ));
+        }
+        let own = self.owns.get(&(process, aek.clone())).cloned().unwrap_or_default();
+        let keks = self.wrapped_by.get(aek).cloned().unwrap_or_default();
+        // One that was re-wrapped may be under either, as far as is known here.
+        let reasons: Vec<_> = keks.iter().map(|kek| self.forbids(process, *kek, own.failed, now)).collect();
+        if let Some(reasons) = reasons.into_iter().collect::<Option<Vec<_>>>() {
+            self.broken(format!("process {process} uses {aek:?} at {now:?}: {}", reasons.join("; ")));
+        }
+        let own = self.owns.entry((process, aek.clone())).or_default();
+        (own.worked, own.failed, own.used) = (Some(now), None, true);
+    }
+
+    /// A seal or open failed.
+    pub(crate) fn failed(&mut self, process: usize, aek: &Aek, error: &Error, now: Instant) {
+        let own = self.owns.entry((process, aek.clone())).or_default();
+        let before = own.clone();
+        own.failed = Some(now);
+        let Some(kek) = self.wrapped_by.get(aek).filter(|keks| keks.len() == 1).and_then(BTreeSet::first).copied()
+        else {
+            return;
+        };
+        let owed = self.owed_in_outage(process, kek, &aek.0, &before, now);
+        // A rate that is too slow for the TTL leaves accounts cold, and nothing worse.
+        let is_tolerated = matches!(error, Error::Cold { .. }) && !self.refreshes_in_time();
+        let owed = owed.or_else(|| self.owed_in_health(process, kek, &before, now).filter(|_| !is_tolerated));
+        if let Some(why) = owed {
+            let line = self.line(process, kek);
+            self.broken(format!(
+                "process {process} fails with {aek:?} at {now:?}: {why}: {error}; {before:?} {line:?}"
+            ));
+        }
+    }
+
+    /// When something last happened to a process and a KEK version that is neither an outage nor its end.
+    fn steady_since(&self, process: usize, kek: usize) -> Instant {
+        let own = &self.processes[process];
+        let turns = self.keks[kek].grants.iter().map(|grants| grants.turned);
+        let turns = turns.chain(self.tokens.iter().map(|token| token.prompt.turned));
+        turns.fold(own.disturbed.max(own.woke).max(own.started), Instant::max)
+    }
+
+    /// True while nothing but a silence of token or store is wrong.
+    fn is_steady(&self, process: usize, kek: usize) -> bool {
+        let own = &self.processes[process];
+        !own.hangs
+            && self.keks[kek].grants.iter().all(|grants| grants.is)
+            && self.tokens.iter().all(|token| token.prompt.is)
+    }
+
+    /// Promise 3: what worked in an outage, once it was noticed, goes on until a grace after the last proof, and after the last word
+    /// of a store that is silent too.
+    fn owed_in_outage(
+        &self,
+        process: usize,
+        kek: usize,
+        account: &AccountId,
+        own: &Own,
+        now: Instant,
+    ) -> Option<String> {
+        let Settings { poll_interval, call_timeout, grace, .. } = self.settings;
+        let (first, line) = (&self.tokens[FIRST], self.line(process, kek));
+        let is_ill = first.away.is || !self.reads.is || !self.writes.is;
+        if HELD_BACK.contains(&Rule::Outage) || !is_ill || !self.is_steady(process, kek) || !own.used {
+            return None;
+        }
+        let turns = [first.away.turned, self.reads.turned, self.writes.turned];
+        let since = turns.into_iter().fold(self.steady_since(process, kek), Instant::max);
+        let noticed = since.plus(poll_interval + call_timeout * 3 + TICK);
+        own.worked.filter(|worked| *worked >= noticed)?;
+        let mut until = line.granted_by_first.1.plus(grace);
+        if !self.reads.is {
+            until = until.min(self.processes[process].words.get(account).map_or(until, |word| word.plus(grace)));
+        }
+        // Asked a little before it was seen here, after a look into the store.
+        let until = Instant::from_nanos(until.as_nanos().saturating_sub((call_timeout * 2).as_nanos() as u64));
+        (now < until).then(|| {
+            format!("promise 3: it worked in this outage, which goes on since {since:?}, and is owed until {until:?}")
+        })
+    }
+
+    /// Promise 2: where everything has been well for long enough, what was in use works.
+    fn owed_in_health(&self, process: usize, kek: usize, own: &Own, now: Instant) -> Option<String> {
+        let is_well = self.tokens.iter().all(|token| !token.away.is) && self.reads.is && self.writes.is;
+        if !is_well || !self.is_steady(process, kek) || !own.used {
+            return None;
+        }
+        let turns = self.tokens.iter().map(|token| token.away.turned).chain([self.reads.turned, self.writes.turned]);
+        let since = turns.fold(self.steady_since(process, kek), Instant::max);
+        let by = since.plus(self.recovery(process, kek, now));
+        (now > by).then(|| format!("promise 2: all has been well since {since:?}, so it must work from {by:?} on"))
+    }
+
+    /// How long everything may take to come back: calls that began before, the next proof, and every account at the rate.
+    pub(crate) fn recovery(&self, process: usize, kek: usize, now: Instant) -> Duration {
+        let Settings { poll_interval: poll, call_timeout, resume_rate, aek_ttl, fresh_proof_every, .. } = self.settings;
+        let proved = self.line(process, kek).granted.1.max(self.processes[process].started);
+        let backed_off = now.since(proved) >= BACK_OFF_AFTER;
+        let interval = if backed_off { BACK_OFF_MAX.max(poll) } else { poll };
+        let queue = (Duration::from_secs(1) / resume_rate + call_timeout / QUEUE_MAX) * self.aeks_in_use();
+        // A context may remember a denial, too.
+        let hides = self.tokens.iter().any(|token| token.hides);
+        let remembered = if hides { poll * (fresh_proof_every + 1) } else { Duration::ZERO };
+        remembered + interval + call_timeout * 4 + queue + TICK * 3 + aek_ttl / 50
+    }
+
+    /// Those that may be refreshed and resumed; nobody uses what a storm made.
+    fn aeks_in_use(&self) -> u32 {
+        let used: BTreeSet<_> =
+            self.owns.iter().filter(|(_, own)| own.worked.is_some()).map(|((_, aek), _)| aek).collect();
+        u32::try_from(used.len()).unwrap()
+    }
+
+    /// True when every account can be refreshed between the latest start of its refresh (75 % of its TTL) and its end, behind a storm
+    /// too.
+    fn refreshes_in_time(&self) -> bool {
+        let Settings { aek_ttl, resume_rate, .. } = self.settings;
+        let behind = self.tokens.iter().map(|token| token.queue_max).max().unwrap_or_default();
+        let queue = (Duration::from_secs(1) / resume_rate + behind) * self.aeks_in_use();
+        queue + Duration::from_millis(100).max(aek_ttl / 50) * 3 < aek_ttl * 25 / 100
+    }
+
+    /// The longest of all.
+    pub(crate) fn recovery_max(&self, now: Instant) -> Duration {
+        let all = (0..self.processes.len()).flat_map(|process| (0..self.keks.len()).map(move |kek| (process, kek)));
+        all.map(|(process, kek)| self.recovery(process, kek, now)).max().unwrap_or_default()
+    }
+}

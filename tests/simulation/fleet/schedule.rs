@@ -1,0 +1,384 @@
+//! What happens to a fleet. Each seed draws which kinds of happenings it has, so that few meet often, and then their order and
+//! times; at last everything is well, and must be.
+
+use super::{
+    hsm::Fault,
+    oracle::{FIRST, QUEUE_MAX, STANDBY},
+    shelf::{Fate, Health},
+    stage::lock,
+    world::{What, World},
+};
+use crate::{
+    Report,
+    world::{Quiet, between},
+};
+use keyleash::token::KekId;
+use rand::RngExt;
+use std::time::Duration;
+
+/// A schedule ends after this many moves of the clock …
+const MOVES_MAX: usize = 150;
+/// … or this many happenings.
+const HAPPENINGS_MAX: usize = 30;
+const MILLISECOND: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The kinds of happenings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A KEK is disabled, or destroyed.
+    Revoked,
+    /// An impostor stands in the place of a KEK.
+    Impostor,
+    /// A token refuses everybody, as when its PIN was changed.
+    Pin,
+    Away,
+    Latency,
+    /// One call hangs for ever, is slow, or fails.
+    OneCall,
+    Reads,
+    Writes,
+    /// A write is held, or its answer lost.
+    Fates,
+    Create,
+    /// Many accounts are made at once.
+    Storm,
+    /// An account or a version is made, and the KEK is revoked before that is written.
+    Late,
+    Rotate,
+    /// The oldest AEK version of an account is retired, if that is allowed.
+    Retire,
+    Restart,
+    Suspend,
+    /// The first token denies, some hear it, and it falls silent.
+    Vanish,
+    Calls,
+    /// Something that ails is well again.
+    Heals,
+}
+
+/// Each kind, how often it is drawn where a seed has it, and how likely a seed has it, in percent.
+const KINDS: [(Kind, u32, u32); 19] = [
+    (Kind::Revoked, 10, 60),
+    (Kind::Impostor, 4, 20),
+    (Kind::Pin, 4, 20),
+    (Kind::Away, 8, 50),
+    (Kind::Latency, 3, 30),
+    (Kind::OneCall, 5, 30),
+    (Kind::Reads, 6, 30),
+    (Kind::Writes, 6, 30),
+    (Kind::Fates, 6, 30),
+    (Kind::Create, 5, 50),
+    (Kind::Storm, 6, 20),
+    (Kind::Late, 5, 20),
+    (Kind::Rotate, 4, 40),
+    (Kind::Retire, 3, 20),
+    (Kind::Restart, 4, 40),
+    (Kind::Suspend, 3, 20),
+    (Kind::Vanish, 6, 25),
+    (Kind::Calls, 20, 100),
+    (Kind::Heals, 18, 100),
+];
+
+/// Held back until what they break is mended.
+const HELD_BACK: &[Kind] = &[Kind::Impostor];
+
+pub(crate) async fn run(seed: u64, quiet: Quiet, trace: bool) -> Report {
+    let mut world = World::new(seed, quiet, trace).await;
+    let kinds: Vec<_> = KINDS
+        .iter()
+        .filter(|(kind, _, likely)| world.rng.random_ratio(*likely, 100) && !HELD_BACK.contains(kind))
+        .collect();
+    for host in 0..world.hosts.len() {
+        (0..world.customers.len()).for_each(|customer| world.call(host, Some(customer), What::Open));
+    }
+    world.settle().await;
+    let mut happenings = 0;
+    while world.moves < MOVES_MAX && happenings < HAPPENINGS_MAX {
+        happenings += 1;
+        let mut drawn = world.rng.random_range(0..kinds.iter().map(|(_, weight, _)| weight).sum());
+        let (kind, ..) = kinds
+            .iter()
+            .find(|(_, weight, _)| {
+                let found = drawn < *weight;
+                drawn = drawn.saturating_sub(*weight);
+                found
+            })
+            .expect("one of them");
+        happen(&mut world, *kind).await;
+        world.settle().await;
+        world.probe_all();
+        let poll = world.settings.poll_interval;
+        let long = world.settings.grace + poll * (world.settings.fresh_proof_every + 1);
+        let time = match world.rng.random_range(0..20) {
+            0..=4 => Duration::ZERO,
+            5..=12 => between(&mut world.rng, MILLISECOND, poll),
+            13..=17 => between(&mut world.rng, poll, poll * 6),
+            _ => between(&mut world.rng, poll, long),
+        };
+        world.pass(time).await;
+        world.probe_all();
+    }
+    // It costs as much as all before it.
+    if seed.is_multiple_of(2) {
+        calm(&mut world).await;
+    }
+    let trace = lock(&world.shared).trace.take().unwrap_or_default();
+    Report { trace, moves: world.moves, probes: world.probes }
+}
+
+/// A KEK version at random, mostly a current one.
+fn any_kek(world: &mut World) -> KekId {
+    let ids = lock(&world.shared).oracle.kek_ids();
+    ids[world.rng.random_range(0..ids.len())].clone()
+}
+
+fn any_hsm(world: &mut World) -> usize {
+    let hsms = lock(&world.shared).hsms.len();
+    if hsms > 1 && world.rng.random_bool(0.3) { STANDBY } else { FIRST }
+}
+
+fn any_health(world: &mut World) -> Health {
+    let timeout = world.settings.call_timeout;
+    match world.rng.random_range(0..4) {
+        0 => Health::Fails,
+        1..=2 => Health::Hangs,
+        _ => Health::Slow(between(&mut world.rng, MILLISECOND, timeout * 2)),
+    }
+}
+
+async fn happen(world: &mut World, kind: Kind) {
+    let (hsm, kek) = (any_hsm(world), any_kek(world));
+    let host = world.rng.random_range(0..world.hosts.len());
+    let customer = world.rng.random_range(0..world.customers.len());
+    let timeout = world.settings.call_timeout;
+    world.note(|_| format!("{kind:?}: token {hsm}, KEK {kek}, host {host}, account {customer}"));
+    match kind {
+        Kind::Revoked => {
+            let destroyed = world.rng.random_bool(0.2);
+            // Whoever revokes does so everywhere, mostly.
+            let everywhere = world.rng.random_bool(0.5);
+            world.change(|stage| {
+                for (of, token) in stage.hsms.iter_mut().enumerate() {
+                    if of == hsm || everywhere {
+                        token.change(&kek, |key| if destroyed { key.present = false } else { key.enabled = false });
+                    }
+                }
+            });
+        }
+        Kind::Impostor => world.change(|stage| stage.hsms[hsm].replace(&kek, true)),
+        Kind::Pin => world.change(|stage| stage.hsms[hsm].set_pin_good(false)),
+        Kind::Away => world.change(|stage| stage.hsms[hsm].away = true),
+        Kind::Latency => {
+            let workers = u32::try_from(lock(&world.shared).hsms[hsm].workers).unwrap();
+            let latency = match world.rng.random_range(0..4) {
+                0 => Duration::ZERO,
+                1..=2 => timeout * workers / 2 / QUEUE_MAX,
+                _ => between(&mut world.rng, MILLISECOND, timeout),
+            };
+            world.note(|_| format!("it takes {latency:?}"));
+            world.change(|stage| stage.hsms[hsm].latency = latency);
+        }
+        Kind::OneCall => {
+            let fault = match world.rng.random_range(0..4) {
+                0..=1 => Fault::Hang,
+                2 => Fault::Slow(between(&mut world.rng, MILLISECOND, timeout * 2)),
+                _ => Fault::Fails,
+            };
+            world.fault(hsm, fault);
+        }
+        Kind::Reads | Kind::Writes => {
+            let health = any_health(world);
+            world.note(|_| format!("they are {health:?}"));
+            let both = world.rng.random_bool(0.2);
+            world.change(|stage| {
+                if kind == Kind::Reads || both {
+                    stage.shelves.reads = health;
+                }
+                if kind == Kind::Writes || both {
+                    stage.shelves.writes = health;
+                }
+                stage.shelves.changed.notify_waiters();
+            });
+        }
+        Kind::Fates => {
+            let fate = match world.rng.random_range(0..3) {
+                0 => Fate::AnswerLost,
+                1 => Fate::Held(between(&mut world.rng, MILLISECOND, HOUR)),
+                _ => Fate::Held(between(&mut world.rng, MILLISECOND, timeout * 10)),
+            };
+            lock(&world.shared).shelves.fates.push_back(fate);
+        }
+        Kind::Create => create(world, host),
+        Kind::Storm => {
+            let name = world.keks[world.rng.random_range(0..world.keks.len())].clone();
+            let accounts = world.rng.random_range(1..8);
+            for _ in 0..world.rng.random_range(20..60) {
+                world.call(host, None, What::Storm(name.clone(), accounts));
+            }
+            let workers = u32::try_from(lock(&world.shared).hsms[FIRST].workers).unwrap();
+            let latency = timeout * workers / 2 / QUEUE_MAX;
+            world.note(|_| format!("each call takes {latency:?}"));
+            world.change(|stage| stage.hsms[FIRST].latency = latency);
+        }
+        Kind::Late => late(world, host, customer, &kek).await,
+        Kind::Rotate => match world.rng.random_bool(0.4) {
+            true => {
+                let name = world.keks[world.rng.random_range(0..world.keks.len())].clone();
+                world.call(host, None, What::RotateKek(name));
+            }
+            false => world.call(host, Some(customer), What::RotateAccount),
+        },
+        Kind::Retire => world.call(host, Some(customer), What::Retire),
+        Kind::Restart => {
+            let killed = world.rng.random_bool(0.6);
+            world.restart(host, killed).await;
+            match world.rng.random_range(0..3) {
+                0 => create(world, host),
+                1 => world.call(host, Some(customer), What::Open),
+                _ => (0..world.customers.len()).for_each(|customer| world.call(host, Some(customer), What::Open)),
+            }
+        }
+        Kind::Suspend => {
+            world.suspend(host);
+            let time = match world.rng.random_bool(0.7) {
+                true => between(&mut world.rng, MILLISECOND * 10, world.settings.grace * 2),
+                false => between(&mut world.rng, MILLISECOND * 10, HOUR),
+            };
+            if world.hosts.len() == 1 || time > Duration::from_secs(60) {
+                // Nobody else lives through that.
+                (0..world.hosts.len()).for_each(|host| world.suspend(host));
+            }
+            world.pass(time).await;
+            for host in 0..world.hosts.len() {
+                world.wake(host).await;
+            }
+        }
+        Kind::Vanish => {
+            world.change(|stage| stage.hsms[FIRST].change(&kek, |key| key.enabled = false));
+            let poll = world.settings.poll_interval;
+            let time = between(&mut world.rng, MILLISECOND, poll + timeout * 2);
+            world.pass(time).await;
+            world.change(|stage| stage.hsms[FIRST].away = true);
+        }
+        Kind::Calls => calls(world, host, customer),
+        Kind::Heals => heal(world, hsm, &kek),
+    }
+}
+
+fn create(world: &mut World, host: usize) {
+    let name = world.keks[world.rng.random_range(0..world.keks.len())].clone();
+    if let Some(newcomer) = world.newcomer() {
+        world.call(host, Some(newcomer), What::Create(name));
+    }
+}
+
+/// What is made waits for the store, and meanwhile the KEK is revoked, or an impostor's.
+async fn late(world: &mut World, host: usize, customer: usize, kek: &KekId) {
+    let (timeout, poll) = (world.settings.call_timeout, world.settings.poll_interval);
+    let held = between(&mut world.rng, poll, (poll + timeout) * 10);
+    lock(&world.shared).shelves.fates.push_back(Fate::Held(held));
+    if world.rng.random_bool(0.6) {
+        create(world, host);
+    } else {
+        world.call(host, Some(customer), What::RotateAccount);
+    }
+    world.settle().await;
+    let latency = lock(&world.shared).hsms[FIRST].latency;
+    world.pass(latency * 4 + MILLISECOND).await;
+    let all = world.rng.random_bool(0.5);
+    world.change(|stage| {
+        let ids = if all { stage.oracle.kek_ids() } else { vec![kek.clone()] };
+        for id in ids {
+            stage.hsms.iter_mut().for_each(|hsm| hsm.change(&id, |key| key.enabled = false));
+        }
+    });
+    world.pass(held + MILLISECOND).await;
+}
+
+fn calls(world: &mut World, host: usize, customer: usize) {
+    match world.rng.random_range(0..10) {
+        0 => world.drop_handle(host, customer),
+        1..=3 => {
+            for customer in 0..world.customers.len() {
+                if world.customers[customer].made {
+                    world.call(host, Some(customer), What::Open);
+                }
+            }
+        }
+        call => {
+            let what = [What::Open, What::Warm, What::Seal, What::OpenBlock][call % 4].clone();
+            world.call(host, Some(customer), what);
+        }
+    }
+}
+
+/// One thing that ails, or everything of a kind.
+fn heal(world: &mut World, hsm: usize, kek: &KekId) {
+    let drawn = world.rng.random_range(0..8);
+    world.change(|stage| match drawn {
+        0..=1 => stage.hsms.iter_mut().for_each(|hsm| {
+            hsm.replace(kek, false);
+            hsm.change(kek, |key| (key.enabled, key.present) = (true, true));
+        }),
+        2 => {
+            for id in stage.oracle.kek_ids() {
+                stage.hsms[hsm].change(&id, |key| (key.enabled, key.present) = (true, true));
+            }
+        }
+        3..=4 => {
+            stage.hsms[hsm].away = false;
+            stage.hsms[hsm].set_pin_good(true);
+        }
+        5 => {
+            let now = stage.now();
+            stage.hsms.iter().for_each(|hsm| hsm.released.notify_waiters());
+            stage.oracle.released(now);
+        }
+        6 => {
+            stage.shelves.reads = Health::Healthy;
+            stage.shelves.changed.notify_waiters();
+        }
+        _ => {
+            (stage.shelves.reads, stage.shelves.writes) = (Health::Healthy, Health::Healthy);
+            stage.shelves.changed.notify_waiters();
+        }
+    });
+}
+
+/// Everything is healed but what cannot be; then whatever was in use works again, and whatever was made can be opened.
+async fn calm(world: &mut World) {
+    world.note(|_| "calm from now on".into());
+    for host in 0..world.hosts.len() {
+        world.wake(host).await;
+    }
+    let latency = world.settings.call_timeout / 4 / QUEUE_MAX;
+    world.change(|stage| {
+        for hsm in &mut stage.hsms {
+            hsm.set_pin_good(true);
+            (hsm.away, hsm.latency) = (false, latency);
+            hsm.faults.clear();
+            hsm.released.notify_waiters();
+            for id in stage.oracle.kek_ids() {
+                hsm.replace(&id, false);
+                hsm.change(&id, |key| (key.enabled, key.present) = (true, true));
+            }
+        }
+        let now = stage.now();
+        stage.oracle.released(now);
+        stage.shelves.fates.clear();
+        (stage.shelves.reads, stage.shelves.writes) = (Health::Healthy, Health::Healthy);
+        stage.shelves.changed.notify_waiters();
+    });
+    world.settle().await;
+    let bound = lock(&world.shared).oracle.recovery_max(world.real.now());
+    for _ in 0..2 {
+        world.pass(bound * 3 / 5).await;
+        world.probe_all();
+    }
+    assert_eq!(
+        world.pending(),
+        lock(&world.shared).shelves.held.min(world.pending()),
+        "every call ends once all is well"
+    );
+}
