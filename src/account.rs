@@ -485,6 +485,8 @@ impl Account {
 
     #[inline(always)]
     fn sealer<'a>(&'a self, key: &Selection<'a>) -> Sealer<'a> {
+        #[cfg(test)]
+        tests::midst();
         Sealer { backend: self.backend, schedule: key.schedule, account: &self.keys.id }
     }
 
@@ -525,3 +527,6 @@ impl fmt::Debug for Account {
         f.debug_struct("Account").field("id", self.id()).field("aek_version", &self.aek_version()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

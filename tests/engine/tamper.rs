@@ -6,11 +6,15 @@ use keyleash::{
     block::BlockHeader,
     name::KekVersion,
     rotate::RewrapOptions,
+    secret::Aek,
     store::{
         Key, KeyStore, Put,
-        record::{AccountRecord, AekPolicy, KekPolicy, RECORD_FORMAT},
+        record::{AccountRecord, AekPolicy, KekPolicy, RECORD_FORMAT, binding, check_value, context},
     },
-    token::scripted::{Act, Call},
+    token::{
+        KekHandle, Token,
+        scripted::{Act, Call},
+    },
 };
 
 async fn record(rig: &Rig, id: &str) -> AccountRecord {
@@ -230,4 +234,31 @@ async fn no_call_touches_a_record_of_a_newer_release() {
     let error = engine.create_kek(&rig.kek, Profile::AesGcm, false).await.unwrap_err();
     assert!(matches!(error, Error::Exists(_)), "{error}");
     assert_eq!(rig.store.get(&kek_key).await.unwrap(), Some(record));
+}
+
+/// Made by somebody who can write the store and has the token wrap.
+#[tokio::test]
+async fn another_aek_under_the_same_version_does_not_take_the_place_of_the_one_in_use() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let block = account.seal_to_vec(1_u64, b"data").unwrap();
+    let mut forged = record(&rig, "a").await;
+    let wrapped = &mut forged.versions[0];
+    let context = context(&wrapped.kek, &forged.account, wrapped.aek_version);
+    let (aek, kek) = (Aek::generate().unwrap(), KekHandle { id: wrapped.kek_id.clone(), profile: wrapped.profile });
+    wrapped.wrapped = rig.token.wrap(&kek, &aek, &binding(&context)).await.unwrap();
+    wrapped.check = check_value(&aek, &context);
+    overwrite(&rig, &forged).await;
+    let mut opened = 0;
+    for _ in 0..(15 * 60 / 5) {
+        rig.pass(5 * SECOND).await;
+        match account.open_to_vec(1_u64, &block) {
+            Ok(plain) => {
+                assert_eq!(plain, b"data");
+                opened += 1;
+            }
+            Err(error) => assert!(matches!(error, Error::Cold { .. } | Error::Denied(_)), "{error}"),
+        }
+    }
+    assert!(opened > 0);
 }
