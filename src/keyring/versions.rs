@@ -195,6 +195,13 @@ impl Keyring {
         }
     }
 
+    /// Wipes AEK versions that the account may not have any more; a warm, which reads its record, brings back those that it has.
+    pub(crate) fn shut_versions(&self, id: &AccountId, aek_versions: &[u32]) {
+        if let Some(keys) = self.to_tell(id) {
+            keys.slots().filter(|slot| aek_versions.contains(&slot.aek_version)).for_each(|slot| slot.shut());
+        }
+    }
+
     /// Wipes every key of an account that was deleted.
     pub(crate) async fn shut(&self, id: &AccountId) {
         self.index.invalidate(id).await;

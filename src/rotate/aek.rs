@@ -89,7 +89,12 @@ impl Engine {
                     return Ok((next, true));
                 }
                 Err(Error::Conflict(_)) => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // It may be there all the same. Where the store does not say, every engine hears of it within a TTL, before which
+                    // the version that it succeeds is not retired.
+                    let _ = self.keyring().learn(id).await;
+                    return Err(error);
+                }
             }
         }
         Err(again_and_again("account", id))
@@ -105,7 +110,8 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Invalid`] for the current version, and for one that another engine may still seal
     /// under, with the time until which; [`Corrupt::AekVersion`] for one that the account does not have;
-    /// [`Error::Conflict`], [`Error::Store`].
+    /// [`Error::Conflict`]; [`Error::Store`]: they may be deleted or not, and are wiped so that the record is read before one is used
+    /// again.
     ///
     /// [`Settings::aek_overlap`]: crate::config::Settings::aek_overlap
     pub async fn retire_aeks(&self, id: &AccountId, aek_versions: &[u32], now: bool) -> Result<()> {
@@ -132,11 +138,17 @@ impl Engine {
             record.versions.retain(|version| !aek_versions.contains(&version.aek_version));
             match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
                 Ok(_) => {
+                    // Where this engine made the successor and was not told so, a handle still takes the old one for current.
+                    let learned = self.keyring().learn(id).await;
                     self.keyring().retire_versions(id, aek_versions);
-                    return Ok(());
+                    return learned;
                 }
                 Err(Error::Conflict(_)) => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // They may be gone all the same: whoever uses one next reads the record.
+                    self.keyring().shut_versions(id, aek_versions);
+                    return Err(error);
+                }
             }
         }
         Err(again_and_again("account", id))

@@ -97,6 +97,7 @@ impl HandStore {
         *self.writes.lock().unwrap() = false;
         *self.deletes.lock().unwrap() = false;
         *self.done_deletes.lock().unwrap() = false;
+        *self.lost_acks.lock().unwrap() = false;
         self.let_go.notify_waiters();
     }
 }

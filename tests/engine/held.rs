@@ -1,8 +1,10 @@
-//! Writes that are held up (a paused machine, a slow store) and happen later, when the KEK version that they rest on is gone.
+//! Writes that are held up (a paused machine, a slow store) and happen later, when the KEK version that they rest on is gone; and
+//! writes that happen, and whose answer is lost.
 
 use crate::{Rig, SECOND, account_id, build, hand::held_up, settle};
 use keyleash::{
     Engine, Error,
+    block::BlockHeader,
     config::Settings,
     name::{AccountId, KekName, KekVersion},
     rotate::RewrapOptions,
@@ -51,5 +53,35 @@ async fn nothing_is_written_under_a_kek_version_that_was_retired_while_the_write
             let account = rig.meanwhile(fresh.account(&id)).await;
             assert!(account.is_ok(), "{name}, account {id}: {account:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn an_engine_whose_answers_are_lost_seals_under_no_aek_version_that_it_deleted_itself() {
+    for (rotation_lost, retirement_lost) in [(false, true), (true, false), (true, true)] {
+        let rig = Rig::new().await;
+        drop(rig.account("a").await);
+        let (engine, hand) = held_up(&rig);
+        let id = account_id("a");
+        let account = engine.account(&id).await.unwrap();
+        let old = account.seal_to_vec(1_u64, b"data").unwrap();
+        if rotation_lost {
+            hand.lose_acks();
+        }
+        assert_eq!(engine.rotate_account(&id).await.is_err(), rotation_lost);
+        hand.let_go();
+        if retirement_lost {
+            hand.lose_acks();
+        }
+        assert_eq!(engine.retire_aeks(&id, &[1], true).await.is_err(), retirement_lost);
+        hand.let_go();
+        let mut buf = *b"data";
+        let header = rig.meanwhile(account.seal(1_u64, &mut buf)).await.unwrap();
+        assert_eq!(header.aek_version(), 2, "rotation lost: {rotation_lost}, retirement lost: {retirement_lost}");
+        let fresh = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+        let elsewhere = fresh.account(&id).await.unwrap();
+        elsewhere.open_in_place(1_u64, &header, &mut buf).unwrap();
+        let refused = rig.meanwhile(elsewhere.open(1_u64, &BlockHeader::split(&old).unwrap().0, &mut buf)).await;
+        assert!(matches!(refused, Err(Error::Corrupt(_))), "{refused:?}");
     }
 }
