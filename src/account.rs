@@ -23,9 +23,9 @@ use tokio::task::coop;
 /// one counts as of its first look at the clock; a denial that arrived meanwhile is seen in both cases.
 const SECOND_LOOK_BYTES_MIN: usize = 64 * 1024;
 
-/// How often the async forms warm an account that goes cold again at once (evicted, or a TTL shorter than an unwrap) before
-/// they say [`Error::Cold`].
-const WARM_ROUNDS_MAX: usize = 3;
+/// How often the async forms warm an account that goes cold again at once (others took its room, or a TTL shorter than an unwrap)
+/// before they say [`Error::Cold`].
+const WARM_ROUNDS_MAX: usize = 8;
 /// How long [`Account::ready`] waits before it tries again without having heard of a change.
 const READY_RETRY: Duration = Duration::from_secs(1);
 
@@ -151,8 +151,8 @@ impl Account {
     // Not generic, so that the data path is compiled once, with its parts inlined.
     fn seal_in_place_at(&self, address: &Address, buf: &mut [u8]) -> Result<BlockHeader> {
         let mut header = BlockHeader::blank();
-        let operation = Operation::enter();
-        let outcome = self.to_seal(&operation, buf.len()).and_then(|key| {
+        let mut operation = Operation::enter();
+        let outcome = self.to_seal(&mut operation, buf.len()).and_then(|key| {
             let sealer = self.sealer(&key);
             sealer.seal(self.suite, key.aek_version, address, buf.into(), &mut header)?;
             if key.still_holds(buf.len(), self.keyring()) {
@@ -177,8 +177,8 @@ impl Account {
 
     fn open_in_place_at(&self, address: &Address, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
         let slot = self.slot_of(header)?;
-        let operation = Operation::enter();
-        let outcome = self.select(&operation, slot).and_then(|key| {
+        let mut operation = Operation::enter();
+        let outcome = self.select(&mut operation, slot).and_then(|key| {
             let sealer = self.sealer(&key);
             sealer.open_in_place(header, address, buf)?;
             if key.still_holds(buf.len(), self.keyring()) {
@@ -204,11 +204,12 @@ impl Account {
         if new.aek_version == old.aek_version {
             return Ok(*header);
         }
-        let operation = Operation::enter();
+        let (mut to_new, mut of_old) = (Operation::enter(), Operation::enter());
+        let thread = to_new.thread();
         // Both before the first byte is changed, so that a cold key leaves the buffer as it was.
-        let outcome = self.select(&operation, new).and_then(|new_key| {
-            let old_key = self.select(&operation, old)?;
-            self.count(&operation, &new_key, buf.len())?;
+        let outcome = self.select(&mut to_new, new).and_then(|new_key| {
+            let old_key = self.select(&mut of_old, old)?;
+            self.count(thread, &new_key, buf.len())?;
             let (opener, sealer) = (self.sealer(&old_key), self.sealer(&new_key));
             opener.open_in_place(header, &address, buf)?;
             let resealed = sealer.seal_in_place(self.suite, new_key.aek_version, &address, buf);
@@ -221,7 +222,7 @@ impl Account {
             Err(Unusable::Revoked)
         });
         let refused = if new.is_usable(self.keyring().clock.now()) { old } else { new };
-        self.explain(operation, refused, outcome)
+        self.explain((to_new, of_old), refused, outcome)
     }
 
     /// Seals `plaintext`, which is only read, into `ciphertext` of the same length.
@@ -239,8 +240,8 @@ impl Account {
 
     fn seal_into_at(&self, address: &Address, plaintext: &[u8], ciphertext: &mut [u8]) -> Result<BlockHeader> {
         let mut header = BlockHeader::blank();
-        let operation = Operation::enter();
-        let outcome = self.to_seal(&operation, plaintext.len()).and_then(|key| {
+        let mut operation = Operation::enter();
+        let outcome = self.to_seal(&mut operation, plaintext.len()).and_then(|key| {
             let buf = block::pair(plaintext, ciphertext)?;
             self.sealer(&key).seal(self.suite, key.aek_version, address, buf, &mut header)?;
             if key.still_holds(plaintext.len(), self.keyring()) {
@@ -275,8 +276,8 @@ impl Account {
         plaintext: &mut [u8],
     ) -> Result<()> {
         let slot = self.slot_of(header)?;
-        let operation = Operation::enter();
-        let outcome = self.select(&operation, slot).and_then(|key| {
+        let mut operation = Operation::enter();
+        let outcome = self.select(&mut operation, slot).and_then(|key| {
             self.sealer(&key).open_into(header, address, ciphertext, plaintext)?;
             if key.still_holds(ciphertext.len(), self.keyring()) {
                 return Ok(());
@@ -389,7 +390,8 @@ impl Account {
     /// As [`Account::seal_in_place`], and warms the account first when it is cold.
     ///
     /// # Errors
-    /// As [`Account::seal_in_place`] and [`Account::warm`].
+    /// As [`Account::seal_in_place`] and [`Account::warm`]. [`Error::Cold`] also when more accounts are used at once than there is
+    /// room for keys, and others took this one's room again and again: try again.
     pub async fn seal(&self, address: impl Into<Address>, buf: &mut [u8]) -> Result<BlockHeader> {
         let address = address.into();
         take_part(buf).await;
@@ -405,7 +407,7 @@ impl Account {
     /// As [`Account::open_in_place`], and warms the account first when it is cold.
     ///
     /// # Errors
-    /// As [`Account::open_in_place`] and [`Account::warm`].
+    /// As [`Account::open_in_place`] and [`Account::warm`]; [`Error::Cold`] as for [`Account::seal`].
     pub async fn open(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
         let address = address.into();
         take_part(buf).await;
@@ -465,21 +467,22 @@ impl Account {
 
     /// The key for a block of `bytes` bytes that is to be sealed now, which is counted.
     #[inline(always)]
-    fn to_seal<'a>(&'a self, operation: &'a Operation, bytes: usize) -> Result<Selection<'a>, Unusable> {
+    fn to_seal<'a>(&'a self, operation: &'a mut Operation, bytes: usize) -> Result<Selection<'a>, Unusable> {
+        let thread = operation.thread();
         let key = self.select(operation, self.keys.current())?;
-        self.count(operation, &key, bytes)?;
+        self.count(thread, &key, bytes)?;
         Ok(key)
     }
 
     /// Before it is sealed: the limits of the suite hold whatever happens in between.
     #[inline(always)]
-    fn count(&self, operation: &Operation, key: &Selection<'_>, bytes: usize) -> Result<()> {
+    fn count(&self, thread: usize, key: &Selection<'_>, bytes: usize) -> Result<()> {
         block::check_len(bytes)?;
-        key.meter.count(operation.thread(), bytes, || self.keyring().clock.now())
+        key.meter.count(thread, bytes, || self.keyring().clock.now())
     }
 
     #[inline(always)]
-    fn select<'a>(&'a self, operation: &'a Operation, slot: &'a AekSlot) -> Result<Selection<'a>, Unusable> {
+    fn select<'a>(&'a self, operation: &'a mut Operation, slot: &'a AekSlot) -> Result<Selection<'a>, Unusable> {
         slot.usable(operation, self.keyring().clock.now()).ok_or(Unusable::Revoked)
     }
 
@@ -490,11 +493,10 @@ impl Account {
         Sealer { backend: self.backend, schedule: key.schedule, account: &self.keys.id }
     }
 
-    /// Leaves the operation, then says why the key could not be used: a wiper may be waiting for the operation while it
-    /// holds what the reason is read from.
+    /// Leaves the operations, so that the key can be wiped, then says why it could not be used.
     #[inline]
-    fn explain<T>(&self, operation: Operation, slot: &AekSlot, outcome: Result<T, Unusable>) -> Result<T> {
-        drop(operation);
+    fn explain<T, O>(&self, operations: O, slot: &AekSlot, outcome: Result<T, Unusable>) -> Result<T> {
+        drop(operations);
         outcome.map_err(|unusable| match unusable {
             Unusable::Revoked => fork::refuse_child().err().unwrap_or_else(|| slot.why_not(self.keyring().clock.now())),
             Unusable::Other(error) => error,

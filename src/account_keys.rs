@@ -20,7 +20,7 @@ const NANOS_PER_SEC: u64 = 1_000_000_000;
 const CHUNK_GROWTH: usize = 8;
 
 /// An account's slots. They are only ever added, so that the data path looks without a lock; of several slots of one AEK
-/// version the last counts. A slot that was overtaken costs its cell of locked memory until the last handle goes.
+/// version the last counts.
 #[derive(Debug)]
 pub(crate) struct AccountKeys {
     pub(crate) id: AccountId,
@@ -243,6 +243,7 @@ impl AccountKeys {
         use crate::{
             clock::{Clock, ManualClock},
             config::Settings,
+            key_memory::KeyMemory,
             lease::Lease,
             name::{KekName, KekVersion},
             slot::Leash,
@@ -252,12 +253,14 @@ impl AccountKeys {
         };
         let (clock, settings) = (Clock::Manual(ManualClock::default()), Settings::default());
         let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
-        let leash = Arc::new(Leash::new(kek, Route::of_test(&clock), Lease::new(settings.terms()), clock, &settings));
+        let memory = KeyMemory::of_test(&clock);
+        let leash =
+            Arc::new(Leash::new(kek, Route::of_test(&clock), Lease::new(settings.terms()), clock, &settings, memory));
         let (id, ledger) = (AccountId::new(id).unwrap(), Ledger::new(Limits::SUITE));
         let slot = |version: &u32| {
             let aek = Counted { account: id.clone(), aek_version: *version, created_unix: 0 };
             let meter = Meter::new(&ledger, aek, Usage::default(), AekPolicy::default());
-            AekSlot::new(leash.clone(), meter).unwrap()
+            AekSlot::new(leash.clone(), meter)
         };
         Self::new(id.clone(), aek_versions.iter().map(slot).collect()).unwrap()
     }

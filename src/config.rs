@@ -65,10 +65,11 @@ pub struct Settings {
     /// lets as many as the default `max_cached_aeks` be in use with the default `aek_ttl`. A token that is slower sets its
     /// own pace.
     pub resume_rate: u32,
-    /// Most AEKs in memory, 1 to 100 million. Default 1 million. For one more, an account leaves that was not looked up for
-    /// longest, to within five minutes.
+    /// Most AEKs in memory, 1 to 100 million, each AEK version counted, whoever holds handles. Default 1 million. For one more, one
+    /// is wiped that was not used lately: its handles are [`Error::Cold`] until they are warmed, which the async forms do by
+    /// themselves. As many accounts are in the index, without a key or with one.
     pub max_cached_aeks: u64,
-    /// What happens when key memory cannot be locked. Default: a warning.
+    /// What happens when key memory of this engine cannot be locked. Default: a warning.
     pub memlock: MemlockPolicy,
     /// Every so many proofs one comes from a freshly initialised context of the token, because some modules hide a
     /// revocation from a context that was open before it. A lease ends with `grace` after so many poll intervals without one, so at

@@ -42,7 +42,7 @@ mod start_up;
 pub(crate) use self::{keks::Target, start_up::round_trip};
 
 pub use self::keks::{KekStatus, KekVersionStatus};
-pub use crate::leash::LeaseStatus;
+pub use crate::{key_memory::WaitingWipe, leash::LeaseStatus};
 
 /// The AEK version that an account begins with.
 const FIRST_AEK_VERSION: u32 = 1;
@@ -212,6 +212,8 @@ pub struct Status {
     pub leases: Vec<LeaseStatus>,
     /// Accounts in the index.
     pub cached_accounts: u64,
+    /// Keys that were taken away and are not wiped yet, because a seal or open has not ended that uses them.
+    pub waiting_wipes: Vec<WaitingWipe>,
     /// Bytes of key memory that could not be locked.
     pub unlocked_bytes: usize,
     /// What an operator should change.
@@ -479,6 +481,7 @@ impl Engine {
             tokens,
             leases: self.leases(),
             cached_accounts: home.call(async move { Ok(keyring.cached_accounts().await) }).await.unwrap_or_default(),
+            waiting_wipes: self.owner.0.memory.waiting(),
             unlocked_bytes: secret::unlocked_bytes(),
             warnings: self.warnings.to_vec(),
         }

@@ -1,59 +1,75 @@
-//! Operations in flight: lets a wipe wait for the seals and opens that may still read a key, and for no others.
+//! Operations in flight: which key each seal and open uses, so that a wipe waits for those of its own key and for no others.
 //!
-//! Each thread owns one cache line with a phase counter: odd while the thread is inside a seal or open, even
-//! outside. Entering costs one store and one fence on a line that nobody else writes, so cores do not contend.
-//! A wiper first empties the slot, then calls [`wait_past`]: it looks at every thread once and waits for those
-//! that were inside to leave. Whoever enters later sees the emptied slot. (The idea is McKenney's sleepable RCU.)
+//! Each thread owns a cache line with a few places. An operation takes one, writes there where the key is that it is about to
+//! use, and looks whether the slot still has it there. That costs a store and a fence on a line that nobody else writes, so
+//! cores do not contend. A wiper first takes the key out of its slot, then looks at all places once: it waits for those that
+//! have the key, each until it has it no more. (Hazard pointers, of Maged Michael.)
 //!
-//! Why it is right: the reader does `phase = odd; fence; read slot`, the wiper `empty slot; fence; read phase`,
-//! all sequentially consistent. So either the reader sees the slot empty, or the wiper sees the reader inside.
+//! Why it is right: the reader does `place = key; fence; read slot`, the wiper `slot = nothing; fence; read places`. So either
+//! the reader sees that the key was taken out, or the wiper sees the reader's place. A key that was taken out comes into no
+//! place any more, but for a moment in which its reader finds out; so a place that was once seen without it is done with.
 
-use crate::sync::{self, AtomicU64, Mutex, MutexGuard, fence};
+use crate::sync::{self, AtomicPtr, AtomicU64, Mutex, MutexGuard, fence};
 use std::{
-    cell::Cell,
     marker::PhantomData,
     sync::{PoisonError, atomic::Ordering},
 };
 
-/// One thread's phase. In memory that a fork zeroes: of the parent's threads none is in a child, inside or not, and a child
-/// that wipes must not wait for them.
-type Phase = AtomicU64;
+/// Operations that a thread has under way at once: a reseal is two. Further ones take a seat of their own.
+const PLACES: usize = 2;
+const WORDS: usize = PLACES + 1;
+/// In a place that no operation has.
+const FREE: u64 = 0;
+/// In a place whose operation has no key yet. No key is at this address.
+const TAKEN: u64 = 1;
 
-fn new_phase() -> &'static Phase {
+/// A thread's places, and then the thread as the kernel numbers it. In memory that a fork zeroes: of the parent's threads none is
+/// in a child, and a child that wipes must not wait for them.
+type Words = &'static [AtomicU64; WORDS];
+
+fn new_words() -> Words {
     #[cfg(not(keyleash_loom))]
-    if let Ok(phase) = crate::secret::counter_that_a_fork_zeroes() {
-        return phase;
+    if let Ok(words) = crate::secret::words_that_a_fork_zeroes() {
+        return words;
     }
-    new_plain_phase()
+    new_plain_words()
 }
 
 /// Without such memory: two cache lines, because the prefetcher of x86 fetches pairs.
-fn new_plain_phase() -> &'static Phase {
+fn new_plain_words() -> Words {
     #[repr(align(128))]
-    #[derive(Default)]
-    struct Lines(AtomicU64);
-    let lines: &'static Lines = Box::leak(Box::default());
+    struct Lines([AtomicU64; WORDS]);
+    let lines: &'static Lines = Box::leak(Box::new(Lines(std::array::from_fn(|_| AtomicU64::new(FREE)))));
     &lines.0
 }
 
 /// What a thread has while it lives.
 #[derive(Clone, Copy)]
 struct Seat {
-    phase: &'static Phase,
+    words: Words,
     /// Counts from 0. No two living threads have the same.
     number: usize,
 }
 
-/// Every phase there ever was (threads that ended give their seats to new ones), and the seats that are free.
+impl Seat {
+    #[inline]
+    fn places(&self) -> impl Iterator<Item = &'static AtomicU64> {
+        self.words.iter().take(PLACES)
+    }
+
+    fn thread(&self) -> &'static AtomicU64 {
+        let [.., thread] = self.words;
+        thread
+    }
+}
+
+/// Every seat there ever was (threads that ended give theirs to new ones), and those that are free.
 struct Registry {
-    all: Vec<&'static Phase>,
+    all: Vec<Seat>,
     free: Vec<Seat>,
 }
 
 sync::global!(REGISTRY: Mutex<Registry> = Mutex::new(Registry { all: Vec::new(), free: Vec::new() }));
-// Waits that have begun, and the highest number of a wait that has ended.
-sync::global!(BEGUN: AtomicU64 = AtomicU64::new(0));
-sync::global!(ENDED: AtomicU64 = AtomicU64::new(0));
 
 fn registry() -> MutexGuard<'static, Registry> {
     // Nothing panics while it is held, and the lists are whole after every step.
@@ -68,14 +84,17 @@ impl Claim {
         #[cfg(not(keyleash_loom))]
         if crate::fork::in_child() {
             // The list may be locked for good, and no key is here that a wipe would wait for.
-            return Self(Seat { phase: new_plain_phase(), number: usize::MAX });
+            return Self(Seat { words: new_plain_words(), number: usize::MAX });
         }
         let mut registry = registry();
-        Self(registry.free.pop().unwrap_or_else(|| {
-            let seat = Seat { phase: new_phase(), number: registry.all.len() };
-            registry.all.push(seat.phase);
+        let seat = registry.free.pop().unwrap_or_else(|| {
+            let seat = Seat { words: new_words(), number: registry.all.len() };
+            registry.all.push(seat);
             seat
-        }))
+        });
+        #[cfg(not(keyleash_loom))]
+        seat.thread().store(rustix::thread::gettid().as_raw_nonzero().get() as u64, Ordering::Relaxed);
+        Self(seat)
     }
 }
 
@@ -92,20 +111,18 @@ impl Drop for Claim {
 #[cfg(not(keyleash_loom))]
 thread_local! {
     static CLAIM: Claim = Claim::new();
-    /// Depth of nested operations: only the outermost moves the phase.
-    static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
 #[cfg(keyleash_loom)]
 loom::thread_local! {
     static CLAIM: Claim = Claim::new();
-    static DEPTH: Cell<u32> = Cell::new(0);
 }
 
-/// A seal or open in flight on this thread. Keys that it saw stay in place until it is dropped.
+/// A seal or open in flight on this thread. The key that it protects stays in place until it is dropped, or protects another.
 pub(crate) struct Operation {
-    seat: Seat,
-    /// Held when the thread is ending and has no claim of its own any more.
+    place: &'static AtomicU64,
+    thread: usize,
+    /// Held when the thread is ending and has no claim of its own any more, or has as many operations as places.
     _claim: Option<Claim>,
     not_send: PhantomData<*const ()>,
 }
@@ -114,109 +131,157 @@ impl Operation {
     /// Enters.
     #[inline]
     pub(crate) fn enter() -> Self {
-        let (seat, claim) = match CLAIM.try_with(|claim| claim.0) {
-            Ok(seat) => (seat, None),
-            Err(_) => {
-                let claim = Claim::new();
-                (claim.0, Some(claim))
-            }
-        };
-        let nested = claim.is_none() && DEPTH.with(|depth| depth.replace(depth.get() + 1)) > 0;
-        if !nested {
-            // The only writer is this thread. Release, because a wiper that waited for the operation before this one may see
-            // this value instead of the one that left it: a relaxed store would not order that operation's reads before the wipe.
-            let phase = seat.phase;
-            phase.store(phase.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
-            fence(Ordering::SeqCst);
+        match CLAIM.try_with(|claim| Self::seated(claim.0)) {
+            Ok(Some(operation)) => operation,
+            Ok(None) | Err(_) => Self::apart(),
         }
-        Self { seat, _claim: claim, not_send: PhantomData }
+    }
+
+    #[inline]
+    fn seated(seat: Seat) -> Option<Self> {
+        let place = seat.places().find(|place| place.load(Ordering::Relaxed) == FREE)?;
+        // The only writer is this thread. Release, here and below, because a wiper that waited for the operation before this one
+        // may see this value instead of the one that left it: a relaxed store would not order that operation's reads before the
+        // wipe.
+        place.store(TAKEN, Ordering::Release);
+        Some(Self { place, thread: seat.number, _claim: None, not_send: PhantomData })
+    }
+
+    #[cold]
+    fn apart() -> Self {
+        loop {
+            let claim = Claim::new();
+            match Self::seated(claim.0) {
+                Some(mut operation) => {
+                    operation._claim = Some(claim);
+                    return operation;
+                }
+                // Of a thread that ended in the midst of its operations: nobody's any more.
+                None => std::mem::forget(claim),
+            }
+        }
+    }
+
+    /// What `slot` points to, which whoever takes it out of there keeps whole from now on, until the operation ends or protects
+    /// something else. `None` when it is taken out in this moment.
+    #[inline(always)]
+    pub(crate) fn protect<T>(&mut self, slot: &AtomicPtr<T>) -> Option<*mut T> {
+        let key = slot.load(Ordering::Acquire);
+        self.place.store(key.addr() as u64, Ordering::Release);
+        fence(Ordering::SeqCst);
+        (slot.load(Ordering::Acquire) == key).then_some(key)
     }
 
     /// The number of the thread that it runs on, from 0: no two threads have the same at the same time.
     #[inline]
     pub(crate) fn thread(&self) -> usize {
-        self.seat.number
+        self.thread
     }
 }
 
 impl Drop for Operation {
     #[inline]
     fn drop(&mut self) {
-        let outermost = self._claim.is_some() || DEPTH.with(|depth| depth.replace(depth.get() - 1)) == 1;
-        if outermost {
-            let phase = self.seat.phase;
-            phase.store(phase.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
-        }
+        self.place.store(FREE, Ordering::Release);
     }
 }
 
-/// The ticket of a slot that is emptied now: take it after the slot was emptied, give it to [`wait_past`].
-pub(crate) fn ticket() -> u64 {
-    fence(Ordering::SeqCst);
-    BEGUN.load(Ordering::SeqCst)
+/// Which keys were used at one moment: of those that were taken out before it, all that are used.
+pub(crate) struct Uses(Vec<(u64, Use)>);
+
+impl Uses {
+    /// As of now. Waits for nobody.
+    pub(crate) fn now() -> Self {
+        let mut uses = Vec::new();
+        #[cfg(not(keyleash_loom))]
+        if crate::fork::in_child() {
+            return Self(uses); // as for `Claim::new`
+        }
+        fence(Ordering::SeqCst);
+        for seat in &registry().all {
+            for place in seat.places() {
+                let key = place.load(Ordering::Acquire);
+                if key != FREE && key != TAKEN {
+                    uses.push((key, Use { place, thread: seat.thread() }));
+                }
+            }
+        }
+        Self(uses)
+    }
+
+    /// Those of the key at this address.
+    pub(crate) fn of(&self, key: u64) -> Vec<Use> {
+        self.0.iter().filter(|(at, _)| *at == key).map(|(_, one)| *one).collect()
+    }
 }
 
-/// Returns when every operation has ended that was in flight when the ticket was taken. Many tickets share one wait.
-/// Blocks for as long as the longest of them (a 64 MiB block: some 20 ms).
-pub(crate) fn wait_past(ticket: u64) {
-    if ENDED.load(Ordering::SeqCst) > ticket {
-        return;
+/// An operation that used a key.
+#[derive(Clone, Copy)]
+pub(crate) struct Use {
+    place: &'static AtomicU64,
+    thread: &'static AtomicU64,
+}
+
+impl Use {
+    /// True while it uses the key at this address.
+    pub(crate) fn goes_on(&self, key: u64) -> bool {
+        self.place.load(Ordering::Acquire) == key
     }
-    let number = BEGUN.fetch_add(1, Ordering::SeqCst) + 1;
-    fence(Ordering::SeqCst);
-    let phases = registry().all.clone();
-    for phase in phases {
-        let seen = phase.load(Ordering::Acquire);
-        let mut rounds = 0_u32;
-        while seen % 2 == 1 && phase.load(Ordering::Acquire) == seen {
-            sync::pause(rounds);
-            rounds = rounds.saturating_add(1);
-        }
+
+    /// The thread that it runs on, as the kernel numbers it.
+    pub(crate) fn thread(&self) -> u64 {
+        self.thread.load(Ordering::Relaxed)
     }
-    ENDED.fetch_max(number, Ordering::SeqCst);
+}
+
+/// Nobody takes or leaves a seat, or looks at them, until it is dropped: for a test that forks.
+#[cfg(test)]
+pub(crate) fn hold_still() -> impl Drop {
+    registry()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
 
-    #[test]
-    fn a_wait_ends_when_the_operations_before_it_have_ended_and_ignores_later_ones() {
-        let (entered_tx, entered) = mpsc::channel();
-        let (leave, leave_rx) = mpsc::channel::<()>();
-        let reader = std::thread::spawn(move || {
-            let first = Operation::enter();
-            entered_tx.send(()).unwrap();
-            leave_rx.recv().unwrap();
-            drop(first);
-            let _second = Operation::enter();
-            entered_tx.send(()).unwrap();
-            leave_rx.recv().unwrap();
-        });
-        entered.recv().unwrap();
-        let ticket = ticket();
-        let (done_tx, done) = mpsc::channel();
-        let wiper = std::thread::spawn(move || {
-            wait_past(ticket);
-            done_tx.send(()).unwrap();
-        });
-        assert!(done.recv_timeout(std::time::Duration::from_millis(50)).is_err(), "waited for nobody");
-        leave.send(()).unwrap();
-        entered.recv().unwrap(); // inside again
-        done.recv().unwrap();
-        leave.send(()).unwrap();
-        wiper.join().unwrap();
-        reader.join().unwrap();
+    fn used(key: &mut u32) -> usize {
+        Uses::now().of(ptr_of(key) as u64).len()
+    }
+
+    fn ptr_of(key: &mut u32) -> usize {
+        std::ptr::from_mut(key).addr()
     }
 
     #[test]
-    fn nested_operations_count_as_one() {
-        let outer = Operation::enter();
-        let inner = Operation::enter();
-        drop(inner);
-        assert_eq!(outer.seat.phase.load(Ordering::SeqCst) % 2, 1);
-        drop(outer);
-        CLAIM.with(|claim| assert_eq!(claim.0.phase.load(Ordering::SeqCst) % 2, 0));
+    fn a_key_is_used_while_an_operation_protects_it_however_many_the_thread_has() {
+        let (mut one, mut other) = (1_u32, 2_u32);
+        let (slot, beside) = (AtomicPtr::new(&raw mut one), AtomicPtr::new(&raw mut other));
+        let mut operations: Vec<_> = (0..5).map(|_| Operation::enter()).collect();
+        assert_eq!(used(&mut one), 0);
+        for (n, operation) in operations.iter_mut().enumerate() {
+            assert!(operation.protect(&slot).is_some());
+            assert_eq!(used(&mut one), n + 1);
+        }
+        assert!(operations[2].protect(&beside).is_some());
+        assert_eq!((used(&mut one), used(&mut other)), (4, 1));
+        let uses = Uses::now().of(ptr_of(&mut other) as u64);
+        // In whatever order they end.
+        operations.drain(1..4);
+        assert!(!uses[0].goes_on(ptr_of(&mut other) as u64));
+        assert_eq!((used(&mut one), used(&mut other)), (2, 0));
+        operations.push(Operation::enter());
+        assert_eq!(used(&mut one), 2);
+        drop(operations);
+        assert_eq!(used(&mut one), 0);
+    }
+
+    #[test]
+    fn a_use_names_its_thread() {
+        let mut key = 1_u32;
+        let slot = AtomicPtr::new(&raw mut key);
+        let mut operation = Operation::enter();
+        operation.protect(&slot).unwrap();
+        let uses = Uses::now().of(ptr_of(&mut key) as u64);
+        assert_eq!(uses[0].thread(), rustix::thread::gettid().as_raw_nonzero().get() as u64);
     }
 }

@@ -10,11 +10,12 @@
 use crate::{
     clock::{Clock, Instant, ManualClock},
     config::Settings,
-    in_flight::{self, Operation},
+    in_flight::Operation,
+    key_memory::KeyMemory,
     lease::{Lease, Verdict},
     leash::Member,
     name::{AccountId, KekName, KekVersion},
-    secret::{Aek, KeySlot},
+    secret::{Aek, KeySlot, MemlockPolicy, NewKey, TakenOut},
     slot::{AekSlot, Leash},
     standby::Voice,
     store::record::{AekPolicy, Usage},
@@ -50,16 +51,19 @@ fn aek(byte: u8) -> Aek {
     Aek::copy_from(&[byte; 32]).unwrap()
 }
 
+fn key(byte: u8) -> NewKey {
+    NewKey::set_up(&aek(byte), MemlockPolicy::Warn).unwrap()
+}
+
 fn filled(epoch: NonZeroU64) -> Arc<KeySlot> {
-    let slot = Arc::new(KeySlot::new().unwrap());
-    slot.fill(&aek(1), epoch);
+    let slot = Arc::<KeySlot>::default();
+    drop(slot.fill(key(1), epoch));
     slot
 }
 
 /// Reads as a seal does, and gives whether there was a key.
 fn read(slot: &KeySlot, epoch: u64) -> bool {
-    let operation = Operation::enter();
-    slot.read(&operation, epoch).is_some()
+    slot.read(&mut Operation::enter(), epoch).is_some()
 }
 
 #[test]
@@ -74,14 +78,14 @@ fn no_reader_meets_a_wipe() {
                 assert!(first || !read(&slot, 1));
             }
         });
-        slot.wipe();
-        assert!(slot.is_wiped() && !read(&slot, 1));
+        drop(slot.take_out()); // waits for the reader
+        assert!(!read(&slot, 1));
         reader.join().unwrap();
     });
 }
 
 #[test]
-fn no_reader_meets_a_refill() {
+fn no_reader_meets_a_refill_nor_waits_for_the_wipe_of_what_was_there() {
     check(|| {
         let slot = filled(FIRST);
         let second = NonZeroU64::new(2).unwrap();
@@ -92,72 +96,75 @@ fn no_reader_meets_a_refill() {
                 read(&slot, 2);
             }
         });
-        slot.fill(&aek(2), second);
+        let before = slot.fill(key(2), second);
         assert!(slot.holds(&aek(2)) && !read(&slot, 1) && read(&slot, 2));
+        drop(before);
         reader.join().unwrap();
     });
 }
 
 #[test]
-fn one_wait_serves_two_wipers_and_no_reader_is_left_inside() {
+fn a_look_at_many_wipes_none_that_is_used() {
     check(|| {
         let (one, other) = (filled(FIRST), filled(FIRST));
         let reader = spawn({
             let (one, other) = (one.clone(), other.clone());
             move || {
-                let operation = Operation::enter();
-                one.read(&operation, 1);
-                other.read(&operation, 1);
+                // As a reseal, and then a seal.
+                let (mut to, mut from) = (Operation::enter(), Operation::enter());
+                let _ = (one.read(&mut to, 1), other.read(&mut from, 1));
+                one.read(&mut from, 1);
             }
         });
-        let wiper = spawn(move || {
-            other.wipe();
-            assert!(other.is_wiped());
-        });
-        one.empty();
-        one.scrub();
-        assert!(one.is_wiped());
+        let taken = [one.take_out(), other.take_out()].map(|taken| (taken.unwrap(), ()));
+        let mut waiting = TakenOut::wipe_unused(taken.into());
+        while let Some((taken, ())) = waiting.pop() {
+            waiting.extend(taken.wiped_unless_used().map(|taken| (taken, ())));
+            thread::yield_now();
+        }
         reader.join().unwrap();
-        wiper.join().unwrap();
     });
 }
 
 #[test]
-fn after_the_wait_nobody_is_inside_who_was_before_it() {
+fn two_wipers_take_a_key_out_once() {
     check(|| {
-        let gone = Arc::new(loom::sync::atomic::AtomicBool::new(false));
-        let witness = Arc::new(crate::sync::Witness::default());
+        let slot = filled(FIRST);
         let reader = spawn({
-            let (gone, witness) = (gone.clone(), witness.clone());
-            move || {
-                let operation = Operation::enter();
-                let nested = Operation::enter();
-                if !gone.load(std::sync::atomic::Ordering::Relaxed) {
-                    witness.read();
-                }
-                drop(nested);
-                drop(operation);
-            }
+            let slot = slot.clone();
+            move || read(&slot, 1)
         });
-        gone.store(true, std::sync::atomic::Ordering::Relaxed);
-        in_flight::wait_past(in_flight::ticket());
-        witness.write();
+        let wiper = spawn({
+            let slot = slot.clone();
+            move || slot.take_out().is_some()
+        });
+        let here = slot.take_out().is_some();
+        assert!(here != wiper.join().unwrap() && !read(&slot, 1));
         reader.join().unwrap();
     });
 }
 
-fn leash_and_slot() -> (Arc<Leash>, Arc<AekSlot>, u64) {
+fn leash_and_slot() -> (Arc<Leash>, Arc<AekSlot>, u64, Arc<KeyMemory>) {
     let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
     let clock = Clock::Manual(ManualClock::new(Instant::from_nanos(1)));
     let settings = Settings::default();
     let (route, lease) = (Route::of_test(&clock), Lease::new(settings.terms()));
-    let leash = Arc::new(Leash::new(kek, route, lease, clock, &settings));
+    let memory = KeyMemory::of_test(&clock);
+    let leash = Arc::new(Leash::new(kek, route, lease, clock, &settings, memory.clone()));
     let ledger = Ledger::new(Limits::SUITE);
     let aek = Counted { account: AccountId::new("a").unwrap(), aek_version: 1, created_unix: 1 };
     let meter = Meter::new(&ledger, aek, Usage::default(), AekPolicy::default());
-    let slot = AekSlot::new(leash.clone(), meter).unwrap();
+    let slot = AekSlot::new(leash.clone(), meter);
     let epoch = prove(&leash);
-    (leash, slot, epoch)
+    (leash, slot, epoch, memory)
+}
+
+/// Nothing is left: neither in the slot, nor of what was used as it was taken out.
+fn is_wiped(slot: &AekSlot, memory: &KeyMemory) -> bool {
+    while memory.wipe_waiting() > 0 {
+        thread::yield_now();
+    }
+    slot.key().epoch().is_none() && memory.filled() == 0
 }
 
 fn prove(leash: &Leash) -> u64 {
@@ -170,14 +177,14 @@ fn prove(leash: &Leash) -> u64 {
 #[test]
 fn an_admission_that_meets_a_denial_leaves_no_key_behind_and_is_resumed_if_it_came_first() {
     check(|| {
-        let (leash, slot, epoch) = leash_and_slot();
+        let (leash, slot, epoch, memory) = leash_and_slot();
         let denier = spawn({
             let leash = leash.clone();
-            move || leash.step(Voice::First, Verdict::Denied, None)
+            move || drop(leash.step(Voice::First, Verdict::Denied, None))
         });
         let admitted = slot.admit(&aek(1), epoch, LATER, LATER).is_ok();
         denier.join().unwrap();
-        assert!(slot.key().epoch().is_none() && slot.key().is_wiped(), "denied, and a key is there");
+        assert!(is_wiped(&slot, &memory), "denied, and a key is there");
         assert_eq!(slot.is_wanted(), admitted, "what was in memory comes back after the denial");
     });
 }
@@ -185,17 +192,20 @@ fn an_admission_that_meets_a_denial_leaves_no_key_behind_and_is_resumed_if_it_ca
 #[test]
 fn a_key_that_was_admitted_after_a_new_proof_survives_the_wipe_of_the_denial_before_it() {
     check(|| {
-        let (leash, slot, epoch) = leash_and_slot();
+        let (leash, slot, epoch, memory) = leash_and_slot();
         slot.admit(&aek(1), epoch, LATER, LATER).unwrap();
         let denier = spawn({
             let leash = leash.clone();
-            move || leash.step(Voice::First, Verdict::Denied, None)
+            move || drop(leash.step(Voice::First, Verdict::Denied, None))
         });
         let epoch = prove(&leash);
         let admitted = slot.admit(&aek(1), epoch, LATER, LATER).is_ok();
         denier.join().unwrap();
         let current = slot.key().epoch().map(NonZeroU64::get) == Some(leash.epoch());
         let denied = leash.lease().proved().is_none();
+        while memory.wipe_waiting() > 0 {
+            thread::yield_now();
+        }
         assert!(current || slot.is_wanted() || !admitted, "a key was lost, and nobody will bring it back");
         assert!(!(current && denied), "a key is there after a denial");
     });
@@ -204,13 +214,13 @@ fn a_key_that_was_admitted_after_a_new_proof_survives_the_wipe_of_the_denial_bef
 #[test]
 fn a_seal_that_meets_a_denial_and_an_eviction_reads_whole_keys_only() {
     check(|| {
-        let (leash, slot, epoch) = leash_and_slot();
+        let (leash, slot, epoch, memory) = leash_and_slot();
         slot.admit(&aek(1), epoch, LATER, LATER).unwrap();
         let reader = spawn({
             let slot = slot.clone();
             move || {
-                let operation = Operation::enter();
-                slot.usable(&operation, Instant::from_nanos(1)).is_some()
+                let mut operation = Operation::enter();
+                slot.usable(&mut operation, Instant::from_nanos(1)).is_some()
             }
         });
         let evicter = spawn({
@@ -218,19 +228,19 @@ fn a_seal_that_meets_a_denial_and_an_eviction_reads_whole_keys_only() {
             move || slot.wipe()
         });
         leash.step(Voice::First, Verdict::Denied, None);
-        let operation = Operation::enter();
-        assert!(slot.usable(&operation, Instant::from_nanos(1)).is_none(), "usable after the denial returned");
+        let mut operation = Operation::enter();
+        assert!(slot.usable(&mut operation, Instant::from_nanos(1)).is_none(), "usable after the denial returned");
         drop(operation);
         reader.join().unwrap();
         evicter.join().unwrap();
-        assert!(slot.key().is_wiped());
+        assert!(is_wiped(&slot, &memory));
     });
 }
 
 #[test]
 fn an_admission_that_meets_a_retirement_leaves_no_key_behind() {
     check(|| {
-        let (leash, slot, epoch) = leash_and_slot();
+        let (leash, slot, epoch, memory) = leash_and_slot();
         let retirer = spawn({
             let slot = slot.clone();
             move || slot.retire()
@@ -238,7 +248,7 @@ fn an_admission_that_meets_a_retirement_leaves_no_key_behind() {
         // Admitted or not: the answer came to a slot that is none any more.
         let _ = slot.admit(&aek(1), epoch, LATER, LATER);
         retirer.join().unwrap();
-        assert!(slot.key().epoch().is_none() && slot.key().is_wiped(), "retired, and a key is there");
+        assert!(is_wiped(&slot, &memory), "retired, and a key is there");
         assert!(!slot.is_wanted() && leash.member(0).is_none());
     });
 }

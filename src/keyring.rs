@@ -1,7 +1,7 @@
 //! The keyring: which accounts' keys are in memory, and the one way in which they get there.
 //!
-//! moka is an index with single-flight and a bound; it enforces nothing. Use is bounded by the lease and the
-//! TTL on the data path (`account.rs`), and keys are wiped in their slots, wherever the index still points. It need not hear of
+//! moka is an index with single-flight; it enforces nothing. Use is bounded by the lease and the TTL on the data path
+//! (`account.rs`), the number of keys in memory by `room.rs`, and keys are taken out of their slots, wherever the index still points. It need not hear of
 //! every look-up: the keys that anybody has are found beside it (`living.rs`).
 
 use crate::{
@@ -11,10 +11,11 @@ use crate::{
     error::{Corrupt, Error, Result},
     fork,
     home::Home,
+    key_memory::KeyMemory,
     lease::{Actions, Phase, Verdict as LeaseVerdict},
     leash::Stepped,
     name::{AccountId, KekVersion},
-    slot::Leash,
+    slot::{AekSlot, Leash},
     standby::Voice,
     store::{KeyStore, record::WrappedAek},
     telemetry::{Event, Teller},
@@ -38,6 +39,7 @@ mod flights;
 mod leashes;
 mod living;
 mod records;
+mod room;
 mod unwrap;
 mod usage;
 mod versions;
@@ -50,7 +52,7 @@ pub(crate) use self::{
     versions::{NewProof, gives_not_back},
     vouch::{VouchNotes, Vouched},
 };
-use self::{flights::Flights, living::Living, usage::DueAccounts};
+use self::{flights::Flights, living::Living, room::Room, usage::DueAccounts};
 
 /// An account that nobody looked up for this long leaves the index. Not shorter than any grace can be, so that an
 /// outage takes nothing away; handles keep their keys all the same.
@@ -76,6 +78,8 @@ pub(crate) struct Keyring {
     leashes: RwLock<BTreeMap<KekVersion, Arc<Leash>>>,
     index: Cache<AccountId, Arc<AccountKeys>>,
     flights: Arc<Flights>,
+    pub(crate) memory: Arc<KeyMemory>,
+    room: Room,
     /// For each KEK version a wrapped AEK that was read for a proof: while the store fails, it proves on.
     samples: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
     /// What is common to all that counts what is sealed.
@@ -105,24 +109,23 @@ impl Keyring {
             .time_to_idle(INDEX_IDLE_MAX)
             .eviction_listener(move |_, keys: Arc<AccountKeys>, cause| {
                 keys.left_index();
-                match cause {
-                    RemovalCause::Size => keys.slots().for_each(|slot| slot.wipe()),
-                    RemovalCause::Expired => {
-                        let now = listener_clock.now();
-                        keys.slots().filter(|slot| !slot.is_usable(now)).for_each(|slot| slot.wipe());
-                    }
-                    RemovalCause::Explicit | RemovalCause::Replaced => {}
+                if cause == RemovalCause::Expired {
+                    let now = listener_clock.now();
+                    keys.slots().filter(|slot| !slot.is_usable(now)).for_each(|slot| slot.wipe());
                 }
             })
             .build();
         let store = home.house(store, &clock, settings.aek_ttl);
+        let teller = Teller::new();
         Self {
+            memory: KeyMemory::new(settings.memlock, clock.clone(), teller.clone()),
+            room: Room::new(settings.max_cached_aeks),
             tokens,
             store,
             clock,
             settings,
             home,
-            teller: Teller::new(),
+            teller,
             jitter: Jitter::new(seed),
             stir: Notify::new(),
             stir_tend: Notify::new(),
@@ -266,13 +269,13 @@ impl Keyring {
 
     /// Lets a lease lapse if its end has come. Gives its epoch.
     pub(crate) fn catch_up(&self, leash: &Leash) -> u64 {
-        let (epoch, actions) = leash.asking();
-        self.tell(leash, actions, None);
+        let (epoch, stepped) = leash.asking();
+        self.tell(leash, stepped.actions, None);
         epoch
     }
 
-    /// Tells a lease what was learned, tells subscribers of a change, and has a denial written down. Waits for nothing: a
-    /// store that is slow delays no verdict.
+    /// Tells a lease what was learned, which is in force then; tells subscribers of a change, and has a denial written down; then
+    /// wipes. Waits for nothing: a store that is slow delays no verdict, and an operation that is stuck no other key's wipe.
     pub(crate) fn feed(
         self: &Arc<Self>,
         leash: &Arc<Leash>,
@@ -292,10 +295,11 @@ impl Keyring {
             }
             self.note_denial(leash, voice, verdict, stepped.actions.change);
         }
+        drop(stepped); // wipes
         self.save_if_needed(leash);
     }
 
-    fn tell_step(&self, leash: &Leash, stepped: &Stepped, trouble: Option<&TokenError>) {
+    fn tell_step(&self, leash: &Leash, stepped: &Stepped<'_, AekSlot>, trouble: Option<&TokenError>) {
         self.tell(leash, stepped.actions, trouble);
         if let (Some(took_over), Some(standby)) = (stepped.took_over, &leash.route.standby) {
             let (kek, standby) = (leash.kek().clone(), standby.name.clone());

@@ -1,7 +1,7 @@
 //! A lease in force: what every seal and open reads, and the slots that live under it.
 //!
-//! The state machine is `lease.rs`; this file publishes its outcome to the data path in three atomics, wipes
-//! the slots when it says so, and admits a freshly unwrapped key only in the epoch in which it was asked for.
+//! The state machine is `lease.rs`; this file publishes its outcome to the data path in three atomics, takes the keys out of
+//! their slots when it says so, and admits a freshly unwrapped key only in the epoch in which it was asked for.
 
 use crate::{
     budget::{Budget, Place, Rate},
@@ -9,10 +9,11 @@ use crate::{
     config::Settings,
     denial::DenialNotes,
     error::{Error, Refusal, Result},
+    key_memory::KeyMemory,
     keyring::VouchNotes,
     lease::{Actions, Lease, Phase, Verdict},
-    name::{KekVersion, TokenName},
-    secret::{Aek, KeySlot},
+    name::{AccountId, KekVersion, TokenName},
+    secret::{Aek, KeySlot, NewKey, TakenOut},
     standby::{FirstWord, Voice},
     sync::{AtomicBool, AtomicU64, Mutex, MutexGuard},
     token::{TokenError, Verdict as TokenVerdict},
@@ -29,6 +30,8 @@ use std::{
 
 /// An instant that does not come: 584 years after boot.
 const NEVER_NS: u64 = u64::MAX;
+/// Keys that are taken out before they are wiped, with one look at who uses them.
+const WIPED_AT_ONCE: usize = 1024;
 
 /// What was being done when a proof did not count.
 const FRESH_PROOF: &str = "fresh proof";
@@ -52,6 +55,10 @@ pub(crate) trait Member: Send + Sync {
     fn key(&self) -> &KeySlot;
     /// Called when a denial or lapse took a key away that was in use.
     fn lost(&self);
+    /// Whose key it is.
+    fn owner(&self) -> Option<&AccountId> {
+        None
+    }
     /// True while a proof of the KEK version may be had with its AEK.
     fn proves(&self) -> bool {
         true
@@ -68,6 +75,7 @@ pub(crate) struct Leash<M> {
     aek_ttl: Duration,
     /// No key is admitted on a proof that is as old as this: by then the watch would have asked again.
     proof_age_max: Duration,
+    memory: Arc<KeyMemory>,
     /// For how long beyond its TTL an AEK may be used at most, whatever the token does: one silence, which no lease survives
     /// beyond grace, and one TTL in which to refresh what passed its TTL in it. A token that flaps puts off the instant from
     /// which TTLs bind again and again; this is not put off, so no AEK goes without an own unwrap for ever.
@@ -122,19 +130,30 @@ struct Inner {
 
 /// Why a key was not admitted.
 pub(crate) enum NotAdmitted {
-    /// The lease was denied or ended, or the engine is gone.
+    /// The lease was denied or ended, or the engine is gone; or there is no memory for the key.
     Refused(Error),
     /// Nobody knows what the token says by now: it is to be asked again first.
     ProofTooOld,
 }
 
-/// What came of a step.
-pub(crate) struct Stepped {
+/// What came of a step. It is in force: no seal and no open begins any more that it does not allow.
+pub(crate) struct Stepped<'a, M: Member> {
     pub(crate) actions: Actions,
     /// It was a denial that was the lease's business, or a grant that renewed it.
     pub(crate) counts: bool,
     /// The standby took over (true) or the first token is back (false).
     pub(crate) took_over: Option<bool>,
+    /// Dropped when all was told that is to be told first.
+    pub(crate) then: ThenWipe<'a, M>,
+}
+
+/// Wipes the keys of ended epochs as it is dropped, if the step said so.
+pub(crate) struct ThenWipe<'a, M: Member>(Option<&'a Leash<M>>);
+
+impl<M: Member> Drop for ThenWipe<'_, M> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|leash| leash.wipe_ended());
+    }
 }
 
 /// What is told about a lease.
@@ -162,7 +181,14 @@ pub struct LeaseStatus {
 }
 
 impl<M: Member> Leash<M> {
-    pub(crate) fn new(kek: KekVersion, route: Route, lease: Lease, clock: Clock, settings: &Settings) -> Self {
+    pub(crate) fn new(
+        kek: KekVersion,
+        route: Route,
+        lease: Lease,
+        clock: Clock,
+        settings: &Settings,
+        memory: Arc<KeyMemory>,
+    ) -> Self {
         let Settings { aek_ttl, poll_interval, .. } = *settings;
         let leash = Self {
             kek,
@@ -170,6 +196,7 @@ impl<M: Member> Leash<M> {
             clock,
             aek_ttl,
             proof_age_max: poll_interval,
+            memory,
             waiver_max: lease.grace().saturating_add(aek_ttl),
             end_ns: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
@@ -280,9 +307,9 @@ impl<M: Member> Leash<M> {
     }
 
     /// The epoch in which to ask the token, after the state machine caught up with the time.
-    pub(crate) fn asking(&self) -> (u64, Actions) {
+    pub(crate) fn asking(&self) -> (u64, Stepped<'_, M>) {
         let stepped = self.step(Voice::First, Verdict::Nothing, None);
-        (self.epoch(), stepped.actions)
+        (self.epoch(), stepped)
     }
 
     /// What is known of the first token, as of now.
@@ -368,9 +395,9 @@ impl<M: Member> Leash<M> {
         self.inner().silent.is_some_and(|silent| silent > since)
     }
 
-    /// Feeds what was learned; wipes when the state machine says so. Returns after the wipe.
-    pub(crate) fn step(&self, voice: Voice, verdict: Verdict, trouble: Option<&TokenError>) -> Stepped {
-        let stepped = {
+    /// Feeds what was learned. When the state machine says so, keys are wiped as the outcome is dropped.
+    pub(crate) fn step(&self, voice: Voice, verdict: Verdict, trouble: Option<&TokenError>) -> Stepped<'_, M> {
+        let mut stepped = {
             let mut inner = self.inner();
             let now = self.clock.now();
             let verdict = if inner.first.lets_count(voice, verdict) { verdict } else { Verdict::Nothing };
@@ -401,35 +428,42 @@ impl<M: Member> Leash<M> {
                 inner.ttl_binds_from = now.plus(self.aek_ttl);
             }
             self.publish(&inner);
-            Stepped { actions, counts: renewed || verdict == Verdict::Denied, took_over }
+            Stepped { actions, counts: renewed || verdict == Verdict::Denied, took_over, then: ThenWipe(None) }
         };
-        if stepped.actions.wipe {
-            self.wipe();
-        }
+        stepped.then.0 = stepped.actions.wipe.then_some(self);
         stepped
     }
 
-    /// Empties every slot of an ended epoch at once, then wipes them after one wait for the operations in flight.
-    fn wipe(&self) {
-        let members = self.living_members();
-        for member in &members {
+    /// Takes every key of an ended epoch out of its slot, and wipes it.
+    fn wipe_ended(&self) {
+        self.wipe_by(&self.living_members(), |member| {
             // A key of the current epoch was admitted meanwhile, after a proof: it stays.
-            if member.key().empty_unless(self.epoch()) {
-                member.lost();
-            }
+            let taken = member.key().take_out_unless(self.epoch())?;
+            member.lost();
+            Some(taken)
+        });
+    }
+
+    fn wipe_by<T: std::ops::Deref<Target = M>>(&self, members: &[T], take: impl Fn(&M) -> Option<TakenOut>) {
+        for some in members.chunks(WIPED_AT_ONCE) {
+            let taken = some.iter().filter_map(|member| Some((take(member)?, member.owner()))).collect();
+            self.memory.wipe(&self.kek, taken);
         }
-        members.iter().for_each(|member| member.key().scrub());
+    }
+
+    /// Takes the keys out of these slots, which are cold then, and wipes each: at once, or, while an operation uses it, as soon as
+    /// that one ends. Waits for nobody.
+    pub(crate) fn wipe<T: std::ops::Deref<Target = M>>(&self, members: &[T]) {
+        self.wipe_by(members, |member| member.key().take_out());
     }
 
     /// Wipes every slot and admits nothing any more: the engine is gone.
     pub(crate) fn close(&self) {
         self.inner().closed = true;
-        let members = self.living_members();
-        members.iter().for_each(|member| member.key().empty());
-        members.iter().for_each(|member| member.key().scrub());
+        self.wipe(&self.living_members());
     }
 
-    /// Fills `slot`, unless the lease was denied or ended since the token was asked in `epoch`, or has no young proof; then
+    /// Fills the slot of `member`, unless the lease was denied or ended since the token was asked in `epoch`, or has no young proof; then
     /// tells `admitted`, before a denial can take the key away again, whether the key was put in (or was there already).
     ///
     /// A lease that nobody was under is not polled. So whoever brings the first key late, because the store was slow, must not
@@ -437,12 +471,14 @@ impl<M: Member> Leash<M> {
     pub(crate) fn admit(
         &self,
         epoch: u64,
-        slot: &KeySlot,
+        member: &M,
         aek: &Aek,
         admitted: impl FnOnce(bool),
     ) -> Result<(), NotAdmitted> {
-        // An emptied slot is wiped first, outside the lock: that may wait for an operation in flight.
-        slot.scrub();
+        let slot = member.key();
+        let set_up = || NewKey::set_up(aek, self.memory.policy).map_err(NotAdmitted::Refused);
+        // Outside the lock, unless it is taken away in this moment.
+        let key = if slot.holds(aek) { None } else { Some(set_up()?) };
         let inner = self.inner();
         let now = self.clock.now();
         let unproven = inner.lease.phase() == Phase::Unproven;
@@ -458,9 +494,13 @@ impl<M: Member> Leash<M> {
             admitted(false); // a refresh: the key in use stays where it is
             return Ok(());
         }
-        // A denial waits for this lock, and then wipes what is filled here.
-        slot.fill(aek, filled_in);
+        let key = key.map_or_else(set_up, Ok)?;
+        self.memory.fills_one();
+        // A denial waits for this lock, and then takes out what is filled here.
+        let before = slot.fill(key, filled_in);
         admitted(true);
+        drop(inner);
+        self.memory.wipe(&self.kek, before.into_iter().map(|taken| (taken, member.owner())).collect());
         Ok(())
     }
 
@@ -545,7 +585,7 @@ mod tests {
     use super::*;
     use crate::{clock::ManualClock, lease::Terms, name::KekName};
 
-    #[derive(Debug)]
+    #[derive(Debug, Default)]
     struct Slot(KeySlot);
     impl Member for Slot {
         fn key(&self) -> &KeySlot {
@@ -561,8 +601,9 @@ mod tests {
         let terms = Terms { grace: Duration::from_secs(10), fresh_span: Duration::from_secs(100) };
         let settings =
             Settings { poll_interval: Duration::from_secs(4), aek_ttl: Duration::from_secs(5), ..Settings::default() };
-        let leash = Leash::new(kek, Route::of_test(&clock), Lease::new(terms), clock, &settings);
-        let slot = Arc::new(Slot(KeySlot::new().unwrap()));
+        let memory = KeyMemory::of_test(&clock);
+        let leash = Leash::new(kek, Route::of_test(&clock), Lease::new(terms), clock, &settings, memory);
+        let slot = Arc::<Slot>::default();
         leash.enlist(Arc::downgrade(&slot));
         (leash, manual, slot)
     }
@@ -579,7 +620,7 @@ mod tests {
         let (leash, _, first) = leash();
         let mut living = vec![first];
         for n in 0..30 {
-            let slot = Arc::new(Slot(KeySlot::new().unwrap()));
+            let slot = Arc::<Slot>::default();
             leash.enlist(Arc::downgrade(&slot));
             living.extend((n % 10 == 9).then_some(slot));
         }
@@ -596,17 +637,17 @@ mod tests {
         let (leash, _, slot) = leash();
         let aek = Aek::generate().unwrap();
         let epoch = prove(&leash);
-        assert!(leash.admit(epoch, &slot.0, &aek, |_| ()).is_ok());
+        assert!(leash.admit(epoch, &*slot, &aek, |_| ()).is_ok());
         assert!(slot.0.holds(&aek));
         leash.step(Voice::First, Verdict::Denied, None);
-        assert!(slot.0.is_wiped() && !leash.runs_at(leash.clock.now()));
-        let denied = leash.admit(epoch, &slot.0, &aek, |_| ());
+        assert!(slot.0.epoch().is_none() && !leash.runs_at(leash.clock.now()));
+        let denied = leash.admit(epoch, &*slot, &aek, |_| ());
         assert!(matches!(denied, Err(NotAdmitted::Refused(Error::Denied(_)))));
         // Not even after the token granted again: it was asked in an earlier epoch.
         let epoch_now = prove(&leash);
-        assert!(leash.admit(epoch, &slot.0, &aek, |_| ()).is_err());
-        assert!(slot.0.is_wiped());
-        assert!(leash.admit(epoch_now, &slot.0, &aek, |_| ()).is_ok());
+        assert!(leash.admit(epoch, &*slot, &aek, |_| ()).is_err());
+        assert!(slot.0.epoch().is_none());
+        assert!(leash.admit(epoch_now, &*slot, &aek, |_| ()).is_ok());
     }
 
     #[test]
@@ -615,11 +656,11 @@ mod tests {
         let aek = Aek::generate().unwrap();
         let epoch = prove(&leash);
         manual.advance(Duration::from_secs(4));
-        let late = leash.admit(epoch, &slot.0, &aek, |_| panic!("admitted"));
+        let late = leash.admit(epoch, &*slot, &aek, |_| panic!("admitted"));
         assert!(matches!(late, Err(NotAdmitted::ProofTooOld)) && leash.runs_at(manual.now()));
         assert_eq!(prove(&leash), epoch);
         manual.advance(Duration::from_secs(4) - Duration::from_nanos(1));
-        assert!(leash.admit(epoch, &slot.0, &aek, |_| ()).is_ok());
+        assert!(leash.admit(epoch, &*slot, &aek, |_| ()).is_ok());
     }
 
     #[test]
@@ -651,12 +692,12 @@ mod tests {
     fn a_lease_ends_by_the_clock_alone() {
         let (leash, manual, slot) = leash();
         let epoch = prove(&leash);
-        assert!(leash.admit(epoch, &slot.0, &Aek::generate().unwrap(), |_| ()).is_ok());
+        assert!(leash.admit(epoch, &*slot, &Aek::generate().unwrap(), |_| ()).is_ok());
         manual.advance(Duration::from_secs(10));
         assert!(!leash.runs_at(manual.now()), "nobody stepped the lease, and it is over");
         assert!(matches!(leash.why_not(), Error::Lapsed(_)));
         leash.asking();
-        assert!(slot.0.is_wiped(), "and whoever steps it wipes");
+        assert!(slot.0.epoch().is_none(), "and whoever steps it wipes");
     }
 
     #[test]

@@ -48,6 +48,7 @@ mod home;
 mod in_flight;
 #[cfg(all(test, keyleash_loom))]
 mod interleavings;
+mod key_memory;
 mod keyring;
 pub mod lease;
 mod leash;

@@ -11,7 +11,15 @@ use crate::{
     sync::{AtomicBool, AtomicU64},
     usage::Meter,
 };
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering},
+};
+
+/// Used since its last unwrap.
+const SINCE_UNWRAP: u8 = 1;
+/// Used, or filled, since the last look for a key that could make room for another.
+const SINCE_LOOK: u8 = 2;
 
 /// The lease of the KEK version that wraps an account's AEK.
 pub(crate) type Leash = leash::Leash<AekSlot>;
@@ -30,12 +38,14 @@ pub(crate) struct AekSlot {
     refresh_from_ns: AtomicU64,
     /// From when on, while its TTL does not bind, the record is read again: its account may have been deleted.
     check_from_ns: AtomicU64,
-    /// Used since the last unwrap.
-    used: AtomicBool,
+    /// [`SINCE_UNWRAP`], [`SINCE_LOOK`].
+    used: AtomicU8,
     /// A denial or lapse took the key away while it was in use: resumption brings it back.
     wanted: AtomicBool,
     /// Another slot has taken its place, under the KEK version that the record names by now.
     retired: AtomicBool,
+    /// It is in the queue of those that may make room for others (`keyring/room.rs`), whose it is.
+    pub(crate) queued: AtomicBool,
 }
 
 /// Where it is metered what is sealed under an AEK version.
@@ -80,6 +90,10 @@ impl Member for AekSlot {
         self.wanted.store(true, Ordering::SeqCst);
     }
 
+    fn owner(&self) -> Option<&AccountId> {
+        Some(self.account())
+    }
+
     fn proves(&self) -> bool {
         !self.is_retired()
     }
@@ -87,18 +101,12 @@ impl Member for AekSlot {
 
 impl AekSlot {
     /// An empty slot for the AEK version that `meter` counts, enlisted with its lease.
-    ///
-    /// # Errors
-    /// As [`KeySlot::new`].
-    pub(crate) fn new(leash: Arc<Leash>, meter: Meter) -> Result<Arc<Self>> {
+    pub(crate) fn new(leash: Arc<Leash>, meter: Meter) -> Arc<Self> {
         Self::enlisted(leash, meter.aek.aek_version, Metered::Here(meter))
     }
 
     /// An empty slot for the same AEK version under another lease. It goes on counting where `self` does.
-    ///
-    /// # Errors
-    /// As [`KeySlot::new`].
-    pub(crate) fn successor(self: &Arc<Self>, leash: Arc<Leash>) -> Result<Arc<Self>> {
+    pub(crate) fn successor(self: &Arc<Self>, leash: Arc<Leash>) -> Arc<Self> {
         let first = match &self.metered {
             Metered::Here(_) => self,
             Metered::There(first) => first,
@@ -106,21 +114,22 @@ impl AekSlot {
         Self::enlisted(leash, self.aek_version, Metered::There(first.clone()))
     }
 
-    fn enlisted(leash: Arc<Leash>, aek_version: u32, metered: Metered) -> Result<Arc<Self>> {
+    fn enlisted(leash: Arc<Leash>, aek_version: u32, metered: Metered) -> Arc<Self> {
         let slot = Arc::new(Self {
             aek_version,
             leash,
             metered,
-            key: KeySlot::new()?,
+            key: KeySlot::default(),
             fresh_until_ns: AtomicU64::new(0),
             refresh_from_ns: AtomicU64::new(0),
             check_from_ns: AtomicU64::new(0),
-            used: AtomicBool::new(false),
+            used: AtomicU8::new(0),
             wanted: AtomicBool::new(false),
             retired: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
         });
         slot.leash.enlist(Arc::downgrade(&slot));
-        Ok(slot)
+        slot
     }
 
     /// What is sealed under it, and under those before and after it of this AEK version.
@@ -138,7 +147,7 @@ impl AekSlot {
 
     /// The key, if it may be used at `now`: the lease runs, the TTL does not bind, the slot is filled in the lease's epoch.
     #[inline(always)]
-    pub(crate) fn usable<'a>(&'a self, operation: &'a Operation, now: Instant) -> Option<Selection<'a>> {
+    pub(crate) fn usable<'a>(&'a self, operation: &'a mut Operation, now: Instant) -> Option<Selection<'a>> {
         let epoch = self.leash.epoch();
         if !self.leash.runs_at(now) {
             return None;
@@ -147,9 +156,9 @@ impl AekSlot {
             return None;
         }
         let schedule = self.key.read(operation, epoch)?;
-        // Written once per unwrap, so that cores which share the account do not fight over the line.
-        if !self.used.load(Ordering::Relaxed) {
-            self.used.store(true, Ordering::Relaxed);
+        // Written once per unwrap and look, so that cores which share the account do not fight over the line.
+        if self.used.load(Ordering::Relaxed) != SINCE_UNWRAP | SINCE_LOOK {
+            self.used.store(SINCE_UNWRAP | SINCE_LOOK, Ordering::Relaxed);
         }
         Some(Selection { schedule, aek_version: self.aek_version, leash: &self.leash, meter: self.meter(), epoch })
     }
@@ -186,13 +195,16 @@ impl AekSlot {
     /// Why not, when the lease was denied or ended in between; [`Error::Cold`] when another slot took its place, the account is no
     /// more, or the token must be asked again first.
     pub(crate) fn admit(&self, aek: &Aek, epoch: u64, refresh_from: Instant, fresh_until: Instant) -> Result<()> {
-        let admitted = self.leash.admit(epoch, &self.key, aek, |put_in| {
+        let admitted = self.leash.admit(epoch, self, aek, |put_in| {
             self.wanted.store(false, Ordering::SeqCst);
             // An answer that was overtaken by a newer one takes nothing away.
             if !put_in && fresh_until.as_nanos() <= self.fresh_until_ns.load(Ordering::Acquire) {
                 return;
             }
-            self.used.store(false, Ordering::Relaxed);
+            match put_in {
+                true => self.used.store(SINCE_LOOK, Ordering::Relaxed),
+                false => _ = self.used.fetch_and(!SINCE_UNWRAP, Ordering::Relaxed),
+            }
             self.refresh_from_ns.store(refresh_from.as_nanos(), Ordering::Release);
             self.check_from(refresh_from);
             self.fresh_until_ns.store(fresh_until.as_nanos(), Ordering::Release);
@@ -211,11 +223,21 @@ impl AekSlot {
 
     /// True when the slot is filled and was used since its last unwrap.
     pub(crate) fn is_in_use(&self) -> bool {
-        self.key.epoch().is_some() && self.used.load(Ordering::Relaxed)
+        self.key.epoch().is_some() && self.was_used()
     }
 
     pub(crate) fn is_filled(&self) -> bool {
         self.key.epoch().is_some()
+    }
+
+    /// True when it was used since its last unwrap.
+    fn was_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed) & SINCE_UNWRAP != 0
+    }
+
+    /// True when it was used, or filled, since it was last asked this.
+    pub(crate) fn keeps_its_room(&self) -> bool {
+        self.used.fetch_and(!SINCE_LOOK, Ordering::Relaxed) & SINCE_LOOK != 0
     }
 
     /// True when resumption should bring the key back.
@@ -257,7 +279,7 @@ impl AekSlot {
             return if is_missed { Due::Refresh } else { Due::Nothing };
         }
         let reached = |at: &AtomicU64| now.as_nanos() >= at.load(Ordering::Acquire);
-        let used = self.used.load(Ordering::Relaxed);
+        let used = self.was_used();
         if self.leash.answers() && used {
             return if reached(&self.refresh_from_ns) { Due::Refresh } else { Due::Nothing };
         }
@@ -292,19 +314,9 @@ impl AekSlot {
         }
     }
 
-    /// Wipes the key; the account is cold then.
+    /// Wipes the key, as [`Leash::wipe`]; the account is cold then.
     pub(crate) fn wipe(&self) {
-        self.key.wipe();
-    }
-
-    /// The first half of [`AekSlot::wipe`], for many: the key cannot be used any more.
-    pub(crate) fn empty(&self) {
-        self.key.empty();
-    }
-
-    /// The second half, which waits for the operations in flight.
-    pub(crate) fn scrub(&self) {
-        self.key.scrub();
+        self.leash.wipe(&[self]);
     }
 
     /// True when the slot holds another AEK than this one.
@@ -315,6 +327,7 @@ impl AekSlot {
 
 impl Drop for AekSlot {
     fn drop(&mut self) {
+        self.wipe();
         if self.is_retired() {
             self.leash.retired.fetch_sub(1, Ordering::SeqCst);
         }

@@ -6,12 +6,12 @@
 #[cfg(keyleash_loom)]
 pub(crate) use loom::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU64, fence},
+    atomic::{AtomicBool, AtomicPtr, AtomicU64, fence},
 };
 #[cfg(not(keyleash_loom))]
 pub(crate) use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU64, fence},
+    atomic::{AtomicBool, AtomicPtr, AtomicU64, fence},
 };
 
 /// A static that loom makes anew for each order that it tries.

@@ -2,10 +2,11 @@
 
 use crate::{
     lease::Change,
-    name::{KekVersion, TokenName},
+    name::{AccountId, KekVersion, TokenName},
     rotate::Due,
     token::{KekId, Profile, Workers},
 };
+use std::time::Duration;
 use tokio::sync::broadcast;
 
 /// Events that a slow subscriber may lag behind before it misses some.
@@ -98,6 +99,26 @@ pub enum Event {
         /// Which task, and why.
         why: String,
     },
+    /// A key was taken away, and is still in memory after a second: a seal or open has not ended that uses it, because a page of
+    /// its buffer does not come (a mapping of a dead disk) or its thread was stopped. Nothing new can be done with the key, and it
+    /// is wiped as soon as that one ends.
+    WipeWaits {
+        /// The KEK version that it is wrapped under.
+        kek: KekVersion,
+        /// Its account.
+        account: Option<AccountId>,
+        /// The threads that it waits for, as the kernel numbers them: see `/proc/PID/task/N/stack`.
+        threads: Vec<u64>,
+    },
+    /// A key is wiped that had to wait for it.
+    WipeDone {
+        /// The KEK version that it is wrapped under.
+        kek: KekVersion,
+        /// Its account.
+        account: Option<AccountId>,
+        /// For how long it waited.
+        waited: Duration,
+    },
     /// An account could not be unwrapped after a denial or lapse ended, or ahead of its TTL; others go on.
     AccountFailed {
         /// The account.
@@ -164,7 +185,7 @@ pub enum Event {
 }
 
 /// The engine's end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Teller(broadcast::Sender<Event>);
 
 impl Teller {
@@ -180,7 +201,8 @@ impl Teller {
             good @ (Event::AekRotated { .. }
             | Event::KekRotated { .. }
             | Event::KekBack { .. }
-            | Event::ContextRenewed { .. }) => {
+            | Event::ContextRenewed { .. }
+            | Event::WipeDone { .. }) => {
                 tracing::info!(event = ?good, "keyleash");
             }
             good @ Event::Rewrapped { failed: 0, .. } => tracing::info!(event = ?good, "keyleash"),

@@ -97,8 +97,10 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
 fn go_round(keyring: &Keyring) -> (ByToken, Vec<Arc<AekSlot>>) {
     usage::provide_lanes();
     let now = keyring.clock.now();
-    let (mut due, mut idle, mut counted) = (ByToken::new(), Vec::new(), Vec::new());
+    let (mut due, mut counted) = (ByToken::new(), Vec::new());
+    keyring.memory.wipe_waiting(); // where there is no thread that does
     for leash in keyring.leashes() {
+        let mut idle = Vec::new();
         for slot in leash.living_members() {
             if slot.meter().is_due(now) {
                 counted.push(slot.clone());
@@ -109,11 +111,8 @@ fn go_round(keyring: &Keyring) -> (ByToken, Vec<Arc<AekSlot>>) {
                 Due::Wipe => idle.push(slot),
             }
         }
+        leash.wipe(&idle);
     }
-    // All are emptied, then all wiped: one wait for the operations in flight instead of one each, which would hold up this
-    // thread, and with it the watch, for as long as big blocks are sealed.
-    idle.iter().for_each(|slot| slot.empty());
-    idle.iter().for_each(|slot| slot.scrub());
     (due, counted)
 }
 

@@ -6,7 +6,7 @@ use crate::{
     error::{Corrupt, Error, Result},
     in_flight::Operation,
     name::AccountId,
-    secret::{AEK_BYTES, Aek, KeySlot},
+    secret::{AEK_BYTES, Aek, KeySlot, MemlockPolicy, NewKey},
 };
 use std::num::NonZeroU64;
 
@@ -26,10 +26,12 @@ const PLAIN: [u8; 48] = *b"\x01\x01\0\0\0\0\0\x01ABCDEFGHIJKLMNOPQRSTUVWX\
 /// # Errors
 /// [`Error::Fatal`] naming the back end that fails, or the one that does when there is no memory for keys.
 pub fn self_test() -> Result<()> {
-    let slot = KeySlot::new()?;
-    slot.fill(&Aek::copy_from(&[1; AEK_BYTES])?, NonZeroU64::MIN);
-    let operation = Operation::enter();
-    let Some(schedule) = slot.read(&operation, NonZeroU64::MIN.get()) else {
+    let slot = KeySlot::default();
+    // Of no secret.
+    let key = NewKey::set_up(&Aek::copy_from(&[1; AEK_BYTES])?, MemlockPolicy::Warn)?;
+    drop(slot.fill(key, NonZeroU64::MIN));
+    let mut operation = Operation::enter();
+    let Some(schedule) = slot.read(&mut operation, NonZeroU64::MIN.get()) else {
         return Err(Error::Fatal("self-test: a key slot that was filled is empty".into()));
     };
     let account = AccountId::new("self-test")?;

@@ -12,7 +12,7 @@ mod wycheproof;
 use super::*;
 use crate::{
     in_flight::Operation,
-    secret::{Aek, KeySlot},
+    secret::{Aek, KeySlot, MemlockPolicy, NewKey},
 };
 use std::num::NonZeroU64;
 
@@ -21,14 +21,18 @@ struct Key(KeySlot);
 
 impl Key {
     fn new(aek: [u8; 32]) -> Self {
-        let slot = KeySlot::new().unwrap();
-        slot.fill(&Aek::copy_from(&aek).unwrap(), NonZeroU64::MIN);
-        Self(slot)
+        let key = Self(KeySlot::default());
+        key.fill(&Aek::copy_from(&aek).unwrap());
+        key
+    }
+
+    fn fill(&self, aek: &Aek) {
+        drop(self.0.fill(NewKey::set_up(aek, MemlockPolicy::Warn).unwrap(), NonZeroU64::MIN));
     }
 
     fn with<T>(&self, backend: Backend, account: &AccountId, work: impl FnOnce(Sealer<'_>) -> T) -> T {
-        let operation = Operation::enter();
-        work(Sealer { backend, schedule: self.0.read(&operation, 1).unwrap(), account })
+        let mut operation = Operation::enter();
+        work(Sealer { backend, schedule: self.0.read(&mut operation, 1).unwrap(), account })
     }
 }
 

@@ -169,7 +169,7 @@ impl Keyring {
             for wrapped in reading.record.versions.iter().filter(|wrapped| wrapped.aek_version > slot.aek_version) {
                 // One that has no lease here is for the time being under this one, as if it had been re-wrapped.
                 let leash = self.leash(&wrapped.kek).await.unwrap_or_else(|_| slot.leash.clone());
-                newer.push(AekSlot::new(leash, self.meter(&reading.record, wrapped))?);
+                newer.push(AekSlot::new(leash, self.meter(&reading.record, wrapped)));
             }
         }
         Ok(Found { newer, ..self.found_in(slot, reading).await? })
@@ -181,11 +181,8 @@ impl Keyring {
         let (policy, newest) = (record.policy, newest_in(&record));
         let wrapped = self.wrapped_in(record, slot).await?;
         slot.meter().learn(wrapped.used, policy);
-        let heir = if wrapped.kek == *slot.leash.kek() {
-            None
-        } else {
-            Some(slot.successor(self.leash(&wrapped.kek).await?)?)
-        };
+        let heir =
+            if wrapped.kek == *slot.leash.kek() { None } else { Some(slot.successor(self.leash(&wrapped.kek).await?)) };
         Ok(Found { wrapped, read, guard, heir, newer: Vec::new(), newest })
     }
 

@@ -34,7 +34,7 @@ pub(crate) enum Start {
 #[derive(Clone, Copy)]
 pub(super) struct Target<'a> {
     /// `old`, or its successor.
-    pub(super) slot: &'a AekSlot,
+    pub(super) slot: &'a Arc<AekSlot>,
     pub(super) old: &'a AekSlot,
     /// As [`Found`] has it.
     pub(super) newer: &'a [Arc<AekSlot>],
@@ -174,13 +174,13 @@ impl Keyring {
     ///
     /// # Errors
     /// As [`AekSlot::admit`]; [`Error::Cold`] when that TTL is over.
-    pub(crate) fn admit(&self, slot: &AekSlot, aek: &Aek, epoch: u64, since: Instant) -> Result<()> {
+    pub(crate) fn admit(&self, slot: &Arc<AekSlot>, aek: &Aek, epoch: u64, since: Instant) -> Result<()> {
         let ttl = self.settings.aek_ttl;
         if self.clock.now() >= since.plus(ttl) {
             return Err(slot.cold());
         }
         let percent = REFRESH_PERCENT.start + self.jitter.below(REFRESH_PERCENT.end - REFRESH_PERCENT.start);
         let refresh_after = ttl.mul_f64(percent as f64 / 100.0);
-        slot.admit(aek, epoch, since.plus(refresh_after), since.plus(ttl))
+        self.room.admit(slot, &self.memory, || slot.admit(aek, epoch, since.plus(refresh_after), since.plus(ttl)))
     }
 }

@@ -38,7 +38,7 @@ impl Keyring {
         proof: &NewProof,
     ) -> Result<Arc<AccountKeys>> {
         let id = &record.account;
-        let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
+        let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped));
         let admitted = self.admit(&slot, &proof.aek, proof.epoch, proof.asked);
         let is_cold = matches!(admitted, Err(Error::Cold { .. }));
         if !is_cold {
@@ -108,7 +108,7 @@ impl Keyring {
     ) -> Result<()> {
         self.count_news();
         self.add_absent(keys, record, wrapped.aek_version).await;
-        let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped))?;
+        let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped));
         match self.admit(&slot, &proof.aek, proof.epoch, proof.asked) {
             // The store took long, and the token is asked again first: new blocks must not find it cold.
             Err(Error::Cold { .. }) => return self.learn(&keys.id).await,
@@ -130,7 +130,7 @@ impl Keyring {
 
     /// An empty slot for what a record holds, under the lease of the KEK version that it names.
     pub(super) async fn empty_slot(&self, record: &AccountRecord, wrapped: &WrappedAek) -> Result<Arc<AekSlot>> {
-        AekSlot::new(self.leash(&wrapped.kek).await?, self.meter(record, wrapped))
+        Ok(AekSlot::new(self.leash(&wrapped.kek).await?, self.meter(record, wrapped)))
     }
 
     /// Adds what `keys` lack of the AEK versions before `end`, cold: for blocks that others sealed.

@@ -55,6 +55,11 @@
 //! - **A write may rest on a second record** ([`Put::guard`](crate::store::Put::guard)): what a KEK version wraps is stored if its KEK's
 //!   record is as it was when it was chosen, and retirement changes that record. A look after the write came too late where the
 //!   write was held up until the key was gone, and was never made by a process that was killed before it.
+//! - **moka bounds the accounts in the index, not the keys in memory**: handles keep keys that it does not hear of. A queue of the
+//!   filled slots does (`src/keyring/room.rs`), with a second chance for those that were used lately, whose use costs no more than
+//!   the flag that is kept for refreshes anyway. So what goes is not exactly what was used longest ago.
+//! - **A wipe waits beside the slot, not in it**: a key that is taken away leaves its slot with its cell, and the slot can be filled
+//!   anew while a stuck operation still uses the old one. An account that nobody opens has no cell.
 //! - **An empty store file is refused**, not filled: it may be a store that was truncated.
 //! - **Sealed blocks and bytes are counted after the fact, not reserved ahead.** A reservation would cost a write of the store for
 //!   every account that is opened, and make a policy of few blocks come early by what others have reserved. What a crash may

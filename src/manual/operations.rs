@@ -290,9 +290,14 @@
 //!
 //! # Memory
 //!
-//! An AEK in memory takes a cell of 272 bytes of locked pages: a million need 260 MiB of RLIMIT_MEMLOCK. An account that is open
-//! while it is re-wrapped or moved takes another one, until its last handle and its place in the index are gone; leave room
-//! for the KEK rotations that a process lives through. Where it is too small, a warning gives the number for `LimitMEMLOCK=`; `memlock = "refuse"` makes that an error instead.
+//! An AEK in memory takes a cell of 272 bytes of locked pages: a million need 260 MiB of RLIMIT_MEMLOCK, beside what the process
+//! locks for itself. No more than `max_cached_aeks` are in memory, whoever holds handles. Where the limit is too small, a warning gives
+//! the number for `LimitMEMLOCK=`; `memlock = "refuse"` makes that an error instead, also for a key that later finds no room.
+//!
+//! A key that was taken away and is still used after a second is told
+//! ([`Event::WipeWaits`](crate::telemetry::Event::WipeWaits)) with the number of the thread whose seal or open does not end:
+//! `/proc/PID/task/N/stack` and `wchan` say what it waits for, most often a page of a file on a disk that is away. The key is wiped as it
+//! ends; where it never will, end the process.
 //!
 //! # Store and backups
 //!

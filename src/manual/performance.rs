@@ -69,7 +69,7 @@
 //! | the slot of the AEK version, with the meter of what is sealed under it | 208 |
 //! | the account's keys, which handles hold | 80 |
 //! | the text of its id, once | 48 |
-//! | the table of the living, the lease's list of its slots | 27 to 35 |
+//! | the table of the living, the lease's list of its slots, the queue of the filled ones | 36 to 51 |
 //!
 //! So what is missed is moka's share. An index of pointers, like that of the living, would need 20 bytes of it; moka stays, because it
 //! brings single-flight, bound and TTL as a library that others keep.

@@ -7,7 +7,7 @@
 //! | 3 | **Outage is not revocation.** While the token is unreachable, sealing and opening go on until grace ends; then they fail closed with [`Error::Lapsed`](crate::Error::Lapsed) | return codes are sorted into denied and unreachable by one table, after diagnosis; `grace` is at least one whole proof | the module tells the two apart, or is found out by diagnosis |
 //! | 4 | **Denial is sticky.** Denied, then unreachable, stays denied, across restarts, engines and standbys too, until a proof, and only a record that was there before the denial proves | the state machine has no way from denied to granted but a proof; every denial is a new record in the store, and a proof ends only the one that was read before it was asked | the store can be written; where a denial cannot be read, it counts as denied |
 //! | 5 | **Nothing is lost.** An acknowledged record survives a crash at any instant; what was changed, moved or cut is refused by name | a write is durable before it returns; creation of the store is all or nothing; digests, check values and additional data; limits on everything read | the disk keeps what it said it synced |
-//! | 6 | **Nothing lingers.** After denial, lapse, eviction or drop no AEK, DEK or schedule is left in memory, nor in a core dump | key memory of our own: locked, left out of dumps, zero in a forked child, wiped in place once no operation is in flight | RLIMIT_MEMLOCK suffices (a warning or a refusal says if not); the kernel, and whoever debugs the process, are trusted |
+//! | 6 | **Nothing lingers.** After denial, lapse, eviction or drop no AEK, DEK or schedule is left in memory, nor in a core dump | key memory of our own: locked, left out of dumps, zero in a forked child, wiped as soon as no operation uses the key that was taken away | RLIMIT_MEMLOCK suffices (a warning or a refusal says if not); the kernel, and whoever debugs the process, are trusted |
 //!
 //! # What exactly is promised
 //!
@@ -33,6 +33,19 @@
 //! - **Whoever waits has a deadline.** A read on the way to a key has a `call_timeout`, any other call of the store one `aek_ttl` (a
 //!   minute at least), a call of the token its own; what takes longer is [`Error::Store`](crate::Error::Store) or
 //!   [`Error::Unreachable`](crate::Error::Unreachable).
+//! - **A seal or open that is stuck** (a page of its buffer does not come, its thread was stopped) holds up nothing but the wipe of
+//!   the key that it uses. A denial is in force for all that begins after it, told and written down first; every other key is
+//!   wiped at once; the slot is filled anew with the resumption. The key that is used is wiped as that operation ends, which then
+//!   fails. One that takes longer than a second is told
+//!   ([`Event::WipeWaits`](crate::telemetry::Event::WipeWaits), `waiting_wipes` in the status), with the thread. When the last handle's
+//!   drop returns, every key is wiped: an operation in flight has a handle.
+//! - **How many keys are in memory**: at most `max_cached_aeks`, each AEK version counted, whoever holds handles; and beside
+//!   them those that are stuck in an operation as above, two for each thread at most. A handle whose key made room for another is
+//!   [`Error::Cold`](crate::Error::Cold) until it is warmed.
+//! - **Which memory is locked.** With `memlock = "refuse"` no key is ever in memory that `mlock` did not lock. What the process may
+//!   lock is compared with what it has locked as the engine is built; what others lock later is found out as a key finds no room,
+//!   and that key is refused. The policy is the engine's own; AEKs on their way to and from a token, and PINs, belong to no engine,
+//!   and are refused while there is one engine that refuses. A PIN that was read before may stand in memory that is not locked.
 //! - **Back-off.** A KEK version that was refused or silent for over 10 minutes is asked less often, down to once in 60 s;
 //!   a caller who opens an account of it makes the token be asked at most once a second besides.
 //! - **No key becomes usable on an old proof.** A KEK version that no account in memory is under is not asked. So whoever brings the

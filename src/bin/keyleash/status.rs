@@ -134,6 +134,7 @@ fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
         "keks": keks.iter().map(kek_json).collect::<Vec<_>>(),
         "leases": status.leases.iter().map(lease_json).collect::<Vec<_>>(),
         "cached_accounts": status.cached_accounts,
+        "waiting_wipes": status.waiting_wipes.len(),
         "unlocked_bytes": status.unlocked_bytes,
         "warnings": status.warnings,
     })

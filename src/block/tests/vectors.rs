@@ -71,14 +71,12 @@ fn accumulated(backend: Backend, iterations: u32) -> String {
         inputs.read(&mut bytes);
         bytes
     };
-    let slot = KeySlot::new().unwrap();
-    let mut key = Key(slot);
+    let key = Key(KeySlot::default());
     for _ in 0..iterations {
         let aek = Aek::copy_from(&opaque(Some(32)).try_into().unwrap()).unwrap();
-        key.0.fill(&aek, NonZeroU64::MIN);
+        key.fill(&aek);
         let (nonce, plaintext, aad) = (opaque(Some(24)), opaque(None), opaque(None));
         hash.update(&seal(backend, &key, &nonce, &plaintext, &aad));
-        key = Key(key.0);
     }
     let mut digest = [0; 32];
     hash.finalize_xof().read(&mut digest);

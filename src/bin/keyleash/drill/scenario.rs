@@ -129,8 +129,8 @@ impl Scenario {
 
     /// The settings of the drill: those in force, or the fast ones.
     pub(crate) fn settings(self, in_force: &Settings, fast: bool, accounts: u32) -> Settings {
-        // Room for the drill's accounts, not for a service's: less memory to lock.
-        let mut settings = Settings { max_cached_aeks: u64::from(accounts) + 64, ..in_force.clone() };
+        // Room for the drill's accounts, in two AEK versions, not for a service's: less memory to lock.
+        let mut settings = Settings { max_cached_aeks: 2 * u64::from(accounts) + 64, ..in_force.clone() };
         // Its KEK is destroyed in the end.
         settings.require_recoverable = false;
         if fast {

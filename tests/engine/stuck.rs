@@ -1,0 +1,183 @@
+//! A seal that does not end, because its thread was stopped in the midst of it: what a page does that never comes.
+#![allow(unsafe_code)] // signals
+
+use super::*;
+use keyleash::{
+    Error,
+    lease::Change,
+    name::KekVersion,
+    store::load_denial,
+    telemetry::{Event, Events},
+};
+use std::os::unix::thread::JoinHandleExt;
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+/// Long enough to be stopped in its midst.
+const BLOCK_BYTES: usize = 32 << 20;
+
+/// The test whose thread is stopped: there is one signal handler for all.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+static STOP: AtomicBool = AtomicBool::new(false);
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn stop(_: libc::c_int) {
+    STOPPED.store(true, Ordering::SeqCst);
+    while STOP.load(Ordering::SeqCst) {
+        // SAFETY: async-signal-safe.
+        unsafe { libc::usleep(1000) };
+    }
+}
+
+struct StuckSeal {
+    thread: Option<thread::JoinHandle<Result<BlockHeader, Error>>>,
+    buf: Arc<Mutex<Vec<u8>>>,
+}
+
+impl StuckSeal {
+    fn of(account: &Account) -> Self {
+        let handler: extern "C" fn(libc::c_int) = stop;
+        // SAFETY: the handler is async-signal-safe, and nothing else in this process uses the signal.
+        unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
+        loop {
+            let (inside, buf) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(vec![7; BLOCK_BYTES])));
+            STOP.store(true, Ordering::SeqCst);
+            STOPPED.store(false, Ordering::SeqCst);
+            let sealing = thread::spawn({
+                let (account, inside, buf) = (account.clone(), inside.clone(), buf.clone());
+                move || {
+                    let mut buf = buf.lock().unwrap();
+                    inside.store(true, Ordering::SeqCst);
+                    let sealed = account.seal_in_place(1_u64, &mut buf);
+                    inside.store(false, Ordering::SeqCst);
+                    while STOP.load(Ordering::SeqCst) {
+                        thread::yield_now(); // there to be stopped, if too late
+                    }
+                    sealed
+                }
+            });
+            while !inside.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            thread::sleep(Duration::from_micros(500));
+            // SAFETY: the thread is not joined yet.
+            unsafe { libc::pthread_kill(sealing.as_pthread_t(), libc::SIGUSR1) };
+            while !STOPPED.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            let stuck = Self { thread: Some(sealing), buf };
+            if inside.load(Ordering::SeqCst) {
+                return stuck;
+            }
+            stuck.end().0.unwrap();
+        }
+    }
+
+    /// Goes on, and gives what came of it.
+    fn end(mut self) -> (Result<BlockHeader, Error>, Vec<u8>) {
+        STOP.store(false, Ordering::SeqCst);
+        let sealed = self.thread.take().unwrap().join().unwrap();
+        let buf = std::mem::take(&mut *self.buf.lock().unwrap());
+        (sealed, buf)
+    }
+}
+
+impl Drop for StuckSeal {
+    fn drop(&mut self) {
+        STOP.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Events until one of them is what is looked for; the wiper has a thread of its own, which is waited for.
+async fn until_told(rig: &Rig, events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Event {
+    loop {
+        while let Some(event) = events.try_next() {
+            if wanted(&event) {
+                return event;
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+        rig.pass(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stuck_seal_holds_up_no_denial_no_note_of_it_no_eviction_and_no_resumption() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let rig = Rig::with(Settings { max_cached_aeks: 3, ..Settings::default() }).await;
+    let other = KekName::new("other").unwrap();
+    let other_id = rig.engine.create_kek(&other, Profile::AesGcm, false).await.unwrap().id;
+    let stuck = rig.account("stuck").await;
+    let beside = rig.account("beside").await;
+    let elsewhere = rig.engine.create_account(&account_id("elsewhere"), &other).await.unwrap();
+    let neighbour = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+    let of_neighbour = neighbour.account(&account_id("elsewhere")).await.unwrap();
+    let mut events = rig.engine.events();
+    let seal_that_hangs = StuckSeal::of(&stuck);
+
+    // Both KEKs are denied in one poll, each is told and written down, and no key of theirs is usable.
+    rig.script.disable(&rig.kek_id);
+    rig.script.disable(&other_id);
+    rig.pass(20 * SECOND).await;
+    for account in [&stuck, &beside, &elsewhere, &of_neighbour] {
+        assert!(matches!(seal(account), Err(Error::Denied(_))), "{account:?}");
+    }
+    let versions = [&rig.kek, &other].map(|kek| KekVersion::new(kek.clone(), 1));
+    let told: Vec<_> = std::iter::from_fn(|| events.try_next()).collect();
+    for kek in &versions {
+        let denied = |event: &Event| matches!(event, Event::Lease { kek: of, change: Change::Denied, .. } if of == kek);
+        assert!(told.iter().any(denied), "the denial of {kek} was not told: {told:?}");
+        assert!(load_denial(&*rig.store, kek).await.unwrap().is_some(), "the denial of {kek} is not written down");
+    }
+    let status = rig.engine.status().await;
+    assert!(status.leases.iter().all(|lease| lease.filled_slots == 0), "{status:?}");
+    let [waiting] = &status.waiting_wipes[..] else { panic!("{:?}", status.waiting_wipes) };
+    assert_eq!((waiting.account.as_ref(), &waiting.kek), (Some(stuck.id()), &versions[0]));
+    assert_eq!(waiting.threads.len(), 1);
+    assert!(neighbour.status().await.waiting_wipes.is_empty());
+
+    // Granted again, the same handle seals, beside the seal that still hangs.
+    rig.script.enable(&rig.kek_id);
+    rig.script.enable(&other_id);
+    rig.pass(20 * SECOND).await;
+    for account in [&stuck, &beside, &elsewhere, &of_neighbour] {
+        seal(account).unwrap();
+    }
+    // Others make it leave, and wait for nobody.
+    for n in 0..5 {
+        seal(&rig.account(&format!("late-{n}")).await).unwrap();
+    }
+    assert_eq!(rig.engine.status().await.waiting_wipes.len(), 1, "the key that came after it was not used");
+
+    // When it ends, what it sealed is undone, and its key goes.
+    let (sealed, buf) = seal_that_hangs.end();
+    assert!(sealed.is_err() && buf.iter().all(|byte| *byte == 7), "{sealed:?}");
+    while !rig.engine.status().await.waiting_wipes.is_empty() {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[tokio::test]
+async fn a_wipe_that_waits_for_long_is_told_with_the_thread_that_it_waits_for() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let rig = Rig::new().await;
+    let account = rig.account("stuck").await;
+    let mut events = rig.engine.events();
+    let seal_that_hangs = StuckSeal::of(&account);
+    rig.script.disable(&rig.kek_id);
+    let waits = until_told(&rig, &mut events, |event| matches!(event, Event::WipeWaits { .. })).await;
+    let Event::WipeWaits { account: of, threads, .. } = waits else { unreachable!() };
+    assert_eq!(of.as_ref(), Some(account.id()));
+    let [thread] = threads[..] else { panic!("{threads:?}") };
+    assert!(std::path::Path::new(&format!("/proc/self/task/{thread}")).exists());
+    let status = rig.engine.status().await;
+    assert!(status.waiting_wipes[0].waits >= SECOND && status.waiting_wipes[0].threads == [thread]);
+    assert!(seal_that_hangs.end().0.is_err());
+    until_told(&rig, &mut events, |event| matches!(event, Event::WipeDone { .. })).await;
+    assert!(rig.engine.status().await.waiting_wipes.is_empty());
+}
