@@ -6,7 +6,7 @@ use crate::{
     name::{KekName, KekVersion, TokenName},
     store::{
         self, Key, Put, StoreVersion,
-        record::{KekPolicy, KekRecord, KekVersionRecord},
+        record::{KekPolicy, KekRecord, KekVersionRecord, StoreRecord},
     },
     token::{KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, Token, TokenError, Verdict},
     tokens::Seat,
@@ -64,9 +64,10 @@ pub struct KekStatus {
     pub policy: KekPolicy,
 }
 
-/// The CKA_LABEL of a KEK version that keyleash makes.
-fn label_of(kek: &KekVersion) -> String {
-    format!("{LABEL_PREFIX}{kek}")
+/// The CKA_LABEL of a KEK version that keyleash makes. Several stores may share a token: by the store's id each knows what is its
+/// own, and what a crash of another one left, which it never takes.
+fn label_of(kek: &KekVersion, store: &StoreRecord) -> String {
+    format!("{LABEL_PREFIX}{kek}@{store}")
 }
 
 /// Names the key that a failure leaves behind: nobody else would.
@@ -86,8 +87,8 @@ fn and_stays(error: Error, id: &KekId) -> Error {
 impl Engine {
     /// Makes version 1 of a KEK in the default token and writes it down in the store.
     ///
-    /// A KEK with its label that is in the token but not in the store is one whose making was cut short by a crash: it is
-    /// taken, if it is sound and of the same profile.
+    /// A key with its label, which names the store too, that is in the token but not in the store is one whose making was cut short
+    /// by a crash: it is taken, if it is sound and of the same profile. No other key is, whatever its label: [`Engine::adopt_kek`].
     ///
     /// # Errors
     /// [`Error::Exists`] when the store has a KEK of this name; [`Error::Misconfigured`] when the token cannot make it or
@@ -140,7 +141,8 @@ impl Engine {
     }
 
     /// Makes a KEK version in the token, or takes the one that a crash left there, and proves it. The store does not know
-    /// it yet: it is none of those that are `known`, one of which may have its label, when it was adopted.
+    /// it yet: it is none of another KEK's, nor of those of its own that are `known`, one of which may have its label, when it was
+    /// adopted. That its own KEK has got it since is for the write to see: somebody else rotates it to the same key.
     pub(crate) async fn make_kek(
         &self,
         seat: &Seat,
@@ -149,10 +151,12 @@ impl Engine {
         destroyable: bool,
         known: &[KekId],
     ) -> Result<KekInfo> {
-        let label = label_of(kek);
+        let label = label_of(kek, &store::store_id(&*self.owner.0.store).await?);
+        let mut known: HashSet<_> = known.iter().cloned().collect();
+        known.extend(self.known_keks(seat, |name| *name != kek.name).await?);
         let place = seat.budget.on_demand(None).await;
         let token = seat.token(&place);
-        let found = self.left_in_token(token, &label, known).await?;
+        let found = self.left_in_token(token, &label, &known).await?;
         let remedy = match kek.version {
             1 => "choose another name, or remove",
             _ => "adopt it (`kek rotate --adopt`), or remove",
@@ -198,7 +202,7 @@ impl Engine {
 
     /// The keys with this label that are none of those that are `known`. Another process may be making one at this moment, which
     /// SoftHSM shows before its attributes are all there: one that is refused is looked at again.
-    async fn left_in_token(&self, token: &dyn Token, label: &str, known: &[KekId]) -> Result<Vec<KekInfo>> {
+    async fn left_in_token(&self, token: &dyn Token, label: &str, known: &HashSet<KekId>) -> Result<Vec<KekInfo>> {
         let clock = &self.keyring().clock;
         let mut looks = 0;
         loop {
@@ -315,14 +319,35 @@ impl Engine {
         self.at_home(|engine| async move { engine.unknown_keks_on(&seat).await }).await
     }
 
-    async fn unknown_keks_on(&self, seat: &Seat) -> Result<Vec<KekInfo>> {
+    /// Every key of a token that one of these KEKs names.
+    async fn known_keks(&self, seat: &Seat, of: impl Fn(&KekName) -> bool) -> Result<HashSet<KekId>> {
         let mut known = HashSet::new();
-        for name in store::kek_names(&*self.owner.0.store).await? {
+        for name in store::kek_names(&*self.owner.0.store).await?.into_iter().filter(of) {
             let record = self.kek_record(&name).await?;
             let tokens = &self.keyring().tokens;
             let its = record.versions.into_iter().filter(|version| tokens.may_have(&seat.name, &name, version));
             known.extend(its.map(|version| version.id));
         }
+        Ok(known)
+    }
+
+    /// Refuses a key that keyleash made for another store: what that one wraps by it is unknown here, and would be lost with it.
+    pub(crate) async fn refuse_of_another_store(&self, info: &KekInfo) -> Result<()> {
+        let Some((_, theirs)) = info.label.strip_prefix(LABEL_PREFIX).and_then(|label| label.rsplit_once('@')) else {
+            return Ok(());
+        };
+        if theirs == store::store_id(&*self.owner.0.store).await?.to_string() {
+            return Ok(());
+        }
+        Err(Error::Misconfigured(format!(
+            "the key with CKA_ID {} was made for another store (its label is {:?}), which may have wrapped AEKs by it: make a key of \
+             this store's own (`keyleash kek rotate` without --adopt)",
+            info.id, info.label
+        )))
+    }
+
+    async fn unknown_keks_on(&self, seat: &Seat) -> Result<Vec<KekInfo>> {
+        let known = self.known_keks(seat, |_| true).await?;
         let mut found = seat.token(&seat.budget.on_demand(None).await).list_keks().await?;
         found.retain(|kek| !known.contains(&kek.id));
         Ok(found)

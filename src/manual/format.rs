@@ -111,14 +111,15 @@
 //! assert_eq!(unsigned(&[0xfc, 0x00, 0xf1, 0x53, 0x65]), Some((1_700_000_000, &[][..])));
 //! ```
 //!
-//! The value is a choice. Nothing follows it. Accounts, KEKs and denials by a standby are written in format version 2, everything else
-//! in 1.
+//! The value is a choice. Nothing follows it. Accounts, KEKs, denials by a standby and ids of stores are written in format version 2,
+//! everything else in 1.
 //!
 //! | format version 2, choice | fields, in order |
 //! | --- | --- |
 //! | 0, account | text account id (1 to 255 bytes, no control characters); unsigned created (seconds since 1970); list of AEK versions (1 to 256); option of deletion; unsigned policy: most seconds of age; unsigned policy: most blocks sealed; unsigned policy: most bytes sealed (each 0: no limit) |
 //! | 1, KEK | text name (1 to 64 of `A-Z a-z 0-9 . _ -`, a letter or digit first); list of KEK versions (1 to 1024); unsigned current version, which is in the list and not retired; unsigned policy: most seconds of age (0: no limit) |
 //! | 2, denial by the KEK's standby | as a denial of version 1 |
+//! | 3, id of the store | array of 8, random, made with the store's first KEK; as 16 hexadecimal digits behind `@` it ends the CKA_LABEL of every key that keyleash makes for the store: `keyleash/NAME/VERSION@ID` |
 //!
 //! | element | fields, in order |
 //! | --- | --- |
@@ -143,7 +144,8 @@
 //! # Key store
 //!
 //! A record is stored under `kind ‖ name`: `"a" ‖ account id`, `"k" ‖ KEK name`, `"d" ‖ KEK name ‖ "/" ‖ KEK version
-//! in decimal` for a denial, or `"w"` for the holder of the scheduled work. Keys are ordered as byte strings.
+//! in decimal` for a denial, `"w"` for the holder of the scheduled work, or `"s"` for the
+//! store's id. Keys are ordered as byte strings.
 //!
 //! The embedded store is one [redb](https://docs.rs/redb/4.5) file (file format 3) with three tables:
 //!

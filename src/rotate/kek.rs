@@ -116,6 +116,7 @@ impl Engine {
         if let Some(refused) = &info.refused {
             return Err(Error::Misconfigured(format!("the key with CKA_ID {id} cannot be a KEK: {refused}")));
         }
+        self.refuse_of_another_store(&info).await?;
         if info.profile != Some(current.profile) {
             let is = info.profile.map_or_else(|| "fits no profile".into(), |profile| format!("is for {profile}"));
             return Err(Error::Misconfigured(format!(
@@ -162,11 +163,11 @@ impl Engine {
     }
 
     /// Retires a version of a KEK that wraps nothing any more: from then on the key may be deleted in the token, which
-    /// keyleash does not do.
+    /// keyleash does not do. What other stores wrap by it, and what backups of this one need it for, is not known here.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Invalid`] when it is the current one, or AEKs are wrapped by it, with their number and
-    /// how to see them, or while keys that this engine has in memory cannot be taken along to the versions that wrap them now;
+    /// how to see them, when its key is that of another KEK as well, or while keys that this engine has in memory cannot be taken along to the versions that wrap them now;
     /// [`Error::Corrupt`] when any account's record cannot be read, for it may be wrapped by it;
     /// [`Error::Store`], [`Error::Conflict`].
     pub async fn retire_kek(&self, kek: &KekVersion) -> Result<()> {
@@ -175,6 +176,7 @@ impl Engine {
     }
 
     async fn retire_unused(&self, kek: &KekVersion) -> Result<()> {
+        self.refuse_while_named(kek).await?;
         if self.kek_record(&kek.name).await?.current != kek.version {
             self.refuse_while_used(kek).await?;
             self.refuse_while_in_use(kek).await?;
@@ -185,6 +187,25 @@ impl Engine {
         if let Err(used) = self.refuse_while_used(kek).await {
             self.set_retired(kek, None).await?;
             return Err(used);
+        }
+        Ok(())
+    }
+
+    /// One key may stand under two names, where a release before this one took it for what a crash had left.
+    async fn refuse_while_named(&self, kek: &KekVersion) -> Result<()> {
+        let record = self.kek_record(&kek.name).await?;
+        let Some(retires) = record.version(kek.version) else { return Ok(()) };
+        for name in kek_names(&*self.keyring().store).await? {
+            let is_it = |other: &&KekVersionRecord| {
+                let is_another = name != kek.name || other.version != kek.version;
+                is_another && other.id == retires.id && other.token == retires.token && other.retired_unix.is_none()
+            };
+            if let Some(other) = self.kek_record(&name).await?.versions.iter().find(is_it) {
+                return Err(Error::Invalid(format!(
+                    "the key of KEK {kek}, with CKA_ID {}, is that of KEK {name}/{} as well: re-wrap and retire that first",
+                    retires.id, other.version
+                )));
+            }
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Filter, Key, KeyStore, PAGE_KEYS_MAX,
-    record::{AccountRecord, DenialRecord, KekRecord, WorkRecord},
+    record::{AccountRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord},
 };
 use crate::{
     error::{Corrupt, Error, Result},
@@ -74,14 +74,19 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
         }
     })
     .await?;
-    match store.get(&Key::Work).await {
-        Ok(found) => {
-            if let Some(Err(error)) = found.map(|found| WorkRecord::decode(&Key::Work, &found.value)) {
-                check.find(error);
+    for (key, decode) in [
+        (Key::Work, (|key, value| WorkRecord::decode(key, value).map(drop)) as fn(&Key, &[u8]) -> Result<()>),
+        (Key::Store, |key, value| StoreRecord::decode(key, value).map(drop)),
+    ] {
+        match store.get(&key).await {
+            Ok(found) => {
+                if let Some(Err(error)) = found.map(|found| decode(&key, &found.value)) {
+                    check.find(error);
+                }
             }
+            Err(error @ Error::Store(_)) => return Err(error),
+            Err(error) => check.find(error),
         }
-        Err(error @ Error::Store(_)) => return Err(error),
-        Err(error) => check.find(error),
     }
     for (kek, accounts) in wraps.into_values() {
         check_index(store, &kek, accounts, &mut check).await?;

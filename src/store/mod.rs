@@ -3,7 +3,7 @@
 //! [`KeyStore`] is the seam: keys and bounded values with compare-and-put, so that etcd, PostgreSQL or an
 //! object store with conditional put fit behind it. What the bytes mean is [`record`]'s business.
 
-use self::record::{AEK_VERSIONS_MAX, AccountRecord, DenialRecord, KekRecord, WorkRecord};
+use self::record::{AEK_VERSIONS_MAX, AccountRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord};
 use crate::{
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion},
@@ -30,6 +30,7 @@ const ACCOUNT_KIND: u8 = b'a';
 const KEK_KIND: u8 = b'k';
 const DENIAL_KIND: u8 = b'd';
 const WORK_KIND: u8 = b'w';
+const STORE_KIND: u8 = b's';
 
 /// What a record is about. The byte form (`kind as u8 ‖ name`) is the key in stores that want bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +44,8 @@ pub enum Key {
     Denial(KekVersion),
     /// Who does the scheduled work. There is one.
     Work,
+    /// What the store is known by in tokens. There is one.
+    Store,
 }
 
 impl Key {
@@ -53,6 +56,7 @@ impl Key {
             Self::Kek(name) => (KEK_KIND, name.to_string()),
             Self::Denial(kek) => (DENIAL_KIND, kek.to_string()),
             Self::Work => (WORK_KIND, String::new()),
+            Self::Store => (STORE_KIND, String::new()),
         };
         let mut bytes = vec![kind];
         bytes.extend_from_slice(name.as_bytes());
@@ -66,7 +70,7 @@ impl Key {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let bad = || Corrupt::Record {
             record: format!("key {}", bytes.escape_ascii()),
-            what: "is no name of an account, a KEK, a denial or the scheduled work".into(),
+            what: "is no name of an account, a KEK, a denial, the scheduled work or the store".into(),
         };
         let (kind, name) = bytes.split_first().ok_or_else(bad)?;
         let name = std::str::from_utf8(name).map_err(|_| bad())?;
@@ -79,6 +83,7 @@ impl Key {
                 Self::Denial(KekVersion::new(KekName::new(name).map_err(|_| bad())?, version))
             }
             WORK_KIND if name.is_empty() => Self::Work,
+            STORE_KIND if name.is_empty() => Self::Store,
             _ => return Err(bad().into()),
         };
         // `01` parses as `1`: two byte forms of one key would be two values of it.
@@ -93,6 +98,7 @@ impl fmt::Display for Key {
             Self::Kek(name) => write!(f, "KEK {name}"),
             Self::Denial(kek) => write!(f, "denial of KEK {kek}"),
             Self::Work => f.write_str("holder of the scheduled work"),
+            Self::Store => f.write_str("id of the store"),
         }
     }
 }
@@ -336,6 +342,25 @@ pub async fn load_denial(store: &dyn KeyStore, kek: &KekVersion) -> Result<Optio
 /// As [`load_account`].
 pub async fn load_work(store: &dyn KeyStore) -> Result<Option<(WorkRecord, StoreVersion)>> {
     load(store, Key::Work, WorkRecord::decode).await
+}
+
+/// What the store is known by in tokens; made, and written down, where there is nothing yet.
+///
+/// # Errors
+/// [`Error::Store`]; [`Error::Corrupt`]; [`Error::Fatal`] without randomness.
+pub(crate) async fn store_id(store: &dyn KeyStore) -> Result<StoreRecord> {
+    for _ in 0..CONFLICTS_MAX {
+        if let Some((record, _)) = load(store, Key::Store, StoreRecord::decode).await? {
+            return Ok(record);
+        }
+        let record = StoreRecord::random()?;
+        match store.create(&Key::Store, record.put()?).await {
+            Ok(_) => return Ok(record),
+            Err(Error::Exists(_)) => {} // another one was faster
+            Err(error) => return Err(error),
+        }
+    }
+    Err(again_and_again("the", Key::Store))
 }
 
 /// The names of all KEKs, in their order.

@@ -6,11 +6,12 @@ use super::{Key, Put};
 use crate::{
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion, TokenName},
-    secret::{AEK_BYTES, Aek, scrub_stack},
+    secret::{AEK_BYTES, Aek, fill_random, scrub_stack},
     token::{Binding, KekId, Profile, Wrapped},
 };
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
+use std::fmt;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -27,6 +28,8 @@ pub const KEK_VERSIONS_MAX: usize = 1024;
 pub const REASON_BYTES_MAX: usize = 1024;
 /// Length of a holder's name in [`WorkRecord`], in bytes.
 pub const HOLDER_BYTES: usize = 16;
+/// Length of a store's id, in bytes.
+pub const STORE_ID_BYTES: usize = 8;
 /// Length of a check value, in bytes.
 pub const CHECK_BYTES: usize = 32;
 
@@ -377,6 +380,50 @@ impl WorkRecord {
         let Record::Work(record) = wire::decode(key, bytes)? else { return other_kind(key) };
         same_name(key, Key::Work)?;
         Ok(record)
+    }
+}
+
+/// What a store is known by in tokens, which several stores may share: a random number that was made with its first KEK. It stands
+/// in the labels of the keys that keyleash makes for it. A copy of a store has the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreRecord {
+    /// The number.
+    pub id: [u8; STORE_ID_BYTES],
+}
+
+impl StoreRecord {
+    /// A new one.
+    ///
+    /// # Errors
+    /// [`Error::Fatal`] without randomness.
+    pub fn random() -> Result<Self> {
+        let mut id = [0; STORE_ID_BYTES];
+        fill_random(&mut id)?;
+        Ok(Self { id })
+    }
+
+    /// Its bytes, to be stored under [`Key::Store`].
+    ///
+    /// # Errors
+    /// None but those of the codec.
+    pub fn put(&self) -> Result<Put> {
+        Ok(Put { value: wire::encode_store(self)?, wrapped_by: Vec::new(), guard: None })
+    }
+
+    /// Reads what was found under [`Key::Store`].
+    ///
+    /// # Errors
+    /// [`Corrupt::Record`].
+    pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self> {
+        let Record::Store(record) = wire::decode(key, bytes)? else { return other_kind(key) };
+        same_name(key, Key::Store)?;
+        Ok(record)
+    }
+}
+
+impl fmt::Display for StoreRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", u64::from_be_bytes(self.id))
     }
 }
 

@@ -35,7 +35,7 @@ use keyleash::{
     name::{AccountId, KekName},
     store::{Key, KeyStore, Put, memory::MemoryStore},
     token::{
-        KekId, Profile,
+        KekId, Profile, Token,
         scripted::{Script, ScriptedToken},
     },
 };
@@ -77,6 +77,12 @@ impl Rig {
     /// The same token and store after the process was started again.
     fn restart(&mut self) {
         self.engine = build(&self.token, &self.store, &self.clock, Settings::default());
+    }
+
+    /// The label of that version of the KEK, as keyleash makes it.
+    async fn label(&self, version: u32) -> String {
+        let made = self.token.list_keks().await.unwrap().into_iter().find(|info| info.id == self.kek_id).unwrap().label;
+        made.replace("/1@", &format!("/{version}@"))
     }
 
     async fn account(&self, id: &str) -> Account {

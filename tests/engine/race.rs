@@ -132,7 +132,7 @@ async fn two_that_rotate_a_kek_at_once_and_make_one_key_are_both_told_so() {
 
     // The slower one finds the key of the faster one, which is not in the store yet, and takes it for one that a crash left.
     let key = Key::Kek(rig.kek.clone());
-    let spec = KekSpec { label: "keyleash/kek/3".into(), profile: Profile::AesGcm, destroyable: false };
+    let spec = KekSpec { label: rig.label(3).await, profile: Profile::AesGcm, destroyable: false };
     let id = rig.token.create_kek(&spec).await.unwrap().id;
     rig.script.set_latency(SECOND);
     let slower = tokio::spawn({
@@ -154,7 +154,7 @@ async fn two_that_rotate_a_kek_at_once_and_make_one_key_are_both_told_so() {
 #[tokio::test]
 async fn a_key_that_was_adopted_is_not_taken_for_one_that_a_crash_left() {
     let rig = Rig::new().await;
-    let spec = KekSpec { label: "keyleash/kek/3".into(), profile: Profile::AesGcm, destroyable: false };
+    let spec = KekSpec { label: rig.label(3).await, profile: Profile::AesGcm, destroyable: false };
     let id = rig.token.create_kek(&spec).await.unwrap().id;
     assert_eq!(rig.engine.adopt_kek(&rig.kek, &id).await.unwrap().version, 2);
     let third = rig.engine.rotate_kek(&rig.kek).await.unwrap();

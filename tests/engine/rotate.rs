@@ -6,9 +6,14 @@ use keyleash::{
     config::Settings,
     name::{KekName, KekVersion},
     rotate::{RewrapOptions, RewrapProgress, RewrapReport},
-    store::{Filter, Key, KeyStore, Put, record::AccountRecord},
+    store::{
+        Filter, Key, KeyStore, Put,
+        memory::MemoryStore,
+        record::{AccountRecord, KekPolicy, KekRecord},
+    },
     token::{KekId, KekSpec, Profile, Token, scripted::Call},
 };
+use std::sync::Arc;
 
 fn seal(account: &Account) -> Result<Vec<u8>, Error> {
     account.seal_to_vec(1_u64, b"data")
@@ -142,9 +147,57 @@ async fn a_key_that_an_operator_made_is_adopted_if_it_is_of_the_right_kind() {
 #[tokio::test]
 async fn a_rotation_that_a_crash_cut_short_takes_the_key_that_it_left() {
     let rig = Rig::new().await;
-    let spec = KekSpec { label: "keyleash/kek/2".into(), profile: Profile::AesGcm, destroyable: false };
+    let spec = KekSpec { label: rig.label(2).await, profile: Profile::AesGcm, destroyable: false };
     let left = rig.token.create_kek(&spec).await.unwrap().id;
     assert_eq!(rig.engine.rotate_kek(&rig.kek).await.unwrap().id, left);
+}
+
+#[tokio::test]
+async fn two_stores_on_one_token_have_no_key_in_common_whatever_their_keks_are_called_and_whoever_crashes() {
+    let rig = Rig::new().await;
+    let other = Arc::new(MemoryStore::new());
+    let theirs = build(&rig.token, &other, &rig.clock, Settings::default());
+    // The same name; and here the making was cut short between token and store.
+    let key = Key::Kek(rig.kek.clone());
+    let record = rig.store.get(&key).await.unwrap().unwrap();
+    rig.store.delete(&key, &record.version).await.unwrap();
+    let their_kek = theirs.create_kek(&rig.kek, Profile::AesGcm, false).await.unwrap().id;
+    assert_ne!(their_kek, rig.kek_id);
+    assert_eq!(
+        rig.engine.create_kek(&rig.kek, Profile::AesGcm, false).await.unwrap().id,
+        rig.kek_id,
+        "its own is taken up"
+    );
+    let second = rig.engine.rotate_kek(&rig.kek).await.unwrap().id;
+    assert_ne!(theirs.rotate_kek(&rig.kek).await.unwrap().id, second);
+    // Nor by name.
+    let adopted = theirs.adopt_kek(&rig.kek, &second).await;
+    assert!(matches!(&adopted, Err(Error::Misconfigured(what)) if what.contains("another store")), "{adopted:?}");
+}
+
+#[tokio::test]
+async fn a_key_under_two_names_is_not_retired_under_one_of_them() {
+    let rig = Rig::new().await;
+    // As a release took it that went by labels alone.
+    let mut record = rig.engine.kek(&rig.kek).await.unwrap().versions.remove(0).record;
+    record.version = 1;
+    let name = KekName::new("twin").unwrap();
+    let twin = KekRecord { name, versions: vec![record], current: 1, policy: KekPolicy::default() };
+    rig.store.create(&twin.key(), twin.put().unwrap()).await.unwrap();
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    let refused = rig.engine.retire_kek(&KekVersion::new(rig.kek.clone(), 1)).await;
+    assert!(matches!(&refused, Err(Error::Invalid(what)) if what.contains("KEK twin/1")), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_stray_key_that_one_kek_adopted_is_not_taken_by_another() {
+    let rig = Rig::new().await;
+    let stray = rig.label(1).await.replace("/kek/", "/b/");
+    let spec = KekSpec { label: stray, profile: Profile::AesGcm, destroyable: false };
+    let id = rig.token.create_kek(&spec).await.unwrap().id;
+    assert_eq!(rig.engine.adopt_kek(&rig.kek, &id).await.unwrap().version, 2);
+    let made = rig.engine.create_kek(&KekName::new("b").unwrap(), Profile::AesGcm, false).await.unwrap();
+    assert_ne!(made.id, id);
 }
 
 #[tokio::test]

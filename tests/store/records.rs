@@ -11,8 +11,8 @@ use keyleash::{
         memory::MemoryStore,
         record::{
             AEK_VERSIONS_MAX, AccountRecord, AekPolicy, Deletion, DenialRecord, KEK_VERSIONS_MAX, KekPolicy, KekRecord,
-            KekVersionRecord, REASON_BYTES_MAX, Usage, WorkRecord, WrappedAek, binding, check_matches, check_value,
-            context,
+            KekVersionRecord, REASON_BYTES_MAX, StoreRecord, Usage, WorkRecord, WrappedAek, binding, check_matches,
+            check_value, context,
         },
     },
     token::{KekId, Profile, Wrapped},
@@ -25,6 +25,7 @@ const ACCOUNT: &str = include_str!("../compat/records/account-v2.hex");
 const KEK_1: &str = include_str!("../compat/records/kek-v1.hex");
 const KEK: &str = include_str!("../compat/records/kek-v2.hex");
 const DENIAL: &str = include_str!("../compat/records/denial-v1.hex");
+const STORE: &str = include_str!("../compat/records/store-v2.hex");
 const STANDBY_DENIAL: &str = include_str!("../compat/records/denial-v2.hex");
 const WORK: &str = include_str!("../compat/records/work-v1.hex");
 
@@ -104,6 +105,10 @@ fn the_bytes_never_change() {
     assert_eq!(DenialRecord::decode(&d.key(), &golden(DENIAL)).unwrap(), d);
     assert_eq!(DenialRecord::decode(&d.key(), &golden(STANDBY_DENIAL)).unwrap(), standby_denial());
     assert_eq!(WorkRecord::decode(&Key::Work, &golden(WORK)).unwrap(), w);
+    let s = StoreRecord { id: [0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77] };
+    assert_eq!(hex::encode(s.put().unwrap().value), hex::encode(golden(STORE)));
+    assert_eq!(StoreRecord::decode(&Key::Store, &golden(STORE)).unwrap(), s);
+    assert_eq!(s.to_string(), "0011223344556677");
 }
 
 #[test]
@@ -338,7 +343,7 @@ async fn typed_loading_gives_the_record_and_its_version_or_names_the_damage() {
 
 #[test]
 fn keys_have_one_byte_form_and_everything_else_is_refused() {
-    for key in [account().key(), kek_record().key(), denial().key(), Key::Work] {
+    for key in [account().key(), kek_record().key(), denial().key(), Key::Work, Key::Store] {
         assert_eq!(Key::from_bytes(&key.to_bytes()).unwrap(), key);
     }
     for bad in [
@@ -354,6 +359,7 @@ fn keys_have_one_byte_form_and_everything_else_is_refused() {
         b"dmain/+1",
         b"a\xff",
         b"wx",
+        b"sx",
     ] {
         assert!(matches!(Key::from_bytes(bad), Err(Error::Corrupt(Corrupt::Record { .. }))), "{bad:?}");
     }

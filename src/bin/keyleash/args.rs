@@ -192,7 +192,7 @@ pub(crate) enum Kek {
     /// Set when a KEK is rotated, and what it wraps re-wrapped, by schedule; show it without options.
     #[command(after_help = "Example:\n  keyleash kek policy tenants --max-age 365d")]
     Policy(KekPolicyArgs),
-    /// Retire a version that wraps nothing any more; then it may be deleted in the token.
+    /// Retire a version under which this store has nothing any more.
     #[command(after_help = "Example:\n  keyleash kek retire tenants/1")]
     Retire {
         /// NAME/VERSION.

@@ -80,7 +80,10 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
         Kek::Retire { version } => {
             let kek = kek_version(&version)?;
             setup.engine(Store::Existing).await?.retire_kek(&kek).await?;
-            let line = format!("KEK {kek}: retired; nothing is wrapped by it, and it may be deleted in the token\n");
+            let line = format!(
+                "KEK {kek}: retired; this store has nothing under it: if no other store and no backup needs it, it may be deleted in \
+                 the token\n"
+            );
             output.result(&json!({ "kek": kek.name.as_str(), "kek_version": kek.version, "retired": true }), &line)
         }
         Kek::AttestBackup { version } => {

@@ -6,7 +6,7 @@
 
 use super::{
     AccountRecord, AekPolicy, CHECK_BYTES, Deletion, DenialRecord, HOLDER_BYTES, KekPolicy, KekRecord,
-    KekVersionRecord, REASON_BYTES_MAX, Usage, WorkRecord, WrappedAek, corrupt, refuse,
+    KekVersionRecord, REASON_BYTES_MAX, STORE_ID_BYTES, StoreRecord, Usage, WorkRecord, WrappedAek, corrupt, refuse,
 };
 use crate::{
     error::{Corrupt, Error, Result},
@@ -16,7 +16,7 @@ use crate::{
 };
 use bincode::{Decode, Encode, config};
 
-/// Newest format version of records: accounts, KEKs and denials by a standby are written in it, all others in 1. Every one
+/// Newest format version of records: accounts, KEKs, denials by a standby and ids of stores are written in it, all others in 1. Every one
 /// from 1 on is read.
 pub const RECORD_FORMAT: u8 = 2;
 
@@ -30,6 +30,7 @@ pub(super) enum Record {
     Kek(KekRecord),
     Denial(DenialRecord),
     Work(WorkRecord),
+    Store(StoreRecord),
 }
 
 pub(super) fn encode_account(record: &AccountRecord) -> Result<Vec<u8>> {
@@ -50,6 +51,10 @@ pub(super) fn encode_denial(record: &DenialRecord) -> Result<Vec<u8>> {
 pub(super) fn encode_work(record: &WorkRecord) -> Result<Vec<u8>> {
     let WorkRecord { fence, holder, until_unix } = *record;
     encode(&Key::Work, &Wire1::Work(WorkWire { fence, holder, until_unix }))
+}
+
+pub(super) fn encode_store(record: &StoreRecord) -> Result<Vec<u8>> {
+    encode(&Key::Store, &Wire2::Store(StoreWire { id: record.id }))
 }
 
 /// Reads what was found under `key`, in any format version.
@@ -125,12 +130,13 @@ enum Wire1 {
     Work(WorkWire),
 }
 
-/// Format version 2: accounts and KEKs that are rotated, deleted and moved, and denials by a standby.
+/// Format version 2: accounts and KEKs that are rotated, deleted and moved, denials by a standby, and ids of stores.
 #[derive(Encode, Decode)]
 enum Wire2 {
     Account(AccountWire),
     Kek(KekWire),
     StandbyDenial(DenialWire),
+    Store(StoreWire),
 }
 
 impl Wire for Wire1 {
@@ -189,6 +195,11 @@ struct WorkWire {
     fence: u64,
     holder: [u8; HOLDER_BYTES],
     until_unix: u64,
+}
+
+#[derive(Encode, Decode)]
+struct StoreWire {
+    id: [u8; STORE_ID_BYTES],
 }
 
 #[derive(Encode, Decode)]
@@ -315,6 +326,7 @@ impl TryFrom<Wire2> for Record {
                 })
             }
             Wire2::StandbyDenial(wire) => Self::Denial(denial_of(wire, true)?),
+            Wire2::Store(StoreWire { id }) => Self::Store(StoreRecord { id }),
         })
     }
 }
