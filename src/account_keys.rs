@@ -254,8 +254,8 @@ impl AccountKeys {
         let (clock, settings) = (Clock::Manual(ManualClock::default()), Settings::default());
         let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
         let memory = KeyMemory::of_test(&clock);
-        let leash =
-            Arc::new(Leash::new(kek, Route::of_test(&clock), Lease::new(settings.terms()), clock, &settings, memory));
+        let (route, lease) = (Route::of_test(&clock), Lease::new(settings.terms()));
+        let leash = Arc::new(Leash::new(kek, route, lease, clock, &settings, memory, Arc::default()));
         let (id, ledger) = (AccountId::new(id).unwrap(), Ledger::new(Limits::SUITE));
         let slot = |version: &u32| {
             let aek = Counted { account: id.clone(), aek_version: *version, created_unix: 0 };

@@ -24,6 +24,7 @@ use crate::{
         self, CONFLICTS_MAX, Filter, Key, KeyStore,
         record::{AccountRecord, Usage, WrappedAek, binding, check_value, context},
     },
+    store_word::StoreSilence,
     telemetry::Events,
     token::{Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers},
     tokens::Wiring,
@@ -210,6 +211,8 @@ pub struct Status {
     pub tokens: Vec<TokenStatus>,
     /// The leases of all KEK versions that were used in this process.
     pub leases: Vec<LeaseStatus>,
+    /// The key store's silence, while it does not answer.
+    pub store_silence: Option<StoreSilence>,
     /// Accounts in the index.
     pub cached_accounts: u64,
     /// Keys that were taken away and are not wiped yet, because a seal or open has not ended that uses them.
@@ -482,6 +485,7 @@ impl Engine {
             leases: self.leases(),
             cached_accounts: home.call(async move { Ok(keyring.cached_accounts().await) }).await.unwrap_or_default(),
             waiting_wipes: self.owner.0.memory.waiting(),
+            store_silence: self.owner.0.store_word.status(self.owner.0.clock.now()),
             unlocked_bytes: secret::unlocked_bytes(),
             warnings: self.warnings.to_vec(),
         }

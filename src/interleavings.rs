@@ -150,7 +150,7 @@ fn leash_and_slot() -> (Arc<Leash>, Arc<AekSlot>, u64, Arc<KeyMemory>) {
     let settings = Settings::default();
     let (route, lease) = (Route::of_test(&clock), Lease::new(settings.terms()));
     let memory = KeyMemory::of_test(&clock);
-    let leash = Arc::new(Leash::new(kek, route, lease, clock, &settings, memory.clone()));
+    let leash = Arc::new(Leash::new(kek, route, lease, clock, &settings, memory.clone(), Arc::default()));
     let ledger = Ledger::new(Limits::SUITE);
     let aek = Counted { account: AccountId::new("a").unwrap(), aek_version: 1, created_unix: 1 };
     let meter = Meter::new(&ledger, aek, Usage::default(), AekPolicy::default());

@@ -6,7 +6,7 @@
 
 use crate::{
     account_keys::AccountKeys,
-    clock::{Clock, Jitter},
+    clock::{Clock, Instant, Jitter},
     config::Settings,
     error::{Corrupt, Error, Result},
     fork,
@@ -18,6 +18,7 @@ use crate::{
     slot::{AekSlot, Leash},
     standby::Voice,
     store::{KeyStore, record::WrappedAek},
+    store_word::StoreWord,
     telemetry::{Event, Teller},
     token::{TokenError, Verdict},
     tokens::Tokens,
@@ -64,6 +65,10 @@ pub(crate) struct Keyring {
     pub(crate) store: Arc<dyn KeyStore>,
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
+    /// What the store last said.
+    pub(crate) store_word: Arc<StoreWord>,
+    /// It is being asked, because a proof did not wait for it.
+    inquiring: AtomicBool,
     pub(crate) home: Home,
     pub(crate) teller: Teller,
     pub(crate) jitter: Jitter,
@@ -123,6 +128,7 @@ impl Keyring {
             tokens,
             store,
             clock,
+            store_word: Arc::new(StoreWord::new(settings.grace, settings.aek_ttl)),
             settings,
             home,
             teller,
@@ -131,6 +137,7 @@ impl Keyring {
             stir_tend: Notify::new(),
             changed: Notify::new(),
             samples: Mutex::default(),
+            inquiring: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             leashes: RwLock::default(),
             index,
@@ -244,13 +251,28 @@ impl Keyring {
 
     /// A read of the store on the way to an unwrap: somebody waits for it, so it ends.
     async fn in_time<T>(&self, reading: impl Future<Output = Result<T>>) -> Result<T> {
-        let timeout = self.settings.call_timeout;
-        self.clock.until(self.clock.now().plus(timeout), reading).await.unwrap_or_else(|| {
+        let (asked, timeout) = (self.clock.now(), self.settings.call_timeout);
+        let read = self.clock.until(asked.plus(timeout), reading).await.unwrap_or_else(|| {
             Err(Error::Store(format!(
                 "no answer within {} ms: see that the store is reachable and not overloaded, and try again",
                 timeout.as_millis()
             )))
-        })
+        });
+        match &read {
+            Err(Error::Store(why)) => self.store_word.failed(asked, self.clock.now(), why),
+            Ok(_) | Err(_) => self.store_word.heard(asked, self.clock.now()),
+        }
+        read
+    }
+
+    /// Tells of a store that has been silent for as long as a proof may take to ask it again, and of the end of that.
+    pub(crate) fn tell_of_store(&self, now: Instant) {
+        let Settings { poll_interval, call_timeout, .. } = self.settings;
+        match self.store_word.news(now, poll_interval + call_timeout) {
+            Some((true, why)) => self.teller.tell(Event::StoreSilent { why }),
+            Some((false, _)) => self.teller.tell(Event::StoreAnswers),
+            None => {}
+        }
     }
 
     /// An account of this lease was re-wrapped or rotated by somebody else; others may have been too, and the tending goes

@@ -15,6 +15,7 @@ use crate::{
     name::{AccountId, KekVersion, TokenName},
     secret::{Aek, KeySlot, NewKey, TakenOut},
     standby::{FirstWord, Voice},
+    store_word::StoreWord,
     sync::{AtomicBool, AtomicU64, Mutex, MutexGuard},
     token::{TokenError, Verdict as TokenVerdict},
     tokens::{Route, Seat},
@@ -85,6 +86,8 @@ pub(crate) struct Leash<M> {
     epoch: AtomicU64,
     /// From when on the TTL of an AEK binds; [`NEVER_NS`] while the token does not answer.
     ttl_binds_from_ns: AtomicU64,
+    /// Puts TTLs off as well, while the store is silent.
+    store_word: Arc<StoreWord>,
     inner: Mutex<Inner>,
     members: Mutex<Vec<Weak<M>>>,
     /// Proofs of this KEK version so far, from an arbitrary number on.
@@ -93,6 +96,8 @@ pub(crate) struct Leash<M> {
     pub(crate) retired: AtomicUsize,
     /// Some account under it was found to be under another KEK version by now.
     pub(crate) moved: AtomicBool,
+    /// The record that proofs are made with while the store fails is gone: another one is wanted before it does.
+    pub(crate) sample_lost: AtomicBool,
     /// The first token's context, and the standby's, could not be renewed for a fresh proof that was due.
     renewal_owed: [AtomicBool; 2],
     /// The standby was looked at, while it was not needed.
@@ -121,6 +126,8 @@ struct Inner {
     trouble: Option<TokenError>,
     /// When it was last silent.
     silent: Option<Instant>,
+    /// Why it cannot be proved although the token may answer: no record is to be had.
+    unprovable: Option<String>,
     /// The engine is gone: nothing is admitted any more.
     closed: bool,
     /// From when on the TTL binds while the token answers: one TTL after a silence, in which those that passed in the
@@ -176,7 +183,7 @@ pub struct LeaseStatus {
     pub ends_in: Duration,
     /// AEKs in memory under it.
     pub filled_slots: usize,
-    /// Why the token last did not grant.
+    /// Why the token last did not grant, or was not asked.
     pub trouble: Option<String>,
 }
 
@@ -188,6 +195,7 @@ impl<M: Member> Leash<M> {
         clock: Clock,
         settings: &Settings,
         memory: Arc<KeyMemory>,
+        store_word: Arc<StoreWord>,
     ) -> Self {
         let Settings { aek_ttl, poll_interval, .. } = *settings;
         let leash = Self {
@@ -201,11 +209,13 @@ impl<M: Member> Leash<M> {
             end_ns: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             ttl_binds_from_ns: AtomicU64::new(0),
+            store_word,
             inner: Mutex::new(Inner {
                 lease,
                 first: FirstWord::new(matches!(lease.phase(), Phase::Denied { .. })),
                 trouble: None,
                 silent: None,
+                unprovable: None,
                 closed: false,
                 ttl_binds_from: Instant::default(),
             }),
@@ -213,6 +223,7 @@ impl<M: Member> Leash<M> {
             proofs: AtomicUsize::new(0),
             retired: AtomicUsize::new(0),
             moved: AtomicBool::new(false),
+            sample_lost: AtomicBool::new(false),
             renewal_owed: [AtomicBool::new(false), AtomicBool::new(false)],
             standby_looked_at: AtomicBool::new(false),
             standby_has_it: AtomicBool::new(false),
@@ -256,10 +267,12 @@ impl<M: Member> Leash<M> {
         now.as_nanos() < self.end_ns.load(Ordering::Acquire)
     }
 
-    /// True when an AEK past its TTL may not be used at `now`: the token answers, so it can be unwrapped anew.
+    /// True when an AEK past its TTL may not be used at `now`: the token answers and so does the store, so it can be unwrapped
+    /// anew; or the token does, and the store has been silent for too long.
     #[inline]
     pub(crate) fn ttl_binds_at(&self, now: Instant) -> bool {
-        now.as_nanos() >= self.ttl_binds_from_ns.load(Ordering::Acquire)
+        let token = self.ttl_binds_from_ns.load(Ordering::Acquire);
+        self.store_word.lets_bind(now, (token != NEVER_NS).then(|| Instant::from_nanos(token)))
     }
 
     /// True while the token answers.
@@ -373,6 +386,14 @@ impl<M: Member> Leash<M> {
     /// Notes that the token is being asked now.
     pub(crate) fn asked(&self, now: Instant) {
         self.asked_ns.store(now.as_nanos().max(1), Ordering::SeqCst);
+    }
+
+    /// Notes why there is no record to prove with, or that there is. True when that is news.
+    pub(crate) fn note_unprovable(&self, why: Option<String>) -> bool {
+        let mut inner = self.inner();
+        let is_news = inner.unprovable.is_some() != why.is_some();
+        inner.unprovable = why;
+        is_news
     }
 
     /// The lease as of the last step.
@@ -575,7 +596,7 @@ impl<M: Member> Leash<M> {
             fresh_ago: lease.fresh().map(|context| now.since(context)),
             ends_in: lease.end().since(now),
             filled_slots,
-            trouble: inner.trouble.as_ref().map(ToString::to_string),
+            trouble: inner.trouble.as_ref().map(ToString::to_string).or_else(|| inner.unprovable.clone()),
         }
     }
 }
@@ -602,7 +623,8 @@ mod tests {
         let settings =
             Settings { poll_interval: Duration::from_secs(4), aek_ttl: Duration::from_secs(5), ..Settings::default() };
         let memory = KeyMemory::of_test(&clock);
-        let leash = Leash::new(kek, Route::of_test(&clock), Lease::new(terms), clock, &settings, memory);
+        let leash =
+            Leash::new(kek, Route::of_test(&clock), Lease::new(terms), clock, &settings, memory, Arc::default());
         let slot = Arc::<Slot>::default();
         leash.enlist(Arc::downgrade(&slot));
         (leash, manual, slot)

@@ -59,6 +59,7 @@ pub mod secret;
 mod slot;
 mod standby;
 pub mod store;
+mod store_word;
 mod sync;
 pub mod telemetry;
 mod tend;
@@ -71,6 +72,7 @@ pub use account::Account;
 pub use engine::Engine;
 pub use error::{Corrupt, Error, Refusal, Result};
 pub use leash::LeaseStatus;
+pub use store_word::StoreSilence;
 
 /// The README's example compiles and runs.
 #[cfg(doctest)]

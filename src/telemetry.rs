@@ -70,6 +70,22 @@ pub enum Event {
         /// What was waited for.
         why: String,
     },
+    /// The key store does not answer, or answers that it cannot. AEKs in use stay in use, for grace after its last word, while their
+    /// tokens grant; what is not in memory cannot be opened, and nothing can be made.
+    StoreSilent {
+        /// What it said, or that it did not answer.
+        why: String,
+    },
+    /// The key store answers again.
+    StoreAnswers,
+    /// No proof of a KEK version could be asked for: the records of its accounts cannot be read, or are damaged. Its lease runs out
+    /// unless one can. Told once until one can.
+    NoRecordToProve {
+        /// The KEK version.
+        kek: KekVersion,
+        /// Why.
+        why: String,
+    },
     /// The first token of a KEK version is silent, and the standby grants in its place.
     StandbyTookOver {
         /// The KEK version.
@@ -202,6 +218,7 @@ impl Teller {
             | Event::KekRotated { .. }
             | Event::KekBack { .. }
             | Event::ContextRenewed { .. }
+            | Event::StoreAnswers
             | Event::WipeDone { .. }) => {
                 tracing::info!(event = ?good, "keyleash");
             }

@@ -8,7 +8,7 @@ use crate::{
     clock::Instant,
     error::{Corrupt, Error},
     keyring::{Keyring, Sample, Trouble, Unwrapped, both_silent, is_silence, lease_verdict, no_answer},
-    lease::{Lease, Phase, Verdict as LeaseVerdict},
+    lease::{Phase, Verdict as LeaseVerdict},
     name::KekVersion,
     slot::{AekSlot, Leash},
     standby::Voice,
@@ -146,6 +146,7 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
             return;
         }
         tell_of_lost_workers(&keyring, &mut hung);
+        keyring.tell_of_store(now);
         let mut next = now.plus(TICK);
         for leash in keyring.leashes() {
             let kek = leash.kek();
@@ -160,13 +161,15 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
             let mut begin =
                 || Turn { last: Some(now), early: keyring.jitter.below(JITTER_PERMILLE), nobody_there: false };
             let turn = turns.entry(kek.clone()).or_insert_with(&mut begin);
-            let at = if turn.nobody_there && leash.member(0).is_some() { now } else { turn.due(&keyring, &lease, now) };
+            let is_wanted = turn.nobody_there || leash.sample_lost.load(Ordering::SeqCst);
+            let at = if is_wanted && leash.member(0).is_some() { now } else { turn.due(&keyring, &leash, now) };
             if at > now {
                 next = next.min(at);
                 continue;
             }
             let nobody_there = leash.member(0).is_none();
             turns.insert(kek.clone(), Turn { nobody_there, ..begin() });
+            leash.sample_lost.store(false, Ordering::SeqCst);
             // Whatever comes of the proof: the store may have failed, and there may be nobody to prove with.
             keyring.save_if_needed(&leash);
             if nobody_there {
@@ -215,16 +218,18 @@ impl Turn {
 
     /// When it is asked next, as its lease stands now: the back-off of a denial must not outlast the denial, because a
     /// lease that was granted again is in use again, and promise 1 counts on the interval.
-    fn due(&self, keyring: &Keyring, lease: &Lease, now: Instant) -> Instant {
+    fn due(&self, keyring: &Keyring, leash: &Leash, now: Instant) -> Instant {
         let poll = keyring.settings.poll_interval;
-        let backed_off = match lease.phase() {
+        let backed_off = match leash.lease().phase() {
             Phase::Denied { since } | Phase::Lapsed { since } => {
                 let doublings = now.since(since).as_secs() / BACK_OFF_AFTER.as_secs().max(1);
                 poll.saturating_mul(1_u32 << doublings.min(6)).min(BACK_OFF_MAX).max(poll)
             }
             _ => poll,
         };
-        let interval = backed_off - backed_off.mul_f64(self.early as f64 / 1000.0);
+        // The store is asked first, for each of the tokens.
+        let reading = keyring.proof_reading_max() * if leash.route.standby.is_some() { 2 } else { 1 };
+        let interval = (backed_off - backed_off.mul_f64(self.early as f64 / 1000.0)).saturating_sub(reading);
         self.last.map_or(now, |last| last.plus(interval))
     }
 }
@@ -306,7 +311,7 @@ impl Question<'_> {
     /// Asks one token, within its deadline, and feeds what it says. Gives its words when it is silent, which it may be alone.
     async fn put(&self, voice: Voice, seat: &Seat) -> Option<TokenError> {
         let Self { keyring, leash, turn, epoch, asked } = *self;
-        let deadline = keyring.clock.now().plus(seat.proof_max());
+        let deadline = keyring.clock.now().plus(keyring.proof_reading_max() + seat.proof_max());
         let learned = keyring.clock.until(deadline, prove(keyring, leash, voice, seat, turn)).await;
         let Some(learned) = learned else { return Some(no_answer(seat)) };
         match &learned {
@@ -325,6 +330,15 @@ impl Question<'_> {
                 leash.note_first(|first, _| first.answers());
             }
             _ => {}
+        }
+        let unprovable = match &learned {
+            Learned::Nothing(error) => Some(error.to_string()),
+            Learned::Proof(..) | Learned::Trouble(_) => None,
+        };
+        if leash.note_unprovable(unprovable.clone())
+            && let Some(why) = unprovable
+        {
+            keyring.teller.tell(Event::NoRecordToProve { kek: leash.kek().clone(), why });
         }
         match learned {
             Learned::Proof(slot, unwrapped) => {
@@ -348,7 +362,7 @@ impl Question<'_> {
 }
 
 /// Unwraps the AEK of a member, another one with each turn; of the next ones, where a record turns out to be damaged.
-async fn prove(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn: usize) -> Learned {
+async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat, turn: usize) -> Learned {
     let owed = leash.renewal_owed(voice);
     let is_due = turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize);
     if is_due || owed.load(Ordering::SeqCst) || keyring.is_fresh_proof_overdue(seat) {

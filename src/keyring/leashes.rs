@@ -42,8 +42,8 @@ impl Keyring {
         let (route, is_retired) = self.route(kek).await?;
         let mut leashes = self.leashes.write().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let (clock, memory) = (self.clock.clone(), self.memory.clone());
-            let leash = Leash::new(kek.clone(), route, lease, clock, &self.settings, memory);
+            let (clock, memory, store_word) = (self.clock.clone(), self.memory.clone(), self.store_word.clone());
+            let leash = Leash::new(kek.clone(), route, lease, clock, &self.settings, memory, store_word);
             // So that the fresh proofs of many KEK versions do not all come with one poll.
             let first = self.jitter.below(u64::from(self.settings.fresh_proof_every)) as usize;
             leash.proofs.store(first, Ordering::SeqCst);

@@ -16,13 +16,17 @@ use crate::{
 use std::{
     collections::HashMap,
     sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
 /// An AEK may be used for a TTL from when its record was read. One that waited for its place of the budget for more than this
 /// part of it is read again, so that most of it is left.
 const READING_AGE_PARTS: u32 = 4;
-/// A part of `call_timeout`: how long a reading may take that others wait for, who have theirs, or a proof.
+/// A part of `call_timeout`: how long a reading may take that others wait for, who have theirs.
 const SHORT_READING_PARTS: u32 = 4;
+/// A part of `call_timeout`: how long a proof waits for a record where there is one that was proved before. So much earlier it
+/// begins, so that the token has all of its time.
+const PROOF_READING_PARTS: u32 = 20;
 
 /// An account's record, as the store gave it.
 pub(crate) struct Reading {
@@ -204,6 +208,23 @@ impl Keyring {
         self.clock.until(patience, reading).await
     }
 
+    /// How long before the token a proof asks the store.
+    pub(crate) fn proof_reading_max(&self) -> Duration {
+        self.settings.call_timeout / PROOF_READING_PARTS
+    }
+
+    /// Has the store asked, one at a time, by nobody who waits: whether it is silent must be known all the same.
+    fn inquire(self: &Arc<Self>, account: AccountId) {
+        if self.inquiring.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (keyring, inquiry) = (self.clone(), Inquiry(self.clone()));
+        self.home.upkeep.spawn(async move {
+            let _inquiry = inquiry;
+            drop(keyring.read(&account).await);
+        });
+    }
+
     /// The record of a slot's account.
     pub(super) async fn record(&self, slot: &AekSlot) -> Result<Reading> {
         let reading = self.read(slot.account()).await?;
@@ -260,8 +281,10 @@ impl Keyring {
 
     /// As [`Keyring::find`], for a proof: a store that fails or is slow is not a token that is silent, so whatever record
     /// of the KEK version was read last is taken then.
-    pub(crate) async fn wrapped_for_proof(&self, slot: Arc<AekSlot>) -> Result<Sample> {
+    pub(crate) async fn wrapped_for_proof(self: &Arc<Self>, slot: Arc<AekSlot>) -> Result<Sample> {
         let kek = slot.leash.kek();
+        let parts = if self.sample(kek).is_some() { PROOF_READING_PARTS } else { SHORT_READING_PARTS };
+        let patience = self.clock.now().plus(self.settings.call_timeout / parts);
         let wrapped = async {
             let Reading { record, .. } = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
             let newest = newest_in(&record);
@@ -271,7 +294,7 @@ impl Keyring {
             }
             Ok((self.wrapped_in(record, &slot).await?, is_overtaken))
         };
-        let failed = match self.shortly(wrapped).await {
+        let failed = match self.clock.until(patience, wrapped).await {
             Some(Ok((wrapped, _))) if wrapped.kek != *kek => {
                 self.note_move(&slot.leash);
                 return Err(Error::NotFound(format!("account {}: it is not under KEK {kek} any more", slot.account())));
@@ -282,7 +305,10 @@ impl Keyring {
             }
             Some(Err(Error::Store(failed))) => failed,
             Some(Err(error)) => return Err(error),
-            None => "does not answer".into(),
+            None => {
+                self.inquire(slot.account().clone());
+                "does not answer".into()
+            }
         };
         let Some((account, wrapped)) = self.sample(kek) else { return Err(Error::Store(failed)) };
         Ok(Sample { account, wrapped, slot: None })
@@ -297,9 +323,33 @@ impl Keyring {
         self.samples().get(kek).cloned()
     }
 
+    /// Forgets the records that are kept and are gone from the store. The watch proves anew at once, and keeps another one: without
+    /// one, a store that is lost now would let no proof be asked.
+    pub(super) fn drop_samples(&self, is_gone: impl Fn(&AccountId, &WrappedAek) -> bool) {
+        let mut lost = Vec::new();
+        self.samples().retain(|kek, (of, wrapped)| {
+            let stays = !is_gone(of, wrapped);
+            lost.extend((!stays).then(|| kek.clone()));
+            stays
+        });
+        for leash in lost.iter().filter_map(|kek| self.known_leash(kek)) {
+            leash.sample_lost.store(true, Ordering::SeqCst);
+            self.stir.notify_one();
+        }
+    }
+
     /// Keeps a record that was proved, so that the KEK version can be proved while the store fails.
     pub(crate) fn keep_sample(&self, kek: &KekVersion, account: &AccountId, wrapped: &WrappedAek) {
         self.samples().insert(kek.clone(), (account.clone(), wrapped.clone()));
+    }
+}
+
+/// The store is asked; once that ends, by a panic too, it may be asked again.
+struct Inquiry(Arc<Keyring>);
+
+impl Drop for Inquiry {
+    fn drop(&mut self) {
+        self.0.inquiring.store(false, Ordering::SeqCst);
     }
 }
 

@@ -189,7 +189,7 @@ impl Keyring {
 
     /// Wipes AEK versions that the account does not have any more.
     pub(crate) fn retire_versions(&self, id: &AccountId, aek_versions: &[u32]) {
-        self.samples().retain(|_, (of, wrapped)| of != id || !aek_versions.contains(&wrapped.aek_version));
+        self.drop_samples(|of, wrapped| of == id && aek_versions.contains(&wrapped.aek_version));
         if let Some(keys) = self.to_tell(id) {
             keys.slots().filter(|slot| aek_versions.contains(&slot.aek_version)).for_each(|slot| slot.retire());
         }
@@ -216,7 +216,7 @@ impl Keyring {
     /// `keys` are those that were there before it was known that the account is gone.
     pub(crate) async fn forget_account(&self, id: &AccountId, keys: Option<Arc<AccountKeys>>) {
         self.index.invalidate(id).await;
-        self.samples().retain(|_, (of, _)| of != id);
+        self.drop_samples(|of, _| of == id);
         self.count_news();
         let Some(keys) = keys else { return };
         keys.shut();

@@ -47,6 +47,11 @@
 //!   answers.
 //! - **A TTL is put off for no longer than grace and one more TTL.** After a silence the TTLs that passed in it do not bind
 //!   for one TTL, so that an outage leaves nobody cold; a token that flaps would put them off for ever.
+//! - **A silent store puts TTLs off too**, until `grace` after its last word; the design speaks of the token's silence alone, and one
+//!   TTL after the store went away all I/O would stop. Nobody can hear of a deletion meanwhile, so it is the store's last word that
+//!   counts, and not the token's proofs, which go on.
+//! - **A proof begins `call_timeout` / 20 early**, for each token that it may ask, and waits for the store for no longer, so that a
+//!   store that hangs takes nothing of the token's time.
 //! - **`call_timeout` is at most `poll_interval`, and `grace` at least their sum**: else a proof that hangs delays the next
 //!   one past promise 1, or a lease lapses between two proofs.
 //! - **`account retire` waits for its own promise.** An AEK version is not deleted until every engine that may take it for the

@@ -53,6 +53,16 @@
 //!   that went away: that is then for the program to do. One that uses the module itself, after keyleash, must say so:
 //!   [`FreshContext::Never`](crate::token::pkcs11::FreshContext::Never).
 //!
+//! # Outages of the key store
+//!
+//! While the store fails or does not answer, sealing and opening with keys in memory go on, and revocation is heard of as ever.
+//! Nothing that is cold can be opened, and no account or KEK be made, rotated or deleted. When a `poll_interval` and a
+//! `call_timeout` have passed without a word of it, `StoreSilent` tells of it, and `StoreAnswers` of its end; `status` has a line
+//! (`.store` of its JSON: `silent_s`, `why`, and `keys_last_s` until the keys in use go cold, `grace` after the store's last word;
+//! while the token is silent too, the lease's own end counts). After it TTLs that passed in it do not bind for one TTL, in which
+//! they are refreshed at `resume_rate`, but never beyond those `grace`. To have a deletion or a rotation take effect at once on an
+//! engine that cannot read the store, stop it, or disable the KEK.
+//!
 //! # Others that use the module in the process
 //!
 //! Context and login are the whole process's. What another part of it does to them, between two calls of keyleash's, costs this

@@ -71,6 +71,18 @@
 //!   first proof, and is left in the store for that release to end; so it is one with every start.
 //! - **An account that another process re-wrapped** is followed by live handles: noticed by a proof, a refresh or an open,
 //!   then all accounts of that KEK version are looked at, at `resume_rate`.
+//! - **An outage of the key store is an outage.** AEKs are stored there alone, wrapped, so while it cannot be read none is
+//!   unwrapped anew; the token is proved on with a record that was proved before, and denies as ever. AEKs in use whose TTL passes
+//!   meanwhile go on until `grace` after the store's last word, which is a read answered within `call_timeout`; then they are cold.
+//!   An account that another engine deleted, or rotated, while this one cannot read the store is used as before for no longer than
+//!   that: `grace` after the store's last word, also when it comes back just before. While the token is silent as well, the lease
+//!   alone ends keys, as in any outage of the token: then such an account is used until the lease ends or the token answers, or for
+//!   one TTL more where the store does by then. A store that answers others and not one account's record puts that account off for
+//!   one TTL, grace and one TTL at most.
+//! - **A proof waits for the store for a twentieth of `call_timeout`** where there is a record that was proved before, and begins so
+//!   much earlier, so that the token has all of its time. After the purge of the account whose record that was, another one is
+//!   proved at once; when there is none, that is told
+//!   ([`Event::NoRecordToProve`](crate::telemetry::Event::NoRecordToProve)), and the lease runs out.
 //! - **Which suspend is covered.** CLOCK_BOOTTIME runs on while the machine itself is suspended (to RAM or to disk), so it never
 //!   wakes with live keys. A virtual machine that its hypervisor pauses, snapshots or migrates need not be told: on most
 //!   hypervisors its clock stands still meanwhile, and goes on where it stopped. Then `grace` counts the time in which the

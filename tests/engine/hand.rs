@@ -27,6 +27,7 @@ pub(crate) struct HandStore {
     deletes: Mutex<bool>,
     done_deletes: Mutex<bool>,
     lost_acks: Mutex<bool>,
+    away: Mutex<bool>,
     let_go: Arc<Notify>,
     accounts_read: AtomicU64,
 }
@@ -85,6 +86,11 @@ impl HandStore {
         *self.lost_acks.lock().unwrap() = true;
     }
 
+    /// Reads fail at once, or do not any more.
+    pub(crate) fn set_away(&self, away: bool) {
+        *self.away.lock().unwrap() = away;
+    }
+
     /// How many records of accounts were read.
     pub(crate) fn accounts_read(&self) -> u64 {
         self.accounts_read.load(Ordering::SeqCst)
@@ -108,6 +114,9 @@ impl KeyStore for HandStore {
         let held = |which: &Mutex<Option<Chosen>>| which.lock().unwrap().as_ref().is_some_and(|which| which(key));
         while held(&self.reads) {
             self.let_go.notified().await;
+        }
+        if *self.away.lock().unwrap() {
+            return Err(Error::Store("the store is away".into()));
         }
         if matches!(key, Key::Account(_)) {
             self.accounts_read.fetch_add(1, Ordering::SeqCst);

@@ -12,6 +12,7 @@ mod leash;
 mod memlock;
 mod moved;
 mod open;
+mod outage;
 mod queue;
 mod race;
 mod reading;

@@ -8,7 +8,7 @@ use crate::{
     token::{info_json, info_rows},
 };
 use keyleash::{
-    Account, Engine, Error,
+    Account, Engine, Error, StoreSilence,
     engine::{KekStatus, LeaseStatus, Status, TokenStatus},
     lease::Phase,
     name::{KekVersion, TokenName},
@@ -109,6 +109,15 @@ fn lease_json(lease: &LeaseStatus) -> Value {
     })
 }
 
+fn store_json(silence: &StoreSilence) -> Value {
+    json!({
+        "answers": false,
+        "silent_s": silence.lasting.as_secs_f64(),
+        "why": silence.why,
+        "keys_last_s": silence.keys_last.as_secs_f64(),
+    })
+}
+
 fn token_json(token: &TokenStatus) -> Value {
     json!({
         "name": token.name.as_str(),
@@ -133,6 +142,7 @@ fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
         "tokens": tokens,
         "keks": keks.iter().map(kek_json).collect::<Vec<_>>(),
         "leases": status.leases.iter().map(lease_json).collect::<Vec<_>>(),
+        "store": status.store_silence.as_ref().map_or_else(|| json!({ "answers": true }), store_json),
         "cached_accounts": status.cached_accounts,
         "waiting_wipes": status.waiting_wipes.len(),
         "unlocked_bytes": status.unlocked_bytes,
@@ -174,6 +184,10 @@ fn report_lines(status: &Status, keks: &[KekStatus]) -> String {
     lines.push_str(&columns(&rows.collect::<Vec<_>>()));
     if keks.is_empty() {
         lines.push_str("no KEK in the store: make one with `keyleash kek create NAME`\n");
+    }
+    if let Some(StoreSilence { lasting, why, keys_last }) = &status.store_silence {
+        let (lasting, left) = (lasting.as_secs(), keys_last.as_secs());
+        lines.push_str(&format!("store silent for {lasting} s ({why}), keys in use go on for {left} s\n"));
     }
     status.warnings.iter().for_each(|warning| lines.push_str(&format!("\nwarning: {warning}\n")));
     lines

@@ -32,16 +32,6 @@ pub(crate) const QUEUE_MAX: u32 = 24;
 /// The tick of the watch and of the tending.
 const TICK: Duration = Duration::from_secs(1);
 
-/// A rule that the engine does not keep yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rule {
-    /// An outage of the store is an outage.
-    Outage,
-}
-
-/// Held back until what keeps them has landed.
-const HELD_BACK: &[Rule] = &[Rule::Outage];
-
 /// One AEK version of an account.
 pub(crate) type Aek = (AccountId, u32);
 
@@ -243,8 +233,11 @@ impl Oracle {
         self.processes[process].renewal_refused = now;
     }
 
-    /// The store answered a process's read of an account.
-    pub(crate) fn word(&mut self, process: usize, account: &AccountId, now: Instant) {
+    /// The store answered a process's read of an account. Later than in `call_timeout` that is no answer.
+    pub(crate) fn word(&mut self, process: usize, account: &AccountId, asked: Instant, now: Instant) {
+        if now.since(asked) > self.settings.call_timeout {
+            return;
+        }
         if let Some(process) = self.processes.get_mut(process) {
             process.words.insert(account.clone(), now);
         }
@@ -513,9 +506,9 @@ impl Oracle {
         else {
             return;
         };
-        let owed = self.owed_in_outage(process, kek, &aek.0, &before, now);
         // A rate that is too slow for the TTL leaves accounts cold, and nothing worse.
         let is_tolerated = matches!(error, Error::Cold { .. }) && !self.refreshes_in_time();
+        let owed = self.owed_in_outage(process, kek, &aek.0, &before, is_tolerated, now);
         let owed = owed.or_else(|| self.owed_in_health(process, kek, &before, now).filter(|_| !is_tolerated));
         if let Some(why) = owed {
             let line = self.line(process, kek);
@@ -549,21 +542,28 @@ impl Oracle {
         kek: usize,
         account: &AccountId,
         own: &Own,
+        is_tolerated: bool,
         now: Instant,
     ) -> Option<String> {
         let Settings { poll_interval, call_timeout, grace, .. } = self.settings;
+        let word = self.processes[process].words.get(account).copied();
         let (first, line) = (&self.tokens[FIRST], self.line(process, kek));
         let is_ill = first.away.is || !self.reads.is || !self.writes.is;
-        if HELD_BACK.contains(&Rule::Outage) || !is_ill || !self.is_steady(process, kek) || !own.used {
+        if !is_ill || !self.is_steady(process, kek) || !own.used {
             return None;
         }
         let turns = [first.away.turned, self.reads.turned, self.writes.turned];
         let since = turns.into_iter().fold(self.steady_since(process, kek), Instant::max);
+        // Writes alone are ill, or reads are slow: TTLs bind as ever.
+        let reads_on = !first.away.is && word.is_some_and(|word| word > since);
+        if is_tolerated && reads_on {
+            return None;
+        }
         let noticed = since.plus(poll_interval + call_timeout * 3 + TICK);
         own.worked.filter(|worked| *worked >= noticed)?;
         let mut until = line.granted_by_first.1.plus(grace);
         if !self.reads.is {
-            until = until.min(self.processes[process].words.get(account).map_or(until, |word| word.plus(grace)));
+            until = until.min(word.map_or(until, |word| word.plus(grace)));
         }
         // Asked a little before it was seen here, after a look into the store.
         let until = Instant::from_nanos(until.as_nanos().saturating_sub((call_timeout * 2).as_nanos() as u64));

@@ -169,13 +169,14 @@ impl Shelf {
 #[async_trait]
 impl KeyStore for Shelf {
     async fn get(&self, key: &Key) -> Result<Option<Versioned>> {
+        let asked = lock(&self.shared).now();
         let takes = self.play(|shelves| shelves.reads).await?;
         let found = self.inner.get(key).await;
         let found = self.answer(takes, found).await;
         if let Key::Account(account) = key {
             let mut stage = lock(&self.shared);
             let now = stage.now();
-            stage.oracle.word(self.process, account, now);
+            stage.oracle.word(self.process, account, asked, now);
         }
         found
     }
