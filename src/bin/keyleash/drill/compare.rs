@@ -1,4 +1,5 @@
-//! `drill compare`: two reports side by side. A promise that held and does not hold any more is the only thing that fails.
+//! `drill compare`: two reports side by side. What fails is a promise of the new one that does not hold, one that held and is not
+//! shown to hold any more, and what the new one says nothing of: a promise or a scenario that is missing. Never a time alone.
 
 use super::report::FORMAT;
 use crate::{
@@ -19,9 +20,12 @@ struct Row {
     name: String,
     old: Value,
     new: Value,
-    /// The promise held and does not any more.
+    /// Fails the comparison: see [`is_worse`] and [`PLAYED`].
     worse: bool,
 }
+
+/// The row of a scenario that only one report has.
+const PLAYED: &str = "played";
 
 pub(crate) fn run(old: &Path, new: &Path, output: Output) -> Result<(), Failure> {
     let rows = compare(&read(old)?, &read(new)?);
@@ -36,7 +40,7 @@ pub(crate) fn run(old: &Path, new: &Path, output: Output) -> Result<(), Failure>
     output.result(&json!({ "format": "keyleash.drill-compare.v1", "worse": worse, "rows": json }), &columns(&lines))?;
     match worse.is_empty() {
         true => Ok(()),
-        false => Err(Failure::Broken(format!("held before and does not hold now: {}", worse.join("; ")))),
+        false => Err(Failure::Broken(format!("does not hold, or is missing now: {}", worse.join("; ")))),
     }
 }
 
@@ -82,12 +86,36 @@ fn compare(old: &Value, new: &Value) -> Vec<Row> {
     for scenario in scenarios {
         let of = |report| drills(report).find(|drill| drill.get("scenario").and_then(Value::as_str) == Some(scenario));
         let (old, new) = (of(old), of(new));
+        if old.is_some() != new.is_some() {
+            let (old, new) = (json!(old.is_some()), json!(new.is_some()));
+            let worse = new == false;
+            rows.push(Row { scenario: scenario.into(), name: PLAYED.into(), old, new, worse });
+        }
         let names = keys(old, measurements).into_iter().chain(keys(new, measurements));
-        push(&mut rows, scenario, names, |name| (find(old, measurements, name), find(new, measurements, name)));
+        push(
+            &mut rows,
+            scenario,
+            names,
+            |_, _| false,
+            |name| (find(old, measurements, name), find(new, measurements, name)),
+        );
         let names = keys(old, verdicts).into_iter().chain(keys(new, verdicts));
-        push(&mut rows, scenario, names, |name| (find(old, verdicts, name), find(new, verdicts, name)));
+        push(&mut rows, scenario, names, is_worse, |name| (find(old, verdicts, name), find(new, verdicts, name)));
+    }
+    // What could not be played is not in the report's drills.
+    let error = new.get("error").and_then(|error| error.get("scenario")).and_then(Value::as_str);
+    if let Some(scenario) = error
+        && !rows.iter().any(|row| row.scenario == scenario && row.worse)
+    {
+        let (old, new) = (Value::Null, json!(false));
+        rows.push(Row { scenario: scenario.into(), name: PLAYED.into(), old, new, worse: true });
     }
     rows
+}
+
+/// A verdict that fails the comparison.
+fn is_worse(old: &Value, new: &Value) -> bool {
+    new == "fail" || (old == "pass" && new != "pass") || (!old.is_null() && new.is_null())
 }
 
 type Pairs = Vec<(String, Value)>;
@@ -123,6 +151,7 @@ fn push(
     rows: &mut Vec<Row>,
     scenario: &str,
     names: impl Iterator<Item = String>,
+    is_worse: impl Fn(&Value, &Value) -> bool,
     values: impl Fn(&str) -> (Value, Value),
 ) {
     for name in names {
@@ -130,7 +159,7 @@ fn push(
             continue;
         }
         let (old, new) = values(&name);
-        let worse = old == "pass" && new == "fail";
+        let worse = is_worse(&old, &new);
         rows.push(Row { scenario: scenario.into(), name, old, new, worse });
     }
 }
@@ -147,23 +176,52 @@ mod tests {
         }] })
     }
 
-    fn worse(rows: &[Row]) -> usize {
-        rows.iter().filter(|row| row.worse).count()
+    fn worse(old: &Value, new: &Value) -> Vec<String> {
+        let rows = compare(old, new);
+        rows.into_iter().filter(|row| row.worse).map(|row| format!("{}: {}", row.scenario, row.name)).collect()
     }
 
     #[test]
-    fn a_promise_that_held_and_does_not_any_more_is_worse_and_a_slower_time_is_not() {
+    fn a_slower_time_alone_is_not_worse() {
         let fast = report("outage", 1.0, "pass");
-        assert_eq!(worse(&compare(&fast, &report("outage", 900.0, "pass"))), 0);
-        assert_eq!(worse(&compare(&fast, &report("outage", 900.0, "fail"))), 1);
-        assert_eq!(worse(&compare(&report("outage", 1.0, "fail"), &report("outage", 1.0, "fail"))), 0);
+        assert_eq!(worse(&fast, &report("outage", 900.0, "pass")), [""; 0]);
     }
 
     #[test]
-    fn scenarios_that_only_one_report_has_are_shown() {
-        let rows = compare(&report("outage", 1.0, "pass"), &report("hang", 2.0, "pass"));
-        assert_eq!(rows.len(), 4);
-        assert!(rows.iter().all(|row| row.old.is_null() != row.new.is_null()));
-        assert_eq!(worse(&rows), 0);
+    fn a_promise_that_fails_now_is_worse_whatever_it_did_before() {
+        let fails = report("outage", 900.0, "fail");
+        let silent =
+            json!({ "format": FORMAT, "drills": [{ "scenario": "outage", "measurements": {}, "promises": [] }] });
+        for old in [report("outage", 1.0, "pass"), report("outage", 1.0, "inconclusive"), fails.clone(), silent] {
+            assert_eq!(worse(&old, &fails), ["outage: promise last-success"], "{old}");
+        }
+    }
+
+    #[test]
+    fn a_promise_that_held_and_is_not_shown_to_hold_any_more_is_worse() {
+        let held = report("outage", 1.0, "pass");
+        let vanished = json!({ "format": FORMAT, "drills": [{ "scenario": "outage", "promises": [] }] });
+        for new in [report("outage", 1.0, "inconclusive"), vanished] {
+            assert_eq!(worse(&held, &new), ["outage: promise last-success"], "{new}");
+        }
+        let open = report("outage", 1.0, "inconclusive");
+        assert_eq!(worse(&open, &open), [""; 0]);
+    }
+
+    #[test]
+    fn a_scenario_that_the_new_report_lacks_is_worse_and_one_that_it_has_more_is_not() {
+        let (outage, both) = (report("outage", 1.0, "pass"), {
+            let mut both = report("outage", 1.0, "pass");
+            let more = report("hang", 1.0, "pass")["drills"][0].clone();
+            both["drills"].as_array_mut().unwrap().push(more);
+            both
+        });
+        let missing = worse(&both, &outage);
+        assert_eq!(missing, ["hang: played", "hang: promise last-success"]);
+        assert_eq!(worse(&outage, &both), [""; 0]);
+        let mut stopped = outage.clone();
+        stopped["error"] = json!({ "scenario": "hang", "message": "m" });
+        assert_eq!(worse(&both, &stopped), missing);
+        assert_eq!(worse(&outage, &stopped), ["hang: played"]);
     }
 }
