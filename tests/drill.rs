@@ -23,23 +23,24 @@ fn drill(directory: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Runs a fast drill and gives its part of the report. The machine may be busy: hence the slack.
+/// Runs a fast drill and gives its part of the report. No promise may be broken; on a busy machine some may be inconclusive.
 fn fast(directory: &Path, scenario: &str, more: &[&str]) -> Value {
     let output = drill(directory, &[&[scenario, "--fast", "--slack", "3000", "--json"], more].concat());
     let words = String::from_utf8_lossy(&output.stderr);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {words}"));
-    assert!(output.status.success(), "{words}\n{report:#}");
+    let verdicts = report["drills"][0]["promises"].as_array().unwrap().iter().map(|promise| &promise["verdict"]);
+    let inconclusive = verdicts.filter(|verdict| **verdict == "inconclusive").count();
+    assert_eq!(output.status.code(), Some(if inconclusive > 0 { 10 } else { 0 }), "{words}\n{report:#}");
     fs::write(directory.join(format!("{scenario}.json")), &output.stdout).unwrap();
     assert_eq!(report["format"], "keyleash.drill.v1");
-    assert_eq!(report["passed"], true);
+    assert_eq!(report["passed"], inconclusive == 0);
     report["drills"][0].clone()
 }
 
-fn verdict<'a>(drill: &'a Value, name: &str) -> &'a Value {
+/// Says that the drill has this line; `fast` has judged it.
+fn judged(drill: &Value, name: &str) {
     let promises = drill["promises"].as_array().unwrap();
-    let promise =
-        promises.iter().find(|promise| promise["name"] == name).unwrap_or_else(|| panic!("{name}: {drill:#}"));
-    &promise["verdict"]
+    assert!(promises.iter().any(|promise| promise["name"] == name), "{name}: {drill:#}");
 }
 
 #[test]
@@ -47,8 +48,8 @@ fn a_revocation_is_measured_and_keeps_its_promises() {
     let directory = tempfile::tempdir().unwrap();
     let drill = fast(directory.path(), "revocation", &["--picture", "p.svg", "--report", "r.html", "--accounts", "7"]);
     assert_eq!((&drill["scenario"], &drill["settings"]["accounts"]), (&"revocation".into(), &7.into()));
-    for name in ["last-success", "first-refusal", "wiped", "first-success", "all-back", "wrong-outcomes"] {
-        assert_eq!(verdict(&drill, name), "pass", "{name}");
+    for name in ["last-success", "first-refusal", "wiped", "keys-left", "first-success", "all-back", "wrong-outcomes"] {
+        judged(&drill, name);
     }
     let measured = &drill["measurements"];
     for name in ["first_refusal_ms", "wiped_ms", "first_success_ms", "all_back_ms", "account_back_p99_ms"] {
@@ -68,18 +69,30 @@ fn a_revocation_is_measured_and_keeps_its_promises() {
     let report = directory.path().join("revocation.json");
     let same = self::drill(directory.path(), &["compare", "revocation.json", "revocation.json"]);
     assert!(same.status.success());
-    let broken = fs::read_to_string(report).unwrap().replace("\"verdict\":\"pass\"", "\"verdict\":\"fail\"");
-    fs::write(directory.path().join("broken.json"), broken).unwrap();
-    let worse = self::drill(directory.path(), &["compare", "revocation.json", "broken.json"]);
-    assert_eq!(worse.status.code(), Some(9));
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    let with_lines = |change: &dyn Fn(&mut Vec<Value>)| {
+        let mut report = report.clone();
+        change(report["drills"][0]["promises"].as_array_mut().unwrap());
+        report
+    };
+    let failed = with_lines(&|lines| lines.iter_mut().for_each(|line| line["verdict"] = "fail".into()));
+    let vanished = with_lines(&|lines| lines.retain(|line| line["name"] != "keys-left"));
+    let mut missing = report.clone();
+    missing["drills"] = Value::Array(Vec::new());
+    for (new, named) in [(failed, "promise wiped"), (vanished, "promise keys-left"), (missing, "revocation: played")] {
+        fs::write(directory.path().join("new.json"), new.to_string()).unwrap();
+        let worse = self::drill(directory.path(), &["compare", "revocation.json", "new.json"]);
+        assert_eq!(worse.status.code(), Some(9), "{named}");
+        assert!(String::from_utf8_lossy(&worse.stderr).contains(named), "{named}");
+    }
 }
 
 #[test]
 fn an_outage_disturbs_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let drill = fast(directory.path(), "outage", &[]);
-    for name in ["noticed", "refused-operations", "active-again", "wrong-outcomes", "unverified-bytes"] {
-        assert_eq!(verdict(&drill, name), "pass", "{name}");
+    for name in ["noticed", "refused-operations", "service-gap", "service-rate", "service-rate-after", "active-again"] {
+        judged(&drill, name);
     }
     let measured = &drill["measurements"];
     assert_eq!((&measured["refused"], &measured["first_refusal_ms"]), (&0.into(), &Value::Null));
@@ -103,4 +116,36 @@ fn a_drill_keeps_its_hands_off_a_token_that_with_token_did_not_make() {
     assert!(output.status.success(), "{words}");
     assert_eq!(words.matches("--operator").count(), 3, "{words}");
     assert_eq!(words.matches("--token-serial").count(), 3, "{words}");
+}
+
+/// The hidden acts, started by hand.
+#[test]
+fn an_act_keeps_its_hands_off_what_the_drill_itself_may_not_touch() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = r#"place=$(dirname "$SOFTHSM2_CONF"); mkdir mine
+        refused() { "$0" drill __act "$@" && exit 1; [ $? = 2 ] || exit 1; }
+        "$0" drill __act log-in || exit 1
+        refused --token-serial 1 log-in
+        refused move mine gone
+        refused move "$place/tokens" gone
+        refused move "$place/../../mine" "$place/gone"
+        refused restore mine "$place/tokens"
+        refused hold-lock mine
+        rm "$place/label"
+        refused log-in
+        refused destroy 00
+        refused disable 00 aes-gcm
+        refused set-pin mine
+        refused move "$place/tokens" "$place/gone"
+        refused hold-lock "$place/tokens"
+        [ -d mine ] && [ -d "$place/tokens" ] || exit 1"#;
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/softhsm/with-token"))
+        .args(["bash", "-c", script, env!("CARGO_BIN_EXE_keyleash")])
+        .current_dir(directory.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words}");
+    assert_eq!(words.matches("--token-serial").count(), 5, "{words}");
 }

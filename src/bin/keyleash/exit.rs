@@ -4,7 +4,7 @@ use keyleash::{Corrupt, Error};
 use std::{fmt, io, path::Path};
 
 /// Every exit status and when it comes; shown by `--help`.
-pub(crate) const TABLE: [(u8, &str); 13] = [
+pub(crate) const TABLE: [(u8, &str); 14] = [
     (0, "done"),
     (1, "input or output failed, or the process must be restarted"),
     (2, "usage, invalid or misconfigured: change the command or the set-up"),
@@ -15,6 +15,7 @@ pub(crate) const TABLE: [(u8, &str); 13] = [
     (7, "exists already, or was changed by somebody else meanwhile"),
     (8, "the key store failed: locked by another process, disk full"),
     (9, "a drill measured that a promise does not hold"),
+    (10, "a drill could not tell whether a promise holds: the machine was too busy; run it again"),
     (129, "SIGHUP"),
     (130, "SIGINT (143: SIGTERM): nothing is left of an unfinished OUT"),
     (141, "standard output was closed before all was written"),
@@ -42,6 +43,8 @@ pub(crate) enum Failure {
     Partial { what: String, code: u8 },
     /// A drill measured that promises do not hold; which ones.
     Broken(String),
+    /// A drill could not tell whether promises hold; which ones.
+    Inconclusive(String),
     /// Standard output was closed by its reader.
     Closed,
     /// A signal of this number asked to stop.
@@ -109,6 +112,7 @@ impl Failure {
             Self::Usage(_) => "usage",
             Self::Partial { .. } => "partial",
             Self::Broken(_) => "broken",
+            Self::Inconclusive(_) => "inconclusive",
             Self::Closed => "closed",
             Self::Interrupted(_) => "interrupted",
         }
@@ -122,6 +126,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Partial { code, .. } => *code,
             Self::Broken(_) => 9,
+            Self::Inconclusive(_) => 10,
             Self::Closed => 141,
             Self::Interrupted(signal) => signal.saturating_add(128),
         }
@@ -146,7 +151,9 @@ impl fmt::Display for Failure {
         match self {
             Self::Engine(error) => error.fmt(f),
             Self::Io { what, error } => write!(f, "{what}: {error}"),
-            Self::Usage(what) | Self::Partial { what, .. } | Self::Broken(what) => f.write_str(what),
+            Self::Usage(what) | Self::Partial { what, .. } | Self::Broken(what) | Self::Inconclusive(what) => {
+                f.write_str(what)
+            }
             Self::Closed => f.write_str("standard output was closed before all was written"),
             Self::Interrupted(signal) => write!(f, "stopped by signal {signal}"),
         }

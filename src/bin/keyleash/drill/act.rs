@@ -3,7 +3,10 @@
 //! The process is this binary again with the hidden command `drill __act`; it prints the instant just before the act
 //! (CLOCK_BOOTTIME, which all processes share), so that what is measured from it is never too short.
 
-use super::args::Act;
+use super::{
+    args::{Act, Deed},
+    ground::{may_move, may_touch},
+};
 use crate::{
     exit::Failure,
     setup::{Setup, wait_until_listed},
@@ -12,7 +15,7 @@ use keyleash::{
     Error,
     clock::{Clock, Instant},
     token::{
-        KekId,
+        KekId, Token,
         pkcs11::{self, Pkcs11Token, operator::Operator},
     },
 };
@@ -26,38 +29,45 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// The other side: does the act in this process.
+/// The other side: does the act in this process, where the drill itself may act and nowhere else.
 pub(crate) async fn act(act: Act, setup: &Setup) -> Result<(), Failure> {
     let clock = Clock::default();
-    let at = match act {
-        Act::Enable { id, profile } => {
-            operator(setup).await?.set_enabled(&kek_id(&id)?, profile, true).await.map_err(Error::from)?
+    let Act { token_serial, deed } = act;
+    let operator = || operator(setup, token_serial.as_deref());
+    let at = match deed {
+        Deed::Enable { id, profile } => {
+            operator().await?.set_enabled(&kek_id(&id)?, profile, true).await.map_err(Error::from)?
         }
-        Act::Disable { id, profile } => {
-            operator(setup).await?.set_enabled(&kek_id(&id)?, profile, false).await.map_err(Error::from)?
+        Deed::Disable { id, profile } => {
+            operator().await?.set_enabled(&kek_id(&id)?, profile, false).await.map_err(Error::from)?
         }
-        Act::Destroy { id } => operator(setup).await?.destroy(&kek_id(&id)?).await.map_err(Error::from)?,
-        Act::SetPin { new } => {
+        Deed::Destroy { id } => operator().await?.destroy(&kek_id(&id)?).await.map_err(Error::from)?,
+        Deed::SetPin { new } => {
             let old = setup.token_settings()?.pin;
             let new = pkcs11::PinSource::File(new);
-            operator(setup).await?.set_pin(&old, &new).await.map_err(Error::from)?
+            operator().await?.set_pin(&old, &new).await.map_err(Error::from)?
         }
-        Act::LogIn => {
+        Deed::LogIn => {
             let at = clock.now();
-            drop(operator(setup).await?);
+            drop(operator().await?);
             at
         }
-        Act::Move { from, to } => {
+        Deed::Move { from, to } => {
+            may_move(&[&from, &to])?;
             let at = clock.now();
             fs::rename(&from, &to).map_err(|error| Failure::io(from.display(), error))?;
             at
         }
-        Act::Restore { backup, place } => {
+        Deed::Restore { backup, place } => {
+            may_move(&[&backup, &place])?;
             let at = clock.now();
             restore(&backup, &place).map_err(|error| Failure::io(place.display(), error))?;
             at
         }
-        Act::HoldLock { files } => return hold_lock(&files, &clock),
+        Deed::HoldLock { files } => {
+            may_move(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+            return hold_lock(&files, &clock);
+        }
     };
     say(at).map_err(Failure::stdout)
 }
@@ -68,9 +78,9 @@ const PIN_CHANGES_MAX: usize = 10;
 /// Changes the token's PIN from what is in `old` to what is in `new`, by processes of this binary, and gives when. Once more where
 /// the new one turns out to be lost: SoftHSM does that when another process logs in at that instant (`src/manual/operations.rs`), and
 /// a PIN that was not changed denies nobody.
-pub(crate) fn set_pin(config: Option<&Path>, old: &Path, new: &Path) -> Result<Instant, Failure> {
+pub(crate) fn set_pin(launch: &Launch, old: &Path, new: &Path) -> Result<Instant, Failure> {
     let with_pin = |pin: &Path, arguments| {
-        let mut command = hidden(config, "__act", arguments)?;
+        let mut command = launch.act(arguments)?;
         command.env_remove("KEYLEASH_PIN").env_remove("KEYLEASH_PIN_ENV").env("KEYLEASH_PIN_FILE", pin);
         run(command)
     };
@@ -97,9 +107,10 @@ fn say(at: Instant) -> io::Result<()> {
     out.flush()
 }
 
-async fn operator(setup: &Setup) -> Result<Operator, Failure> {
+async fn operator(setup: &Setup, told: Option<&str>) -> Result<Operator, Failure> {
     let token = Pkcs11Token::open(setup.token_settings()?).await.map_err(Error::from)?;
     wait_until_listed(&token).await;
+    may_touch(told, &token.info().await.map_err(Error::from)?)?;
     Ok(Operator::new(token))
 }
 
@@ -140,8 +151,8 @@ fn hold_lock(files: &[PathBuf], clock: &Clock) -> Result<(), Failure> {
 /// Who does the acts.
 #[derive(Debug, Clone)]
 pub(crate) enum Actor {
-    /// A process of this binary, with this `--config`.
-    Process { config: Option<PathBuf> },
+    /// A process of this binary.
+    Process(Launch),
     /// A person, who is told what to do.
     Operator,
 }
@@ -150,8 +161,8 @@ impl Actor {
     /// Does the act and gives when. `words` says it to a person.
     pub(crate) async fn act(&self, words: &str, command: Vec<OsString>) -> Result<Instant, Failure> {
         match self {
-            Self::Process { config } => {
-                let command = hidden(config.as_deref(), "__act", command)?;
+            Self::Process(launch) => {
+                let command = launch.act(command)?;
                 blocking(move || run(command)).await
             }
             Self::Operator => self.ask(words).await,
@@ -180,14 +191,30 @@ impl Actor {
 }
 
 /// This binary again, with a hidden command.
-pub(crate) fn hidden(config: Option<&Path>, name: &str, arguments: Vec<OsString>) -> Result<Command, Failure> {
-    let binary = env::current_exe().map_err(|error| Failure::io("finding this binary", error))?;
-    let mut command = Command::new(binary);
-    if let Some(config) = config {
-        command.arg("--config").arg(config);
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    pub(crate) config: Option<PathBuf>,
+    /// The token that this drill may act on: it has asked before.
+    pub(crate) serial: String,
+}
+
+impl Launch {
+    /// Acts on the drill's token.
+    pub(crate) fn act(&self, deed: Vec<OsString>) -> Result<Command, Failure> {
+        let mut command = self.hidden("__act")?;
+        command.arg("--token-serial").arg(&self.serial).args(deed);
+        Ok(command)
     }
-    command.arg("drill").arg(name).args(arguments).stdin(Stdio::null());
-    Ok(command)
+
+    pub(crate) fn hidden(&self, name: &str) -> Result<Command, Failure> {
+        let binary = env::current_exe().map_err(|error| Failure::io("finding this binary", error))?;
+        let mut command = Command::new(binary);
+        if let Some(config) = &self.config {
+            command.arg("--config").arg(config);
+        }
+        command.arg("drill").arg(name).stdin(Stdio::null());
+        Ok(command)
+    }
 }
 
 pub(crate) async fn blocking<T: Send + 'static>(

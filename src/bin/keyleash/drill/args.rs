@@ -11,7 +11,8 @@ Examples:
   keyleash drill revocation --operator     on a real HSM: says what to do, and waits
 
 A drill makes a KEK and a store of its own and leaves neither behind. Ends with 0
-when every promise held, with 9 when one did not.";
+when every promise held, with 9 when one did not, with 10 when the machine was
+too busy to tell: run it again.";
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = EXAMPLES)]
@@ -40,7 +41,7 @@ pub(crate) enum Drill {
     Rotation(Options),
     /// All of the above, one after the other.
     All(Options),
-    /// Compare two reports made with --json. Ends with 9 when a promise that held does not hold any more.
+    /// Compare two reports made with --json. Ends with 9 when a promise does not hold in NEW, or a promise or a scenario is missing.
     Compare {
         /// The earlier report.
         old: PathBuf,
@@ -48,7 +49,7 @@ pub(crate) enum Drill {
         new: PathBuf,
     },
     /// Does an act in a process of its own.
-    #[command(name = "__act", hide = true, subcommand)]
+    #[command(name = "__act", hide = true)]
     Act(Act),
     /// The service that `restart` kills.
     #[command(name = "__serve", hide = true)]
@@ -69,7 +70,7 @@ pub(crate) struct Options {
     /// How the drill's KEK wraps.
     #[arg(long, default_value = Profile::ALL[0].name(), value_parser = crate::args::profiles())]
     pub(crate) profile: Profile,
-    /// Scheduling slack that is added to every promised time and stated in the report, in milliseconds.
+    /// The most that the machine's own delay, which is measured, makes inconclusive instead of failed, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=60_000))]
     pub(crate) slack: u32,
     /// Draw the timeline.
@@ -86,8 +87,17 @@ pub(crate) struct Options {
     pub(crate) token_serial: Option<String>,
 }
 
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Act {
+    /// The token that it may act on, although with-token did not make it.
+    #[arg(long, value_name = "SERIAL")]
+    pub(crate) token_serial: Option<String>,
+    #[command(subcommand)]
+    pub(crate) deed: Deed,
+}
+
 #[derive(Debug, Clone, Subcommand)]
-pub(crate) enum Act {
+pub(crate) enum Deed {
     Enable {
         id: String,
         #[arg(value_parser = crate::args::profiles())]

@@ -1,10 +1,11 @@
 //! One drill from its first block to its last: load, act, end state, undoing, everybody back.
 
 use super::{
-    act::{Held, blocking, hidden, set_pin},
+    act::{Held, blocking, set_pin},
     args::Options,
     ground::{Ground, write_pin},
     load::{Listener, Load},
+    machine::Machine,
     outcome::{Outcome, Outcomes},
     restart,
     rotation::{self, Rotated},
@@ -91,9 +92,13 @@ pub(crate) async fn conduct(
     let accounts = customers.len();
     let recorder = Arc::new(Recorder::new(clock.now(), interval(&ground.settings), accounts));
     recorder.expect(clock.now(), OK);
+    let machine = Machine::watch(recorder.clone())?;
     let mut rotated = None;
+    let end;
     let unwraps = if scenario == Scenario::Restart {
-        restart::conduct(options, &mut ground, customers, &recorder, wait).await?
+        let unwraps = restart::conduct(options, &mut ground, customers, &recorder, wait).await?;
+        end = clock.now();
+        unwraps
     } else {
         let Some(engine) = ground.engine.clone() else {
             return Err(Failure::Usage("the drill has no engine".into()));
@@ -110,12 +115,15 @@ pub(crate) async fn conduct(
                 .play(scenario)
                 .await?;
         }
+        // Before the load ends: what it does not do after this is no trouble.
+        end = clock.now();
         load.stop().await;
         drop(look);
         let after = ground.token.unwraps();
         (after.0 - before.0, after.1 - before.1)
     };
-    let timeline = recorder.read(clock.now());
+    drop(machine);
+    let timeline = recorder.read(end);
     let finished = Finished {
         scenario,
         settings: ground.settings.clone(),
@@ -192,15 +200,20 @@ impl Stage<'_> {
         // A proof or two of the watch, as in a service that has run for a while.
         self.wait.rest("load", poll_interval * 2).await;
         let late = slack(self.options) + LATE;
+        if matches!(owed, Owed::Denied(_) | Owed::Lapsed) {
+            recorder.keys_before(keys_in(self.ground, std::process::id()).await?);
+        }
         match owed {
             Owed::Denied(within) => {
                 let act = self.take(scenario, Outcomes::of(&[Outcome::Ok, Outcome::Denied])).await?;
                 self.wait.until(act.plus(within + late), || recorder.all_are(Outcome::Denied, act)).await;
+                self.search(act.plus(within + late)).await?;
                 self.wait.rest("denied", poll_interval).await;
             }
             Owed::Lapsed => {
                 let act = self.take(scenario, Outcomes::of(&[Outcome::Ok, Outcome::Lapsed])).await?;
                 self.wait.until(act.plus(grace + late), || recorder.all_are(Outcome::Lapsed, act)).await;
+                self.search(act.plus(grace + late)).await?;
                 self.wait.rest("lapsed", poll_interval).await;
             }
             Owed::Service(_) if scenario == Scenario::Flapping => {
@@ -230,6 +243,13 @@ impl Stage<'_> {
             // What is cleaned up after the drill logs in with the PIN of the settings.
             self.ground.act("change the token's user PIN back to what it was", Vec::new()).await?;
         }
+        Ok(())
+    }
+
+    /// Once the engine says that it wiped everything, or should have: where keys stand by the memory itself.
+    async fn search(&self, give_up: Instant) -> Result<(), Failure> {
+        self.wait.until(give_up, || self.recorder.aeks() == 0).await;
+        self.recorder.keys_left(keys_in(self.ground, std::process::id()).await?);
         Ok(())
     }
 
@@ -270,7 +290,7 @@ impl Stage<'_> {
             Scenario::Hang => {
                 let mut arguments = words(["hold-lock"]);
                 arguments.extend(objects(&self.ground.tokens()?)?);
-                let command = hidden(self.ground.config.as_deref(), "__act", arguments)?;
+                let command = self.ground.launch.act(arguments)?;
                 let (held, at) = blocking(move || Held::start(command)).await?;
                 self.held = Some(held);
                 at
@@ -352,12 +372,12 @@ impl Stage<'_> {
         let mut random = [0; 16];
         fill_random(&mut random)?;
         write_pin(&new, hex(&random).as_bytes())?;
-        let config = self.ground.config.clone();
+        let launch = self.ground.launch.clone();
         let (from, to) = (old.clone(), new.clone());
-        let at = blocking(move || set_pin(config.as_deref(), &from, &to)).await?;
-        let config = self.ground.config.clone();
+        let at = blocking(move || set_pin(&launch, &from, &to)).await?;
+        let launch = self.ground.launch.clone();
         self.ground.undo.push(move || {
-            if let Err(failure) = set_pin(config.as_deref(), &new, &old) {
+            if let Err(failure) = set_pin(&launch, &new, &old) {
                 tracing::warn!(%failure, "the token's PIN could not be changed back");
             }
         });
@@ -367,6 +387,12 @@ impl Stage<'_> {
 
 fn now() -> Instant {
     Clock::default().now()
+}
+
+/// Places in a process's memory where an AEK of the drill, or a round key of one, stands.
+pub(crate) async fn keys_in(ground: &Ground, process: u32) -> Result<u64, Failure> {
+    let token = ground.token.clone();
+    blocking(move || token.keys.find(process)).await
 }
 
 /// The KEK as people find it in the token.

@@ -1,8 +1,9 @@
 //! What a drill stands on: a directory, a KEK and accounts of its own, and an engine over the token.
 
 use super::{
-    act::{Actor, hidden, run},
+    act::{Actor, Launch, run},
     args::Options,
+    keys::Keys,
     load::Customer,
     scenario::Scenario,
 };
@@ -13,6 +14,7 @@ use crate::{
 use async_trait::async_trait;
 use keyleash::{
     Engine, Error,
+    clock::Instant,
     config::Settings,
     name::{AccountId, KekName},
     secret::{Aek, fill_random},
@@ -61,9 +63,10 @@ impl Drop for Undo {
     }
 }
 
-/// The token, its unwraps counted.
+/// The token, its unwraps counted, and the AEKs known that it wrapped and unwrapped.
 pub(crate) struct CountingToken {
     token: Pkcs11Token,
+    pub(crate) keys: Keys,
     served: AtomicU64,
     failed: AtomicU64,
 }
@@ -75,6 +78,7 @@ impl CountingToken {
     }
 
     fn count(&self, result: Result<Aek, TokenError>) -> Result<Aek, TokenError> {
+        result.iter().for_each(|aek| self.keys.learn(aek));
         let counter = if result.is_ok() { &self.served } else { &self.failed };
         counter.fetch_add(1, Ordering::Relaxed);
         result
@@ -88,6 +92,7 @@ impl Token for CountingToken {
     }
 
     async fn wrap(&self, kek: &KekHandle, aek: &Aek, binding: &Binding) -> Result<Wrapped, TokenError> {
+        self.keys.learn(aek);
         self.token.wrap(kek, aek, binding).await
     }
 
@@ -119,6 +124,10 @@ impl Token for CountingToken {
         self.token.renew_context().await
     }
 
+    fn context_began(&self) -> Option<Instant> {
+        self.token.context_began()
+    }
+
     fn workers(&self) -> Workers {
         self.token.workers()
     }
@@ -135,7 +144,7 @@ pub(crate) struct Ground {
     pub(crate) name: KekName,
     pub(crate) kek: KekInfo,
     pub(crate) actor: Actor,
-    pub(crate) config: Option<PathBuf>,
+    pub(crate) launch: Launch,
     /// The directory of the token, where with-token made it.
     pub(crate) with_token: Option<PathBuf>,
     // Last, so that it is dropped last: the KEK goes when nobody uses it any more.
@@ -148,7 +157,6 @@ impl Ground {
         scenario: Scenario,
         options: &Options,
         setup: &Setup,
-        actor: Actor,
         config: Option<&Path>,
     ) -> Result<(Self, Vec<Customer>), Failure> {
         let count = options.accounts.unwrap_or(scenario.accounts());
@@ -165,27 +173,19 @@ impl Ground {
         let info = token.info().await.map_err(Error::from)?;
         let with_token = with_token_directory(&info);
         may_act(scenario, options, &info, with_token.as_deref())?;
-        let token = Arc::new(CountingToken { token, served: AtomicU64::new(0), failed: AtomicU64::new(0) });
+        let launch = Launch { config: config.map(Path::to_owned), serial: info.serial.clone() };
+        let actor = if options.operator { Actor::Operator } else { Actor::Process(launch.clone()) };
+        let (served, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+        let token = Arc::new(CountingToken { token, keys: Keys::default(), served, failed });
         let store = Arc::new(RedbStore::open_or_create(directory.join(STORE)).await?);
         let engine = Engine::builder(token.clone(), store).settings(settings.clone()).build()?;
         // Its label tells an operator of a real HSM which one it is.
         let name = kek_name(&directory)?;
         let kek = engine.create_kek(&name, options.profile, true).await?;
-        destroy_at_the_end(&mut undo, config, &kek.id);
+        destroy_at_the_end(&mut undo, &launch, &kek.id);
         let customers = customers(&engine, &name, count).await?;
-        let ground = Self {
-            directory,
-            settings,
-            token,
-            info,
-            engine: Some(engine),
-            name,
-            kek,
-            actor,
-            config: config.map(Path::to_owned),
-            with_token,
-            undo,
-        };
+        let ground =
+            Self { directory, settings, token, info, engine: Some(engine), name, kek, actor, launch, with_token, undo };
         Ok((ground, customers))
     }
 
@@ -198,14 +198,14 @@ impl Ground {
     }
 
     /// Does an act, through a process or a person.
-    pub(crate) async fn act(&self, words: &str, command: Vec<OsString>) -> Result<keyleash::clock::Instant, Failure> {
+    pub(crate) async fn act(&self, words: &str, command: Vec<OsString>) -> Result<Instant, Failure> {
         self.actor.act(words, command).await
     }
 }
 
 /// Whatever ends the drill.
-pub(crate) fn destroy_at_the_end(undo: &mut Undo, config: Option<&Path>, id: &KekId) {
-    if let Ok(destroy) = hidden(config, "__act", vec!["destroy".into(), id.to_string().into()]) {
+pub(crate) fn destroy_at_the_end(undo: &mut Undo, launch: &Launch, id: &KekId) {
+    if let Ok(destroy) = launch.act(vec!["destroy".into(), id.to_string().into()]) {
         undo.push(move || {
             // The token may be one on which nothing can be destroyed; the KEK is the drill's alone.
             let _ = run(destroy);
@@ -258,14 +258,42 @@ pub(crate) fn write_pin(path: &Path, pin: &[u8]) -> Result<(), Failure> {
 
 /// The directory that with-token made for this token: named by SOFTHSM2_CONF, with the token's own label written in it.
 fn with_token_directory(info: &TokenInfo) -> Option<PathBuf> {
+    let (directory, label) = with_token_place()?;
+    let made = label == info.label && info.model.contains("SoftHSM") && directory.join("tokens").is_dir();
+    made.then_some(directory)
+}
+
+/// Where with-token keeps the token that SOFTHSM2_CONF names, and its label.
+fn with_token_place() -> Option<(PathBuf, String)> {
     let conf = PathBuf::from(env::var_os("SOFTHSM2_CONF")?);
     let directory = conf.parent()?.to_owned();
-    let label = fs::read_to_string(directory.join("label")).ok()?;
-    let made = label.trim() == info.label
-        && info.label.starts_with("keyleash-")
-        && info.model.contains("SoftHSM")
-        && directory.join("tokens").is_dir();
-    made.then_some(directory)
+    let label = fs::read_to_string(directory.join("label")).ok()?.trim().to_owned();
+    label.starts_with("keyleash-").then_some((directory, label))
+}
+
+/// Refuses an act on a token that with-token did not make, unless its serial was told.
+pub(crate) fn may_touch(told: Option<&str>, info: &TokenInfo) -> Result<(), Failure> {
+    let TokenInfo { label, serial, .. } = info;
+    match told {
+        Some(told) if told == serial => Ok(()),
+        None if with_token_directory(info).is_some() => Ok(()),
+        _ => Err(Failure::Usage(format!(
+            "with-token did not make the token {label:?}: if it may be acted on, say so: --token-serial {serial}"
+        ))),
+    }
+}
+
+/// Refuses to move, replace or lock what is not in the directory that with-token made.
+pub(crate) fn may_move(paths: &[&Path]) -> Result<(), Failure> {
+    let place = with_token_place().and_then(|(directory, _)| directory.canonicalize().ok());
+    for path in paths {
+        let parent = path.file_name().and_then(|_| path.parent()).and_then(|parent| parent.canonicalize().ok());
+        if !parent.zip(place.as_ref()).is_some_and(|(parent, place)| parent.starts_with(place)) {
+            let path = path.display();
+            return Err(Failure::Usage(format!("{path} is not in a directory that with-token made: nothing was done")));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses to act on a token that may be somebody's.

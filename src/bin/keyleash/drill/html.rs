@@ -2,6 +2,7 @@
 
 use super::{
     picture::{escape, svg},
+    promises::Verdict,
     report::{Report, bound_words, measured_words},
 };
 use std::fmt::Write as _;
@@ -9,7 +10,7 @@ use std::fmt::Write as _;
 const STYLE: &str = "\
 :root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}\
 table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #8884}\
-.pass{color:#1a7f37}.fail{color:#cf222e;font-weight:bold}svg{width:100%;height:auto}.mute{opacity:.7}\
+.pass{color:#1a7f37}.fail{color:#cf222e;font-weight:bold}.inconclusive{color:#9a6700;font-weight:bold}svg{width:100%;height:auto}.mute{opacity:.7}\
 @media(prefers-color-scheme:dark){.pass{color:#3fb950}.fail{color:#ff7b72}}";
 
 /// The page.
@@ -18,7 +19,7 @@ pub(crate) fn html(reports: &[Report]) -> String {
     let mut body = String::new();
     let _ = write!(
         body,
-        "<h1>keyleash drills</h1>\n<p>{passed} of {} drills kept every promise.</p>\n<table>",
+        "<h1>keyleash drills</h1>\n<p>{passed} of {} drills kept every promise for certain.</p>\n<table>",
         reports.len()
     );
     for report in reports {
@@ -26,7 +27,7 @@ pub(crate) fn html(reports: &[Report]) -> String {
         let _ = writeln!(
             body,
             "<tr><td><a href=\"#{name}\">{name}</a></td><td>{}</td><td>{}</td></tr>",
-            verdict(report.passed()),
+            verdict(report.verdict()),
             escape(report.finished.scenario.story())
         );
     }
@@ -49,8 +50,8 @@ fn section(body: &mut String, report: &Report) {
     let who = if finished.operator { "an operator" } else { "another process" };
     let _ = writeln!(
         body,
-        "<p class=\"mute\">Token {}, serial {} ({}); profile {}; acts by {who}; begun at {} s (Unix time). {}. Every promised \
-         time carries the slack; counts carry none.</p>\n<table><tr><th></th><th>what</th><th>measured</th><th>promised</th></tr>",
+        "<p class=\"mute\">Token {}, serial {} ({}); profile {}; acts by {who}; begun at {} s (Unix time). {}. What is over \
+         its promise by no more than the machine's own delay is inconclusive; counts never are.</p>\n<table><tr><th></th><th>what</th><th>measured</th><th>promised</th></tr>",
         escape(&token.label),
         escape(&token.serial),
         escape(&token.model),
@@ -62,7 +63,7 @@ fn section(body: &mut String, report: &Report) {
         let _ = writeln!(
             body,
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-            verdict(promise.kept),
+            verdict(promise.verdict),
             escape(promise.what),
             escape(&measured_words(promise)),
             escape(&bound_words(promise))
@@ -74,8 +75,8 @@ fn section(body: &mut String, report: &Report) {
     }
 }
 
-fn verdict(passed: bool) -> &'static str {
-    if passed { "<span class=\"pass\">pass</span>" } else { "<span class=\"fail\">FAIL</span>" }
+fn verdict(verdict: Verdict) -> String {
+    format!("<span class=\"{}\">{}</span>", verdict.name(), verdict.word())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use super::{
     outcome::{Outcome, Run},
-    timeline::Chunk,
+    timeline::{Chunk, GAP_MIN, Sealed},
 };
 use crate::exit::Failure;
 use keyleash::{
@@ -31,6 +31,9 @@ const KEPT_BYTES: usize = 256;
 const KEPT_ADDRESS: u64 = 1;
 const NEW_ADDRESS: u64 = 2;
 const REFUSED_PAUSE: Duration = Duration::from_millis(1);
+/// How long a thread may take to end: what one that is stuck in an operation did not do is recorded, and it is left behind.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+const STOP_PAUSE: Duration = Duration::from_millis(5);
 /// What a thread learned is told at least this often.
 const TELL_EVERY: Duration = Duration::from_millis(20);
 
@@ -78,15 +81,22 @@ impl Load {
                 hand.push((number, customer));
             }
         }
+        hands.retain(|hand| !hand.is_empty());
         let mut load = Self { stop: Arc::default(), threads: Vec::new() };
-        for hand in hands {
+        for (thread, hand) in hands.into_iter().enumerate() {
+            let began = Clock::default().now().as_nanos();
+            // Told here, because one that is stuck in its first operation tells nothing.
+            listener.absorb(Chunk { thread: Some((thread, began)), ..Chunk::default() });
             let worker = Worker {
+                thread,
+                succeeded_at: began,
                 engine: engine.clone(),
                 listener: listener.clone(),
                 runtime: Handle::current(),
                 clock: Clock::default(),
                 numbers: hand.iter().map(|(number, _)| *number).collect(),
                 last: vec![None; hand.len()],
+                sealed: vec![None; hand.len()],
                 chunk: Chunk::default(),
             };
             let stop = load.stop.clone();
@@ -96,12 +106,14 @@ impl Load {
         Ok(load)
     }
 
-    /// Ends the threads, and waits until they have told everything.
-    pub(crate) async fn stop(mut self) {
+    /// Ends the threads, and waits until they have told everything. One that panicked has told that on standard error.
+    pub(crate) async fn stop(self) {
         self.stop.store(true, Ordering::SeqCst);
-        let threads = std::mem::take(&mut self.threads);
-        // One that panicked has told that on standard error.
-        let _ = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join()))).await;
+        let clock = Clock::default();
+        let give_up = clock.now().plus(STOP_PATIENCE);
+        while self.threads.iter().any(|thread| !thread.is_finished()) && clock.now() < give_up {
+            clock.sleep_until(clock.now().plus(STOP_PAUSE)).await;
+        }
     }
 }
 
@@ -119,6 +131,11 @@ struct Worker {
     numbers: Vec<usize>,
     /// The run of each customer that was not told yet.
     last: Vec<Option<Run>>,
+    /// The newest block that each customer sealed and that was not told yet.
+    sealed: Vec<Option<Sealed>>,
+    /// Which of the threads this is, and when an operation of its last succeeded.
+    thread: usize,
+    succeeded_at: u64,
     chunk: Chunk,
 }
 
@@ -177,8 +194,12 @@ impl Worker {
     ) -> bool {
         let plain = plaintext(account.id().as_str(), buf.len(), round);
         buf.copy_from_slice(&plain);
+        let from = self.clock.now().as_nanos();
         let sealed = self.operation(seat, number, account, None, || account.seal_in_place(NEW_ADDRESS, buf));
         let mut succeeded = sealed.is_some();
+        if let (Some(header), Some(newest)) = (&sealed, self.sealed.get_mut(seat)) {
+            *newest = Some(Sealed { aek_version: header.aek_version(), from });
+        }
         if let Some(header) = sealed
             && self
                 .operation(seat, number, account, Some(header), || account.open_in_place(NEW_ADDRESS, &header, buf))
@@ -235,6 +256,12 @@ impl Worker {
         };
         let to = self.clock.now();
         self.chunk.longest = self.chunk.longest.max(to.since(from));
+        if outcome == Outcome::Ok {
+            if to.since(Instant::from_nanos(self.succeeded_at)) >= GAP_MIN {
+                self.chunk.gaps.push((self.succeeded_at, to.as_nanos()));
+            }
+            self.succeeded_at = to.as_nanos();
+        }
         let run = Run::one(outcome, from.as_nanos(), to.as_nanos());
         let Some(last) = self.last.get_mut(seat) else { return };
         if last.as_mut().is_some_and(|last| last.extend(&run)) {
@@ -252,6 +279,10 @@ impl Worker {
         for (last, number) in self.last.iter_mut().zip(&self.numbers) {
             self.chunk.runs.extend(last.take().map(|last| (*number, last)));
         }
+        for (sealed, number) in self.sealed.iter_mut().zip(&self.numbers) {
+            self.chunk.sealed.extend(sealed.take().map(|sealed| (*number, sealed)));
+        }
+        self.chunk.thread = Some((self.thread, self.succeeded_at));
         self.listener.absorb(std::mem::take(&mut self.chunk));
     }
 }
@@ -275,6 +306,13 @@ fn plaintext(account: &str, len: usize, round: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drill::timeline::Recorder;
+    use keyleash::{
+        config::Settings,
+        name::KekName,
+        store::memory::MemoryStore,
+        token::{Profile, scripted::ScriptedToken},
+    };
 
     #[test]
     fn plaintexts_differ_with_account_and_round() {
@@ -283,5 +321,32 @@ mod tests {
         assert_eq!(one, plaintext("a", 100, 1));
         assert_ne!(one, plaintext("b", 100, 1));
         assert_ne!(one, plaintext("a", 100, 3));
+    }
+
+    /// Whatever an operation waits for, its thread is without a success meanwhile.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_load_that_waits_has_a_gap_as_long_as_the_wait() {
+        const LATENCY: Duration = Duration::from_millis(300);
+        let (token, script) = ScriptedToken::new(Clock::default(), Settings::default().call_timeout, 1);
+        let store = Arc::new(MemoryStore::new());
+        let engine = || Engine::builder(token.clone(), store.clone()).build().unwrap();
+        let (kek, id) = (KekName::new("kek").unwrap(), AccountId::new("account").unwrap());
+        let first = engine();
+        first.create_kek(&kek, Profile::AesGcm, true).await.unwrap();
+        let account = first.create_account(&id, &kek).await.unwrap();
+        let mut customer = Customer::new(account).unwrap();
+        customer.account = None;
+        script.set_latency(LATENCY);
+
+        let recorder = Arc::new(Recorder::new(Instant::default(), Duration::from_millis(100), 1));
+        let listener: Arc<dyn Listener> = recorder.clone();
+        let load = Load::start(vec![customer], 1, &engine(), &listener).unwrap();
+        while !recorder.all_are(Outcome::Ok, Instant::default()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        load.stop().await;
+        let gaps = recorder.read(Clock::default().now()).gaps;
+        let longest = gaps.iter().map(|(from, to)| Duration::from_nanos(to - from)).max();
+        assert!(longest.is_some_and(|gap| gap >= LATENCY), "{gaps:?}");
     }
 }

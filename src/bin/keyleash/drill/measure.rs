@@ -3,10 +3,23 @@
 use super::{
     conduct::Finished,
     outcome::{Outcome, Run},
+    scenario::Owed,
     timeline::Timeline,
 };
-use keyleash::clock::Instant;
+use keyleash::{clock::Instant, config::Settings};
 use std::time::Duration;
+
+/// How a phase was served, in which everything had to work.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Service {
+    /// The longest that a load thread was without a success, and when that began.
+    pub(crate) gap_ms: f64,
+    pub(crate) gap_from: Instant,
+    /// Successes in a second, in percent of those before the act; `None` where there was nothing to compare.
+    pub(crate) rate_percent: Option<f64>,
+    /// The part of the phase for which the machine itself stood still.
+    pub(crate) lost: f64,
+}
 
 /// The measurements of one drill. Times are `None` when what they time did not happen.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,6 +42,13 @@ pub(crate) struct Measured {
     pub(crate) back_max_ms: Option<f64>,
     /// When the lease was active again, after the undoing.
     pub(crate) active_ms: Option<f64>,
+    /// From the act to the undoing, or to where the promise ends, and from the undoing to the end.
+    pub(crate) service: Option<Service>,
+    pub(crate) service_after: Option<Service>,
+    /// Places in the memory in which an AEK or a round key stood after the wipe; `None` where the search found none before it either.
+    pub(crate) keys_left: Option<u64>,
+    /// The longest that the machine kept a thread from running that only looks at the clock.
+    pub(crate) machine_delay_ms: f64,
     /// Accounts that did not work when the drill ended.
     pub(crate) accounts_missing: u64,
     /// Operations in all, those that succeeded, and those that were refused.
@@ -58,7 +78,8 @@ fn ms(from: Instant, to_ns: u64) -> f64 {
 
 /// Measures a drill.
 pub(crate) fn measure(finished: &Finished) -> Measured {
-    let measured = of(&finished.timeline);
+    let mut measured = of(&finished.timeline);
+    (measured.service, measured.service_after) = services(finished);
     let Some(rotated) = &finished.rotated else { return measured };
     let ms = |time: Duration| Some(time.as_secs_f64() * 1e3);
     Measured {
@@ -71,6 +92,51 @@ pub(crate) fn measure(finished: &Finished) -> Measured {
     }
 }
 
+/// For how long an outage has to be served at least: the last proof was so much before it began.
+pub(crate) fn least_service(settings: &Settings) -> Duration {
+    settings.grace.saturating_sub(settings.poll_interval + settings.call_timeout)
+}
+
+/// How the phases were served in which everything has to work.
+fn services(finished: &Finished) -> (Option<Service>, Option<Service>) {
+    let (timeline, settings) = (&finished.timeline, &finished.settings);
+    let Some(act) = timeline.act() else { return (None, None) };
+    let service = |from, to| Some(service(timeline, act, from, to));
+    match (finished.scenario.owed(settings), timeline.undoing()) {
+        (Owed::Service(_), Some(undoing)) => (service(act, undoing), service(undoing, timeline.end)),
+        (Owed::Undisturbed, _) => (service(act, timeline.end), None),
+        (Owed::Lapsed, _) => (service(act, act.plus(least_service(settings))), None),
+        _ => (None, None),
+    }
+}
+
+fn service(timeline: &Timeline, act: Instant, from: Instant, to: Instant) -> Service {
+    let inside = timeline.gaps.iter().map(|(began, ended)| {
+        let began = Instant::from_nanos(*began).max(from);
+        (Instant::from_nanos(*ended).min(to).since(began), began)
+    });
+    let (gap, gap_from) = inside.max().unwrap_or_default();
+    let before = rate(timeline, timeline.origin, act).filter(|rate| *rate > 0.0);
+    let lasting = to.since(from).as_secs_f64().max(f64::MIN_POSITIVE);
+    Service {
+        gap_ms: gap.as_secs_f64() * 1e3,
+        gap_from,
+        rate_percent: rate(timeline, from, to).zip(before).map(|(rate, before)| rate / before * 100.0),
+        lost: (timeline.late_between(from, to).as_secs_f64() / lasting).min(1.0),
+    }
+}
+
+/// Successes in a second, by the intervals that lie inside.
+fn rate(timeline: &Timeline, from: Instant, to: Instant) -> Option<f64> {
+    let interval = timeline.interval.as_nanos().max(1);
+    let first = from.since(timeline.origin).as_nanos().div_ceil(interval);
+    let end = to.since(timeline.origin).as_nanos() / interval;
+    let count = usize::try_from(end.checked_sub(first)?).ok().filter(|count| *count > 0)?;
+    let inside = timeline.intervals.iter().skip(usize::try_from(first).ok()?).take(count);
+    let succeeded: u64 = inside.filter_map(|counts| counts.get(Outcome::Ok as usize)).sum();
+    Some(succeeded as f64 / (count as f64 * timeline.interval.as_secs_f64()))
+}
+
 fn of(timeline: &Timeline) -> Measured {
     let operations: u64 = timeline.intervals.iter().flatten().sum();
     let succeeded = timeline.operations(Outcome::Ok);
@@ -81,6 +147,9 @@ fn of(timeline: &Timeline) -> Measured {
         wrong: timeline.wrong.iter().sum(),
         unverified_bytes: timeline.unverified_bytes,
         warmed: timeline.warmed,
+        // A search that found nothing while keys were in use is blind.
+        keys_left: timeline.keys_before.filter(|found| *found > 0).and(timeline.keys_left),
+        machine_delay_ms: timeline.late.iter().map(|(_, late)| late.as_secs_f64() * 1e3).fold(0.0, f64::max),
         longest_ms: (!timeline.longest.is_zero()).then_some(timeline.longest.as_secs_f64() * 1e3),
         ..Measured::default()
     };
@@ -141,7 +210,7 @@ pub(crate) mod tests {
 
     pub(crate) fn timeline() -> Timeline {
         let at = |ms: u64| Instant::from_nanos(ms * MS);
-        let act = |kind, ms| Act { kind, what: kind.into(), at: at(ms) };
+        let act = |kind, ms| Act { kind, what: kind.into(), at: at(ms), took: Duration::ZERO };
         let lease = |ms, phase: &str, aeks| LeaseSample { at: at(ms), kek_version: 1, phase: phase.into(), aeks };
         Timeline {
             runs: vec![
@@ -170,6 +239,35 @@ pub(crate) mod tests {
         assert_eq!((measured.back_p50_ms, measured.all_back_ms), (Some(120.0), Some(120.0)));
         assert_eq!(measured.active_ms, Some(130.0));
         assert_eq!(measured.accounts_missing, 0);
+    }
+
+    #[test]
+    fn service_is_measured_against_the_phase_before_and_a_thread_that_is_stuck_has_a_gap() {
+        let at = |ms: u64| Instant::from_nanos(ms * MS);
+        let counts = |ok| [ok, 9, 0, 0, 0, 0, 0];
+        let timeline = Timeline {
+            interval: Duration::from_millis(50),
+            // 100 in an interval before the act at 100 ms, then 20 and 0, then 50.
+            intervals: [100, 100, 20, 0, 50, 50, 50, 50].map(counts).to_vec(),
+            gaps: vec![(90 * MS, 130 * MS), (140 * MS, 260 * MS), (300 * MS, 310 * MS)],
+            late: vec![(at(150), Duration::from_millis(25))],
+            ..timeline()
+        };
+        let during = service(&timeline, at(100), at(100), at(200));
+        assert_eq!(during, Service { gap_ms: 60.0, gap_from: at(140), rate_percent: Some(10.0), lost: 0.25 });
+        let after = service(&timeline, at(100), at(200), at(400));
+        assert_eq!(after, Service { gap_ms: 60.0, gap_from: at(200), rate_percent: Some(50.0), lost: 0.0 });
+        assert_eq!(service(&timeline, at(0), at(100), at(200)).rate_percent, None, "nothing was before");
+    }
+
+    #[test]
+    fn a_search_that_found_no_key_in_use_shows_nothing() {
+        for (before, left, shown) in
+            [(Some(3), Some(0), Some(0)), (Some(3), Some(2), Some(2)), (Some(0), Some(0), None)]
+        {
+            let timeline = Timeline { keys_before: before, keys_left: left, ..timeline() };
+            assert_eq!(of(&timeline).keys_left, shown);
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `drill`: rehearses the day the key is taken away, on a real token, and holds what it measures against the promises.
 //!
 //! `scenario` says what each drill is, `conduct` plays it on the ground that `ground` prepares: a real load (`load`), acts
-//! done by another process (`act`), everything written down (`timeline`). What was measured (`measure`) is judged
+//! done by another process (`act`), everything written down (`timeline`), the machine's own delays (`machine`) and where keys stand
+//! in memory (`keys`) too. What was measured (`measure`) is judged
 //! (`promises`) and told (`report`, `picture`, `html`); two reports are compared (`compare`).
 
 mod act;
@@ -10,7 +11,9 @@ mod compare;
 mod conduct;
 mod ground;
 mod html;
+mod keys;
 mod load;
+mod machine;
 mod measure;
 mod outcome;
 mod picture;
@@ -24,9 +27,9 @@ mod timeline;
 mod wait;
 
 use crate::{exit::Failure, out_file::OutFile, output::Output, setup::Setup};
-use act::Actor;
 use args::{Drill, Options};
 use ground::Ground;
+use promises::Verdict;
 use report::Report;
 use scenario::Scenario;
 use serde_json::json;
@@ -51,10 +54,6 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
         Drill::Act(act) => return act::act(act, setup).await,
         Drill::Serve(serve) => return serve::serve(serve, setup).await,
     };
-    let actor = match options.operator {
-        true => Actor::Operator,
-        false => Actor::Process { config: config.map(Path::to_owned) },
-    };
     let wait = Wait::new(output);
     // Before half an hour of drills is spent for nothing.
     let picture = options.picture.as_deref().map(|path| OutFile::create(path, true)).transpose()?;
@@ -65,7 +64,7 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
             output.note(&format!("drill {} …", scenario.name()));
         }
         let played = async {
-            let (ground, customers) = Ground::prepare(*scenario, &options, setup, actor.clone(), config).await?;
+            let (ground, customers) = Ground::prepare(*scenario, &options, setup, config).await?;
             conduct::conduct(*scenario, &options, ground, customers, &wait).await
         };
         match played.await {
@@ -104,17 +103,20 @@ fn write(file: &OutFile, text: &str) -> Result<(), Failure> {
 
 /// The exit status is the verdict.
 fn verdict(reports: &[Report]) -> Result<(), Failure> {
-    let broken = reports.iter().flat_map(|report| {
-        let scenario = report.finished.scenario.name();
-        report
-            .promises
-            .iter()
-            .filter(|promise| !promise.kept)
-            .map(move |promise| format!("{scenario}: {}", promise.what))
-    });
-    let broken: Vec<_> = broken.collect();
-    if broken.is_empty() {
-        return Ok(());
+    let with = |verdict| {
+        let of = |report: &Report| {
+            let scenario = report.finished.scenario.name();
+            let promises = report.promises.iter().filter(|promise| promise.verdict == verdict);
+            promises.map(|promise| format!("{scenario}: {}", promise.what)).collect::<Vec<_>>()
+        };
+        reports.iter().flat_map(of).collect::<Vec<_>>().join("; ")
+    };
+    match reports.iter().map(Report::verdict).max() {
+        Some(Verdict::Fail) => Err(Failure::Broken(format!("promises do not hold: {}", with(Verdict::Fail)))),
+        Some(Verdict::Inconclusive) => Err(Failure::Inconclusive(format!(
+            "the machine was too busy to tell, run it again: {}",
+            with(Verdict::Inconclusive)
+        ))),
+        Some(Verdict::Pass) | None => Ok(()),
     }
-    Err(Failure::Broken(format!("promises do not hold: {}", broken.join("; "))))
 }

@@ -5,7 +5,7 @@
 
 use super::{
     outcome::Outcome,
-    promises::{Relation, Unit},
+    promises::{Relation, Unit, Verdict},
     report::{Report, bound_words, measured_words, seconds},
     timeline::LeaseSample,
 };
@@ -47,7 +47,7 @@ struct Flag {
     at: f64,
     words: String,
     /// What was promised, and whether it was kept.
-    verdict: Option<(String, bool)>,
+    verdict: Option<(String, Verdict)>,
 }
 
 /// All drills, one under the other.
@@ -96,8 +96,11 @@ impl<'a> Drawing<'a> {
     /// The drawing and its height.
     fn draw(mut self) -> (String, f64) {
         let finished = &self.report.finished;
-        let passed = self.report.passed();
-        let (class, verdict) = if passed { ("good", "every promise held") } else { ("bad", "A PROMISE DID NOT HOLD") };
+        let (class, verdict) = match self.report.verdict() {
+            Verdict::Pass => ("good", "every promise held"),
+            Verdict::Inconclusive => ("bad", "INCONCLUSIVE: THE MACHINE WAS TOO BUSY"),
+            Verdict::Fail => ("bad", "A PROMISE DID NOT HOLD"),
+        };
         self.text(20.0, 36.0, "fg", 24.0, "start", &format!("drill {}", finished.scenario.name()));
         self.text(980.0, 36.0, class, 22.0, "end", verdict);
         let mut y = 36.0 + LINE;
@@ -134,11 +137,17 @@ impl<'a> Drawing<'a> {
         for (number, flag) in flags.iter().enumerate() {
             y = self.line_of(y, number + 1, flag);
         }
-        for promise in self.report.promises.iter().filter(|promise| promise.unit == Unit::Count || !promise.kept) {
+        for promise in
+            self.report.promises.iter().filter(|promise| promise.unit != Unit::Ms || promise.verdict != Verdict::Pass)
+        {
             let words = format!("{}: {} ({})", promise.what, measured_words(promise), bound_words(promise));
-            let (class, mark) = if promise.kept { ("good", "✓") } else { ("bad", "✗") };
+            let (class, mark, text) = match promise.verdict {
+                Verdict::Pass => ("good", "✓", "fg"),
+                Verdict::Inconclusive => ("bad", "?", "bad"),
+                Verdict::Fail => ("bad", "✗", "bad"),
+            };
             self.text(32.0, y, class, TEXT, "middle", mark);
-            y = self.paragraph_at(50.0, y, if promise.kept { "fg" } else { "bad" }, &words);
+            y = self.paragraph_at(50.0, y, text, &words);
         }
         y = self.paragraph(y, "mute", &self.report.count_words());
         (self.out, y + 8.0)
@@ -170,7 +179,7 @@ impl<'a> Drawing<'a> {
             flags.push(Flag {
                 at: origin + measured,
                 words: format!("{words}, {} after {of}", seconds(measured)),
-                verdict: Some((bound_words(promise), promise.kept)),
+                verdict: Some((bound_words(promise), promise.verdict)),
             });
         }
         flags.sort_by(|one, other| one.at.total_cmp(&other.at));
@@ -387,9 +396,13 @@ impl<'a> Drawing<'a> {
     fn line_of(&mut self, y: f64, number: usize, flag: &Flag) -> f64 {
         let _ = write!(self.out, "<circle class=\"fg\" cx=\"32\" cy=\"{:.1}\" r=\"12\"/>", y - 6.0);
         self.text(32.0, y, "bg", 16.0, "middle", &number.to_string());
-        let Some((promised, kept)) = &flag.verdict else { return self.paragraph_at(50.0, y, "fg", &flag.words) };
-        let mark = if *kept { "✓" } else { "✗ NOT KEPT:" };
-        self.paragraph_at(50.0, y, if *kept { "fg" } else { "bad" }, &format!("{} {mark} {promised}", flag.words))
+        let Some((promised, verdict)) = &flag.verdict else { return self.paragraph_at(50.0, y, "fg", &flag.words) };
+        let (mark, class) = match verdict {
+            Verdict::Pass => ("✓", "fg"),
+            Verdict::Inconclusive => ("? INCONCLUSIVE:", "bad"),
+            Verdict::Fail => ("✗ NOT KEPT:", "bad"),
+        };
+        self.paragraph_at(50.0, y, class, &format!("{} {mark} {promised}", flag.words))
     }
 
     fn paragraph(&mut self, y: f64, class: &str, words: &str) -> f64 {

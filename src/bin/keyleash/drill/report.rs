@@ -4,7 +4,7 @@ use super::{
     conduct::Finished,
     measure::{Measured, measure},
     outcome::Outcome,
-    promises::{Promise, Relation, Unit, judge},
+    promises::{Promise, Relation, Unit, Verdict, judge},
 };
 use crate::{output::columns, token::info_json};
 use keyleash::clock::Instant;
@@ -28,8 +28,13 @@ impl Report {
         Self { finished, measured, promises }
     }
 
+    /// The worst of its lines.
+    pub(crate) fn verdict(&self) -> Verdict {
+        self.promises.iter().map(|promise| promise.verdict).max().unwrap_or(Verdict::Pass)
+    }
+
     pub(crate) fn passed(&self) -> bool {
-        self.promises.iter().all(|promise| promise.kept)
+        self.verdict() == Verdict::Pass
     }
 
     /// Milliseconds from the drill's first operation.
@@ -108,6 +113,12 @@ impl Report {
             "unverified_bytes": measured.unverified_bytes,
             "warmed": measured.warmed,
             "longest_operation_ms": time(measured.longest_ms),
+            "service_gap_ms": time(measured.service.map(|service| service.gap_ms)),
+            "service_rate_percent": time(measured.service.and_then(|service| service.rate_percent)),
+            "service_gap_after_ms": time(measured.service_after.map(|service| service.gap_ms)),
+            "service_rate_after_percent": time(measured.service_after.and_then(|service| service.rate_percent)),
+            "keys_left": measured.keys_left,
+            "machine_delay_ms": round(measured.machine_delay_ms),
             "rewrap_ms": time(measured.rewrap_ms),
             "rewrap_accounts_per_s": time(measured.rewrap_per_s),
             "aek_rotation_ms": time(measured.aek_rotation_ms),
@@ -138,14 +149,14 @@ impl Report {
         if let Some(example) = &self.finished.timeline.wrong_example {
             lines.push_str(&format!("  a wrong outcome: {example}\n"));
         }
-        lines.push_str(&format!("{}: {}\n", scenario.name(), if self.passed() { "pass" } else { "FAIL" }));
+        lines.push_str(&format!("{}: {}\n", scenario.name(), self.verdict().word()));
         lines
     }
 
     pub(crate) fn settings_words(&self) -> String {
         let settings = &self.finished.settings;
         format!(
-            "poll_interval {}, call_timeout {}, grace {}, slack {}",
+            "poll_interval {}, call_timeout {}, grace {}, slack at most {}",
             seconds(ms(settings.poll_interval)),
             seconds(ms(settings.call_timeout)),
             seconds(ms(settings.grace)),
@@ -155,7 +166,12 @@ impl Report {
 
     pub(crate) fn count_words(&self) -> String {
         let measured = &self.measured;
-        let mut words = format!("{} operations, {} refused", measured.operations, measured.refused);
+        let mut words = format!(
+            "{} operations, {} refused; the machine itself stood still for at most {}",
+            measured.operations,
+            measured.refused,
+            seconds(measured.machine_delay_ms)
+        );
         if let Some((served, failed)) = self.unwraps() {
             words.push_str(&format!("; the token served {served} unwraps and refused {failed}"));
         }
@@ -188,22 +204,17 @@ fn promise_json(promise: &Promise) -> Value {
         "promise": promise.promise,
         "what": promise.what,
         "formula": promise.formula,
-        "unit": match promise.unit { Unit::Ms => "ms", Unit::Count => "count" },
+        "unit": match promise.unit { Unit::Ms => "ms", Unit::Count => "count", Unit::Percent => "percent" },
         "relation": match promise.relation { Relation::AtMost => "at-most", Relation::AtLeast => "at-least" },
         "bound": round(promise.bound),
-        "slack_ms": promise.slack_ms,
+        "slack_ms": (promise.unit != Unit::Percent).then(|| round(promise.slack)),
         "measured": promise.measured.map(round),
-        "verdict": if promise.kept { "pass" } else { "fail" },
+        "verdict": promise.verdict.name(),
     })
 }
 
 fn promise_row(promise: &Promise) -> Vec<String> {
-    vec![
-        if promise.kept { "  pass".into() } else { "  FAIL".into() },
-        promise.what.into(),
-        measured_words(promise),
-        bound_words(promise),
-    ]
+    vec![format!("  {}", promise.verdict.word()), promise.what.into(), measured_words(promise), bound_words(promise)]
 }
 
 /// What was measured, in words.
@@ -212,6 +223,7 @@ pub(crate) fn measured_words(promise: &Promise) -> String {
         (None, _) => "never".into(),
         (Some(measured), Unit::Ms) => seconds(measured),
         (Some(measured), Unit::Count) => format!("{measured}"),
+        (Some(measured), Unit::Percent) => format!("{measured:.0} %"),
     }
 }
 
@@ -223,6 +235,9 @@ pub(crate) fn bound_words(promise: &Promise) -> String {
     };
     match promise.unit {
         Unit::Count => format!("promised: none (promise {})", promise.promise),
+        Unit::Percent => {
+            format!("promised: {relation} {} % {} (promise {})", promise.bound, promise.formula, promise.promise)
+        }
         Unit::Ms if promise.formula.starts_with(|first: char| first.is_ascii_digit()) => {
             format!("promised: {relation} {} (promise {})", promise.formula, promise.promise)
         }

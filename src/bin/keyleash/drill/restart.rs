@@ -2,9 +2,9 @@
 //! unreachable, and while unreachable.
 
 use super::{
-    act::{blocking, hidden},
+    act::blocking,
     args::Options,
-    conduct::{OK, RESUMING, kek_words, patience, slack, words},
+    conduct::{OK, RESUMING, kek_words, keys_in, patience, slack, words},
     ground::Ground,
     load::Customer,
     outcome::{Outcome, Outcomes},
@@ -72,7 +72,8 @@ impl Play<'_> {
             self.accounts.to_string().into(),
             self.options.threads.to_string().into(),
         ];
-        let mut command = hidden(self.ground.config.as_deref(), "__serve", arguments)?;
+        let mut command = self.ground.launch.hidden("__serve")?;
+        command.args(arguments);
         if self.options.fast {
             command.arg("--fast");
         }
@@ -87,6 +88,11 @@ impl Play<'_> {
         let listening = thread::Builder::new().name("drill-listen".into()).spawn(listen).map_err(starting)?;
         self.service = Some(Service { process, listening: Some(listening) });
         Ok(from)
+    }
+
+    async fn keys(&self) -> Result<u64, Failure> {
+        let Some(service) = &self.service else { return Ok(0) };
+        keys_in(self.ground, service.process.id()).await
     }
 
     async fn act(
@@ -153,9 +159,12 @@ pub(crate) async fn conduct(
     wait.until(started.plus(patience(options)), all(Outcome::Ok, started)).await;
     wait.rest("active", poll).await;
 
+    recorder.keys_before(play.keys().await?);
     let act = play.switch("disable", "act", OK.with(DENIED)).await?;
     let bound = poll + settings.call_timeout + slack(options) + LATE;
     wait.until(act.plus(bound), all(Outcome::Denied, act)).await;
+    wait.until(act.plus(bound), || recorder.aeks() == 0).await;
+    recorder.keys_left(play.keys().await?);
     let started = play.restart("while denied", DENIED).await?;
     wait.until(started.plus(bound), all(Outcome::Denied, started)).await;
     wait.rest("denied", poll * 2).await;

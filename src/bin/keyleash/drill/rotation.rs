@@ -6,7 +6,7 @@ use super::{
     conduct::{patience, words},
     ground::{Ground, destroy_at_the_end},
     outcome::Outcome,
-    timeline::Recorder,
+    timeline::{Recorder, Sealed},
     wait::Wait,
 };
 use crate::exit::Failure;
@@ -18,7 +18,11 @@ use keyleash::{
     store::record::KekVersionRecord,
     token::KekId,
 };
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::task::JoinSet;
 
 /// Accounts whose AEKs are rotated at once: a service that rotates all of them shares the token with its own load.
@@ -32,7 +36,7 @@ pub(crate) struct Rotated {
     pub(crate) aek_rotation: Duration,
     /// Accounts that are under the old KEK version at the end.
     pub(crate) left_behind: u64,
-    /// Accounts that seal under the AEK version that they had at the beginning.
+    /// Accounts whose handles did not take up their new AEK version, by the headers of what they sealed.
     pub(crate) not_rotated: u64,
 }
 
@@ -65,20 +69,35 @@ pub(crate) async fn conduct(
     let mut rotated = Rotated::default();
     (rotated.rewrapped, rotated.rewrap) = play.rewrap().await?;
     wait.rest("re-wrapped", poll).await;
-    rotated.aek_rotation = play.rotate_aeks().await?;
+    let versions;
+    (versions, rotated.aek_rotation) = play.rotate_aeks().await?;
     wait.rest("rotated", poll).await;
     play.destroy(&old).await?;
     wait.rest("active", poll * 2).await;
     let ended = now();
-    wait.until(ended.plus(patience(options)), || recorder.all_are(Outcome::Ok, ended)).await;
+    let not_rotated = || not_rotated(ids, &versions, &recorder.sealed(), ended);
+    let all_well = || recorder.all_are(Outcome::Ok, ended) && not_rotated() == 0;
+    wait.until(ended.plus(patience(options)), all_well).await;
 
     rotated.left_behind = engine.count_wrapped_by(&old).await?;
-    for id in ids {
-        let record = engine.account_record(id).await?;
-        let is_rotated = record.versions.len() > 1;
-        rotated.not_rotated += u64::from(!is_rotated);
-    }
+    rotated.not_rotated = not_rotated();
     Ok(rotated)
+}
+
+/// Accounts whose newest block was sealed before `since`, or under an older AEK version than its rotation gave.
+fn not_rotated(
+    ids: &[AccountId],
+    versions: &BTreeMap<AccountId, u32>,
+    sealed: &[Option<Sealed>],
+    since: Instant,
+) -> u64 {
+    let took_up = |(number, id): (usize, &AccountId)| {
+        let (newest, version) = (sealed.get(number).copied().flatten(), versions.get(id));
+        newest
+            .zip(version)
+            .is_some_and(|(newest, version)| newest.from >= since.as_nanos() && newest.aek_version >= *version)
+    };
+    ids.iter().enumerate().filter(|account| !took_up(*account)).count() as u64
 }
 
 impl Play<'_> {
@@ -98,8 +117,7 @@ impl Play<'_> {
                 self.engine.adopt_kek(&name, &id).await?
             }
         };
-        let config = self.ground.config.clone();
-        destroy_at_the_end(&mut self.ground.undo, config.as_deref(), &made.id);
+        destroy_at_the_end(&mut self.ground.undo, &self.ground.launch, &made.id);
         self.recorder.act("act", format!("rotate the KEK: version {} wraps new AEKs", made.version), at);
         Ok(old)
     }
@@ -151,21 +169,24 @@ impl Play<'_> {
         }
     }
 
-    async fn rotate_aeks(&self) -> Result<Duration, Failure> {
+    /// The AEK version that each account has to seal under from now on, and how long that took.
+    async fn rotate_aeks(&self) -> Result<(BTreeMap<AccountId, u32>, Duration), Failure> {
         let at = now();
         self.step("rotate every AEK", at);
-        let mut rotating = JoinSet::new();
+        let (mut rotating, mut versions) = (JoinSet::new(), BTreeMap::new());
         for id in self.ids {
             if rotating.len() >= ROTATED_AT_ONCE {
-                landed(&mut rotating).await?;
+                versions.extend(landed(&mut rotating).await?);
             }
             let (engine, id) = (self.engine.clone(), id.clone());
-            rotating.spawn(async move { engine.rotate_account(&id).await });
+            rotating.spawn(async move { engine.rotate_account(&id).await.map(|version| (id, version)) });
         }
-        while landed(&mut rotating).await? {}
+        while let Some(rotated) = landed(&mut rotating).await? {
+            versions.extend([rotated]);
+        }
         let end = now();
         self.step(format!("{} accounts seal under a new AEK", self.ids.len()), end);
-        Ok(end.since(at))
+        Ok((versions, end.since(at)))
     }
 
     /// Retires the old version, and has it destroyed once no handle needs it.
@@ -183,15 +204,61 @@ impl Play<'_> {
     }
 }
 
-/// Waits for one rotation; false when there is none.
-async fn landed(rotating: &mut JoinSet<Result<u32, Error>>) -> Result<bool, Failure> {
+/// Waits for one rotation; `None` when there is none.
+async fn landed(rotating: &mut JoinSet<Result<(AccountId, u32), Error>>) -> Result<Option<(AccountId, u32)>, Failure> {
     match rotating.join_next().await {
-        None => Ok(false),
-        Some(Ok(rotated)) => Ok(rotated.map(|_| true)?),
+        None => Ok(None),
+        Some(Ok(rotated)) => Ok(Some(rotated?)),
         Some(Err(error)) => Err(Failure::io("rotating an AEK", std::io::Error::other(error))),
     }
 }
 
 fn now() -> Instant {
     Clock::default().now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drill::load::{Customer, Listener, Load};
+    use keyleash::{
+        clock::ManualClock,
+        config::Settings,
+        name::KekName,
+        store::memory::MemoryStore,
+        token::{Profile, scripted::ScriptedToken},
+    };
+
+    /// Another engine rotates, so that the record is rotated and this one's handles are not: its time stands still, and it does
+    /// not read the record again.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn handles_that_do_not_take_up_a_rotated_aek_are_seen_in_what_they_seal() {
+        let manual = Clock::Manual(ManualClock::new(Instant::from_nanos(1_000_000_000)));
+        let (token, _script) = ScriptedToken::new(manual.clone(), Settings::default().call_timeout, 1);
+        let store = Arc::new(MemoryStore::new());
+        let engine = || Engine::builder(token.clone(), store.clone()).clock(manual.clone()).build().unwrap();
+        let (engine, other) = (engine(), engine());
+        let (kek, id) = (KekName::new("kek").unwrap(), AccountId::new("account").unwrap());
+        engine.create_kek(&kek, Profile::AesGcm, true).await.unwrap();
+        let customer = Customer::new(engine.create_account(&id, &kek).await.unwrap()).unwrap();
+        let recorder = Arc::new(Recorder::new(Instant::default(), Duration::from_millis(100), 1));
+        let listener: Arc<dyn Listener> = recorder.clone();
+
+        let load = Load::start(vec![customer], 1, &engine, &listener).unwrap();
+        let version = other.rotate_account(&id).await.unwrap();
+        assert_eq!(engine.account_record(&id).await.unwrap().versions.len(), 2, "the record is rotated");
+        let (ids, versions) = ([id.clone()], BTreeMap::from([(id.clone(), version)]));
+        let judged = |since: Instant| {
+            while recorder.sealed()[0].is_none_or(|newest| newest.from < since.as_nanos()) {
+                std::thread::yield_now();
+            }
+            not_rotated(&ids, &versions, &recorder.sealed(), since)
+        };
+        assert_eq!(judged(now()), 1, "its handles are not");
+
+        assert_eq!(engine.rotate_account(&id).await.unwrap(), version + 1);
+        assert_eq!(judged(now()), 0);
+        load.stop().await;
+        assert_eq!(not_rotated(&ids, &versions, &recorder.sealed(), now()), 1, "nothing was sealed since");
+    }
 }

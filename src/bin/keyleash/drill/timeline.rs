@@ -5,7 +5,7 @@ use super::{
     load::Listener,
     outcome::{Outcome, Outcomes, Run, append},
 };
-use keyleash::clock::Instant;
+use keyleash::clock::{Clock, Instant};
 use std::{
     collections::BTreeSet,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -14,6 +14,9 @@ use std::{
 
 /// Runs that are kept per account; what flaps more often than that is counted, not kept.
 const RUNS_MAX: usize = 10_000;
+
+/// A load thread that is without a success for less is not said to be.
+pub(crate) const GAP_MIN: Duration = Duration::from_millis(10);
 
 /// The KEK version that every drill begins with.
 pub(crate) const FIRST_KEK_VERSION: u32 = 1;
@@ -24,7 +27,10 @@ pub(crate) struct Act {
     /// `act` takes the key away, `undoing` gives it back, `step` is anything else.
     pub(crate) kind: &'static str,
     pub(crate) what: String,
+    /// Just before it was done …
     pub(crate) at: Instant,
+    /// … and how much later it was done for certain.
+    pub(crate) took: Duration,
 }
 
 /// The lease from an instant on.
@@ -37,6 +43,13 @@ pub(crate) struct LeaseSample {
     pub(crate) phase: String,
     /// AEKs in memory.
     pub(crate) aeks: usize,
+}
+
+/// A block that the load sealed: the AEK version that its header names, and when its seal began, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sealed {
+    pub(crate) aek_version: u32,
+    pub(crate) from: u64,
 }
 
 /// Everything that was recorded.
@@ -61,6 +74,17 @@ pub(crate) struct Timeline {
     pub(crate) warmed: u64,
     /// The longest that an operation took; zero where nobody timed each.
     pub(crate) longest: Duration,
+    /// The newest block that each account sealed; `None` where nobody looked.
+    pub(crate) sealed: Vec<Option<Sealed>>,
+    /// From when to when (in nanoseconds) a load thread was without a success, where it was so for [`GAP_MIN`].
+    pub(crate) gaps: Vec<(u64, u64)>,
+    /// When each load thread last succeeded.
+    pub(crate) succeeded_at: Vec<u64>,
+    /// When a thread that only looks at the clock ran again, and for how long the machine had kept it from that.
+    pub(crate) late: Vec<(Instant, Duration)>,
+    /// Places of the service's memory in which an AEK or a round key of one stood: before the act, and when all was refused.
+    pub(crate) keys_before: Option<u64>,
+    pub(crate) keys_left: Option<u64>,
     /// What is right from an instant (in nanoseconds) on.
     pub(crate) expected: Vec<(u64, Outcomes)>,
 }
@@ -68,12 +92,20 @@ pub(crate) struct Timeline {
 impl Timeline {
     /// When the key was first taken away.
     pub(crate) fn act(&self) -> Option<Instant> {
-        self.acts.iter().find(|act| act.kind == "act").map(|act| act.at)
+        self.taking().map(|act| act.at)
+    }
+
+    pub(crate) fn taking(&self) -> Option<&Act> {
+        self.acts.iter().find(|act| act.kind == "act")
     }
 
     /// When it was last given back.
     pub(crate) fn undoing(&self) -> Option<Instant> {
-        self.acts.iter().rev().find(|act| act.kind == "undoing").map(|act| act.at)
+        self.giving().map(|act| act.at)
+    }
+
+    pub(crate) fn giving(&self) -> Option<&Act> {
+        self.acts.iter().rev().find(|act| act.kind == "undoing")
     }
 
     /// The KEK versions that there was a lease of, in their order.
@@ -84,6 +116,15 @@ impl Timeline {
 
     pub(crate) fn operations(&self, outcome: Outcome) -> u64 {
         self.intervals.iter().filter_map(|counts| counts.get(outcome as usize)).sum()
+    }
+
+    /// For how long the machine itself stood still between two instants, as far as a thread saw that does nothing.
+    pub(crate) fn late_between(&self, from: Instant, to: Instant) -> Duration {
+        let overlap = |(at, late): &(Instant, Duration)| {
+            let began = Instant::from_nanos(at.as_nanos().saturating_sub(Duration::as_nanos(late) as u64));
+            (*at).min(to).since(began.max(from))
+        };
+        self.late.iter().map(overlap).sum()
     }
 
     /// Right is what was expected at any time that the run touches.
@@ -135,14 +176,19 @@ pub(crate) struct Chunk {
     pub(crate) unverified_bytes: u64,
     pub(crate) warmed: u64,
     pub(crate) longest: Duration,
+    /// Account and newest block.
+    pub(crate) sealed: Vec<(usize, Sealed)>,
+    pub(crate) gaps: Vec<(u64, u64)>,
+    /// Which load thread tells, and when an operation of its last succeeded.
+    pub(crate) thread: Option<(usize, u64)>,
     /// Outcome and words of a refusal, one of each kind.
     pub(crate) examples: Vec<(Outcome, String)>,
 }
 
 impl Recorder {
     pub(crate) fn new(origin: Instant, interval: Duration, accounts: usize) -> Self {
-        let runs = vec![Vec::new(); accounts];
-        Self(Mutex::new(Timeline { origin, interval, runs, ..Timeline::default() }))
+        let (runs, sealed) = (vec![Vec::new(); accounts], vec![None; accounts]);
+        Self(Mutex::new(Timeline { origin, interval, runs, sealed, ..Timeline::default() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Timeline> {
@@ -156,7 +202,35 @@ impl Recorder {
     }
 
     pub(crate) fn act(&self, kind: &'static str, what: impl Into<String>, at: Instant) {
-        self.lock().acts.push(Act { kind, what: what.into(), at });
+        let took = Clock::default().now().since(at);
+        self.lock().acts.push(Act { kind, what: what.into(), at, took });
+    }
+
+    /// The machine kept a thread from running for so long, until `at`.
+    pub(crate) fn late(&self, at: Instant, late: Duration) {
+        self.lock().late.push((at, late));
+    }
+
+    /// What a search of the memory found before the act …
+    pub(crate) fn keys_before(&self, found: u64) {
+        self.lock().keys_before = Some(found);
+    }
+
+    /// … and when all was refused.
+    pub(crate) fn keys_left(&self, found: u64) {
+        self.lock().keys_left = Some(found);
+    }
+
+    /// The newest block that each account sealed.
+    pub(crate) fn sealed(&self) -> Vec<Option<Sealed>> {
+        self.lock().sealed.clone()
+    }
+
+    /// AEKs in memory, by what was last told of each lease.
+    pub(crate) fn aeks(&self) -> usize {
+        let timeline = self.lock();
+        let newest = |version| timeline.lease.iter().rev().find(|sample| sample.kek_version == version);
+        timeline.kek_versions().into_iter().filter_map(newest).map(|sample| sample.aeks).sum()
     }
 
     pub(crate) fn lease(&self, at: Instant, kek_version: u32, phase: &str, aeks: usize) {
@@ -198,7 +272,12 @@ impl Recorder {
 
     /// What was recorded until `end`.
     pub(crate) fn read(&self, end: Instant) -> Timeline {
-        Timeline { end, ..self.lock().clone() }
+        let mut timeline = Timeline { end, ..self.lock().clone() };
+        let open = timeline.succeeded_at.iter().map(|from| (*from, end.as_nanos()));
+        let open: Vec<_> =
+            open.filter(|(from, to)| u128::from(to.saturating_sub(*from)) >= GAP_MIN.as_nanos()).collect();
+        timeline.gaps.extend(open);
+        timeline
     }
 }
 
@@ -208,6 +287,15 @@ impl Listener for Recorder {
         timeline.unverified_bytes += chunk.unverified_bytes;
         timeline.warmed += chunk.warmed;
         timeline.longest = timeline.longest.max(chunk.longest);
+        timeline.gaps.extend(chunk.gaps);
+        if let Some((thread, succeeded_at)) = chunk.thread {
+            let threads = timeline.succeeded_at.len().max(thread + 1);
+            timeline.succeeded_at.resize(threads, succeeded_at);
+            timeline.succeeded_at.get_mut(thread).into_iter().for_each(|at| *at = succeeded_at);
+        }
+        for (account, newest) in chunk.sealed {
+            timeline.sealed.get_mut(account).into_iter().for_each(|sealed| *sealed = Some(newest));
+        }
         let wrong_before = timeline.wrong;
         chunk.runs.into_iter().for_each(|(account, run)| timeline.count(account, run));
         if timeline.wrong_example.is_none() {
@@ -256,6 +344,28 @@ mod tests {
         let told = recorder.read(Instant::from_nanos(5)).lease;
         let told: Vec<_> = told.iter().map(|sample| (sample.kek_version, &*sample.phase, sample.aeks)).collect();
         assert_eq!(told, [(1, "active", 5), (1, "active", 3), (2, "active", 2), (1, "gone", 0), (2, "active", 5)]);
+    }
+
+    #[test]
+    fn a_thread_that_does_not_come_back_is_without_a_success_until_the_end() {
+        let recorder = recorder();
+        let ms = |ms: u64| ms * 1_000_000;
+        let told = |thread, at| Chunk { thread: Some((thread, ms(at))), ..Chunk::default() };
+        recorder.absorb(told(1, 1));
+        recorder.absorb(told(0, 1));
+        recorder.absorb(Chunk { gaps: vec![(ms(1), ms(20))], ..told(1, 2000) });
+        let gaps = recorder.read(Instant::from_nanos(ms(2001))).gaps;
+        assert_eq!(gaps, [(ms(1), ms(20)), (ms(1), ms(2001))]);
+    }
+
+    #[test]
+    fn the_machine_was_late_for_the_part_that_lies_between() {
+        let recorder = recorder();
+        recorder.late(Instant::from_nanos(100), Duration::from_nanos(50));
+        recorder.late(Instant::from_nanos(300), Duration::from_nanos(50));
+        let timeline = recorder.read(Instant::from_nanos(400));
+        let between = |from, to| timeline.late_between(Instant::from_nanos(from), Instant::from_nanos(to)).as_nanos();
+        assert_eq!([between(0, 400), between(80, 290), between(100, 250), between(260, 270)], [100, 60, 0, 10]);
     }
 
     #[test]
