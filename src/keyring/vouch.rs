@@ -136,6 +136,12 @@ impl Keyring {
                 break;
             }
             tried += 1;
+            // As in `records`: what names another key is damaged, and must not speak for the KEK.
+            let proved = self.sample(kek);
+            if proved.is_some_and(|(_, good)| (&good.kek_id, good.profile) != (&wrapped.kek_id, wrapped.profile)) {
+                last = Some(Corrupt::WrappedAek(format!("account {id}")).into());
+                continue;
+            }
             match self.ask_one(leash, &id, &wrapped).await {
                 Err(error @ Error::Corrupt(_)) => last = Some(error),
                 outcome => return outcome,

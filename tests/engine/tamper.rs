@@ -12,7 +12,7 @@ use keyleash::{
         record::{AccountRecord, AekPolicy, KekPolicy, RECORD_FORMAT, binding, check_value, context},
     },
     token::{
-        KekHandle, Token,
+        KekHandle, KekId, Token,
         scripted::{Act, Call},
     },
 };
@@ -128,6 +128,24 @@ async fn a_wrapped_aek_that_names_another_kek_version_is_refused() {
     rig.restart();
     let error = rig.engine.account(&account_id("a")).await.unwrap_err();
     assert!(matches!(error, Error::Corrupt(Corrupt::WrappedAek(_))), "{error}");
+}
+
+#[tokio::test]
+async fn a_record_that_names_another_key_of_the_token_vouches_for_nothing_and_denies_nothing() {
+    let mut rig = Rig::new().await;
+    for id in ["a", "b"] {
+        drop(rig.account(id).await);
+    }
+    rig.restart();
+    drop(rig.account("c").await);
+    let mut forged = record(&rig, "a").await;
+    forged.versions[0].kek_id = KekId::new(vec![9; 16]).unwrap();
+    overwrite(&rig, &forged).await;
+    for n in 0..6 {
+        // Longer than a proof vouches for.
+        rig.pass(9 * SECOND).await;
+        rig.account(&format!("d{n}")).await.seal_to_vec(1_u64, b"data").unwrap();
+    }
 }
 
 #[tokio::test]
