@@ -220,8 +220,10 @@
 //!   (CKR_PIN_LOCKED, CKR_PIN_EXPIRED, CKR_FUNCTION_REJECTED) denies, and is asked again with the same PIN, at most once a second: once it
 //!   is unlocked, service resumes.
 //! - A login that fails with another code (CKR_GENERAL_ERROR, CKR_DEVICE_ERROR) may have been counted as well. The same PIN then waits
-//!   1 s, and twice as long after each further failure, up to 60 s; meanwhile calls are unreachable. What the token's flags say then
-//!   decides:
+//!   1 s, and twice as long after each further failure, up to 60 s; 0.8 s each time where the token took it before and its flags say
+//!   that no wrong one was counted. Meanwhile calls are unreachable. A login that does not return before its call's deadline counts as
+//!   one that failed. CKR_DEVICE_REMOVED, CKR_TOKEN_NOT_PRESENT and CKR_HOST_MEMORY do not: nothing was compared. What the token's
+//!   flags say then decides:
 //!
 //! | the token's flags | a PIN that it never took from this process | the one that it took last |
 //! | --- | --- | --- |
@@ -230,7 +232,7 @@
 //! | CKF_USER_PIN_COUNT_LOW or worse since its own attempt, after an unclear code | refused for good | denied, and not tried until the flags are clear: somebody has entered the right one |
 //! | CKF_USER_PIN_FINAL_TRY | not tried: denied | tried, unless a login failed with it since: then unreachable |
 //! | CKF_USER_PIN_LOCKED | not tried: denied | not tried: denied |
-//! | C_GetTokenInfo fails | not tried, but once where the token is chosen by slot id: unreachable | tried, until two logins in a row have failed: then unreachable |
+//! | C_GetTokenInfo fails | not tried, but once where the token is chosen by slot id: unreachable | tried, until two logins in a row have failed: then unreachable, and tried every 10 minutes |
 //!
 //! - The flags are all that keyleash has of other processes: where a token never sets them, or C_GetTokenInfo always fails, each start
 //!   of a process with a wrong PIN costs an attempt, and so many lock it. Choose such a token by slot id, and do not let the

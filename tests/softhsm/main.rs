@@ -20,6 +20,7 @@ mod leash;
 mod logins;
 mod modules;
 mod operator;
+mod passing;
 mod pins;
 mod service;
 mod setup;

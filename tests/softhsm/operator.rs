@@ -24,6 +24,7 @@ fn acts() {
         ["set-end", id, year] => set_end(id, year),
         ["replace-token", id, label] => replace_token(id, label),
         ["destroy", id] => with_key(id, |session, key| session.destroy_object(key).unwrap()),
+        ["replace-key", id] => replace_key(id),
         ["hold-lock", file] => hold_lock(file),
         _ => panic!("no such act: {words:?}"),
     }
@@ -111,6 +112,29 @@ fn replace_token(id: &str, label: &str) {
         Attribute::ValueLen(Ulong::new(32)),
     ];
     session(&pkcs11).generate_key(&Mechanism::AesKeyGen, &template).unwrap();
+}
+
+/// Another key under the CKA_ID.
+fn replace_key(id: &str) {
+    with_key(id, |session, key| {
+        session.destroy_object(key).unwrap();
+        let template = [
+            Attribute::Token(true),
+            Attribute::Label(b"another".to_vec()),
+            Attribute::Id(hex::decode(id).unwrap()),
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::AES),
+            Attribute::Private(true),
+            Attribute::Sensitive(true),
+            Attribute::Extractable(false),
+            Attribute::Encrypt(true),
+            Attribute::Decrypt(true),
+            Attribute::Wrap(false),
+            Attribute::Unwrap(false),
+            Attribute::ValueLen(Ulong::new(32)),
+        ];
+        session.generate_key(&Mechanism::AesKeyGen, &template).unwrap();
+    });
 }
 
 fn with_key(id: &str, act: impl Fn(&Session, ObjectHandle)) {

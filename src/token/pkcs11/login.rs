@@ -15,6 +15,7 @@ use cryptoki::{
     slot::Slot,
     types::RawAuthPin,
 };
+use std::sync::atomic::Ordering;
 
 /// How often in a row a PIN that the token took before may fail without its flags to be had. One that it never took: once.
 const BLIND_MAX: u32 = 2;
@@ -39,7 +40,11 @@ pub(super) fn log_in(
         if is_logged_in(session) {
             return Attempt::NotNeeded;
         }
-        let count = || told(inside, slot).map(|token| token.count());
+        let count = || {
+            let token = told(inside, slot);
+            shared.describes_itself.fetch_or(token.is_ok(), Ordering::SeqCst);
+            token.map(|token| token.count())
+        };
         let before = count();
         if let Err(code) = before
             && verdict::is_lost_session(code)
@@ -98,6 +103,7 @@ fn may_try(count: Result<Count, RvError>, standing: Standing, blindly_once: bool
         }
         Ok(_) => Ok(()),
         Err(_) if standing.accepted && standing.failures < BLIND_MAX => Ok(()),
+        Err(_) if right_so_far && standing.rested => Ok(()),
         Err(_) if blindly_once && standing.failures == 0 => Ok(()),
         Err(code) => withheld(
             Verdict::Unreachable,
@@ -105,8 +111,8 @@ fn may_try(count: Result<Count, RvError>, standing: Standing, blindly_once: bool
                 "C_GetTokenInfo: {}; a PIN is not tried while the token does not say how many wrong ones it counted",
                 verdict::name(code)
             ),
-            "see why the token does not describe itself; keyleash looks again by itself, and tries this PIN once more after a \
-             restart or `reload_pin`",
+            "see why the token does not describe itself; keyleash looks again by itself, and tries this PIN once more after \
+             10 minutes where the token took it before, a restart or `reload_pin`",
         ),
     }
 }
@@ -120,7 +126,7 @@ fn unclear(code: RvError, standing: Standing, before: Option<Count>, after: Opti
         // One that was never right may be what it counts.
         (_, Some(after)) if !standing.accepted && after > Count::Clear => Attempt::Refused(counts(after)),
         (Some(before), Some(after)) if after > before => Attempt::Denied { error: counts(after), counted: true },
-        _ => Attempt::Failed(code),
+        _ => Attempt::Failed { code, uncounted: standing.accepted && after == Some(Count::Clear) },
     }
 }
 
@@ -154,7 +160,8 @@ pub(super) fn no_pin_denied(what: String) -> TokenError {
 mod tests {
     use super::*;
 
-    const NEVER_TAKEN: Standing = Standing { accepted: false, failures: 0, denied: false, counted: false };
+    const NEVER_TAKEN: Standing =
+        Standing { accepted: false, failures: 0, denied: false, counted: false, rested: false };
     const TAKEN: Standing = Standing { accepted: true, ..NEVER_TAKEN };
     const FAILED: Standing = Standing { failures: 1, ..TAKEN };
     const COUNTED: Standing = Standing { denied: true, counted: true, ..FAILED };
@@ -191,6 +198,10 @@ mod tests {
         assert_eq!(withheld(NO_FLAGS, TAKEN), None);
         assert_eq!(withheld(NO_FLAGS, FAILED), None);
         assert_eq!(withheld(NO_FLAGS, Standing { failures: BLIND_MAX, ..TAKEN }), Some(Verdict::Unreachable));
+        let rested = Standing { failures: 9, rested: true, ..TAKEN };
+        assert_eq!(withheld(NO_FLAGS, rested), None, "else a token that never describes itself is never tried again");
+        assert_eq!(withheld(NO_FLAGS, Standing { counted: true, ..rested }), Some(Verdict::Unreachable));
+        assert_eq!(withheld(NO_FLAGS, Standing { accepted: false, ..rested }), Some(Verdict::Unreachable));
         // By slot id, where the operator knows that the token does not describe itself.
         assert!(may_try(NO_FLAGS, NEVER_TAKEN, true).is_ok());
         assert!(may_try(NO_FLAGS, Standing { failures: 1, ..NEVER_TAKEN }, true).is_err());
@@ -204,14 +215,19 @@ mod tests {
                 let told = (before, after);
                 match unclear(RvError::GeneralError, FAILED, before, after) {
                     Attempt::Denied { counted: true, .. } => assert!(before.is_some() && after > before, "{told:?}"),
-                    Attempt::Failed(_) => assert!(before.is_none() || after <= before, "{told:?}"),
+                    Attempt::Failed { uncounted, .. } => {
+                        assert!(before.is_none() || after <= before, "{told:?}");
+                        assert_eq!(uncounted, after == Some(Count::Clear), "{told:?}");
+                    }
                     _ => panic!("{told:?}"),
                 }
                 match unclear(RvError::GeneralError, NEVER_TAKEN, before, after) {
                     Attempt::Refused(error) => {
                         assert!(after > Some(Count::Clear) && error.verdict == Verdict::Denied, "{told:?}");
                     }
-                    Attempt::Failed(_) => assert!(after <= Some(Count::Clear), "{told:?}"),
+                    Attempt::Failed { uncounted, .. } => {
+                        assert!(after <= Some(Count::Clear) && !uncounted, "{told:?}");
+                    }
                     _ => panic!("{told:?}"),
                 }
             }

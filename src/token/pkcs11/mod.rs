@@ -163,7 +163,10 @@ impl Pkcs11Token {
                 tracing::warn!(%error, remedy = error.remedy, "starting while the token is unreachable");
                 Ok(opened)
             }
-            Ok(()) => Ok(opened),
+            Ok(()) => {
+                opened.shared.pins.note_at_work();
+                Ok(opened)
+            }
         }
     }
 

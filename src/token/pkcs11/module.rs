@@ -480,7 +480,7 @@ impl Module {
     /// Nothing to do where the context is not keyleash's to end, or not older than a moment.
     ///
     /// # Errors
-    /// Unreachable when C_Initialize fails or does not end; fatal when calls hang or do not end.
+    /// Unreachable when C_Initialize fails or does not end; fatal when calls hang or do not end, or C_Finalize fails.
     pub(super) fn renew(&self, operation: &'static str, deadline: Instant) -> Result<(), TokenError> {
         let mut gate = lock(&self.gate);
         let seen = gate.generation;
@@ -542,10 +542,17 @@ impl Module {
             }
         }
         drop(gate);
-        // Nobody is inside and nobody enters while the gate is closed. Whatever it returns, C_Initialize decides.
+        // Nobody is inside and nobody enters while the gate is closed.
         let finalized = self.pkcs11.clone().finalize();
         let mut gate = lock(&self.gate);
         gate.closed = false;
+        if let Err(code) = finalized.as_ref().map_err(fault::code_of)
+            && code != RvError::CryptokiNotInitialized
+        {
+            // The context goes on, as old as it is, and is ours: C_Initialize would answer as it does for somebody else's.
+            self.changed.notify_all();
+            return refuse(format!("C_Finalize: {}", verdict::name(code)));
+        }
         gate.initialised = false;
         // Nothing pauses the C_Initialize that follows, but the next round of both.
         gate.pause.back_off(self.clock.now());

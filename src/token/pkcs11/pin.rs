@@ -6,7 +6,8 @@
 //! Tokens lock themselves after a few wrong PINs. So a refused PIN is remembered (in locked memory) and compared, in
 //! constant time, with what the source says before each login: only another PIN, or [`Pins::forget_refusal`], leads
 //! to another attempt. So is the one that the token took: what is known of a PIN ([`Standing`]) is known of that one alone. Logins
-//! of one token run one after the other, so that two workers cannot both try it.
+//! of one token run one after the other, so that two workers cannot both try it. One that is not back when its caller gives up
+//! hangs, perhaps for good: it counts as one that failed, and the next has its turn.
 
 use super::fault::{self, Fault};
 use super::module::{before, wait_until};
@@ -29,11 +30,16 @@ use zeroize::{Zeroize, Zeroizing};
 /// How long a PIN waits after a C_Login that failed with whatever code; doubles while it fails.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// As long waits a PIN that the token took before and says that it did not count: below the shortest poll interval (1 s − 10 %), so that
+/// every poll finds a token that is back.
+const PAUSE_UNCOUNTED: Duration = Duration::from_millis(800);
+/// A PIN that nothing was tried with for so long has rested.
+const REST: Duration = Duration::from_secs(600);
 /// As many refused PINs are remembered as a source may flap between.
 const REFUSED_MAX: usize = 4;
 
 /// What a [`PinSource::Callback`] is: gives the PIN's bytes, or says in words why it cannot. Called on a worker thread, before
-/// each login; what it returns is wiped.
+/// each login; what it returns is wiped. A call that never returns costs a worker.
 pub type PinCallback = dyn Fn() -> Result<Vec<u8>, String> + Send + Sync;
 
 /// Where the PIN comes from. Never the command line.
@@ -133,13 +139,25 @@ impl PinSource {
 
 #[derive(Default)]
 struct State {
-    /// A login is under way.
-    busy: bool,
+    busy: Option<Busy>,
+    /// Logins that have begun.
+    turns: u64,
+    /// The token has worked with what the source gave.
+    at_work: bool,
     /// The last PIN that the token took: used while the source cannot be read.
     accepted: Option<Pin>,
     /// Those that it refused since it took one, the newest last.
     refused: Vec<(Pin, TokenError)>,
     failed: Option<Failed>,
+}
+
+/// The login that is under way.
+struct Busy {
+    number: u64,
+    /// When its caller gives up.
+    until: Instant,
+    /// What it has given to the token.
+    tried: Option<Pin>,
 }
 
 /// C_Login failed with this PIN, and the token did not say that the PIN is wrong.
@@ -167,6 +185,8 @@ pub(super) struct Standing {
     pub(super) denied: bool,
     /// The token counted a wrong PIN during one of these.
     pub(super) counted: bool,
+    /// The last of these was 10 minutes ago.
+    pub(super) rested: bool,
 }
 
 pub(super) struct Pins {
@@ -191,7 +211,11 @@ pub(super) enum Attempt {
         counted: bool,
     },
     /// C_Login failed otherwise: perhaps the token counted it as a wrong PIN, perhaps it is in trouble.
-    Failed(RvError),
+    Failed {
+        code: RvError,
+        /// The token took this PIN before, and says that it counted none.
+        uncounted: bool,
+    },
 }
 
 impl Pins {
@@ -211,6 +235,11 @@ impl Pins {
         state.failed = None;
     }
 
+    /// Notes that the token works: from now on a source that gives no PIN is trouble that may pass.
+    pub(super) fn note_at_work(&self) {
+        self.lock().at_work = true;
+    }
+
     /// Calls `attempt` with the PIN of the source and what is known of it, unless the token refused that one before or it is to wait.
     pub(super) fn login(
         &self,
@@ -221,10 +250,14 @@ impl Pins {
         let pin = match self.source.read() {
             Ok(pin) => pin,
             Err(error) => {
-                let mut last = self.lock().accepted.as_ref().map(|pin| pin.expose().to_vec());
-                let Some(last) = last.as_mut() else { return Err(error.into()) };
+                let state = self.lock();
+                let Some(last) = &state.accepted else {
+                    // Found logged in so far. The owner of the keys has denied nothing.
+                    let verdict = if state.at_work { Verdict::Unreachable } else { error.verdict };
+                    return Err(TokenError { verdict, ..error }.into());
+                };
                 tracing::warn!(%error, "the PIN that worked last is used");
-                Pin::take_from(last)?
+                copy(last)?
             }
         };
         let refused =
@@ -234,6 +267,7 @@ impl Pins {
         }
         self.check_pause(&pin)?;
         let standing = self.standing(&pin);
+        turn.tries(&pin)?;
         let result = match attempt(&pin, standing) {
             Attempt::NotNeeded => Ok(()),
             Attempt::Accepted => {
@@ -263,9 +297,9 @@ impl Pins {
                 self.note_failure(pin, standing, error.clone(), counted, PAUSE_MIN);
                 Err(error.into())
             }
-            Attempt::Failed(code) => {
+            Attempt::Failed { code, uncounted } => {
                 let error = fault::unreachable("login", format!("C_Login: {}", verdict::name(code)));
-                self.note_failure(pin, standing, error, false, PAUSE_MAX);
+                self.note_failure(pin, standing, error, false, if uncounted { PAUSE_UNCOUNTED } else { PAUSE_MAX });
                 Err(Fault::Code { step: "C_Login", code })
             }
         };
@@ -283,6 +317,7 @@ impl Pins {
                 failures: failed.times,
                 denied: failed.error.verdict == Verdict::Denied,
                 counted: failed.counted,
+                rested: self.clock.now().since(failed.at) >= REST,
             },
         }
     }
@@ -290,8 +325,11 @@ impl Pins {
     fn note_failure(&self, pin: Pin, before: Standing, error: TokenError, counted: bool, pause_max: Duration) {
         let mut state = self.lock();
         let again = state.failed.take().filter(|failed| is_same(&failed.pin, &pin));
-        let pause = again.map_or(PAUSE_MIN, |failed| failed.pause.saturating_mul(2).min(pause_max));
-        let (times, counted) = (before.failures.saturating_add(1), before.counted || counted);
+        // One that hung, and was noted as it was passed over, may come back after others have failed.
+        let (failures, was_counted) = again.as_ref().map_or((0, false), |failed| (failed.times, failed.counted));
+        let times = before.failures.max(failures).saturating_add(1);
+        let counted = before.counted || was_counted || counted;
+        let pause = again.map_or(PAUSE_MIN, |failed| failed.pause.saturating_mul(2)).min(pause_max);
         state.failed = Some(Failed { pin, at: self.clock.now(), pause, times, counted, error });
     }
 
@@ -311,18 +349,31 @@ impl Pins {
     }
 
     fn take_turn(&self, deadline: Instant) -> Result<Turn<'_>, TokenError> {
-        let deadline = before(&self.clock, deadline);
+        let patience = before(&self.clock, deadline);
         let mut state = self.lock();
-        while state.busy {
+        while let Some(until) = state.busy.as_ref().map(|busy| busy.until)
+            && self.clock.now() < until
+        {
             let in_time;
-            (state, in_time) = wait_until(&self.changed, state, &self.clock, deadline);
-            if !in_time {
+            (state, in_time) = wait_until(&self.changed, state, &self.clock, patience.min(until));
+            if !in_time && patience < until {
                 return Err(fault::unreachable("login", "another login did not end until the deadline"));
             }
         }
-        state.busy = true;
-        Ok(Turn(self))
+        state.turns += 1;
+        let number = state.turns;
+        let hangs = state.busy.replace(Busy { number, until: deadline, tried: None });
+        drop(state);
+        if let Some(pin) = hangs.and_then(|busy| busy.tried) {
+            let error = fault::unreachable("login", "C_Login did not come back");
+            self.note_failure(pin, Standing::default(), error, false, PAUSE_MAX);
+        }
+        Ok(Turn { pins: self, number })
     }
+}
+
+fn copy(pin: &Pin) -> crate::error::Result<Pin> {
+    Pin::take_from(&mut pin.expose().to_vec())
 }
 
 fn is_same(one: &Pin, other: &Pin) -> bool {
@@ -339,12 +390,27 @@ fn hint(pin: &Pin) -> &'static str {
     }
 }
 
-struct Turn<'a>(&'a Pins);
+struct Turn<'a> {
+    pins: &'a Pins,
+    number: u64,
+}
+
+impl Turn<'_> {
+    /// Notes what the token is about to be given. Fails when it is another's turn: the source took too long.
+    fn tries(&self, pin: &Pin) -> Result<(), Fault> {
+        let mut state = self.pins.lock();
+        match state.busy.as_mut().filter(|busy| busy.number == self.number) {
+            Some(busy) => busy.tried = Some(copy(pin)?),
+            None => return Err(fault::unreachable("login", "the PIN came after the deadline").into()),
+        }
+        Ok(())
+    }
+}
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.lock().busy = false;
-        self.0.changed.notify_all();
+        self.pins.lock().busy.take_if(|busy| busy.number == self.number);
+        self.pins.changed.notify_all();
     }
 }
 
@@ -426,15 +492,16 @@ mod tests {
         let (unknown, accepted) = (Standing::default(), Standing { accepted: true, ..Standing::default() });
         assert_eq!(standing(Attempt::NotNeeded), Some(unknown));
         assert_eq!(standing(Attempt::Accepted), Some(unknown), "who finds the process logged in has proved no PIN");
-        assert_eq!(standing(Attempt::Failed(RvError::GeneralError)), Some(accepted));
+        let failed = || Attempt::Failed { code: RvError::GeneralError, uncounted: false };
+        assert_eq!(standing(failed()), Some(accepted));
         assert_eq!(standing(Attempt::NotNeeded), Some(Standing { failures: 1, ..accepted }));
         *pin.lock().unwrap() = "5678".into();
         assert_eq!(standing(Attempt::NotNeeded), Some(unknown), "another PIN in the source");
         *pin.lock().unwrap() = "1234".into();
         let error = fault::denied("login", "C_Login: CKR_GENERAL_ERROR, and it was counted");
         assert_eq!(standing(Attempt::Denied { error, counted: true }), Some(Standing { failures: 1, ..accepted }));
-        let counted = Standing { failures: 2, denied: true, counted: true, accepted: true };
-        assert_eq!(standing(Attempt::Failed(RvError::GeneralError)), Some(counted));
+        let counted = Standing { failures: 2, denied: true, counted: true, ..accepted };
+        assert_eq!(standing(failed()), Some(counted));
         assert_eq!(standing(Attempt::Accepted), Some(Standing { failures: 3, denied: false, ..counted }));
         assert_eq!(standing(Attempt::Refused(fault::denied("login", "wrong"))), Some(accepted));
         assert_eq!(standing(Attempt::Accepted), None, "refused, whatever it was before");
@@ -514,7 +581,7 @@ mod tests {
         let (tries, far) = (Cell::new(0), Instant::from_nanos(u64::MAX));
         let fail = |_: &Pin, _| {
             tries.set(tries.get() + 1);
-            Attempt::Failed(RvError::GeneralError)
+            Attempt::Failed { code: RvError::GeneralError, uncounted: false }
         };
         for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
             let before = tries.get();
@@ -537,6 +604,74 @@ mod tests {
         assert!(matches!(pins.login(far, fail), Err(Fault::Code { .. })), "after a success the pause is short again");
         pins.forget_refusal();
         assert!(pins.login(far, |_, _| Attempt::Accepted).is_ok(), "nor does one that somebody asks for");
+    }
+
+    #[test]
+    fn a_pin_that_the_token_did_not_count_is_asked_again_at_every_poll_however_often_it_failed() {
+        let clock = crate::clock::ManualClock::default();
+        let pins = Pins {
+            clock: Clock::Manual(clock.clone()),
+            ..Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))))
+        };
+        let far = Instant::from_nanos(u64::MAX);
+        for _ in 0..40 {
+            let failed = Attempt::Failed { code: RvError::GeneralError, uncounted: true };
+            assert!(matches!(pins.login(far, |_, _| failed), Err(Fault::Code { .. })));
+            clock.advance(Duration::from_millis(900));
+        }
+    }
+
+    #[test]
+    fn a_login_that_never_returns_keeps_nobody_out_and_counts_as_one_that_failed() {
+        let clock = crate::clock::ManualClock::default();
+        let pins = Pins {
+            clock: Clock::Manual(clock.clone()),
+            ..Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))))
+        };
+        let (far, second) = (Instant::from_nanos(u64::MAX), Duration::from_secs(1));
+        let late = pins.login(clock.now().plus(second), |_, _| {
+            clock.advance(second);
+            let Err(Fault::LoginPaused(error)) = pins.login(far, |_, _| panic!("tried at once")) else { panic!() };
+            assert!(error.verdict == Verdict::Unreachable && error.what.contains("did not come back"), "{error}");
+            clock.advance(second);
+            let next = pins.login(far, |_, standing| {
+                assert_eq!(standing, Standing { failures: 1, ..Standing::default() });
+                Attempt::Accepted
+            });
+            assert!(next.is_ok());
+            Attempt::NotNeeded
+        });
+        assert!(late.is_ok() && pins.lock().busy.is_none());
+    }
+
+    #[test]
+    fn a_source_that_never_returns_keeps_nobody_out_and_what_it_gives_too_late_is_not_tried() {
+        let clock = crate::clock::ManualClock::default();
+        let inner: Arc<Mutex<Option<Arc<Pins>>>> = Arc::default();
+        let (others, time) = (inner.clone(), clock.clone());
+        let source = PinSource::Callback(Arc::new(move || {
+            let other = others.lock().unwrap().take();
+            if let Some(pins) = other {
+                time.advance(Duration::from_secs(1));
+                assert!(pins.login(Instant::from_nanos(u64::MAX), |_, _| Attempt::Accepted).is_ok());
+            }
+            Ok(b"1234".to_vec())
+        }));
+        let pins = Arc::new(Pins { clock: Clock::Manual(clock.clone()), ..Pins::new(source) });
+        *inner.lock().unwrap() = Some(pins.clone());
+        let deadline = clock.now().plus(Duration::from_secs(1));
+        let Err(Fault::Settled(error)) = pins.login(deadline, |_, _| panic!("tried")) else { panic!() };
+        assert_eq!(error.verdict, Verdict::Unreachable);
+    }
+
+    #[test]
+    fn a_source_that_gives_no_pin_is_a_matter_of_set_up_at_the_start_and_an_outage_after_that() {
+        let pins = Pins::new(PinSource::Callback(Arc::new(|| Err("away".into()))));
+        for verdict in [Verdict::Misconfigured, Verdict::Unreachable] {
+            let Err(Fault::Settled(error)) = pins.login(soon(), |_, _| panic!("tried")) else { panic!() };
+            assert_eq!(error.verdict, verdict);
+            pins.note_at_work();
+        }
     }
 
     #[test]

@@ -128,7 +128,7 @@ pub(super) enum Login {
     AlreadyIn,
     /// The token has no user PIN to compare with.
     NoPin,
-    /// No PIN was compared: the session is gone, or somebody else is logged in.
+    /// No PIN was compared: the session or the token is gone, there is no memory, or somebody else is logged in.
     NotCompared,
     /// This PIN is wrong.
     WrongPin,
@@ -145,6 +145,7 @@ pub(super) const fn login(code: RvError) -> Login {
         Rv::UserAlreadyLoggedIn => Login::AlreadyIn,
         Rv::UserPinNotInitialized => Login::NoPin,
         Rv::UserAnotherAlreadyLoggedIn | Rv::UserTooManyTypes => Login::NotCompared,
+        Rv::DeviceRemoved | Rv::TokenNotPresent | Rv::HostMemory => Login::NotCompared,
         Rv::PinIncorrect | Rv::PinInvalid | Rv::PinLenRange | Rv::PinTooWeak => Login::WrongPin,
         code if is_lost_session(code) => Login::NotCompared,
         code if matches!(class(code), Class::Denied) => Login::Denied,
@@ -383,7 +384,14 @@ mod tests {
         for code in [Rv::GeneralError, Rv::DeviceError, Rv::FunctionFailed, Rv::VendorDefined(1), Rv::UserNotLoggedIn] {
             assert_eq!(login(code), Login::Unclear, "{code:?}");
         }
-        for code in [Rv::SessionHandleInvalid, Rv::CryptokiNotInitialized, Rv::UserAnotherAlreadyLoggedIn] {
+        for code in [
+            Rv::SessionHandleInvalid,
+            Rv::CryptokiNotInitialized,
+            Rv::UserAnotherAlreadyLoggedIn,
+            Rv::DeviceRemoved,
+            Rv::TokenNotPresent,
+            Rv::HostMemory,
+        ] {
             assert_eq!(login(code), Login::NotCompared, "{code:?}");
         }
         assert_eq!(login(Rv::UserAlreadyLoggedIn), Login::AlreadyIn);
