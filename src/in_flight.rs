@@ -53,7 +53,7 @@ struct Seat {
 
 impl Seat {
     #[inline]
-    fn places(&self) -> impl Iterator<Item = &'static AtomicU64> {
+    fn places(self) -> impl Iterator<Item = &'static AtomicU64> {
         self.words.iter().take(PLACES)
     }
 
@@ -131,34 +131,45 @@ impl Operation {
     /// Enters.
     #[inline]
     pub(crate) fn enter() -> Self {
-        match CLAIM.try_with(|claim| Self::seated(claim.0)) {
-            Ok(Some(operation)) => operation,
-            Ok(None) | Err(_) => Self::apart(),
+        match CLAIM.try_with(|claim| claim.0) {
+            Ok(seat) => {
+                let [place, ..] = seat.words;
+                if place.load(Ordering::Relaxed) == FREE { Self::at(place, seat) } else { Self::beside(seat) }
+            }
+            Err(_) => Self::apart(),
         }
     }
 
     #[inline]
-    fn seated(seat: Seat) -> Option<Self> {
-        let place = seat.places().find(|place| place.load(Ordering::Relaxed) == FREE)?;
+    fn at(place: &'static AtomicU64, seat: Seat) -> Self {
         // The only writer is this thread. Release, here and below, because a wiper that waited for the operation before this one
         // may see this value instead of the one that left it: a relaxed store would not order that operation's reads before the
         // wipe.
         place.store(TAKEN, Ordering::Release);
-        Some(Self { place, thread: seat.number, _claim: None, not_send: PhantomData })
+        Self { place, thread: seat.number, _claim: None, not_send: PhantomData }
+    }
+
+    /// Beside another one of this thread.
+    #[inline(never)]
+    fn beside(seat: Seat) -> Self {
+        match seat.places().find(|place| place.load(Ordering::Relaxed) == FREE) {
+            Some(place) => Self::at(place, seat),
+            None => Self::apart(),
+        }
     }
 
     #[cold]
     fn apart() -> Self {
         loop {
             let claim = Claim::new();
-            match Self::seated(claim.0) {
-                Some(mut operation) => {
-                    operation._claim = Some(claim);
-                    return operation;
-                }
-                // Of a thread that ended in the midst of its operations: nobody's any more.
-                None => std::mem::forget(claim),
+            let seat = claim.0;
+            if let Some(place) = seat.places().find(|place| place.load(Ordering::Relaxed) == FREE) {
+                let mut operation = Self::at(place, seat);
+                operation._claim = Some(claim);
+                return operation;
             }
+            // Of a thread that ended in the midst of its operations: nobody's any more.
+            std::mem::forget(claim);
         }
     }
 
