@@ -53,8 +53,8 @@
 //!
 //! **Service** is more than that nothing is refused. Where all has to work (`outage`, `hang`, `flapping` and `rotation` from the act on,
 //! `token-removed` and `long-outage` as far as they owe it) no load thread may be without a success for longer than `call_timeout`,
-//! for which an operation may wait that awaits an unwrap of its own; and in a second at least 5 % as many operations must succeed as
-//! before the act. The load is closed, so its rate is its latency too: what others do on the machine makes it slower by a few times,
+//! for which an operation may wait that awaits an unwrap of its own; and in every poll interval at least 5 % as many operations must
+//! succeed in a second as before the act. The load is closed, so its rate is its latency too: what others do on the machine makes it slower by a few times,
 //! blocks that wait for something make it slower by hundreds.
 //!
 //! **Wiped** is when the engine says so, and whether that is true is seen in the memory: the drill knows every AEK that its token
@@ -64,8 +64,7 @@
 //!
 //! **Rotated** is an account when the header of a block that the load sealed in the end names its new AEK version.
 //!
-//! Nothing else is judged. What remains unseen: a stall of single accounts that is shorter than `call_timeout` and leaves the rate
-//! above 5 %; a key that is wiped later than the engine says, if before the search came to it.
+//! Nothing else is judged. What remains unseen: waits shorter than `call_timeout` that leave the rate above 5 %; a key that is wiped later than the engine says, if before the search came to it.
 //!
 //! # The JSON
 //!
@@ -104,7 +103,7 @@
 //! | `warmed` | operations that waited for an unwrap of their own |
 //! | `longest_operation_ms` | the longest seal or open, waiting for its unwrap included; `null` for `restart`. Never judged |
 //! | `service_gap_ms`, `service_gap_after_ms` | the longest that a load thread was without a success while all had to work, and after the undoing; `null` where nothing of that kind is owed |
-//! | `service_rate_percent`, `service_rate_after_percent` | successes in a second in the same phases, in percent of those before the act |
+//! | `service_rate_percent`, `service_rate_after_percent` | successes in a second in the slowest poll interval of the same phases, in percent of those before the act |
 //! | `machine_delay_ms` | the longest that the machine kept a thread from running that only looks at the clock. Never judged |
 //! | `rewrap_ms`, `rewrap_accounts_per_s`, `aek_rotation_ms` | `rotation`: how long the re-wrap of all accounts took, how many it moved in a second (at most a third of `resume_rate`), how long the rotation of every AEK took. Never judged |
 //! | `accounts_left_behind`, `accounts_not_rotated` | `rotation`: accounts with an AEK under the old KEK version, and that did not seal under their new AEK version, at the end |

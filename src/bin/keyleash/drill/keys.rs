@@ -27,9 +27,7 @@ impl Keys {
     /// From now on it is searched for.
     pub(crate) fn learn(&self, aek: &Aek) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (first, _) = aek.expose().split_at(ROUND_KEY);
-        let mut first: [u8; ROUND_KEY] = first.try_into().unwrap_or_default();
-        first.iter_mut().for_each(|byte| *byte = !*byte);
+        let first = inverted(aek.expose());
         if !known.contains(&first) {
             known.extend(schedule(aek.expose()));
         }
@@ -75,6 +73,13 @@ impl Keys {
     }
 }
 
+/// Byte by byte, because a copy of the key itself would stay on the stack, for the search to find.
+fn inverted(key: &[u8]) -> [u8; ROUND_KEY] {
+    let mut inverted = [0; ROUND_KEY];
+    inverted.iter_mut().zip(key).for_each(|(to, from)| *to = !*from);
+    inverted
+}
+
 fn place(first: u32) -> usize {
     (first.wrapping_mul(0x9e37_79b1) >> (u32::BITS - SIFT_BITS)) as usize
 }
@@ -88,7 +93,7 @@ fn spots<'a>(
     let is_key = move |spot: &usize| {
         let Some(bytes) = window.get(*spot..).and_then(<[u8]>::first_chunk::<ROUND_KEY>) else { return false };
         let first = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        sift.get(place(first)).is_some_and(|there| *there) && known.contains(&bytes.map(|byte| !byte))
+        sift.get(place(first)).is_some_and(|there| *there) && known.contains(&inverted(bytes))
     };
     // A key that begins in one word covers the whole of the next.
     let words = window.chunks(WORD).skip(1).enumerate();

@@ -15,9 +15,10 @@ pub(crate) struct Service {
     /// The longest that a load thread was without a success, and when that began.
     pub(crate) gap_ms: f64,
     pub(crate) gap_from: Instant,
-    /// Successes in a second, in percent of those before the act; `None` where there was nothing to compare.
+    /// Successes in a second, where they were fewest for a poll interval, in percent of those before the act; `None` where there
+    /// was nothing to compare.
     pub(crate) rate_percent: Option<f64>,
-    /// The part of the phase for which the machine itself stood still.
+    /// The part of that poll interval for which the machine itself stood still.
     pub(crate) lost: f64,
 }
 
@@ -101,7 +102,7 @@ pub(crate) fn least_service(settings: &Settings) -> Duration {
 fn services(finished: &Finished) -> (Option<Service>, Option<Service>) {
     let (timeline, settings) = (&finished.timeline, &finished.settings);
     let Some(act) = timeline.act() else { return (None, None) };
-    let service = |from, to| Some(service(timeline, act, from, to));
+    let service = |from, to| Some(service(timeline, settings.poll_interval, act, from, to));
     match (finished.scenario.owed(settings), timeline.undoing()) {
         (Owed::Service(_), Some(undoing)) => (service(act, undoing), service(undoing, timeline.end)),
         (Owed::Undisturbed, _) => (service(act, timeline.end), None),
@@ -110,20 +111,36 @@ fn services(finished: &Finished) -> (Option<Service>, Option<Service>) {
     }
 }
 
-fn service(timeline: &Timeline, act: Instant, from: Instant, to: Instant) -> Service {
+fn service(timeline: &Timeline, poll: Duration, act: Instant, from: Instant, to: Instant) -> Service {
     let inside = timeline.gaps.iter().map(|(began, ended)| {
         let began = Instant::from_nanos(*began).max(from);
         (Instant::from_nanos(*ended).min(to).since(began), began)
     });
     let (gap, gap_from) = inside.max().unwrap_or_default();
     let before = rate(timeline, timeline.origin, act).filter(|rate| *rate > 0.0);
-    let lasting = to.since(from).as_secs_f64().max(f64::MIN_POSITIVE);
+    let (slowest, slow_from) = slowest(timeline, poll, from, to).unzip();
+    let slow_from = slow_from.unwrap_or(from);
+    let lost = timeline.late_between(slow_from, slow_from.plus(poll).min(to)).as_secs_f64();
     Service {
         gap_ms: gap.as_secs_f64() * 1e3,
         gap_from,
-        rate_percent: rate(timeline, from, to).zip(before).map(|(rate, before)| rate / before * 100.0),
-        lost: (timeline.late_between(from, to).as_secs_f64() / lasting).min(1.0),
+        rate_percent: slowest.zip(before).map(|(rate, before)| rate / before * 100.0),
+        lost: (lost / poll.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0),
     }
+}
+
+/// The poll interval of a phase in which the fewest operations succeeded, in a second, and when it began; all of a phase that is
+/// shorter.
+fn slowest(timeline: &Timeline, poll: Duration, from: Instant, to: Instant) -> Option<(f64, Instant)> {
+    let step = timeline.interval.max(Duration::from_nanos(1));
+    let mut slowest = rate(timeline, from, to.min(from.plus(poll))).map(|rate| (rate, from));
+    let mut at = from.plus(step);
+    while at.plus(poll) <= to {
+        let here = rate(timeline, at, at.plus(poll)).map(|rate| (rate, at));
+        slowest = [slowest, here].into_iter().flatten().min_by(|one, other| one.0.total_cmp(&other.0));
+        at = at.plus(step);
+    }
+    slowest
 }
 
 /// Successes in a second, by the intervals that lie inside.
@@ -253,11 +270,14 @@ pub(crate) mod tests {
             late: vec![(at(150), Duration::from_millis(25))],
             ..timeline()
         };
-        let during = service(&timeline, at(100), at(100), at(200));
+        let poll = Duration::from_millis(100);
+        let during = service(&timeline, poll, at(100), at(100), at(200));
         assert_eq!(during, Service { gap_ms: 60.0, gap_from: at(140), rate_percent: Some(10.0), lost: 0.25 });
-        let after = service(&timeline, at(100), at(200), at(400));
+        let after = service(&timeline, poll, at(100), at(200), at(400));
         assert_eq!(after, Service { gap_ms: 60.0, gap_from: at(200), rate_percent: Some(50.0), lost: 0.0 });
-        assert_eq!(service(&timeline, at(0), at(100), at(200)).rate_percent, None, "nothing was before");
+        assert_eq!(service(&timeline, poll, at(0), at(100), at(200)).rate_percent, None, "nothing was before");
+        let slowest = service(&timeline, poll / 2, at(100), at(100), at(400));
+        assert_eq!(slowest.rate_percent, Some(0.0), "a fast beginning does not make up for what is slow");
     }
 
     #[test]

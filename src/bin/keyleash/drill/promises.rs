@@ -175,11 +175,11 @@ impl Lines<'_> {
 
 const IN_TROUBLE: [(&str, &str); 2] = [
     ("service-gap", "longest that a load thread was without a success, while all had to work"),
-    ("service-rate", "blocks sealed and opened in a second, while all had to work"),
+    ("service-rate", "seals and opens in a second in the slowest poll interval, while all had to work"),
 ];
 const AFTER_TROUBLE: [(&str, &str); 2] = [
     ("service-gap-after", "longest that a load thread was without a success, after the undoing"),
-    ("service-rate-after", "blocks sealed and opened in a second, after the undoing"),
+    ("service-rate-after", "seals and opens in a second in the slowest poll interval, after the undoing"),
 ];
 
 /// Every line that the drill owes.
