@@ -9,6 +9,16 @@
 //!
 //! `KEYLEASH_SIM_SEEDS=1000000 cargo test --release --test simulation` runs that many; `KEYLEASH_SIM_FROM` says where to
 //! begin, `KEYLEASH_SIM_SEED=n cargo test --test simulation of_a_fleet` (or `of_one_`) runs one and prints its trace.
+//!
+//! # What it would have found
+//!
+//! Each fault, put back by hand, and the first seed of a fleet that finds it:
+//!
+//! | fault | how to put it back | seed |
+//! | --- | --- | --- |
+//! | ordinary proofs from an old context renew for ever | `Lease::end_of` counts from `asked` alone | 14 |
+//! | a key is admitted on an old proof | `Leash::proof_age_max` is a hundred thousand polls | 1234 |
+//! | an outage of the store stops all I/O after one TTL | `fleet::oracle::HELD_BACK` is empty: it is not mended yet | 54 |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
 mod fleet;

@@ -150,6 +150,8 @@ pub(crate) struct Oracle {
     stored: BTreeMap<AccountId, BTreeSet<u32>>,
     /// Wrappings that an impostor made, and whether it had been there for so long that it was to be known.
     false_wraps: BTreeMap<Vec<u8>, bool>,
+    /// AEKs that an impostor wrapped before anybody could know it: nobody can open them any more.
+    lost: BTreeSet<Aek>,
     noted: BTreeMap<usize, Noted>,
     calls: BTreeMap<u64, (Call, Option<Aek>)>,
     order: u64,
@@ -178,6 +180,7 @@ impl Oracle {
             records: BTreeMap::new(),
             stored: BTreeMap::new(),
             false_wraps: BTreeMap::new(),
+            lost: BTreeSet::new(),
             noted: BTreeMap::new(),
             calls: BTreeMap::new(),
             order: 0,
@@ -275,15 +278,23 @@ impl Oracle {
             let aek = (record.account.clone(), wrapped.aek_version);
             let Some(kek) = self.kek(&wrapped.kek_id) else { continue };
             let others = self.records.values().any(|(other, under)| *under == kek && other.0 != aek.0);
-            if self.false_wraps.remove(&wrapped.wrapped.bytes).is_some_and(|known| known && others) {
-                let kek = &self.keks[kek].kek;
-                self.broken(format!(
-                    "promise 5: AEK {aek:?} is stored as an impostor wrapped it that stands in the place of {kek}"
-                ));
+            if let Some(known) = self.false_wraps.remove(&wrapped.wrapped.bytes) {
+                self.lost.insert(aek.clone());
+                if known && others {
+                    let kek = &self.keks[kek].kek;
+                    self.broken(format!(
+                        "promise 5: AEK {aek:?} is stored as an impostor wrapped it that stands in the place of {kek}"
+                    ));
+                }
             }
             self.wrapped_by.entry(aek.clone()).or_default().insert(kek);
             self.records.insert(wrapped.wrapped.bytes.clone(), (aek, kek));
         }
+    }
+
+    /// True when an AEK of the account cannot be opened any more.
+    pub(crate) fn is_lost(&self, account: &AccountId) -> bool {
+        self.lost.iter().any(|(lost, _)| lost == account)
     }
 
     /// True when the store has it: what was sealed under it can be opened.
@@ -502,6 +513,9 @@ impl Oracle {
         let own = self.owns.entry((process, aek.clone())).or_default();
         let before = own.clone();
         own.failed = Some(now);
+        if self.lost.contains(aek) {
+            return;
+        }
         let Some(kek) = self.wrapped_by.get(aek).filter(|keks| keks.len() == 1).and_then(BTreeSet::first).copied()
         else {
             return;

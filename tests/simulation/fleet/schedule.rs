@@ -81,7 +81,7 @@ const KINDS: [(Kind, u32, u32); 19] = [
 ];
 
 /// Held back until what they break is mended.
-const HELD_BACK: &[Kind] = &[Kind::Impostor];
+const HELD_BACK: &[Kind] = &[];
 
 pub(crate) async fn run(seed: u64, quiet: Quiet, trace: bool) -> Report {
     let mut world = World::new(seed, quiet, trace).await;
