@@ -18,7 +18,7 @@
 //! | --- | --- | --- |
 //! | ordinary proofs from an old context renew for ever | `Lease::end_of` counts from `asked` alone | 14 |
 //! | a key is admitted on an old proof | `Leash::proof_age_max` is a hundred thousand polls | 1234 |
-//! | an outage of the store stops all I/O after one TTL | `fleet::oracle::HELD_BACK` is empty: it is not mended yet | 54 |
+//! | an outage of the store stops all I/O after one TTL | found before it was mended | 54 |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
 mod fleet;
