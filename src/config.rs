@@ -56,7 +56,8 @@ pub struct Settings {
     /// Deadline of every token call, 100 ms to 60 s and at most `poll_interval`. Default 5 s.
     pub call_timeout: Duration,
     /// How long a lease lasts after its last proof while the token is unreachable, at least `poll_interval +
-    /// call_timeout`, and with them and `fresh_proof_every * poll_interval` at most 60 min. Default 30 min.
+    /// 2 * call_timeout` (a proof may wait for its turn as long as for its answer), and with `poll_interval + call_timeout` and
+    /// `fresh_proof_every * poll_interval` at most 60 min. Default 30 min.
     pub grace: Duration,
     /// How long an AEK is used without an unwrap of its own, at least 1 s and twice `call_timeout`, at most `grace`. Counts from when
     /// its account's record was read for that unwrap, so that what others changed there is heard of within it. Default 10 min.
@@ -152,12 +153,14 @@ impl Settings {
             );
         }
         let proof = poll_interval.saturating_add(call_timeout);
-        if grace < proof {
+        let whole_proof = proof.saturating_add(call_timeout); // `Seat::proof_max`
+        if grace < whole_proof {
             return broken(
                 "grace",
                 grace,
-                format!("at least poll_interval + call_timeout ({})", show(proof)),
-                "a lease would lapse between two proofs, and promise 3 (an outage is not a revocation) would not hold",
+                format!("at least poll_interval + 2 * call_timeout ({})", show(whole_proof)),
+                "a lease would lapse between two proofs, where one waits for its turn and the token takes its time, and promise 3 \
+                 (an outage is not a revocation) would not hold",
             );
         }
         if grace.saturating_add(proof) > REVOCATION_MAX {

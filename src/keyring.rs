@@ -324,6 +324,9 @@ impl Keyring {
     fn tell_step(&self, leash: &Leash, stepped: &Stepped<'_, AekSlot>, trouble: Option<&TokenError>) {
         self.tell(leash, stepped.actions, trouble);
         if let (Some(took_over), Some(standby)) = (stepped.took_over, &leash.route.standby) {
+            if !took_over {
+                leash.standby_proved.store(false, Ordering::SeqCst); // anew in each silence
+            }
             let (kek, standby) = (leash.kek().clone(), standby.name.clone());
             self.teller.tell(match took_over {
                 true => Event::StandbyTookOver { kek, standby },

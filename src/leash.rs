@@ -370,14 +370,20 @@ impl<M: Member> Leash<M> {
         self.budget().background_at(rate, Some(&self.kek)).await
     }
 
+    /// True when nothing was granted since the token denied, or since the lease lapsed.
+    pub(crate) fn refuses(&self) -> bool {
+        matches!(self.lease().phase(), Phase::Denied { .. } | Phase::Lapsed { .. })
+    }
+
+    pub(crate) fn is_denied(&self) -> bool {
+        matches!(self.lease().phase(), Phase::Denied { .. })
+    }
+
     /// True when the token may be asked for a caller who waits. While it refuses or is silent: once per `pause`, whoever comes.
     pub(crate) fn may_ask(&self, now: Instant, pause: Duration) -> bool {
-        let inner = self.inner();
-        let refuses = matches!(inner.lease.phase(), Phase::Denied { .. } | Phase::Lapsed { .. });
-        if !refuses && inner.silent.is_none() {
+        if !self.refuses() && self.inner().silent.is_none() {
             return true;
         }
-        drop(inner);
         let last = self.asked_ns.load(Ordering::SeqCst);
         let due = last == 0 || now.since(Instant::from_nanos(last)) >= pause;
         due && self.asked_ns.compare_exchange(last, now.as_nanos().max(1), Ordering::SeqCst, Ordering::SeqCst).is_ok()

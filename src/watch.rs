@@ -21,7 +21,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -258,10 +258,12 @@ enum Learned {
 /// first is known to be silent both are asked at once, so that neither waits for the other: the standby keeps the lease, and
 /// the first one's return, or its denial, is heard within a poll.
 ///
-/// True when it is to be made again at once: an answer came, and the lease lapsed before it did, so that it proves nothing.
+/// True when it is to be made again at once: it found no worker, or an answer came, and the lease lapsed before it did, so
+/// that it proves nothing.
 async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) -> bool {
     let (epoch, asked) = (keyring.asking(&leash), keyring.clock.now());
-    let question = Question { keyring: &keyring, leash: &leash, turn, epoch, asked };
+    let question =
+        Question { keyring: &keyring, leash: &leash, turn, epoch, asked, crowded_out: AtomicBool::new(false) };
     let first = &leash.route.first;
     let asking = async {
         match leash.standby_to_ask() {
@@ -295,7 +297,9 @@ async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) -> bool {
             keyring.look_at_standby(&leash, standby, &kek).await;
         }
     }
-    leash.epoch() != epoch && matches!(leash.lease().phase(), Phase::Lapsed { .. })
+    // It waited a whole deadline for its turn: to wait for the next poll as well would be too late for promise 1.
+    question.crowded_out.load(Ordering::SeqCst)
+        || leash.epoch() != epoch && matches!(leash.lease().phase(), Phase::Lapsed { .. })
 }
 
 /// A proof that is asked for.
@@ -305,12 +309,13 @@ struct Question<'a> {
     turn: usize,
     epoch: u64,
     asked: Instant,
+    crowded_out: AtomicBool,
 }
 
 impl Question<'_> {
     /// Asks one token, within its deadline, and feeds what it says. Gives its words when it is silent, which it may be alone.
     async fn put(&self, voice: Voice, seat: &Seat) -> Option<TokenError> {
-        let Self { keyring, leash, turn, epoch, asked } = *self;
+        let Self { keyring, leash, turn, epoch, asked, .. } = *self;
         let deadline = keyring.clock.now().plus(keyring.proof_reading_max() + seat.proof_max());
         let learned = keyring.clock.until(deadline, prove(keyring, leash, voice, seat, turn)).await;
         let Some(learned) = learned else { return Some(no_answer(seat)) };
@@ -319,6 +324,9 @@ impl Question<'_> {
             // It never came to the token, which may be asked by others all the time: that is not its silence.
             Learned::Trouble(trouble) if trouble.verdict == Verdict::Busy => {
                 let (kek, token, why) = (leash.kek().clone(), seat.name.clone(), trouble.to_string());
+                // Not one that was turned away without a wait: to ask that again at once would be to ask for ever, in no time.
+                let waited = keyring.clock.now().since(asked) >= seat.call_timeout;
+                self.crowded_out.fetch_or(waited, Ordering::SeqCst);
                 keyring.teller.tell(Event::ProofCrowdedOut { kek, token, why });
                 return None;
             }
@@ -355,7 +363,13 @@ impl Question<'_> {
                     keyring.feed(leash, voice, verdict, Some(&trouble));
                 }
             }
-            Learned::Nothing(error) => tracing::warn!(kek = %leash.kek(), %error, "no record to prove the KEK with"),
+            Learned::Nothing(error) => {
+                tracing::warn!(kek = %leash.kek(), %error, "no record to prove the KEK with");
+                // One that is in the store alone may end the denial.
+                if leash.is_denied() {
+                    let _ = keyring.vouch_since(leash.kek(), asked).await;
+                }
+            }
         }
         None
     }
@@ -383,6 +397,10 @@ async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat,
     let is_old = |slot: &AekSlot| !leash.vouch.is_young(slot.account(), slot.aek_version);
     let mut members = leash.members_that(turn, SAMPLES_MAX, is_old);
     if members.is_empty() && keyring.sample(leash.kek()).is_none() {
+        // The one that could was retired or deleted: that makes no proof of what it was not.
+        if leash.is_denied() {
+            return Learned::Nothing(last);
+        }
         members = leash.members_from(turn, SAMPLES_MAX);
     }
     for slot in members.iter().cycle().take(SAMPLES_MAX).cloned() {

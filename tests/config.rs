@@ -53,7 +53,7 @@ fn a_broken_bound_names_the_setting_the_value_the_bound_and_the_promise() {
         (|s| s.call_timeout = 99 * MS, ["call_timeout", "99 ms", "100 ms to 1 min", "promise 3"]),
         (|s| s.call_timeout = 61 * S, ["call_timeout", "61 s", "100 ms to 1 min", "promise 1"]),
         (|s| s.call_timeout = 16 * S, ["call_timeout", "16 s", "at most poll_interval (15 s)", "promise 1"]),
-        (|s| s.grace = 19 * S, ["grace", "19 s", "at least poll_interval + call_timeout (20 s)", "promise 3"]),
+        (|s| s.grace = 24 * S, ["grace", "24 s", "at least poll_interval + 2 * call_timeout (25 s)", "promise 3"]),
         (|s| s.grace = 60 * MIN, ["grace", "60 min", "at most 3580 s", "promise 1"]),
         (|s| s.grace = Duration::MAX, ["grace", "", "at most 3580 s", "promise 1"]),
         (|s| s.aek_ttl = Duration::ZERO, ["aek_ttl", "0 s", "at least 10 s", "promise 2"]),
@@ -82,7 +82,7 @@ fn every_bound_itself_is_allowed() {
         with(|s| (s.poll_interval, s.call_timeout) = (MIN, MIN)),
         with(|s| s.call_timeout = 100 * MS),
         with(|s| s.call_timeout = s.poll_interval),
-        with(|s| (s.grace, s.aek_ttl) = (20 * S, 20 * S)),
+        with(|s| (s.grace, s.aek_ttl) = (25 * S, 25 * S)),
         with(|s| s.grace = 55 * MIN - 20 * S),
         with(|s| (s.grace, s.fresh_proof_every) = (60 * MIN - 35 * S, 1)),
         with(|s| s.fresh_proof_every = 118),
@@ -105,7 +105,7 @@ proptest! {
         let fresh = settings.poll_interval * settings.fresh_proof_every;
         let keeps = fresh + settings.grace + settings.poll_interval + settings.call_timeout <= 60 * MIN
             && settings.call_timeout <= settings.poll_interval && settings.poll_interval <= 60 * S && poll >= 1000
-            && call >= 100 && poll + call <= grace && ttl >= 1000.max(2 * call) && ttl <= grace;
+            && call >= 100 && poll + 2 * call <= grace && ttl >= 1000.max(2 * call) && ttl <= grace;
         prop_assert_eq!(settings.validate().is_ok(), keeps);
     }
 }

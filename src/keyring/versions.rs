@@ -87,6 +87,8 @@ impl Keyring {
             Ok(unwrapped) => {
                 match vouched {
                     Vouched::Bare => self.feed(&leash, voice, unwrapped.granted(epoch), None),
+                    // Since it was vouched for: it is stored no more.
+                    Vouched::ByRecord if leash.refuses() => return Err(leash.why_not()),
                     Vouched::ByRecord => leash.vouch.wrapped(account, wrapped.aek_version, asked),
                 }
                 Ok(NewProof { leash, aek: unwrapped.aek, epoch, asked })

@@ -52,8 +52,8 @@
 //!   counts, and not the token's proofs, which go on.
 //! - **A proof begins `call_timeout` / 20 early**, for each token that it may ask, and waits for the store for no longer, so that a
 //!   store that hangs takes nothing of the token's time.
-//! - **`call_timeout` is at most `poll_interval`, and `grace` at least their sum**: else a proof that hangs delays the next
-//!   one past promise 1, or a lease lapses between two proofs.
+//! - **`call_timeout` is at most `poll_interval`, and `grace` at least `poll_interval + 2 * call_timeout`**: else a proof that
+//!   hangs delays the next one past promise 1, or a lease lapses between two proofs, of which one waited for its turn.
 //! - **`account retire` waits for its own promise.** An AEK version is not deleted until every engine that may take it for the
 //!   current one has heard of the next, an outage included; else a block that was sealed and acknowledged after the service's
 //!   count would be lost.

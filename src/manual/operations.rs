@@ -167,7 +167,7 @@
 //! longer than half of `call_timeout`.
 //!
 //! Proofs need `KEK versions in use × time of a call / workers` in each poll. Where that is more than `call_timeout`, some find no
-//! worker in time, which [`Event::ProofCrowdedOut`](crate::telemetry::Event::ProofCrowdedOut) tells: more workers, a longer
+//! worker in time and are asked again at once, which [`Event::ProofCrowdedOut`](crate::telemetry::Event::ProofCrowdedOut) tells: more workers, a longer
 //! `poll_interval`, or fewer versions (re-wrap, and retire).
 //!
 //! # The module in a process of its own

@@ -124,7 +124,12 @@ impl Batch {
             }
         }
         let keyring = self.engine.keyring();
-        let outcomes = match self.pace.may_write() {
+        // The old wrappings go with this write, for good: so the target is vouched for since, not only before the new ones.
+        let vouched = match changes.is_empty() {
+            true => Ok(()),
+            false => keyring.vouch_since(&self.target.kek, keyring.clock.now()).await.map(drop),
+        };
+        let outcomes = match vouched.and(self.pace.may_write()) {
             Ok(()) => keyring.store.replace_many(changes).await,
             Err(lost) => vec![Err(lost); changes.len()],
         };
@@ -230,6 +235,7 @@ pub(super) async fn move_aeks(
         if left.is_empty() {
             return Ok(0);
         }
+        keyring.vouch_since(&target.kek, keyring.clock.now()).await?; // as for a batch
         pace.may_write()?;
         match keyring.store.replace(&record.key(), &seen, target.guard(record.put()?)).await {
             Ok(_) => {

@@ -13,23 +13,23 @@ use keyleash::{
 };
 
 /// The token as a process that starts now finds it: the same keys, of which it has seen nothing work.
-fn anew(rig: &Rig) -> (Arc<ScriptedToken>, Script) {
+pub(super) fn anew(rig: &Rig) -> (Arc<ScriptedToken>, Script) {
     let (token, script) = ScriptedToken::new(Clock::Manual(rig.clock.clone()), Settings::default().call_timeout, 21);
     rig.script.clone_keks_to(&script);
     (token, script)
 }
 
 /// The process starts again, on that token.
-fn start_on(rig: &mut Rig, (token, script): (Arc<ScriptedToken>, Script)) {
+pub(super) fn start_on(rig: &mut Rig, (token, script): (Arc<ScriptedToken>, Script)) {
     (rig.token, rig.script) = (token, script);
     rig.restart();
 }
 
-async fn has_denial(rig: &Rig, version: u32) -> bool {
+pub(super) async fn has_denial(rig: &Rig, version: u32) -> bool {
     load_denial(&*rig.store, &KekVersion::new(rig.kek.clone(), version)).await.unwrap().is_some()
 }
 
-async fn exists(rig: &Rig, id: &str) -> bool {
+pub(super) async fn exists(rig: &Rig, id: &str) -> bool {
     load_account(&*rig.store, &account_id(id)).await.unwrap().is_some()
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
 mod admission;
+mod crowd;
 mod delete;
 mod denial;
 mod fresh;
@@ -27,6 +28,7 @@ mod tamper;
 mod tokens;
 mod twice;
 mod usage;
+mod vouch;
 
 use keyleash::{
     Account, Engine,

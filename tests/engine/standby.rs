@@ -653,3 +653,21 @@ async fn clones_in_a_standby_pass_for_no_unknown_keys() {
         .unwrap();
     assert_eq!(plain.unknown_keks_in(&standby_name()).await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn a_standby_proves_itself_anew_in_each_silence_before_it_wraps() {
+    let pair = Pair::new().await;
+    let account = pair.rig.account("a").await;
+    pair.serves_for(&[&account], 20).await;
+    pair.rig.script.set_unreachable(true);
+    pair.serves_for(&[&account], 40).await; // it proves itself
+    pair.rig.script.set_unreachable(false);
+    pair.serves_for(&[&account], 60).await;
+    while pair.rig.engine.leases()[0].proved_ago.unwrap() > SECOND {
+        pair.rig.pass(SECOND / 4).await;
+    }
+    pair.standby.replace(&pair.rig.kek_id);
+    pair.rig.script.set_unreachable(true);
+    let made = pair.rig.meanwhile(pair.rig.engine.create_account(&account_id("b"), &pair.rig.kek)).await;
+    assert!(matches!(made, Err(Error::Unreachable(_))), "{made:?}");
+}

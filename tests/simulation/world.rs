@@ -119,7 +119,8 @@ fn settings(rng: &mut StdRng, accounts: u64) -> (Settings, bool) {
     let call_timeout = between(rng, Duration::from_millis(100), poll_interval);
     let proof = poll_interval + call_timeout;
     let left = secs(3600) - proof - poll_interval * FRESH_PROOF_EVERY;
-    let grace = between(rng, proof, (poll_interval * 40).clamp(proof, left));
+    let whole_proof = proof + call_timeout;
+    let grace = between(rng, whole_proof, (poll_interval * 40).clamp(whole_proof, left));
     let aek_ttl = between(rng, (grace / 5).max(secs(1)).max(call_timeout * 2), grace);
     let evicts = rng.random_bool(0.15);
     let settings = Settings {
@@ -272,7 +273,12 @@ impl World {
         if let Some(engine) = &self.engine
             && lock(&self.shared).model.evicts
         {
-            engine.status().await;
+            // Where callers have every place of the token's budget it waits for time, which stands still here.
+            tokio::select! {
+                biased;
+                _ = engine.status() => {}
+                () = self.quiet.wait() => {}
+            }
         }
         while let Some(event) = self.events.try_next() {
             self.note(|_| match event {

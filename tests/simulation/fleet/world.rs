@@ -123,9 +123,9 @@ fn settings(rng: &mut StdRng, has_standby: bool) -> Settings {
     // A proof may take the standby's deadline too.
     let share = if has_standby { 2 } else { 1 };
     let call_timeout = between(rng, millis(200), (poll_interval / share).min(secs(3)));
-    let proof = poll_interval + call_timeout * share;
+    let whole_proof = poll_interval + call_timeout * share * 2;
     let fresh_proof_every = rng.random_range(1..=8);
-    let grace = between(rng, proof.max(call_timeout * share * 2), poll_interval * 10);
+    let grace = between(rng, whole_proof, poll_interval * 10);
     let aek_ttl = between(rng, (grace / 3).max(secs(2).min(grace)).max(call_timeout * share * 2), grace);
     let settings = Settings {
         poll_interval,

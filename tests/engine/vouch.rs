@@ -1,0 +1,173 @@
+//! What stands behind a KEK version in the poll in which another key came in its place, and nobody noticed yet.
+
+use super::{
+    impostor::{anew, exists, has_denial, start_on},
+    *,
+};
+use keyleash::{
+    Error,
+    rotate::RewrapOptions,
+    token::{
+        Verdict,
+        scripted::{Act, Call},
+    },
+};
+
+/// Passes time until KEK version `version` was proved within a second: what is wrapped now is vouched for already.
+async fn just_proved(rig: &Rig, version: u32) {
+    rig.pass(16 * SECOND).await;
+    let proved_ago =
+        || rig.engine.leases().into_iter().find(|lease| lease.kek.version == version).unwrap().proved_ago.unwrap();
+    while proved_ago() > SECOND {
+        rig.pass(SECOND / 4).await;
+    }
+}
+
+#[tokio::test]
+async fn an_account_that_waits_for_a_worker_while_its_kek_is_denied_is_not_made() {
+    let mut rig = Rig::new().await;
+    rig.token = rig.token.with_workers(2);
+    rig.restart();
+    let old = rig.account("a").await;
+    just_proved(&rig, 1).await;
+    rig.script.standing(Call::Probe, Act::Delay(SECOND * 49 / 10));
+    for _ in 0..6 {
+        let engine = rig.engine.clone();
+        tokio::spawn(async move { engine.probe(Profile::AesGcm).await });
+    }
+    settle().await;
+    let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
+    let creating = tokio::spawn(async move { engine.create_account(&account_id("b"), &kek).await });
+    settle().await;
+    rig.script.replace(&rig.kek_id);
+    rig.pass(20 * SECOND).await;
+    assert!(matches!(seal(&old), Err(Error::Denied(_))) && has_denial(&rig, 1).await);
+    assert!(!creating.is_finished() && !exists(&rig, "b").await);
+    rig.pass(40 * SECOND).await;
+    assert!(matches!(creating.await.unwrap(), Err(Error::Denied(_))) && !exists(&rig, "b").await);
+}
+
+#[tokio::test]
+async fn a_denial_between_the_record_that_vouches_and_the_wrap_counts() {
+    let mut rig = Rig::new().await;
+    drop((rig.account("a").await, rig.account("c").await));
+    rig.restart();
+    rig.script.push(Call::Unwrap, Act::Delay(2 * SECOND));
+    let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
+    let creating = tokio::spawn(async move { engine.create_account(&account_id("b"), &kek).await });
+    settle().await;
+    rig.script.push(Call::Unwrap, Act::fail(Verdict::Denied));
+    assert!(matches!(rig.engine.account(&account_id("c")).await, Err(Error::Denied(_))));
+    rig.pass(3 * SECOND).await;
+    assert!(matches!(creating.await.unwrap(), Err(Error::Denied(_))) && !exists(&rig, "b").await);
+}
+
+#[tokio::test]
+async fn a_page_full_of_what_an_impostor_wrapped_hides_no_older_record() {
+    let rig = Rig::new().await;
+    let old = rig.account("z").await;
+    rig.pass(16 * SECOND).await;
+    rig.script.replace(&rig.kek_id);
+    for n in 0..1001 {
+        drop(rig.account(&format!("a{n:04}")).await);
+    }
+    rig.pass(20 * SECOND).await;
+    assert!(matches!(seal(&old), Err(Error::Denied(_))) && has_denial(&rig, 1).await);
+    rig.pass(22 * SECOND).await;
+    let made = rig.engine.create_account(&account_id("b"), &rig.kek).await;
+    assert!(made.is_err() && has_denial(&rig, 1).await, "{made:?}");
+}
+
+#[tokio::test]
+async fn a_token_that_takes_longer_than_half_of_the_shortest_poll_makes_accounts() {
+    let settings = Settings { poll_interval: SECOND, call_timeout: SECOND, ..Settings::default() };
+    let mut rig = Rig::with(settings.clone()).await;
+    rig.script.set_latency(Duration::from_millis(600));
+    drop(rig.meanwhile(rig.engine.create_account(&account_id("a"), &rig.kek)).await.unwrap());
+    rig.engine = build(&rig.token, &rig.store, &rig.clock, settings);
+    for n in 0..10 {
+        drop(rig.meanwhile(rig.engine.create_account(&account_id(&format!("b{n}")), &rig.kek)).await.unwrap());
+        rig.pass(2 * SECOND).await;
+    }
+}
+
+#[tokio::test]
+async fn an_impostor_does_not_prove_itself_once_the_older_aeks_are_retired() {
+    let mut rig = Rig::new().await;
+    drop((rig.account("a").await, rig.account("z").await));
+    rig.restart();
+    let a = rig.engine.account(&account_id("a")).await.unwrap();
+    just_proved(&rig, 1).await;
+    rig.script.replace(&rig.kek_id);
+    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    rig.pass(20 * SECOND).await;
+    assert!(matches!(seal(&a), Err(Error::Denied(_))) && has_denial(&rig, 1).await);
+    rig.engine.retire_aeks(&account_id("a"), &[1], true).await.unwrap();
+    for _ in 0..10 {
+        rig.pass(4 * SECOND).await;
+        assert!(seal(&a).is_err() && has_denial(&rig, 1).await);
+    }
+}
+
+#[tokio::test]
+async fn an_account_made_just_before_a_denial_resumes_though_the_older_ones_in_use_were_deleted_in_it() {
+    let mut rig = Rig::new().await;
+    drop((rig.account("a").await, rig.account("z").await));
+    rig.restart();
+    let a = rig.engine.account(&account_id("a")).await.unwrap();
+    just_proved(&rig, 1).await;
+    let b = rig.account("b").await;
+    rig.script.disable(&rig.kek_id);
+    rig.pass(20 * SECOND).await;
+    assert!(matches!(seal(&b), Err(Error::Denied(_))));
+    rig.engine.delete_account(&account_id("a")).await.unwrap();
+    drop(a);
+    rig.script.enable(&rig.kek_id);
+    rig.pass(20 * SECOND).await;
+    seal(&b).unwrap();
+}
+
+/// 40 accounts under version 1 and one under version 2, which was just proved by it; and the token as it is then.
+async fn rotated() -> (Rig, KekId, Account, (Arc<ScriptedToken>, Script)) {
+    let rig = Rig::new().await;
+    for n in 0..40 {
+        drop(rig.account(&format!("a{n:02}")).await);
+    }
+    let second = rig.engine.rotate_kek(&rig.kek).await.unwrap().id;
+    let account = rig.account("z").await;
+    just_proved(&rig, 2).await;
+    let genuine = anew(&rig);
+    (rig, second, account, genuine)
+}
+
+/// All 40 open, once every KEK is back in its place.
+async fn nothing_is_lost(rig: &mut Rig, genuine: (Arc<ScriptedToken>, Script)) {
+    start_on(rig, genuine);
+    for n in 0..40 {
+        rig.engine.account(&account_id(&format!("a{n:02}"))).await.unwrap();
+        rig.pass(SECOND).await;
+    }
+}
+
+#[tokio::test]
+async fn a_rewrap_to_an_impostor_that_came_since_the_last_proof_loses_no_account() {
+    let (mut rig, second, _z, genuine) = rotated().await;
+    rig.script.replace(&second);
+    let report = rig.meanwhile(rig.engine.rewrap_kek(&rig.kek, RewrapOptions::default(), |_| {})).await.unwrap();
+    assert!(report.accounts == 0 && report.stopped.is_some(), "{report:?}");
+    nothing_is_lost(&mut rig, genuine).await;
+}
+
+#[tokio::test]
+async fn a_slow_rewrap_whose_target_is_denied_meanwhile_loses_no_account() {
+    let (mut rig, second, z, genuine) = rotated().await;
+    let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
+    let options = RewrapOptions { rate: Some(1), dry_run: false };
+    let rewrap = tokio::spawn(async move { engine.rewrap_kek(&kek, options, |_| {}).await });
+    rig.pass(2 * SECOND).await;
+    rig.script.replace(&second);
+    rig.pass(120 * SECOND).await;
+    assert!(matches!(seal(&z), Err(Error::Denied(_))));
+    assert!(rewrap.await.unwrap().unwrap().stopped.is_some());
+    nothing_is_lost(&mut rig, genuine).await;
+}
