@@ -132,7 +132,10 @@ fn service(timeline: &Timeline, poll: Duration, act: Instant, from: Instant, to:
 /// The poll interval of a phase in which the fewest operations succeeded, in a second, and when it began; all of a phase that is
 /// shorter.
 fn slowest(timeline: &Timeline, poll: Duration, from: Instant, to: Instant) -> Option<(f64, Instant)> {
-    let step = timeline.interval.max(Duration::from_nanos(1));
+    let step = timeline.interval;
+    if step.is_zero() {
+        return None; // nothing was counted
+    }
     let mut slowest = rate(timeline, from, to.min(from.plus(poll))).map(|rate| (rate, from));
     let mut at = from.plus(step);
     while at.plus(poll) <= to {
@@ -145,9 +148,9 @@ fn slowest(timeline: &Timeline, poll: Duration, from: Instant, to: Instant) -> O
 
 /// Successes in a second, by the intervals that lie inside.
 fn rate(timeline: &Timeline, from: Instant, to: Instant) -> Option<f64> {
-    let interval = timeline.interval.as_nanos().max(1);
-    let first = from.since(timeline.origin).as_nanos().div_ceil(interval);
-    let end = to.since(timeline.origin).as_nanos() / interval;
+    let interval = timeline.interval.as_nanos();
+    let first = from.since(timeline.origin).as_nanos().div_ceil(interval.max(1));
+    let end = to.since(timeline.origin).as_nanos().checked_div(interval)?;
     let count = usize::try_from(end.checked_sub(first)?).ok().filter(|count| *count > 0)?;
     let inside = timeline.intervals.iter().skip(usize::try_from(first).ok()?).take(count);
     let succeeded: u64 = inside.filter_map(|counts| counts.get(Outcome::Ok as usize)).sum();
@@ -242,6 +245,7 @@ pub(crate) mod tests {
                 lease(330, "active", 2),
             ],
             end: at(400),
+            interval: Duration::from_millis(50),
             ..Timeline::default()
         }
     }
