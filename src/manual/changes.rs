@@ -57,6 +57,9 @@
 //! - **`account retire` waits for its own promise.** An AEK version is not deleted until every engine that may take it for the
 //!   current one has heard of the next, an outage included; else a block that was sealed and acknowledged after the service's
 //!   count would be lost.
+//! - **The command line has one more room with unsafe code**, `src/bin/keyleash/streams.rs`: a function that the loader calls before
+//!   Rust's runtime, to see which standard streams are closed. That runtime opens /dev/null in their place, and afterwards nothing
+//!   tells it from the null of whoever started the process (Python's and Node's is open for reading and writing too).
 //! - **A write may rest on a second record** ([`Put::guard`](crate::store::Put::guard)): what a KEK version wraps is stored if its KEK's
 //!   record is as it was when it was chosen, and retirement changes that record. A look after the write came too late where the
 //!   write was held up until the key was gone, and was never made by a process that was killed before it.

@@ -269,6 +269,19 @@
 //! neither is held by an exit handler of keyleash's for at most 5 s; a call that takes longer, the making of an RSA key on a busy
 //! machine for one, may then end it with a segmentation fault.
 //!
+//! # The standard streams of a command
+//!
+//! Exit status 0 says that everything went to where it was sent. A command that needs a standard stream which is closed (`>&-`) ends with
+//! 1 before it does anything: all but `seal -o` and `open -o` need standard output, and both need standard input where no file is named.
+//! /dev/null is a stream like any other, whoever opened it and however: a service manager, Python's and Node's null, `> /dev/null`. The
+//! two look alike once `main` runs, because Rust's runtime opens /dev/null in the place of what is closed; so the command line looks
+//! before that, in a function that the loader calls. What cannot be written (a full disk, a descriptor that is open for reading
+//! alone) is 1 as well, a reader that went away 141, without a word.
+//!
+//! Data is never written onto what it is read from (`seal log >> log`, under another name too): that is refused, with 2, before the
+//! first byte. `-o OUT --force` may replace the file that is read, because OUT takes its place when it is complete; a hard link
+//! under another name keeps what it had.
+//!
 //! # The configuration
 //!
 //! `keyleash.toml`, with `KEYLEASH_*` variables over it, item by item; a token or PIN named in the environment replaces

@@ -176,5 +176,6 @@ fn hold_lock(file: &str) {
     rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
     println!("held");
     // Until the other side closes its end.
+    #[allow(clippy::disallowed_methods)]
     let _ = std::io::stdin().read(&mut [0]);
 }

@@ -97,6 +97,7 @@ pub(crate) async fn write_forever(path: &Path) {
             for n in start.. {
                 step(&*store, writer, n).await;
                 let line = format!("\nack {writer} {}\n", n + 1);
+                #[allow(clippy::disallowed_methods)]
                 std::io::stdout().write_all(line.as_bytes()).unwrap();
             }
         })

@@ -1,9 +1,16 @@
 //! The command line.
 
-use crate::exit;
+use crate::{
+    exit::{self, Failure},
+    streams::Standard,
+};
 use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
 use keyleash::token::Profile;
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -344,6 +351,29 @@ pub(crate) struct Streams {
     /// Replace OUT if it exists.
     #[arg(long, requires = "output")]
     pub(crate) force: bool,
+}
+
+impl Streams {
+    /// The file to read; none for standard input.
+    pub(crate) fn input(&self) -> Option<&Path> {
+        self.input.as_deref().filter(|path| *path != Path::new("-"))
+    }
+
+    /// The file to write; none for standard output.
+    pub(crate) fn output(&self) -> Option<&Path> {
+        self.output.as_deref().filter(|path| *path != Path::new("-"))
+    }
+
+    /// Fails where a standard stream is closed that data or, with `json`, the result goes through.
+    pub(crate) fn expect(&self, json: bool) -> Result<(), Failure> {
+        let is_data = self.output().is_none();
+        let needed = [
+            (Standard::Input, self.input().is_none()),
+            (Standard::Output, is_data || json),
+            (Standard::Error, is_data && json),
+        ];
+        needed.into_iter().filter(|(_, is_needed)| *is_needed).try_for_each(|(stream, _)| stream.expect())
+    }
 }
 
 /// Parses the name of a wrap profile.

@@ -19,23 +19,18 @@ mod shared_store;
 mod signals;
 mod status;
 mod store;
+mod streams;
 mod token;
 mod warnings;
 
-use args::{Cli, Command};
+use args::{Cli, Command, Open, Seal};
 use clap::{Parser, error::ErrorKind};
 use exit::Failure;
 use keyleash::token::pkcs11::{end_of_process, exit_at_once};
 use output::Output;
 use setup::Setup;
-use std::{
-    cell::OnceCell,
-    env,
-    io::{self, Write},
-    panic,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{cell::OnceCell, env, io::Write, panic, process::ExitCode, time::Duration};
+use streams::Standard;
 use tokio::runtime::{Builder, Runtime};
 
 /// Threads of the runtime: the token has its own, and a command does one thing at a time.
@@ -92,8 +87,9 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     let output = Output::new(env::args_os().any(|arg| arg == "--json"));
     let text = error.render().to_string();
     if !error.use_stderr() {
-        let written = io::stdout().lock().write_all(text.as_bytes());
-        return end(output, written.map_err(Failure::stdout)).into();
+        let written =
+            Standard::Output.file().and_then(|mut out| out.write_all(text.as_bytes()).map_err(Failure::stdout));
+        return end(output, written).into();
     }
     let text = text.trim_start_matches("error: ").trim_end();
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !output.is_json() {
@@ -114,7 +110,16 @@ fn run_to_end(runtime: &Runtime, cli: Cli, output: Output) -> Result<(), Failure
     })
 }
 
+/// Before anything is done: what a command did and could not tell of is success to nobody.
+fn expect_streams(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Seal(Seal { streams, .. }) | Command::Open(Open { streams }) => streams.expect(cli.json),
+        _ => Standard::Output.expect(),
+    }
+}
+
 async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
+    expect_streams(&cli)?;
     let Cli { config, command, .. } = cli;
     let made = OnceCell::new();
     let setup = || Setup::read(config.as_deref(), output).map(|setup| made.get_or_init(|| setup));

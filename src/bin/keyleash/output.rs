@@ -1,7 +1,7 @@
 //! What is shown: lines for people, or one JSON object with `--json`. Results go to standard output, all else to
 //! standard error; where standard output carries data, the result goes to standard error too.
 
-use crate::exit::Failure;
+use crate::{exit::Failure, streams::Standard};
 use serde_json::{Value, json};
 use std::{
     borrow::Cow,
@@ -26,8 +26,7 @@ impl Output {
 
     /// Shows the result of a command.
     pub(crate) fn result(self, json: &Value, lines: &str) -> Result<(), Failure> {
-        let mut out = io::stdout().lock();
-        self.write(&mut out, json, lines).and_then(|()| out.flush()).map_err(Failure::stdout)
+        self.write(&mut Standard::Output.file()?, json, lines).map_err(Failure::stdout)
     }
 
     /// Shows the result of a command whose standard output is data: the object only when it was asked for.
@@ -35,7 +34,8 @@ impl Output {
         if !self.json {
             return Ok(());
         }
-        self.write(&mut io::stderr().lock(), json, "").map_err(|error| Failure::io("standard error", error))
+        let failed = |error| Failure::io(Standard::Error.name(), error);
+        self.write(&mut Standard::Error.file()?, json, "").map_err(failed)
     }
 
     /// Shows why a command failed.
@@ -57,7 +57,12 @@ impl Output {
     }
 
     fn write(self, out: &mut impl Write, json: &Value, lines: &str) -> io::Result<()> {
-        if self.json { writeln!(out, "{json}") } else { out.write_all(harmless(lines).as_bytes()) }
+        // In one piece: there is no buffer.
+        if self.json {
+            out.write_all(format!("{json}\n").as_bytes())
+        } else {
+            out.write_all(harmless(lines).as_bytes())
+        }
     }
 }
 

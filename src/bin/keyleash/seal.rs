@@ -8,14 +8,14 @@ use crate::{
     output::{Output, hex},
     progress::Progress,
     setup::{Setup, Store, account_id},
+    streams::{Standard, refuse_onto_itself},
 };
 use keyleash::{Account, Engine, Error};
 use serde_json::json;
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io::{self, BufReader, BufWriter, IsTerminal, Read, Write},
-    os::fd::AsFd,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -29,7 +29,7 @@ const BUFFER_BYTES: usize = 4 * BLOCK_BYTES;
 pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<(), Failure> {
     let id = account_id(&args.account)?;
     let streams = Opened::new(args.streams, output).await?;
-    if streams.out.is_none() && io::stdout().is_terminal() {
+    if streams.out.is_none() && Standard::Output.file()?.is_terminal() {
         return Err(Failure::Usage(
             "a sealed file is no text: name a file with -o, or redirect standard output".into(),
         ));
@@ -133,14 +133,20 @@ impl Drop for Interrupt {
 impl Opened {
     /// Opens IN and begins OUT.
     async fn new(streams: Streams, output: Output) -> Result<Self, Failure> {
-        let Streams { input, output: out, force } = streams;
-        let named = |path: Option<PathBuf>| path.filter(|path| path != Path::new("-"));
         // Opening a named pipe waits for its other end, and a signal must be heard meanwhile.
         let opening = tokio::task::spawn_blocking(move || {
-            let input = named(input);
-            let source = input.as_ref().map_or_else(|| "standard input".into(), |path| path.display().to_string());
-            let (input, input_bytes) = open_input(input)?;
-            let out = named(out).map(|place| OutFile::create(&place, force)).transpose()?.map(Arc::new);
+            let source =
+                streams.input().map_or_else(|| Standard::Input.name().into(), |path| path.display().to_string());
+            let (input, metadata) = open_input(streams.input())?;
+            let out = match streams.output() {
+                Some(place) => Some(Arc::new(OutFile::create(place, streams.force)?)),
+                None => {
+                    let failed = |error| Failure::io(Standard::Output.name(), error);
+                    refuse_onto_itself(&metadata, &source, &Standard::Output.file()?.metadata().map_err(failed)?)?;
+                    None
+                }
+            };
+            let input_bytes = (streams.input().is_some() && metadata.is_file()).then_some(metadata.len());
             Ok(Self { input, source, input_bytes, out, progress: !output.is_json() })
         });
         opening.await.map_err(|error| Failure::io("opening", io::Error::other(error)))?
@@ -160,7 +166,7 @@ impl Opened {
             move || {
                 let sink: Box<dyn Write + Send> = match &out {
                     Some(out) => Box::new(out.writer()?),
-                    None => Box::new(standard(io::stdout()).map_err(|error| Failure::io("standard output", error))?),
+                    None => Box::new(Standard::Output.file()?),
                 };
                 let mut job = Work {
                     input: BufReader::with_capacity(BUFFER_BYTES, input),
@@ -172,8 +178,9 @@ impl Opened {
                     // What was authenticated is written all the same; why it stopped is said, not this.
                     let _ = job.output.flush();
                 }
-                let place =
-                    out.as_ref().map_or_else(|| "standard output".into(), |out| out.place().display().to_string());
+                let place = out
+                    .as_ref()
+                    .map_or_else(|| Standard::Output.name().into(), |out| out.place().display().to_string());
                 let named =
                     |failure: Failure| failure.of_stream(file::READING, &source).of_stream(file::WRITING, &place);
                 let done = outcome.map_err(named)?;
@@ -197,22 +204,18 @@ impl Opened {
     }
 }
 
-/// A standard stream without the buffer that the standard library puts before it.
-fn standard(stream: impl AsFd) -> io::Result<File> {
-    stream.as_fd().try_clone_to_owned().map(File::from)
-}
-
-/// The stream, and its length where that is known.
-fn open_input(path: Option<PathBuf>) -> Result<(Box<dyn Read + Send>, Option<u64>), Failure> {
+/// The stream, and what it is.
+fn open_input(path: Option<&Path>) -> Result<(Box<dyn Read + Send>, Metadata), Failure> {
     let Some(path) = path else {
-        let input = standard(io::stdin()).map_err(|error| Failure::io("standard input", error))?;
-        return Ok((Box::new(input), None));
+        let input = Standard::Input.file()?;
+        let metadata = input.metadata().map_err(|error| Failure::io(Standard::Input.name(), error))?;
+        return Ok((Box::new(input), metadata));
     };
-    let failed = |error| Failure::input(&path, error);
-    let file = File::open(&path).map_err(failed)?;
+    let failed = |error| Failure::input(path, error);
+    let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if metadata.is_dir() {
         return Err(Failure::Usage(format!("{}: is a directory; use tar", path.display())));
     }
-    Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
+    Ok((Box::new(file), metadata))
 }

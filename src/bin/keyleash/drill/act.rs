@@ -10,6 +10,7 @@ use super::{
 use crate::{
     exit::Failure,
     setup::{Setup, wait_until_listed},
+    streams::Standard,
 };
 use keyleash::{
     Error,
@@ -69,7 +70,7 @@ pub(crate) async fn act(act: Act, setup: &Setup) -> Result<(), Failure> {
             return hold_lock(&files, &clock);
         }
     };
-    say(at).map_err(Failure::stdout)
+    say(at)
 }
 
 /// How often a PIN is changed that the token does not keep.
@@ -101,10 +102,9 @@ pub(crate) fn set_pin(launch: &Launch, old: &Path, new: &Path) -> Result<Instant
     )))
 }
 
-fn say(at: Instant) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{}", at.as_nanos())?;
-    out.flush()
+fn say(at: Instant) -> Result<(), Failure> {
+    let line = format!("{}\n", at.as_nanos());
+    Standard::Output.file()?.write_all(line.as_bytes()).map_err(Failure::stdout)
 }
 
 async fn operator(setup: &Setup, told: Option<&str>) -> Result<Operator, Failure> {
@@ -142,9 +142,9 @@ fn hold_lock(files: &[PathBuf], clock: &Clock) -> Result<(), Failure> {
         fcntl_lock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         held.push(file);
     }
-    say(at).map_err(Failure::stdout)?;
+    say(at)?;
     // However it ends, the locks end with it.
-    let _ = io::stdin().lock().read(&mut [0]);
+    let _ = Standard::Input.file()?.read(&mut [0]);
     Ok(())
 }
 
@@ -176,7 +176,10 @@ impl Actor {
             // Also with --json: the person sits at standard error.
             let _ = writeln!(io::stderr().lock(), "\n>> {words}; then press Enter");
             let mut line = String::new();
-            let read = io::stdin().lock().read_line(&mut line).map_err(|error| Failure::io("standard input", error))?;
+            let failed = |error| Failure::io(Standard::Input.name(), error);
+            // With the buffer: what came with this line is for the next question. One that is closed has ended.
+            #[allow(clippy::disallowed_methods)]
+            let read = io::stdin().lock().read_line(&mut line).map_err(failed)?;
             if read == 0 {
                 return Err(Failure::Usage("standard input ended before the operator said that it is done".into()));
             }

@@ -18,7 +18,7 @@ use super::{
     scenario::Scenario,
     timeline::{Chunk, FIRST_KEK_VERSION, Recorder},
 };
-use crate::{exit::Failure, setup::Setup};
+use crate::{exit::Failure, setup::Setup, streams::Standard};
 use keyleash::{
     Engine, Error,
     clock::{Clock, Instant},
@@ -89,7 +89,7 @@ pub(crate) async fn serve(serve: Serve, setup: &Setup) -> Result<(), Failure> {
     let load = Load::start(customers(&serve)?, serve.threads as usize, &engine, &listener)?;
     super::act::blocking(|| {
         // Its end is what is waited for.
-        let _ = io::stdin().lock().read(&mut [0]);
+        let _ = Standard::Input.file()?.read(&mut [0]);
         Ok(())
     })
     .await?;
@@ -103,6 +103,7 @@ struct Teller;
 
 fn tell(lines: &str) {
     // A parent that is gone closed standard input too, which ends this process.
+    #[allow(clippy::disallowed_methods)] // from many threads, a line at a time
     let _ = io::stdout().lock().write_all(lines.as_bytes());
 }
 

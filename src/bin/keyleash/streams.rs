@@ -1,0 +1,127 @@
+//! The standard streams as they are, not as Rust's standard library has them.
+//!
+//! That library opens /dev/null in the place of a standard stream that is closed, before `main`, and its handles take a stream that
+//! cannot be written (it is open for reading alone) for one that takes everything. Both are a result that went nowhere, and success. So
+//! what was closed is looked up before that, and what is read and written here is the descriptor itself: /dev/null that somebody
+//! asked for is as good as any other stream, whoever opened it and however.
+
+use crate::exit::Failure;
+use std::{
+    fs::{File, Metadata},
+    io,
+    os::{
+        fd::AsFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+};
+
+/// What a command needs of the standard streams. Asked before it does anything: what it did could not be told afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standard {
+    Input,
+    Output,
+    Error,
+}
+
+impl Standard {
+    const fn number(self) -> u8 {
+        match self {
+            Self::Input => 0,
+            Self::Output => 1,
+            Self::Error => 2,
+        }
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Input => "standard input",
+            Self::Output => "standard output",
+            Self::Error => "standard error",
+        }
+    }
+
+    /// Fails where this process was started without it.
+    pub(crate) fn expect(self) -> Result<(), Failure> {
+        if !closed::at_start(self.number()) {
+            return Ok(());
+        }
+        let remedy = match self {
+            Self::Input => "name a file, or redirect it (`< /dev/null` to read nothing)",
+            Self::Output | Self::Error => "redirect it (`/dev/null` throws away what is written)",
+        };
+        Err(Failure::io(self.name(), io::Error::new(io::ErrorKind::NotConnected, format!("it is closed: {remedy}"))))
+    }
+
+    /// The stream, without the buffer that the standard library puts before it.
+    pub(crate) fn file(self) -> Result<File, Failure> {
+        self.expect()?;
+        // The handles give the descriptor alone, which nobody has closed since `main` began.
+        #[allow(clippy::disallowed_methods)]
+        let descriptor = match self {
+            Self::Input => io::stdin().as_fd().try_clone_to_owned(),
+            Self::Output => io::stdout().as_fd().try_clone_to_owned(),
+            Self::Error => io::stderr().as_fd().try_clone_to_owned(),
+        };
+        descriptor.map(File::from).map_err(|error| Failure::io(self.name(), error))
+    }
+}
+
+/// Refuses to write to the end, or the beginning, of what is read: the one never comes to an end, the other destroys what was to be
+/// read next. A terminal and a socket are two streams under one name.
+pub(crate) fn refuse_onto_itself(input: &Metadata, source: &str, output: &Metadata) -> Result<(), Failure> {
+    let (kind, same) = (input.file_type(), |one: u64, other: u64| one == other);
+    let is_one = match () {
+        () if kind.is_file() || kind.is_fifo() => same(input.dev(), output.dev()) && same(input.ino(), output.ino()),
+        () if kind.is_block_device() => output.file_type().is_block_device() && same(input.rdev(), output.rdev()),
+        () => false,
+    };
+    if !is_one {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "{source} is also what standard output writes to: write to another file; `-o OUT --force` replaces a file, this one too, when \
+         OUT is complete"
+    )))
+}
+
+/// Which descriptors were closed before the standard library opened them. One look, in the only place of the command line with
+/// unsafe code: safe code runs after that library, and finds a /dev/null that looks like anybody's.
+mod closed {
+    #![allow(unsafe_code)]
+
+    use std::{
+        ffi::c_int,
+        sync::atomic::{AtomicU8, Ordering},
+    };
+
+    /// POSIX's name for this number on every system.
+    const F_GETFD: c_int = 1;
+
+    /// A bit for each.
+    static CLOSED: AtomicU8 = AtomicU8::new(0);
+
+    // SAFETY: the section holds pointers to functions `extern "C"` that the loader calls one after the other before `main`, on the only
+    // thread, and this static is one. The function uses nothing that the standard library sets up: a system call and an atomic.
+    #[used]
+    #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
+    #[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
+    static LOOK: extern "C" fn() = look;
+
+    unsafe extern "C" {
+        fn fcntl(descriptor: c_int, command: c_int, ...) -> c_int;
+    }
+
+    extern "C" fn look() {
+        for number in 0..3 {
+            // SAFETY: fcntl takes any number for a descriptor, and F_GETFD takes no further argument. It fails for one that is closed, and
+            // for nothing else.
+            if unsafe { fcntl(number, F_GETFD) } == -1 {
+                CLOSED.fetch_or(1 << number, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub(super) fn at_start(number: u8) -> bool {
+        CLOSED.load(Ordering::Relaxed) & 1 << number != 0
+    }
+}
