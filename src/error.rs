@@ -73,8 +73,8 @@ pub struct Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.subject, self.reason)?;
-        if let Some(lasting) = self.lasting {
-            write!(f, " (for {} s)", lasting.as_secs())?;
+        if let Some(secs) = self.lasting.map(|lasting| lasting.as_secs()).filter(|secs| *secs > 0) {
+            write!(f, " (for {secs} s)")?;
         }
         write!(f, "; {}", self.remedy)
     }

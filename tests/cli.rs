@@ -46,6 +46,7 @@ transcripts! {
     settings,
     stores,
     streams,
+    take_away,
     token_check,
     tokens,
     usage,
@@ -59,6 +60,15 @@ fn every_transcript_is_run() {
         .collect();
     there.sort();
     assert_eq!(there, ALL);
+}
+
+#[test]
+fn the_readme_tells_the_story_as_it_happens() {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let (_, story) = readme.split_once("```console\n").expect("the README has a story");
+    let (story, _) = story.split_once("```").expect("the story has an end");
+    assert_eq!(parse(story).len(), 8, "make, seal, take away, give back");
+    run_text("README.md", &story.replace('…', "[..]"));
 }
 
 fn directory() -> &'static Path {
@@ -98,14 +108,18 @@ fn run(name: &str) {
         assert!(env::var_os(variable).is_some(), "{variable} is not set: run `softhsm/with-token cargo test`");
     }
     let text = fs::read_to_string(directory().join(format!("{name}.txt"))).unwrap();
+    run_text(&format!("{name}.txt"), &text);
+}
+
+fn run_text(name: &str, text: &str) {
     let sandbox = tempfile::tempdir().unwrap();
-    for step in parse(&text) {
+    for step in parse(text) {
         let (output, status) = bash(&step.command, sandbox.path());
         // An empty line would end the expectation.
         let lines: Vec<_> = output.lines().filter(|line| !line.is_empty()).collect();
         let expected: Vec<_> = step.output.iter().map(String::as_str).collect();
         if status != step.status || !lines_match(&expected, &lines) {
-            panic!("{name}.txt line {}:\n$ {}\n{output}? {status}\n", step.line, step.command);
+            panic!("{name} line {}:\n$ {}\n{output}? {status}\n", step.line, step.command);
         }
     }
 }

@@ -10,8 +10,33 @@
 //!
 //! keyleash makes KEKs that are sensitive and not extractable, that an operator can disable (CKA_MODIFIABLE), and that
 //! nobody destroys by accident (not CKA_DESTROYABLE, unless asked). It refuses a KEK that could leave the token. To
-//! revoke, switch CKA_DECRYPT (CKA_UNWRAP for `aes-kw`) off, which can be undone; to shred, destroy the KEK and its
-//! backups, which cannot.
+//! shred what it wraps, destroy the KEK and its backups, which cannot be undone; to revoke, which can:
+//!
+//! # Taking the key away
+//!
+//! `keyleash kek disable NAME` switches CKA_DECRYPT (CKA_UNWRAP for `aes-kw`) of every version that is not retired off in the token, and
+//! `kek enable` on again; `NAME/VERSION` is one of them, `--token` a standby that has a clone. They read the store, to know the
+//! CKA_ID and the token, ask no engine, and work on a KEK that is denied. A service hears of either by its next proof: nothing is sealed or
+//! opened after `poll_interval + call_timeout`, and what goes on goes on within a `poll_interval`. A login that may not change keys, a
+//! key with CKA_MODIFIABLE false and a token that fixes usage for good are said by name; there the vendor's tool, the PIN or the
+//! network of the token is the switch.
+//!
+//! The owner of a KEK needs none of keyleash for it: what sets that attribute is C_SetAttributeValue. Of the usual tools few call
+//! it: `softhsm2-util` has no command for attributes, OpenSC's `pkcs11-tool` sets CKA_ID alone (`--set-id`) on a key that is there, and
+//! GnuTLS's `p11tool` CKA_ID and CKA_LABEL (read in their manuals, versions 2.6, 0.23 and 3.7). Thales' `cmu setattribute` and AWS's
+//! `cloudhsm-cli key set-attribute` do it (read, not run). What does it with any module is Python (run with python-pkcs11 0.10 and
+//! SoftHSM 2.6; `pip install python-pkcs11`); `keyleash kek show NAME` says the CKA_ID:
+//!
+//! ```python
+//! import os, pkcs11
+//! from pkcs11 import Attribute, ObjectClass
+//! token = pkcs11.lib(os.environ["KEYLEASH_MODULE"]).get_token(token_label=os.environ["KEYLEASH_TOKEN_LABEL"])
+//! pin = open(os.environ["KEYLEASH_PIN_FILE"]).read().rstrip("\n")
+//! with token.open(rw=True, user_pin=pin) as session:
+//!     for key in session.get_objects({Attribute.ID: bytes.fromhex("82f31538d3895ee07233424748dc8e25")}):
+//!         if key.object_class in (ObjectClass.SECRET_KEY, ObjectClass.PRIVATE_KEY):
+//!             key[Attribute.DECRYPT] = False  # True gives it back; Attribute.UNWRAP for aes-kw
+//! ```
 //!
 //! # Dates of a KEK
 //!

@@ -88,7 +88,7 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
 }
 
 /// All accounts, or those that a KEK version wraps. Asks no token.
-async fn list(store: &dyn KeyStore, kek: Option<KekVersion>) -> Result<Vec<AccountId>, Failure> {
+pub(crate) async fn list(store: &dyn KeyStore, kek: Option<KekVersion>) -> Result<Vec<AccountId>, Failure> {
     let filter = kek.map_or(Filter::Accounts, Filter::WrappedBy);
     let (mut ids, mut after) = (Vec::new(), None);
     loop {

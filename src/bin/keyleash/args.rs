@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::{
+    consent::Consent,
     exit::{self, Failure},
     streams::Standard,
 };
@@ -49,6 +50,14 @@ written, block by block; that a file was cut short shows only at its end. So on
 standard output wait for exit status 0 before you trust that it is the whole.
 OUT appears only when it is; SIGKILL and power loss leave .OUT.*.keyleash
 beside it, with plaintext: delete that.";
+
+const SWITCH_EXAMPLES: &str = "\
+Examples:
+  keyleash kek disable tenants    asks, and says what it will do
+  keyleash kek enable tenants --yes
+
+Switches CKA_DECRYPT (CKA_UNWRAP for aes-kw) of the key in the token. The store
+is only read, and that the KEK is denied is no hindrance.";
 
 const SCHEDULE_HELP: &str = "\
 Policies are set by `keyleash kek policy` and `keyleash account policy`. A
@@ -199,6 +208,12 @@ pub(crate) enum Kek {
     /// Set when a KEK is rotated, and what it wraps re-wrapped, by schedule; show it without options.
     #[command(after_help = "Example:\n  keyleash kek policy tenants --max-age 365d")]
     Policy(KekPolicyArgs),
+    /// Take the use of a KEK away in the token, which can be undone: what it wraps goes dark in every service.
+    #[command(after_help = SWITCH_EXAMPLES)]
+    Disable(KekSwitch),
+    /// Give the use of a KEK back in the token: services go on by themselves.
+    #[command(after_help = SWITCH_EXAMPLES)]
+    Enable(KekSwitch),
     /// Retire a version under which this store has nothing any more.
     #[command(after_help = "Example:\n  keyleash kek retire tenants/1")]
     Retire {
@@ -293,6 +308,18 @@ pub(crate) struct ScheduleArgs {
     /// Name at most so many accounts that are due.
     #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "run")]
     pub(crate) limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KekSwitch {
+    /// NAME, for all its versions that are not retired, or NAME/VERSION.
+    #[arg(value_name = "NAME[/VERSION]")]
+    pub(crate) kek: OsString,
+    /// In this token instead of the one that it was made in: a standby.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) token: Option<OsString>,
+    #[command(flatten)]
+    pub(crate) consent: Consent,
 }
 
 #[derive(Debug, Args)]

@@ -1,8 +1,9 @@
-//! `kek create`, `list`, `show`, `rotate`, `rewrap`, `policy`, `retire`, `attest-backup`.
+//! `kek create`, `list`, `show`, `rotate`, `rewrap`, `policy`, `retire`, `attest-backup`; `disable` and `enable` are in `kek_switch.rs`.
 
 use crate::{
     args::Kek,
     exit::Failure,
+    kek_switch,
     output::{Output, columns, count},
     progress::Progress,
     schedule::{kek_policy, kek_policy_json, kek_policy_words},
@@ -76,6 +77,8 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
             output.result(&result, &line)
         }
         Kek::Rewrap { name, rate, dry_run } => rewrap(&kek_name(&name)?, rate, dry_run, setup, output).await,
+        Kek::Disable(args) => kek_switch::run(args, false, setup, output).await,
+        Kek::Enable(args) => kek_switch::run(args, true, setup, output).await,
         Kek::Policy(args) => kek_policy(args, setup, output).await,
         Kek::Retire { version } => {
             let kek = kek_version(&version)?;

@@ -3,10 +3,12 @@
 mod account;
 mod args;
 mod completions;
+mod consent;
 mod drill;
 mod exit;
 mod file;
 mod kek;
+mod kek_switch;
 mod lazy_token;
 mod out_file;
 mod output;

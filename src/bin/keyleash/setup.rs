@@ -158,6 +158,22 @@ impl Setup {
         self.settings_of(&self.config.token)
     }
 
+    /// Opens the token that is configured under this name, for its owner's hand.
+    pub(crate) async fn open_token(&self, name: &TokenName) -> Result<Pkcs11Token, Failure> {
+        let Config { token: default, other_tokens: others, .. } = &self.config;
+        let Some(token) = others.iter().chain([default]).find(|token| token.name == *name) else {
+            return Err(Error::Misconfigured(format!("token {name} is not configured: see [[token]]")).into());
+        };
+        let token = Pkcs11Token::open(self.settings_of(token)?).await.map_err(Error::from)?;
+        wait_until_listed(&token).await;
+        Ok(token)
+    }
+
+    /// The token that stands by for a KEK.
+    pub(crate) fn standby_of(&self, kek: &KekName) -> Option<&TokenName> {
+        self.config.standbys.get(kek)
+    }
+
     fn settings_of(&self, token: &TokenConfig) -> Result<Pkcs11Settings, Failure> {
         let (Some(module), Some(selector), Some(pin)) = (&token.module, &token.selector, &token.pin) else {
             return Err(self.no_token(token));

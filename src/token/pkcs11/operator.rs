@@ -2,15 +2,20 @@
 
 use super::{
     PinSource, Pkcs11Token,
-    fault::{self, Fault, at},
+    fault::{self, Fault, at, code_of},
     kek::{self, Kek},
     session::Context,
+    verdict,
 };
 use crate::{
     clock::{Clock, Instant},
     token::{KekId, Profile, TokenError},
 };
-use cryptoki::{object::Attribute, types::AuthPin};
+use cryptoki::{
+    error::RvError,
+    object::{Attribute, AttributeType},
+    types::AuthPin,
+};
 use std::sync::Arc;
 
 /// The owner's hand on a token. An engine that uses the token needs none of it.
@@ -25,21 +30,41 @@ impl Operator {
         Self(token)
     }
 
-    /// Revokes the use of a KEK, or grants it again: sets what lets it unwrap (CKA_DECRYPT; CKA_UNWRAP for `aes-kw`), which
-    /// can be undone.
+    /// Revokes the use of a KEK, or grants it again: sets what lets it unwrap ([`Operator::switch_of`]), which can be undone.
     ///
     /// # Errors
-    /// [`Verdict::Denied`](super::Verdict::Denied) when the token has no such KEK; what else the token fails with.
+    /// [`Verdict::Denied`](super::Verdict::Denied) when the token has no such KEK;
+    /// [`Verdict::Misconfigured`](super::Verdict::Misconfigured) when it does not let the attribute be changed, or says that it did
+    /// and did not; what else the token fails with.
     pub async fn set_enabled(&self, id: &KekId, profile: Profile, enabled: bool) -> Result<Instant, TokenError> {
-        let attribute = match profile {
-            Profile::AesKw => Attribute::Unwrap(enabled),
-            Profile::AesGcm | Profile::RsaOaepSha256 => Attribute::Decrypt(enabled),
-        };
         self.with_kek("set KEK", id, move |context, kek| {
-            let attributes = std::slice::from_ref(&attribute);
-            context.session.update_attributes(kek.key, attributes).map_err(at("C_SetAttributeValue"))
+            let (wanted, kind) = match profile {
+                Profile::AesKw => (Attribute::Unwrap(enabled), AttributeType::Unwrap),
+                Profile::AesGcm | Profile::RsaOaepSha256 => (Attribute::Decrypt(enabled), AttributeType::Decrypt),
+            };
+            match context.session.update_attributes(kek.key, std::slice::from_ref(&wanted)) {
+                Ok(()) => {}
+                Err(error) if is_refusal(code_of(&error)) => return Err(not_allowed(kek, profile, code_of(&error))),
+                Err(error) => return Err(at("C_SetAttributeValue")(error)),
+            }
+            let found = context.session.get_attributes(kek.key, &[kind]).map_err(at("C_GetAttributeValue of a KEK"))?;
+            if found.first() == Some(&wanted) {
+                return Ok(());
+            }
+            let what =
+                format!("the token took {} = {enabled}, and still shows another value", Self::switch_of(profile));
+            Err(fault::misconfigured("set KEK", what, OTHER_WAYS).into())
         })
         .await
+    }
+
+    /// The attribute of a KEK that lets it unwrap: `CKA_DECRYPT`, or `CKA_UNWRAP` for `aes-kw`.
+    #[must_use]
+    pub const fn switch_of(profile: Profile) -> &'static str {
+        match profile {
+            Profile::AesKw => "CKA_UNWRAP",
+            Profile::AesGcm | Profile::RsaOaepSha256 => "CKA_DECRYPT",
+        }
     }
 
     /// Destroys a KEK that was made destroyable, both halves. Without a backup nothing that it wrapped is ever opened again.
@@ -90,6 +115,36 @@ impl Operator {
         };
         self.0.call(operation, self.0.call_timeout, None, op).await
     }
+}
+
+/// Where a token does not let an attribute be changed.
+const OTHER_WAYS: &str = "use the vendor's own tool, or take the key away as a whole: change the PIN, or take the token or its partition off";
+
+/// Whether the token says that it will not, whoever tries again.
+const fn is_refusal(code: RvError) -> bool {
+    use RvError as Rv;
+    matches!(
+        code,
+        Rv::ActionProhibited
+            | Rv::AttributeReadOnly
+            | Rv::AttributeTypeInvalid
+            | Rv::AttributeValueInvalid
+            | Rv::FunctionNotSupported
+            | Rv::FunctionRejected
+            | Rv::SessionReadOnly
+            | Rv::TemplateInconsistent
+            | Rv::TokenWriteProtected
+    )
+}
+
+fn not_allowed(kek: &Kek, profile: Profile, code: RvError) -> Fault {
+    let why = match kek.attributes.modifiable {
+        Some(false) => ", for its CKA_MODIFIABLE is false",
+        _ => "",
+    };
+    let (attribute, code) = (Operator::switch_of(profile), verdict::name(code));
+    let what = format!("the token does not let {attribute} of this KEK be changed{why}: C_SetAttributeValue: {code}");
+    fault::misconfigured("set KEK", what, OTHER_WAYS).into()
 }
 
 /// cryptoki takes PINs as text alone, and wipes it.

@@ -1,0 +1,55 @@
+//! What takes something away is shown first, and done only when somebody said so.
+
+use crate::{exit::Failure, output::Output, streams::Standard};
+use clap::Args;
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, IsTerminal, Write},
+};
+
+/// What was said of it on the command line.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Consent {
+    /// Do it without asking. Where no terminal can be asked, nothing is done without it.
+    #[arg(long)]
+    yes: bool,
+    /// Change nothing: show what would be done.
+    #[arg(long, conflicts_with = "yes")]
+    dry_run: bool,
+}
+
+impl Consent {
+    /// Whether it is to be done; `false` for a dry run, of which the result says what would be. `what` is shown where
+    /// somebody is asked.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`], with `what`, where nobody agreed and nobody can be asked, and where the answer was no.
+    pub(crate) async fn given(self, what: &str, output: Output) -> Result<bool, Failure> {
+        if self.dry_run || self.yes {
+            return Ok(self.yes);
+        }
+        let terminal = Standard::Input.file().ok().filter(File::is_terminal);
+        let Some(input) = terminal.filter(|_| !output.is_json() && io::stderr().is_terminal()) else {
+            return Err(Failure::Usage(format!(
+                "{what}\nnothing was done: there is no terminal to ask; say --yes, or --dry-run to look"
+            )));
+        };
+        output.note(what);
+        // A thread may wait for the answer while a signal is heard.
+        let answer =
+            tokio::task::spawn_blocking(|| ask(input)).await.map_err(io::Error::other).and_then(|answer| answer);
+        match answer.map_err(|error| Failure::io("standard input", error))?.trim() {
+            "y" | "Y" | "yes" | "YES" | "Yes" => Ok(true),
+            _ => Err(Failure::Usage("nothing was done: the answer was not yes".into())),
+        }
+    }
+}
+
+fn ask(input: File) -> io::Result<String> {
+    let mut err = io::stderr().lock();
+    write!(err, "Go on? [y/N] ")?;
+    err.flush()?;
+    let mut answer = String::new();
+    BufReader::new(input).read_line(&mut answer)?;
+    Ok(answer)
+}
