@@ -443,7 +443,7 @@ impl Account {
     /// As [`Account::warm`], for opening the block that `header` belongs to, which may be of an older AEK version.
     ///
     /// # Errors
-    /// As [`Account::warm`], and [`Error::Corrupt`] when the account has no such AEK version.
+    /// As [`Account::warm`]; [`Error::NotFound`] when that AEK version was retired; [`Error::Corrupt`] when the account never had it.
     pub async fn warm_for(&self, header: &BlockHeader) -> Result<()> {
         coop::consume_budget().await;
         if matches!(self.slot_of(header), Err(Error::Cold { .. })) {
@@ -451,8 +451,11 @@ impl Account {
             self.keyring().home.call(async move { keyring.learn(&id).await }).await?;
         }
         let aek_version = header.aek_version();
-        let slot = self.keys.version(aek_version).ok_or(Corrupt::AekVersion(aek_version))?;
-        self.keyring().warm_for_caller(slot).await
+        let slot = self.keys.version(aek_version).ok_or_else(|| self.keys.absent(aek_version))?;
+        self.keyring().warm_for_caller(slot).await.map_err(|error| match error {
+            Error::Corrupt(Corrupt::AekVersion(aek_version)) => self.keys.absent(aek_version),
+            error => error,
+        })
     }
 
     /// Of a version that is newer than all that are known, only the store can say whether there is one.
@@ -461,7 +464,7 @@ impl Account {
         let aek_version = header.aek_version();
         self.keys.version(aek_version).ok_or_else(|| match aek_version > self.aek_version() {
             true => Error::Cold { account: self.id().to_string() },
-            false => Corrupt::AekVersion(aek_version).into(),
+            false => self.keys.absent(aek_version),
         })
     }
 

@@ -1,7 +1,13 @@
 //! The slots of one account: one for each AEK version, also for those that come later, and another one when a version's
 //! wrapping moves to another KEK version.
 
-use crate::{clock::Instant, name::AccountId, slot::AekSlot};
+use crate::{
+    clock::Instant,
+    error::{Corrupt, Error},
+    name::AccountId,
+    slot::AekSlot,
+    store::record::{RetiredAek, was_retired},
+};
 use std::{
     iter,
     sync::{
@@ -41,6 +47,8 @@ struct Later {
     chunk: Chunk,
     /// The place of the current AEK version's slot among them, from 1; 0 is the first slot.
     current: AtomicUsize,
+    /// What the record last said of retired AEK versions.
+    retired: Mutex<Vec<RetiredAek>>,
 }
 
 /// Slots that stay where they are, so that whoever finds one may keep looking at it. A thousand are in five chunks.
@@ -52,7 +60,7 @@ struct Chunk {
 
 impl Default for Later {
     fn default() -> Self {
-        Self { chunk: Chunk::new(1), current: AtomicUsize::new(0) }
+        Self { chunk: Chunk::new(1), current: AtomicUsize::new(0), retired: Mutex::default() }
     }
 }
 
@@ -175,6 +183,24 @@ impl AccountKeys {
         let names_it = |slot: &&Arc<AekSlot>| slot.aek_version == aek_version && !slot.is_retired();
         // Most blocks are of the current version, and no later slot is of it.
         Some(self.current()).filter(names_it).or_else(|| self.slots().filter(names_it).last())
+    }
+
+    /// Remembers what the account's record says of retired AEK versions.
+    pub(crate) fn note_retired(&self, retired: &[RetiredAek]) {
+        if !retired.is_empty() {
+            let later = self.later.get_or_init(Box::default);
+            *later.retired.lock().unwrap_or_else(PoisonError::into_inner) = retired.to_vec();
+        }
+    }
+
+    /// What is said of an AEK version that is not here, to whoever would open a block of it.
+    #[cold]
+    pub(crate) fn absent(&self, aek_version: u32) -> Error {
+        if !(1..self.current().aek_version).contains(&aek_version) {
+            return Corrupt::AekVersion(aek_version).into();
+        }
+        let known = self.later.get().map(|later| later.retired.lock().unwrap_or_else(PoisonError::into_inner));
+        was_retired(&self.id, aek_version, known.as_deref().map_or(&[], Vec::as_slice))
     }
 
     /// True when the account is in the index, which heard not long ago that it is used.

@@ -216,6 +216,13 @@ impl Jitter {
     }
 }
 
+/// Seconds since 1970 for people: `2026-11-24T04:50:00Z`.
+pub fn utc(unix: u64) -> String {
+    // What lies behind the year 9999 is no date that was ever written down.
+    const LAST: u64 = 253_402_300_799;
+    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_secs(unix.min(LAST))).to_string()
+}
+
 /// Seconds since 1970 by the wall clock, for records and people. Nothing that protects a key looks at it.
 #[allow(clippy::disallowed_methods)] // the one place
 pub fn unix_now() -> u64 {

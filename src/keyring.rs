@@ -243,6 +243,7 @@ impl Keyring {
             let what = "it has no AEK".to_owned();
             return Err(Corrupt::Record { record: format!("account {id}"), what }.into());
         };
+        keys.note_retired(&record.retired);
         let made = Arc::new(keys);
         let keys = self.living.adopt(made.clone());
         let reading = Arc::ptr_eq(&keys, &made).then_some(reading);

@@ -258,10 +258,12 @@ impl Keyring {
             self.disown(slot).await;
             return Err(made_anew(slot.account()));
         }
+        let retired = record.retired;
         let Some(wrapped) = record.versions.into_iter().find(|wrapped| wrapped.aek_version == slot.aek_version) else {
             // Not before its successor is here: handles seal under the newest that there is.
             let keys = self.alive(slot.account());
-            if keys.is_some_and(|keys| keys.current().aek_version > slot.aek_version) {
+            if let Some(keys) = keys.filter(|keys| keys.current().aek_version > slot.aek_version) {
+                keys.note_retired(&retired);
                 slot.retire();
             }
             return Err(Corrupt::AekVersion(slot.aek_version).into());

@@ -153,6 +153,7 @@ impl Keyring {
     /// Adds the AEK versions of what was read that `keys` lack, those that are newer each with its key: new blocks are sealed
     /// under the newest at once, and must not find it cold. One that cannot be had now is left for the next time.
     pub(crate) async fn learn_newer(self: &Arc<Self>, keys: &AccountKeys, reading: &Reading) -> Result<()> {
+        keys.note_retired(&reading.record.retired);
         self.add_absent(keys, &reading.record, keys.current().aek_version).await;
         for wrapped in &reading.record.versions {
             if wrapped.aek_version <= keys.current().aek_version {

@@ -57,6 +57,9 @@
 //! - **`account retire` waits for its own promise.** An AEK version is not deleted until every engine that may take it for the
 //!   current one has heard of the next, an outage included; else a block that was sealed and acknowledged after the service's
 //!   count would be lost.
+//! - **A retired AEK version is remembered in the account's record**, which is in format version 3 from then on: who reads a block of it is
+//!   told when it was retired, and not that the block is damaged. Releases that know 2 alone refuse that account by name, so retire when
+//!   every engine of the store has this one.
 //! - **The command line has one more room with unsafe code**, `src/bin/keyleash/streams.rs`: a function that the loader calls before
 //!   Rust's runtime, to see which standard streams are closed. That runtime opens /dev/null in their place, and afterwards nothing
 //!   tells it from the null of whoever started the process (Python's and Node's is open for reading and writing too).

@@ -111,8 +111,12 @@
 //! assert_eq!(unsigned(&[0xfc, 0x00, 0xf1, 0x53, 0x65]), Some((1_700_000_000, &[][..])));
 //! ```
 //!
-//! The value is a choice. Nothing follows it. Accounts, KEKs, denials by a standby and ids of stores are written in format version 2,
-//! everything else in 1.
+//! The value is a choice. Nothing follows it. Accounts that remember retired AEK versions are written in format version 3; other accounts,
+//! KEKs, denials by a standby and ids of stores in 2; everything else in 1.
+//!
+//! | format version 3, choice | fields, in order |
+//! | --- | --- |
+//! | 0, account | as in version 2; then the list of retired AEK versions (1 to 1024, strictly ascending, before the current one, none of those that are there) |
 //!
 //! | format version 2, choice | fields, in order |
 //! | --- | --- |
@@ -124,6 +128,7 @@
 //! | element | fields, in order |
 //! | --- | --- |
 //! | AEK version | unsigned AEK version; text KEK name; unsigned KEK version; bytes CKA_ID (1 to 64); u8 profile code; bytes IV (0 to 64); bytes wrapped (1 to 1024); array of 32, the check value; unsigned created; unsigned blocks sealed; unsigned bytes sealed |
+//! | retired AEK version | unsigned AEK version; unsigned since (seconds since 1970) |
 //! | deletion | unsigned since (seconds since 1970); unsigned to be purged from then on |
 //! | KEK version | unsigned version; bytes CKA_ID (1 to 64); u8 profile code; unsigned created; text token name (as a KEK name); option of unsigned: retired since; option of unsigned: backup attested at |
 //!
@@ -137,7 +142,8 @@
 //! | 3, holder of the scheduled work | unsigned fence; array of 16, the holder; unsigned until (seconds since 1970) |
 //!
 //! Versions count from 1 and stand in strictly ascending order, with gaps where some were retired; the last AEK version
-//! is the current one. A record is at most 256 KiB long. Its own name must be the one that it was found under. Times decide
+//! is the current one. So an AEK version that is missing before it was retired, also where no list says when: by a release that wrote
+//! none, or as one of more than 1024. A record is at most 256 KiB long. Its own name must be the one that it was found under. Times decide
 //! when an account may be purged and what is rotated by schedule, and nothing else. `tests/compat/records/` has one of
 //! each, byte by byte with comments.
 //!

@@ -3,11 +3,11 @@
 use super::{deleted, utc};
 use crate::{
     engine::Engine,
-    error::{Corrupt, Error, Result},
+    error::{Error, Result},
     name::AccountId,
     store::{
         CONFLICTS_MAX, again_and_again,
-        record::{AEK_VERSIONS_MAX, AccountRecord},
+        record::{AEK_VERSIONS_MAX, AccountRecord, was_retired},
     },
 };
 
@@ -108,9 +108,8 @@ impl Engine {
     /// With `now` it is not kept: for a service that knows that no other engine has the account open.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Invalid`] for the current version, and for one that another engine may still seal
-    /// under, with the time until which; [`Corrupt::AekVersion`] for one that the account does not have;
-    /// [`Error::Conflict`]; [`Error::Store`]: they may be deleted or not, and are wiped so that the record is read before one is used
+    /// [`Error::NotFound`], also for a version that the account does not have, or not any more; [`Error::Invalid`] for the current
+    /// version, and for one that another engine may still seal under, with the time until which; [`Error::Conflict`]; [`Error::Store`]: they may be deleted or not, and are wiped so that the record is read before one is used
     /// again.
     ///
     /// [`Settings::aek_overlap`]: crate::config::Settings::aek_overlap
@@ -119,23 +118,25 @@ impl Engine {
         self.at_home(|engine| async move { engine.retire_aek_versions(&id, &aek_versions, now).await }).await
     }
 
+    /// What [`Engine::retire_aeks`] would destroy: the account as it is. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Engine::retire_aeks`].
+    pub async fn retirable_aeks(&self, id: &AccountId, aek_versions: &[u32], now: bool) -> Result<AccountRecord> {
+        let (id, aek_versions) = (id.clone(), aek_versions.to_vec());
+        self.at_home(|engine| async move {
+            let (record, _) = engine.load_account(&id).await?;
+            engine.refuse_to_retire(&record, &aek_versions, now)?;
+            Ok(record)
+        })
+        .await
+    }
+
     async fn retire_aek_versions(&self, id: &AccountId, aek_versions: &[u32], now: bool) -> Result<()> {
         for _ in 0..CONFLICTS_MAX {
             let (mut record, seen) = self.load_account(id).await?;
-            for aek_version in aek_versions {
-                if record.current().is_some_and(|current| current.aek_version == *aek_version) {
-                    return Err(Error::Invalid(format!(
-                        "AEK version {aek_version} of account {id} is the current one: `keyleash account rotate {id}` first"
-                    )));
-                }
-                if record.version(*aek_version).is_none() {
-                    return Err(Corrupt::AekVersion(*aek_version).into());
-                }
-                if !now {
-                    self.refuse_while_sealing(&record, *aek_version)?;
-                }
-            }
-            record.versions.retain(|version| !aek_versions.contains(&version.aek_version));
+            self.refuse_to_retire(&record, aek_versions, now)?;
+            record.retire(aek_versions, self.keyring().clock.unix_now());
             match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
                 Ok(_) => {
                     // Where this engine made the successor and was not told so, a handle still takes the old one for current.
@@ -152,6 +153,30 @@ impl Engine {
             }
         }
         Err(again_and_again("account", id))
+    }
+
+    fn refuse_to_retire(&self, record: &AccountRecord, aek_versions: &[u32], now: bool) -> Result<()> {
+        let id = &record.account;
+        let current = record.current().map_or(0, |current| current.aek_version);
+        for &aek_version in aek_versions {
+            if aek_version == current {
+                return Err(Error::Invalid(format!(
+                    "AEK version {aek_version} of account {id} is the current one: `keyleash account rotate {id}` first"
+                )));
+            }
+            if record.version(aek_version).is_none() {
+                return Err(match (1..current).contains(&aek_version) {
+                    true => was_retired(id, aek_version, &record.retired),
+                    false => Error::NotFound(format!(
+                        "AEK version {aek_version} of account {id}: `keyleash account show {id}` shows those that there are"
+                    )),
+                });
+            }
+            if !now {
+                self.refuse_while_sealing(record, aek_version)?;
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a version that an engine may still take for the current one.

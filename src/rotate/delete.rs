@@ -1,6 +1,7 @@
 //! Soft deletion of accounts, undeletion, and the purge that shreds their blocks.
 
 use crate::{
+    clock::utc,
     engine::Engine,
     error::{Error, Result},
     name::AccountId,
@@ -83,24 +84,42 @@ impl Engine {
         self.at_home(|engine| async move { engine.purge(&id, now).await }).await
     }
 
+    /// What [`Engine::purge_account`] would destroy: the account as it is. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Engine::purge_account`].
+    pub async fn purgeable_account(&self, id: &AccountId, now: bool) -> Result<AccountRecord> {
+        let id = id.clone();
+        self.at_home(|engine| async move {
+            let (record, _) = engine.load_account(&id).await?;
+            engine.refuse_to_purge(&record, now)?;
+            Ok(record)
+        })
+        .await
+    }
+
+    fn refuse_to_purge(&self, record: &AccountRecord, now: bool) -> Result<()> {
+        let (keyring, id) = (self.keyring(), &record.account);
+        let Some(deletion) = record.deleted else {
+            return Err(Error::Invalid(format!("account {id} is not deleted: `keyleash account delete {id}` first")));
+        };
+        let kept = keyring.clock.unix_now() < deletion.purge_after_unix;
+        if kept && (!now || keyring.settings.purge_protection) {
+            let until = utc(deletion.purge_after_unix);
+            let remedy = match keyring.settings.purge_protection {
+                true => "purge_protection is on, so that nobody purges it before that",
+                false => "`--now` purges it before that",
+            };
+            return Err(Error::Invalid(format!("account {id} is kept until {until}: {remedy}")));
+        }
+        Ok(())
+    }
+
     async fn purge(&self, id: &AccountId, now: bool) -> Result<()> {
         let keyring = self.keyring();
         for _ in 0..CONFLICTS_MAX {
             let (record, seen) = self.load_account(id).await?;
-            let Some(deletion) = record.deleted else {
-                return Err(Error::Invalid(format!(
-                    "account {id} is not deleted: `keyleash account delete {id}` first"
-                )));
-            };
-            let kept = keyring.clock.unix_now() < deletion.purge_after_unix;
-            if kept && (!now || keyring.settings.purge_protection) {
-                let until = utc(deletion.purge_after_unix);
-                let remedy = match keyring.settings.purge_protection {
-                    true => "purge_protection is on, so that nobody purges it before that",
-                    false => "`--now` purges it before that",
-                };
-                return Err(Error::Invalid(format!("account {id} is kept until {until}: {remedy}")));
-            }
+            self.refuse_to_purge(&record, now)?;
             // Whatever is alive now is of the account that is deleted; if it is another one's by then, so is the record.
             let keys = keyring.to_tell(id);
             match keyring.store.delete(&record.key(), &seen).await {
@@ -144,12 +163,4 @@ pub(crate) fn deleted(id: &AccountId, deletion: Deletion) -> Error {
         utc(deletion.since_unix),
         utc(deletion.purge_after_unix)
     ))
-}
-
-/// Seconds since 1970 for people: `2026-11-24T04:50:00Z`.
-pub fn utc(unix: u64) -> String {
-    // What lies behind the year 9999 is no date that was ever written down.
-    const LAST: u64 = 253_402_300_799;
-    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix.min(LAST)))
-        .to_string()
 }

@@ -175,6 +175,23 @@ impl Engine {
         self.at_home(|engine| async move { engine.retire_unused(&kek).await }).await
     }
 
+    /// What [`Engine::retire_kek`] would retire. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Engine::retire_kek`].
+    pub async fn retirable_kek(&self, kek: &KekVersion) -> Result<KekVersionRecord> {
+        let kek = kek.clone();
+        self.at_home(|engine| async move {
+            engine.refuse_while_named(&kek).await?;
+            let mut record = engine.kek_record(&kek.name).await?;
+            refuse_current(&record, &kek)?;
+            let version = version_mut(&mut record, &kek)?.clone();
+            engine.refuse_while_used(&kek).await?;
+            Ok(version)
+        })
+        .await
+    }
+
     async fn retire_unused(&self, kek: &KekVersion) -> Result<()> {
         self.refuse_while_named(kek).await?;
         if self.kek_record(&kek.name).await?.current != kek.version {
@@ -249,14 +266,8 @@ impl Engine {
 
     async fn set_retired(&self, kek: &KekVersion, since: Option<u64>) -> Result<()> {
         let change = |record: &mut KekRecord| {
-            let is_current = record.current == kek.version;
+            refuse_current(record, kek)?;
             let version = version_mut(record, kek)?;
-            if is_current {
-                return Err(Error::Invalid(format!(
-                    "KEK {kek} is the version that wraps new AEKs: `keyleash kek rotate {}` first",
-                    kek.name
-                )));
-            }
             if version.retired_unix.is_some() == since.is_some() {
                 return Ok(false);
             }
@@ -326,6 +337,14 @@ impl Engine {
         };
         Err(Error::Misconfigured(format!("KEK {kek} is not recoverable, and require_recoverable is set: {lacks}")))
     }
+}
+
+fn refuse_current(record: &KekRecord, kek: &KekVersion) -> Result<()> {
+    if record.current != kek.version {
+        return Ok(());
+    }
+    let name = &kek.name;
+    Err(Error::Invalid(format!("KEK {kek} is the version that wraps new AEKs: `keyleash kek rotate {name}` first")))
 }
 
 /// Refused before a key is made that no record could name.

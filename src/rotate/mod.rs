@@ -37,13 +37,13 @@ mod view;
 mod work;
 
 pub(crate) use self::delete::deleted;
-pub use self::delete::utc;
 pub use self::pass::{WORK_FAILURES_MAX, WorkReport};
 pub use self::rewrap::{REWRAP_FAILURES_MAX, RewrapFailure, RewrapOptions, RewrapProgress, RewrapReport};
 pub use self::schedule::{Due, POLICY_AGE_MAX, POLICY_AGE_MIN, aek_due, aek_due_at, kek_due, kek_due_at};
 pub use self::view::{AekSchedule, KekSchedule, Schedule, VIEW_ACCOUNTS_MAX};
 pub use self::work::PASS_EVERY;
 pub(crate) use self::work::start as start_work;
+pub use crate::clock::utc;
 
 impl Engine {
     /// Changes a KEK's record; again, on what it is by then, when somebody else was faster. `change` says whether it

@@ -4,6 +4,7 @@
 
 use super::{Key, Put};
 use crate::{
+    clock::utc,
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion, TokenName},
     secret::{AEK_BYTES, Aek, fill_random, scrub_stack},
@@ -22,6 +23,8 @@ use self::wire::Record;
 
 /// Most AEK versions of an account.
 pub const AEK_VERSIONS_MAX: usize = 256;
+/// Most AEK versions of which an account remembers when they were retired; older ones are still known to have been.
+pub const RETIRED_AEKS_MAX: usize = 1024;
 /// Most versions of a KEK.
 pub const KEK_VERSIONS_MAX: usize = 1024;
 /// Longest reason of a denial, in bytes; a longer one is cut.
@@ -50,6 +53,18 @@ pub struct AccountRecord {
     pub deleted: Option<Deletion>,
     /// When its AEK is rotated by schedule.
     pub policy: AekPolicy,
+    /// AEK versions that are no more, at most [`RETIRED_AEKS_MAX`], strictly ascending, none of them in `versions` and all before the
+    /// current one. Those of releases that did not write them down are missing here.
+    pub retired: Vec<RetiredAek>,
+}
+
+/// An AEK version that was retired: what was sealed under it is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetiredAek {
+    /// Its number.
+    pub aek_version: u32,
+    /// Since when, in seconds since 1970.
+    pub since_unix: u64,
 }
 
 /// A deletion that can be undone until its account is purged.
@@ -168,7 +183,8 @@ pub struct DenialRecord {
 impl AccountRecord {
     /// A new account with its first AEK version.
     pub(crate) fn new(created_unix: u64, account: AccountId, first: WrappedAek) -> Self {
-        Self { account, created_unix, versions: vec![first], deleted: None, policy: AekPolicy::default() }
+        let (versions, policy) = (vec![first], AekPolicy::default());
+        Self { account, created_unix, versions, deleted: None, policy, retired: Vec::new() }
     }
 
     /// The key that it is stored under.
@@ -222,10 +238,48 @@ impl AccountRecord {
         self.versions.iter().find(|version| version.aek_version == aek_version)
     }
 
+    /// Takes AEK versions out and remembers that. The current one stays.
+    pub(crate) fn retire(&mut self, aek_versions: &[u32], since_unix: u64) {
+        let current = self.current().map(|current| current.aek_version);
+        let goes =
+            |version: &WrappedAek| aek_versions.contains(&version.aek_version) && Some(version.aek_version) != current;
+        let gone = self.versions.iter().filter(|version| goes(version));
+        self.retired.extend(gone.map(|version| RetiredAek { aek_version: version.aek_version, since_unix }));
+        self.versions.retain(|version| !goes(version));
+        self.retired.sort_unstable_by_key(|retired| retired.aek_version);
+        let too_many = self.retired.len().saturating_sub(RETIRED_AEKS_MAX);
+        self.retired.drain(..too_many);
+    }
+
     fn check(&self) -> Result<(), String> {
         check_ascending("AEK", self.versions.iter().map(|version| version.aek_version), AEK_VERSIONS_MAX)?;
+        self.check_retired()?;
         self.versions.iter().try_for_each(WrappedAek::check)
     }
+
+    fn check_retired(&self) -> Result<(), String> {
+        if self.retired.is_empty() {
+            return Ok(());
+        }
+        let numbers = || self.retired.iter().map(|retired| retired.aek_version);
+        check_ascending("retired AEK", numbers(), RETIRED_AEKS_MAX)?;
+        let current = self.current().map_or(0, |current| current.aek_version);
+        match numbers().find(|number| *number >= current || self.version(*number).is_some()) {
+            Some(number) => Err(format!("AEK version {number} is retired, and there, or behind the current one")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is said of an AEK version that is missing before the current one: they count up by one and only retirement takes any out.
+/// `retired` are those of which the date is known.
+pub(crate) fn was_retired(account: &AccountId, aek_version: u32, retired: &[RetiredAek]) -> Error {
+    let known = retired.iter().find(|known| known.aek_version == aek_version);
+    let since = known.map_or_else(String::new, |known| format!(" on {}", utc(known.since_unix)));
+    Error::NotFound(format!(
+        "AEK version {aek_version} of account {account}: it was retired{since}, and what was sealed under it is lost, unless a backup \
+         of the store from before that is restored"
+    ))
 }
 
 impl WrappedAek {

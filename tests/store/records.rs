@@ -11,8 +11,8 @@ use keyleash::{
         memory::MemoryStore,
         record::{
             AEK_VERSIONS_MAX, AccountRecord, AekPolicy, Deletion, DenialRecord, KEK_VERSIONS_MAX, KekPolicy, KekRecord,
-            KekVersionRecord, REASON_BYTES_MAX, StoreRecord, Usage, WorkRecord, WrappedAek, binding, check_matches,
-            check_value, context,
+            KekVersionRecord, REASON_BYTES_MAX, RetiredAek, StoreRecord, Usage, WorkRecord, WrappedAek, binding,
+            check_matches, check_value, context,
         },
     },
     token::{KekId, Profile, Wrapped},
@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 
 const ACCOUNT_1: &str = include_str!("../compat/records/account-v1.hex");
 const ACCOUNT: &str = include_str!("../compat/records/account-v2.hex");
+const RETIRED: &str = include_str!("../compat/records/account-v3.hex");
 const KEK_1: &str = include_str!("../compat/records/kek-v1.hex");
 const KEK: &str = include_str!("../compat/records/kek-v2.hex");
 const DENIAL: &str = include_str!("../compat/records/denial-v1.hex");
@@ -60,7 +61,13 @@ fn account() -> AccountRecord {
         ],
         deleted: Some(Deletion { since_unix: 1_700_086_400, purge_after_unix: 1_700_717_952 }),
         policy: AekPolicy { max_age_secs: 31_536_000, max_blocks: 0, max_bytes: 1 << 40 },
+        retired: Vec::new(),
     }
+}
+
+fn with_retired() -> AccountRecord {
+    let retired = |aek_version, since_unix| RetiredAek { aek_version, since_unix };
+    AccountRecord { retired: vec![retired(7, 1_700_086_400), retired(299, 1 << 33)], ..account() }
 }
 
 fn kek_record() -> KekRecord {
@@ -105,6 +112,9 @@ fn the_bytes_never_change() {
     assert_eq!(DenialRecord::decode(&d.key(), &golden(DENIAL)).unwrap(), d);
     assert_eq!(DenialRecord::decode(&d.key(), &golden(STANDBY_DENIAL)).unwrap(), standby_denial());
     assert_eq!(WorkRecord::decode(&Key::Work, &golden(WORK)).unwrap(), w);
+    let r = with_retired();
+    assert_eq!(hex::encode(r.encode().unwrap()), hex::encode(golden(RETIRED)));
+    assert_eq!(AccountRecord::decode(&r.key(), &golden(RETIRED)).unwrap(), r);
     let s = StoreRecord { id: [0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77] };
     assert_eq!(hex::encode(s.put().unwrap().value), hex::encode(golden(STORE)));
     assert_eq!(StoreRecord::decode(&Key::Store, &golden(STORE)).unwrap(), s);
@@ -157,15 +167,20 @@ fn every_cut_every_further_byte_and_every_other_format_version_is_refused() {
     }
     let longer = [bytes.as_slice(), &[0]].concat();
     assert!(refused(&key, AccountRecord::decode(&key, &longer)).contains("1 bytes after its end"));
-    for format in (0..=255).filter(|format| ![1, 2].contains(format)) {
+    for format in (0..=255).filter(|format| ![1, 2, 3].contains(format)) {
         let mut other = bytes.clone();
         other[0] = format;
         let error = AccountRecord::decode(&key, &other).unwrap_err();
         let is_newer = matches!(error, Error::Corrupt(Corrupt::NewerRecord { .. }));
-        assert_eq!(is_newer, format > 2, "{error}");
-        let words = format!("record {key}: has format version {format}, this release reads 1 to 2");
+        assert_eq!(is_newer, format > 3, "{error}");
+        let words = format!("record {key}: has format version {format}, this release reads 1 to 3");
         assert!(error.to_string().contains(&words), "{error}");
     }
+    let mut none_retired = [bytes.as_slice(), &[0]].concat();
+    none_retired[0] = 3;
+    assert!(refused(&key, AccountRecord::decode(&key, &none_retired)).contains("remembers no retired"));
+    let retired = golden(RETIRED);
+    (0..retired.len()).for_each(|len| drop(refused(&key, AccountRecord::decode(&key, &retired[..len]))));
     let long = vec![1; VALUE_BYTES_MAX + 1];
     assert!(refused(&key, AccountRecord::decode(&key, &long)).contains("at most 262144"));
 }
@@ -221,6 +236,13 @@ fn what_breaks_a_rule_is_not_written() {
         version.wrapped.bytes = vec![0; Wrapped::BYTES_MAX];
         record.versions = (1..=256).map(|aek_version| WrappedAek { aek_version, ..version.clone() }).collect();
     });
+
+    let retired = |aek_version| RetiredAek { aek_version, since_unix: 0 };
+    bad_account("retired AEK version 7 follows 7", |record| record.retired = vec![retired(7), retired(7)]);
+    bad_account("AEK version 300 is retired, and", |record| record.retired = vec![retired(300)]);
+    bad_account("AEK version 1 is retired, and", |record| record.retired = vec![retired(1)]);
+    bad_account("AEK version 301 is retired, and", |record| record.retired = vec![retired(301)]);
+    bad_account("1025 retired AEK versions", |record| record.retired = (0..1025).map(retired).collect());
 
     let bad_kek = |words: &str, change: fn(&mut KekRecord)| {
         let mut record = kek_record();
@@ -424,13 +446,19 @@ prop_compose! {
         (account, _) in names(), created_unix in any::<u64>(), versions in vec(wrapped(), 1..6),
         numbers in proptest::collection::btree_set(1..=u32::MAX, 6), deleted in any::<Option<(u64, u64)>>(),
         (max_age_secs, max_blocks, max_bytes) in any::<(u64, u64, u64)>(),
+        gone in proptest::collection::btree_map(1..=u32::MAX, any::<u64>(), 0..6),
     ) -> AccountRecord {
-        let versions = versions.into_iter().zip(numbers);
+        let current = numbers.iter().copied().take(versions.len()).max().unwrap();
+        let is_gone = |(number, _): &(u32, u64)| *number < current && !numbers.contains(number);
+        let gone = gone.into_iter().filter(is_gone);
+        let retired = gone.map(|(aek_version, since_unix)| RetiredAek { aek_version, since_unix }).collect();
+        let versions = versions.into_iter().zip(numbers.clone());
         AccountRecord {
             account, created_unix,
             versions: versions.map(|(version, aek_version)| WrappedAek { aek_version, ..version }).collect(),
             deleted: deleted.map(|(since_unix, purge_after_unix)| Deletion { since_unix, purge_after_unix }),
             policy: AekPolicy { max_age_secs, max_blocks, max_bytes },
+            retired,
         }
     }
 }

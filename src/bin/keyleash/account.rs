@@ -3,7 +3,7 @@
 use crate::{
     args::Account,
     exit::Failure,
-    output::{Output, columns, count, hex},
+    output::{Output, columns, count, hex, size},
     schedule::{aek_policy, aek_policy_json, aek_policy_words},
     setup::{Setup, Store, account_id, kek_name, kek_version},
 };
@@ -13,10 +13,11 @@ use keyleash::{
     rotate::utc,
     store::{
         self, Filter, Key, KeyStore, PAGE_KEYS_MAX,
-        record::{AccountRecord, AekPolicy, Deletion},
+        record::{AccountRecord, AekPolicy, Deletion, RetiredAek, Usage, WrappedAek},
     },
 };
 use serde_json::{Value, json};
+use std::fmt;
 
 pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
@@ -50,12 +51,24 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             output.result(&json!({ "account": id.as_str(), "aek_version": aek_version }), &line)
         }
         Account::Policy(args) => aek_policy(args, setup, output).await,
-        Account::Retire { id, aek_version, now } => {
+        Account::Retire { id, aek_version, now, consent } => {
             let id = account_id(&id)?;
-            setup.engine(Store::Existing).await?.retire_aeks(&id, &aek_version, now).await?;
-            let versions: Vec<_> = aek_version.iter().map(u32::to_string).collect();
-            let line = format!("account {id}: AEK versions {} are gone\n", versions.join(", "));
-            output.result(&json!({ "account": id.as_str(), "retired": aek_version }), &line)
+            let engine = setup.engine(Store::Existing).await?;
+            let record = engine.retirable_aeks(&id, &aek_version, now).await?;
+            let lost = Lost::of(record.versions.iter().filter(|version| aek_version.contains(&version.aek_version)));
+            let what = format!("account {id}: {lost}");
+            let done = consent.given(&format!("{what}, would be destroyed for good"), output).await?;
+            if done {
+                engine.retire_aeks(&id, &aek_version, now).await?;
+            }
+            let result = json!({
+                "account": id.as_str(), "dry_run": !done, "retired": aek_version, "sealed_blocks": lost.used.blocks,
+                "sealed_bytes": lost.used.bytes,
+            });
+            output.result(
+                &result,
+                &format!("{what}, {}\n", if done { "is destroyed" } else { "would be destroyed for good" }),
+            )
         }
         Account::Move { id, kek } => {
             let (id, kek) = (account_id(&id)?, kek_name(&kek)?);
@@ -78,11 +91,26 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             setup.engine(Store::Existing).await?.undelete_account(&id).await?;
             output.result(&json!({ "account": id.as_str(), "deleted": null }), &format!("account {id}: is back\n"))
         }
-        Account::Purge { id, now } => {
+        Account::Purge { id, now, consent } => {
             let id = account_id(&id)?;
-            setup.engine(Store::Existing).await?.purge_account(&id, now).await?;
-            let line = format!("account {id}: purged; its blocks are shredded\n");
-            output.result(&json!({ "account": id.as_str(), "purged": true }), &line)
+            let engine = setup.engine(Store::Existing).await?;
+            let record = engine.purgeable_account(&id, now).await?;
+            let lost = Lost::of(&record.versions);
+            let deleted = record.deleted.map_or_else(String::new, |deletion| utc(deletion.since_unix));
+            let what = format!("account {id} (made {}, deleted {deleted}): {lost}", utc(record.created_unix));
+            let done = consent.given(&format!("{what}, would be destroyed for good"), output).await?;
+            if done {
+                engine.purge_account(&id, now).await?;
+            }
+            let line = match done {
+                true => format!("account {id}: purged; its blocks are shredded: {lost}\n"),
+                false => format!("{what}, would be destroyed for good\n"),
+            };
+            let result = json!({
+                "account": id.as_str(), "dry_run": !done, "purged": done, "sealed_blocks": lost.used.blocks,
+                "sealed_bytes": lost.used.bytes,
+            });
+            output.result(&result, &line)
         }
     }
 }
@@ -131,6 +159,11 @@ fn record_json(record: &AccountRecord) -> Value {
         .collect();
     let policy = aek_policy_json(record.policy);
     let mut json = json!({ "account": record.account.as_str(), "policy": policy, "versions": versions });
+    if let (false, Some(fields)) = (record.retired.is_empty(), json.as_object_mut()) {
+        let retired =
+            |retired: &RetiredAek| json!({ "aek_version": retired.aek_version, "since_unix": retired.since_unix });
+        fields.insert("retired".into(), record.retired.iter().map(retired).collect());
+    }
     if let (Some(deletion), Some(fields)) = (record.deleted, json.as_object_mut()) {
         fields.insert("deleted".into(), deletion_json(deletion));
     }
@@ -146,6 +179,9 @@ fn record_lines(record: &AccountRecord) -> String {
     if record.policy != AekPolicy::default() {
         lines.push_str(&format!("{}\n", aek_policy_words(record.policy)));
     }
+    for RetiredAek { aek_version, since_unix } in &record.retired {
+        lines.push_str(&format!("AEK version {aek_version} was retired on {}\n", utc(*since_unix)));
+    }
     for version in &record.versions {
         let rows = [
             ("wrapped by", format!("KEK {} ({}, CKA_ID {})", version.kek, version.profile, version.kek_id)),
@@ -159,6 +195,33 @@ fn record_lines(record: &AccountRecord) -> String {
         lines.push_str(&columns(&rows.map(|(name, value)| vec![" ".into(), name.into(), value])));
     }
     lines
+}
+
+/// AEK versions that go, and what goes with them.
+struct Lost {
+    versions: Vec<u32>,
+    used: Usage,
+}
+
+impl Lost {
+    fn of<'a>(versions: impl IntoIterator<Item = &'a WrappedAek>) -> Self {
+        let mut lost = Self { versions: Vec::new(), used: Usage::default() };
+        for WrappedAek { aek_version, used, .. } in versions {
+            lost.versions.push(*aek_version);
+            lost.used.blocks = lost.used.blocks.saturating_add(used.blocks);
+            lost.used.bytes = lost.used.bytes.saturating_add(used.bytes);
+        }
+        lost
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let versions = self.versions.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let noun = if self.versions.len() == 1 { "version" } else { "versions" };
+        let (blocks, bytes) = (count(self.used.blocks, "block"), size(self.used.bytes));
+        write!(f, "AEK {noun} {versions}, with {blocks} ({bytes}) that were counted as sealed under it")
+    }
 }
 
 fn keks(record: &AccountRecord) -> String {

@@ -219,6 +219,8 @@ pub(crate) enum Kek {
     Retire {
         /// NAME/VERSION.
         version: OsString,
+        #[command(flatten)]
+        consent: Consent,
     },
     /// Write down that a backup of a version exists; with `require_recoverable` new accounts need it.
     AttestBackup {
@@ -271,6 +273,8 @@ pub(crate) enum Account {
         /// Also where another process may still seal under them, which has not heard of the newer version. Only if none has the account open.
         #[arg(long)]
         now: bool,
+        #[command(flatten)]
+        consent: Consent,
     },
     /// Move an account under another KEK. The old wrapping is gone when it returns.
     Move {
@@ -297,6 +301,8 @@ pub(crate) enum Account {
         /// Before its retention is over, where purge_protection is off.
         #[arg(long)]
         now: bool,
+        #[command(flatten)]
+        consent: Consent,
     },
 }
 

@@ -80,14 +80,29 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
         Kek::Disable(args) => kek_switch::run(args, false, setup, output).await,
         Kek::Enable(args) => kek_switch::run(args, true, setup, output).await,
         Kek::Policy(args) => kek_policy(args, setup, output).await,
-        Kek::Retire { version } => {
+        Kek::Retire { version, consent } => {
             let kek = kek_version(&version)?;
-            setup.engine(Store::Existing).await?.retire_kek(&kek).await?;
-            let line = format!(
-                "KEK {kek}: retired; this store has nothing under it: if no other store and no backup needs it, it may be deleted in \
-                 the token\n"
+            let engine = setup.engine(Store::Existing).await?;
+            let KekVersionRecord { id, created_unix, .. } = engine.retirable_kek(&kek).await?;
+            let what = format!(
+                "KEK {kek} (CKA_ID {id}, made {}) would be retired for good: this store has nothing under it, and backups of the store \
+                 may still need it",
+                utc(created_unix)
             );
-            output.result(&json!({ "kek": kek.name.as_str(), "kek_version": kek.version, "retired": true }), &line)
+            let done = consent.given(&what, output).await?;
+            let line = match done {
+                true => {
+                    engine.retire_kek(&kek).await?;
+                    format!(
+                        "KEK {kek}: retired; this store has nothing under it: if no other store and no backup needs it, it may be \
+                         deleted in the token\n"
+                    )
+                }
+                false => format!("{what}\n"),
+            };
+            let result =
+                json!({ "kek": kek.name.as_str(), "kek_version": kek.version, "retired": done, "dry_run": !done });
+            output.result(&result, &line)
         }
         Kek::AttestBackup { version } => {
             let kek = kek_version(&version)?;

@@ -115,6 +115,23 @@ pub(crate) fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
+/// A number of bytes for people, in three digits or so: `0 bytes`, `314 MB`.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    if bytes < 1000 {
+        return count(bytes, "byte");
+    }
+    let mut scaled = bytes as f64 / 1e3;
+    let mut units = UNITS.iter();
+    let mut unit = units.next();
+    while scaled >= 999.5 {
+        let Some(next) = units.next() else { break };
+        (scaled, unit) = (scaled / 1e3, Some(next));
+    }
+    let digits = if scaled < 9.95 { 1 } else { 0 };
+    format!("{scaled:.digits$} {}", unit.unwrap_or(&""))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +150,21 @@ mod tests {
         let rows = [vec!["label".into(), label.into()]];
         assert_eq!(columns(&rows), "label  a\\u{1b}[2Jb\\u{9b}31m\\r\\u{7}\\nstate  ok\n");
         assert_eq!(harmless("käse\n"), "käse\n");
+    }
+
+    #[test]
+    fn sizes_have_a_unit_and_are_never_a_thousand_of_it() {
+        let cases = [
+            (0, "0 bytes"),
+            (1, "1 byte"),
+            (999, "999 bytes"),
+            (1000, "1.0 kB"),
+            (9_960, "10 kB"),
+            (999_400, "999 kB"),
+        ];
+        cases.into_iter().for_each(|(bytes, words)| assert_eq!(size(bytes), words));
+        assert_eq!((size(999_500).as_str(), size(314_159_265).as_str()), ("1.0 MB", "314 MB"));
+        assert_eq!(size(u64::MAX), "18 EB");
     }
 
     #[test]

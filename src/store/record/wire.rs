@@ -6,7 +6,8 @@
 
 use super::{
     AccountRecord, AekPolicy, CHECK_BYTES, Deletion, DenialRecord, HOLDER_BYTES, KekPolicy, KekRecord,
-    KekVersionRecord, REASON_BYTES_MAX, STORE_ID_BYTES, StoreRecord, Usage, WorkRecord, WrappedAek, corrupt, refuse,
+    KekVersionRecord, REASON_BYTES_MAX, RetiredAek, STORE_ID_BYTES, StoreRecord, Usage, WorkRecord, WrappedAek,
+    corrupt, refuse,
 };
 use crate::{
     error::{Corrupt, Error, Result},
@@ -16,9 +17,9 @@ use crate::{
 };
 use bincode::{Decode, Encode, config};
 
-/// Newest format version of records: accounts, KEKs, denials by a standby and ids of stores are written in it, all others in 1. Every one
-/// from 1 on is read.
-pub const RECORD_FORMAT: u8 = 2;
+/// Newest format version of records: accounts that remember retired AEK versions are written in it; other accounts, KEKs, denials by a
+/// standby and ids of stores in 2, all others in 1. Every one from 1 on is read.
+pub const RECORD_FORMAT: u8 = 3;
 
 /// What decoding may claim. bincode counts sizes in memory, which are larger than the varints that were written, so
 /// that a record of the full length needs more than its length.
@@ -34,7 +35,11 @@ pub(super) enum Record {
 }
 
 pub(super) fn encode_account(record: &AccountRecord) -> Result<Vec<u8>> {
-    encode(&record.key(), &Wire2::Account(record.into()))
+    // So that releases before this one read what holds nothing new to them.
+    match record.retired.is_empty() {
+        true => encode(&record.key(), &Wire2::Account(record.into())),
+        false => encode(&record.key(), &Wire3::Account(record.into(), RetiredWire::list(&record.retired))),
+    }
 }
 
 pub(super) fn encode_kek(record: &KekRecord) -> Result<Vec<u8>> {
@@ -66,6 +71,7 @@ pub(super) fn decode(key: &Key, bytes: &[u8]) -> Result<Record> {
         None => return refuse(key, "is empty"),
         Some(&Wire1::FORMAT) => Record::try_from(decode_as::<Wire1>(key, bytes)?),
         Some(&Wire2::FORMAT) => Record::try_from(decode_as::<Wire2>(key, bytes)?),
+        Some(&Wire3::FORMAT) => Record::try_from(decode_as::<Wire3>(key, bytes)?),
         Some(&format) if format > RECORD_FORMAT => {
             return Err(Corrupt::NewerRecord { record: key.to_string(), format, reads: RECORD_FORMAT }.into());
         }
@@ -137,6 +143,17 @@ enum Wire2 {
     Kek(KekWire),
     StandbyDenial(DenialWire),
     Store(StoreWire),
+}
+
+/// Format version 3: accounts that remember retired AEK versions.
+#[derive(Encode, Decode)]
+enum Wire3 {
+    /// As in format version 2, and what is behind it.
+    Account(AccountWire, Vec<RetiredWire>),
+}
+
+impl Wire for Wire3 {
+    const FORMAT: u8 = 3;
 }
 
 impl Wire for Wire1 {
@@ -222,6 +239,18 @@ struct AekWire {
 }
 
 #[derive(Encode, Decode)]
+struct RetiredWire {
+    aek_version: u32,
+    since_unix: u64,
+}
+
+impl RetiredWire {
+    fn list(retired: &[RetiredAek]) -> Vec<Self> {
+        retired.iter().map(|&RetiredAek { aek_version, since_unix }| Self { aek_version, since_unix }).collect()
+    }
+}
+
+#[derive(Encode, Decode)]
 struct DeletionWire {
     since_unix: u64,
     purge_after_unix: u64,
@@ -274,6 +303,7 @@ impl TryFrom<Wire1> for Record {
                 versions: versions.into_iter().map(|aek| aek_of(aek, Usage::default())).collect::<Result<_, _>>()?,
                 deleted: None,
                 policy: AekPolicy::default(),
+                retired: Vec::new(),
             }),
             Wire1::Kek(KekWire1 { name, versions, current }) => {
                 // There was one token then, and it had no name.
@@ -296,23 +326,7 @@ impl TryFrom<Wire2> for Record {
 
     fn try_from(wire: Wire2) -> Result<Self, String> {
         Ok(match wire {
-            Wire2::Account(wire) => Self::Account(AccountRecord {
-                account: AccountId::new(wire.account).map_err(said)?,
-                created_unix: wire.created_unix,
-                versions: wire
-                    .versions
-                    .into_iter()
-                    .map(|AekWire { aek, blocks, bytes }| aek_of(aek, Usage { blocks, bytes }))
-                    .collect::<Result<_, _>>()?,
-                deleted: wire
-                    .deleted
-                    .map(|DeletionWire { since_unix, purge_after_unix }| Deletion { since_unix, purge_after_unix }),
-                policy: AekPolicy {
-                    max_age_secs: wire.max_age_secs,
-                    max_blocks: wire.max_blocks,
-                    max_bytes: wire.max_bytes,
-                },
-            }),
+            Wire2::Account(wire) => Self::Account(account_of(wire, Vec::new())?),
             Wire2::Kek(KekWire { name, versions, current, max_age_secs }) => {
                 let version = |wire: KekVersionWire| {
                     let token = TokenName::new(wire.token).map_err(said)?;
@@ -329,6 +343,31 @@ impl TryFrom<Wire2> for Record {
             Wire2::Store(StoreWire { id }) => Self::Store(StoreRecord { id }),
         })
     }
+}
+
+impl TryFrom<Wire3> for Record {
+    type Error = String;
+
+    fn try_from(Wire3::Account(wire, retired): Wire3) -> Result<Self, String> {
+        if retired.is_empty() {
+            return Err("is in format version 3 and remembers no retired AEK version: keyleash did not write it".into());
+        }
+        Ok(Self::Account(account_of(wire, retired)?))
+    }
+}
+
+fn account_of(wire: AccountWire, retired: Vec<RetiredWire>) -> Result<AccountRecord, String> {
+    let aek = |AekWire { aek, blocks, bytes }| aek_of(aek, Usage { blocks, bytes });
+    let deletion = |DeletionWire { since_unix, purge_after_unix }| Deletion { since_unix, purge_after_unix };
+    let retired_aek = |RetiredWire { aek_version, since_unix }| RetiredAek { aek_version, since_unix };
+    Ok(AccountRecord {
+        account: AccountId::new(wire.account).map_err(said)?,
+        created_unix: wire.created_unix,
+        versions: wire.versions.into_iter().map(aek).collect::<Result<_, _>>()?,
+        deleted: wire.deleted.map(deletion),
+        policy: AekPolicy { max_age_secs: wire.max_age_secs, max_blocks: wire.max_blocks, max_bytes: wire.max_bytes },
+        retired: retired.into_iter().map(retired_aek).collect(),
+    })
 }
 
 fn aek_of(wire: AekWire1, used: Usage) -> Result<WrappedAek, String> {
