@@ -5,7 +5,8 @@
 //! versions alone: the record that this process had read or written before it asked for that proof. A record with any other
 //! version is newer than the proof, whoever wrote it and whatever its date; and no delete on behalf of a proof can hit it.
 //!
-//! A grant by the first token ends every denial so; one by the standby only what a standby said.
+//! A grant by the first token ends every denial so; one by the standby only what a standby said. And no unwrap is a grant while a denial is in
+//! force but that of its witness, which the record names: see `keyring::vouch`.
 
 use crate::{
     clock::{Instant, unix_now},
@@ -14,7 +15,10 @@ use crate::{
     lease::{Change, Verdict},
     slot::Leash,
     standby::Voice,
-    store::{self, CONFLICTS_MAX, Key, StoreVersion, again_and_again, record::DenialRecord},
+    store::{
+        self, CONFLICTS_MAX, Key, StoreVersion, again_and_again,
+        record::{DenialRecord, Witness},
+    },
 };
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -51,6 +55,7 @@ struct Known {
 pub(crate) struct Seen {
     version: StoreVersion,
     by: Voice,
+    witness: Option<Witness>,
     /// When this version was first known.
     since: Instant,
 }
@@ -58,8 +63,13 @@ pub(crate) struct Seen {
 impl Seen {
     /// As it was found. One that cannot be read may be the first token's.
     pub(crate) fn found((record, version): store::Found<DenialRecord>, since: Instant) -> Self {
-        let by = if record.is_ok_and(|record| record.by_standby) { Voice::Standby } else { Voice::First };
-        Self { version, by, since }
+        let (by_standby, witness) = record.map_or((false, None), |record| (record.by_standby, record.witness));
+        let by = if by_standby { Voice::Standby } else { Voice::First };
+        Self { version, by, witness, since }
+    }
+
+    pub(crate) fn witness(&self) -> Option<&Witness> {
+        self.witness.as_ref()
     }
 
     pub(crate) fn by(&self) -> Voice {
@@ -228,24 +238,31 @@ impl Keyring {
     /// Writes a denial that was heard, and gives the record that stands for it.
     async fn write_denial(&self, leash: &Leash, by: Voice) -> Result<Seen> {
         let key = Key::Denial(leash.kek().clone());
-        let record = DenialRecord {
+        let mut record = DenialRecord {
             kek: leash.kek().clone(),
             since_unix: unix_now(),
             reason: leash.why_not().to_string(),
             by_standby: by == Voice::Standby,
+            witness: None,
         };
-        let put = record.put()?;
         for _ in 0..CONFLICTS_MAX {
             let found = self.find_denial(leash).await?;
+            let in_force = found.as_ref().filter(|seen| !leash.denial.known().is_ended(seen));
+            // Whoever noticed first, noticed when there was the least that another key could have wrapped.
+            if let Some(witness) = in_force.and_then(Seen::witness) {
+                leash.vouch.adopt(witness);
+            }
             // The standby does not speak for the first token.
-            let stays = |seen: &Seen| by == Voice::Standby && seen.by == Voice::First;
-            let written = match found {
-                Some(seen) if stays(&seen) && !leash.denial.known().is_ended(&seen) => return Ok(seen),
-                Some(seen) => self.store.replace(&key, &seen.version, put.clone()).await,
-                None => self.store.create(&key, put.clone()).await,
+            if let Some(seen) = in_force.filter(|seen| by == Voice::Standby && seen.by == Voice::First) {
+                return Ok(seen.clone());
+            }
+            record.witness = leash.vouch.witness();
+            let written = match &found {
+                Some(seen) => self.store.replace(&key, &seen.version, record.put()?).await,
+                None => self.store.create(&key, record.put()?).await,
             };
             match written {
-                Ok(version) => return Ok(Seen { version, by, since: self.clock.now() }),
+                Ok(version) => return Ok(Seen { version, by, witness: record.witness, since: self.clock.now() }),
                 Err(Error::Conflict(_) | Error::Exists(_) | Error::NotFound(_)) => {} // others hear it too, or heard its end
                 Err(error) => return Err(error),
             }

@@ -47,7 +47,7 @@ mod versions;
 mod vouch;
 
 pub(crate) use self::{
-    ask::{Heard, Unwrapped, both_silent, is_silence, no_answer},
+    ask::{Heard, Unwrapped, both_silent, is_silence, no_answer, replaced},
     records::{For, Placed, Reading, Sample},
     unwrap::{Start, Trouble},
     versions::{NewProof, gives_not_back},
@@ -298,28 +298,28 @@ impl Keyring {
     }
 
     /// Tells a lease what was learned, which is in force then; tells subscribers of a change, and has a denial written down; then
-    /// wipes. Waits for nothing: a store that is slow delays no verdict, and an operation that is stuck no other key's wipe.
+    /// wipes. Waits for nothing: a store that is slow delays no verdict, and an operation that is stuck no other key's wipe. True when
+    /// it was a denial that was the lease's business, or a grant that renewed it.
     pub(crate) fn feed(
         self: &Arc<Self>,
         leash: &Arc<Leash>,
         voice: Voice,
         verdict: LeaseVerdict,
         trouble: Option<&TokenError>,
-    ) {
+    ) -> bool {
         let replaced = trouble.is_some_and(|trouble| trouble.verdict == Verdict::Replaced);
         if replaced && leash.trouble() != Some(Verdict::Replaced) {
             self.teller.tell(Event::KekReplaced { kek: leash.kek().clone() });
         }
         let stepped = leash.step(voice, verdict, trouble);
         self.tell_step(leash, &stepped, trouble);
-        if stepped.counts {
-            if let LeaseVerdict::Granted { asked, .. } = verdict {
-                leash.vouch.proved(asked);
-            }
+        let counts = stepped.counts;
+        if counts {
             self.note_denial(leash, voice, verdict, stepped.actions.change);
         }
         drop(stepped); // wipes
         self.save_if_needed(leash);
+        counts
     }
 
     fn tell_step(&self, leash: &Leash, stepped: &Stepped<'_, AekSlot>, trouble: Option<&TokenError>) {

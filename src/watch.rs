@@ -7,11 +7,14 @@
 use crate::{
     clock::Instant,
     error::{Corrupt, Error},
-    keyring::{Keyring, Sample, Trouble, Unwrapped, both_silent, is_silence, lease_verdict, no_answer},
+    keyring::{
+        Keyring, Sample, Trouble, Unwrapped, Vouched, both_silent, is_silence, lease_verdict, no_answer, replaced,
+    },
     lease::{Phase, Verdict as LeaseVerdict},
-    name::KekVersion,
+    name::{AccountId, KekVersion},
     slot::{AekSlot, Leash},
     standby::Voice,
+    store::record::WrappedAek,
     telemetry::Event,
     tend,
     token::{TokenError, Verdict},
@@ -246,8 +249,8 @@ fn tell_of_lost_workers(keyring: &Keyring, hung: &mut [usize]) {
 
 /// What a proof brought to light.
 enum Learned {
-    /// An AEK was unwrapped and verified; of this slot, if it may be filled with it.
-    Proof(Option<Arc<AekSlot>>, Unwrapped),
+    /// This AEK was unwrapped and verified; of this slot, if it may be filled with it.
+    Proof(Option<Arc<AekSlot>>, Box<(AccountId, WrappedAek)>, Unwrapped),
     /// The token failed.
     Trouble(TokenError),
     /// The records are at fault, or gone: nothing about the KEK.
@@ -318,7 +321,23 @@ impl Question<'_> {
         let Self { keyring, leash, turn, epoch, asked, .. } = *self;
         let deadline = keyring.clock.now().plus(keyring.proof_reading_max() + seat.proof_max());
         let learned = keyring.clock.until(deadline, prove(keyring, leash, voice, seat, turn)).await;
-        let Some(learned) = learned else { return Some(no_answer(seat)) };
+        let learned = match learned {
+            None => return Some(no_answer(seat)),
+            // One that nobody has open may do, and while a denial is in force may be the one that must.
+            Some(Learned::Nothing(error)) => {
+                let until = keyring.clock.now().plus(keyring.settings.poll_interval);
+                let vouched = keyring.clock.until(until, keyring.vouch_answered(leash)).await;
+                match vouched {
+                    Some(Ok(Vouched::ByRecord)) => {
+                        leash.note_unprovable(None);
+                        return None;
+                    }
+                    Some(Err(error)) => Learned::Nothing(error),
+                    Some(Ok(Vouched::Bare)) | None => Learned::Nothing(error),
+                }
+            }
+            Some(learned) => learned,
+        };
         match &learned {
             Learned::Trouble(trouble) if is_silence(trouble.verdict) => return Some(trouble.clone()),
             // It never came to the token, which may be asked by others all the time: that is not its silence.
@@ -349,12 +368,13 @@ impl Question<'_> {
             keyring.teller.tell(Event::NoRecordToProve { kek: leash.kek().clone(), why });
         }
         match learned {
-            Learned::Proof(slot, unwrapped) => {
-                keyring.feed(leash, voice, unwrapped.granted(epoch), None);
+            Learned::Proof(slot, of, unwrapped) => {
+                // No proof only where a denial came in between.
+                let is_proof = keyring.grant(leash, voice, (&of.0, &of.1), &unwrapped, epoch);
                 // The sample's own unwrap renews its TTL, if somebody used it: proofs keep no idle account in memory.
                 // Refused only by a denial that came in between.
                 let _guard = slot.as_ref().map(|slot| keyring.shut_guard(slot.account()));
-                if let Some(slot) = slot.filter(|slot| slot.is_in_use() || slot.is_wanted()) {
+                if let Some(slot) = slot.filter(|slot| is_proof && (slot.is_in_use() || slot.is_wanted())) {
                     let _ = keyring.admit(&slot, &unwrapped.aek, epoch, asked);
                 }
             }
@@ -365,10 +385,6 @@ impl Question<'_> {
             }
             Learned::Nothing(error) => {
                 tracing::warn!(kek = %leash.kek(), %error, "no record to prove the KEK with");
-                // One that is in the store alone may end the denial.
-                if leash.is_denied() {
-                    let _ = keyring.vouch_since(leash.kek(), asked).await;
-                }
             }
         }
         None
@@ -391,18 +407,31 @@ async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat,
         }
     }
     let mut last = Error::NotFound(format!("an account under KEK {}", leash.kek()));
-    let mut other_key = false;
-    // Different ones, as far as there are: one whose record is damaged says nothing of the KEK, however often it is asked.
-    // What was wrapped here proves nothing yet, where anything else is there.
-    let is_old = |slot: &AekSlot| !leash.vouch.is_young(slot.account(), slot.aek_version);
-    let mut members = leash.members_that(turn, SAMPLES_MAX, is_old);
-    if members.is_empty() && keyring.sample(leash.kek()).is_none() {
-        // The one that could was retired or deleted: that makes no proof of what it was not.
-        if leash.is_denied() {
-            return Learned::Nothing(last);
-        }
-        members = leash.members_from(turn, SAMPLES_MAX);
+    if leash.is_denied() {
+        return match leash.vouch.witness_record() {
+            Some((account, wrapped)) => {
+                // Another one is looked at all the same: those that were moved to another KEK version go on there.
+                let look = async {
+                    let until = keyring.clock.now().plus(keyring.proof_reading_max());
+                    if let Some(slot) = leash.member(turn) {
+                        let _ = keyring.clock.until(until, keyring.wrapped_for_proof(slot)).await;
+                    }
+                };
+                let proving = prove_by(keyring, leash, voice, seat, account, wrapped);
+                let ((), learned) = tokio::join!(look, proving);
+                if matches!(&learned, Learned::Trouble(trouble) if trouble.verdict == Verdict::Replaced) {
+                    keyring.recheck_witness(leash).await;
+                }
+                learned
+            }
+            None => Learned::Nothing(last),
+        };
     }
+    let mut other_key = None;
+    // Different ones, as far as there are: one whose record is damaged says nothing of the KEK, however often it is asked.
+    // What was wrapped here proves nothing yet: where nobody has another one open, the store is asked for it.
+    let is_old = |slot: &AekSlot| !leash.vouch.is_young(slot.account(), slot.aek_version);
+    let members = leash.members_that(turn, SAMPLES_MAX, is_old);
     for slot in members.iter().cycle().take(SAMPLES_MAX).cloned() {
         let Sample { account, wrapped, slot } = match keyring.wrapped_for_proof(slot).await {
             Ok(sample) => sample,
@@ -414,12 +443,12 @@ async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat,
         match keyring.prove_at(leash, voice, seat, &account, &wrapped).await {
             Ok(unwrapped) if !slot.as_ref().is_some_and(|slot| slot.differs_from(&unwrapped.aek)) => {
                 keyring.keep_sample(leash.kek(), &account, &wrapped);
-                return Learned::Proof(slot, unwrapped);
+                return Learned::Proof(slot, Box::new((account, wrapped)), unwrapped);
             }
             // One record that was moved is that account's trouble; another sample tells it from another KEK. At once one that was
             // proved before, because the deadline is that of one call.
             Ok(_) | Err(Trouble::OtherKey) => {
-                other_key = true;
+                other_key = Some((account, wrapped.aek_version));
                 if keyring.sample(leash.kek()).is_some() {
                     break;
                 }
@@ -432,29 +461,31 @@ async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat,
     }
     // Every record that was tried is gone, moved or damaged. The last one that was proved is still a wrapped AEK of this KEK
     // version, and as good a question: without it a denial would go unnoticed, and damage would pass for another KEK.
-    let Some((account, wrapped)) = keyring.sample(leash.kek()) else {
-        return match other_key {
-            true => Learned::Trouble(replaced("the token gave other bytes than the AEK")),
-            false => Learned::Nothing(last),
-        };
-    };
-    match keyring.prove_at(leash, voice, seat, &account, &wrapped).await {
-        Ok(unwrapped) => Learned::Proof(None, unwrapped),
-        Err(Trouble::OtherKey) => Learned::Trouble(replaced("the token gave other bytes than the AEK")),
-        // These very bytes were unwrapped in this process: what became another one is the key.
-        Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => {
-            Learned::Trouble(replaced(&format!("{trouble}, for a record that was unwrapped before")))
-        }
-        Err(Trouble::Token(trouble)) => Learned::Trouble(trouble),
+    match (keyring.sample(leash.kek()), other_key) {
+        (Some((account, wrapped)), _) => prove_by(keyring, leash, voice, seat, account, wrapped).await,
+        (None, Some((account, aek_version))) => Learned::Trouble(replaced(OTHER_BYTES, &account, aek_version)),
+        (None, None) => Learned::Nothing(last),
     }
 }
 
-fn replaced(found: &str) -> TokenError {
-    TokenError {
-        verdict: Verdict::Replaced,
-        operation: "proof",
-        what: format!("{found}: another key stands in the KEK's place"),
-        remedy: "restore the KEK in the token from its backup; never replace a KEK under its CKA_ID".into(),
+const OTHER_BYTES: &str = "the token gave other bytes than the AEK";
+
+/// Unwraps these very bytes, which the KEK unwrapped before: what became another one is the key.
+async fn prove_by(
+    keyring: &Arc<Keyring>,
+    leash: &Leash,
+    voice: Voice,
+    seat: &Seat,
+    account: AccountId,
+    wrapped: WrappedAek,
+) -> Learned {
+    match keyring.prove_at(leash, voice, seat, &account, &wrapped).await {
+        Ok(unwrapped) => Learned::Proof(None, Box::new((account, wrapped)), unwrapped),
+        Err(Trouble::OtherKey) => Learned::Trouble(replaced(OTHER_BYTES, &account, wrapped.aek_version)),
+        Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => {
+            Learned::Trouble(replaced(&trouble.to_string(), &account, wrapped.aek_version))
+        }
+        Err(Trouble::Token(trouble)) => Learned::Trouble(trouble),
     }
 }
 

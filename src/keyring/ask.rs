@@ -35,13 +35,6 @@ pub(crate) struct Unwrapped {
     context: Instant,
 }
 
-impl Unwrapped {
-    /// The proof that it is, for a lease that was in `epoch` before the token was asked.
-    pub(crate) fn granted(&self, epoch: u64) -> LeaseVerdict {
-        LeaseVerdict::Granted { asked: self.asked, context: self.context, epoch }
-    }
-}
-
 /// The token did not answer, or cannot.
 pub(crate) const fn is_silence(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::Unreachable | Verdict::Fatal)
@@ -53,6 +46,43 @@ fn says_something(outcome: &Result<Unwrapped, Trouble>) -> bool {
 }
 
 impl Keyring {
+    /// Tells a lease, which was in `epoch` before the token was asked, of what the token unwrapped. False where that is no proof: what was
+    /// wrapped here since the last one, and while a denial is in force all but its witness. Whoever needs one then asks for it
+    /// ([`Keyring::vouch_answered`]).
+    #[must_use]
+    pub(crate) fn grant(
+        self: &Arc<Self>,
+        leash: &Arc<Leash>,
+        voice: Voice,
+        (account, wrapped): (&AccountId, &WrappedAek),
+        unwrapped: &Unwrapped,
+        epoch: u64,
+    ) -> bool {
+        let proves = match leash.is_denied() {
+            true => leash.vouch.is_witness(account, wrapped),
+            false => !leash.vouch.is_young(account, wrapped.aek_version),
+        };
+        if proves {
+            self.grant_by(leash, voice, (account, wrapped), unwrapped, epoch);
+        }
+        proves
+    }
+
+    /// As [`Keyring::grant`], of what is the proof, because there is no better one.
+    pub(super) fn grant_by(
+        self: &Arc<Self>,
+        leash: &Arc<Leash>,
+        voice: Voice,
+        (account, wrapped): (&AccountId, &WrappedAek),
+        unwrapped: &Unwrapped,
+        epoch: u64,
+    ) {
+        let Unwrapped { asked, context, .. } = *unwrapped;
+        if self.feed(leash, voice, LeaseVerdict::Granted { asked, context, epoch }, None) {
+            leash.vouch.proved(asked, account, wrapped);
+        }
+    }
+
     /// Asks for an AEK and verifies that it is the one. `place` is one of the lease's budget.
     pub(crate) async fn unwrap_verified(
         self: &Arc<Self>,
@@ -336,6 +366,21 @@ fn denied_elsewhere(kek: &KekVersion) -> TokenError {
         operation: "go over to the standby",
         what: format!("another process was denied KEK {kek} before the first token fell silent"),
         remedy: "make the first token reachable; if the key was not taken away, service resumes by itself then".into(),
+    }
+}
+
+/// Another key stands in the KEK's place: it refuses, or gives other bytes for, what the KEK wrapped.
+pub(crate) fn replaced(found: &str, account: &AccountId, aek_version: u32) -> TokenError {
+    TokenError {
+        verdict: Verdict::Replaced,
+        operation: "proof",
+        what: format!(
+            "{found}, for AEK version {aek_version} of account {account}: another key stands in the KEK's place"
+        ),
+        remedy: format!(
+            "restore the KEK in the token from its backup; never replace a KEK under its CKA_ID. (If it is the KEK, and account \
+             {account} is what is wrong: purge that, or restore its record)"
+        ),
     }
 }
 

@@ -51,6 +51,7 @@ impl Keyring {
                 leash.note_first(|first, _| *first = FirstWord::new(false));
             }
             trouble.into_iter().for_each(|why| leash.remember(denied_before(&why)));
+            seen.as_ref().and_then(Seen::witness).into_iter().for_each(|witness| leash.vouch.adopt(witness));
             leash.denial.loaded(seen);
             leash.of_retired_kek.store(is_retired, Ordering::SeqCst);
             Arc::new(leash)

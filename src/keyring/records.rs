@@ -203,7 +203,7 @@ impl Keyring {
     }
 
     /// What comes of a short reading; `None` when it takes longer.
-    async fn shortly<T>(&self, reading: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn shortly<T>(&self, reading: impl Future<Output = T>) -> Option<T> {
         let patience = self.clock.now().plus(self.settings.call_timeout / SHORT_READING_PARTS);
         self.clock.until(patience, reading).await
     }
@@ -327,13 +327,14 @@ impl Keyring {
 
     /// Forgets the records that are kept and are gone from the store. The watch proves anew at once, and keeps another one: without
     /// one, a store that is lost now would let no proof be asked.
-    pub(super) fn drop_samples(&self, is_gone: impl Fn(&AccountId, &WrappedAek) -> bool) {
+    pub(super) fn drop_samples(&self, is_gone: impl Fn(&AccountId, u32) -> bool) {
         let mut lost = Vec::new();
         self.samples().retain(|kek, (of, wrapped)| {
-            let stays = !is_gone(of, wrapped);
+            let stays = !is_gone(of, wrapped.aek_version);
             lost.extend((!stays).then(|| kek.clone()));
             stays
         });
+        self.leashes().iter().for_each(|leash| leash.vouch.drop_witness(&is_gone));
         for leash in lost.iter().filter_map(|kek| self.known_leash(kek)) {
             leash.sample_lost.store(true, Ordering::SeqCst);
             self.stir.notify_one();

@@ -143,16 +143,12 @@ impl Keyring {
         let Heard { voice, outcome } = self.unwrap_verified(&slot.leash, slot.account(), wrapped, place).await;
         match outcome {
             Ok(unwrapped) => {
-                let granted = unwrapped.granted(epoch);
-                let aek = unwrapped.aek;
-                if !slot.leash.vouch.is_young(slot.account(), wrapped.aek_version) {
-                    self.feed(&slot.leash, voice, granted, None);
-                    if !self.samples().contains_key(&wrapped.kek) {
-                        self.keep_sample(&wrapped.kek, slot.account(), wrapped);
-                    }
-                } else {
-                    self.vouch(&wrapped.kek).await?; // it is admitted on the proof of another record
+                if !self.grant(&slot.leash, voice, (slot.account(), wrapped), &unwrapped, epoch) {
+                    self.vouch_answered(&slot.leash).await?; // it is admitted on the proof of another record
+                } else if !self.samples().contains_key(&wrapped.kek) {
+                    self.keep_sample(&wrapped.kek, slot.account(), wrapped);
                 }
+                let aek = unwrapped.aek;
                 if old.differs_from(&aek) || slot.differs_from(&aek) {
                     // An AEK version has one AEK for good. Another one that verifies was made by who can write the store.
                     return Err(Corrupt::WrappedAek(format!("account {}", slot.account())).into());

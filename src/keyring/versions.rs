@@ -86,7 +86,7 @@ impl Keyring {
         match outcome {
             Ok(unwrapped) => {
                 match vouched {
-                    Vouched::Bare => self.feed(&leash, voice, unwrapped.granted(epoch), None),
+                    Vouched::Bare => self.grant_by(&leash, voice, (account, wrapped), &unwrapped, epoch),
                     // Since it was vouched for: it is stored no more.
                     Vouched::ByRecord if leash.refuses() => return Err(leash.why_not()),
                     Vouched::ByRecord => leash.vouch.wrapped(account, wrapped.aek_version, asked),
@@ -192,7 +192,7 @@ impl Keyring {
 
     /// Wipes AEK versions that the account does not have any more.
     pub(crate) fn retire_versions(&self, id: &AccountId, aek_versions: &[u32]) {
-        self.drop_samples(|of, wrapped| of == id && aek_versions.contains(&wrapped.aek_version));
+        self.drop_samples(|of, aek_version| of == id && aek_versions.contains(&aek_version));
         if let Some(keys) = self.to_tell(id) {
             keys.slots().filter(|slot| aek_versions.contains(&slot.aek_version)).for_each(|slot| slot.retire());
         }
@@ -248,7 +248,7 @@ impl Keyring {
         }
     }
 
-    /// Unwraps an AEK that goes into no slot, and verifies it; a proof like any other.
+    /// Unwraps an AEK that goes into no slot, and verifies it; a proof as any other is one.
     pub(crate) async fn unwrap_apart(
         self: &Arc<Self>,
         account: &AccountId,
@@ -260,9 +260,7 @@ impl Keyring {
         let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
         match outcome {
             Ok(unwrapped) => {
-                if !leash.vouch.is_young(account, wrapped.aek_version) {
-                    self.feed(&leash, voice, unwrapped.granted(epoch), None);
-                }
+                let _ = self.grant(&leash, voice, (account, wrapped), &unwrapped, epoch);
                 Ok(unwrapped.aek)
             }
             Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {account}")).into()),

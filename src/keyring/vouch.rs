@@ -4,15 +4,27 @@
 //! So nothing is wrapped under a KEK version unless a record that it wrapped before was unwrapped within half a poll; and
 //! what was wrapped here counts as a proof only once such a record was unwrapped after it (promise 4). A KEK version that wraps
 //! nothing yet has no such record, and no data that a denial of it could keep: there a round trip counts.
+//!
+//! What another process wrapped looks like what was always there. So a lease keeps a *witness*: the first record that proved its KEK
+//! version, for as long as that is there. By it alone a denial ends, whoever opened what else meanwhile; the denial's record names it to
+//! those who come later. Where it is gone, or nobody knew of one, the oldest record that the store has takes its place.
 
-use super::{Keyring, Trouble, ask::Heard, unwrap::REFUSED_ASK_PAUSE};
+use super::{
+    Keyring, Trouble,
+    ask::{Heard, replaced},
+    unwrap::REFUSED_ASK_PAUSE,
+};
 use crate::{
     clock::Instant,
     error::{Corrupt, Error, Result},
     lease::Phase,
     name::{AccountId, KekVersion},
     slot::Leash,
-    store::{self, Filter, Key, PAGE_KEYS_MAX, record::WrappedAek},
+    standby::Voice,
+    store::{
+        self, Filter, Key, PAGE_KEYS_MAX,
+        record::{AccountRecord, Witness, WrappedAek},
+    },
     token::Verdict,
 };
 use std::{
@@ -22,6 +34,8 @@ use std::{
 
 /// Most records that are tried, while each turns out to be damaged.
 const VOUCHERS_MAX: usize = 16;
+/// Pages in which the oldest record is looked for.
+const OLDEST_PAGES_MAX: usize = 16;
 
 /// What vouches for a KEK version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +53,8 @@ pub(crate) struct VouchNotes {
     attempt: tokio::sync::Mutex<Option<(Instant, Result<Vouched>)>>,
     /// AEK versions that were wrapped here since the last proof by a record that was there before.
     young: Mutex<HashMap<AccountId, Young>>,
+    /// By what a denial ends; with its wrapping, once that was read here.
+    witness: Mutex<Option<(Witness, Option<WrappedAek>)>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -65,9 +81,45 @@ impl VouchNotes {
         young.insert(account.clone(), Young { from_version, at });
     }
 
-    /// A proof that was asked then: what had been wrapped before was wrapped by the KEK.
-    pub(super) fn proved(&self, asked: Instant) {
+    /// A proof by this record, that was asked then: what had been wrapped before was wrapped by the KEK.
+    pub(super) fn proved(&self, asked: Instant, account: &AccountId, wrapped: &WrappedAek) {
         self.young().retain(|_, young| young.at >= asked);
+        // The first one stays. Any other may be what was wrapped since another key came in the KEK's place.
+        self.known_witness().get_or_insert_with(|| (Witness::of(account, wrapped), Some(wrapped.clone())));
+    }
+
+    fn known_witness(&self) -> MutexGuard<'_, Option<(Witness, Option<WrappedAek>)>> {
+        self.witness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn witness(&self) -> Option<Witness> {
+        self.known_witness().as_ref().map(|(witness, _)| witness.clone())
+    }
+
+    /// The witness, if its wrapping is known here.
+    pub(crate) fn witness_record(&self) -> Option<(AccountId, WrappedAek)> {
+        self.known_witness().as_ref().and_then(|(witness, wrapped)| Some((witness.account.clone(), wrapped.clone()?)))
+    }
+
+    pub(super) fn is_witness(&self, account: &AccountId, wrapped: &WrappedAek) -> bool {
+        self.known_witness().as_ref().is_some_and(|(witness, _)| *witness == Witness::of(account, wrapped))
+    }
+
+    /// The one that a denial's record names.
+    pub(crate) fn adopt(&self, witness: &Witness) {
+        let mut known = self.known_witness();
+        if known.as_ref().is_none_or(|(known, _)| known != witness) {
+            *known = Some((witness.clone(), None));
+        }
+    }
+
+    fn read_witness(&self, account: &AccountId, wrapped: &WrappedAek) {
+        *self.known_witness() = Some((Witness::of(account, wrapped), Some(wrapped.clone())));
+    }
+
+    /// These AEK versions are gone from the store.
+    pub(super) fn drop_witness(&self, is_gone: impl Fn(&AccountId, u32) -> bool) {
+        self.known_witness().take_if(|(witness, _)| is_gone(&witness.account, witness.aek_version));
     }
 }
 
@@ -78,21 +130,34 @@ impl Keyring {
     /// # Errors
     /// What the token says; [`Error::Misconfigured`] when it unwraps none of the records that are there; [`Error::Store`].
     pub(crate) async fn vouch(self: &Arc<Self>, kek: &KekVersion) -> Result<Vouched> {
-        // Half, so that what is wrapped now can be written and admitted before that proof is too old for it.
+        let leash = self.leash(kek).await?;
+        self.vouch_for(&leash, self.young_enough(), false).await
+    }
+
+    /// As of when a proof is young enough: half, so that what is wrapped now can be written and admitted before it is too old for that.
+    fn young_enough(&self) -> Instant {
         let age_max = (self.settings.poll_interval / 2).as_nanos() as u64;
-        let since = Instant::from_nanos(self.clock.now().as_nanos().saturating_sub(age_max));
-        self.vouch_since(kek, since).await
+        Instant::from_nanos(self.clock.now().as_nanos().saturating_sub(age_max))
     }
 
     /// As [`Keyring::vouch`], by a proof that was asked at `since` or later.
     pub(crate) async fn vouch_since(self: &Arc<Self>, kek: &KekVersion, since: Instant) -> Result<Vouched> {
         let leash = self.leash(kek).await?;
+        self.vouch_for(&leash, since, false).await
+    }
+
+    /// As [`Keyring::vouch`], where the token was just asked for something, and answered: so it may be asked at once.
+    pub(crate) async fn vouch_answered(self: &Arc<Self>, leash: &Arc<Leash>) -> Result<Vouched> {
+        self.vouch_for(leash, self.young_enough(), true).await
+    }
+
+    async fn vouch_for(self: &Arc<Self>, leash: &Arc<Leash>, since: Instant, answered: bool) -> Result<Vouched> {
         let came = self.clock.now();
-        if self.is_vouched_for(&leash, since) {
+        if self.is_vouched_for(leash, since) {
             return Ok(Vouched::ByRecord);
         }
         let mut last = leash.vouch.attempt.lock().await;
-        if self.is_vouched_for(&leash, since) {
+        if self.is_vouched_for(leash, since) {
             return Ok(Vouched::ByRecord);
         }
         if let Some((began, outcome)) = &*last
@@ -101,10 +166,13 @@ impl Keyring {
             return outcome.clone();
         }
         let began = self.clock.now();
-        if !leash.may_ask(began, REFUSED_ASK_PAUSE) {
+        if !answered && !leash.may_ask(began, REFUSED_ASK_PAUSE) {
             return Err(leash.why_not());
         }
-        let outcome = self.ask_for_a_record(&leash).await;
+        let outcome = match leash.is_denied() {
+            true => self.ask_the_witness(leash).await,
+            false => self.ask_for_a_record(leash).await,
+        };
         *last = Some((began, outcome.clone()));
         outcome
     }
@@ -112,6 +180,83 @@ impl Keyring {
     fn is_vouched_for(&self, leash: &Leash, since: Instant) -> bool {
         let (now, lease) = (self.clock.now(), leash.lease());
         lease.proved().is_some_and(|proved| proved >= since && now < lease.end())
+    }
+
+    /// While a denial is in force.
+    async fn ask_the_witness(self: &Arc<Self>, leash: &Arc<Leash>) -> Result<Vouched> {
+        let Some((id, wrapped)) = self.find_witness(leash).await? else { return Ok(Vouched::Bare) };
+        match self.ask_one(leash, &id, &wrapped).await {
+            Err(Error::Corrupt(_)) => Err(leash.why_not()),
+            outcome => outcome,
+        }
+    }
+
+    /// The witness as the store has it; or where that is not there as it was, the oldest that is. `None` where the KEK version wraps
+    /// nothing.
+    async fn find_witness(&self, leash: &Leash) -> Result<Option<(AccountId, WrappedAek)>> {
+        let found = match self.witness_in_store(leash).await? {
+            None => self.oldest(leash).await?,
+            found => found,
+        };
+        if let Some((id, wrapped)) = &found {
+            leash.vouch.read_witness(id, wrapped);
+        }
+        Ok(found)
+    }
+
+    /// The witness, if it is in the store as it was. While the store is away, as it is known here.
+    async fn witness_in_store(&self, leash: &Leash) -> Result<Option<(AccountId, WrappedAek)>> {
+        let Some(witness) = leash.vouch.witness() else { return Ok(None) };
+        match self.in_time(store::load_account(&*self.store, &witness.account)).await {
+            Err(error @ Error::Store(_)) => leash.vouch.witness_record().map(Some).ok_or(error),
+            Ok(Some((record, _))) => Ok(wrapped_in(record, leash.kek(), |id, aek| Witness::of(id, aek) == witness)),
+            Ok(None) | Err(_) => Ok(None),
+        }
+    }
+
+    /// After the witness was refused: somebody may have taken it out of the store since, so that another one takes its place.
+    pub(crate) async fn recheck_witness(&self, leash: &Leash) {
+        let named = leash.vouch.witness();
+        if let Some(Ok(None)) = self.shortly(self.witness_in_store(leash)).await {
+            leash.vouch.known_witness().take_if(|(witness, _)| named.as_ref() == Some(&*witness));
+        }
+    }
+
+    /// By the date of its making; what was wrapped here since the last proof comes last. Of so many that a store can be asked for
+    /// while somebody waits.
+    async fn oldest(&self, leash: &Leash) -> Result<Option<(AccountId, WrappedAek)>> {
+        let filter = Filter::WrappedBy(leash.kek().clone());
+        let age = |(id, wrapped): &(AccountId, WrappedAek)| {
+            (leash.vouch.is_young(id, wrapped.aek_version), wrapped.created_unix, id.clone(), wrapped.aek_version)
+        };
+        let (mut oldest, mut damaged, mut after) = (None, None, None);
+        for _ in 0..OLDEST_PAGES_MAX {
+            let page = self.in_time(self.store.list(&filter, after.as_ref(), PAGE_KEYS_MAX)).await?;
+            let found = self.in_time(async { Ok(self.store.get_many(&page.keys).await) }).await?;
+            for (key, found) in page.keys.iter().zip(found) {
+                let record = match found {
+                    Err(error @ Error::Store(_)) => return Err(error),
+                    Ok(None) => continue, // purged since it was listed
+                    Ok(Some(found)) => AccountRecord::decode(key, &found.value),
+                    Err(error) => Err(error),
+                };
+                match record {
+                    Ok(record) => {
+                        let these = wrapped_in(record, leash.kek(), |_, _| true);
+                        oldest = oldest.into_iter().chain(these).min_by_key(age);
+                    }
+                    Err(error) => damaged = Some(error),
+                }
+            }
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        match (oldest, damaged) {
+            (None, Some(_)) => Err(leash.why_not()),
+            (oldest, _) => Ok(oldest),
+        }
     }
 
     async fn ask_for_a_record(self: &Arc<Self>, leash: &Arc<Leash>) -> Result<Vouched> {
@@ -179,10 +324,11 @@ impl Keyring {
         let place = leash.on_demand().await;
         let epoch = self.asking(leash);
         let Heard { voice, outcome } = self.unwrap_verified(leash, id, wrapped, place).await;
-        let moved = || Corrupt::WrappedAek(format!("account {id}")).into();
+        // Of which nothing can have changed but the key: this very wrapping was there before.
+        let is_witness = || voice == Voice::First && leash.is_denied() && leash.vouch.is_witness(id, wrapped);
         match outcome {
             Ok(unwrapped) => {
-                self.feed(leash, voice, unwrapped.granted(epoch), None);
+                self.grant_by(leash, voice, (id, wrapped), &unwrapped, epoch);
                 self.samples().entry(wrapped.kek.clone()).or_insert_with(|| (id.clone(), wrapped.clone()));
                 // Else it was denied in between. Whatever the token took for it: what is too slow for half a poll wraps all the same.
                 match leash.epoch() == epoch && leash.runs_at(self.clock.now()) {
@@ -190,9 +336,30 @@ impl Keyring {
                     false => Err(leash.why_not()),
                 }
             }
-            Err(Trouble::OtherKey) => Err(moved()),
-            Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => Err(moved()),
-            Err(Trouble::Token(trouble)) => Err(self.learn_trouble(leash, voice, id, &trouble).await),
+            Err(trouble) => {
+                let refused = match &trouble {
+                    Trouble::OtherKey => Some("the token gives other bytes than the AEK".into()),
+                    Trouble::Token(trouble) if trouble.verdict == Verdict::BadRecord => Some(trouble.to_string()),
+                    Trouble::Token(_) => None,
+                };
+                let trouble = match (trouble, refused) {
+                    (_, Some(found)) if is_witness() => replaced(&found, id, wrapped.aek_version),
+                    (Trouble::Token(trouble), None) => trouble,
+                    _ => return Err(Corrupt::WrappedAek(format!("account {id}")).into()),
+                };
+                Err(self.learn_trouble(leash, voice, id, &trouble).await)
+            }
         }
     }
+}
+
+/// The first AEK version of an account under that KEK version which is wanted.
+fn wrapped_in(
+    record: AccountRecord,
+    kek: &KekVersion,
+    wanted: impl Fn(&AccountId, &WrappedAek) -> bool,
+) -> Option<(AccountId, WrappedAek)> {
+    let AccountRecord { account, versions, .. } = record;
+    let wrapped = versions.into_iter().find(|wrapped| wrapped.kek == *kek && wanted(&account, wrapped))?;
+    Some((account, wrapped))
 }

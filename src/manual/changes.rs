@@ -35,6 +35,10 @@
 //!   that its proof ended. That is one small write for each KEK version and engine in a poll interval, while it is denied.
 //! - **What was wrapped here is no proof**, though it was unwrapped in the token: an impostor would end a denial by an account that it
 //!   wrapped itself. Where a KEK version wraps nothing, it is one, or a denial of it could end by nothing.
+//! - **A denial names the record by which it ends**, its witness, in a format version of its own: else an account that an impostor made
+//!   in the poll before it was noticed would end it in a process that opens that first. Releases before take such a denial for one that
+//!   they cannot read: it denies as they start, until their first proof, and they leave it alone. So let engines of both releases run
+//!   side by side no longer than an update takes.
 //! - **A lease may be asked of two tokens**, the KEK's own and its standby. The state machine of the lease knows nothing of it: which
 //!   of the two may speak is a second, smaller one (`src/standby.rs`) beside it, under the same lock.
 //! - **Budgets, deadlines and refreshes are each token's own**, so `resume_rate` counts for each.

@@ -111,12 +111,17 @@
 //! assert_eq!(unsigned(&[0xfc, 0x00, 0xf1, 0x53, 0x65]), Some((1_700_000_000, &[][..])));
 //! ```
 //!
-//! The value is a choice. Nothing follows it. Accounts that remember retired AEK versions are written in format version 3; other accounts,
-//! KEKs, denials by a standby and ids of stores in 2; everything else in 1.
+//! The value is a choice. Nothing follows it. Accounts that remember retired AEK versions, and denials that name a witness, are written in
+//! format version 3; other accounts, KEKs, other denials by a standby and ids of stores in 2; everything else in 1.
 //!
 //! | format version 3, choice | fields, in order |
 //! | --- | --- |
 //! | 0, account | as in version 2; then the list of retired AEK versions (1 to 1024, strictly ascending, before the current one, none of those that are there) |
+//! | 1, denial with a witness | as a denial of version 1; u8 1 if the KEK's standby said so, else 0; text account id of the witness; unsigned its AEK version; array of 32, its digest |
+//!
+//! A denial ends as the token unwraps its witness, in the wrapping that has this digest; if the store has that no more, the oldest AEK version
+//! that the KEK version wraps takes its place. With `x` the CKA_ID, the profile code (one byte), the IV, the wrapped bytes and the check
+//! value in turn, `digest = SHA-256("keyleash.witness.v1" ‖ u16 len ‖ x ‖ …)`.
 //!
 //! | format version 2, choice | fields, in order |
 //! | --- | --- |

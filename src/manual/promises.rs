@@ -5,7 +5,7 @@
 //! | 1 | **Revocation.** After the token would first deny, no seal and no open succeeds later than `poll_interval + call_timeout` when the token answers, and never later than `grace` (30 min) after the last proof: under one hour whatever happens | every seal and open compares CLOCK_BOOTTIME with the end of its lease, on the data path; only a proof moves that end, and an ordinary one only while the last fresh one is young; [`Settings::validate`](crate::config::Settings::validate) refuses a configuration whose sum passes the hour | CLOCK_BOOTTIME counts; the token does not grant what its owner took away |
 //! | 2 | **Resumption.** When the token grants again, live handles work again without being reopened, within a poll interval (at most 60 s), and every account within 30 minutes | leases are asked for while they are denied, and AEKs unwrapped anew at `resume_rate`, those that are wanted first; [`Settings::warnings`](crate::config::Settings::warnings) says when the rate cannot do it | the token is fast enough for the accounts there are |
 //! | 3 | **Outage is not revocation.** While the token is unreachable, sealing and opening go on until grace ends; then they fail closed with [`Error::Lapsed`](crate::Error::Lapsed) | return codes are sorted into denied and unreachable by one table, after diagnosis; `grace` is at least a poll and one whole proof, its wait for a turn (`call_timeout`) and its call (another) | the module tells the two apart, or is found out by diagnosis |
-//! | 4 | **Denial is sticky.** Denied, then unreachable, stays denied, across restarts, engines and standbys too, until a proof, and only a record that was there before the denial proves | the state machine has no way from denied to granted but a proof; every denial is a new record in the store, and a proof ends only the one that was read before it was asked | the store can be written; where a denial cannot be read, it counts as denied |
+//! | 4 | **Denial is sticky.** Denied, then unreachable, stays denied, across restarts, engines and standbys too, until a proof, and only a record that was there before the denial proves | the state machine has no way from denied to granted but a proof, and while it is denied only the denial's witness is one; every denial is a new record in the store, and a proof ends only the one that was read before it was asked | the store can be written; where a denial cannot be read, it counts as denied |
 //! | 5 | **Nothing is lost.** An acknowledged record survives a crash at any instant; what was changed, moved or cut is refused by name | a write is durable before it returns; creation of the store is all or nothing; digests, check values and additional data; limits on everything read | the disk keeps what it said it synced |
 //! | 6 | **Nothing lingers.** After denial, lapse, eviction or drop no AEK, DEK or schedule is left in memory, nor in a core dump | key memory of our own: locked, left out of dumps, zero in a forked child, wiped as soon as no operation uses the key that was taken away | RLIMIT_MEMLOCK suffices (a warning or a refusal says if not); the kernel, and whoever debugs the process, are trusted |
 //!
@@ -68,9 +68,14 @@
 //! - **Another key in the KEK's place is found by the next proof**, so for one poll new accounts can still be made under it. They stay under
 //!   it: when the KEK is restored, they are corrupt by name, and what was sealed under them in that poll is lost with the impostor.
 //!   A re-wrap asks for such a record once more before it writes, because the old wrapping goes with that write.
-//!   Only the process that made such an account knows that it proves nothing. Another process, or this one started again, that opens
-//!   it *before* any older account of that KEK version takes it for a proof, and a remembered denial ends there by it; the first
-//!   older account that is opened in that process finds the impostor again.
+//! - **By what a denial ends.** By its *witness* alone: the first record that proved the KEK version in the process that noticed. The
+//!   denial's record names it, so that in every process, after every restart, an account that was made in that poll ends nothing,
+//!   whoever opens it first, and gets no key while the denial lasts. Where the witness was purged, moved to another KEK version or
+//!   changed since, or nobody knew of one, the oldest record that is left takes its place (by the date of its making, of the first
+//!   16,000 accounts that the KEK version wraps); while that does not unwrap, the denial stays, and says which account it is about.
+//!   Two limits: a process that opened an account of that poll first of all, while nobody had noticed yet, has that for its witness,
+//!   so that in it the return of the KEK is a denial until that account is purged (it is lost with the impostor anyway); and where the
+//!   oldest takes the witness's place, a host whose clock was behind by more than that one's age may have made a younger one.
 //! - **A denial that a newer release wrote** in a format that this one does not read is a denial as the process starts, until its
 //!   first proof, and is left in the store for that release to end; so it is one with every start.
 //! - **An account that another process re-wrapped** is followed by live handles: noticed by a proof, a refresh or an open,

@@ -318,7 +318,7 @@ mod tests {
         let one = hold();
         for _ in 0..3 {
             let error = one.look(&keyring).await.unwrap_err().to_string();
-            assert!(error.contains("scheduled work") && error.contains("format version 3"), "{error}");
+            assert!(error.contains("scheduled work") && error.contains("format version 4"), "{error}");
             assert!(one.check(keyring.clock.now()).is_err());
             clock.advance(SILENT_MAX);
         }

@@ -33,11 +33,15 @@ pub const REASON_BYTES_MAX: usize = 1024;
 pub const HOLDER_BYTES: usize = 16;
 /// Length of a store's id, in bytes.
 pub const STORE_ID_BYTES: usize = 8;
+/// Length of a witness's digest, in bytes.
+pub const WITNESS_BYTES: usize = 32;
 /// Length of a check value, in bytes.
 pub const CHECK_BYTES: usize = 32;
 
 /// Tells what goes into a context apart from everything else that is ever put under an AEK.
 const CONTEXT_PREFIX: &[u8] = b"keyleash.aek.v1";
+/// The same, of what a witness's digest is of.
+const WITNESS_PREFIX: &[u8] = b"keyleash.witness.v1";
 const HMAC_BLOCK_BYTES: usize = 64;
 
 /// An account: its wrapped AEKs.
@@ -178,6 +182,20 @@ pub struct DenialRecord {
     pub reason: String,
     /// The KEK's standby said so, while the first token was silent: the standby's own grant ends it too.
     pub by_standby: bool,
+    /// What was unwrapped before it; `None` where nobody knew of any, and in records of releases that did not write it.
+    pub witness: Option<Witness>,
+}
+
+/// The AEK version by which a denial ends: its unwrap is the proof that the KEK is the one of before. What was wrapped later, perhaps
+/// by another key in the KEK's place before that was noticed, is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Witness {
+    /// The account.
+    pub account: AccountId,
+    /// Its AEK version.
+    pub aek_version: u32,
+    /// SHA-256 of its wrapping: one that was moved, or changed, is no witness any more.
+    pub digest: [u8; WITNESS_BYTES],
 }
 
 impl AccountRecord {
@@ -414,6 +432,20 @@ impl DenialRecord {
 
     fn check(&self) -> Result<(), String> {
         if self.kek.version == 0 { Err("KEK versions count from 1".into()) } else { Ok(()) }
+    }
+}
+
+impl Witness {
+    /// This wrapping of an account's AEK version.
+    pub fn of(account: &AccountId, wrapped: &WrappedAek) -> Self {
+        let WrappedAek { aek_version, kek_id, profile, wrapped: Wrapped { iv, bytes }, check, .. } = wrapped;
+        let mut hash = Sha256::new_with_prefix(WITNESS_PREFIX);
+        for part in [kek_id.as_bytes(), &[wire::profile_code(*profile)], iv, bytes, check] {
+            // At most 1024 bytes each: a record is checked as it is read.
+            hash.update(u16::try_from(part.len()).unwrap_or(u16::MAX).to_be_bytes());
+            hash.update(part);
+        }
+        Self { account: account.clone(), aek_version: *aek_version, digest: hash.finalize().into() }
     }
 }
 

@@ -29,6 +29,7 @@ mod tokens;
 mod twice;
 mod usage;
 mod vouch;
+mod witness;
 
 use keyleash::{
     Account, Engine,

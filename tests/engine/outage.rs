@@ -188,7 +188,7 @@ async fn it_is_told_when_there_is_no_record_to_prove_a_kek_with() {
     rig.pass(3 * MINUTE).await;
     let told = std::iter::from_fn(|| events.try_next()).filter(|event| matches!(event, Event::NoRecordToProve { .. }));
     assert_eq!(told.count(), 1);
-    assert!(engine.leases()[0].trouble.as_ref().unwrap().contains("does not answer"));
+    assert!(engine.leases()[0].trouble.as_ref().unwrap().contains("no answer within"));
     hand.let_go();
     rig.pass(16 * SECOND).await;
     assert_eq!(engine.leases()[0].trouble, None);

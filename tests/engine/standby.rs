@@ -344,8 +344,13 @@ async fn what_another_process_heard_of_the_first_token_keeps_this_one_from_the_s
     // The other process polls first, by a clock that is far behind; before this one does, the token is silent.
     let since_unix = 1;
     let kek = KekVersion::new(pair.rig.kek.clone(), 1);
-    let record =
-        DenialRecord { kek: kek.clone(), since_unix, reason: "heard by another process".into(), by_standby: false };
+    let record = DenialRecord {
+        kek: kek.clone(),
+        since_unix,
+        reason: "heard by another process".into(),
+        by_standby: false,
+        witness: None,
+    };
     let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new(), guard: None };
     pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
     pair.rig.script.set_unreachable(true);
@@ -365,8 +370,13 @@ async fn a_proof_by_the_standby_clears_no_denial_that_another_process_heard() {
     pair.serves_for(&[&account], 20).await;
     let kek = KekVersion::new(pair.rig.kek.clone(), 1);
     let since_unix = 1;
-    let record =
-        DenialRecord { kek: kek.clone(), since_unix, reason: "heard by another process".into(), by_standby: false };
+    let record = DenialRecord {
+        kek: kek.clone(),
+        since_unix,
+        reason: "heard by another process".into(),
+        by_standby: false,
+        witness: None,
+    };
     let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new(), guard: None };
     pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
     // A change of the lease by the standby, which has it look at the record.

@@ -14,7 +14,7 @@ use keyleash::{
 };
 
 /// Passes time until KEK version `version` was proved within a second: what is wrapped now is vouched for already.
-async fn just_proved(rig: &Rig, version: u32) {
+pub(super) async fn just_proved(rig: &Rig, version: u32) {
     rig.pass(16 * SECOND).await;
     let proved_ago =
         || rig.engine.leases().into_iter().find(|lease| lease.kek.version == version).unwrap().proved_ago.unwrap();
@@ -170,4 +170,30 @@ async fn a_slow_rewrap_whose_target_is_denied_meanwhile_loses_no_account() {
     assert!(matches!(seal(&z), Err(Error::Denied(_))));
     assert!(rewrap.await.unwrap().unwrap().stopped.is_some());
     nothing_is_lost(&mut rig, genuine).await;
+}
+
+#[tokio::test]
+async fn an_impostor_is_noticed_though_the_only_older_aek_in_use_was_retired_before_anybody_asked_again() {
+    let mut rig = Rig::new().await;
+    drop((rig.account("a").await, rig.account("z").await));
+    rig.restart();
+    let a = rig.engine.account(&account_id("a")).await.unwrap();
+    just_proved(&rig, 1).await;
+    rig.script.replace(&rig.kek_id);
+    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    rig.engine.retire_aeks(&account_id("a"), &[1], true).await.unwrap();
+    rig.pass(20 * SECOND).await;
+    for _ in 0..4 {
+        assert!(matches!(seal(&a), Err(Error::Denied(_))) && has_denial(&rig, 1).await);
+        rig.pass(15 * SECOND).await;
+    }
+    // Nor does it end in another process, by the same.
+    drop(a);
+    let impostor = anew(&rig);
+    start_on(&mut rig, impostor);
+    for _ in 0..4 {
+        assert!(matches!(rig.engine.account(&account_id("a")).await, Err(Error::Denied(_))));
+        rig.pass(15 * SECOND).await;
+        assert!(has_denial(&rig, 1).await);
+    }
 }

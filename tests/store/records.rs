@@ -11,8 +11,8 @@ use keyleash::{
         memory::MemoryStore,
         record::{
             AEK_VERSIONS_MAX, AccountRecord, AekPolicy, Deletion, DenialRecord, KEK_VERSIONS_MAX, KekPolicy, KekRecord,
-            KekVersionRecord, REASON_BYTES_MAX, RetiredAek, StoreRecord, Usage, WorkRecord, WrappedAek, binding,
-            check_matches, check_value, context,
+            KekVersionRecord, REASON_BYTES_MAX, RetiredAek, StoreRecord, Usage, Witness, WorkRecord, WrappedAek,
+            binding, check_matches, check_value, context,
         },
     },
     token::{KekId, Profile, Wrapped},
@@ -28,6 +28,7 @@ const KEK: &str = include_str!("../compat/records/kek-v2.hex");
 const DENIAL: &str = include_str!("../compat/records/denial-v1.hex");
 const STORE: &str = include_str!("../compat/records/store-v2.hex");
 const STANDBY_DENIAL: &str = include_str!("../compat/records/denial-v2.hex");
+const WITNESSED_DENIAL: &str = include_str!("../compat/records/denial-v3.hex");
 const WORK: &str = include_str!("../compat/records/work-v1.hex");
 
 fn golden(text: &str) -> Vec<u8> {
@@ -92,7 +93,19 @@ fn work() -> WorkRecord {
 }
 
 fn denial() -> DenialRecord {
-    DenialRecord { kek: kek("main", 2), since_unix: 251, reason: "CKR_ä disabled".into(), by_standby: false }
+    DenialRecord {
+        kek: kek("main", 2),
+        since_unix: 251,
+        reason: "CKR_ä disabled".into(),
+        by_standby: false,
+        witness: None,
+    }
+}
+
+/// By the second AEK version of `account`.
+fn witnessed_denial() -> DenialRecord {
+    let AccountRecord { account, versions, .. } = account();
+    DenialRecord { witness: Some(Witness::of(&account, &versions[1])), ..standby_denial() }
 }
 
 fn standby_denial() -> DenialRecord {
@@ -106,11 +119,13 @@ fn the_bytes_never_change() {
     assert_eq!(hex::encode(k.encode().unwrap()), hex::encode(golden(KEK)));
     assert_eq!(hex::encode(d.encode().unwrap()), hex::encode(golden(DENIAL)));
     assert_eq!(hex::encode(standby_denial().encode().unwrap()), hex::encode(golden(STANDBY_DENIAL)));
+    assert_eq!(hex::encode(witnessed_denial().encode().unwrap()), hex::encode(golden(WITNESSED_DENIAL)));
     assert_eq!(hex::encode(w.put().unwrap().value), hex::encode(golden(WORK)));
     assert_eq!(AccountRecord::decode(&a.key(), &golden(ACCOUNT)).unwrap(), a);
     assert_eq!(KekRecord::decode(&k.key(), &golden(KEK)).unwrap(), k);
     assert_eq!(DenialRecord::decode(&d.key(), &golden(DENIAL)).unwrap(), d);
     assert_eq!(DenialRecord::decode(&d.key(), &golden(STANDBY_DENIAL)).unwrap(), standby_denial());
+    assert_eq!(DenialRecord::decode(&d.key(), &golden(WITNESSED_DENIAL)).unwrap(), witnessed_denial());
     assert_eq!(WorkRecord::decode(&Key::Work, &golden(WORK)).unwrap(), w);
     let r = with_retired();
     assert_eq!(hex::encode(r.encode().unwrap()), hex::encode(golden(RETIRED)));
@@ -500,6 +515,7 @@ proptest! {
             decode_all(&key, &bytes);
             decode_all(&key, &[&[1, kind], bytes.as_slice()].concat());
             decode_all(&key, &[&[2, kind], bytes.as_slice()].concat());
+            decode_all(&key, &[&[3, kind], bytes.as_slice()].concat());
         }
     }
 
@@ -509,7 +525,7 @@ proptest! {
     ) {
         for (key, bytes) in [
             (account().key(), golden(ACCOUNT)), (kek_record().key(), golden(KEK)), (denial().key(), golden(DENIAL)),
-            (denial().key(), golden(STANDBY_DENIAL)),
+            (denial().key(), golden(STANDBY_DENIAL)), (denial().key(), golden(WITNESSED_DENIAL)),
         ] {
             let mut mutated = bytes;
             for (at, byte, how) in &changes {

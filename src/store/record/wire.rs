@@ -6,8 +6,8 @@
 
 use super::{
     AccountRecord, AekPolicy, CHECK_BYTES, Deletion, DenialRecord, HOLDER_BYTES, KekPolicy, KekRecord,
-    KekVersionRecord, REASON_BYTES_MAX, RetiredAek, STORE_ID_BYTES, StoreRecord, Usage, WorkRecord, WrappedAek,
-    corrupt, refuse,
+    KekVersionRecord, REASON_BYTES_MAX, RetiredAek, STORE_ID_BYTES, StoreRecord, Usage, WITNESS_BYTES, Witness,
+    WorkRecord, WrappedAek, corrupt, refuse,
 };
 use crate::{
     error::{Corrupt, Error, Result},
@@ -17,8 +17,8 @@ use crate::{
 };
 use bincode::{Decode, Encode, config};
 
-/// Newest format version of records: accounts that remember retired AEK versions are written in it; other accounts, KEKs, denials by a
-/// standby and ids of stores in 2, all others in 1. Every one from 1 on is read.
+/// Newest format version of records: accounts that remember retired AEK versions and denials with a witness are written in it; other
+/// accounts, KEKs, other denials by a standby and ids of stores in 2, all others in 1. Every one from 1 on is read.
 pub const RECORD_FORMAT: u8 = 3;
 
 /// What decoding may claim. bincode counts sizes in memory, which are larger than the varints that were written, so
@@ -47,9 +47,15 @@ pub(super) fn encode_kek(record: &KekRecord) -> Result<Vec<u8>> {
 }
 
 pub(super) fn encode_denial(record: &DenialRecord) -> Result<Vec<u8>> {
-    match record.by_standby {
-        false => encode(&record.key(), &Wire1::Denial(record.into())),
-        true => encode(&record.key(), &Wire2::StandbyDenial(record.into())),
+    let denial = DenialWire::from(record);
+    match (&record.witness, record.by_standby) {
+        (None, false) => encode(&record.key(), &Wire1::Denial(denial)),
+        (None, true) => encode(&record.key(), &Wire2::StandbyDenial(denial)),
+        (Some(Witness { account, aek_version, digest }), by_standby) => {
+            let (account, aek_version, digest) = (account.to_string(), *aek_version, *digest);
+            let witnessed = WitnessedDenialWire { denial, by_standby, account, aek_version, digest };
+            encode(&record.key(), &Wire3::Denial(witnessed))
+        }
     }
 }
 
@@ -145,15 +151,12 @@ enum Wire2 {
     Store(StoreWire),
 }
 
-/// Format version 3: accounts that remember retired AEK versions.
+/// Format version 3: accounts that remember retired AEK versions, and denials that name a witness.
 #[derive(Encode, Decode)]
 enum Wire3 {
     /// As in format version 2, and what is behind it.
     Account(AccountWire, Vec<RetiredWire>),
-}
-
-impl Wire for Wire3 {
-    const FORMAT: u8 = 3;
+    Denial(WitnessedDenialWire),
 }
 
 impl Wire for Wire1 {
@@ -162,6 +165,10 @@ impl Wire for Wire1 {
 
 impl Wire for Wire2 {
     const FORMAT: u8 = 2;
+}
+
+impl Wire for Wire3 {
+    const FORMAT: u8 = 3;
 }
 
 #[derive(Encode, Decode)]
@@ -205,6 +212,16 @@ struct DenialWire {
     kek_version: u32,
     since_unix: u64,
     reason: String,
+}
+
+#[derive(Encode, Decode)]
+struct WitnessedDenialWire {
+    /// As in format version 1.
+    denial: DenialWire,
+    by_standby: bool,
+    account: String,
+    aek_version: u32,
+    digest: [u8; WITNESS_BYTES],
 }
 
 #[derive(Encode, Decode)]
@@ -273,7 +290,7 @@ struct KekVersionWire {
     backup_attested_unix: Option<u64>,
 }
 
-const fn profile_code(profile: Profile) -> u8 {
+pub(super) const fn profile_code(profile: Profile) -> u8 {
     match profile {
         Profile::AesGcm => 1,
         Profile::RsaOaepSha256 => 2,
@@ -315,7 +332,7 @@ impl TryFrom<Wire1> for Record {
                     policy: KekPolicy::default(),
                 })
             }
-            Wire1::Denial(wire) => Self::Denial(denial_of(wire, false)?),
+            Wire1::Denial(wire) => Self::Denial(denial_of(wire, false, None)?),
             Wire1::Work(WorkWire { fence, holder, until_unix }) => Self::Work(WorkRecord { fence, holder, until_unix }),
         })
     }
@@ -339,7 +356,7 @@ impl TryFrom<Wire2> for Record {
                     policy: KekPolicy { max_age_secs },
                 })
             }
-            Wire2::StandbyDenial(wire) => Self::Denial(denial_of(wire, true)?),
+            Wire2::StandbyDenial(wire) => Self::Denial(denial_of(wire, true, None)?),
             Wire2::Store(StoreWire { id }) => Self::Store(StoreRecord { id }),
         })
     }
@@ -348,7 +365,14 @@ impl TryFrom<Wire2> for Record {
 impl TryFrom<Wire3> for Record {
     type Error = String;
 
-    fn try_from(Wire3::Account(wire, retired): Wire3) -> Result<Self, String> {
+    fn try_from(wire: Wire3) -> Result<Self, String> {
+        let (wire, retired) = match wire {
+            Wire3::Account(wire, retired) => (wire, retired),
+            Wire3::Denial(WitnessedDenialWire { denial, by_standby, account, aek_version, digest }) => {
+                let witness = Witness { account: AccountId::new(account).map_err(said)?, aek_version, digest };
+                return Ok(Self::Denial(denial_of(denial, by_standby, Some(witness))?));
+            }
+        };
         if retired.is_empty() {
             return Err("is in format version 3 and remembers no retired AEK version: keyleash did not write it".into());
         }
@@ -383,12 +407,13 @@ fn aek_of(wire: AekWire1, used: Usage) -> Result<WrappedAek, String> {
     })
 }
 
-fn denial_of(wire: DenialWire, by_standby: bool) -> Result<DenialRecord, String> {
+fn denial_of(wire: DenialWire, by_standby: bool, witness: Option<Witness>) -> Result<DenialRecord, String> {
     Ok(DenialRecord {
         kek: KekVersion::new(KekName::new(wire.kek_name).map_err(said)?, wire.kek_version),
         since_unix: wire.since_unix,
         reason: wire.reason,
         by_standby,
+        witness,
     })
 }
 
