@@ -8,7 +8,15 @@
 // Helpers of a test may fail it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    mechanism::Mechanism,
+    object::Attribute,
+    session::{Session, UserType},
+    types::{AuthPin, Ulong},
+};
 use std::{
+    collections::BTreeMap,
     env,
     fs::{self, File},
     io::Write,
@@ -38,6 +46,7 @@ transcripts! {
     interrupted,
     keks,
     main_job,
+    odd_keys,
     out_files,
     quickstart,
     rotation,
@@ -132,6 +141,7 @@ fn bash(command: &str, directory: &Path) -> (String, i32) {
         .args(["-c", &format!("exec 2>&1; {command}")])
         .current_dir(directory)
         .env("PATH", path)
+        .env("TEST_BINARY", env::current_exe().unwrap())
         .env_remove("KEYLEASH_STORE")
         .stdin(Stdio::null())
         .output()
@@ -198,6 +208,79 @@ fn forgets(args: &[&str], directory: &Path, first: &[u8], rest: &[u8], text: &[u
     drop(input);
     process.wait().unwrap();
     forgotten
+}
+
+/// Makes keys as other tools do, for transcripts: `"$TEST_BINARY" --exact makes_keys --ignored`, with a key on each line of
+/// KEYLEASH_TEST_KEYS: its label, its CKA_ID in hex (`-` for none), that of its public half if it is RSA, and what differs from a
+/// sound KEK. `set ID encrypt=false` changes one that is there.
+#[test]
+#[ignore = "transcripts call it"]
+fn makes_keys() {
+    let Ok(keys) = env::var("KEYLEASH_TEST_KEYS") else { return };
+    let pkcs11 = Pkcs11::new(env::var("KEYLEASH_MODULE").unwrap()).unwrap();
+    pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).unwrap();
+    let slot = pkcs11.get_slots_with_initialized_token().unwrap()[0];
+    let session = pkcs11.open_rw_session(slot).unwrap();
+    let pin = fs::read_to_string(env::var("KEYLEASH_PIN_FILE").unwrap()).unwrap();
+    session.login(UserType::User, Some(&AuthPin::from(pin.trim()))).unwrap();
+    for key in keys.lines().filter(|line| !line.trim().is_empty()) {
+        make_key(&session, &key.split_whitespace().collect::<Vec<_>>());
+    }
+}
+
+fn flag(name: &str, value: bool) -> Attribute {
+    match name {
+        "private" => Attribute::Private(value),
+        "sensitive" => Attribute::Sensitive(value),
+        "extractable" => Attribute::Extractable(value),
+        "encrypt" => Attribute::Encrypt(value),
+        "decrypt" => Attribute::Decrypt(value),
+        "wrap" => Attribute::Wrap(value),
+        "unwrap" => Attribute::Unwrap(value),
+        "sign" => Attribute::Sign(value),
+        "derive" => Attribute::Derive(value),
+        "modifiable" => Attribute::Modifiable(value),
+        other => panic!("{other}"),
+    }
+}
+
+fn make_key(session: &Session, words: &[&str]) {
+    let of = |id: &str| hex::decode(id.trim_start_matches('-')).unwrap();
+    if let ["set", id, change] = words {
+        let (name, value) = change.split_once('=').unwrap();
+        let attribute = [flag(name, value == "true")];
+        session.update_attributes(session.find_objects(&[Attribute::Id(of(id))]).unwrap()[0], &attribute).unwrap();
+        return;
+    }
+    let (mut template, mut public) = (BTreeMap::new(), None);
+    let flags = ["sensitive", "encrypt", "decrypt"].map(|on| (on, true));
+    template
+        .extend(flags.into_iter().chain(["extractable", "wrap", "unwrap", "sign", "derive"].map(|off| (off, false))));
+    template.insert("private", true);
+    for word in &words[2..] {
+        match word.split_once('=') {
+            Some(("public", id)) => public = Some(of(id)),
+            Some((name, value)) => drop(template.insert(name, value == "true")),
+            None => panic!("{word}"),
+        }
+    }
+    let named = |id: Vec<u8>| vec![Attribute::Token(true), Attribute::Label(words[0].into()), Attribute::Id(id)];
+    let is_public = |name: &&str| ["encrypt", "wrap"].contains(name);
+    let mut key = named(of(words[1]));
+    match public {
+        None => {
+            key.extend(template.iter().map(|(name, value)| flag(name, *value)));
+            key.push(Attribute::ValueLen(Ulong::new(32)));
+            session.generate_key(&Mechanism::AesKeyGen, &key).unwrap();
+        }
+        Some(id) => {
+            let mut half = named(id);
+            half.extend(template.iter().filter(|(name, _)| is_public(name)).map(|(name, value)| flag(name, *value)));
+            half.extend([Attribute::ModulusBits(Ulong::new(3072)), Attribute::PublicExponent(vec![1, 0, 1])]);
+            key.extend(template.iter().filter(|(name, _)| !is_public(name)).map(|(name, value)| flag(name, *value)));
+            session.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &half, &key).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::{
         self, Key, Put, StoreVersion,
         record::{KekPolicy, KekRecord, KekVersionRecord, StoreRecord},
     },
-    token::{KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, Token, TokenError, Verdict},
+    token::{KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, Token, TokenError, UnaddressableKey, Verdict},
     tokens::Seat,
 };
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -173,14 +173,22 @@ impl Engine {
                      {remedy} that key"
                 )));
             }
-            [kek] if kek.profile == Some(profile) && kek.refused.is_none() && kek.destroyable != Some(!destroyable) => {
+            [kek]
+                if kek.profile == Some(profile)
+                    && kek.refused.is_none()
+                    && kek.half.is_none()
+                    && kek.destroyable != Some(!destroyable) =>
+            {
                 kek.clone()
             }
             [kek] => {
                 return Err(Error::Misconfigured(format!(
                     "the token has a key labelled {label:?} already, which the store does not know and which is {}: \
                      {remedy} that key",
-                    kek.refused.clone().unwrap_or_else(|| format!("no {profile} KEK with destroyable = {destroyable}"))
+                    kek.refused
+                        .clone()
+                        .or_else(|| kek.half.clone())
+                        .unwrap_or_else(|| format!("no {profile} KEK with destroyable = {destroyable}"))
                 )));
             }
             several => {
@@ -190,8 +198,8 @@ impl Engine {
                 )));
             }
         };
-        if let Some(refused) = &info.refused {
-            return Err(Error::Misconfigured(format!("the token made KEK {kek} otherwise than asked: {refused}")));
+        if let Some(why) = info.refused.as_ref().or(info.half.as_ref()) {
+            return Err(Error::Misconfigured(format!("the token made KEK {kek} otherwise than asked: {why}")));
         }
         let handle = KekHandle { id: info.id.clone(), profile };
         match round_trip(token, kek, &handle).await {
@@ -209,7 +217,8 @@ impl Engine {
             let mut found = token.list_keks().await?;
             found.retain(|found| found.label == label && !known.contains(&found.id));
             looks += 1;
-            let may_be_half_made = |kek: &KekInfo| kek.refused.is_some() || kek.known_outside.is_some();
+            let may_be_half_made =
+                |kek: &KekInfo| kek.refused.is_some() || kek.half.is_some() || kek.known_outside.is_some();
             if looks == LOOKS_MAX || !found.iter().any(may_be_half_made) {
                 return Ok(found);
             }
@@ -317,6 +326,16 @@ impl Engine {
     pub async fn unknown_keks_in(&self, token: &TokenName) -> Result<Vec<KekInfo>> {
         let seat = self.keyring().tokens.named(token)?.clone();
         self.at_home(|engine| async move { engine.unknown_keks_on(&seat).await }).await
+    }
+
+    /// Keys in the token of that name that could be KEKs, but for a CKA_ID that no record can name, in the order of their labels.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for the token, and what the token fails with.
+    pub async fn unaddressable_keys_in(&self, token: &TokenName) -> Result<Vec<UnaddressableKey>> {
+        let seat = self.keyring().tokens.named(token)?.clone();
+        self.at_home(|_| async move { Ok(seat.token(&seat.budget.on_demand(None).await).list_unaddressable().await?) })
+            .await
     }
 
     /// Every key of a token that one of these KEKs names.

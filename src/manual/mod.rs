@@ -4,6 +4,7 @@
 //! - [`threats`]: whom it protects against, and whom it does not.
 //! - [`format`](mod@format): every byte at rest, enough to write a reader in another language.
 //! - [`operations`]: set-up, PINs, memory limits, backups, tests.
+//! - [`tokens`]: what attributes, flags and codes of a token decide, and what the tokens that were tried say.
 //! - [`drills`]: rehearsals on a real token, and their report.
 //! - [`performance`]: what is measured, how, and how to read a target that was missed.
 //! - [`changes`]: where this differs from its starting design and why, and what stays compatible.
@@ -15,3 +16,4 @@ pub mod operations;
 pub mod performance;
 pub mod promises;
 pub mod threats;
+pub mod tokens;

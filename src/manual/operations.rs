@@ -9,7 +9,8 @@
 //! is listed, escapes included.
 //!
 //! keyleash makes KEKs that are sensitive and not extractable, that an operator can disable (CKA_MODIFIABLE), and that
-//! nobody destroys by accident (not CKA_DESTROYABLE, unless asked). It refuses a KEK that could leave the token. To
+//! nobody destroys by accident (not CKA_DESTROYABLE, unless asked). It refuses a KEK that could leave the token, and warns of
+//! what weakens one, wherever it is shown: [`tokens`](super::tokens#attributes-of-a-key) has every attribute. To
 //! shred what it wraps, destroy the KEK and its backups, which cannot be undone; to revoke, which can:
 //!
 //! # Taking the key away
@@ -19,7 +20,8 @@
 //! CKA_ID and the token, ask no engine, and work on a KEK that is denied. A service hears of either by its next proof: nothing is sealed or
 //! opened after `poll_interval + call_timeout`, and what goes on goes on within a `poll_interval`. A login that may not change keys, a
 //! key with CKA_MODIFIABLE false and a token that fixes usage for good are said by name; there the vendor's tool, the PIN or the
-//! network of the token is the switch.
+//! network of the token is the switch. Where somebody who has the PIN is to be kept out, and not keyleash alone, CKA_ENCRYPT goes
+//! off as well ([`tokens`](super::tokens#attributes-of-a-key) says why).
 //!
 //! The owner of a KEK needs none of keyleash for it: what sets that attribute is C_SetAttributeValue. Of the usual tools few call
 //! it: `softhsm2-util` has no command for attributes, OpenSC's `pkcs11-tool` sets CKA_ID alone (`--set-id`) on a key that is there, and

@@ -113,8 +113,8 @@ impl Engine {
                 "a key with CKA_ID {id} in the token: `keyleash kek list` shows those that no KEK names"
             )));
         };
-        if let Some(refused) = &info.refused {
-            return Err(Error::Misconfigured(format!("the key with CKA_ID {id} cannot be a KEK: {refused}")));
+        if let Some(why) = info.refused.as_ref().or(info.half.as_ref()) {
+            return Err(Error::Misconfigured(format!("the key with CKA_ID {id} cannot be a KEK: {why}")));
         }
         self.refuse_of_another_store(&info).await?;
         if info.profile != Some(current.profile) {

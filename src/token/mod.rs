@@ -157,9 +157,28 @@ pub struct KekInfo {
     pub enabled: bool,
     /// Why keyleash refuses it, attribute named (extractable, decrypts and wraps, …); `None` when it is sound.
     pub refused: Option<String>,
+    /// Why it unwraps and cannot wrap, attribute named (CKA_ENCRYPT off, a public half that is missing, double or another key's). What it
+    /// wrapped is opened; nothing new is wrapped by it. `None` when it is whole, or disabled.
+    pub half: Option<String>,
+    /// What weakens a promise without breaking it, attribute named (CKA_PRIVATE off, CKA_SIGN on, …), for whoever owns the key;
+    /// [`crate::manual::tokens`] says why each. Empty when nothing does.
+    pub warnings: Vec<String>,
     /// What tells that somebody outside of the token may have the key, attribute named: it was imported, or could once be
     /// read. `None` when nothing does. No reason to refuse a key that an operator named; one to not take it unasked.
     pub known_outside: Option<String>,
+}
+
+/// A key that could be a KEK but for its CKA_ID, by which records name KEKs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnaddressableKey {
+    /// CKA_LABEL, lossily as text.
+    pub label: String,
+    /// `AES` or `RSA`.
+    pub kind: &'static str,
+    /// Key size in bits.
+    pub bits: u32,
+    /// What is wrong with its CKA_ID.
+    pub why: String,
 }
 
 /// What the token says about itself.
@@ -277,6 +296,11 @@ pub trait Token: Send + Sync + 'static {
 
     /// Every secret or private key in the token that could be a KEK, sorted by label and id.
     async fn list_keks(&self) -> Result<Vec<KekInfo>, TokenError>;
+
+    /// Keys that could be KEKs, but for a CKA_ID that no record can name, sorted by label. Nothing to tell where every key has one.
+    async fn list_unaddressable(&self) -> Result<Vec<UnaddressableKey>, TokenError> {
+        Ok(Vec::new())
+    }
 
     /// Makes the next call come from a freshly initialised context, because some modules hide changes from one that was open
     /// (tpm2-pkcs11, nShield by default). Nothing to do for tokens that notice by themselves. Overtakes like [`Token::prove`].

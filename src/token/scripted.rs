@@ -217,7 +217,7 @@ impl Script {
         self.change(kek, |kek| (kek.unwraps, kek.wraps) = (true, true));
     }
 
-    /// Wraps are denied from now on (CKA_ENCRYPT or CKA_WRAP off); unwraps are not.
+    /// It is half a key from now on (CKA_ENCRYPT or CKA_WRAP off): wraps are refused, as misconfigured while unwraps are not.
     pub fn disable_wrap(&self, kek: &KekId) {
         self.change(kek, |kek| kek.wraps = false);
     }
@@ -480,6 +480,9 @@ fn wrap(state: &mut State, handle: &KekHandle, aek: &Aek, binding: &Binding) -> 
     let drawn = state.draw("nonce");
     let nonce = drawn.first_chunk::<NONCE_BYTES>().copied().unwrap_or_default();
     let kek = usable(state, handle, "wrap")?;
+    if !kek.wraps && kek.unwraps {
+        return Err(error(Verdict::Misconfigured, "wrap", format!("KEK {} is half a key", handle.id)));
+    }
     if !kek.wraps {
         return Err(error(Verdict::Denied, "wrap", "CKR_KEY_FUNCTION_NOT_PERMITTED"));
     }
@@ -527,6 +530,8 @@ fn info(id: &KekId, kek: &Kek) -> KekInfo {
         modifiable: Some(true),
         enabled: kek.unwraps,
         refused: kek.refused.clone(),
+        half: (kek.unwraps && !kek.wraps).then(|| "CKA_ENCRYPT is false: it unwraps, and wraps nothing new".into()),
+        warnings: Vec::new(),
         known_outside: None,
     }
 }

@@ -167,6 +167,8 @@ mod tests {
             modifiable: None,
             enabled: true,
             refused: None,
+            half: None,
+            warnings: Vec::new(),
             known_outside: None,
         }
     }

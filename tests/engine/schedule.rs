@@ -393,7 +393,7 @@ async fn a_rotation_that_stopped_because_the_work_was_lost_is_no_failure_of_its_
 }
 
 #[tokio::test]
-async fn accounts_of_a_kek_that_is_denied_wait_and_cost_the_token_little() {
+async fn accounts_of_a_kek_that_wraps_nothing_wait_and_cost_the_token_little() {
     let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
     for index in 0..100 {
         let id = format!("a{index:02}");
@@ -406,7 +406,7 @@ async fn accounts_of_a_kek_that_is_denied_wait_and_cost_the_token_little() {
     let calls = rig.script.calls(Call::Wrap);
     let report = rig.meanwhile(rig.engine.run_schedule()).await.unwrap();
     assert_eq!((report.accounts, report.stopped.clone()), (0, None));
-    assert!(matches!(report.trouble(), Some(Error::Denied(_))), "{report:?}");
+    assert!(matches!(report.trouble(), Some(Error::Misconfigured(_))), "{report:?}");
     assert!(rig.script.calls(Call::Wrap) - calls <= 16, "{}", rig.script.calls(Call::Wrap) - calls);
     rig.script.enable(&rig.kek_id);
     let report = rig.meanwhile(rig.engine.run_schedule()).await.unwrap();

@@ -114,7 +114,10 @@ async fn conforms(token: Arc<dyn Token>, operator: &dyn Operator, profile: Profi
 
     if profile == Profile::AesGcm {
         operator.disable_wrap(&kek);
-        assert_eq!(token.wrap(&kek, &aek, &BINDING).await.unwrap_err().verdict, Verdict::Denied);
+        let half = token.wrap(&kek, &aek, &BINDING).await.unwrap_err();
+        assert_eq!(half.verdict, Verdict::Misconfigured, "{half:?}");
+        let info = token.find_kek(&kek.id).await.unwrap().unwrap();
+        assert!(info.enabled && info.half.is_some_and(|half| half.contains("CKA_ENCRYPT")));
         assert_eq!(token.unwrap(&kek, &wrapped, &BINDING).await.unwrap(), aek);
     }
 

@@ -4,6 +4,7 @@ use crate::bench::{Bench, LABEL, PIN, PIN_VARIABLE, alone, context, module, oper
 use cryptoki::{
     mechanism::Mechanism,
     object::{Attribute, KeyType, ObjectClass},
+    session::Session,
     types::{Date, Ulong},
 };
 use keyleash::{
@@ -223,6 +224,109 @@ fn a_kek_that_could_leave_the_token_is_refused_with_the_attribute_named() {
             let info = token.find_kek(&kek.id).await.unwrap().unwrap();
             assert!(info.refused.unwrap().contains(attribute));
         }
+    });
+}
+
+/// An RSA pair whose halves have these CKA_IDs.
+fn rsa_pair(session: &Session, private: u8, public: u8, change: &[Attribute]) {
+    let common = |id: u8| [Attribute::Token(true), Attribute::Id(vec![id; 4]), Attribute::Label(b"pair".to_vec())];
+    let mut public = common(public).to_vec();
+    let bits = Attribute::ModulusBits(Ulong::new(3072));
+    public.extend([bits, Attribute::PublicExponent(vec![1, 0, 1]), Attribute::Encrypt(true), Attribute::Wrap(false)]);
+    let mut private = common(private).to_vec();
+    private.extend([
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Decrypt(true),
+        Attribute::Unwrap(false),
+        Attribute::Sign(false),
+    ]);
+    private.extend(change.iter().cloned());
+    session.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, &private).unwrap();
+}
+
+#[test]
+fn half_a_key_is_misconfigured_by_name_neither_denied_nor_unreachable() {
+    alone("setup::half_a_key_is_misconfigured_by_name_neither_denied_nor_unreachable", |bench| async move {
+        let token = bench.open().await;
+        let kw = [Attribute::Encrypt(false), Attribute::Decrypt(false), Attribute::Unwrap(true)];
+        let (gcm, mut kw) = (imprudent_key(1, &[Attribute::Encrypt(false)]), imprudent_key(2, &kw));
+        kw.profile = Profile::AesKw;
+        let (pkcs11, rsa) =
+            (context(), |id| KekHandle { id: KekId::new([id; 4]).unwrap(), profile: Profile::RsaOaepSha256 });
+        let session = session(&pkcs11);
+        // The private key 3 has no public half, 4 the one of key 3, and 5 its own and that of another key.
+        for (private, public) in [(3, 4), (4, 9), (5, 5), (6, 5)] {
+            rsa_pair(&session, private, public, &[]);
+        }
+        let cases = [
+            (gcm, "CKA_ENCRYPT is false"),
+            (kw, "CKA_WRAP is false"),
+            (rsa(3), "its public half is not in the token"),
+            (rsa(4), "another CKA_MODULUS"),
+            (rsa(5), "several public keys"),
+        ];
+        for (kek, words) in cases {
+            let error = token.wrap(&kek, &Aek::generate().unwrap(), &[0; 32]).await.unwrap_err();
+            assert!(error.verdict == Verdict::Misconfigured && error.what.contains(words), "{words}: {error:?}");
+            let info = token.find_kek(&kek.id).await.unwrap().unwrap();
+            assert!(info.half.as_ref().is_some_and(|half| half.contains(words)), "{words}: {info:?}");
+            assert_eq!((info.enabled, info.refused), (true, None), "{words}");
+            assert!(token.list_keks().await.unwrap().iter().any(|key| key.id == kek.id && key.half == info.half));
+        }
+        rsa_pair(&session, 7, 7, &[Attribute::AlwaysAuthenticate(true)]);
+        let error = token.wrap(&rsa(7), &Aek::generate().unwrap(), &[0; 32]).await.unwrap_err();
+        assert!(error.verdict == Verdict::Misconfigured && error.what.contains("CKA_ALWAYS_AUTHENTICATE"), "{error:?}");
+    });
+}
+
+#[test]
+fn a_key_that_no_record_can_name_is_told_with_why() {
+    alone("setup::a_key_that_no_record_can_name_is_told_with_why", |bench| async move {
+        let token = bench.open().await;
+        imprudent_key(1, &[]);
+        imprudent_key(2, &[Attribute::Id(vec![])]);
+        imprudent_key(3, &[Attribute::Id(vec![7; 65])]);
+        let keys = token.list_unaddressable().await.unwrap();
+        let why: Vec<_> = keys.iter().map(|key| (key.kind, key.bits, key.why.as_str())).collect();
+        assert_eq!(why.len(), 2, "{keys:?}");
+        for told in [("AES", 256, "it has no CKA_ID"), ("AES", 256, "its CKA_ID has 65 bytes")] {
+            assert!(why.contains(&told), "{told:?}: {keys:?}");
+        }
+        assert_eq!(token.list_keks().await.unwrap().len(), 1);
+        // Twins are listed, and refused by name.
+        imprudent_key(1, &[]);
+        let twins = token.list_keks().await.unwrap();
+        assert_eq!(twins.len(), 2);
+        assert!(
+            twins.iter().all(|twin| twin.refused.as_ref().is_some_and(|why| why.contains("two keys"))),
+            "{twins:?}"
+        );
+    });
+}
+
+#[test]
+fn what_weakens_a_kek_is_told_wherever_it_is_found() {
+    alone("setup::what_weakens_a_kek_is_told_wherever_it_is_found", |bench| async move {
+        let token = bench.open().await;
+        let cases = [
+            (Attribute::Private(false), "CKA_PRIVATE"),
+            (Attribute::Modifiable(false), "CKA_MODIFIABLE"),
+            (Attribute::Sign(true), "CKA_SIGN"),
+            (Attribute::Derive(true), "CKA_DERIVE"),
+        ];
+        let others = [Attribute::Sign(false), Attribute::Derive(false)];
+        for (id, (change, attribute)) in (1..).zip(cases) {
+            let mut changes = vec![change.clone()];
+            changes.extend(others.iter().filter(|other| other.attribute_type() != change.attribute_type()).cloned());
+            let kek = imprudent_key(id, &changes);
+            let info = token.find_kek(&kek.id).await.unwrap().unwrap();
+            assert!(matches!(&info.warnings[..], [one] if one.starts_with(attribute)), "{attribute}: {info:?}");
+            assert!(token.wrap(&kek, &Aek::generate().unwrap(), &[0; 32]).await.is_ok(), "{attribute}");
+        }
+        let spec = KekSpec { label: "made here".into(), profile: Profile::AesGcm, destroyable: false };
+        assert_eq!(token.create_kek(&spec).await.unwrap().warnings, [""; 0]);
     });
 }
 

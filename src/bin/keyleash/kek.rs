@@ -10,11 +10,12 @@ use crate::{
     setup::{Setup, Store, kek_id, kek_name, kek_version, token_name},
 };
 use keyleash::{
+    Error,
     engine::{KekStatus, KekVersionStatus},
     name::{KekName, TokenName},
     rotate::{RewrapFailure, RewrapOptions, RewrapProgress, utc},
     store::record::{KekPolicy, KekVersionRecord},
-    token::{KekInfo, TokenError},
+    token::{KekId, KekInfo, TokenError, UnaddressableKey},
 };
 use serde_json::{Value, json};
 use std::sync::{Mutex, PoisonError};
@@ -32,16 +33,23 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
             let line = format!("KEK {name}/1: {profile}, {} bits, CKA_ID {}\n", info.bits, info.id);
             let mut result = json!({ "kek": name.as_str(), "kek_version": 1, "kek_id": info.id.to_string() });
             merge(&mut result, in_token_json(&info));
-            output.result(&result, &line)
+            output.result(&result, &(line + &warning_lines(&format!("{name}/1"), &info)))
         }
         Kek::List => {
             let engine = setup.engine(Store::Existing).await?;
             let keks = engine.keks().await?;
             let tokens = engine.tokens();
-            let (mut unknown, mut trouble) = (Vec::new(), None);
+            let (mut unknown, mut unaddressable, mut trouble) = (Vec::new(), Vec::new(), None::<Error>);
             for token in &tokens {
-                match engine.unknown_keks_in(token).await {
-                    Ok(keys) => unknown.extend(keys.into_iter().map(|key| (token, key))),
+                let found = async {
+                    let keys = engine.unknown_keks_in(token).await?;
+                    Ok::<_, Error>((keys, engine.unaddressable_keys_in(token).await?))
+                };
+                match found.await {
+                    Ok((keys, others)) => {
+                        unknown.extend(keys.into_iter().map(|key| (token, key)));
+                        unaddressable.extend(others.into_iter().map(|key| (token, key)));
+                    }
                     // The others are shown all the same.
                     Err(error) => trouble = trouble.or(Some(error)),
                 }
@@ -52,8 +60,11 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
             let result = json!({
                 "keks": keks.iter().map(kek_json).collect::<Vec<_>>(),
                 "unknown": unknown.iter().map(unknown_json).collect::<Vec<_>>(),
+                "unaddressable": unaddressable.iter().map(unaddressable_json).collect::<Vec<_>>(),
             });
-            output.result(&result, &list_lines(&keks, &unknown, tokens.len() > 1))?;
+            let with_token = tokens.len() > 1;
+            let lines = list_lines(&keks, &unknown, with_token) + &unaddressable_lines(&unaddressable, with_token);
+            output.result(&result, &lines)?;
             trouble.map_or(Ok(()), |error| Err(error.into()))
         }
         Kek::Show { name } => {
@@ -69,12 +80,19 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
                 None => engine.rotate_kek(&name).await?,
                 Some(id) => engine.adopt_kek(&name, id).await?,
             };
+            let adopted = id.is_some();
             let KekVersionRecord { version, id, profile, .. } = made;
             let result = json!({
                 "kek": name.as_str(), "kek_version": version, "kek_id": id.to_string(), "profile": profile.name(),
             });
             let line = format!("KEK {name}/{version}: {profile}, CKA_ID {id}; wraps new AEKs\n");
-            output.result(&result, &line)
+            output.result(&result, &line)?;
+            // Of one that somebody else made there may be more to say.
+            if adopted {
+                let kek = engine.kek(&name).await?;
+                output.note(kek_warnings(&[kek]).trim_end());
+            }
+            Ok(())
         }
         Kek::Rewrap { name, rate, dry_run } => rewrap(&kek_name(&name)?, rate, dry_run, setup, output).await,
         Kek::Disable(args) => kek_switch::run(args, false, setup, output).await,
@@ -196,6 +214,8 @@ fn in_token_json(info: &KekInfo) -> Value {
         "destroyable": info.destroyable,
         "modifiable": info.modifiable,
         "refused": info.refused,
+        "half": info.half,
+        "warnings": info.warnings,
     })
 }
 
@@ -203,6 +223,10 @@ fn unknown_json((token, info): &(&TokenName, KekInfo)) -> Value {
     let mut json = json!({ "kek_id": info.id.to_string(), "token": token.as_str() });
     merge(&mut json, in_token_json(info));
     json
+}
+
+fn unaddressable_json((token, key): &(&TokenName, UnaddressableKey)) -> Value {
+    json!({ "label": key.label, "kind": key.kind, "bits": key.bits, "why": key.why, "token": token.as_str() })
 }
 
 /// Adds the fields of `from`; those of `into` stay where both have one.
@@ -216,22 +240,28 @@ fn merge(into: &mut Value, from: Value) {
 
 /// What keeps a KEK version from working, in words; `None` when nothing does.
 pub(crate) fn trouble(version: &KekVersionStatus) -> Option<String> {
-    in_words(&version.in_token)
+    in_words(&version.in_token, version.current)
+}
+
+/// Half a key that shall wrap, in words. One that wraps nothing any more needs no more than the half that unwraps.
+pub(crate) fn half(version: &KekVersionStatus) -> Option<&str> {
+    let info = version.in_token.as_ref().ok()?.as_ref()?;
+    info.half.as_deref().filter(|_| version.current && info.refused.is_none())
 }
 
 /// What would keep its standby from taking over.
 fn standby_trouble(version: &KekVersionStatus) -> Option<String> {
-    version.in_standby.as_ref().and_then(|(_, found)| in_words(found))
+    version.in_standby.as_ref().and_then(|(_, found)| in_words(found, version.current))
 }
 
-fn in_words(found: &Result<Option<KekInfo>, TokenError>) -> Option<String> {
+fn in_words(found: &Result<Option<KekInfo>, TokenError>, wraps: bool) -> Option<String> {
     match found {
         Err(TokenError { operation, what, .. }) => Some(format!("unknown: {operation}: {what}")),
         Ok(None) => Some("is not in this token".into()),
-        Ok(Some(info)) => match &info.refused {
-            Some(refused) => Some(format!("refused: {refused}")),
-            None if !info.enabled => Some("disabled".into()),
-            None => None,
+        Ok(Some(info)) => match (&info.refused, &info.half) {
+            (Some(refused), _) => Some(format!("refused: {refused}")),
+            (None, Some(half)) if wraps => Some(format!("misconfigured: {half}")),
+            (None, _) => (!info.enabled).then(|| "disabled".into()),
         },
     }
 }
@@ -250,6 +280,36 @@ pub(crate) fn version_row(kek: &KekStatus, version: &KekVersionStatus, with_toke
     row
 }
 
+/// What weakens the KEKs' promises, a line each.
+pub(crate) fn kek_warnings(keks: &[KekStatus]) -> String {
+    let versions = keks.iter().flat_map(|kek| kek.versions.iter().map(move |version| (kek, version)));
+    let found = versions.filter_map(|(kek, version)| {
+        let info = version.in_token.as_ref().ok()?.as_ref()?;
+        Some(warning_lines(&format!("{}/{}", kek.name, version.record.version), info))
+    });
+    found.collect()
+}
+
+fn warning_lines(kek: &str, info: &KekInfo) -> String {
+    info.warnings.iter().map(|warning| format!("warning: KEK {kek}: {warning}\n")).collect()
+}
+
+fn unaddressable_lines(keys: &[(&TokenName, UnaddressableKey)], with_token: bool) -> String {
+    if keys.is_empty() {
+        return String::new();
+    }
+    let row = |(token, key): &(&TokenName, UnaddressableKey)| {
+        let mut row = vec![format!("  {:?}", key.label), format!("{}, {} bits", key.kind, key.bits), key.why.clone()];
+        if with_token {
+            row.insert(2, token.to_string());
+        }
+        row
+    };
+    let rows: Vec<_> = keys.iter().map(row).collect();
+    let heading = format!("in the token, cannot be KEKs without a CKA_ID of 1 to {} bytes:\n", KekId::BYTES_MAX);
+    heading + &columns(&rows)
+}
+
 fn list_lines(keks: &[KekStatus], unknown: &[(&TokenName, KekInfo)], with_token: bool) -> String {
     let row = |kek, version| version_row(kek, version, with_token);
     let rows = keks.iter().flat_map(|kek| kek.versions.iter().map(move |version| row(kek, version)));
@@ -257,11 +317,14 @@ fn list_lines(keks: &[KekStatus], unknown: &[(&TokenName, KekInfo)], with_token:
     if keks.is_empty() {
         lines.push_str("no KEK in the store: make one with `keyleash kek create NAME`\n");
     }
+    lines.push_str(&kek_warnings(keks));
     if !unknown.is_empty() {
         lines.push_str("in the token, unknown to the store:\n");
         let row = |(token, info): &(&TokenName, KekInfo)| {
             let profile = info.profile.map_or_else(|| "no profile".into(), |profile| profile.to_string());
-            let state = info.refused.as_ref().map_or_else(String::new, |refused| format!("refused: {refused}"));
+            let warned =
+                || info.warnings.iter().map(|warning| format!("warning: {warning}")).collect::<Vec<_>>().join("; ");
+            let state = in_words(&Ok(Some(info.clone())), true).unwrap_or_else(warned);
             let mut row = vec![format!("  {:?}", info.label), profile, info.id.to_string(), state];
             if with_token {
                 row.insert(3, token.to_string());
@@ -304,6 +367,9 @@ fn show_lines(kek: &KekStatus, with_token: bool) -> String {
         rows.push(vec!["backup".into(), backup]);
         rows.push(vec!["recoverable".into(), yes_no(version.is_recoverable()).into()]);
         rows.push(vec!["state".into(), trouble(version).unwrap_or_else(|| "ok".into())]);
+        if let Ok(Some(info)) = &version.in_token {
+            rows.extend(info.warnings.iter().map(|warning| vec!["warning".into(), warning.clone()]));
+        }
         let rows: Vec<_> = rows.into_iter().map(|row| [vec![" ".into()], row].concat()).collect();
         let current = match version.record.retired_unix {
             _ if version.current => " (wraps new AEKs)".into(),

@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use keyleash::{
     secret::Aek,
     token::{
-        Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Workers, Wrapped,
+        Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, UnaddressableKey,
+        Workers, Wrapped,
         pkcs11::{Pkcs11Settings, Pkcs11Token},
     },
 };
@@ -65,6 +66,10 @@ impl Token for LazyToken {
 
     async fn list_keks(&self) -> Result<Vec<KekInfo>, TokenError> {
         self.get().await?.list_keks().await
+    }
+
+    async fn list_unaddressable(&self) -> Result<Vec<UnaddressableKey>, TokenError> {
+        self.get().await?.list_unaddressable().await
     }
 
     async fn renew_context(&self) -> Result<(), TokenError> {

@@ -2,7 +2,7 @@
 
 use crate::{
     exit::Failure,
-    kek::{kek_json, trouble, version_row},
+    kek::{half, kek_json, kek_warnings, trouble, version_row},
     output::{Output, columns, count},
     setup::{Setup, Store},
     token::{info_json, info_rows},
@@ -47,7 +47,16 @@ pub(crate) async fn run(watch: bool, setup: &Setup, output: Output) -> Result<()
     // Kept until here, so that the engine had keys to watch over.
     drop(accounts);
     let silent = status.tokens.into_iter().find_map(|token| token.info.err()).map(Error::from);
-    silent.or(refusal).map_or(Ok(()), |error| Err(error.into()))
+    silent.or(refusal).or_else(|| half_a_key(&keks)).map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// What is granted and wraps nothing new all the same.
+fn half_a_key(keks: &[KekStatus]) -> Option<Error> {
+    keks.iter().find_map(|kek| {
+        let version = kek.versions.iter().find(|version| half(version).is_some())?;
+        let why = half(version)?;
+        Some(Error::Misconfigured(format!("KEK {}/{}: {why}", kek.name, version.record.version)))
+    })
 }
 
 /// Opens an account under a KEK version, if there is one: the proof starts the lease that is shown.
@@ -175,13 +184,14 @@ fn report_lines(status: &Status, keks: &[KekStatus]) -> String {
             let mut row = version_row(kek, version, status.tokens.len() > 1);
             let of_this =
                 |lease: &&LeaseStatus| lease.kek.name == kek.name && lease.kek.version == version.record.version;
-            if trouble(version).is_none() {
+            if trouble(version).is_none() || half(version).is_some() {
                 row.push(status.leases.iter().find(of_this).map_or_else(|| "no account yet".into(), lease_words));
             }
             row
         })
     });
     lines.push_str(&columns(&rows.collect::<Vec<_>>()));
+    lines.push_str(&kek_warnings(keks));
     if keks.is_empty() {
         lines.push_str("no KEK in the store: make one with `keyleash kek create NAME`\n");
     }

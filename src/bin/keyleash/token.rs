@@ -83,8 +83,9 @@ async fn check(engine: &Engine, token: &TokenName) -> Result<Checked, Error> {
 
 async fn refused_keys(engine: &Engine, token: &TokenName) -> Result<Vec<String>, Error> {
     let keys = engine.unknown_keks_in(token).await?;
-    let refused = keys.into_iter().filter_map(|key| Some((key.label, key.refused?)));
-    Ok(refused.map(|(label, why)| format!("the key {label:?} cannot be a KEK: {why}")).collect())
+    let refused = keys.into_iter().filter_map(|key| Some((key.label, key.refused.or(key.half)?)));
+    let unaddressable = engine.unaddressable_keys_in(token).await?.into_iter().map(|key| (key.label, key.why));
+    Ok(refused.chain(unaddressable).map(|(label, why)| format!("the key {label:?} cannot be a KEK: {why}")).collect())
 }
 
 fn default_profile_problem(probes: &[(Profile, Result<Probe, Error>)]) -> Option<String> {

@@ -3,7 +3,9 @@
 //! [`Pkcs11Token`] gives each call to a worker thread (`workers`), which makes it on its own session (`connect`, `login`, `session`,
 //! `wrap`, `kek`) inside the module's gate (`module`), and turns what comes back into a verdict (`verdict`).
 
+mod attributes;
 mod connect;
+mod dates;
 mod fault;
 mod handles;
 pub(in crate::token) mod kek;
@@ -26,8 +28,8 @@ pub use pin::{PinCallback, PinSource};
 pub use select::Selector;
 
 use super::{
-    Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers,
-    Wrapped,
+    Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, UnaddressableKey,
+    Verdict, Workers, Wrapped,
 };
 use crate::{
     clock::{Clock, Instant},
@@ -35,11 +37,13 @@ use crate::{
     token::line::Lane,
 };
 use async_trait::async_trait;
+use attributes::Attributes;
+use dates::today;
 use fault::at;
 use module::Module;
 use pin::Pins;
 use session::{About, Context, Shared, Worker};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 use threads::THREADS;
 use workers::Pool;
 
@@ -250,6 +254,17 @@ async fn off_runtime<T: Send + 'static>(
     }
 }
 
+/// Two keys under one CKA_ID: which one is meant cannot be known.
+fn refuse_twins(keks: &mut [KekInfo]) {
+    let mut seen = HashMap::new();
+    for kek in &*keks {
+        *seen.entry(kek.id.clone()).or_insert(0_usize) += 1;
+    }
+    for kek in keks.iter_mut().filter(|kek| seen.get(&kek.id).is_some_and(|times| *times > 1)) {
+        kek.refused.get_or_insert_with(|| "two keys of the token have its CKA_ID: give one of them another".into());
+    }
+}
+
 #[async_trait]
 impl Token for Pkcs11Token {
     async fn info(&self) -> Result<TokenInfo, TokenError> {
@@ -303,7 +318,7 @@ impl Token for Pkcs11Token {
         let wanted = spec.clone();
         let op = move |context: &Context<'_>| {
             context.expect_own_token()?;
-            Ok(kek::create(context.session, &wanted)?.info(kek::today())?)
+            Ok(kek::create(context.session, &wanted)?.info(today())?)
         };
         self.call("create KEK", self.keygen_timeout(spec.profile), None, op).await
     }
@@ -313,7 +328,7 @@ impl Token for Pkcs11Token {
         let op = move |context: &Context<'_>| {
             context.expect_own_token()?;
             match kek::find(context.session, &id)? {
-                Some(kek) => Ok(Some(kek.attributes.info(kek::today())?)),
+                Some(kek) => Ok(Some(kek.attributes.info(today())?)),
                 None => context.would_be_found().map(|()| None),
             }
         };
@@ -322,15 +337,25 @@ impl Token for Pkcs11Token {
 
     async fn list_keks(&self) -> Result<Vec<KekInfo>, TokenError> {
         let op = |context: &Context<'_>| {
-            context.expect_own_token()?;
-            let found = kek::list(context.session)?;
-            if found.is_empty() { context.would_be_found() } else { context.still_logged_in() }?;
-            let keks: Result<Vec<_>, _> = found.into_iter().map(|found| found.info(kek::today())).collect();
-            let mut keks = keks?;
+            let found = context.keys()?;
+            let keks = found.into_iter().filter(Attributes::is_addressable).map(|found| found.info(today()));
+            let mut keks = keks.collect::<Result<Vec<_>, _>>()?;
             keks.sort_by(|one, other| (&one.label, &one.id).cmp(&(&other.label, &other.id)));
+            refuse_twins(&mut keks);
             Ok(keks)
         };
         self.call("list KEKs", self.call_timeout, None, op).await
+    }
+
+    async fn list_unaddressable(&self) -> Result<Vec<UnaddressableKey>, TokenError> {
+        let op = |context: &Context<'_>| {
+            let found = context.keys()?;
+            let keys = found.into_iter().filter(|found| !found.is_addressable()).map(Attributes::unaddressable);
+            let mut keys: Vec<_> = keys.collect();
+            keys.sort_by(|one, other| one.label.cmp(&other.label));
+            Ok(keys)
+        };
+        self.call("list keys", self.call_timeout, None, op).await
     }
 
     /// C_Finalize and C_Initialize behind the gate: calls under way end first, for up to 500 ms and a quarter of

@@ -1,9 +1,11 @@
 //! One worker's session: open, log in, try, try once more on a new one, diagnose, and only then judge.
 
+use super::attributes::Attributes;
 use super::connect::{Found, connect, find_slot, not_listed};
+use super::dates::{Term, today};
 use super::fault::{self, Fault, at};
 use super::handles::{Handles, KEKS_KEPT_MAX};
-use super::kek::{self, Kek, Term};
+use super::kek::{self, Kek};
 use super::login::{is_logged_in, no_pin_denied};
 use super::module::{Inside, Module, Pauses, lock};
 use super::numbers::Number;
@@ -127,7 +129,7 @@ impl Context<'_> {
             return Err(self.refuse(handle, &why));
         }
         let why = |why| format!("KEK {}: {why}", handle.id);
-        match dates.term(kek::today()) {
+        match dates.term(today()) {
             Term::Runs => Ok(kek),
             Term::Over(over) => Err(fault::denied("find KEK", why(over)).into()),
             Term::Unknown(unknown) => {
@@ -197,15 +199,38 @@ impl Context<'_> {
         Err(Fault::Code { step: "find KEK", code: RvError::UserNotLoggedIn })
     }
 
+    /// Every key of a KEK's type.
+    pub(super) fn keys(&self) -> Result<Vec<Attributes>, Fault> {
+        self.expect_own_token()?;
+        let found = kek::list(self.session)?;
+        if found.is_empty() { self.would_be_found() } else { self.still_logged_in() }?;
+        Ok(found)
+    }
+
     pub(super) fn wrap(&self, handle: &KekHandle, aek: &Aek, binding: &Binding) -> Result<Wrapped, Fault> {
         let kek = self.kek(handle)?;
-        let wrapped = wrap::wrap(self.session, &kek, handle.profile, aek, binding)?;
+        let wrapped = wrap::wrap(self.session, &kek, handle.profile, aek, binding);
+        let wrapped = wrapped.map_err(|fault| self.half_a_key(handle, fault))?;
         // In a context that somebody else began since, the handle may be another key's. An unwrap fails then; a wrap does not, and
         // whoever finds the KEK anew could not unwrap what came of it. Looked at afterwards, so that it holds for the wrap.
         if !kek::is_named(self.inside.raw(), self.session, &kek, &handle.id)? {
             return Err(Fault::HandlesMoved);
         }
         Ok(wrapped)
+    }
+
+    /// A key that unwraps and cannot wrap denies nobody what it wrapped: it is set up wrongly, and the error says which half is missing.
+    fn half_a_key(&self, handle: &KekHandle, fault: Fault) -> Fault {
+        let is_refused = matches!(&fault, Fault::Code { code, .. } if matches!(verdict::class(*code), Class::Denied));
+        if !is_refused {
+            return fault;
+        }
+        match kek::find(self.session, &handle.id) {
+            Ok(Some(kek)) => {
+                kek.attributes.half().map_or(fault, |why| wrap::half_a_key(handle.id.as_bytes(), &why).into())
+            }
+            _ => fault,
+        }
     }
 
     pub(super) fn unwrap(&self, handle: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, Fault> {

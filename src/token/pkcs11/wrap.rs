@@ -4,7 +4,7 @@ use super::fault::{self, Fault, at};
 use super::kek::Kek;
 use super::raw::Raw;
 use crate::secret::{AEK_BYTES, Aek, fill_random, scrub_stack};
-use crate::token::{Binding, Profile, Wrapped};
+use crate::token::{Binding, Profile, TokenError, Wrapped};
 use cryptoki::{
     mechanism::{
         Mechanism, MechanismType,
@@ -33,11 +33,8 @@ pub(super) fn wrap(
     binding: &Binding,
 ) -> Result<Wrapped, Fault> {
     let wrapping = kek.wrapping.ok_or_else(|| {
-        fault::misconfigured(
-            "wrap",
-            "the KEK's public half is not in the token",
-            "import the public key with the same CKA_ID",
-        )
+        let why = kek.attributes.half().unwrap_or_else(|| "nothing in the token wraps by it".into());
+        half_a_key(&kek.attributes.id, &why)
     })?;
     let mut iv = Vec::new();
     let bytes = match profile {
@@ -63,6 +60,16 @@ pub(super) fn wrap(
         return Err(fault::misconfigured("wrap", what, "use another profile").into());
     }
     Ok(Wrapped { iv, bytes })
+}
+
+/// The error of a KEK that unwraps and cannot wrap.
+pub(super) fn half_a_key(id: &[u8], why: &str) -> TokenError {
+    let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    fault::misconfigured(
+        "wrap",
+        format!("KEK {id} is half a key: {why}"),
+        "what it wrapped is opened as before; `keyleash kek show` names the half",
+    )
 }
 
 /// Unwraps. A record that no token could unwrap is refused without asking this one.

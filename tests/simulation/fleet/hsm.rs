@@ -538,6 +538,8 @@ fn info(id: &KekId, key: &Key) -> KekInfo {
         modifiable: Some(true),
         enabled: key.enabled,
         refused: None,
+        half: None,
+        warnings: Vec::new(),
         known_outside: None,
     }
 }
