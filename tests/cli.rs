@@ -45,6 +45,7 @@ transcripts! {
     full_disk,
     interrupted,
     keks,
+    kept_token,
     main_job,
     odd_keys,
     out_files,

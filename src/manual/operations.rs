@@ -287,6 +287,9 @@
 //!
 //! A process that is killed in that instant (SIGKILL, loss of power) leaves the file empty, and with it go the token and every KEK in
 //! it. So keep a copy of the token's directory, and take SoftHSM for trials and tests, which kill only what has a token of its own.
+//! `softhsm/with-token --keep DIR` does so by itself: before and after each command it copies the file of each token that SoftHSM lists from that copy
+//! alone, and puts it back where it is empty, saying so. KEKs stand in files of their own, and are what they were; a PIN that was changed
+//! after the copy is the old one again.
 //!
 //! # The end of the process
 //!
