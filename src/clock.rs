@@ -8,12 +8,15 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Poll, Waker},
     time::Duration,
 };
+
+/// Length of what tells one boot of a machine from another, in bytes.
+pub const BOOT_BYTES: usize = 16;
 
 /// An instant of CLOCK_BOOTTIME, in nanoseconds since the machine booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -34,6 +37,12 @@ impl Instant {
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
+    /// This instant less `duration`, at least the boot.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
     }
 
     /// Time from `earlier` to this instant; zero when `earlier` is later.
@@ -69,11 +78,21 @@ impl Clock {
         }
     }
 
-    /// Seconds since 1970, for records: the wall clock's, or on a manual clock what it counts from 2023-11-14 on.
-    pub fn unix_now(&self) -> u64 {
+    /// Seconds since 1970 by the wall clock, for what is shown and never compared; on a manual clock what it counts from 2023-11-14
+    /// on. What decides something has the store's date, which no wall clock moves.
+    pub fn wall_unix(&self) -> u64 {
         match self {
             Self::Boottime => unix_now(),
-            Self::Manual(manual) => MANUAL_UNIX_START + manual.now().as_nanos() / 1_000_000_000,
+            Self::Manual(manual) => manual.wall_unix(),
+        }
+    }
+
+    /// What tells this boot of this machine from every other, while which CLOCK_BOOTTIME can be compared between processes; `None`
+    /// where the system does not say.
+    pub(crate) fn boot(&self) -> Option<[u8; BOOT_BYTES]> {
+        match self {
+            Self::Boottime => boot_id(),
+            Self::Manual(manual) => Some(u128::from(manual.boot).to_be_bytes()),
         }
     }
 
@@ -115,9 +134,19 @@ impl fmt::Debug for Clock {
 pub const SLEEP_SLICE_MAX: Duration = Duration::from_secs(1);
 
 /// A clock that a test moves. Clones share the time.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ManualClock {
     shared: Arc<Shared>,
+    /// How far the wall clock is ahead of where it began.
+    wall_ahead_secs: i64,
+    boot: u64,
+}
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        static BOOTS: AtomicU64 = AtomicU64::new(1);
+        Self { shared: Arc::default(), wall_ahead_secs: 0, boot: BOOTS.fetch_add(1, Ordering::SeqCst) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -140,6 +169,23 @@ impl ManualClock {
         let clock = Self::default();
         clock.shared.ns.store(start.0, Ordering::SeqCst);
         clock
+    }
+
+    /// The same time on a machine whose wall clock says `wall_unix` now.
+    #[must_use]
+    pub fn with_wall(&self, wall_unix: u64) -> Self {
+        let right = Self { wall_ahead_secs: 0, ..self.clone() }.wall_unix();
+        Self { wall_ahead_secs: wall_unix.cast_signed().saturating_sub(right.cast_signed()), ..self.clone() }
+    }
+
+    /// The same time on another machine, or after another boot.
+    #[must_use]
+    pub fn elsewhere(&self) -> Self {
+        Self { boot: Self::default().boot, ..self.clone() }
+    }
+
+    fn wall_unix(&self) -> u64 {
+        (MANUAL_UNIX_START + self.now().as_nanos() / 1_000_000_000).saturating_add_signed(self.wall_ahead_secs)
     }
 
     /// Where the clock stands.
@@ -223,7 +269,17 @@ pub fn utc(unix: u64) -> String {
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_secs(unix.min(LAST))).to_string()
 }
 
-/// Seconds since 1970 by the wall clock, for records and people. Nothing that protects a key looks at it.
+/// Read once: it does not change.
+fn boot_id() -> Option<[u8; BOOT_BYTES]> {
+    static ID: OnceLock<Option<[u8; BOOT_BYTES]>> = OnceLock::new();
+    *ID.get_or_init(|| {
+        let digits = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().replace('-', "");
+        let id = u128::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 2 * BOOT_BYTES)?;
+        Some(id.to_be_bytes())
+    })
+}
+
+/// Seconds since 1970 by the wall clock, for people. Nothing that protects a key or decides of one looks at it.
 #[allow(clippy::disallowed_methods)] // the one place
 pub fn unix_now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())

@@ -33,6 +33,8 @@ pub const AEK_TTL_MIN: Duration = Duration::from_secs(1);
 pub const REVOCATION_MAX: Duration = Duration::from_secs(60 * 60);
 /// Within this time after the token grants again every account works again.
 pub const RESUMPTION_MAX: Duration = Duration::from_secs(30 * 60);
+/// While an engine is up, the store's date is written at least this often: a write that was held up for twice as long is refused.
+pub(crate) const DATE_EVERY: Duration = Duration::from_secs(5 * 60);
 /// Shortest time for which a deleted account can be undeleted.
 pub const RETENTION_MIN: Duration = Duration::from_secs(7 * DAY_SECS);
 /// Longest time for which a deleted account is kept from being purged.
@@ -109,13 +111,13 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// How long an engine with these settings may go on sealing under an AEK version after a newer one was written: it read the
-    /// record just before, its token fell silent just before its AEK's TTL was over, and the lease ran for its whole grace.
+    /// How long an engine with these settings may go on sealing under an AEK version after the date of a newer one: that was written
+    /// ten minutes later, because the write was held up, this engine read the record just before, its token fell silent just
+    /// before its AEK's TTL was over, and the lease ran for its whole grace. The store keeps the longest of all engines that use it.
     #[must_use]
     pub fn aek_overlap(&self) -> Duration {
         let silence = self.grace.saturating_add(self.aek_ttl); // `Leash::waiver_max`
-        // Two calls: for the write itself, and for wall clocks that differ.
-        self.aek_ttl.saturating_add(silence).saturating_add(self.call_timeout * 2)
+        self.aek_ttl.saturating_add(silence).saturating_add(DATE_EVERY * 2)
     }
 
     /// How long the leases of these settings last.

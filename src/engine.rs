@@ -265,6 +265,7 @@ impl Engine {
         }
         // What was in memory under this id is of an account that was purged.
         self.owner.0.forget_account(id, keys).await;
+        self.owner.0.agree().await?;
         for _ in 0..CONFLICTS_MAX {
             let target = self.target(kek).await?;
             let (wrapped, proof) = self.new_aek(id, FIRST_AEK_VERSION, &target).await?;
@@ -294,6 +295,7 @@ impl Engine {
         }
         let aek = Aek::generate()?;
         let context = context(kek, id, aek_version);
+        let created_unix = self.keyring().stamp().await?;
         let vouched = self.owner.0.vouch(kek).await?;
         let place = self.owner.0.leash(kek).await?.on_demand().await;
         let (wrapped, place) = self.owner.0.wrap(kek, current, &aek, &binding(&context), vouched, place).await?;
@@ -304,7 +306,7 @@ impl Engine {
             profile: current.profile,
             wrapped,
             check: check_value(&aek, &context),
-            created_unix: self.keyring().clock.unix_now(),
+            created_unix,
             used: Usage::default(),
         };
         let proof = self.owner.0.prove_new(id, &wrapped, vouched, place).await?;

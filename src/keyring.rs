@@ -36,6 +36,7 @@ use std::{
 use tokio::sync::Notify;
 
 mod ask;
+mod common;
 mod flights;
 mod leashes;
 mod living;
@@ -48,12 +49,13 @@ mod vouch;
 
 pub(crate) use self::{
     ask::{Heard, Unwrapped, both_silent, is_silence, no_answer, replaced},
+    common::{Agreed, LOOK_EVERY as COMMON_LOOK_EVERY},
     records::{For, Placed, Reading, Sample},
     unwrap::{Start, Trouble},
     versions::{NewProof, gives_not_back},
     vouch::{VouchNotes, Vouched},
 };
-use self::{flights::Flights, living::Living, room::Room, usage::DueAccounts};
+use self::{common::Common, flights::Flights, living::Living, room::Room, usage::DueAccounts};
 
 /// An account that nobody looked up for this long leaves the index. Not shorter than any grace can be, so that an
 /// outage takes nothing away; handles keep their keys all the same.
@@ -92,6 +94,8 @@ pub(crate) struct Keyring {
     /// Accounts that were found to be due for rotation when their counts were written down.
     pub(crate) due: DueAccounts,
     living: Living,
+    /// What all engines of the store must agree on.
+    common: Common,
     /// Counts what living keys are told of their account: first it is counted, then they are looked for. Keys that are made of a
     /// record that was read before come too late to be told, and see that the count is another one.
     news: AtomicU64,
@@ -145,6 +149,7 @@ impl Keyring {
             ledger: Ledger::new(Limits::SUITE),
             due: DueAccounts::default(),
             living: Living::default(),
+            common: Common::default(),
             news: AtomicU64::new(0),
         }
     }
@@ -181,6 +186,7 @@ impl Keyring {
 
     /// As [`Keyring::open_for_caller`], at home.
     pub(crate) async fn open(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
+        self.agree().await?;
         let (now, alive) = (self.clock.now(), self.alive(id));
         if let Some(keys) = alive.as_ref().filter(|keys| keys.index_knows(now)) {
             if !keys.current().is_usable(now) {

@@ -1,6 +1,6 @@
 //! The tending of slots: brings accounts back after a denial or lapse, refreshes the AEKs in use ahead of their TTL, wipes
-//! those that nobody used for a TTL, follows accounts that somebody else re-wrapped to their new KEK version, and has written
-//! down what was sealed.
+//! those that nobody used for a TTL, follows accounts that somebody else re-wrapped to their new KEK version, has written
+//! down what was sealed, and keeps the store's date.
 //!
 //! All of it runs in the background share of the budget, behind whoever waits for a key. Nothing here bounds anything:
 //! a slot that was not refreshed in time is simply cold.
@@ -8,7 +8,7 @@
 use crate::{
     clock::Instant,
     error::{Error, Result},
-    keyring::{For, Keyring, Placed, Start},
+    keyring::{COMMON_LOOK_EVERY, For, Keyring, Placed, Start},
     lease::{Phase, Verdict as LeaseVerdict},
     name::{KekVersion, TokenName},
     slot::{AekSlot, Due, Leash},
@@ -43,8 +43,9 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     let mut resuming: HashMap<KekVersion, (u64, Id)> = HashMap::new();
     let mut following: HashMap<KekVersion, (Instant, Option<Id>)> = HashMap::new();
     let mut refreshing: HashMap<TokenName, Id> = HashMap::new();
-    let mut writing = None;
+    let (mut writing, mut keeping) = (None, None);
     let mut next_round = keyring.clock.now();
+    let mut next_keep = next_round.plus(COMMON_LOOK_EVERY);
     loop {
         let now = keyring.clock.now();
         beat.at(now);
@@ -76,6 +77,10 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
                 writing = Some(work.spawn(write_usage(keyring.clone(), counted)).id());
             }
         }
+        if now >= next_keep && keeping.is_none() {
+            next_keep = now.plus(COMMON_LOOK_EVERY);
+            keeping = Some(work.spawn(keep_common(keyring.clone())).id());
+        }
         tokio::select! {
             biased; // every branch leads to the same look around, and a simulation sees the same again
             () = keyring.clock.sleep_until(now.plus(TICK).min(next_round.max(now.plus(ROUND_MIN)))) => {}
@@ -88,6 +93,7 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
                 following.retain(|_, (next, task)| task.is_some() || *next > now);
                 refreshing.retain(|_, task| *task != id);
                 writing = writing.filter(|task| *task != id);
+                keeping = keeping.filter(|task| *task != id);
             }
         }
     }
@@ -120,6 +126,13 @@ fn go_round(keyring: &Keyring) -> (ByToken, Vec<Arc<AekSlot>>) {
 async fn write_usage(keyring: Arc<Keyring>, counted: Vec<Arc<AekSlot>>) {
     if let Err(error) = keyring.write_usage(counted).await {
         tracing::warn!(%error, "what was sealed could not be written down; the next round tries again");
+    }
+}
+
+/// The store's date goes forward by what its engines write of the time that they saw pass.
+async fn keep_common(keyring: Arc<Keyring>) {
+    if let Err(error) = keyring.keep_common().await {
+        tracing::warn!(%error, "the store's date could not be kept; nothing is done early by that");
     }
 }
 

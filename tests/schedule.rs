@@ -186,7 +186,7 @@ async fn done_once() {
 async fn a_record_that_cannot_be_read_is_named_and_is_no_success() {
     let directory = tempfile::tempdir().unwrap();
     let store = RedbStore::open_or_create(directory.path().join("keyleash.redb")).await.unwrap();
-    let rotten = Put { value: vec![1, 0xff, 0xff], wrapped_by: Vec::new(), guard: None };
+    let rotten = Put { value: vec![1, 0xff, 0xff], wrapped_by: Vec::new(), guards: Vec::new() };
     store.create(&Key::Account(account(7)), rotten).await.unwrap();
     drop(store);
     for arguments in [&["schedule"][..], &["store", "check"]] {

@@ -49,7 +49,7 @@ pub(crate) struct Target {
 impl Target {
     /// The change of an account that has something wrapped under it: not to be stored once it is retired.
     pub(crate) fn guard(&self, put: Put) -> Put {
-        Put { guard: Some((Key::Kek(self.kek.name.clone()), self.seen.clone())), ..put }
+        put.resting_on(Key::Kek(self.kek.name.clone()), self.seen.clone())
     }
 }
 
@@ -129,8 +129,8 @@ impl Engine {
         if self.owner.0.store.get(&key).await?.is_some() {
             return Err(exists());
         }
+        let now = self.keyring().stamp().await?;
         let info = self.make_kek(seat, &KekVersion::new(name.clone(), 1), profile, destroyable, &[]).await?;
-        let now = self.keyring().clock.unix_now();
         let version = KekVersionRecord::new(now, 1, info.id.clone(), profile, seat.name.clone());
         let record =
             KekRecord { name: name.clone(), versions: vec![version], current: 1, policy: KekPolicy::default() };

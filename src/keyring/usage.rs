@@ -110,7 +110,8 @@ impl Keyring {
             let sum = (version.used, record.policy);
             match self.store.replace(&record.key(), &seen, record.put()?).await {
                 Ok(_) => {
-                    if aek_due(&record, self.clock.unix_now()).is_some() {
+                    // What is due by age alone is found by the next pass.
+                    if aek_due(&record, self.date().await.unwrap_or_default()).is_some() {
                         self.due.add(record.account);
                     }
                     return Ok(Some(sum));

@@ -67,7 +67,7 @@
 //! - **The command line has one more room with unsafe code**, `src/bin/keyleash/streams.rs`: a function that the loader calls before
 //!   Rust's runtime, to see which standard streams are closed. That runtime opens /dev/null in their place, and afterwards nothing
 //!   tells it from the null of whoever started the process (Python's and Node's is open for reading and writing too).
-//! - **A write may rest on a second record** ([`Put::guard`](crate::store::Put::guard)): what a KEK version wraps is stored if its KEK's
+//! - **A write may rest on a second record** ([`Put::guards`](crate::store::Put::guards)): what a KEK version wraps is stored if its KEK's
 //!   record is as it was when it was chosen, and retirement changes that record. A look after the write came too late where the
 //!   write was held up until the key was gone, and was never made by a process that was killed before it.
 //! - **moka bounds the accounts in the index, not the keys in memory**: handles keep keys that it does not hear of. A queue of the

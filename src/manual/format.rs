@@ -112,7 +112,7 @@
 //! ```
 //!
 //! The value is a choice. Nothing follows it. Accounts that remember retired AEK versions, and denials that name a witness, are written in
-//! format version 3; other accounts, KEKs, other denials by a standby and ids of stores in 2; everything else in 1.
+//! format version 3; other accounts, KEKs, other denials by a standby, ids and dates of stores in 2; everything else in 1.
 //!
 //! | format version 3, choice | fields, in order |
 //! | --- | --- |
@@ -129,6 +129,7 @@
 //! | 1, KEK | text name (1 to 64 of `A-Z a-z 0-9 . _ -`, a letter or digit first); list of KEK versions (1 to 1024); unsigned current version, which is in the list and not retired; unsigned policy: most seconds of age (0: no limit) |
 //! | 2, denial by the KEK's standby | as a denial of version 1 |
 //! | 3, id of the store | array of 8, random, made with the store's first KEK; as 16 hexadecimal digits behind `@` it ends the CKA_LABEL of every key that keyleash makes for the store: `keyleash/NAME/VERSION@ID` |
+//! | 4, date of the store | unsigned date (seconds since 1970); array of 16, the boot of the machine that wrote it (zeros: not known); unsigned nanoseconds of CLOCK_BOOTTIME there; unsigned seconds since 1970 by the wall clock there; unsigned longest overlap of AEK versions of any engine, in seconds |
 //!
 //! | element | fields, in order |
 //! | --- | --- |
@@ -149,14 +150,15 @@
 //! Versions count from 1 and stand in strictly ascending order, with gaps where some were retired; the last AEK version
 //! is the current one. So an AEK version that is missing before it was retired, also where no list says when: by a release that wrote
 //! none, or as one of more than 1024. A record is at most 256 KiB long. Its own name must be the one that it was found under. Times decide
-//! when an account may be purged and what is rotated by schedule, and nothing else. `tests/compat/records/` has one of
+//! when an account may be purged, an AEK version be retired, and what is rotated by schedule, and nothing else. They are the store's
+//! dates and compared with that alone, never with a wall clock. `tests/compat/records/` has one of
 //! each, byte by byte with comments.
 //!
 //! # Key store
 //!
 //! A record is stored under `kind ‖ name`: `"a" ‖ account id`, `"k" ‖ KEK name`, `"d" ‖ KEK name ‖ "/" ‖ KEK version
-//! in decimal` for a denial, `"w"` for the holder of the scheduled work, or `"s"` for the
-//! store's id. Keys are ordered as byte strings.
+//! in decimal` for a denial, `"w"` for the holder of the scheduled work, `"s"` for the
+//! store's id, or `"c"` for its date. Keys are ordered as byte strings.
 //!
 //! The embedded store is one [redb](https://docs.rs/redb/4.5) file (file format 3) with three tables:
 //!

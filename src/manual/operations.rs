@@ -422,7 +422,7 @@
 //!   before you delete the old version in the token (the engine that is asked to retire it takes its own keys along first, and
 //!   refuses while it cannot), and keep its backup for as long as backups of the store are kept that need it.
 //!   Nothing comes under a version that was retired, however long a write was held up: it rests on the KEK's record, which the
-//!   retirement changed, and the store compares that in the same step ([`Put::guard`](crate::store::Put::guard)). Releases before
+//!   retirement changed, and the store compares that in the same step ([`Put::guards`](crate::store::Put::guards)). Releases before
 //!   that one did not: what they left under a retired version is moved on by whoever opens it, before it is used, and by every pass
 //!   of the scheduled work; where such an engine is left, `kek retire` once more, just before, says what there is.
 //! - **A re-wrap that stopped** (denied, unreachable, store full, SIGKILL) goes on when it is called again. A KEK version that is denied

@@ -4,6 +4,7 @@ use super::{deleted, utc};
 use crate::{
     engine::Engine,
     error::{Error, Result},
+    keyring::Agreed,
     name::AccountId,
     store::{
         CONFLICTS_MAX, again_and_again,
@@ -74,12 +75,14 @@ impl Engine {
             };
             let target = self.target(&current.kek.name).await?;
             let (mut wrapped, proof) = self.new_aek(id, next, &target).await?;
-            may_write()?;
             // Others seal under the version before for as long as they do not know of this one, so its age counts from when it is
             // stored, and not from before the token was waited for.
-            wrapped.created_unix = self.keyring().clock.unix_now();
+            let stamp = self.keyring().stamp_for_write().await?;
+            wrapped.created_unix = stamp.unix;
             record.versions.push(wrapped.clone());
-            match self.keyring().store.replace(&record.key(), &seen, target.guard(record.put()?)).await {
+            let put = stamp.guard(target.guard(record.put()?));
+            may_write()?;
+            match self.keyring().store.replace(&record.key(), &seen, put).await {
                 Ok(_) => {
                     // Before the first block is sealed under it.
                     match guard.keys() {
@@ -104,7 +107,8 @@ impl Engine {
     /// that were sealed under one are lost.
     ///
     /// No count knows what another engine is about to seal, which may not have heard of the version that came after: so a
-    /// version is kept until every engine with these settings has, an outage of the token included ([`Settings::aek_overlap`]).
+    /// version is kept until every engine of the store has, an outage of the token included ([`Settings::aek_overlap`]), by the
+    /// store's date, which no wall clock moves: it goes forward while an engine is up, and between commands of one boot.
     /// With `now` it is not kept: for a service that knows that no other engine has the account open.
     ///
     /// # Errors
@@ -126,7 +130,7 @@ impl Engine {
         let (id, aek_versions) = (id.clone(), aek_versions.to_vec());
         self.at_home(|engine| async move {
             let (record, _) = engine.load_account(&id).await?;
-            engine.refuse_to_retire(&record, &aek_versions, now)?;
+            engine.refuse_to_retire(&record, &aek_versions, now).await?;
             Ok(record)
         })
         .await
@@ -135,8 +139,8 @@ impl Engine {
     async fn retire_aek_versions(&self, id: &AccountId, aek_versions: &[u32], now: bool) -> Result<()> {
         for _ in 0..CONFLICTS_MAX {
             let (mut record, seen) = self.load_account(id).await?;
-            self.refuse_to_retire(&record, aek_versions, now)?;
-            record.retire(aek_versions, self.keyring().clock.unix_now());
+            self.refuse_to_retire(&record, aek_versions, now).await?;
+            record.retire(aek_versions, self.keyring().stamp().await?);
             match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
                 Ok(_) => {
                     // Where this engine made the successor and was not told so, a handle still takes the old one for current.
@@ -155,8 +159,10 @@ impl Engine {
         Err(again_and_again("account", id))
     }
 
-    fn refuse_to_retire(&self, record: &AccountRecord, aek_versions: &[u32], now: bool) -> Result<()> {
+    async fn refuse_to_retire(&self, record: &AccountRecord, aek_versions: &[u32], now: bool) -> Result<()> {
         let id = &record.account;
+        // Asked for after the record was read.
+        let agreed = if now { None } else { Some(self.keyring().agreed().await?) };
         let current = record.current().map_or(0, |current| current.aek_version);
         for &aek_version in aek_versions {
             if aek_version == current {
@@ -172,27 +178,28 @@ impl Engine {
                     )),
                 });
             }
-            if !now {
-                self.refuse_while_sealing(record, aek_version)?;
+            if let Some(agreed) = agreed {
+                refuse_while_sealing(record, aek_version, agreed)?;
             }
         }
         Ok(())
     }
+}
 
-    /// Refuses a version that an engine may still take for the current one.
-    fn refuse_while_sealing(&self, record: &AccountRecord, aek_version: u32) -> Result<()> {
-        let id = &record.account;
-        let Some(heir) = record.versions.iter().find(|version| version.aek_version > aek_version) else {
-            return Ok(());
-        };
-        let until_unix = heir.created_unix.saturating_add(self.keyring().settings.aek_overlap().as_secs());
-        if self.keyring().clock.unix_now() >= until_unix {
-            return Ok(());
-        }
-        Err(Error::Invalid(format!(
-            "another engine may still seal under AEK version {aek_version} of account {id}, until {}: count again and retire \
-             it after that, or with `--now`, if no other process has the account open",
-            utc(until_unix)
-        )))
+/// Refuses a version that an engine may still take for the current one.
+fn refuse_while_sealing(record: &AccountRecord, aek_version: u32, agreed: Agreed) -> Result<()> {
+    let id = &record.account;
+    let Some(heir) = record.versions.iter().find(|version| version.aek_version > aek_version) else {
+        return Ok(());
+    };
+    let until_unix = heir.created_unix.saturating_add(agreed.aek_overlap.as_secs());
+    if agreed.date_unix >= until_unix {
+        return Ok(());
     }
+    Err(Error::Invalid(format!(
+        "another engine may still seal under AEK version {aek_version} of account {id}, until {} by the store's date, which is {}: \
+         count again and retire it after that, or with `--now`, if no other process has the account open",
+        utc(until_unix),
+        utc(agreed.date_unix)
+    )))
 }

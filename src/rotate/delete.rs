@@ -15,8 +15,8 @@ impl Engine {
     /// Deletes an account so that it can be brought back for `retention`. Its handles stop at once in this engine, and
     /// in every other one within one `aek_ttl`, an outage of the token included. Nothing of it is destroyed yet.
     ///
-    /// When it may be purged is written down now: neither a restart nor a later setting moves it. It counts from the newest time
-    /// that the record knows, should the clock be behind that. An account that was deleted before stays as it was.
+    /// When it may be purged is written down now, by the store's date: neither a restart, nor a later setting, nor any wall clock
+    /// moves it. An account that was deleted before stays as it was.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Store`]: it may be deleted or not, and its keys are wiped so that its record is read before it
@@ -27,11 +27,11 @@ impl Engine {
     }
 
     async fn delete(&self, id: &AccountId) -> Result<Deletion> {
-        let (now, retention) = (self.keyring().clock.unix_now(), self.keyring().settings.retention.as_secs());
+        let (now, retention) = (self.keyring().stamp().await?, self.keyring().settings.retention.as_secs());
         let mut deletion = Deletion { since_unix: now, purge_after_unix: now.saturating_add(retention) };
         let change = |record: &mut AccountRecord| {
             let is_new = record.deleted.is_none();
-            // A clock that was set back, or begins in 1970 for want of a battery, must not shorten the retention.
+            // Of a release before this one, which dated by its wall clock.
             let newest = record.versions.iter().map(|version| version.created_unix).max();
             let since_unix = now.max(record.created_unix).max(newest.unwrap_or_default());
             let purge_after_unix = since_unix.saturating_add(retention);
@@ -68,8 +68,8 @@ impl Engine {
         .await
     }
 
-    /// Destroys every wrapped AEK of a deleted account: its blocks are shredded, for good. After its retention, or `now`,
-    /// where `purge_protection` is off.
+    /// Destroys every wrapped AEK of a deleted account: its blocks are shredded, for good. After its retention, of which
+    /// only that time counts which some engine saw pass, or `now`, where `purge_protection` is off.
     ///
     /// What copies there are elsewhere, the store's backups above all, still hold the wrapped AEKs, and the KEK still opens
     /// them: they are shredded when those copies go, or when the KEK versions that wrapped them are deleted in the token. Such a
@@ -92,25 +92,29 @@ impl Engine {
         let id = id.clone();
         self.at_home(|engine| async move {
             let (record, _) = engine.load_account(&id).await?;
-            engine.refuse_to_purge(&record, now)?;
+            engine.refuse_to_purge(&record, now).await?;
             Ok(record)
         })
         .await
     }
 
-    fn refuse_to_purge(&self, record: &AccountRecord, now: bool) -> Result<()> {
+    async fn refuse_to_purge(&self, record: &AccountRecord, now: bool) -> Result<()> {
         let (keyring, id) = (self.keyring(), &record.account);
         let Some(deletion) = record.deleted else {
             return Err(Error::Invalid(format!("account {id} is not deleted: `keyleash account delete {id}` first")));
         };
-        let kept = keyring.clock.unix_now() < deletion.purge_after_unix;
-        if kept && (!now || keyring.settings.purge_protection) {
-            let until = utc(deletion.purge_after_unix);
+        let may_be_early = now && !keyring.settings.purge_protection;
+        // Asked for after the record was read.
+        let date_unix = if may_be_early { u64::MAX } else { keyring.agreed().await?.date_unix };
+        if date_unix < deletion.purge_after_unix {
+            let (until, date) = (utc(deletion.purge_after_unix), utc(date_unix));
             let remedy = match keyring.settings.purge_protection {
                 true => "purge_protection is on, so that nobody purges it before that",
                 false => "`--now` purges it before that",
             };
-            return Err(Error::Invalid(format!("account {id} is kept until {until}: {remedy}")));
+            return Err(Error::Invalid(format!(
+                "account {id} is kept until {until} by the store's date, which is {date}: {remedy}"
+            )));
         }
         Ok(())
     }
@@ -119,7 +123,7 @@ impl Engine {
         let keyring = self.keyring();
         for _ in 0..CONFLICTS_MAX {
             let (record, seen) = self.load_account(id).await?;
-            self.refuse_to_purge(&record, now)?;
+            self.refuse_to_purge(&record, now).await?;
             // Whatever is alive now is of the account that is deleted; if it is another one's by then, so is the record.
             let keys = keyring.to_tell(id);
             match keyring.store.delete(&record.key(), &seen).await {

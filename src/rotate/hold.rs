@@ -3,8 +3,7 @@
 //! The record spares doubled work; that nothing is rotated twice does not depend on it, because every rotation names the
 //! version that was seen as due and is a compare-and-put. What is assumed of clocks: a holder stops by its own CLOCK_BOOTTIME
 //! one lease after it last asked to renew. Others take over when the record has not changed for longer than that by *their*
-//! CLOCK_BOOTTIME, or when their wall clock is [`SKEW_MAX_SECS`] past what the holder wrote; wall clocks that differ by more make
-//! a holder lose its place early, and it stops before its next write.
+//! CLOCK_BOOTTIME, or when the store's date is [`MARGIN_SECS`] past what the holder wrote.
 
 use crate::{
     clock::{Clock, Instant},
@@ -30,8 +29,8 @@ pub(super) const SERVICE_LEASE: Duration = Duration::from_secs(60);
 pub(super) const ONCE_LEASE: Duration = Duration::from_secs(10);
 /// A holder that did not touch the record for this long is gone, whatever the wall clocks say.
 const SILENT_MAX: Duration = Duration::from_secs(75);
-/// Wall clocks are taken to differ by less.
-const SKEW_MAX_SECS: u64 = 5;
+/// For a holder of a release that wrote its wall clock's date.
+const MARGIN_SECS: u64 = 5;
 
 /// An engine's claim on the scheduled work.
 #[derive(Debug)]
@@ -127,9 +126,10 @@ impl Hold {
 
     async fn look_now(&self, keyring: &Keyring, asked: Instant) -> Result<Standing> {
         let found = store::find(&*keyring.store, &Key::Work, WorkRecord::decode).await?;
-        let now_unix = keyring.clock.unix_now();
+        let (now_unix, until_unix) =
+            (keyring.date().await?, keyring.stamp().await?.saturating_add(self.lease.as_secs()));
         let Some((record, version)) = found else {
-            let first = WorkRecord { fence: 1, holder: self.holder, until_unix: self.until(now_unix) };
+            let first = WorkRecord { fence: 1, holder: self.holder, until_unix };
             return match keyring.store.create(&Key::Work, first.put()?).await {
                 Ok(version) => Ok(self.took(version, first.fence, asked)),
                 Err(Error::Exists(_)) => Ok(Standing::Waiting(first)),
@@ -148,7 +148,7 @@ impl Hold {
             });
         }
         let fence = if ours { record.fence } else { record.fence.saturating_add(1) };
-        let next = WorkRecord { fence, holder: self.holder, until_unix: self.until(now_unix) };
+        let next = WorkRecord { fence, holder: self.holder, until_unix };
         match keyring.store.replace(&Key::Work, &version, next.put()?).await {
             Ok(version) => Ok(self.took(version, fence, asked)),
             Err(Error::Conflict(_) | Error::NotFound(_)) => {
@@ -180,10 +180,6 @@ impl Hold {
         self.sight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn until(&self, now_unix: u64) -> u64 {
-        now_unix.saturating_add(self.lease.as_secs())
-    }
-
     /// Notes what the record is now. True when nobody has the work.
     fn see(&self, record: &WorkRecord, version: &StoreVersion, now: Instant, now_unix: u64) -> bool {
         let mut sight = self.sight();
@@ -209,9 +205,9 @@ impl Hold {
     }
 }
 
-/// True when nobody has the work: it was given up, or its time is over by the wall clock or by how long it did not change.
+/// True when nobody has the work: it was given up, or its time is over by the store's date or by how long it did not change.
 fn is_free(record: &WorkRecord, unchanged_for: Duration, now_unix: u64) -> bool {
-    unchanged_for >= SILENT_MAX || now_unix >= record.until_unix.saturating_add(SKEW_MAX_SECS)
+    unchanged_for >= SILENT_MAX || now_unix >= record.until_unix.saturating_add(MARGIN_SECS)
 }
 
 /// Stands for a record that cannot be read: taken over when it stays so, under a fence that nobody counted up to.
@@ -275,7 +271,11 @@ mod tests {
         assert_ne!(two.look(&keyring).await.unwrap(), Standing::Ours, "it may still work");
         clock.advance(SECOND);
         assert!(one.check(keyring.clock.now()).is_err(), "it stops before anybody takes over");
-        assert_ne!(two.look(&keyring).await.unwrap(), Standing::Ours, "wall clocks may differ");
+        assert_ne!(
+            two.look(&keyring).await.unwrap(),
+            Standing::Ours,
+            "its release may have written its wall clock's date"
+        );
         clock.advance(5 * SECOND);
         assert_eq!(two.look(&keyring).await.unwrap(), Standing::Ours);
         assert_eq!(fence(&keyring).await, 2);
@@ -300,7 +300,7 @@ mod tests {
     #[tokio::test]
     async fn a_record_that_is_damaged_is_replaced_once_it_stays_so() {
         let (keyring, clock, store) = keyring();
-        let put = crate::store::Put { value: vec![1], wrapped_by: Vec::new(), guard: None };
+        let put = crate::store::Put { value: vec![1], wrapped_by: Vec::new(), guards: Vec::new() };
         store.create(&Key::Work, put).await.unwrap();
         let one = hold();
         assert!(matches!(one.look(&keyring).await.unwrap(), Standing::Waiting(_)));
@@ -313,7 +313,7 @@ mod tests {
     async fn a_record_of_a_newer_release_is_left_alone_and_told_by_name() {
         let (keyring, clock, store) = keyring();
         let value = [&[RECORD_FORMAT + 1], b"whatever it says".as_slice()].concat();
-        let put = crate::store::Put { value: value.clone(), wrapped_by: Vec::new(), guard: None };
+        let put = crate::store::Put { value: value.clone(), wrapped_by: Vec::new(), guards: Vec::new() };
         store.create(&Key::Work, put).await.unwrap();
         let one = hold();
         for _ in 0..3 {

@@ -75,9 +75,9 @@ impl Engine {
         let old = seat.token(&seat.budget.on_demand(None).await).find_kek(&current.id).await?;
         let destroyable = old.is_some_and(|info| info.destroyable == Some(true));
         let known: Vec<_> = record.versions.iter().map(|version| version.id.clone()).collect();
+        let now = self.keyring().stamp().await?;
         may_write()?;
         let info = self.make_kek(seat, &next, current.profile, destroyable, &known).await?;
-        let now = self.keyring().clock.unix_now();
         let version = KekVersionRecord::new(now, next.version, info.id, current.profile, current.token);
         may_write()?;
         self.add_version(record, seen, version).await
@@ -129,7 +129,7 @@ impl Engine {
             return Err(Error::Misconfigured(format!("the key with CKA_ID {id} is disabled: enable it first")));
         }
         round_trip(seat.token(&place), &next, &KekHandle { id: id.clone(), profile: current.profile }).await?;
-        let now = self.keyring().clock.unix_now();
+        let now = self.keyring().stamp().await?;
         let version = KekVersionRecord::new(now, next.version, id.clone(), current.profile, current.token);
         self.add_version(record, &seen, version).await
     }
@@ -198,7 +198,7 @@ impl Engine {
             self.refuse_while_used(kek).await?;
             self.refuse_while_in_use(kek).await?;
         }
-        self.set_retired(kek, Some(self.keyring().clock.unix_now())).await?;
+        self.set_retired(kek, Some(self.keyring().stamp().await?)).await?;
         // Whoever wrapped under it has written that down before, and is seen here. A write that comes now rests on the KEK's
         // record as it was, and is refused.
         if let Err(used) = self.refuse_while_used(kek).await {
@@ -305,8 +305,9 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Store`], [`Error::Conflict`].
     pub async fn attest_backup(&self, kek: &KekVersion) -> Result<()> {
-        let (kek, now) = (kek.clone(), self.keyring().clock.unix_now());
+        let kek = kek.clone();
         self.at_home(|engine| async move {
+            let now = engine.keyring().stamp().await?;
             let change = |record: &mut KekRecord| {
                 version_mut(record, &kek)?.backup_attested_unix = Some(now);
                 Ok(true)

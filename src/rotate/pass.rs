@@ -203,7 +203,7 @@ impl Pass {
         if record.policy.max_age_secs == 0 {
             return Ok(());
         }
-        if let Some(why) = kek_due(&record, self.engine.keyring().clock.unix_now()) {
+        if let Some(why) = kek_due(&record, self.engine.keyring().date().await?) {
             let made = self.engine.rotate_kek_held(name, record.current, || self.stint.check()).await?;
             if let Some(made) = made {
                 let kek = KekVersion::new(name.clone(), made.version);
@@ -322,7 +322,7 @@ impl Pass {
                     continue;
                 }
             };
-            let Some(why) = aek_due(&record, keyring.clock.unix_now()) else { continue };
+            let Some(why) = aek_due(&record, keyring.date().await?) else { continue };
             let Some(current) = record.current() else { continue };
             let (expected, kek) = (current.aek_version, current.kek.name.clone());
             if self.troubled.contains(&kek) {

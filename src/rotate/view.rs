@@ -44,7 +44,7 @@ pub struct AekSchedule {
 /// What is scheduled for a store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Schedule {
-    /// The time that it was made for, in seconds since 1970.
+    /// The store's date that it was made for, in seconds since 1970.
     pub now_unix: u64,
     /// Who does the scheduled work, or did it last.
     pub holder: Option<WorkRecord>,
@@ -120,7 +120,7 @@ impl Engine {
     }
 
     async fn view(&self, accounts_max: usize) -> Result<Schedule> {
-        let (store, now_unix) = (&*self.keyring().store, self.keyring().clock.unix_now());
+        let (store, now_unix) = (&*self.keyring().store, self.keyring().date().await?);
         let mut schedule = Schedule { now_unix, ..Schedule::default() };
         match load_work(store).await {
             Ok(found) => schedule.holder = found.map(|(record, _)| record),

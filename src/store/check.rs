@@ -2,7 +2,7 @@
 
 use super::{
     Filter, Key, KeyStore, PAGE_KEYS_MAX,
-    record::{AccountRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord},
+    record::{AccountRecord, CommonRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord},
 };
 use crate::{
     error::{Corrupt, Error, Result},
@@ -77,6 +77,7 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
     for (key, decode) in [
         (Key::Work, (|key, value| WorkRecord::decode(key, value).map(drop)) as fn(&Key, &[u8]) -> Result<()>),
         (Key::Store, |key, value| StoreRecord::decode(key, value).map(drop)),
+        (Key::Common, |key, value| CommonRecord::decode(key, value).map(drop)),
     ] {
         match store.get(&key).await {
             Ok(found) => {

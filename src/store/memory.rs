@@ -61,9 +61,10 @@ impl State {
         }
     }
 
-    fn check_guard(&self, put: &Put) -> Result<()> {
-        let Some((key, expected)) = &put.guard else { return Ok(()) };
-        self.expect(key, expected).map(drop).map_err(|_| conflict(key))
+    fn check_guards(&self, put: &Put) -> Result<()> {
+        let check =
+            |(key, expected): &(Key, StoreVersion)| self.expect(key, expected).map(drop).map_err(|_| conflict(key));
+        put.guards.iter().try_for_each(check)
     }
 
     fn remove(&mut self, key: &Key) {
@@ -112,7 +113,7 @@ impl KeyStore for MemoryStore {
         if state.values.contains_key(&key.to_bytes()) {
             return Err(exists(key));
         }
-        state.check_guard(&put)?;
+        state.check_guards(&put)?;
         Ok(state.insert(key, put))
     }
 
@@ -120,7 +121,7 @@ impl KeyStore for MemoryStore {
         check_put(key, &put)?;
         let mut state = self.state();
         state.expect(key, expected)?;
-        state.check_guard(&put)?;
+        state.check_guards(&put)?;
         Ok(state.insert(key, put))
     }
 

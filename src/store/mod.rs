@@ -3,7 +3,7 @@
 //! [`KeyStore`] is the seam: keys and bounded values with compare-and-put, so that etcd, PostgreSQL or an
 //! object store with conditional put fit behind it. What the bytes mean is [`record`]'s business.
 
-use self::record::{AEK_VERSIONS_MAX, AccountRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord};
+use self::record::{AEK_VERSIONS_MAX, AccountRecord, CommonRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord};
 use crate::{
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion},
@@ -23,6 +23,9 @@ pub const PAGE_KEYS_MAX: usize = 1000;
 /// Most KEK versions under which one key is found: one per AEK version.
 pub const WRAPPED_BY_MAX: usize = AEK_VERSIONS_MAX;
 
+/// Most other records that a write rests on.
+pub const GUARDS_MAX: usize = 8;
+
 /// How often a change is tried again because somebody else changed the record in between. Each such somebody got on.
 pub(crate) const CONFLICTS_MAX: usize = 32;
 
@@ -31,6 +34,7 @@ const KEK_KIND: u8 = b'k';
 const DENIAL_KIND: u8 = b'd';
 const WORK_KIND: u8 = b'w';
 const STORE_KIND: u8 = b's';
+const COMMON_KIND: u8 = b'c';
 
 /// What a record is about. The byte form (`kind as u8 ‖ name`) is the key in stores that want bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,6 +50,8 @@ pub enum Key {
     Work,
     /// What the store is known by in tokens. There is one.
     Store,
+    /// What all engines of the store must agree on. There is one.
+    Common,
 }
 
 impl Key {
@@ -57,6 +63,7 @@ impl Key {
             Self::Denial(kek) => (DENIAL_KIND, kek.to_string()),
             Self::Work => (WORK_KIND, String::new()),
             Self::Store => (STORE_KIND, String::new()),
+            Self::Common => (COMMON_KIND, String::new()),
         };
         let mut bytes = vec![kind];
         bytes.extend_from_slice(name.as_bytes());
@@ -70,7 +77,7 @@ impl Key {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let bad = || Corrupt::Record {
             record: format!("key {}", bytes.escape_ascii()),
-            what: "is no name of an account, a KEK, a denial, the scheduled work or the store".into(),
+            what: "is no name of an account, a KEK, a denial, the scheduled work, the store or its date".into(),
         };
         let (kind, name) = bytes.split_first().ok_or_else(bad)?;
         let name = std::str::from_utf8(name).map_err(|_| bad())?;
@@ -84,6 +91,7 @@ impl Key {
             }
             WORK_KIND if name.is_empty() => Self::Work,
             STORE_KIND if name.is_empty() => Self::Store,
+            COMMON_KIND if name.is_empty() => Self::Common,
             _ => return Err(bad().into()),
         };
         // `01` parses as `1`: two byte forms of one key would be two values of it.
@@ -99,6 +107,7 @@ impl fmt::Display for Key {
             Self::Denial(kek) => write!(f, "denial of KEK {kek}"),
             Self::Work => f.write_str("holder of the scheduled work"),
             Self::Store => f.write_str("id of the store"),
+            Self::Common => f.write_str("date of the store"),
         }
     }
 }
@@ -123,10 +132,19 @@ pub struct Put {
     pub value: Vec<u8>,
     /// The KEK versions under which [`KeyStore::list`] shall find the key; written in the same atomic step as the value.
     pub wrapped_by: Vec<KekVersion>,
-    /// Another record that the value rests on, and the version in which it was read: it is written if that has this version still,
-    /// in the same atomic step. What a KEK version has just wrapped rests on its KEK's record, which its retirement changes: so
-    /// nothing is ever stored under a KEK version that was retired, however long the write was held up.
-    pub guard: Option<(Key, StoreVersion)>,
+    /// Other records that the value rests on (at most [`GUARDS_MAX`]), and the versions in which they were read: it is written if
+    /// each has this version still, in the same atomic step. What a KEK version has just wrapped rests on its KEK's record, which
+    /// its retirement changes: so nothing is ever stored under a KEK version that was retired, however long the write was held up.
+    pub guards: Vec<(Key, StoreVersion)>,
+}
+
+impl Put {
+    /// The same, resting on another record too.
+    #[must_use]
+    pub(crate) fn resting_on(mut self, key: Key, version: StoreVersion) -> Self {
+        self.guards.push((key, version));
+        self
+    }
 }
 
 /// Which keys to list.
@@ -174,7 +192,7 @@ impl Page {
 }
 
 /// A key store. Every successful write is durable when it returns, and atomic: a crash leaves the old value or the new.
-/// No operation changes more than one key, so no transaction outlives a call; one that has a [`Put::guard`] compares a second.
+/// No operation changes more than one key, so no transaction outlives a call; one that has [`Put::guards`] compares those.
 ///
 /// # What every call must give
 ///
@@ -186,7 +204,7 @@ impl Page {
 /// - **So are lists.** [`list`](KeyStore::list) of any filter names every key whose creation was over before its first page was
 ///   asked for, and that was not deleted before its last. Retirement of a KEK version rests on it: it writes "retired", then
 ///   lists all accounts and reads each; one that is left out is an account whose KEK is destroyed.
-/// - **A write compares and puts in one step**, with the value's place in the index, and its guard's version. Of two with one `expected` at most one is
+/// - **A write compares and puts in one step**, with the value's place in the index, and its guards' versions. Of two with one `expected` at most one is
 ///   done; an [`Error::Store`] says that it was done or was not.
 /// - **Absence is no damage.** "There is none" is answered where that was read. What cannot be read is an error.
 ///
@@ -210,14 +228,14 @@ pub trait KeyStore: Send + Sync + 'static {
     /// Writes a key that must not exist.
     ///
     /// # Errors
-    /// [`Error::Exists`] when it does; [`Error::Conflict`] naming the guard, when that has another version by now;
+    /// [`Error::Exists`] when it does; [`Error::Conflict`] naming the guard that has another version by now;
     /// [`Error::Store`]: nothing was acknowledged, it may or may not be there.
     async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion>;
 
     /// Replaces the value that has version `expected`.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when it has another by now, or the guard has; [`Error::NotFound`] when it is gone; [`Error::Store`].
+    /// [`Error::Conflict`] when it has another by now, or a guard has; [`Error::NotFound`] when it is gone; [`Error::Store`].
     async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion>;
 
     /// Reads many: each answered as [`KeyStore::get`] would, in their order. One way there and back, where the store can.
@@ -264,7 +282,7 @@ pub trait KeyStore: Send + Sync + 'static {
 ///
 /// # Errors
 /// [`Error::Invalid`] for a value over [`VALUE_BYTES_MAX`], over [`WRAPPED_BY_MAX`] KEK versions, or any of them for
-/// something that is no account.
+/// something that is no account; over [`GUARDS_MAX`] guards.
 pub fn check_put(key: &Key, put: &Put) -> Result<()> {
     if put.value.len() > VALUE_BYTES_MAX {
         return Err(Error::Invalid(format!(
@@ -276,6 +294,12 @@ pub fn check_put(key: &Key, put: &Put) -> Result<()> {
         return Err(Error::Invalid(format!(
             "{key}: wrapped by {} KEK versions, at most {WRAPPED_BY_MAX} are indexed; retire AEK versions that no block uses",
             put.wrapped_by.len()
+        )));
+    }
+    if put.guards.len() > GUARDS_MAX {
+        return Err(Error::Invalid(format!(
+            "{key}: rests on {} records, at most {GUARDS_MAX} are compared",
+            put.guards.len()
         )));
     }
     if !put.wrapped_by.is_empty() && !matches!(key, Key::Account(_)) {
@@ -342,6 +366,35 @@ pub async fn load_denial(store: &dyn KeyStore, kek: &KekVersion) -> Result<Optio
 /// As [`load_account`].
 pub async fn load_work(store: &dyn KeyStore) -> Result<Option<(WorkRecord, StoreVersion)>> {
     load(store, Key::Work, WorkRecord::decode).await
+}
+
+/// Reads what all engines of the store must agree on; `None` before any wrote it.
+///
+/// # Errors
+/// As [`load_account`].
+pub async fn load_common(store: &dyn KeyStore) -> Result<Option<(CommonRecord, StoreVersion)>> {
+    load(store, Key::Common, CommonRecord::decode).await
+}
+
+/// The newest date that any account or KEK holds, in seconds since 1970; `None` when there is none.
+///
+/// # Errors
+/// [`Error::Store`]; [`Error::Corrupt`] for a record that cannot be read, and may hold a newer one.
+pub(crate) async fn newest_date(store: &dyn KeyStore) -> Result<Option<u64>> {
+    let mut newest = None;
+    for name in kek_names(store).await? {
+        if let Some((record, _)) = load_kek(store, &name).await? {
+            newest = newest.max(record.versions.iter().map(|version| version.created_unix).max());
+        }
+    }
+    read_accounts(store, |_, record| {
+        let record = record?;
+        let deleted = record.deleted.map(|deletion| deletion.since_unix);
+        newest = newest.max(record.versions.iter().map(|aek| aek.created_unix).max()).max(deleted);
+        Ok(())
+    })
+    .await?;
+    Ok(newest)
 }
 
 /// What the store is known by in tokens; made, and written down, where there is nothing yet.

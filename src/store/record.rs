@@ -4,7 +4,7 @@
 
 use super::{Key, Put};
 use crate::{
-    clock::utc,
+    clock::{BOOT_BYTES, utc},
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion, TokenName},
     secret::{AEK_BYTES, Aek, fill_random, scrub_stack},
@@ -224,7 +224,7 @@ impl AccountRecord {
     /// # Errors
     /// As [`AccountRecord::encode`].
     pub fn put(&self) -> Result<Put> {
-        Ok(Put { value: self.encode()?, wrapped_by: self.wrapped_by(), guard: None })
+        Ok(Put { value: self.encode()?, wrapped_by: self.wrapped_by(), guards: Vec::new() })
     }
 
     /// Reads what was found under `key`.
@@ -350,7 +350,7 @@ impl KekRecord {
     /// # Errors
     /// As [`KekRecord::encode`].
     pub fn put(&self) -> Result<Put> {
-        Ok(Put { value: self.encode()?, wrapped_by: Vec::new(), guard: None })
+        Ok(Put { value: self.encode()?, wrapped_by: Vec::new(), guards: Vec::new() })
     }
 
     /// Reads what was found under `key`.
@@ -412,7 +412,7 @@ impl DenialRecord {
     /// # Errors
     /// As [`DenialRecord::encode`].
     pub fn put(&self) -> Result<Put> {
-        Ok(Put { value: self.encode()?, wrapped_by: Vec::new(), guard: None })
+        Ok(Put { value: self.encode()?, wrapped_by: Vec::new(), guards: Vec::new() })
     }
 
     /// Reads what was found under `key`.
@@ -455,7 +455,7 @@ impl WorkRecord {
     /// # Errors
     /// None but those of the codec.
     pub fn put(&self) -> Result<Put> {
-        Ok(Put { value: wire::encode_work(self)?, wrapped_by: Vec::new(), guard: None })
+        Ok(Put { value: wire::encode_work(self)?, wrapped_by: Vec::new(), guards: Vec::new() })
     }
 
     /// Reads what was found under [`Key::Work`].
@@ -493,7 +493,7 @@ impl StoreRecord {
     /// # Errors
     /// None but those of the codec.
     pub fn put(&self) -> Result<Put> {
-        Ok(Put { value: wire::encode_store(self)?, wrapped_by: Vec::new(), guard: None })
+        Ok(Put { value: wire::encode_store(self)?, wrapped_by: Vec::new(), guards: Vec::new() })
     }
 
     /// Reads what was found under [`Key::Store`].
@@ -503,6 +503,43 @@ impl StoreRecord {
     pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self> {
         let Record::Store(record) = wire::decode(key, bytes)? else { return other_kind(key) };
         same_name(key, Key::Store)?;
+        Ok(record)
+    }
+}
+
+/// What all engines of a store must agree on, whatever the settings and the wall clock of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommonRecord {
+    /// The store's date when this was written, in seconds since 1970. It begins with a wall clock's, or where there were records
+    /// before with the newest date of those, and from then on goes forward by what engines saw pass, and by nothing else.
+    pub date_unix: u64,
+    /// The boot of the machine on which it was written; zeros where that is not known.
+    pub boot: [u8; BOOT_BYTES],
+    /// When, in nanoseconds of CLOCK_BOOTTIME there.
+    pub boottime_ns: u64,
+    /// When, in seconds since 1970 by the wall clock there.
+    pub wall_unix: u64,
+    /// Longest [`aek_overlap`](crate::config::Settings::aek_overlap) of any engine that uses the store, in seconds. Never less than
+    /// with the default settings, and never less than it was.
+    pub aek_overlap_secs: u64,
+}
+
+impl CommonRecord {
+    /// Its bytes, to be stored under [`Key::Common`].
+    ///
+    /// # Errors
+    /// None but those of the codec.
+    pub fn put(&self) -> Result<Put> {
+        Ok(Put { value: wire::encode_common(self)?, wrapped_by: Vec::new(), guards: Vec::new() })
+    }
+
+    /// Reads what was found under [`Key::Common`].
+    ///
+    /// # Errors
+    /// [`Corrupt::Record`].
+    pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self> {
+        let Record::Common(record) = wire::decode(key, bytes)? else { return other_kind(key) };
+        same_name(key, Key::Common)?;
         Ok(record)
     }
 }

@@ -449,7 +449,7 @@ mod tests {
     async fn a_write_that_was_given_up_is_not_done_later() {
         let directory = tempfile::tempdir().unwrap();
         let store = store(&directory).await;
-        let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new(), guard: None };
+        let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new(), guards: Vec::new() };
         let (first, given_up) = (key("first"), key("given-up"));
         let mut write = pin!(store.create(&first, put.clone()));
         {
@@ -470,7 +470,7 @@ mod tests {
     async fn writes_that_are_polled_no_more_hold_up_no_others() {
         let directory = tempfile::tempdir().unwrap();
         let store = store(&directory).await;
-        let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new(), guard: None };
+        let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new(), guards: Vec::new() };
         let names: Vec<_> = (0..5).map(|n| key(&format!("frozen-{n}"))).collect();
         let mut frozen: Vec<_> = names.iter().map(|name| store.create(name, put.clone())).collect();
         frozen.iter_mut().for_each(|write| begin(write.as_mut()));
@@ -481,7 +481,7 @@ mod tests {
     fn a_store_needs_no_runtime_and_its_file_is_free_when_it_is_dropped() {
         let directory = tempfile::tempdir().unwrap();
         for n in 0..20 {
-            let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new(), guard: None };
+            let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new(), guards: Vec::new() };
             block_on(async {
                 let store = store(&directory).await;
                 store.create(&key(&n.to_string()), put).await.unwrap();

@@ -64,7 +64,7 @@ async fn an_aek_whose_rotation_took_long_to_be_written_is_not_usable_under_a_kek
         if disabled {
             rig.script.disable(&second.id);
         }
-        rig.pass(5 * MINUTE).await;
+        rig.pass(4 * MINUTE).await; // while the store has no other date
         seal(&account).unwrap();
         hand.let_go();
         settle().await;

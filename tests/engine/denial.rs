@@ -30,7 +30,7 @@ async fn write(rig: &Rig, since_unix: u64) {
 }
 
 async fn put(rig: &Rig, value: Vec<u8>) {
-    let (key, put) = (Key::Denial(key(rig)), Put { value, wrapped_by: Vec::new(), guard: None });
+    let (key, put) = (Key::Denial(key(rig)), Put { value, wrapped_by: Vec::new(), guards: Vec::new() });
     match rig.store.get(&key).await.unwrap() {
         Some(found) => rig.store.replace(&key, &found.version, put).await.unwrap(),
         None => rig.store.create(&key, put).await.unwrap(),

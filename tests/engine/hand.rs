@@ -24,6 +24,8 @@ pub(crate) struct HandStore {
     answers: Mutex<Option<Chosen>>,
     creates: Mutex<bool>,
     writes: Mutex<bool>,
+    account_writes: Mutex<bool>,
+    held: AtomicU64,
     deletes: Mutex<bool>,
     done_deletes: Mutex<bool>,
     lost_acks: Mutex<bool>,
@@ -71,6 +73,16 @@ impl HandStore {
         *self.writes.lock().unwrap() = true;
     }
 
+    /// Writes of accounts that are there hang until [`HandStore::let_go`], and happen then if somebody still waits for them.
+    pub(crate) fn hold_account_writes(&self) {
+        *self.account_writes.lock().unwrap() = true;
+    }
+
+    /// How many writes were held up.
+    pub(crate) fn held(&self) -> u64 {
+        self.held.load(Ordering::SeqCst)
+    }
+
     /// Deletes are under way until [`HandStore::let_go`], and happen then, whether or not somebody still waits for them.
     pub(crate) fn hold_deletes(&self) {
         *self.deletes.lock().unwrap() = true;
@@ -101,6 +113,7 @@ impl HandStore {
         *self.answers.lock().unwrap() = None;
         *self.creates.lock().unwrap() = false;
         *self.writes.lock().unwrap() = false;
+        *self.account_writes.lock().unwrap() = false;
         *self.deletes.lock().unwrap() = false;
         *self.done_deletes.lock().unwrap() = false;
         *self.lost_acks.lock().unwrap() = false;
@@ -137,8 +150,10 @@ impl KeyStore for HandStore {
     }
 
     async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion> {
-        let held = *self.writes.lock().unwrap();
+        let is_account = matches!(key, Key::Account(_));
+        let held = *self.writes.lock().unwrap() || is_account && *self.account_writes.lock().unwrap();
         if held {
+            self.held.fetch_add(1, Ordering::SeqCst);
             self.let_go.notified().await;
         }
         let done = self.inner.replace(key, expected, put).await;

@@ -267,7 +267,7 @@ async fn left_under_a_retired_version() -> Rig {
     rig.engine.rotate_kek(&rig.kek).await.unwrap();
     rig.restart();
     rig.meanwhile(rig.engine.retire_kek(&KekVersion::new(rig.kek.clone(), 1))).await.unwrap();
-    rig.store.create(&key, Put { value: made.value, wrapped_by, guard: None }).await.unwrap();
+    rig.store.create(&key, Put { value: made.value, wrapped_by, guards: Vec::new() }).await.unwrap();
     rig
 }
 

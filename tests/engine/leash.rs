@@ -310,7 +310,7 @@ async fn a_damaged_record_is_that_accounts_trouble_alone() {
     let mut record = rig.engine.account_record(&account_id("a")).await.unwrap();
     record.versions[0].wrapped.bytes[3] ^= 1;
     let version = rig.store.get(&key).await.unwrap().unwrap().version;
-    let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guard: None };
+    let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guards: Vec::new() };
     rig.store.replace(&key, &version, put).await.unwrap();
     for _ in 0..12 {
         rig.pass(MINUTE).await;

@@ -3,6 +3,7 @@
 
 mod admission;
 mod crowd;
+mod dates;
 mod delete;
 mod denial;
 mod fresh;
@@ -111,7 +112,7 @@ impl Rig {
         record.versions.iter_mut().filter(|one| one.aek_version == aek_version).for_each(|one| one.check[0] ^= 1);
         let key = Key::Account(record.account.clone());
         let version = self.store.get(&key).await.unwrap().unwrap().version;
-        let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guard: None };
+        let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guards: Vec::new() };
         self.store.replace(&key, &version, put).await.unwrap();
     }
 

@@ -36,7 +36,7 @@ async fn prepare(rig: &Rig, ids: &[&str]) -> (KekId, Vec<(Key, Put)>) {
         }
         puts.push((
             Key::Account(account),
-            Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guard: None },
+            Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guards: Vec::new() },
         ));
     }
     (id, puts)

@@ -111,7 +111,7 @@ async fn an_account_that_was_wrapped_while_its_kek_version_was_retired_is_moved_
     });
     settle().await; // it is in the token
     let now = rig.store.get(&Key::Kek(rig.kek.clone())).await.unwrap().unwrap();
-    let put = Put { value: retired.value, wrapped_by: Vec::new(), guard: None };
+    let put = Put { value: retired.value, wrapped_by: Vec::new(), guards: Vec::new() };
     rig.store.replace(&Key::Kek(rig.kek.clone()), &now.version, put).await.unwrap();
     let account = rig.meanwhile(creation).await.unwrap().unwrap();
     seal(&account).unwrap();
@@ -473,7 +473,7 @@ async fn an_index_that_lost_an_account_does_not_retire_the_kek_version_that_wrap
     rig.engine.rotate_kek(&rig.kek).await.unwrap();
     let key = Key::Account(account_id("a"));
     let found = rig.store.get(&key).await.unwrap().unwrap();
-    let unindexed = Put { value: found.value.clone(), wrapped_by: Vec::new(), guard: None };
+    let unindexed = Put { value: found.value.clone(), wrapped_by: Vec::new(), guards: Vec::new() };
     let seen = rig.store.replace(&key, &found.version, unindexed).await.unwrap();
     let error = rig.engine.retire_kek(&version(&rig, 1)).await.unwrap_err().to_string();
     assert!(error.contains("wraps AEKs of 1 account"), "{error}");
@@ -484,7 +484,7 @@ async fn an_index_that_lost_an_account_does_not_retire_the_kek_version_that_wrap
     // A record that cannot be read may be wrapped by anything.
     let mut damaged = found.value;
     damaged.truncate(20);
-    rig.store.replace(&key, &seen, Put { value: damaged, wrapped_by: Vec::new(), guard: None }).await.unwrap();
+    rig.store.replace(&key, &seen, Put { value: damaged, wrapped_by: Vec::new(), guards: Vec::new() }).await.unwrap();
     let error = rig.engine.retire_kek(&version(&rig, 1)).await.unwrap_err();
     assert!(matches!(error, Error::Corrupt(_)) && error.to_string().contains("account a"), "{error}");
     let kek = rig.engine.kek(&rig.kek).await.unwrap();

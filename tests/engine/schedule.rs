@@ -256,7 +256,7 @@ async fn what_fails_is_told_once_and_left_as_it_is_and_others_are_done() {
     }
     let key = Key::Account(account_id("a"));
     let found = rig.store.get(&key).await.unwrap().unwrap();
-    let put = Put { value: b"?".to_vec(), wrapped_by: Vec::new(), guard: None };
+    let put = Put { value: b"?".to_vec(), wrapped_by: Vec::new(), guards: Vec::new() };
     rig.store.replace(&key, &found.version, put).await.unwrap();
     let key = Key::Account(account_id("full"));
     let found = rig.store.get(&key).await.unwrap().unwrap();

@@ -351,7 +351,7 @@ async fn what_another_process_heard_of_the_first_token_keeps_this_one_from_the_s
         by_standby: false,
         witness: None,
     };
-    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new(), guard: None };
+    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new(), guards: Vec::new() };
     pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
     pair.rig.script.set_unreachable(true);
     pair.rig.pass(21 * SECOND).await;
@@ -377,7 +377,7 @@ async fn a_proof_by_the_standby_clears_no_denial_that_another_process_heard() {
         by_standby: false,
         witness: None,
     };
-    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new(), guard: None };
+    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new(), guards: Vec::new() };
     pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
     // A change of the lease by the standby, which has it look at the record.
     pair.standby.set_unreachable(true);

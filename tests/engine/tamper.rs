@@ -24,7 +24,7 @@ async fn record(rig: &Rig, id: &str) -> AccountRecord {
 async fn overwrite(rig: &Rig, record: &AccountRecord) {
     let key = Key::Account(record.account.clone());
     let version = rig.store.get(&key).await.unwrap().unwrap().version;
-    let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guard: None };
+    let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guards: Vec::new() };
     rig.store.replace(&key, &version, put).await.unwrap();
 }
 
@@ -222,7 +222,7 @@ async fn no_call_touches_a_record_of_a_newer_release() {
     let newer = async |key: &Key, wrapped_by: Vec<KekVersion>| {
         let found = rig.store.get(key).await.unwrap().unwrap();
         let value = [&[RECORD_FORMAT + 1], found.value.as_slice()].concat();
-        rig.store.replace(key, &found.version, Put { value, wrapped_by, guard: None }).await.unwrap();
+        rig.store.replace(key, &found.version, Put { value, wrapped_by, guards: Vec::new() }).await.unwrap();
         rig.store.get(key).await.unwrap().unwrap()
     };
     let told = |error: Error| assert!(matches!(error, Error::Corrupt(Corrupt::NewerRecord { .. })), "{error}");

@@ -293,7 +293,7 @@ async fn accounts_whose_token_is_not_configured_fail_by_schedule_once_for_all_of
     }
     let settings = Settings { scheduled_work: false, ..Settings::default() };
     two.rig.engine = build(&two.rig.token, &two.rig.store, &two.rig.clock, settings);
-    two.rig.clock.advance(3600 * SECOND);
+    two.rig.clock.advance(3602 * SECOND);
     let report = two.rig.meanwhile(two.rig.engine.run_schedule()).await.unwrap();
     let [(subject, Error::Misconfigured(_))] = &report.failures[..] else { panic!("{report:?}") };
     assert_eq!((subject.as_str(), report.failed, report.accounts), ("accounts under KEK other-kek", 3, 0));

@@ -97,9 +97,9 @@ impl Golden {
         let wrapped = token.wrap(&handle, &aek, &binding(&context)).await.unwrap();
         let check = check_value(&aek, &context);
         let record = account_v1(&id, version as u8, &kek, kek_id.as_bytes(), &wrapped.iv, &wrapped.bytes, &check);
-        let put = Put { value: record, wrapped_by: vec![KekVersion::new(kek.clone(), 1)], guard: None };
+        let put = Put { value: record, wrapped_by: vec![KekVersion::new(kek.clone(), 1)], guards: Vec::new() };
         store.create(&Key::Account(id.clone()), put).await.unwrap();
-        let put = Put { value: kek_v1(&kek, kek_id.as_bytes()), wrapped_by: Vec::new(), guard: None };
+        let put = Put { value: kek_v1(&kek, kek_id.as_bytes()), wrapped_by: Vec::new(), guards: Vec::new() };
         store.create(&Key::Kek(kek.clone()), put).await.unwrap();
         Self { token, store, id, kek }
     }

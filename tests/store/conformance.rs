@@ -68,7 +68,7 @@ async fn what_rests_on_a_record_is_written_only_while_that_is_as_it_was_read() {
     for store in stores {
         let kek = Key::Kek(KekName::new("k").unwrap());
         let resting =
-            |value: u8, on: &StoreVersion| Put { guard: Some((kek.clone(), on.clone())), ..put([value], &[]) };
+            |value: u8, on: &StoreVersion| Put { guards: vec![(kek.clone(), on.clone())], ..put([value], &[]) };
         let is = async |value: Option<u8>| {
             let found = store.get(&account("a")).await.unwrap().map(|found| found.value);
             assert_eq!(found, value.map(|value| vec![value]));

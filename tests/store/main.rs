@@ -24,7 +24,7 @@ fn kek(name: &str, version: u32) -> KekVersion {
 }
 
 fn put(value: impl Into<Vec<u8>>, wrapped_by: &[KekVersion]) -> Put {
-    Put { value: value.into(), wrapped_by: wrapped_by.to_vec(), guard: None }
+    Put { value: value.into(), wrapped_by: wrapped_by.to_vec(), guards: Vec::new() }
 }
 
 /// One of each implementation, empty. The directory goes when the guard goes.

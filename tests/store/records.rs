@@ -10,9 +10,9 @@ use keyleash::{
         self, Key, KeyStore, VALUE_BYTES_MAX,
         memory::MemoryStore,
         record::{
-            AEK_VERSIONS_MAX, AccountRecord, AekPolicy, Deletion, DenialRecord, KEK_VERSIONS_MAX, KekPolicy, KekRecord,
-            KekVersionRecord, REASON_BYTES_MAX, RetiredAek, StoreRecord, Usage, Witness, WorkRecord, WrappedAek,
-            binding, check_matches, check_value, context,
+            AEK_VERSIONS_MAX, AccountRecord, AekPolicy, CommonRecord, Deletion, DenialRecord, KEK_VERSIONS_MAX,
+            KekPolicy, KekRecord, KekVersionRecord, REASON_BYTES_MAX, RetiredAek, StoreRecord, Usage, Witness,
+            WorkRecord, WrappedAek, binding, check_matches, check_value, context,
         },
     },
     token::{KekId, Profile, Wrapped},
@@ -27,6 +27,7 @@ const KEK_1: &str = include_str!("../compat/records/kek-v1.hex");
 const KEK: &str = include_str!("../compat/records/kek-v2.hex");
 const DENIAL: &str = include_str!("../compat/records/denial-v1.hex");
 const STORE: &str = include_str!("../compat/records/store-v2.hex");
+const COMMON: &str = include_str!("../compat/records/common-v2.hex");
 const STANDBY_DENIAL: &str = include_str!("../compat/records/denial-v2.hex");
 const WITNESSED_DENIAL: &str = include_str!("../compat/records/denial-v3.hex");
 const WORK: &str = include_str!("../compat/records/work-v1.hex");
@@ -134,6 +135,15 @@ fn the_bytes_never_change() {
     assert_eq!(hex::encode(s.put().unwrap().value), hex::encode(golden(STORE)));
     assert_eq!(StoreRecord::decode(&Key::Store, &golden(STORE)).unwrap(), s);
     assert_eq!(s.to_string(), "0011223344556677");
+    let c = CommonRecord {
+        date_unix: 1_700_000_000,
+        boot: bytes(0..16).try_into().unwrap(),
+        boottime_ns: 1 << 40,
+        wall_unix: 250,
+        aek_overlap_secs: 3600,
+    };
+    assert_eq!(hex::encode(c.put().unwrap().value), hex::encode(golden(COMMON)));
+    assert_eq!(CommonRecord::decode(&Key::Common, &golden(COMMON)).unwrap(), c);
 }
 
 #[test]
@@ -373,14 +383,17 @@ async fn typed_loading_gives_the_record_and_its_version_or_names_the_damage() {
     assert_eq!(store::load_account(&store, &a.account).await.unwrap(), Some((a.clone(), version.clone())));
     assert_eq!(store::load_kek(&store, &k.name).await.unwrap().unwrap().0, k);
     assert_eq!(store::load_denial(&store, &d.kek).await.unwrap().unwrap().0, d);
-    store.replace(&a.key(), &version, store::Put { value: vec![9], wrapped_by: vec![], guard: None }).await.unwrap();
+    store
+        .replace(&a.key(), &version, store::Put { value: vec![9], wrapped_by: vec![], guards: Vec::new() })
+        .await
+        .unwrap();
     let error = store::load_account(&store, &a.account).await.unwrap_err().to_string();
     assert!(error.contains("account alice") && error.contains("format version 9"), "{error}");
 }
 
 #[test]
 fn keys_have_one_byte_form_and_everything_else_is_refused() {
-    for key in [account().key(), kek_record().key(), denial().key(), Key::Work, Key::Store] {
+    for key in [account().key(), kek_record().key(), denial().key(), Key::Work, Key::Store, Key::Common] {
         assert_eq!(Key::from_bytes(&key.to_bytes()).unwrap(), key);
     }
     for bad in [

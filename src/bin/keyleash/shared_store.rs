@@ -127,7 +127,7 @@ mod tests {
         let path = directory.path().join("keyleash.redb");
         let one = SharedStore::open(path.clone(), true).await.unwrap();
         let other = SharedStore::open(path.clone(), false).await.unwrap();
-        let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new(), guard: None };
+        let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new(), guards: Vec::new() };
         for (number, store) in [&one, &other, &one].into_iter().enumerate() {
             store.create(&Key::Kek(KekName::new(format!("k{number}")).unwrap()), put.clone()).await.unwrap();
         }

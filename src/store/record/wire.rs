@@ -5,11 +5,12 @@
 //! in the one before. A new kind of record is a new variant of the mirror type and leaves the version alone.
 
 use super::{
-    AccountRecord, AekPolicy, CHECK_BYTES, Deletion, DenialRecord, HOLDER_BYTES, KekPolicy, KekRecord,
+    AccountRecord, AekPolicy, CHECK_BYTES, CommonRecord, Deletion, DenialRecord, HOLDER_BYTES, KekPolicy, KekRecord,
     KekVersionRecord, REASON_BYTES_MAX, RetiredAek, STORE_ID_BYTES, StoreRecord, Usage, WITNESS_BYTES, Witness,
     WorkRecord, WrappedAek, corrupt, refuse,
 };
 use crate::{
+    clock::BOOT_BYTES,
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion, TokenName},
     store::{Key, VALUE_BYTES_MAX},
@@ -18,7 +19,7 @@ use crate::{
 use bincode::{Decode, Encode, config};
 
 /// Newest format version of records: accounts that remember retired AEK versions and denials with a witness are written in it; other
-/// accounts, KEKs, other denials by a standby and ids of stores in 2, all others in 1. Every one from 1 on is read.
+/// accounts, KEKs, other denials by a standby and ids and dates of stores in 2, all others in 1. Every one from 1 on is read.
 pub const RECORD_FORMAT: u8 = 3;
 
 /// What decoding may claim. bincode counts sizes in memory, which are larger than the varints that were written, so
@@ -32,6 +33,7 @@ pub(super) enum Record {
     Denial(DenialRecord),
     Work(WorkRecord),
     Store(StoreRecord),
+    Common(CommonRecord),
 }
 
 pub(super) fn encode_account(record: &AccountRecord) -> Result<Vec<u8>> {
@@ -66,6 +68,11 @@ pub(super) fn encode_work(record: &WorkRecord) -> Result<Vec<u8>> {
 
 pub(super) fn encode_store(record: &StoreRecord) -> Result<Vec<u8>> {
     encode(&Key::Store, &Wire2::Store(StoreWire { id: record.id }))
+}
+
+pub(super) fn encode_common(record: &CommonRecord) -> Result<Vec<u8>> {
+    let CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs } = *record;
+    encode(&Key::Common, &Wire2::Common(CommonWire { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs }))
 }
 
 /// Reads what was found under `key`, in any format version.
@@ -142,13 +149,14 @@ enum Wire1 {
     Work(WorkWire),
 }
 
-/// Format version 2: accounts and KEKs that are rotated, deleted and moved, denials by a standby, and ids of stores.
+/// Format version 2: accounts and KEKs that are rotated, deleted and moved, denials by a standby, ids and dates of stores.
 #[derive(Encode, Decode)]
 enum Wire2 {
     Account(AccountWire),
     Kek(KekWire),
     StandbyDenial(DenialWire),
     Store(StoreWire),
+    Common(CommonWire),
 }
 
 /// Format version 3: accounts that remember retired AEK versions, and denials that name a witness.
@@ -234,6 +242,15 @@ struct WorkWire {
 #[derive(Encode, Decode)]
 struct StoreWire {
     id: [u8; STORE_ID_BYTES],
+}
+
+#[derive(Encode, Decode)]
+struct CommonWire {
+    date_unix: u64,
+    boot: [u8; BOOT_BYTES],
+    boottime_ns: u64,
+    wall_unix: u64,
+    aek_overlap_secs: u64,
 }
 
 #[derive(Encode, Decode)]
@@ -358,6 +375,9 @@ impl TryFrom<Wire2> for Record {
             }
             Wire2::StandbyDenial(wire) => Self::Denial(denial_of(wire, true, None)?),
             Wire2::Store(StoreWire { id }) => Self::Store(StoreRecord { id }),
+            Wire2::Common(CommonWire { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs }) => {
+                Self::Common(CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs })
+            }
         })
     }
 }

@@ -73,14 +73,14 @@ impl<'t> Tables<'t> {
                 if self.records.get(key.to_bytes().as_slice())?.is_some() {
                     return Ok(Err(exists(key)));
                 }
-                match self.check_guard(put)? {
+                match self.check_guards(put)? {
                     Ok(()) => self.insert(key, put).map(Ok),
                     Err(error) => Ok(Err(error)),
                 }
             }
             Write::Replace { key, expected, put } => {
-                // The guard first: the removal is done.
-                let replaced = match self.check_guard(put)? {
+                // The guards first: the removal is done.
+                let replaced = match self.check_guards(put)? {
                     Ok(()) => self.remove(key, expected)?,
                     refused => refused,
                 };
@@ -93,8 +93,16 @@ impl<'t> Tables<'t> {
         }
     }
 
-    fn check_guard(&self, put: &Put) -> Result<Result<()>, RedbError> {
-        let Some((key, expected)) = &put.guard else { return Ok(Ok(())) };
+    fn check_guards(&self, put: &Put) -> Result<Result<()>, RedbError> {
+        for (key, expected) in &put.guards {
+            if let Err(refused) = self.check_guard(key, expected)? {
+                return Ok(Err(refused));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn check_guard(&self, key: &Key, expected: &StoreVersion) -> Result<Result<()>, RedbError> {
         Ok(match self.records.get(key.to_bytes().as_slice())? {
             None => Err(conflict(key)),
             Some(value) => Envelope::decode(key, value.value()).and_then(|found| match version_of(found.revision) {

@@ -1,0 +1,280 @@
+//! What all engines of a store must agree on: its date, by which its records are dated and compared, and for how long any of them
+//! may not know of a new AEK version.
+//!
+//! Wall clocks are behind, ahead, or begin in 1970, that of whoever writes a date as well as that of whoever compares one. So
+//! nothing that is stored is compared with one. The store's date goes forward by what engines saw pass by CLOCK_BOOTTIME: who
+//! writes it adds no more than passed since it first saw it as it was. While nobody looks it stands still: what should pass takes
+//! longer then, and never less.
+//!
+//! No two engines see it at one instant, so between two writes each knows two dates. The *earliest* counts from when it saw the
+//! record at the latest; the *latest* from before the record can have been written. What is written down is the latest, and what
+//! is compared with that the earliest, of a record that was read after what is compared. With every write of the date its
+//! distance from real time stays or grows, so the difference is never more than what passed.
+//!
+//! Processes of one boot of one machine share CLOCK_BOOTTIME, which lets commands see time pass that run for a moment only. That a
+//! machine was not copied, or put back, together with its memory (copies have the same boot) its wall clock has to confirm: what
+//! passed by one of the two alone is not believed.
+
+use super::Keyring;
+use crate::{
+    clock::{BOOT_BYTES, Clock, Instant},
+    config::{DATE_EVERY, Settings},
+    error::{Error, Result},
+    store::{CONFLICTS_MAX, Key, Put, StoreVersion, again_and_again, load_common, newest_date, record::CommonRecord},
+};
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+/// The date is looked at so often by every engine, and written when it is as old as [`DATE_EVERY`].
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// By so much a wall clock may run otherwise than CLOCK_BOOTTIME between two looks, and confirm it.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(60);
+
+/// What one engine knows of it.
+#[derive(Debug, Default)]
+pub(crate) struct Common {
+    known: Mutex<Known>,
+    /// The store knows how long this engine may not know of a new AEK version.
+    is_agreed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    sight: Option<Sight>,
+    latest: Option<Line>,
+}
+
+/// The record as it was seen last.
+#[derive(Debug, Clone)]
+struct Sight {
+    record: CommonRecord,
+    version: StoreVersion,
+    earliest: Line,
+}
+
+/// A date that goes forward with CLOCK_BOOTTIME.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    date_unix: u64,
+    from: Instant,
+}
+
+impl Line {
+    fn earliest(self, now: Instant) -> u64 {
+        self.date_unix.saturating_add(now.since(self.from).as_secs())
+    }
+
+    fn latest(self, now: Instant) -> u64 {
+        let passed = now.since(self.from);
+        self.date_unix.saturating_add(passed.as_secs()).saturating_add(u64::from(passed.subsec_nanos() > 0))
+    }
+}
+
+/// A date to be written down, good for a write that rests on it.
+#[derive(Debug, Clone)]
+pub(crate) struct Stamp {
+    pub(crate) unix: u64,
+    version: StoreVersion,
+}
+
+impl Stamp {
+    /// The write that holds the date: not to be done once the store's date was written again, so that a write that is held up does
+    /// not come with a date that is long over.
+    pub(crate) fn guard(&self, put: Put) -> Put {
+        put.resting_on(Key::Common, self.version.clone())
+    }
+}
+
+/// What has to be known to say that something is over for every engine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Agreed {
+    pub(crate) date_unix: u64,
+    pub(crate) aek_overlap: Duration,
+}
+
+impl Common {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Nothing panics while it is held.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the record is now.
+    fn saw(&self, record: CommonRecord, version: StoreVersion, clock: &Clock) -> Sight {
+        let now = clock.now();
+        let mut known = self.known();
+        if let Some(sight) = known.sight.as_ref().filter(|sight| sight.version == version) {
+            return sight.clone();
+        }
+        let date_unix = record.date_unix;
+        let passed = passed_here(&record, clock, now);
+        let earliest = Line { date_unix, from: passed.map_or(now, |(least, _)| now.minus(least)) };
+        if let (None, Some((_, most))) = (known.latest, passed) {
+            known.latest = Some(Line { date_unix, from: now.minus(most) });
+        }
+        let sight = Sight { record, version, earliest };
+        known.sight = Some(sight.clone());
+        sight
+    }
+
+    /// Notes what this engine wrote, having begun at `record.boottime_ns`.
+    fn wrote(&self, record: CommonRecord, version: StoreVersion) -> Sight {
+        let line = Line { date_unix: record.date_unix, from: Instant::from_nanos(record.boottime_ns) };
+        let sight = Sight { record, version, earliest: line };
+        *self.known() = Known { sight: Some(sight.clone()), latest: Some(line) };
+        sight
+    }
+}
+
+/// What passed since the record was written, at least and at most, where that was in this boot of this machine.
+fn passed_here(record: &CommonRecord, clock: &Clock, now: Instant) -> Option<(Duration, Duration)> {
+    if clock.boot().is_none_or(|boot| boot != record.boot) {
+        return None;
+    }
+    let by_boottime = Duration::from_nanos(now.as_nanos().checked_sub(record.boottime_ns)?);
+    let by_wall = Duration::from_secs(clock.wall_unix().checked_sub(record.wall_unix)?);
+    let confirmed = by_boottime.abs_diff(by_wall) <= CLOCKS_APART_MAX;
+    // A wall clock shows whole seconds.
+    confirmed.then(|| (by_boottime.min(by_wall), by_boottime.max(by_wall + Duration::from_secs(1))))
+}
+
+/// The record as it is to be written now, dated `date_unix`.
+fn written(date_unix: u64, aek_overlap_secs: u64, clock: &Clock) -> CommonRecord {
+    let boot: [u8; BOOT_BYTES] = clock.boot().unwrap_or_default();
+    let (boottime_ns, wall_unix) = (clock.now().as_nanos(), clock.wall_unix());
+    CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs }
+}
+
+impl Keyring {
+    /// The store's date, to be written down in a record.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Corrupt`] when the store's date cannot be read; [`Error::Conflict`].
+    pub(crate) async fn stamp(&self) -> Result<u64> {
+        let latest = self.common.known().latest;
+        match latest {
+            Some(latest) => Ok(latest.latest(self.clock.now())),
+            None => Ok(self.stamp_for_write().await?.unix),
+        }
+    }
+
+    /// As [`Keyring::stamp`], for a write whose age is counted by what others may not know: it rests on the date.
+    ///
+    /// # Errors
+    /// As [`Keyring::stamp`].
+    pub(crate) async fn stamp_for_write(&self) -> Result<Stamp> {
+        for _ in 0..CONFLICTS_MAX {
+            let sight = self.look().await?;
+            let latest = self.common.known().latest;
+            if let Some(latest) = latest {
+                return Ok(Stamp { unix: latest.latest(self.clock.now()), version: sight.version });
+            }
+            // Written by another boot, who knows when: by one's own write that is known.
+            let _ = self.write_common(&sight, 0).await?;
+        }
+        Err(again_and_again("the", Key::Common))
+    }
+
+    /// The store's date, for what costs nothing when it is done at another time: its earliest, by what was read last.
+    ///
+    /// # Errors
+    /// As [`Keyring::stamp`].
+    pub(crate) async fn date(&self) -> Result<u64> {
+        let seen = self.common.known().sight.as_ref().map(|sight| sight.earliest);
+        let line = match seen {
+            Some(line) => line,
+            None => self.look().await?.earliest,
+        };
+        Ok(line.earliest(self.clock.now()))
+    }
+
+    /// What says that something is over for every engine. To be asked for after the record was read that it is about.
+    ///
+    /// # Errors
+    /// As [`Keyring::stamp`].
+    pub(crate) async fn agreed(&self) -> Result<Agreed> {
+        let sight = self.kept().await?;
+        Ok(Agreed {
+            date_unix: sight.earliest.earliest(self.clock.now()),
+            aek_overlap: self.settings.aek_overlap().max(Duration::from_secs(sight.record.aek_overlap_secs)),
+        })
+    }
+
+    /// Sees to it, before a key is used, that whoever retires an AEK version waits for this engine.
+    ///
+    /// # Errors
+    /// As [`Keyring::stamp`].
+    pub(crate) async fn agree(&self) -> Result<()> {
+        let is_agreed = &self.common.is_agreed;
+        // What the default settings need is waited for by everybody, whatever the store says.
+        if is_agreed.load(Ordering::SeqCst) || self.settings.aek_overlap() <= Settings::default().aek_overlap() {
+            return Ok(());
+        }
+        let own = self.settings.aek_overlap().as_secs_f64().ceil() as u64;
+        for _ in 0..CONFLICTS_MAX {
+            let sight = self.look().await?;
+            if sight.record.aek_overlap_secs >= own || self.write_common(&sight, own).await?.is_some() {
+                is_agreed.store(true, Ordering::SeqCst);
+                return Ok(());
+            }
+        }
+        Err(again_and_again("the", Key::Common))
+    }
+
+    /// Writes the date down when it was written long ago, so that what this engine saw pass outlives it.
+    ///
+    /// # Errors
+    /// As [`Keyring::stamp`].
+    pub(crate) async fn keep_common(&self) -> Result<()> {
+        self.kept().await.map(drop)
+    }
+
+    async fn kept(&self) -> Result<Sight> {
+        let sight = self.look().await?;
+        let date_unix = sight.earliest.earliest(self.clock.now());
+        if date_unix.saturating_sub(sight.record.date_unix) < DATE_EVERY.as_secs() {
+            return Ok(sight);
+        }
+        let written = self.write_common(&sight, 0).await?;
+        // Somebody else was faster: what that wrote is not known here yet, and what was read counts.
+        Ok(written.unwrap_or(sight))
+    }
+
+    /// Reads the record; makes it where there is none yet.
+    async fn look(&self) -> Result<Sight> {
+        for _ in 0..CONFLICTS_MAX {
+            if let Some((record, version)) = load_common(&*self.store).await? {
+                return Ok(self.common.saw(record, version, &self.clock));
+            }
+            // No wall clock says what passed since the newest record.
+            let date_unix = newest_date(&*self.store).await?.unwrap_or_else(|| self.clock.wall_unix());
+            let overlap = Settings::default().aek_overlap().max(self.settings.aek_overlap());
+            let first = written(date_unix, overlap.as_secs_f64().ceil() as u64, &self.clock);
+            match self.store.create(&Key::Common, first.put()?).await {
+                Ok(version) => return Ok(self.common.wrote(first, version)),
+                Err(Error::Exists(_)) => {} // another one was faster
+                Err(error) => return Err(error),
+            }
+        }
+        Err(again_and_again("the", Key::Common))
+    }
+
+    /// Writes the record over what was seen of it: the date that it is by now at least, and at least that overlap. `None` when
+    /// somebody else was faster.
+    async fn write_common(&self, sight: &Sight, aek_overlap_secs: u64) -> Result<Option<Sight>> {
+        let date_unix = sight.earliest.earliest(self.clock.now());
+        let next = written(date_unix, sight.record.aek_overlap_secs.max(aek_overlap_secs), &self.clock);
+        match self.store.replace(&Key::Common, &sight.version, next.put()?).await {
+            Ok(version) => Ok(Some(self.common.wrote(next, version))),
+            Err(Error::Conflict(_) | Error::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
