@@ -15,6 +15,7 @@ use crate::{
     keyring::{Keyring, Owner, made_anew},
     name::AccountId,
     slot::{AekSlot, Selection},
+    store::record::Usage,
 };
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::task::coop;
@@ -422,6 +423,19 @@ impl Account {
 
     fn keyring(&self) -> &Arc<Keyring> {
         &self.owner.0
+    }
+
+    /// Writes down in the account's record that so many blocks, of so many plaintext bytes, are sealed under its current AEK version,
+    /// ahead of their being sealed by this engine, which then does not count them again. For a process that may be killed at any
+    /// moment and ends soon: whatever it had sealed by then is counted. [`Engine::write_usage`](crate::Engine::write_usage) takes off
+    /// again what was not sealed.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::Conflict`], [`Error::Corrupt`]: nothing is counted ahead, and sealing counts as ever.
+    pub async fn count_ahead(&self, blocks: u64, bytes: u64) -> Result<()> {
+        let (keyring, slot) = (self.keyring().clone(), self.keys.current().clone());
+        let used = Usage { blocks, bytes };
+        self.keyring().home.call(async move { keyring.count_ahead(&slot, used).await }).await
     }
 
     /// Brings the key into memory, so that new blocks can be sealed: at once when it is there, else after one unwrap.

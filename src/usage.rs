@@ -80,9 +80,10 @@ impl Ledger {
         Arc::new(Self { limits, left: Mutex::default() })
     }
 
-    /// What meters that are gone had counted and not written down.
-    pub(crate) fn take_left(&self) -> Vec<(Counted, Usage)> {
-        std::mem::take(&mut *self.left()).into_iter().collect()
+    /// What meters that are gone had counted and not written down. Each is back where it was when it is dropped.
+    pub(crate) fn take_left(self: &Arc<Self>) -> Vec<Left> {
+        let left = std::mem::take(&mut *self.left());
+        left.into_iter().map(|(aek, used)| Left { ledger: self.clone(), aek, used }).collect()
     }
 
     /// Keeps a count that nobody else will write down.
@@ -96,6 +97,28 @@ impl Ledger {
 
     fn left(&self) -> MutexGuard<'_, HashMap<Counted, Usage>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A count of a meter that is gone, on its way to the store; goes back when it does not arrive, or nobody waits for it any more.
+#[derive(Debug)]
+pub(crate) struct Left {
+    ledger: Arc<Ledger>,
+    pub(crate) aek: Counted,
+    pub(crate) used: Usage,
+}
+
+impl Left {
+    pub(crate) fn arrived(mut self) {
+        self.used = Usage::default();
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        if self.used != Usage::default() {
+            self.ledger.leave(self.aek.clone(), self.used);
+        }
     }
 }
 
@@ -123,7 +146,7 @@ struct Books {
 /// As with nothing counted and no policy.
 #[derive(Debug, Clone, Copy, Default)]
 struct Notes {
-    /// Of what was counted here: written down, or on the way there.
+    /// Of what was counted here: written down, or on the way there. More than was counted, where that was written down ahead.
     taken: Usage,
     policy: AekPolicy,
     /// Since when something waits to be written down.
@@ -286,9 +309,9 @@ impl Meter {
     #[inline(never)]
     fn refusal(&self) -> Error {
         let books = self.books();
-        let unwritten = minus(self.counted(), books.notes().taken);
+        let (used, unwritten) = (self.used(&books), minus(self.counted(), books.notes().taken));
         let Self { aek: Counted { account, aek_version, .. }, ledger, .. } = self;
-        if ledger.limits.reached(plus(books.seen, unwritten)) {
+        if ledger.limits.reached(used) {
             let Limits { blocks, bytes } = ledger.limits;
             return Error::Invalid(format!(
                 "AEK version {aek_version} of account {account} has sealed as much as one may, {blocks} blocks or {bytes} bytes: \
@@ -326,10 +349,17 @@ impl Meter {
         }
     }
 
+    /// What was sealed, all engines together, as far as it is known here.
+    fn used(&self, books: &Books) -> Usage {
+        let (counted, taken) = (self.counted(), books.notes().taken);
+        let ahead = minus(taken, counted);
+        plus(minus(books.seen, ahead), minus(counted, taken))
+    }
+
     /// Blocks that may be sealed until a limit of the suite.
     fn room(&self, books: &Books) -> u64 {
         let Limits { blocks, .. } = self.ledger.limits;
-        let used = plus(books.seen, minus(self.counted(), books.notes().taken));
+        let used = self.used(books);
         if self.ledger.limits.reached(used) { 0 } else { blocks - used.blocks }
     }
 
@@ -358,12 +388,33 @@ impl Meter {
     /// What is to be written down; [`Meter::wrote`] or [`Meter::give_back`] follows. Nobody else gets the same.
     pub(crate) fn take(&self) -> Usage {
         let mut books = self.books();
-        let counted = self.counted();
-        let unwritten = minus(counted, books.notes().taken);
+        let unwritten = minus(self.counted(), books.notes().taken);
         if unwritten != Usage::default() {
-            books.notes_mut().taken = counted;
+            let notes = books.notes_mut();
+            notes.taken = plus(notes.taken, unwritten);
         }
         unwritten
+    }
+
+    /// So much is in the record, which says `seen` now, ahead of its being sealed.
+    pub(crate) fn wrote_ahead(&self, used: Usage, seen: Usage, policy: AekPolicy) {
+        let mut books = self.books();
+        let notes = books.notes_mut();
+        notes.taken = plus(notes.taken, used);
+        drop(books);
+        self.wrote(seen, policy);
+    }
+
+    /// What was written down ahead and was not sealed: it is nobody's any more, and may be taken off the record, once.
+    pub(crate) fn take_ahead(&self) -> Usage {
+        let mut books = self.books();
+        let counted = self.counted();
+        let ahead = minus(books.notes().taken, counted);
+        if ahead != Usage::default() {
+            let notes = books.notes_mut();
+            notes.taken = minus(notes.taken, ahead);
+        }
+        ahead
     }
 
     /// What was taken is in the record, which says `seen` now.
@@ -402,7 +453,8 @@ pub(crate) fn plus(one: Usage, other: Usage) -> Usage {
     Usage { blocks: one.blocks.saturating_add(other.blocks), bytes: one.bytes.saturating_add(other.bytes) }
 }
 
-fn minus(from: Usage, what: Usage) -> Usage {
+/// What is left of one count without the other.
+pub(crate) fn minus(from: Usage, what: Usage) -> Usage {
     Usage { blocks: from.blocks.saturating_sub(what.blocks), bytes: from.bytes.saturating_sub(what.bytes) }
 }
 
@@ -483,6 +535,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_counted_ahead_is_sealed_up_to_the_limit_and_never_counted_again() {
+        let (_, meter) = meter(Limits { blocks: 100, bytes: 1000 }, used(90, 0), NONE);
+        meter.wrote_ahead(used(10, 100), used(100, 100), NONE);
+        assert_eq!(fill(&meter, 1), 10, "the limit leaves room for what was counted for it");
+        assert_eq!((meter.take(), meter.take_ahead()), (used(0, 0), used(0, 90)));
+        let (_, meter) = super::tests::meter(Limits::SUITE, used(0, 0), NONE);
+        meter.wrote_ahead(used(4, 400), used(4, 400), NONE);
+        (0..6).for_each(|_| meter.count(0, 100, || at(1)).unwrap());
+        assert_eq!((meter.take(), meter.take()), (used(2, 200), used(0, 0)));
+        meter.wrote_ahead(used(4, 400), used(10, 1000), NONE);
+        meter.count(0, 100, || at(1)).unwrap();
+        assert_eq!((meter.take(), meter.take_ahead(), meter.take_ahead()), (used(0, 0), used(3, 300), used(0, 0)));
+    }
+
+    #[test]
     fn counts_are_due_by_number_by_policy_and_after_an_hour() {
         let (_, meter) = meter(Limits::SUITE, used(0, 0), NONE);
         assert!(!meter.is_due(at(0)));
@@ -555,7 +622,11 @@ mod tests {
         let (ledger, meter) = meter(Limits::SUITE, used(5, 5), NONE);
         meter.count(0, 9, || at(1)).unwrap();
         drop(meter);
-        assert_eq!(ledger.take_left(), [(aek(), used(1, 9))]);
+        let on_its_way = ledger.take_left();
+        assert!(on_its_way.len() == 1 && ledger.take_left().is_empty());
+        assert_eq!((on_its_way[0].aek.clone(), on_its_way[0].used), (aek(), used(1, 9)));
+        drop(on_its_way);
+        ledger.take_left().into_iter().for_each(Left::arrived);
         assert!(ledger.take_left().is_empty());
     }
 }

@@ -10,7 +10,7 @@ use crate::{
         self, CONFLICTS_MAX, again_and_again,
         record::{AccountRecord, AekPolicy, Usage, WrappedAek},
     },
-    usage::{Counted, Meter, plus},
+    usage::{Counted, Meter, minus, plus},
 };
 use std::{
     collections::BTreeSet,
@@ -54,13 +54,33 @@ impl Keyring {
         Meter::new(&self.ledger, aek, used, record.policy)
     }
 
-    /// What every meter counted, those that are in use and those that are gone.
+    /// What every meter counted, those that are in use and those that are gone; what was counted ahead and not sealed is taken off.
     pub(crate) async fn write_all_usage(self: &Arc<Self>) -> Result<()> {
-        self.write_usage(self.leashes().into_iter().flat_map(|leash| leash.living_members()).collect()).await
+        let slots: Vec<_> = self.leashes().into_iter().flat_map(|leash| leash.living_members()).collect();
+        self.write_usage(slots.clone()).await?;
+        for slot in slots {
+            let ahead = slot.meter().take_ahead();
+            if ahead != Usage::default() {
+                // Once: taken off twice it would be too little. Where it is not done, too much is counted.
+                self.change_usage(&slot.meter().aek, |used| minus(used, ahead)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down, ahead, that so much is sealed under an AEK version.
+    pub(crate) async fn count_ahead(&self, slot: &AekSlot, used: Usage) -> Result<()> {
+        let meter = slot.meter();
+        let counted = self.change_usage(&meter.aek, |before| plus(before, used)).await?;
+        if let Some((seen, policy)) = counted {
+            meter.wrote_ahead(used, seen, policy);
+        }
+        Ok(())
     }
 
     /// Writes down what the meters of these slots counted, and those that are gone. Each that fails keeps its count; the first error is
-    /// told.
+    /// told. None waits for longer than a `call_timeout` for its account, so that one that hangs holds up no others; what was written
+    /// all the same is counted twice then.
     pub(crate) async fn write_usage(self: &Arc<Self>, slots: Vec<Arc<AekSlot>>) -> Result<()> {
         let (mut flights, mut outcome) = (JoinSet::new(), Ok(()));
         for slot in slots {
@@ -70,13 +90,15 @@ impl Keyring {
             let keyring = self.clone();
             flights.spawn(async move { keyring.write_meter(slot.meter()).await });
         }
-        for (aek, used) in self.ledger.take_left() {
+        for left in self.ledger.take_left() {
             if flights.len() >= WRITES_IN_FLIGHT_MAX {
                 land(&mut flights, &mut outcome).await;
             }
             let keyring = self.clone();
             flights.spawn(async move {
-                keyring.add_usage(&aek, used).await.map(drop).inspect_err(|_| keyring.ledger.leave(aek, used))
+                keyring.add_usage(&left.aek, left.used).await?;
+                left.arrived();
+                Ok(())
             });
         }
         while !flights.is_empty() {
@@ -99,6 +121,14 @@ impl Keyring {
 
     /// Adds to what an AEK version's record says, and gives the sum; `None` when the account has that AEK no more.
     async fn add_usage(&self, aek: &Counted, used: Usage) -> Result<Option<(Usage, AekPolicy)>> {
+        let give_up = self.clock.now().plus(self.settings.call_timeout);
+        let added = self.clock.until(give_up, self.change_usage(aek, |before| plus(before, used))).await;
+        added.unwrap_or_else(|| {
+            Err(Error::Store(format!("no answer in time, for what account {} sealed: it is tried again", aek.account)))
+        })
+    }
+
+    async fn change_usage(&self, aek: &Counted, change: impl Fn(Usage) -> Usage) -> Result<Option<(Usage, AekPolicy)>> {
         let Counted { account, aek_version, created_unix } = aek;
         for _ in 0..CONFLICTS_MAX {
             let Some((mut record, seen)) = store::load_account(&*self.store, account).await? else { return Ok(None) };
@@ -106,7 +136,7 @@ impl Keyring {
                 version.aek_version == *aek_version && version.created_unix == *created_unix
             };
             let Some(version) = record.versions.iter_mut().find(is_it) else { return Ok(None) };
-            version.used = plus(version.used, used);
+            version.used = change(version.used);
             let sum = (version.used, record.policy);
             match self.store.replace(&record.key(), &seen, record.put()?).await {
                 Ok(_) => {

@@ -79,5 +79,13 @@
 //! - **Sealed blocks and bytes are counted after the fact, not reserved ahead.** A reservation would cost a write of the store for
 //!   every account that is opened, and make a policy of few blocks come early by what others have reserved. What a crash may
 //!   lose is bounded on the data path instead, and the limit of the suite leaves a factor of two for it.
-//! - **Whoever waits for the scheduled work goes by how long its record did not change, by CLOCK_BOOTTIME**, and by the wall clock
-//!   only beside that: a holder whose wall clock is wrong is replaced all the same.
+//!   The command line does reserve: it ends soon, and a signal would take all of its counts.
+//! - **The store has a date, and records are dated by it**, not by the wall clock of whoever writes them: ages that decide that
+//!   something may be destroyed would else rest on two clocks that nobody compared. It goes forward by what engines saw pass, so a
+//!   store that nobody uses grows no older. Between two engines it is known to within when each of them saw it last: the later
+//!   date is written down, and the earlier one compared with it. In the same new record stands for how long any engine may not
+//!   know of a new AEK version; it never shrinks, because it costs a wait of three hours at most.
+//! - **A new AEK version's write rests on the store's date** as it was when the version was dated: one that was held up for longer than
+//!   `account retire` allows for is refused, and dated anew.
+//! - **Whoever waits for the scheduled work goes by how long its record did not change, by CLOCK_BOOTTIME**, and by the store's date
+//!   beside that.

@@ -398,12 +398,19 @@
 //! - **What fails** is told once ([`Event::ScheduleFailed`](crate::telemetry::Event::ScheduleFailed)), left as it was, and tried again
 //!   with each pass; damaged records in a re-wrap once a day. Accounts under a KEK that is denied or silent wait. An account
 //!   with 256 AEK versions is not rotated any further: retire those that no block uses.
-//! - **Wall clocks** decide what is due by age. A version that was made under a clock that was ahead is due that much later.
-//!   When an account may be purged is counted from the newest time in its record, if the clock of its deletion is behind that.
+//! - **Dates.** Wall clocks decide nothing that is stored: one that is an hour behind or ahead, or begins in 1970, would rotate, retire
+//!   or purge at its own time. The store has a date (`src/keyring/common.rs`), which begins with a wall clock's and goes forward by
+//!   what engines saw pass by CLOCK_BOOTTIME: every engine looks at it each minute and writes it every five, and commands of one boot
+//!   of one machine see the time that passed between them. While no engine of a store runs anywhere, and across the reboot of its
+//!   only machine, it stands still: what is due, retired or purged by age is so much later, and never early. `keyleash schedule` shows
+//!   the store's date. A store of an earlier release begins with the newest date in its records.
 //!
 //! What is sealed is counted in memory and written into the account's record when it is 2^20 blocks, 2^36 bytes or a sixteenth of
 //! what the policy allows, and after an hour at the latest: a million accounts in use cost the store some 280 writes a second. A
-//! crash loses what was not written; [`Engine::write_usage`](crate::Engine::write_usage) before a clean end loses nothing.
+//! crash loses what was not written; [`Engine::write_usage`](crate::Engine::write_usage) before a clean end loses nothing. An account
+//! whose write the store does not answer waits for one `call_timeout` and holds up no other. `keyleash seal` counts what it is about
+//! to seal ([`Account::count_ahead`](crate::Account::count_ahead)), at first 16 blocks and then always twice as many, so that no
+//! signal takes a count away, and takes off at its end what it did not seal.
 //!
 //! # Keys that come and go in the token
 //!
@@ -428,8 +435,10 @@
 //! - **A re-wrap that stopped** (denied, unreachable, store full, SIGKILL) goes on when it is called again. A KEK version that is denied
 //!   or lost keeps only its own accounts from being moved.
 //! - **When an old AEK version may go.** Another engine may not have heard of the newer version, and its next block is in nobody's count.
-//!   `account retire` refuses a version until `grace + 2 × aek_ttl + 2 × call_timeout` after its successor was made (50 min by default),
-//!   which is as long as an engine with the same settings can go on. Reseal, wait, count, retire. `--now` is for accounts that no
+//!   `account retire` refuses a version until `grace + 2 × aek_ttl + 10 min` after the date of its successor (60 min by default), which is
+//!   as long as an engine can go on; the ten minutes are what its write may have been held up for, behind which it is refused. The
+//!   longest of all engines that ever used the store stands in the store: one whose keys live longer than by default
+//!   writes that down before it opens its first account, and a command with defaults waits for it. Reseal, wait, count, retire. `--now` is for accounts that no
 //!   other process has open.
 //! - **A newer AEK version that an engine cannot have** (its record is damaged, its KEK version silent or not configured there): the
 //!   engine seals under the one before until that one's TTL is over, and then refuses to seal, with what is wrong with the newer one

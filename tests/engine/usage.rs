@@ -1,13 +1,18 @@
 //! What is sealed is counted in the account's record, and the limits of the suite hold, on the manual clock.
 
-use crate::{Rig, SECOND, account_id, build};
+use crate::{
+    Rig, SECOND, account_id, build,
+    hand::{HandStore, held_up},
+    settle,
+};
 use keyleash::{
     Account, Engine, Error,
     block::AEK_BLOCKS_MAX,
+    clock::Clock,
     config::Settings,
     store::{
         Key, KeyStore,
-        record::{AccountRecord, Usage},
+        record::{AccountRecord, AekPolicy, Usage},
     },
 };
 
@@ -130,4 +135,79 @@ async fn the_limit_of_the_suite_stops_sealing_whatever_the_policy_says_and_rotat
     assert_eq!(account.open_to_vec(1_u64, &block).unwrap(), b"data", "opening goes on");
     rig.engine.rotate_account(&account_id("a")).await.unwrap();
     seal(&account, 3);
+}
+
+#[tokio::test]
+async fn a_write_of_counts_that_is_given_up_loses_none_of_them() {
+    let rig = Rig::new().await;
+    let hand = HandStore::over(&rig.store);
+    let engine = Engine::builder(rig.token.clone(), hand.clone())
+        .on_current_runtime()
+        .settings(Settings { max_cached_aeks: 1, scheduled_work: false, ..Settings::default() })
+        .clock(Clock::Manual(rig.clock.clone()))
+        .start_up_proof(false)
+        .build()
+        .unwrap();
+    for id in ["a", "b"] {
+        rig.account(id).await;
+        seal(&engine.account(&account_id(id)).await.unwrap(), 3);
+    }
+    engine.status().await; // the first has left the index, and its counter is gone
+    hand.hold_account_writes();
+    let writing = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.write_usage().await }
+    });
+    settle().await;
+    assert_eq!(hand.held(), 2);
+    writing.abort();
+    settle().await;
+    hand.let_go();
+    settle().await;
+    engine.write_usage().await.unwrap();
+    for id in ["a", "b"] {
+        let record = rig.engine.account_record(&account_id(id)).await.unwrap();
+        assert_eq!(record.versions[0].used, Usage { blocks: 3, bytes: 30 }, "{id}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_never_answers_for_one_account_holds_up_no_other_accounts_counts() {
+    let rig = Rig::new().await;
+    let (engine, hand) = held_up(&rig);
+    let policy = AekPolicy { max_blocks: 160, ..AekPolicy::default() };
+    for id in ["a", "b"] {
+        rig.account(id).await;
+        rig.engine.set_aek_policy(&account_id(id), policy).await.unwrap();
+    }
+    let hangs = engine.account(&account_id("b")).await.unwrap();
+    let other = engine.account(&account_id("a")).await.unwrap();
+    hand.hold_reads(|key| *key == Key::Account(account_id("b")));
+    seal(&hangs, 10);
+    rig.pass(2 * SECOND).await;
+    seal(&other, 10);
+    rig.pass(20 * SECOND).await;
+    assert_eq!(used(&rig.engine, 1).await, (10, 100));
+    hand.let_go();
+    rig.pass(20 * SECOND).await;
+    let record = rig.engine.account_record(&account_id("b")).await.unwrap();
+    assert_eq!(record.versions[0].used, Usage { blocks: 10, bytes: 100 });
+}
+
+#[tokio::test]
+async fn what_is_counted_ahead_is_in_the_record_before_it_is_sealed_and_taken_off_where_it_was_not() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    account.count_ahead(8, 80).await.unwrap();
+    assert_eq!(used(&rig.engine, 1).await, (8, 80), "whatever befalls the process now");
+    seal(&account, 5);
+    let other = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+    seal(&other.account(&account_id("a")).await.unwrap(), 2);
+    other.write_usage().await.unwrap();
+    assert_eq!(used(&rig.engine, 1).await, (10, 100));
+    rig.engine.write_usage().await.unwrap();
+    assert_eq!(used(&rig.engine, 1).await, (7, 70));
+    seal(&account, 1);
+    rig.engine.write_usage().await.unwrap();
+    assert_eq!(used(&rig.engine, 1).await, (8, 80));
 }

@@ -23,6 +23,10 @@ use std::{
 };
 use tokio::runtime::Handle;
 
+/// So many blocks are counted in the account's record ahead of being sealed, so that no signal takes a count away: at first, …
+const AHEAD_BLOCKS_MIN: u64 = 16;
+/// … then always twice as many, up to these.
+const AHEAD_BLOCKS_MAX: u64 = 4096;
 /// Of reads and writes; four blocks.
 const BUFFER_BYTES: usize = 4 * BLOCK_BYTES;
 
@@ -36,10 +40,25 @@ pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<()
     }
     let engine = setup.engine(Store::Existing).await?;
     let account = engine.account(&id).await?;
+    let mut ahead = Ahead {
+        account: account.clone(),
+        left_bytes: streams.input_bytes,
+        step: AHEAD_BLOCKS_MIN,
+        blocks: 0,
+        failed: false,
+    };
+    ahead.count().await;
     let sealed = streams.run(output, move |work| {
-        let keys = Keys::new(account, Handle::current());
+        let runtime = Handle::current();
+        let keys = Keys::new(account, runtime.clone());
         // Past the buffer, in which plaintext would stay.
-        file::seal(&keys, work.input.get_mut(), &mut work.output, |bytes| work.step.done(bytes))
+        file::seal(&keys, work.input.get_mut(), &mut work.output, |bytes| {
+            ahead.sealed();
+            if ahead.is_used_up() {
+                runtime.block_on(ahead.count());
+            }
+            work.step.done(bytes)
+        })
     });
     let sealed = sealed.await;
     if let Err(error) = engine.write_usage().await {
@@ -47,6 +66,45 @@ pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<()
         output.note(&format!("keyleash: what was sealed is not counted in the account's record: {error}"));
     }
     sealed
+}
+
+/// What is counted in the account's record before it is sealed.
+struct Ahead {
+    account: Account,
+    /// Of IN, where its length is known.
+    left_bytes: Option<u64>,
+    /// Blocks to count next.
+    step: u64,
+    /// Of those that are counted: not sealed yet.
+    blocks: u64,
+    /// The store takes no counts: what is sealed is counted afterwards, if it does then, and that is told.
+    failed: bool,
+}
+
+impl Ahead {
+    fn sealed(&mut self) {
+        self.blocks = self.blocks.saturating_sub(1);
+    }
+
+    fn is_used_up(&self) -> bool {
+        // Of a file that grew meanwhile nothing is known any more; one whose end was counted is at its end.
+        self.blocks == 0 && self.left_bytes != Some(0)
+    }
+
+    async fn count(&mut self) {
+        if self.failed {
+            return;
+        }
+        let step_bytes = self.step * BLOCK_BYTES as u64;
+        self.step = AHEAD_BLOCKS_MAX.min(2 * self.step);
+        let bytes = self.left_bytes.map_or(step_bytes, |left| left.min(step_bytes));
+        let blocks = bytes.div_ceil(BLOCK_BYTES as u64).max(1);
+        self.left_bytes = self.left_bytes.map(|left| left - bytes);
+        match self.account.count_ahead(blocks, bytes).await {
+            Ok(()) => self.blocks = blocks,
+            Err(_) => self.failed = true,
+        }
+    }
 }
 
 pub(crate) async fn open(args: Open, setup: &Setup, output: Output) -> Result<(), Failure> {
