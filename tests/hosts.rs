@@ -165,6 +165,10 @@ impl KeyStore for Blocking {
         self.stand();
         self.inner.delete(key, expected).await
     }
+    async fn shred(&self, _: Vec<Vec<u8>>) -> Result<()> {
+        Ok(())
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
         self.stand();
         self.inner.list(filter, after, limit).await

@@ -78,6 +78,10 @@ impl KeyStore for HomeStore {
         self.ask(|store| async move { store.delete(&key, &expected).await }).await?
     }
 
+    async fn shred(&self, remains: Vec<Vec<u8>>) -> Result<()> {
+        self.ask(|store| async move { store.shred(remains).await }).await?
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
         let (filter, after) = (filter.clone(), after.cloned());
         self.ask(|store| async move { store.list(&filter, after.as_ref(), limit).await }).await?

@@ -169,6 +169,8 @@
 //! | `keyleash.records` (`&[u8]` → `&[u8]`) | the key above | `u64 revision ‖ digest ‖ u16 count ‖ count × (u8 len ‖ KEK name ‖ u32 KEK version) ‖ record` |
 //! | `keyleash.wrapped_by` (`&[u8]` → `()`) | `KEK name ‖ 00 ‖ u32 KEK version ‖ key above` | nothing: the index of the accounts that a KEK version wraps |
 //!
+//! A fourth, `keyleash.shred`, is there while what was freed is written over, and says nothing; a crash may leave it.
+//!
 //! `digest` is the first 16 bytes of `SHA-256(u16 len ‖ key ‖ revision ‖ everything behind the digest)`. It tells bit rot;
 //! it is no MAC.
 //!

@@ -374,6 +374,15 @@
 //! also decodes every record and compares the index with them. What decides that a KEK version may be destroyed (`kek retire`)
 //! reads every account's record, and refuses when one cannot be read.
 //!
+//! **Shredding.** redb frees the pages of what was deleted or replaced, and leaves the bytes in them. `account purge` and `account retire`
+//! write over all that is free, and search the file for the wrapped AEKs that they destroyed before they say that they did; the store
+//! answers nobody else meanwhile (some 0.1 s for a small file; for a big one what the disk takes to write what is free and to read it all). What a re-wrap or
+//! a move replaced is still there, wrapped by the KEK version before: `keyleash store shred` makes an end of that. None of it
+//! reaches what the file system keeps of blocks that were written over (snapshots, a copy-on-write or log-structured file system, the spare
+//! blocks of an SSD), nor the store's backups: there a wrapped AEK is opened by the KEK version that wrapped it, for as long as that is in
+//! a token or in its backup. So to shred what backups hold, delete those backups, or re-wrap, retire the old KEK version, and destroy it
+//! with its backups in the token. What was sealed and who has it does not matter then.
+//!
 //! # Schedules
 //!
 //! `keyleash account policy` has an account's AEK rotated by age, by sealed blocks or by sealed bytes, whichever is reached first;
@@ -445,7 +454,7 @@
 //!   as the error of the next warm. Older blocks are opened as before. An event tells of the account where its record is at fault.
 //! - **Two who rotate one KEK at once** make one new version, or one of them is told that its key stays in the token, unused.
 //! - **What is purged** is forgotten by every engine within one `aek_ttl`; a handle of it says so, also when the name was given anew.
-//!   Its wrapped AEKs are still in backups, and in freed pages of the store's file until later writes come over them: whoever has
+//!   Its wrapped AEKs are still in backups, and in what the file system keeps of blocks that were written over: whoever has
 //!   those and the use of the KEK can unwrap them. What must be gone for good goes with its KEK: give it one of its own, or
 //!   rotate, re-wrap, purge, and delete the old version in the token.
 //!

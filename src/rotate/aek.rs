@@ -103,8 +103,8 @@ impl Engine {
         Err(again_and_again("account", id))
     }
 
-    /// Deletes AEK versions of an account that no block uses any more, as the service has counted, and wipes them. Blocks
-    /// that were sealed under one are lost.
+    /// Deletes AEK versions of an account that no block uses any more, as the service has counted, and wipes them, in memory and where
+    /// the store keeps its values, as [`Engine::purge_account`] does. Blocks that were sealed under one are lost.
     ///
     /// No count knows what another engine is about to seal, which may not have heard of the version that came after: so a
     /// version is kept until every engine of the store has, an outage of the token included ([`Settings::aek_overlap`]), by the
@@ -140,12 +140,15 @@ impl Engine {
         for _ in 0..CONFLICTS_MAX {
             let (mut record, seen) = self.load_account(id).await?;
             self.refuse_to_retire(&record, aek_versions, now).await?;
+            let (gone, _): (Vec<_>, Vec<_>) =
+                record.versions.iter().cloned().partition(|version| aek_versions.contains(&version.aek_version));
             record.retire(aek_versions, self.keyring().stamp().await?);
             match self.keyring().store.replace(&record.key(), &seen, record.put()?).await {
                 Ok(_) => {
                     // Where this engine made the successor and was not told so, a handle still takes the old one for current.
                     let learned = self.keyring().learn(id).await;
                     self.keyring().retire_versions(id, aek_versions);
+                    self.shred(&gone, format!("AEK versions of account {id} are retired")).await?;
                     return learned;
                 }
                 Err(Error::Conflict(_)) => {}

@@ -7,7 +7,7 @@ use crate::{
     name::AccountId,
     store::{
         CONFLICTS_MAX, StoreVersion, again_and_again,
-        record::{AccountRecord, Deletion},
+        record::{AccountRecord, Deletion, WrappedAek},
     },
 };
 
@@ -71,14 +71,16 @@ impl Engine {
     /// Destroys every wrapped AEK of a deleted account: its blocks are shredded, for good. After its retention, of which
     /// only that time counts which some engine saw pass, or `now`, where `purge_protection` is off.
     ///
-    /// What copies there are elsewhere, the store's backups above all, still hold the wrapped AEKs, and the KEK still opens
-    /// them: they are shredded when those copies go, or when the KEK versions that wrapped them are deleted in the token. Such a
-    /// copy are also the freed pages of the embedded store's file, until later writes come over them, and what the file system
-    /// and the disk below it keep of pages that were written over.
+    /// Nor are they left where the store keeps its values ([`KeyStore::shred`](crate::store::KeyStore::shred)): the embedded one writes
+    /// over what was freed in its file, and searches the file for them. What copies there are elsewhere, the store's backups above all, still hold the
+    /// wrapped AEKs, and the KEK still opens them: they are shredded when those copies go, or when the KEK versions that
+    /// wrapped them are deleted in the token. Such copies are also what the file system and the disk below it keep of pages that
+    /// were written over: snapshots, the blocks of a copy-on-write file system, an SSD's spare ones.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Invalid`] when it is not deleted, when its retention is not over and `now` is false, or
-    /// when `now` is asked for under `purge_protection`; [`Error::Store`], [`Error::Conflict`].
+    /// when `now` is asked for under `purge_protection`; [`Error::Conflict`]; [`Error::Store`], also when the account is gone
+    /// and the store could not make an end of what was freed, which is said.
     pub async fn purge_account(&self, id: &AccountId, now: bool) -> Result<()> {
         let id = id.clone();
         self.at_home(|engine| async move { engine.purge(&id, now).await }).await
@@ -129,13 +131,23 @@ impl Engine {
             match keyring.store.delete(&record.key(), &seen).await {
                 Ok(()) => {
                     keyring.forget_account(id, keys).await;
-                    return Ok(());
+                    return self.shred(&record.versions, format!("account {id} is purged")).await;
                 }
                 Err(Error::Conflict(_)) => {} // undeleted, perhaps
                 Err(error) => return Err(error),
             }
         }
         Err(again_and_again("account", id))
+    }
+
+    /// Makes an end of wrapped AEKs that no record has any more.
+    pub(super) async fn shred(&self, wrapped: &[WrappedAek], done: String) -> Result<()> {
+        let remains = wrapped.iter().map(|wrapped| wrapped.wrapped.bytes.clone()).collect();
+        self.keyring().store.shred(remains).await.map_err(|error| {
+            Error::Store(format!(
+                "{done}, but its wrapped AEK may still be found where the store keeps its values: {error}"
+            ))
+        })
     }
 
     /// Changes an account's record; again, on what it is by then, when somebody else was faster. `change` says whether it

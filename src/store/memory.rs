@@ -132,6 +132,11 @@ impl KeyStore for MemoryStore {
         Ok(())
     }
 
+    /// Nothing of a value outlives it here.
+    async fn shred(&self, _: Vec<Vec<u8>>) -> Result<()> {
+        Ok(())
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
         let limit = check_limit(limit)?;
         let state = self.state();

@@ -271,6 +271,14 @@ pub trait KeyStore: Send + Sync + 'static {
     /// As [`KeyStore::replace`].
     async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()>;
 
+    /// Makes an end of what was deleted or replaced before: where the store keeps its values, none of `remains` (wrapped AEKs that no
+    /// value has any more) can be found from then on. Backups and snapshots are another matter. A store that cannot says so to
+    /// its users, and does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Store`]: what was deleted is deleted, and its bytes may still be found.
+    async fn shred(&self, remains: Vec<Vec<u8>>) -> Result<()>;
+
     /// Up to `limit` (at most [`PAGE_KEYS_MAX`]) keys after `after`. Keys that live through the whole listing appear once.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ mod envelope;
 mod file;
 mod header;
 mod pages;
+mod shred;
 mod write;
 
 use self::envelope::Envelope;
@@ -49,6 +50,8 @@ struct Shared {
     reopen: Box<Reopen>,
     /// `None` after an I/O error, and while the store rests, until the next use opens it again.
     database: RwLock<Option<Database>>,
+    /// The path is that of the file: not so in tests whose disk fails.
+    is_file: bool,
 }
 
 impl RedbStore {
@@ -59,7 +62,7 @@ impl RedbStore {
     /// is no redb file or another program's, of a newer format, or that this user may not write. [`Error::Store`] when it is
     /// open in another process, the disk is full, or I/O fails. [`Error::Corrupt`] when it is damaged.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
-        Self::over(path.into(), file::open, file::open).await
+        Self::over(path.into(), true, file::open, file::open).await
     }
 
     /// As [`RedbStore::open`], and makes the store (mode 0600) when there is no file; it appears whole or not at all. For
@@ -68,7 +71,7 @@ impl RedbStore {
     /// # Errors
     /// [`Error::Misconfigured`] also for a missing directory; else as [`RedbStore::open`].
     pub async fn open_or_create(path: impl Into<PathBuf>) -> Result<Self> {
-        Self::over(path.into(), file::open_or_create, file::open).await
+        Self::over(path.into(), true, file::open_or_create, file::open).await
     }
 
     /// Over a backend in the place of the file, which `backend` gives anew each time that the store is opened: for tests, whose
@@ -82,11 +85,12 @@ impl RedbStore {
         backend: impl Fn() -> B + Clone + Send + Sync + 'static,
     ) -> Result<Self> {
         let open = move |name: &Path, known: &Arc<Known>| file::open_backend(name, &backend, known);
-        Self::over(name.into(), open.clone(), open).await
+        Self::over(name.into(), false, open.clone(), open).await
     }
 
     async fn over(
         path: PathBuf,
+        is_file: bool,
         open: impl FnOnce(&Path, &Arc<Known>) -> Result<Database> + Send + 'static,
         reopen: impl Fn(&Path, &Arc<Known>) -> Result<Database> + Send + Sync + 'static,
     ) -> Result<Self> {
@@ -96,7 +100,8 @@ impl RedbStore {
             Ok((path, known, database))
         })
         .await?;
-        let shared = Shared { path, known, reopen: Box::new(reopen), database: RwLock::new(Some(database)) };
+        let database = RwLock::new(Some(database));
+        let shared = Shared { path, known, reopen: Box::new(reopen), database, is_file };
         Ok(Self { shared: Arc::new(shared), queue: Arc::default() })
     }
 
@@ -257,6 +262,43 @@ impl Shared {
         })
     }
 
+    /// As [`KeyStore::shred`].
+    fn shred(&self, remains: &[Vec<u8>]) -> Result<()> {
+        for round in 0..shred::ROUNDS_MAX {
+            self.with_database_alone(|database| {
+                if round > 0 {
+                    shred::rewrite_records(database)?;
+                }
+                shred::write_over_free_pages(database, || self.known.len())
+            })?;
+            let is_there = match self.is_file {
+                true => shred::is_in(&self.path, remains).map_err(|error| file::io_failed(&self.path, &error))?,
+                false => false,
+            };
+            if !is_there {
+                return Ok(());
+            }
+        }
+        let path = self.path.display();
+        Err(Error::Store(format!(
+            "{path}: what was destroyed is still found in the file; `keyleash store shred` tries again"
+        )))
+    }
+
+    /// As [`Shared::with_database`], and nobody else uses it meanwhile.
+    fn with_database_alone(&self, work: impl FnOnce(&mut Database) -> Result<(), RedbError>) -> Result<()> {
+        let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if place.is_none() {
+            *place = Some((self.reopen)(&self.path, &self.known).map_err(|error| self.outage(error))?);
+        }
+        let Some(database) = &mut *place else { return Ok(()) };
+        let worked = file::guarded(&self.path, || work(database).map_err(|error| file::failed(&self.path, error)));
+        worked.map_err(|error| {
+            file::close(&self.path, place.take());
+            self.outage(error)
+        })
+    }
+
     /// What befalls the file while the store is in use is an outage of the store, of which no account is to blame: keys in use
     /// go on, as promise 3 says.
     fn outage(&self, error: Error) -> Error {
@@ -321,6 +363,11 @@ impl KeyStore for RedbStore {
             Ok(found) => keys.iter().zip(found).map(decoded).collect(),
             Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
         }
+    }
+
+    async fn shred(&self, remains: Vec<Vec<u8>>) -> Result<()> {
+        let shared = self.shared.clone();
+        blocking(move || shared.shred(&remains)).await
     }
 
     async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {

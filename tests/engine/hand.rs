@@ -180,6 +180,10 @@ impl KeyStore for HandStore {
         .unwrap()
     }
 
+    async fn shred(&self, _: Vec<Vec<u8>>) -> Result<()> {
+        Ok(())
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
         self.inner.list(filter, after, limit).await
     }

@@ -79,6 +79,10 @@ impl KeyStore for Stale {
         self.0.delete(key, expected).await
     }
 
+    async fn shred(&self, _: Vec<Vec<u8>>) -> Result<()> {
+        Ok(())
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
         self.0.list(filter, after, limit).await
     }

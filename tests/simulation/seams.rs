@@ -275,6 +275,10 @@ impl KeyStore for SimStore {
         self.inner.delete(key, expected).await
     }
 
+    async fn shred(&self, _: Vec<Vec<u8>>) -> Result<()> {
+        Ok(())
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
         self.play().await?;
         self.inner.list(filter, after, limit).await

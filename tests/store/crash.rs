@@ -102,7 +102,15 @@ pub(crate) async fn write_forever(path: &Path) {
             }
         })
     });
-    for writer in writers.collect::<Vec<_>>() {
+    let writers = writers.collect::<Vec<_>>();
+    // What is written over meanwhile is nobody's.
+    tokio::spawn(async move {
+        loop {
+            store.shred(Vec::new()).await.unwrap();
+            tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(5))).await.unwrap();
+        }
+    });
+    for writer in writers {
         writer.await.unwrap();
     }
 }

@@ -8,6 +8,7 @@ mod damage;
 mod files;
 mod model;
 mod records;
+mod shred;
 
 use keyleash::{
     name::{AccountId, KekName, KekVersion},

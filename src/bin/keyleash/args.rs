@@ -155,6 +155,10 @@ pub(crate) enum Store {
     ///
     /// Ends with 0 when all of it is whole, with 5 when it is not.
     Check,
+    /// Write over what was deleted or replaced and is still in the file: wrappings that a re-wrap or a move replaced, above all.
+    ///
+    /// `account purge` and `account retire` do it by themselves. Takes room on the disk, for a while, of the size of the file at most.
+    Shred,
 }
 
 #[derive(Debug, Subcommand)]

@@ -111,6 +111,10 @@ impl KeyStore for SharedStore {
         self.turn().await?.store.delete(key, expected).await
     }
 
+    async fn shred(&self, remains: Vec<Vec<u8>>) -> Result<()> {
+        self.turn().await?.store.shred(remains).await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
         self.turn().await?.store.list(filter, after, limit).await
     }

@@ -256,7 +256,7 @@ fn corrupt(path: &Path, what: &str) -> Error {
     Corrupt::Record { record: format!("store {}", path.display()), what: what.into() }.into()
 }
 
-fn io_failed(path: &Path, error: &io::Error) -> Error {
+pub(super) fn io_failed(path: &Path, error: &io::Error) -> Error {
     use io::ErrorKind as Kind;
     let store = |what: &str| Error::Store(format!("{}: {what} ({error})", path.display()));
     match error.kind() {

@@ -44,6 +44,11 @@ impl Known {
         self.is_stale.load(Relaxed)
     }
 
+    /// How many blocks the file has.
+    pub(super) fn len(&self) -> usize {
+        self.blocks.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// The next opening verifies everything.
     pub(super) fn forget(&self) {
         self.blocks.write().unwrap_or_else(PoisonError::into_inner).clear();
