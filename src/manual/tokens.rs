@@ -39,10 +39,10 @@
 //! | CKA_WRAP_WITH_TRUSTED | ignored | a KEK that is not extractable is wrapped by nothing |
 //! | CKA_WRAP_TEMPLATE, CKA_UNWRAP_TEMPLATE, CKA_DERIVE_TEMPLATE | ignored | the token enforces them; that they let an AEK through, the round trip before a KEK is taken shows |
 //! | CKA_KEY_GEN_MECHANISM | ignored | CKA_LOCAL says whether there was one |
-//! | CKA_CHECK_VALUE | ignored, never shown | 24 bits of what the cipher makes of zeros; another key under the same CKA_ID is found by proofs |
+//! | CKA_CHECK_VALUE | never judged or shown; compared when a record that the KEK unwrapped before is refused | 24 bits of what the cipher makes of zeros. Another key under the same CKA_ID is found by proofs; by this it is told from trouble, where it may not wrap. So are CKA_KEY_TYPE, the size, CKA_MODULUS, CKA_LOCAL, CKA_ALWAYS_SENSITIVE and CKA_NEVER_EXTRACTABLE |
 //! | CKA_VALUE, CKA_PRIVATE_EXPONENT, CKA_PRIME_1, … | never read of a KEK | |
 //! | CKA_MODULUS_BITS, CKA_PUBLIC_KEY_INFO, CKA_SUBJECT | ignored | CKA_MODULUS says it |
-//! | CKA_UNIQUE_ID (3.0) | ignored | not every token has it, and a restored key gets another |
+//! | CKA_UNIQUE_ID (3.0) | compared as CKA_CHECK_VALUE is, else ignored | not every token has it, and a restored key gets another |
 //! | CKA_ENCAPSULATE, CKA_DECAPSULATE and their templates, CKA_PARAMETER_SET (3.2) | ignored | of key types that no profile uses |
 //! | CKA_OBJECT_VALIDATION_FLAGS (3.2), CKA_PROFILE_ID (of profile objects) | ignored | they certify the module, not the key |
 //! | CKA_SECONDARY_AUTH, CKA_AUTH_PIN_FLAGS (deprecated in 2.40) | ignored | CKA_ALWAYS_AUTHENTICATE took their place |

@@ -25,6 +25,7 @@ fn acts() {
         ["replace-token", id, label] => replace_token(id, label),
         ["destroy", id] => with_key(id, |session, key| session.destroy_object(key).unwrap()),
         ["replace-key", id] => replace_key(id),
+        ["decoy", id, profile] => decoy(id, profile),
         ["hold-lock", file] => hold_lock(file),
         _ => panic!("no such act: {words:?}"),
     }
@@ -137,6 +138,28 @@ fn replace_key(id: &str) {
     });
 }
 
+/// Another key under the CKA_ID, which unwraps and may not wrap.
+fn decoy(id: &str, profile: &str) {
+    with_key(id, |session, key| {
+        session.destroy_object(key).unwrap();
+        let template = [
+            Attribute::Token(true),
+            Attribute::Id(hex::decode(id).unwrap()),
+            Attribute::Private(true),
+            Attribute::Sensitive(true),
+            Attribute::Extractable(false),
+            Attribute::Decrypt(profile != "aes-kw"),
+            Attribute::Unwrap(profile == "aes-kw"),
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::AES),
+            Attribute::Encrypt(false),
+            Attribute::Wrap(false),
+            Attribute::ValueLen(Ulong::new(32)),
+        ];
+        session.generate_key(&Mechanism::AesKeyGen, &template).unwrap();
+    });
+}
+
 fn with_key(id: &str, act: impl Fn(&Session, ObjectHandle)) {
     let pkcs11 = context();
     let session = session(&pkcs11);
@@ -154,6 +177,7 @@ fn set(id: &str, attribute: &str, value: bool) {
         "decrypt" => Attribute::Decrypt(value),
         "encrypt" => Attribute::Encrypt(value),
         "unwrap" => Attribute::Unwrap(value),
+        "wrap" => Attribute::Wrap(value),
         _ => panic!("{attribute}"),
     };
     with_key(id, |session, key| session.update_attributes(key, std::slice::from_ref(&attribute)).unwrap());

@@ -342,3 +342,30 @@ async fn outlives(host: cryptoki::session::Session, token: Pkcs11Token, dir: &st
     let _host = context();
     assert_eq!(until_it_unwraps(&token, &kek, &wrapped).await, aek);
 }
+
+#[test]
+fn a_decoy_that_may_not_wrap_is_another_key_and_not_a_silence() {
+    alone("trouble::a_decoy_that_may_not_wrap_is_another_key_and_not_a_silence", |bench| async move {
+        let token = bench.open().await;
+        // SoftHSM has no OAEP with SHA-256.
+        for profile in [Profile::AesGcm, Profile::AesKw] {
+            let spec = KekSpec { label: format!("keyleash/{profile}/1"), profile, destroyable: true };
+            let kek = KekHandle { id: token.create_kek(&spec).await.unwrap().id, profile };
+            let wrapped = token.wrap(&kek, &Aek::generate().unwrap(), &BINDING).await.unwrap();
+            token.unwrap(&kek, &wrapped, &BINDING).await.unwrap();
+            let id = kek.id.to_string();
+            // What the owner of the right key switches off makes no other key of it.
+            let (off, on) = if profile == Profile::AesKw { ("unwrap", "wrap") } else { ("decrypt", "encrypt") };
+            operator(&["set", &id, off, "false"]);
+            let error = token.unwrap(&kek, &wrapped, &BINDING).await.unwrap_err();
+            assert_eq!(error.verdict, Verdict::Denied, "{profile}: {error}");
+            operator(&["set", &id, off, "true"]);
+            operator(&["set", &id, on, "false"]);
+            token.unwrap(&kek, &wrapped, &BINDING).await.unwrap();
+            operator(&["decoy", &id, profile.name()]);
+            let error = token.unwrap(&kek, &wrapped, &BINDING).await.unwrap_err();
+            assert_eq!(error.verdict, Verdict::Replaced, "{profile}: {error}");
+            assert!(error.what.contains("CKA_CHECK_VALUE differs"), "{error}");
+        }
+    });
+}

@@ -47,6 +47,10 @@ pub(super) struct Attributes {
     pub(super) allowed: Vec<MechanismType>,
     /// What wraps by an RSA key; `None` for AES.
     pub(super) public: Option<Public>,
+    /// CKA_MODULUS, or CKA_CHECK_VALUE of an AES key: what goes with its value alone. Empty where the token does not tell.
+    pub(super) mark: Vec<u8>,
+    /// CKA_UNIQUE_ID.
+    pub(super) unique_id: Vec<u8>,
     pub(super) dates: Dates,
 }
 
@@ -171,6 +175,26 @@ impl Attributes {
             ),
             None | Some(Public::There { .. }) => None,
         }
+    }
+
+    /// What tells that this is another key than `known`, by name: an attribute that nobody can change on a key. One that came back from a
+    /// backup may differ in the last ones; so this says nothing of a key that unwraps what the known one wrapped.
+    pub(super) fn other_than(&self, known: &Self) -> Option<&'static str> {
+        let told = |one: &[u8], other: &[u8]| !one.is_empty() && !other.is_empty() && one != other;
+        let turned = |one: Option<bool>, other: Option<bool>| one.zip(other).is_some_and(|(one, other)| one != other);
+        let (value, size) =
+            if known.rsa { ("CKA_MODULUS", "CKA_MODULUS") } else { ("CKA_CHECK_VALUE", "CKA_VALUE_LEN") };
+        [
+            ("CKA_KEY_TYPE", self.rsa != known.rsa),
+            (value, told(&self.mark, &known.mark)),
+            (size, self.bits.min(known.bits) > 0 && self.bits != known.bits),
+            ("CKA_LOCAL", turned(self.local, known.local)),
+            ("CKA_ALWAYS_SENSITIVE", turned(self.always_sensitive, known.always_sensitive)),
+            ("CKA_NEVER_EXTRACTABLE", turned(self.never_extractable, known.never_extractable)),
+            ("CKA_UNIQUE_ID", told(&self.unique_id, &known.unique_id)),
+        ]
+        .into_iter()
+        .find_map(|(attribute, differs)| differs.then_some(attribute))
     }
 
     /// What tells that somebody outside of the token may have the key.
@@ -349,6 +373,14 @@ pub(super) fn read(session: &Session, object: ObjectHandle) -> Result<Option<Rea
     {
         found.allowed = allowed;
     }
+    // As those: nothing rests on them alone.
+    for attribute in [AttributeType::CheckValue, AttributeType::UniqueId] {
+        match session.get_attributes(object, &[attribute]).unwrap_or_default().pop() {
+            Some(Attribute::CheckValue(value)) if !rsa => found.mark = value,
+            Some(Attribute::UniqueId(id)) => found.unique_id = id,
+            _ => {}
+        }
+    }
     found.dates = read_dates(None, session, object)?;
     let mut wrapping = Some(object);
     if rsa {
@@ -356,7 +388,7 @@ pub(super) fn read(session: &Session, object: ObjectHandle) -> Result<Option<Rea
         // One without an address has no half, whatever else has none.
         let (half, public) =
             if found.is_addressable() { public_half(session, &found.id, &modulus)? } else { (None, Public::Missing) };
-        (wrapping, found.public) = (half, Some(public));
+        (wrapping, found.public, found.mark) = (half, Some(public), modulus);
     }
     Ok(Some(Read { attributes: found, wrapping }))
 }
@@ -461,6 +493,26 @@ mod tests {
         }
         let allowed = vec![MechanismType::AES_CBC, MechanismType::AES_GCM];
         assert_eq!(Attributes { allowed, ..sound() }.refusal(), None);
+    }
+
+    #[test]
+    fn another_key_is_told_by_what_nobody_can_change_on_one() {
+        let known = Attributes { mark: vec![1], local: Some(true), unique_id: vec![7], ..sound() };
+        let owners =
+            Attributes { decrypt: Some(false), encrypt: Some(false), label: "another".into(), ..known.clone() };
+        assert_eq!(owners.other_than(&known), None, "what an owner may change");
+        let silent = Attributes { mark: vec![], local: None, unique_id: vec![], ..known.clone() };
+        assert_eq!((silent.other_than(&known), known.other_than(&silent)), (None, None), "what a token does not tell");
+        let cases = [
+            (Attributes { rsa: true, ..known.clone() }, "CKA_KEY_TYPE"),
+            (Attributes { mark: vec![2], ..known.clone() }, "CKA_CHECK_VALUE"),
+            (Attributes { bits: 128, ..known.clone() }, "CKA_VALUE_LEN"),
+            (Attributes { local: Some(false), ..known.clone() }, "CKA_LOCAL"),
+            (Attributes { unique_id: vec![8], ..known.clone() }, "CKA_UNIQUE_ID"),
+        ];
+        cases.iter().for_each(|(other, attribute)| assert_eq!(other.other_than(&known), Some(*attribute)));
+        let rsa = Attributes { mark: vec![1], ..sound_rsa() };
+        assert_eq!(Attributes { mark: vec![2], ..rsa.clone() }.other_than(&rsa), Some("CKA_MODULUS"));
     }
 
     #[test]

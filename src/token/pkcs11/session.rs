@@ -38,6 +38,8 @@ const ANOTHER_KEY_SHOWN: usize = 3;
 struct GoodRecord {
     wrapped: Wrapped,
     binding: Binding,
+    /// Of the key that unwrapped it.
+    attributes: Attributes,
 }
 
 /// What all workers of one token share.
@@ -69,11 +71,12 @@ impl Shared {
         }
     }
 
-    fn remember_good(&self, handle: &KekHandle, wrapped: &Wrapped, binding: &Binding) {
+    fn remember_good(&self, handle: &KekHandle, kek: &Kek, wrapped: &Wrapped, binding: &Binding) {
         let mut goods = lock(&self.goods);
         // The first one stays: that it is refused later, while a fresh one is not, gives another key away.
         if !goods.contains_key(handle) && goods.len() < KEKS_KEPT_MAX {
-            goods.insert(handle.clone(), GoodRecord { wrapped: wrapped.clone(), binding: *binding });
+            let (wrapped, binding, attributes) = (wrapped.clone(), *binding, kek.attributes.clone());
+            goods.insert(handle.clone(), GoodRecord { wrapped, binding, attributes });
         }
     }
 
@@ -236,7 +239,7 @@ impl Context<'_> {
     pub(super) fn unwrap(&self, handle: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, Fault> {
         let kek = self.kek(handle)?;
         let aek = wrap::unwrap(self.inside.raw(), self.session, &kek, handle.profile, wrapped, binding)?;
-        self.shared.remember_good(handle, wrapped, binding);
+        self.shared.remember_good(handle, &kek, wrapped, binding);
         Ok(aek)
     }
 
@@ -447,6 +450,7 @@ impl Worker {
         let mut error = fault::concluded(verdict::conclude(code, facts), operation, step, code);
         if facts.good == Good::AnotherKey {
             error.what.push_str("; the KEK is another key than before, under the same CKA_ID");
+            facts.differs_in.into_iter().for_each(|attribute| error.what.push_str(&format!(": {attribute} differs")));
         }
         if facts.listed == Some(false) {
             error.what.push_str("; the token is no longer listed");
@@ -487,17 +491,24 @@ impl Worker {
         if found.is_none() || !about.unwraps || !may_be_the_record {
             return Ok(facts);
         }
-        facts.good = match known {
+        (facts.good, facts.differs_in) = match known {
             Some(known) => self.compare(inside, deadline, handle, &known),
             // Where this fails, perhaps only wrapping is off.
-            None if self.makes_round_trip(inside, deadline, handle) => Good::Unwraps,
-            None => Good::Unknown,
+            None if self.makes_round_trip(inside, deadline, handle) => (Good::Unwraps, None),
+            None => (Good::Unknown, None),
         };
         Ok(facts)
     }
 
-    /// Whether the KEK is still the one that unwrapped `known`.
-    fn compare(&mut self, inside: &Inside<'_>, deadline: Instant, handle: &KekHandle, known: &GoodRecord) -> Good {
+    /// Whether the KEK is still the one that unwrapped `known`, and where it is not, an attribute that says so.
+    fn compare(
+        &mut self,
+        inside: &Inside<'_>,
+        deadline: Instant,
+        handle: &KekHandle,
+        known: &GoodRecord,
+    ) -> (Good, Option<&'static str>) {
+        let mut differs_in = None;
         let mut round = Duration::ZERO;
         for shown in 0..ANOTHER_KEY_SHOWN {
             let began = self.shared.clock.now();
@@ -509,14 +520,32 @@ impl Worker {
                 context.unwrap(handle, &known.wrapped, &known.binding).map(drop)
             });
             if self.closed_on_error(inside, again).is_ok() {
-                return Good::Unwraps;
+                return (Good::Unwraps, None);
             }
-            if !self.makes_round_trip(inside, deadline, handle) {
-                return Good::Refused;
+            differs_in = self.differs_in(inside, deadline, handle, &known.attributes);
+            // One that may not wrap makes no round trip, whosever it is.
+            if differs_in.is_none() && !self.makes_round_trip(inside, deadline, handle) {
+                return (Good::Refused, None);
             }
             round = self.shared.clock.now().since(began);
         }
-        Good::AnotherKey
+        (Good::AnotherKey, differs_in)
+    }
+
+    /// What tells the key that is there now from the one that is known.
+    fn differs_in(
+        &mut self,
+        inside: &Inside<'_>,
+        deadline: Instant,
+        handle: &KekHandle,
+        known: &Attributes,
+    ) -> Option<&'static str> {
+        let found = self.attempt(inside, deadline, &mut |context| {
+            context.expect_own_token()?;
+            kek::find(context.session, &handle.id)
+        });
+        let found = self.closed_on_error(inside, found).ok().flatten()?;
+        found.attributes.other_than(known)
     }
 
     fn makes_round_trip(&mut self, inside: &Inside<'_>, deadline: Instant, handle: &KekHandle) -> bool {

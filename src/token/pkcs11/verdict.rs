@@ -31,7 +31,8 @@ pub(super) enum Good {
     Unknown,
     /// The KEK works: what was refused is the record's own fault.
     Unwraps,
-    /// A record that unwrapped before is refused, yet a fresh one makes the round trip: this is another key.
+    /// A record that unwrapped before is refused, yet a fresh one makes the round trip, or an attribute that nobody can change on a key
+    /// is not what it was: this is another key.
     AnotherKey,
     /// Neither works.
     Refused,
@@ -46,6 +47,8 @@ pub(super) struct Facts {
     pub(super) kek_found: Option<bool>,
     /// A known good record.
     pub(super) good: Good,
+    /// The attribute that tells another key, where it is [`Good::AnotherKey`] and one does.
+    pub(super) differs_in: Option<&'static str>,
     /// This KEK has unwrapped a record before, in this process.
     pub(super) worked_before: bool,
 }
