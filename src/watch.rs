@@ -230,11 +230,32 @@ impl Turn {
             }
             _ => poll,
         };
-        // The store is asked first, for each of the tokens.
+        // The store is asked first, and a context that is due renewed, for each of the tokens.
         let reading = keyring.proof_reading_max() * if leash.route.standby.is_some() { 2 } else { 1 };
-        let interval = (backed_off - backed_off.mul_f64(self.early as f64 / 1000.0)).saturating_sub(reading);
+        let next = leash.proofs.load(Ordering::SeqCst).wrapping_add(1);
+        let seats = [(Voice::First, Some(&leash.route.first)), (Voice::Standby, leash.route.standby.as_ref())];
+        let renewals = seats.into_iter().filter_map(|(voice, seat)| {
+            seat.filter(|seat| is_renewal_due(keyring, leash, voice, seat, next)).map(|seat| renewal_max(keyring, seat))
+        });
+        let before = reading + renewals.sum::<Duration>();
+        let interval = (backed_off - backed_off.mul_f64(self.early as f64 / 1000.0)).saturating_sub(before);
         self.last.map_or(now, |last| last.plus(interval))
     }
+}
+
+/// Whether the proof with that number is to come from a context that is initialised for it.
+fn is_renewal_due(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, turn: usize) -> bool {
+    turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize)
+        || leash.renewal_owed(voice).load(Ordering::SeqCst)
+        // By the next one it would be: a lease that began anew counts its proofs anew, in the context that was there.
+        || keyring.is_fresh_proof_overdue(seat, keyring.settings.poll_interval)
+}
+
+/// For how long a proof waits for a context that is renewed for it. It begins so much earlier, so that the bound of a fresh one is
+/// that of any: the renewal has a deadline of its own. No longer than half a poll, so that proofs do not follow on one another.
+fn renewal_max(keyring: &Keyring, seat: &Seat) -> Duration {
+    let has_contexts = seat.context_began().is_some();
+    if has_contexts { seat.call_timeout.min(keyring.settings.poll_interval / 2) } else { Duration::ZERO }
 }
 
 fn tell_of_lost_workers(keyring: &Keyring, hung: &mut [usize]) {
@@ -319,7 +340,11 @@ impl Question<'_> {
     /// Asks one token, within its deadline, and feeds what it says. Gives its words when it is silent, which it may be alone.
     async fn put(&self, voice: Voice, seat: &Seat) -> Option<TokenError> {
         let Self { keyring, leash, turn, epoch, asked, .. } = *self;
-        let deadline = keyring.clock.now().plus(keyring.proof_reading_max() + seat.proof_max());
+        let renewal = match is_renewal_due(keyring, leash, voice, seat, turn) {
+            true => renewal_max(keyring, seat),
+            false => Duration::ZERO,
+        };
+        let deadline = keyring.clock.now().plus(renewal + keyring.proof_reading_max() + seat.proof_max());
         let learned = keyring.clock.until(deadline, prove(keyring, leash, voice, seat, turn)).await;
         let learned = match learned {
             None => return Some(no_answer(seat)),
@@ -393,17 +418,20 @@ impl Question<'_> {
 
 /// Unwraps the AEK of a member, another one with each turn; of the next ones, where a record turns out to be damaged.
 async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat, turn: usize) -> Learned {
-    let owed = leash.renewal_owed(voice);
-    let is_due = turn.is_multiple_of(keyring.settings.fresh_proof_every.max(1) as usize);
-    if is_due || owed.load(Ordering::SeqCst) || keyring.is_fresh_proof_overdue(seat) {
-        // Owed until it is done, an attempt that is cut short by the deadline included.
+    if is_renewal_due(keyring, leash, voice, seat, turn) {
+        let owed = leash.renewal_owed(voice);
+        // Owed until it is done, an attempt that is cut short included.
         owed.store(true, Ordering::SeqCst);
-        match keyring.renew_context(seat).await {
-            Ok(()) => owed.store(false, Ordering::SeqCst),
-            // An outage says so; anything else (a worker hangs, so the module cannot be renewed) leaves the usual proof, which
-            // the lease takes for what it is.
-            Err(trouble) if trouble.verdict == Verdict::Unreachable => return Learned::Trouble(trouble),
-            Err(_) => {}
+        let until = match renewal_max(keyring, seat) {
+            Duration::ZERO => Instant::from_nanos(u64::MAX), // there is nothing to renew, or who does so ends in time
+            max => keyring.clock.now().plus(max),
+        };
+        match keyring.clock.until(until, keyring.renew_context(seat)).await {
+            Some(Ok(())) => owed.store(false, Ordering::SeqCst),
+            // An outage says so; anything else (a worker hangs, so the module cannot be renewed; it takes too long) leaves the usual
+            // proof, which the lease takes for what it is.
+            Some(Err(trouble)) if trouble.verdict == Verdict::Unreachable => return Learned::Trouble(trouble),
+            Some(Err(_)) | None => {}
         }
     }
     let mut last = Error::NotFound(format!("an account under KEK {}", leash.kek()));

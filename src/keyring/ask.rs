@@ -15,7 +15,10 @@ use crate::{
     token::{Binding, KekHandle, KekId, TokenError, Verdict, Wrapped},
     tokens::{Right, Seat},
 };
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 /// What the store said of denials counts for so many poll intervals: with every proof it is asked anew.
 const LOOK_POLLS: u32 = 2;
@@ -95,7 +98,7 @@ impl Keyring {
             let outcome = self.unwrap_by_standby(leash, &standby, Right::Place(&place), account, wrapped).await;
             return Heard { voice: Voice::Standby, outcome };
         }
-        if !leash.runs_at(self.clock.now()) && self.is_fresh_proof_overdue(&leash.route.first) {
+        if !leash.runs_at(self.clock.now()) && self.is_fresh_proof_overdue(&leash.route.first, Duration::ZERO) {
             // What an old context says would bring nothing to life. Where it cannot be renewed, that is told.
             let _ = self.renew_context(&leash.route.first).await;
         }
@@ -187,10 +190,10 @@ impl Keyring {
         }
     }
 
-    /// True when the context is so old that proofs from it count no more as of when they are asked.
-    pub(crate) fn is_fresh_proof_overdue(&self, seat: &Seat) -> bool {
+    /// True when the context is so old, or is within this time, that proofs from it count no more as of when they are asked.
+    pub(crate) fn is_fresh_proof_overdue(&self, seat: &Seat, within: Duration) -> bool {
         let span = self.settings.terms().fresh_span;
-        seat.context_began().is_some_and(|began| self.clock.now() > began.plus(span))
+        seat.context_began().is_some_and(|began| self.clock.now().plus(within) > began.plus(span))
     }
 
     /// For a fresh proof. That it failed is told, once until it works again: without one, leases end.

@@ -101,7 +101,8 @@
 //!   where that was never set ([`operations`](mod@super::operations#dates-of-a-kek)).
 //! - **Modules that hide a revocation** from a context that was open are asked from a fresh one every `fresh_proof_every`
 //!   proofs (20): for them, promise 1's first bound is `fresh_proof_every * poll_interval + call_timeout` (5 min by
-//!   default), and the second is counted from the last *fresh* proof: no seal and no open later than
+//!   default; a proof that renews begins earlier by what that may take, `call_timeout` or half a `poll_interval`, so that the bound of
+//!   no poll is longer for it), and the second is counted from the last *fresh* proof: no seal and no open later than
 //!   `fresh_proof_every * poll_interval + grace` after its context was initialised (35 min), however many ordinary proofs
 //!   succeed meanwhile, on-demand unwraps included. That sum stands in the bound of one hour that the configuration is checked
 //!   against. Where no context can be renewed, because a call hangs in the module, it is tried again with every proof, and told

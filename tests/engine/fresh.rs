@@ -6,7 +6,10 @@ use keyleash::{
     Error,
     secret::Aek,
     telemetry::Event,
-    token::{Binding, KekHandle, KekInfo, KekSpec, Probe, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped},
+    token::{
+        Binding, KekHandle, KekInfo, KekSpec, Probe, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped,
+        scripted::Call,
+    },
 };
 use std::{
     collections::{BTreeMap, HashSet},
@@ -31,6 +34,8 @@ struct Contexts {
     renewals: u32,
     /// Renewals that are to fail, because a call hangs in the module.
     stuck: u32,
+    /// How long a renewal takes.
+    takes: Duration,
     /// When the token was told to deny.
     revoked: Option<Instant>,
 }
@@ -48,7 +53,8 @@ impl Noted {
     fn with_contexts(rig: &Rig) -> Arc<Self> {
         let (noted, clock) = (Self::new(rig), rig.clock.clone());
         let began = clock.now();
-        *noted.contexts.lock().unwrap() = Some(Contexts { clock, began, renewals: 0, stuck: 0, revoked: None });
+        *noted.contexts.lock().unwrap() =
+            Some(Contexts { clock, began, renewals: 0, stuck: 0, takes: Duration::ZERO, revoked: None });
         noted
     }
 
@@ -88,14 +94,20 @@ impl Token for Noted {
 
     async fn renew_context(&self) -> Result<(), TokenError> {
         self.renewed.lock().unwrap().insert(tokio::task::id());
-        if let Some(contexts) = &mut *self.contexts.lock().unwrap() {
-            contexts.renewals += 1;
-            if contexts.stuck > 0 {
-                contexts.stuck -= 1;
-                return Err(failed(Verdict::Fatal, "a call hangs in the module"));
+        let (clock, takes) = match &mut *self.contexts.lock().unwrap() {
+            None => return Ok(()),
+            Some(contexts) => {
+                contexts.renewals += 1;
+                if contexts.stuck > 0 {
+                    contexts.stuck -= 1;
+                    return Err(failed(Verdict::Fatal, "a call hangs in the module"));
+                }
+                (contexts.clock.clone(), contexts.takes)
             }
-            contexts.began = contexts.clock.now();
-        }
+        };
+        let began = clock.now();
+        Clock::Manual(clock).sleep_until(began.plus(takes)).await;
+        self.contexts(|contexts| contexts.began = began);
         Ok(())
     }
 
@@ -271,4 +283,38 @@ async fn the_first_unwrap_in_an_old_context_makes_it_young_and_grants_nothing_wh
         rig.pass(16 * SECOND).await;
         seal(&rig.meanwhile(engine.account(&account_id("cold-0"))).await.unwrap()).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_revocation_is_heard_in_time_in_the_poll_of_a_fresh_proof_too_however_long_its_renewal_takes() {
+    let (rig, token, engine) = hidden(0).await;
+    let account = engine.create_account(&account_id("a"), &rig.kek).await.unwrap();
+    let slow = Duration::from_millis(4900);
+    rig.script.set_latency(slow);
+    token.contexts(|contexts| contexts.takes = slow);
+    let Settings { poll_interval, call_timeout, .. } = settings();
+    let step = Duration::from_millis(250);
+    let mut renewals = 0;
+    for n in 0..12 {
+        // Every one of four has its turn to hear it.
+        let asked = rig.script.calls(Call::Unwrap);
+        while rig.script.calls(Call::Unwrap) <= asked + n % 4 {
+            rig.pass(step).await;
+        }
+        // It was just asked, and has answered when its time comes.
+        let before = token.contexts(|contexts| contexts.renewals);
+        rig.script.disable(&rig.kek_id);
+        let revoked = rig.clock.now();
+        while seal(&account).is_ok() {
+            rig.pass(step).await;
+        }
+        let heard = rig.clock.now().since(revoked);
+        assert!(heard <= poll_interval + call_timeout + step, "heard after {heard:?}");
+        renewals += u32::from(token.contexts(|contexts| contexts.renewals) > before);
+        rig.script.enable(&rig.kek_id);
+        while seal(&account).is_err() {
+            rig.pass(step).await;
+        }
+    }
+    assert!((2..12).contains(&renewals), "{renewals} of 12 were fresh proofs");
 }

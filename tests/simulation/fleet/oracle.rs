@@ -89,6 +89,8 @@ struct Process {
     hangs: bool,
     /// When the store last answered it of an account.
     words: BTreeMap<AccountId, Instant>,
+    /// When that was the first answer after a grace without one: what went cold in that comes back in time.
+    late_words: BTreeMap<AccountId, Instant>,
 }
 
 /// What one process heard of one KEK version.
@@ -206,6 +208,7 @@ impl Oracle {
             renewal_refused: none,
             hangs: false,
             words: BTreeMap::new(),
+            late_words: BTreeMap::new(),
         });
         self.processes.len() - 1
     }
@@ -238,11 +241,16 @@ impl Oracle {
 
     /// The store answered a process's read of an account. Later than in `call_timeout` that is no answer.
     pub(crate) fn word(&mut self, process: usize, account: &AccountId, asked: Instant, now: Instant) {
-        if now.since(asked) > self.settings.call_timeout {
+        let Settings { call_timeout, grace, .. } = self.settings;
+        if now.since(asked) > call_timeout {
             return;
         }
         if let Some(process) = self.processes.get_mut(process) {
-            process.words.insert(account.clone(), now);
+            let before = process.words.insert(account.clone(), now);
+            // A word counts from when it was asked for.
+            if before.is_some_and(|before| before.plus(grace) <= now.plus(call_timeout)) {
+                process.late_words.insert(account.clone(), now);
+            }
         }
     }
 
@@ -419,7 +427,7 @@ impl Oracle {
             let asked = match first.hides {
                 // Heard by a fresh proof alone; one that could not be made is made at the next poll.
                 true if own.hangs => return None,
-                true => from.plus(poll * (fresh_proof_every + 1)).max(own.renewal_refused.plus(poll * 2)),
+                true => from.plus(poll * fresh_proof_every).max(own.renewal_refused.plus(poll)),
                 false => from.plus(poll),
             };
             return Some(asked.max(own.woke).plus(timeout));
@@ -574,7 +582,8 @@ impl Oracle {
             return None;
         }
         let noticed = since.plus(poll_interval + call_timeout * 3 + TICK);
-        own.worked.filter(|worked| *worked >= noticed)?;
+        let late = self.processes[process].late_words.get(account).copied().unwrap_or_default();
+        own.worked.filter(|worked| *worked >= noticed && *worked >= late)?;
         let mut until = line.granted_by_first.1.plus(grace);
         if !self.reads.is {
             until = until.min(word.map_or(until, |word| word.plus(grace)));
