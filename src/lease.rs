@@ -18,7 +18,7 @@
 //! An epoch counts denials and lapses. What was asked in an earlier epoch changes nothing any more.
 
 use crate::clock::Instant;
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// Where a lease stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,6 +91,20 @@ pub enum Change {
     Resuming,
     /// Every account is back.
     Resumed,
+}
+
+/// One word.
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Granted => "granted",
+            Self::Unreachable => "unreachable",
+            Self::Denied => "denied",
+            Self::Lapsed => "lapsed",
+            Self::Resuming => "resuming",
+            Self::Resumed => "resumed",
+        })
+    }
 }
 
 /// What the caller must do after a step.

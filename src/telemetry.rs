@@ -6,7 +6,7 @@ use crate::{
     rotate::Due,
     token::{KekId, Profile, Workers},
 };
-use std::time::Duration;
+use std::{fmt, time::Duration};
 use tokio::sync::broadcast;
 
 /// Events that a slow subscriber may lag behind before it misses some.
@@ -200,6 +200,85 @@ pub enum Event {
     Missed(u64),
 }
 
+/// The target of the log lines that say an event once more: who shows the events themselves leaves these out.
+pub const EVENTS_TARGET: &str = "keyleash::event";
+
+/// A line for people.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = |account: &Option<AccountId>| {
+            account.as_ref().map_or_else(|| "an account".to_owned(), |account| format!("account {account}"))
+        };
+        match self {
+            Self::Lease { kek, change, trouble: None } => write!(f, "{kek} {}", change),
+            Self::Lease { kek, change, trouble: Some(trouble) } => write!(f, "{kek} {}: {trouble}", change),
+            Self::KekReplaced { kek } => {
+                write!(f, "KEK {kek}: the token has another key in its place; restore the KEK from its backup")
+            }
+            Self::ProfileFailed { profile, kek, error } => {
+                write!(f, "profile {profile}, tried with KEK {kek}: {error}")
+            }
+            Self::WorkerLost { token, workers: Workers { alive, hung, hung_max } } => write!(
+                f,
+                "token {token}: a worker hangs in a call and was given up; {alive} alive, {hung} of {hung_max} hang"
+            ),
+            Self::ContextNotRenewed { token, why } => {
+                write!(f, "token {token}: its context could not be renewed for a fresh proof: {why}")
+            }
+            Self::ContextRenewed { token } => write!(f, "token {token}: its context could be renewed again"),
+            Self::ProofCrowdedOut { kek, token, why } => {
+                write!(f, "KEK {kek}: a proof found no worker of token {token} free in time: {why}")
+            }
+            Self::StoreSilent { why } => write!(f, "the store is silent: {why}; keys in use go on"),
+            Self::StoreAnswers => f.write_str("the store answers again"),
+            Self::NoRecordToProve { kek, why } => write!(f, "KEK {kek}: there is no record to prove it with: {why}"),
+            Self::StandbyTookOver { kek, standby } => write!(f, "KEK {kek}: standby {standby} took over"),
+            Self::StandbyDone { kek, standby } => write!(f, "KEK {kek}: standby {standby} is done"),
+            Self::StandbyUnfit { kek, standby, why } => {
+                write!(f, "KEK {kek}: standby {standby} cannot take over: {why}")
+            }
+            Self::WatchRestarted { why } => write!(f, "a task of the engine was started again: {why}"),
+            Self::WipeWaits { kek, account, threads } => {
+                write!(
+                    f,
+                    "a key of {} under KEK {kek} is still used by an operation that does not end, of ",
+                    named(account)
+                )?;
+                let threads = threads.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+                write!(f, "threads {threads}")
+            }
+            Self::WipeDone { kek, account, waited } => write!(
+                f,
+                "a key of {} under KEK {kek} is wiped, {} s after it was taken away",
+                named(account),
+                waited.as_secs()
+            ),
+            Self::AccountFailed { account, error } => write!(f, "account {account}: {error}"),
+            Self::AekRotated { account, aek_version, why } => {
+                write!(f, "account {account}: AEK version {aek_version} seals new blocks ({why})")
+            }
+            Self::KekRotated { kek, why } => write!(f, "KEK {kek}: wraps new AEKs ({why})"),
+            Self::Rewrapped { kek, accounts, failed } => {
+                let noun = if *accounts == 1 { "account" } else { "accounts" };
+                write!(f, "KEK {kek}: {accounts} {noun} re-wrapped, {failed} failed")
+            }
+            Self::ScheduleFailed { subject, error } => write!(f, "{subject}: not done by schedule: {error}"),
+            Self::KekUnknown { token, id, label } => write!(
+                f,
+                "token {token}: a new key that no KEK names, label {label:?}, CKA_ID {id}: `keyleash kek rotate NAME --adopt {id}` \
+                 adopts it"
+            ),
+            Self::KekMissing { kek, current } => {
+                let current = if *current { ", which wraps new AEKs," } else { "" };
+                write!(f, "KEK {kek}{current} is in its token no more, and not retired")
+            }
+            Self::KekBack { kek } => write!(f, "KEK {kek} is in its token again"),
+            Self::Missed(1) => f.write_str("1 event was missed"),
+            Self::Missed(missed) => write!(f, "{missed} events were missed"),
+        }
+    }
+}
+
 /// The engine's end.
 #[derive(Debug, Clone)]
 pub(crate) struct Teller(broadcast::Sender<Event>);
@@ -219,11 +298,9 @@ impl Teller {
             | Event::KekBack { .. }
             | Event::ContextRenewed { .. }
             | Event::StoreAnswers
-            | Event::WipeDone { .. }) => {
-                tracing::info!(event = ?good, "keyleash");
-            }
-            good @ Event::Rewrapped { failed: 0, .. } => tracing::info!(event = ?good, "keyleash"),
-            other => tracing::warn!(event = ?other, "keyleash"),
+            | Event::WipeDone { .. }
+            | Event::Rewrapped { failed: 0, .. }) => tracing::info!(target: EVENTS_TARGET, "{good}"),
+            other => tracing::warn!(target: EVENTS_TARGET, "{other}"),
         }
         // Nobody needs to listen.
         let _ = self.0.send(event);

@@ -187,7 +187,7 @@
 //! | 2 | version = 2 |
 //! | 2 | length of the account id |
 //! | 1 to 255 | account id |
-//! | 16 | file id, random |
+//! | 16 | file id, random; what is sealed with a store that has an id ends with the first 4 bytes of SHA-256(`"keyleash.file.store.v1"` ‖ store id ‖ the 12 bytes before), by which an error tells another store from damage; readers need not look |
 //! | 4 | block size = 65536 |
 //! | 16 | digest: the first bytes of the SHA-256 of all before it. Version 1 does not have it, and opens for ever |
 //!

@@ -17,7 +17,7 @@ use keyleash::{
     },
 };
 use serde_json::{Value, json};
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
@@ -33,9 +33,23 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             let kek = kek.map(|kek| kek_version(&kek)).transpose()?;
             let store = setup.store(Store::Existing).await?;
             let ids = list(&*store, kek).await?;
-            let lines: String = ids.iter().map(|id| format!("{id}\n")).collect();
+            let deleted = deletions(&*store, &ids).await?;
+            let line = |id: &AccountId| match deleted.get(id) {
+                None => format!("{id}\n"),
+                Some(deletion) => format!(
+                    "{id}  (deleted {}, may be purged from {} on)\n",
+                    utc(deletion.since_unix),
+                    utc(deletion.purge_after_unix)
+                ),
+            };
+            let lines: String = ids.iter().map(line).collect();
+            let deleted = deleted.iter().map(|(id, deletion)| {
+                let Deletion { since_unix, purge_after_unix } = *deletion;
+                json!({ "account": id.as_str(), "since_unix": since_unix, "purge_after_unix": purge_after_unix })
+            });
+            let deleted: Vec<_> = deleted.collect();
             let ids: Vec<_> = ids.iter().map(|id| id.as_str()).collect();
-            output.result(&json!({ "accounts": ids }), &lines)
+            output.result(&json!({ "accounts": ids, "deleted": deleted }), &lines)
         }
         Account::Show { id } => {
             // The store says it all: neither token nor PIN is needed.
@@ -130,6 +144,22 @@ pub(crate) async fn list(store: &dyn KeyStore, kek: Option<KekVersion>) -> Resul
             return Ok(ids);
         }
     }
+}
+
+/// Those of the accounts that are deleted. A record that cannot be read is none: `store check` names it.
+async fn deletions(store: &dyn KeyStore, ids: &[AccountId]) -> Result<BTreeMap<AccountId, Deletion>, Failure> {
+    let mut deletions = BTreeMap::new();
+    for ids in ids.chunks(PAGE_KEYS_MAX) {
+        let keys: Vec<_> = ids.iter().cloned().map(Key::Account).collect();
+        for (key, found) in keys.iter().zip(store.get_many(&keys).await) {
+            let Ok(Some(found)) = found else { continue };
+            let record = AccountRecord::decode(key, &found.value);
+            if let Ok(AccountRecord { account, deleted: Some(deletion), .. }) = record {
+                deletions.insert(account, deletion);
+            }
+        }
+    }
+    Ok(deletions)
 }
 
 fn deletion_json(deletion: Deletion) -> Value {

@@ -73,7 +73,7 @@ may be due; it is reported, and left as it was.";
 /// Who takes the KEK away from the token takes the data away.
 #[derive(Debug, Parser)]
 #[command(name = "keyleash", version, after_help = format!("{EXAMPLES}\n{}", exit::help()))]
-#[command(disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
     /// Show results and failures as JSON.
     #[arg(long, global = true)]
@@ -107,6 +107,8 @@ pub(crate) enum Command {
     /// Open a sealed file or stream.
     #[command(after_help = OPEN_EXAMPLES)]
     Open(Open),
+    /// Show what a sealed file says of itself: account, AEK versions, blocks. Needs neither token nor store, and verifies nothing.
+    Inspect(Inspect),
     /// Show token, KEKs, and the leases that a proof under each KEK gives.
     ///
     /// Ends with 0 when all are granted, else as the first that is not.
@@ -337,7 +339,7 @@ pub(crate) struct KekPolicyArgs {
     /// Its name.
     pub(crate) name: OsString,
     /// Age of the current version, with its unit: 1 hour to 100 years.
-    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "AGE", value_parser = age)]
     pub(crate) max_age: Option<Duration>,
     /// Not by schedule.
     #[arg(long, conflicts_with = "max_age")]
@@ -349,13 +351,13 @@ pub(crate) struct AekPolicyArgs {
     /// Its id.
     pub(crate) id: OsString,
     /// Age of the current AEK version, with its unit: 1 hour to 100 years.
-    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "AGE", value_parser = age)]
     pub(crate) max_age: Option<Duration>,
     /// Blocks sealed under it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_blocks: Option<u64>,
-    /// Plaintext bytes sealed under it.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Plaintext bytes sealed under it: a number, or one with its unit, as in 10GiB or 500MB.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub(crate) max_bytes: Option<u64>,
     /// None of them.
     #[arg(long, conflicts_with_all = ["max_age", "max_blocks", "max_bytes"])]
@@ -375,6 +377,13 @@ pub(crate) struct Seal {
 pub(crate) struct Open {
     #[command(flatten)]
     pub(crate) streams: Streams,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// The sealed file [default, and -: standard input].
+    #[arg(value_name = "IN")]
+    pub(crate) input: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -413,6 +422,38 @@ impl Streams {
     }
 }
 
+/// Parses an age. humantime's own errors show `10sec` and `10ms`, neither of which is allowed here.
+fn age(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "write a number and its unit, as in 90d, 12h or 1y 6months".into())
+}
+
+/// Parses a number of bytes, 1 or more.
+fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 13] = [
+        ("", 1),
+        ("B", 1),
+        ("kB", 1_000),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("PB", 1_000_000_000_000_000),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("PiB", 1 << 50),
+    ];
+    let wrong = || {
+        "write a number of bytes, 1 or more, or one with a unit: kB, MB, GB, TB, PB, KiB, MiB, GiB, TiB, PiB".to_owned()
+    };
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at_checked(digits).ok_or_else(wrong)?;
+    let (_, factor) = UNITS.into_iter().find(|(name, _)| *name == unit.trim()).ok_or_else(wrong)?;
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(factor).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
 /// Parses the name of a wrap profile.
 pub(crate) fn profiles() -> impl TypedValueParser<Value = Profile> {
     PossibleValuesParser::new(Profile::ALL.map(Profile::name)).try_map(|name| name.parse::<Profile>())
@@ -426,6 +467,19 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units_and_bounds() {
+        for (text, wanted) in
+            [("1", 1), ("10GiB", 10 << 30), ("500 MB", 500_000_000), ("16777215TiB", 16_777_215 << 40)]
+        {
+            assert_eq!(bytes(text), Ok(wanted), "{text}");
+        }
+        for text in ["", "0", "0kB", "GiB", "1gib", "1.5GiB", "-1", "16777216TiB", "99999999999999999999", "1 B B", "ä"]
+        {
+            assert!(bytes(text).unwrap_err().contains("GiB"), "{text}");
+        }
     }
 
     #[test]

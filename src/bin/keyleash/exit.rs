@@ -149,7 +149,10 @@ fn code_of(error: &Error) -> u8 {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Engine(error) => error.fmt(f),
+            // A command that has ended does not.
+            Self::Engine(error) => {
+                f.write_str(&error.to_string().replace("keyleash tries again by itself", "then try again"))
+            }
             Self::Io { what, error } => write!(f, "{what}: {error}"),
             Self::Usage(what) | Self::Partial { what, .. } | Self::Broken(what) | Self::Inconclusive(what) => {
                 f.write_str(what)

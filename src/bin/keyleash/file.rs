@@ -19,6 +19,7 @@ use keyleash::{
     Account, Corrupt, Error,
     block::{Address, BlockHeader, SUITE_KNOWN_AFTER_BYTES},
     name::{ACCOUNT_ID_BYTES_MAX, AccountId},
+    store::record::StoreRecord,
 };
 use sha2::{Digest, Sha256};
 use std::io::{self, BufRead, Read, Write};
@@ -35,6 +36,8 @@ const VERSION_WITHOUT_DIGEST: u16 = 1;
 pub(crate) const BLOCK_BYTES: usize = 64 * 1024;
 const FILE_ID_BYTES: usize = 16;
 const DIGEST_BYTES: usize = 16;
+/// Of the file id: tells by a chance of 2^-32 wrongly that a file is another store's, or is this one's. Decides no more than words.
+const STORE_MARK_BYTES: usize = 4;
 
 /// How far from its place a refused block is looked for, to name what happened to the file.
 const SEARCH_BLOCKS: u64 = 1024;
@@ -48,11 +51,17 @@ const ROOM_BYTES: usize = 64;
 pub(crate) struct Keys {
     account: Account,
     runtime: Handle,
+    /// The store that the account is of, where it has an id.
+    store: Option<StoreRecord>,
 }
 
 impl Keys {
     pub(crate) fn new(account: Account, runtime: Handle) -> Self {
-        Self { account, runtime }
+        Self { account, runtime, store: None }
+    }
+
+    pub(crate) fn of_store(self, store: Option<StoreRecord>) -> Self {
+        Self { store, ..self }
     }
 
     pub(crate) fn account(&self) -> &AccountId {
@@ -90,11 +99,26 @@ pub(crate) struct FileHeader {
 }
 
 impl FileHeader {
-    /// The header of a new file.
-    pub(crate) fn random(account: AccountId) -> Result<Self, Failure> {
+    /// The header of a new file. Its id ends with what tells, to who knows the store, that it was sealed with that one.
+    pub(crate) fn random(account: AccountId, store: Option<&StoreRecord>) -> Result<Self, Failure> {
         let mut file_id = [0; FILE_ID_BYTES];
         keyleash::secret::fill_random(&mut file_id)?;
+        if let Some(store) = store {
+            let mark = store_mark(store, &file_id);
+            file_id.iter_mut().rev().zip(mark.into_iter().rev()).for_each(|(to, from)| *to = from);
+        }
         Ok(Self { account, file_id, has_digest: true })
+    }
+
+    /// Whether it is known to have been sealed with this store. Files of releases before the mark, and of stores without an id, are not.
+    pub(crate) fn is_of(&self, store: Option<&StoreRecord>) -> bool {
+        // Version 1 is older than the mark.
+        self.has_digest && store.is_some_and(|store| self.file_id.ends_with(&store_mark(store, &self.file_id)))
+    }
+
+    /// Its format version.
+    pub(crate) fn version(&self) -> u16 {
+        if self.has_digest { VERSION } else { VERSION_WITHOUT_DIGEST }
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -181,7 +205,7 @@ pub(crate) fn seal(
     output: &mut impl Write,
     mut step: impl FnMut(usize) -> Result<(), Failure>,
 ) -> Result<(FileHeader, Totals), Failure> {
-    let file = FileHeader::random(keys.account().clone())?;
+    let file = FileHeader::random(keys.account().clone(), keys.store.as_ref())?;
     output.write_all(&file.encode()).map_err(writing)?;
     let (mut block, mut next) = (plain_buffer(), plain_buffer());
     let mut totals = Totals::default();
@@ -242,6 +266,20 @@ pub(crate) fn open(
     }
 }
 
+/// Looks at the headers of the blocks behind `file`'s header to the end of `input`, and authenticates nothing.
+pub(crate) fn walk(input: &mut impl BufRead, mut see: impl FnMut(&BlockHeader)) -> Result<Totals, Failure> {
+    let mut sealed = Vec::with_capacity(BLOCK_BYTES + ROOM_BYTES);
+    let mut totals = Totals::default();
+    loop {
+        see(&read_block_header(input, totals.blocks)?);
+        fill(input, &mut sealed, BLOCK_BYTES)?;
+        totals.add(sealed.len());
+        if sealed.len() < BLOCK_BYTES || input.fill_buf().map_err(reading)?.is_empty() {
+            return Ok(totals);
+        }
+    }
+}
+
 fn read_block_header(input: &mut impl Read, index: u64) -> Result<BlockHeader, Failure> {
     let cut = || Failure::file(format!("it is cut short in the header of block {index}"));
     let mut bytes = Vec::with_capacity(keyleash::block::HEADER_BYTES_MAX + ROOM_BYTES);
@@ -296,6 +334,12 @@ impl Refused<'_> {
                 return Ok(format!("it has bytes behind its end: block {index} is its last and has {end} bytes"));
             }
         }
+        // Later blocks are not refused for being another store's.
+        if index == 0 && self.keys.store.is_some() && !self.file.is_of(self.keys.store.as_ref()) {
+            return Ok("block 0 does not open: the file was sealed with another store than this one, whose account of this name has \
+                       another AEK; or, by a release before this one, with this store, and was changed since"
+                .into());
+        }
         Ok(if full {
             format!("it was changed: block {index} is not what was sealed there, or comes from another file")
         } else {
@@ -321,6 +365,18 @@ fn plain_buffer() -> Zeroizing<Vec<u8>> {
 fn fill(input: &mut impl Read, buf: &mut Vec<u8>, len: usize) -> Result<(), Failure> {
     buf.clear();
     input.by_ref().take(len as u64).read_to_end(buf).map(drop).map_err(reading)
+}
+
+/// What the id of a file that is sealed with this store ends with, after the random bytes that it begins with.
+fn store_mark(store: &StoreRecord, file_id: &[u8; FILE_ID_BYTES]) -> [u8; STORE_MARK_BYTES] {
+    let mut sha = Sha256::new();
+    sha.update(b"keyleash.file.store.v1");
+    sha.update(store.id);
+    sha.update(file_id.get(..FILE_ID_BYTES - STORE_MARK_BYTES).unwrap_or_default());
+    let whole: [u8; 32] = sha.finalize().into();
+    let mut mark = [0; STORE_MARK_BYTES];
+    mark.iter_mut().zip(whole).for_each(|(to, from)| *to = from);
+    mark
 }
 
 fn digest(header: &[u8]) -> [u8; DIGEST_BYTES] {

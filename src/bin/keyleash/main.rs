@@ -7,6 +7,7 @@ mod consent;
 mod drill;
 mod exit;
 mod file;
+mod inspect;
 mod kek;
 mod kek_switch;
 mod lazy_token;
@@ -93,7 +94,10 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
             Standard::Output.file().and_then(|mut out| out.write_all(text.as_bytes()).map_err(Failure::stdout));
         return end(output, written).into();
     }
-    let text = text.trim_start_matches("error: ").trim_end();
+    // `-- --pin` would only make a file name of what was meant as an option.
+    let tips = |line: &&str| !line.trim_start().starts_with("tip: to pass '");
+    let text = text.trim_start_matches("error: ").lines().filter(tips).collect::<Vec<_>>().join("\n");
+    let text = text.trim_end();
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !output.is_json() {
         output.note(text);
         return ExitCode::from(Failure::Usage(String::new()).code());
@@ -133,6 +137,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Store(command) => store::run(command, setup()?, output).await,
         Command::Seal(args) => seal::seal(args, setup()?, output).await,
         Command::Open(args) => seal::open(args, setup()?, output).await,
+        Command::Inspect(args) => inspect::run(args, output).await,
         Command::Status { watch } => status::run(watch, setup()?, output).await,
         Command::Schedule(args) => schedule::run(args, setup()?, output).await,
         Command::Drill(drill) => drill::run(drill, config.as_deref(), setup()?, output).await,

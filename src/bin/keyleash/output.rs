@@ -69,7 +69,14 @@ impl Output {
 /// The text with its control characters, but for line ends, spelled out: names come from tokens and files, and a terminal would
 /// obey them.
 pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
-    spelled_out(text, |char| char.is_control() && char != '\n')
+    spelled_out(text, |char| misleads(char) && char != '\n')
+}
+
+/// Control characters, and those that have a terminal or an editor show text in another order, or break it into lines: what stands
+/// there is then not what is read.
+fn misleads(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn spelled_out(text: &str, is_meant: impl Fn(char) -> bool) -> Cow<'_, str> {
@@ -94,7 +101,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// Columns, each as wide as its widest cell, two spaces apart. A cell is one line, whatever is in it.
 pub(crate) fn columns(rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<_>> =
-        rows.iter().map(|row| row.iter().map(|cell| spelled_out(cell, char::is_control)).collect()).collect();
+        rows.iter().map(|row| row.iter().map(|cell| spelled_out(cell, misleads)).collect()).collect();
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..count).map(|column| width(column).unwrap_or(0)).collect();
@@ -150,6 +157,7 @@ mod tests {
         let rows = [vec!["label".into(), label.into()]];
         assert_eq!(columns(&rows), "label  a\\u{1b}[2Jb\\u{9b}31m\\r\\u{7}\\nstate  ok\n");
         assert_eq!(harmless("käse\n"), "käse\n");
+        assert_eq!(harmless("a\u{202e}b\u{2066}c\u{2028}"), "a\\u{202e}b\\u{2066}c\\u{2028}");
     }
 
     #[test]

@@ -7,10 +7,10 @@ use crate::{
     out_file::OutFile,
     output::{Output, hex},
     progress::Progress,
-    setup::{Setup, Store, account_id},
+    setup::{Setup, account_id},
     streams::{Standard, refuse_onto_itself},
 };
-use keyleash::{Account, Engine, Error};
+use keyleash::{Account, Engine, Error, store::record::StoreRecord};
 use serde_json::json;
 use std::{
     fs::{File, Metadata},
@@ -38,7 +38,7 @@ pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<()
             "a sealed file is no text: name a file with -o, or redirect standard output".into(),
         ));
     }
-    let engine = setup.engine(Store::Existing).await?;
+    let (engine, store) = setup.engine_and_store_id().await?;
     let account = engine.account(&id).await?;
     let mut ahead = Ahead {
         account: account.clone(),
@@ -50,7 +50,7 @@ pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<()
     ahead.count().await;
     let sealed = streams.run(output, move |work| {
         let runtime = Handle::current();
-        let keys = Keys::new(account, runtime.clone());
+        let keys = Keys::new(account, runtime.clone()).of_store(store);
         // Past the buffer, in which plaintext would stay.
         file::seal(&keys, work.input.get_mut(), &mut work.output, |bytes| {
             ahead.sealed();
@@ -109,31 +109,32 @@ impl Ahead {
 
 pub(crate) async fn open(args: Open, setup: &Setup, output: Output) -> Result<(), Failure> {
     let streams = Opened::new(args.streams, output).await?;
-    let engine = setup.engine(Store::Existing).await?;
-    streams.run(output, move |work| open_with(&engine, work)).await
+    let (engine, store) = setup.engine_and_store_id().await?;
+    streams.run(output, move |work| open_with(&engine, store, work)).await
 }
 
-fn open_with(engine: &Engine, work: &mut Work) -> Result<(FileHeader, Totals), Failure> {
+fn open_with(engine: &Engine, store: Option<StoreRecord>, work: &mut Work) -> Result<(FileHeader, Totals), Failure> {
     let file = FileHeader::read(&mut work.input)?;
     let runtime = Handle::current();
-    let account = runtime.block_on(account_of(engine, &file))?;
-    let keys = Keys::new(account, runtime);
+    let account = runtime.block_on(account_of(engine, &file, file.is_of(store.as_ref())))?;
+    let keys = Keys::new(account, runtime).of_store(store);
     // Past the buffer, as when sealing.
     let totals = file::open(&file, &keys, &mut work.input, work.output.get_mut(), |bytes| work.step.done(bytes))?;
     Ok((file, totals))
 }
 
 /// The account that a file was sealed for.
-async fn account_of(engine: &Engine, file: &FileHeader) -> Result<Account, Failure> {
+async fn account_of(engine: &Engine, file: &FileHeader, is_of_this_store: bool) -> Result<Account, Failure> {
     match engine.account(&file.account).await {
         Err(Error::NotFound(_)) if matches!(engine.account_record(&file.account).await, Err(Error::NotFound(_))) => {
-            let damaged =
-                if file.has_digest { "" } else { ", or the file's header, which is of version 1, is damaged" };
-            Err(Error::NotFound(format!(
-                "account {}, for which the file was sealed: it was purged, or this is another store than it was sealed with{damaged}",
-                file.account
-            ))
-            .into())
+            let why = match (is_of_this_store, file.has_digest) {
+                (true, _) => "it was purged",
+                (false, true) => "this is another store than it was sealed with, or it was purged",
+                (false, false) => {
+                    "it was purged, or this is another store than it was sealed with, or the file's header, which is of version 1, is damaged"
+                }
+            };
+            Err(Error::NotFound(format!("account {}, for which the file was sealed: {why}", file.account)).into())
         }
         account => Ok(account?),
     }

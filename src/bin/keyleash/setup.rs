@@ -7,7 +7,7 @@ use keyleash::{
     config::{Config, ConfigFile, PinSource, Settings, TokenConfig, TokenSelector},
     name::{AccountId, KekName, KekVersion, TokenName},
     secret::{MemlockPolicy, check_memlock},
-    store::{KeyStore, memory::MemoryStore},
+    store::{Key, KeyStore, memory::MemoryStore, record::StoreRecord},
     token::{
         KekId, Token, TokenError, Verdict,
         pkcs11::{self, Pkcs11Settings, Pkcs11Token, Selector},
@@ -109,6 +109,15 @@ impl Setup {
         // A store that cannot be opened is said before the token counts a login.
         let store = self.store(need).await?;
         self.engine_over(store, CACHED_AEKS_MAX).await
+    }
+
+    /// The same over a store that exists, and by what that is known.
+    pub(crate) async fn engine_and_store_id(&self) -> Result<(Engine, Option<StoreRecord>), Failure> {
+        let store = self.store(Store::Existing).await?;
+        // It only makes errors say more: one that cannot be read is for `store check`.
+        let found = store.get(&Key::Store).await?;
+        let id = found.and_then(|found| StoreRecord::decode(&Key::Store, &found.value).ok());
+        Ok((self.engine_over(store, CACHED_AEKS_MAX).await?, id))
     }
 
     /// An engine that is set up as a service's would be, for what judges the set-up.

@@ -5,17 +5,25 @@ use crate::{
     kek::{half, kek_json, kek_warnings, trouble, version_row},
     output::{Output, columns, count},
     setup::{Setup, Store},
+    streams::Standard,
     token::{info_json, info_rows},
+    warnings,
 };
 use keyleash::{
     Account, Engine, Error, StoreSilence,
+    clock::unix_now,
     engine::{KekStatus, LeaseStatus, Status, TokenStatus},
     lease::Phase,
     name::{KekVersion, TokenName},
+    rotate::utc,
     store::{Filter, Key, KeyStore},
     telemetry::Event,
 };
 use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How often a watch looks whether anybody reads it still: nothing may change for days.
+const LOOK_FOR_READER: Duration = Duration::from_secs(1);
 
 /// Shows everything, then ends as the first thing that is not granted: a monitor need look at the exit status alone. Or
 /// goes on and shows what changes.
@@ -39,9 +47,18 @@ pub(crate) async fn run(watch: bool, setup: &Setup, output: Output) -> Result<()
     if watch {
         // What the proofs themselves brought about is in the report.
         while events.try_next().is_some() {}
-        while let Some(event) = events.next().await {
-            let (json, line) = event_shown(&event);
-            output.result(&json, &line)?;
+        // They are shown here, on standard output.
+        warnings::leave_events_out();
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => output.result(&event_json(&event), &format!("{} {event}\n", utc(unix_now())))?,
+                    None => break,
+                },
+                () = tokio::time::sleep(LOOK_FOR_READER) => if Standard::Output.reader_is_gone() {
+                    return Err(Failure::Closed);
+                },
+            }
         }
     }
     // Kept until here, so that the engine had keys to watch over.
@@ -68,26 +85,21 @@ async fn prove(engine: &Engine, store: &dyn KeyStore, kek: &KekVersion) -> Resul
     }
 }
 
-fn event_shown(event: &Event) -> (Value, String) {
+fn event_json(event: &Event) -> Value {
+    let at_unix = unix_now();
     match event {
-        Event::Lease { kek, change, trouble } => {
-            let change = format!("{change:?}").to_lowercase();
-            let because = trouble.as_ref().map_or_else(String::new, |trouble| format!(": {trouble}"));
-            let json =
-                json!({ "event": change, "kek": kek.name.as_str(), "kek_version": kek.version, "trouble": trouble });
-            (json, format!("{kek} {change}{because}\n"))
-        }
-        Event::AekRotated { account, aek_version, why } => (
-            json!({ "event": "rotation", "account": account, "aek_version": aek_version, "why": why.to_string() }),
-            format!("account {account}: AEK version {aek_version} seals new blocks ({why})\n"),
-        ),
-        Event::KekRotated { kek, why } => (
-            json!({
-                "event": "rotation", "kek": kek.name.as_str(), "kek_version": kek.version, "why": why.to_string(),
-            }),
-            format!("KEK {kek}: wraps new AEKs ({why})\n"),
-        ),
-        other => (json!({ "event": "other", "what": format!("{other:?}") }), format!("{other:?}\n")),
+        Event::Lease { kek, change, trouble } => json!({
+            "event": change.to_string(), "at_unix": at_unix, "kek": kek.name.as_str(), "kek_version": kek.version,
+            "trouble": trouble,
+        }),
+        Event::AekRotated { account, aek_version, why } => json!({
+            "event": "rotation", "at_unix": at_unix, "account": account, "aek_version": aek_version, "why": why.to_string(),
+        }),
+        Event::KekRotated { kek, why } => json!({
+            "event": "rotation", "at_unix": at_unix, "kek": kek.name.as_str(), "kek_version": kek.version,
+            "why": why.to_string(),
+        }),
+        other => json!({ "event": "other", "at_unix": at_unix, "what": other.to_string() }),
     }
 }
 

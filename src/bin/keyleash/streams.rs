@@ -6,6 +6,7 @@
 //! asked for is as good as any other stream, whoever opened it and however.
 
 use crate::exit::Failure;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     fs::{File, Metadata},
     io,
@@ -50,6 +51,15 @@ impl Standard {
             Self::Output | Self::Error => "redirect it (`/dev/null` throws away what is written)",
         };
         Err(Failure::io(self.name(), io::Error::new(io::ErrorKind::NotConnected, format!("it is closed: {remedy}"))))
+    }
+
+    /// Whether the other end of a pipe or socket was closed.
+    pub(crate) fn reader_is_gone(self) -> bool {
+        let Ok(stream) = self.file() else { return true };
+        let mut asked = [PollFd::new(&stream, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut asked, Some(&now)).is_ok()
+            && asked.iter().any(|found| found.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
     }
 
     /// The stream, without the buffer that the standard library puts before it.

@@ -1,6 +1,7 @@
 //! Shows the library's warnings on standard error.
 
 use crate::output::harmless;
+use keyleash::telemetry::EVENTS_TARGET;
 use std::{
     fmt::{self, Write as _},
     io::{self, Write},
@@ -16,6 +17,7 @@ use tracing::{
 const OPENING: &str = "keyleash::token::pkcs11";
 
 static ENDED: AtomicBool = AtomicBool::new(false);
+static EVENTS_LEFT_OUT: AtomicBool = AtomicBool::new(false);
 
 /// Everything from WARN up, a line each; no spans.
 struct Warnings;
@@ -29,6 +31,11 @@ pub(crate) fn show() {
 /// The command is done, and its runtime is taken down: that something was still under way is no trouble.
 pub(crate) fn end() {
     ENDED.store(true, Ordering::SeqCst);
+}
+
+/// From here on events are shown by whoever called this, and nothing is said twice.
+pub(crate) fn leave_events_out() {
+    EVENTS_LEFT_OUT.store(true, Ordering::SeqCst);
 }
 
 impl Subscriber for Warnings {
@@ -47,7 +54,8 @@ impl Subscriber for Warnings {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        if ENDED.load(Ordering::SeqCst) {
+        let is_shown = event.metadata().target() == EVENTS_TARGET && EVENTS_LEFT_OUT.load(Ordering::SeqCst);
+        if is_shown || ENDED.load(Ordering::SeqCst) {
             return;
         }
         let mut line = Line::default();
