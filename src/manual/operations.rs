@@ -469,7 +469,9 @@
 //! - `cargo rustc --locked --profile test --lib --target-dir target/loom -- --cfg keyleash_loom`, then
 //!   `LOOM_MAX_PREEMPTIONS=3 target/loom/debug/deps/keyleash-* interleavings`: every order in which threads can fill, read and
 //!   wipe a key with up to three interruptions, instead of two.
-//! - `softhsm/token-matrix`: the conformance suite on kryoptic too, which does RSA-OAEP with SHA-256 as SoftHSM does not.
+//! - `softhsm/token-matrix`: the conformance suite on SoftHSM, kryoptic, opencryptoki and NSS, which it installs or builds (once, below
+//!   `target/`), as a table of token, profile and what holds; `--survey` prints what [`tokens`](super::tokens) has. opencryptoki runs in
+//!   a namespace of its own, and touches none of the machine's tokens.
 //! - `softhsm/with-token cargo test --test softhsm -- --nocapture`: the promises on real tokens alone, with what was measured. Installs p11-kit
 //!   and builds the fault shim (`softhsm/fault-shim`) where they are missing. `softhsm/with-token --shim COMMAND…` runs any
 //!   command on a module that fails as a control file says.

@@ -52,3 +52,62 @@
 //! token that has CKM_AES_CTR or CKM_AES_ECB undoes a wrapping for whoever logs in, though CKA_DECRYPT is off. keyleash asks for no such
 //! thing, and a service is denied by CKA_DECRYPT alone; switch both off where the host itself is not trusted any more. With RSA the
 //! private half decrypts and the public half is public, so that CKA_DECRYPT (and CKA_SIGN) is all there is.
+//!
+//! # Flags of a token
+//!
+//! | flag | what it decides |
+//! | --- | --- |
+//! | CKF_TOKEN_INITIALIZED | off: no label matches it |
+//! | CKF_USER_PIN_INITIALIZED | off, and C_Login says CKR_USER_PIN_NOT_INITIALIZED: denied; on: believed once two fresh contexts repeat the code |
+//! | CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_LOCKED | whether a PIN is tried at all ([`operations`](super::operations#the-pin)) |
+//! | no flags to be had, because C_GetTokenInfo fails | no PIN is tried that the token has not taken before; by slot id, once |
+//! | CKF_CLOCK_ON_TOKEN, and the time | not read: an odd one costs nothing |
+//! | CKF_LOGIN_REQUIRED, CKF_PROTECTED_AUTHENTICATION_PATH | not read: the PIN is always sent |
+//! | CKF_WRITE_PROTECTED | not read: a session for reading is opened where C_OpenSession says CKR_TOKEN_WRITE_PROTECTED |
+//! | CKF_USER_PIN_TO_BE_CHANGED | not read: what the token then says (CKR_PIN_EXPIRED) denies |
+//!
+//! # Codes
+//!
+//! A code is a hint. The call is made once more on a new session where the third column says so, then it is looked at whether the token
+//! is listed, the login holds, the KEK is found, and a record that unwrapped before still does. Not listed: unreachable. Listed,
+//! logged in, and no KEK: denied. Another key in its place: denied, and told. Else the code decides:
+//!
+//! | verdict | codes | once more |
+//! | --- | --- | --- |
+//! | denied | CKR_KEY_FUNCTION_NOT_PERMITTED, CKR_FUNCTION_REJECTED, CKR_ACTION_PROHIBITED, CKR_(UN)WRAPPING_KEY_TYPE_INCONSISTENT, CKR_KEY_TYPE_INCONSISTENT, CKR_PIN_* but for logins ([`operations`](super::operations#the-pin)), CKR_USER_PIN_NOT_INITIALIZED; of a key that was just found also CKR_(UN)WRAPPING_KEY_HANDLE_INVALID | yes |
+//! | unreachable | CKR_OBJECT_, KEY_, SESSION_HANDLE_INVALID, CKR_SESSION_CLOSED, CKR_SESSION_COUNT, CKR_USER_NOT_LOGGED_IN, CKR_OPERATION_ACTIVE, CKR_OPERATION_NOT_INITIALIZED, CKR_KEY_CHANGED | yes |
+//! | unreachable; a bad record where a known good one still unwraps and the code is CKR_GENERAL_ERROR, CKR_DEVICE_ERROR or CKR_FUNCTION_FAILED | every other code, vendors' own and unknown ones too | in a fresh context |
+//! | bad record; unreachable where a known good one is refused as well | CKR_ENCRYPTED_DATA_*, CKR_WRAPPED_KEY_*, CKR_DATA_* | after another record |
+//! | misconfigured; denied when the KEK worked before; a bad record when it still does | CKR_MECHANISM_*, CKR_ARGUMENTS_BAD, CKR_TEMPLATE_*, CKR_ATTRIBUTE_*, CKR_FUNCTION_NOT_SUPPORTED, CKR_*KEY_SIZE_RANGE, CKR_KEY_NOT_WRAPPABLE, CKR_KEY_UNEXTRACTABLE, CKR_SESSION_READ_ONLY, CKR_TOKEN_WRITE_PROTECTED, CKR_USER_TYPE_INVALID, CKR_BUFFER_TOO_SMALL | yes |
+//! | misconfigured | a denial of a wrap by a key that is half one | |
+//! | fatal | CKR_CANT_LOCK, CKR_NEED_TO_CREATE_THREADS, CKR_MUTEX_BAD, CKR_FIPS_SELF_TEST_FAILED, CKR_LIBRARY_LOAD_FAILED | |
+//!
+//! # What the tokens say
+//!
+//! Run on Debian 12 by `softhsm/token-matrix --survey`, which prints what stands here; in brackets what was not run.
+//!
+//! | | SoftHSM 2.6.1 | kryoptic 1.5.4 | opencryptoki 3.8.1, soft token | NSS 3.87 | tpm2-pkcs11 1.9 on swtpm |
+//! | --- | --- | --- | --- | --- | --- |
+//! | `aes-gcm` | conforms | conforms | no: CKR_MECHANISM_INVALID | no: CKR_BUFFER_TOO_SMALL, it wants one C_Encrypt | no: makes no AES keys |
+//! | `aes-kw` | conforms | conforms | no: CKR_MECHANISM_INVALID | conforms | no: makes no AES keys |
+//! | `rsa-oaep-sha256` | no: CKR_ARGUMENTS_BAD, SHA-1 alone | conforms | conforms | conforms | no: CKR_ATTRIBUTE_VALUE_INVALID to the probe's key pair, which is of the session alone |
+//! | CKA_DECRYPT or CKA_UNWRAP off | KEY_FUNCTION_NOT_PERMITTED | KEY_FUNCTION_NOT_PERMITTED; `aes-kw` WRAPPING_KEY_HANDLE_INVALID | KEY_FUNCTION_NOT_PERMITTED | KEY_TYPE_INCONSISTENT | (nothing, until a fresh context) |
+//! | KEK destroyed, by its old handle | OBJECT_HANDLE_INVALID; `aes-kw` UNWRAPPING_KEY_HANDLE_INVALID | GENERAL_ERROR | KEY_HANDLE_INVALID | KEY_HANDLE_INVALID | (nothing, until a fresh context) |
+//! | a record with one bit flipped | GENERAL_ERROR | ENCRYPTED_DATA_INVALID; `aes-kw` and RSA DEVICE_ERROR | FUNCTION_FAILED | ENCRYPTED_DATA_INVALID; `aes-kw` WRAPPED_KEY_INVALID | |
+//! | a record that was cut short | GENERAL_ERROR | DEVICE_ERROR | ENCRYPTED_DATA_LEN_RANGE | DATA_LEN_RANGE | |
+//! | a wrong PIN | PIN_INCORRECT, and CKF_USER_PIN_COUNT_LOW; never locks | PIN_INCORRECT, no flag in three | PIN_INCORRECT, and flags: of four starts two were tried | PIN_INCORRECT, no flag in three | |
+//! | a PIN's length | 4 to 255 | | 4 to 8 | | |
+//! | time in C_GetTokenInfo | readable, or none | readable, or none | `HH:MM:SS` | readable, or none | |
+//! | CKA_LOCAL of a key that it made | true | true | true | false of every key in its database, so warned of | |
+//! | CKA_SIGN_RECOVER of an RSA key, unless asked for | | | true | true | |
+//! | CKA_MODIFIABLE | told | told | told | told | |
+//! | CKA_DESTROYABLE, CKA_COPYABLE | told | told | not told, nor taken in a template | not told; in a template CKR_GENERAL_ERROR | |
+//! | CKA_ALWAYS_AUTHENTICATE of a private key | told | told | told | not told | |
+//! | CKA_ALLOWED_MECHANISMS | told, empty for all | not told | not told | not told | |
+//! | CKA_TRUSTED, CKA_WRAP_WITH_TRUSTED | told | told | not told | not told | |
+//! | CKA_KEY_GEN_MECHANISM; CKA_UNIQUE_ID | told; not told | told; told | not told | not told | |
+//! | CKA_START_DATE, CKA_END_DATE | told but for private objects that have one; not looked at | told; not looked at | told | told | |
+//! | what it wants first | SOFTHSM2_CONF | KRYOPTIC_CONF | the daemon `pkcsslotd` | parameters of C_Initialize, which keyleash does not give: something in front must (p11-kit's `x-init-reserved`; in our runs the fault shim) | TPM2_PKCS11_STORE, and a resource manager before the TPM |
+//!
+//! keyleash asks for the attributes in the last rows of a KEK that it makes, and where a token takes not all of them for fewer, with a warning: first
+//! without CKA_MODIFIABLE and CKA_DESTROYABLE, then without CKA_SIGN_RECOVER and CKA_DERIVE.

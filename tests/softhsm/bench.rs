@@ -22,6 +22,16 @@ pub(crate) const LABEL: &str = "test token";
 /// A variable with [`PIN`], and the end of its line.
 pub(crate) const PIN_VARIABLE: &str = "KEYLEASH_TEST_PIN";
 
+/// Names the token that softhsm/token-matrix makes for each test, of a kind that needs more than a file of its own.
+const KIND: &str = "KEYLEASH_TEST_TOKEN";
+/// The user PIN of one that does not take [`PIN`].
+const OWN_PIN: &str = "KEYLEASH_TEST_OWN_PIN";
+
+/// The user PIN of the bench's token.
+pub(crate) fn pin() -> String {
+    std::env::var(OWN_PIN).unwrap_or_else(|_| PIN.into())
+}
+
 /// A variable that with-token sets.
 pub(crate) fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
@@ -138,15 +148,22 @@ fn run_alone(name: &str, change: impl FnOnce(&Path, &mut Command)) {
     let dir = tempfile::tempdir().unwrap();
     let tokens = dir.path().join("tokens");
     std::fs::create_dir(&tokens).unwrap();
-    let (variable, conf) = configure(dir.path(), &tokens);
-    std::fs::write(dir.path().join("pin"), format!("{PIN}\n")).unwrap();
-    let act = format!("init-token\n{LABEL}");
-    let mut set_up = me("operator::acts");
-    set_up.env(variable, &conf).env("KEYLEASH_TEST_ACT", act).env("KEYLEASH_MODULE", real_module());
-    let set_up = set_up.output().unwrap();
-    assert!(set_up.status.success(), "{}", String::from_utf8_lossy(&set_up.stderr));
+    let variables = match std::env::var(KIND) {
+        Ok(kind) => made_by_script(&kind, dir.path()),
+        Err(_) => {
+            let (variable, conf) = configure(dir.path(), &tokens);
+            let act = format!("init-token\n{LABEL}");
+            let mut set_up = me("operator::acts");
+            set_up.env(variable, &conf).env("KEYLEASH_TEST_ACT", act).env("KEYLEASH_MODULE", real_module());
+            let set_up = set_up.output().unwrap();
+            assert!(set_up.status.success(), "{}", String::from_utf8_lossy(&set_up.stderr));
+            vec![(variable.to_owned(), conf.display().to_string())]
+        }
+    };
+    let own = variables.iter().find(|(name, _)| name == OWN_PIN).map(|(_, pin)| pin.clone());
+    std::fs::write(dir.path().join("pin"), format!("{}\n", own.unwrap_or_else(pin))).unwrap();
     let mut child = me(name);
-    child.env(ALONE, name).env("KEYLEASH_TEST_DIR", dir.path()).env(variable, &conf);
+    child.env(ALONE, name).env("KEYLEASH_TEST_DIR", dir.path()).envs(variables);
     child.env(PIN_VARIABLE, format!("{PIN}\r\n"));
     change(dir.path(), &mut child);
     let output = child.output().unwrap();
@@ -158,6 +175,17 @@ fn run_alone(name: &str, change: impl FnOnce(&Path, &mut Command)) {
 
 /// Marks the lines of a test's output that are shown although it passed.
 pub(crate) const MEASURED: &str = "measured: ";
+
+/// Has softhsm/token-matrix make a token, and gives the variables that lead to it.
+fn made_by_script(kind: &str, dir: &Path) -> Vec<(String, String)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("softhsm/token-matrix");
+    let mut script = Command::new(path);
+    let output = script.args(["--make", kind]).arg(dir).args([LABEL, SO_PIN, PIN]).output().unwrap();
+    assert!(output.status.success(), "{kind}: {}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let variables = lines.lines().map(|line| line.split_once('=').expect("NAME=VALUE"));
+    variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
 
 /// Writes the configuration for the module under test: SoftHSM, or kryoptic under softhsm/token-matrix.
 fn configure(dir: &Path, tokens: &Path) -> (&'static str, PathBuf) {
@@ -220,14 +248,19 @@ pub(crate) fn context() -> Pkcs11 {
 
 /// The slot of the bench's token.
 pub(crate) fn slot(pkcs11: &Pkcs11) -> Slot {
-    let slots = pkcs11.get_slots_with_initialized_token().unwrap();
-    slots.into_iter().find(|slot| pkcs11.get_token_info(*slot).unwrap().label() == LABEL).unwrap()
+    let slots = pkcs11.get_slots_with_token().unwrap();
+    // What the binding cannot read (opencryptoki's time) is the only token there.
+    let is_it = |slot: &&Slot| match pkcs11.get_token_info(**slot) {
+        Ok(token) => token.token_initialized() && token.label() == LABEL,
+        Err(_) => slots.len() == 1,
+    };
+    *slots.iter().find(is_it).unwrap()
 }
 
 /// A logged-in session on the bench's token.
 pub(crate) fn session(pkcs11: &Pkcs11) -> cryptoki::session::Session {
     let session = pkcs11.open_rw_session(slot(pkcs11)).unwrap();
-    let _ = session.login(UserType::User, Some(&AuthPin::from(PIN)));
+    let _ = session.login(UserType::User, Some(&AuthPin::from(pin())));
     session
 }
 

@@ -25,5 +25,6 @@ mod pins;
 mod service;
 mod setup;
 mod shim;
+mod survey;
 mod tokens;
 mod trouble;

@@ -21,11 +21,12 @@ macro_rules! passing {
         })*
 
         /// Every function that a fault can be set on.
-        pub(crate) const NAMES: &[&str] = &["C_Decrypt", "C_DecryptInit", "C_EncryptInit", "C_FindObjects", "C_GetAttributeValue", "C_GetTokenInfo", $(stringify!($name)),*];
+        pub(crate) const NAMES: &[&str] = &["C_Decrypt", "C_DecryptInit", "C_Initialize", "C_EncryptInit", "C_FindObjects", "C_GetAttributeValue", "C_GetTokenInfo", $(stringify!($name)),*];
 
         /// The real module's list with ours in front of what it has.
         pub(crate) fn patched(mut list: CK_FUNCTION_LIST) -> CK_FUNCTION_LIST {
             list.C_GetFunctionList = Some(crate::C_GetFunctionList);
+            list.C_Initialize = list.C_Initialize.and(Some(C_Initialize));
             list.C_Decrypt = list.C_Decrypt.and(Some(C_Decrypt));
             list.C_DecryptInit = list.C_DecryptInit.and(Some(C_DecryptInit));
             list.C_EncryptInit = list.C_EncryptInit.and(Some(C_EncryptInit));
@@ -76,6 +77,32 @@ macro_rules! beginning {
 }
 
 beginning!(C_EncryptInit, C_DecryptInit);
+
+/// What NSS takes for CK_C_INITIALIZE_ARGS: its parameters stand where the standard has what is reserved, which comes after them.
+#[repr(C)]
+struct NssArgs {
+    standard: CK_C_INITIALIZE_ARGS,
+    reserved: *mut c_void,
+}
+
+/// As any other, with the parameters of KEYLEASH_SHIM_PARAMETERS where there are some.
+unsafe extern "C" fn C_Initialize(args: *mut c_void) -> CK_RV {
+    if let Outcome::Return(code) = meet("C_Initialize") {
+        return code;
+    }
+    let Some(call) = real().and_then(|list| list.C_Initialize) else { return CKR_FUNCTION_NOT_SUPPORTED };
+    let Some(parameters) = crate::parameters().filter(|_| !args.is_null()) else {
+        // SAFETY: the real module's function of this name, with what the caller gave for it, unchanged.
+        return unsafe { call(args) };
+    };
+    // SAFETY: not null, and by the standard it points to such a struct.
+    let standard = unsafe { args.cast::<CK_C_INITIALIZE_ARGS>().read_unaligned() };
+    let mut args = NssArgs { standard, reserved: std::ptr::null_mut() };
+    args.standard.pReserved = parameters.as_ptr().cast_mut().cast();
+    // SAFETY: the real module's function of this name, with the caller's arguments in a struct that lives through the call; the
+    // parameters live in a static, and the module only reads them.
+    unsafe { call((&raw mut args).cast()) }
+}
 
 unsafe extern "C" fn C_Decrypt(
     session: CK_SESSION_HANDLE,
@@ -184,7 +211,6 @@ unsafe extern "C" fn C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) 
 
 #[rustfmt::skip]
 passing! {
-    C_Initialize(a1: *mut c_void);
     C_Finalize(a1: *mut c_void);
     C_GetInfo(a1: *mut CK_INFO);
     C_GetSlotList(a1: CK_BBOOL, a2: *mut CK_SLOT_ID, a3: *mut CK_ULONG);

@@ -4,6 +4,9 @@
 //! `C_GetFunctionList` alone. The real module is named by `KEYLEASH_SHIM_MODULE`, the control file by
 //! `KEYLEASH_SHIM_CONTROL`; both are read when the shim is loaded. `softhsm/with-token --shim COMMAND…` sets all that up.
 //!
+//! With `KEYLEASH_SHIM_PARAMETERS`, C_Initialize is given this text as its parameters, which NSS's library needs and callers of other
+//! modules do not know of.
+//!
 //! # The control file
 //!
 //! It is read anew on each call, so replace it by a rename, lest half of it be read. While it is not there, or empty, nothing
@@ -35,7 +38,7 @@ mod control;
 mod front;
 
 use cryptoki_sys::{CK_FUNCTION_LIST, CK_RV, CKR_ARGUMENTS_BAD, CKR_GENERAL_ERROR, CKR_OK};
-use std::sync::OnceLock;
+use std::{ffi::CString, os::unix::ffi::OsStringExt, sync::OnceLock};
 
 /// The real module's functions, and the list with ours in front of them.
 struct Lists {
@@ -68,6 +71,13 @@ fn load() -> Result<Lists, String> {
     // Never unloaded: the pointers in the list stay good.
     std::mem::forget(library);
     Ok(Lists { real, patched: front::patched(real) })
+}
+
+/// What C_Initialize is given besides.
+fn parameters() -> Option<&'static CString> {
+    static PARAMETERS: OnceLock<Option<CString>> = OnceLock::new();
+    let read = || CString::new(std::env::var_os("KEYLEASH_SHIM_PARAMETERS")?.into_vec()).ok();
+    PARAMETERS.get_or_init(read).as_ref()
 }
 
 fn real() -> Option<&'static CK_FUNCTION_LIST> {

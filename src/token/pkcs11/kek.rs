@@ -105,11 +105,13 @@ pub(super) fn list(session: &Session) -> Result<Vec<Attributes>, Fault> {
     Ok(keks)
 }
 
-/// Attributes that some tokens do not take in a template.
+/// Which of the attributes are asked for that some tokens do not take in a template.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Optional {
-    Asked,
-    LeftOut,
+    All,
+    /// Those that keep a key to its use, and none that says what may be done to it.
+    Use,
+    None,
 }
 
 /// Makes the KEK and gives what the token then says about it.
@@ -120,18 +122,28 @@ pub(super) fn create(session: &Session, spec: &KekSpec) -> Result<Attributes, Fa
     let common = |optional| {
         let mut template =
             vec![Attribute::Token(true), Attribute::Label(spec.label.clone().into_bytes()), Attribute::Id(id.clone())];
-        if optional == Optional::Asked {
+        if optional == Optional::All {
             template.extend([Attribute::Modifiable(true), Attribute::Destroyable(spec.destroyable)]);
         }
         template
     };
-    let keys = match generate(session, spec.profile, &common(Optional::Asked)) {
-        Err(Fault::Code { code, .. }) if is_about_attributes(code) => {
-            tracing::warn!(label = spec.label, "the token takes no CKA_MODIFIABLE and CKA_DESTROYABLE for a new key");
-            generate(session, spec.profile, &common(Optional::LeftOut))?
+    let generate = |optional| generate(session, spec.profile, &common(optional), optional);
+    let mut made = generate(Optional::All);
+    // NSS says so to an attribute that its database has no column for, and many a token to trouble that passes.
+    if matches!(&made, Err(Fault::Code { code: RvError::GeneralError, .. })) {
+        made = generate(Optional::All);
+    }
+    for (less, left_out) in [
+        (Optional::Use, "CKA_MODIFIABLE and CKA_DESTROYABLE"),
+        (Optional::None, "CKA_MODIFIABLE, CKA_DESTROYABLE, CKA_SIGN_RECOVER and CKA_DERIVE"),
+    ] {
+        if !matches!(&made, Err(Fault::Code { code, .. }) if is_about_attributes(*code)) {
+            break;
         }
-        result => result?,
-    };
+        tracing::warn!(label = spec.label, "the token does not take all of {left_out} for a new key");
+        made = generate(less);
+    }
+    let keys = made?;
     let judged = read(session, keys.key).and_then(|found| {
         let found = found.ok_or(Fault::KekMissing)?.attributes;
         match found.refusal().or_else(|| found.half()) {
@@ -166,16 +178,20 @@ const fn is_about_attributes(code: cryptoki::error::RvError) -> bool {
     use cryptoki::error::RvError as Rv;
     matches!(
         code,
-        Rv::AttributeTypeInvalid | Rv::AttributeValueInvalid | Rv::AttributeReadOnly | Rv::TemplateInconsistent
+        Rv::AttributeTypeInvalid
+            | Rv::AttributeValueInvalid
+            | Rv::AttributeReadOnly
+            | Rv::TemplateInconsistent
+            | Rv::GeneralError
     )
 }
 
 /// A key of the session alone, for a probe: gone with it.
 pub(super) fn generate_for_probe(session: &Session, profile: Profile) -> Result<Kek, Fault> {
-    generate(session, profile, &[Attribute::Token(false)])
+    generate(session, profile, &[Attribute::Token(false)], Optional::None)
 }
 
-fn generate(session: &Session, profile: Profile, common: &[Attribute]) -> Result<Kek, Fault> {
+fn generate(session: &Session, profile: Profile, common: &[Attribute], optional: Optional) -> Result<Kek, Fault> {
     let guarded = [Attribute::Private(true), Attribute::Sensitive(true), Attribute::Extractable(false)];
     let (key, wrapping) = if profile == Profile::RsaOaepSha256 {
         let mut public = common.to_vec();
@@ -189,12 +205,11 @@ fn generate(session: &Session, profile: Profile, common: &[Attribute]) -> Result
         ]);
         let mut private = common.to_vec();
         private.extend(guarded);
-        private.extend([
-            Attribute::Decrypt(true),
-            Attribute::Unwrap(false),
-            Attribute::Sign(false),
-            Attribute::Derive(false),
-        ]);
+        private.extend([Attribute::Decrypt(true), Attribute::Unwrap(false), Attribute::Sign(false)]);
+        if optional != Optional::None {
+            // On by default at opencryptoki and NSS.
+            private.extend([Attribute::SignRecover(false), Attribute::Derive(false)]);
+        }
         let (public, private) = session
             .generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, &private)
             .map_err(at("C_GenerateKeyPair"))?;
