@@ -233,6 +233,15 @@ impl Keyring {
         self.kept().await.map(drop)
     }
 
+    /// Writes the date down: to see whether the store takes a write.
+    ///
+    /// # Errors
+    /// As [`Keyring::stamp`].
+    pub(crate) async fn write_date(&self) -> Result<()> {
+        let sight = self.look().await?;
+        self.write_common(&sight, 0).await.map(drop)
+    }
+
     async fn kept(&self) -> Result<Sight> {
         let sight = self.look().await?;
         let date_unix = sight.earliest.earliest(self.clock.now());

@@ -372,7 +372,8 @@
 //! memory (2 KiB for each MiB of the file): damage then is an outage of the store, and keys in use go on. A file that is damaged anywhere is refused as a whole, with exit status 5, and
 //! keyleash does not salvage what is left of it: restore it from a copy, and until then leave the KEKs alone. `keyleash store check`
 //! also decodes every record and compares the index with them. What decides that a KEK version may be destroyed (`kek retire`)
-//! reads every account's record, and refuses when one cannot be read.
+//! reads every account's record, and refuses when one cannot be read; so does `kek rewrap` before it says that all is moved, and moves
+//! what the index had lost.
 //!
 //! **Shredding.** redb frees the pages of what was deleted or replaced, and leaves the bytes in them. `account purge` and `account retire`
 //! write over all that is free, and search the file for the wrapped AEKs that they destroyed before they say that they did; the store
@@ -407,6 +408,9 @@
 //! - **What fails** is told once ([`Event::ScheduleFailed`](crate::telemetry::Event::ScheduleFailed)), left as it was, and tried again
 //!   with each pass; damaged records in a re-wrap once a day. Accounts under a KEK that is denied or silent wait. An account
 //!   with 256 AEK versions is not rotated any further: retire those that no block uses.
+//! - **A store that does not answer for one account** costs the pass a minute for it, and is told as what fails; others are done. A
+//!   pass in which nothing at all is done for five minutes is told, and given up for another engine. What such an engine may still
+//!   have under way is written only while nobody else has taken the work: every write rests on the record of its holder.
 //! - **Dates.** Wall clocks decide nothing that is stored: one that is an hour behind or ahead, or begins in 1970, would rotate, retire
 //!   or purge at its own time. The store has a date (`src/keyring/common.rs`), which begins with a wall clock's and goes forward by
 //!   what engines saw pass by CLOCK_BOOTTIME: every engine looks at it each minute and writes it every five, and commands of one boot

@@ -1,6 +1,6 @@
 //! New AEK versions of an account, and their retirement.
 
-use super::{deleted, utc};
+use super::{deleted, hold::Claim, utc};
 use crate::{
     engine::Engine,
     error::{Error, Result},
@@ -26,7 +26,7 @@ impl Engine {
         self.at_home(|engine| async move {
             let (first, _) = engine.load_account(&id).await?;
             let before = first.current().map_or(0, |current| current.aek_version);
-            let (current, _) = engine.rotate_aek(&id, before, || Ok(())).await?;
+            let (current, _) = engine.rotate_aek(&id, before, Claim::NONE).await?;
             Ok(current)
         })
         .await
@@ -40,19 +40,14 @@ impl Engine {
     pub async fn rotate_account_from(&self, id: &AccountId, expected: u32) -> Result<Option<u32>> {
         let id = id.clone();
         self.at_home(|engine| async move {
-            let (current, made) = engine.rotate_aek(&id, expected, || Ok(())).await?;
+            let (current, made) = engine.rotate_aek(&id, expected, Claim::NONE).await?;
             Ok(made.then_some(current))
         })
         .await
     }
 
-    /// The current AEK version afterwards, and whether this call made it. `may_write` is asked before every write.
-    pub(super) async fn rotate_aek(
-        &self,
-        id: &AccountId,
-        expected: u32,
-        may_write: impl Fn() -> Result<()>,
-    ) -> Result<(u32, bool)> {
+    /// The current AEK version afterwards, and whether this call made it. Every write rests on the claim.
+    pub(super) async fn rotate_aek(&self, id: &AccountId, expected: u32, claim: Claim<'_>) -> Result<(u32, bool)> {
         for _ in 0..CONFLICTS_MAX {
             let guard = self.keyring().shut_guard(id);
             let (mut record, seen) = self.load_account(id).await?;
@@ -80,8 +75,7 @@ impl Engine {
             let stamp = self.keyring().stamp_for_write().await?;
             wrapped.created_unix = stamp.unix;
             record.versions.push(wrapped.clone());
-            let put = stamp.guard(target.guard(record.put()?));
-            may_write()?;
+            let put = claim.guard(stamp.guard(target.guard(record.put()?))).await?;
             match self.keyring().store.replace(&record.key(), &seen, put).await {
                 Ok(_) => {
                     // Before the first block is sealed under it.
@@ -91,7 +85,7 @@ impl Engine {
                     }
                     return Ok((next, true));
                 }
-                Err(Error::Conflict(_)) => {}
+                Err(Error::Conflict(what)) => claim.met_conflict(&what),
                 Err(error) => {
                     // It may be there all the same. Where the store does not say, every engine hears of it within a TTL, before which
                     // the version that it succeeds is not retired.

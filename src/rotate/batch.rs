@@ -1,6 +1,6 @@
 //! The AEKs of some accounts, re-wrapped: read together, worked off, and written together.
 
-use super::hold::Stint;
+use super::hold::{Claim, Stint};
 use crate::{
     budget::{BACKGROUND_IN_FLIGHT_MAX, Place, Rate},
     engine::{Engine, Target},
@@ -63,8 +63,13 @@ impl Pace {
         self.own.as_ref().map_or(keyring.settings.resume_rate, |(rate, _)| *rate)
     }
 
-    pub(super) fn may_write(&self) -> Result<()> {
-        self.stint.as_ref().map_or(Ok(()), |stint| stint.check())
+    pub(super) fn claim(&self) -> Claim<'_> {
+        Claim(self.stint.as_deref())
+    }
+
+    /// Something was done, or left, and the next is begun.
+    pub(super) fn progressed(&self) {
+        self.stint.iter().for_each(|stint| stint.progressed());
     }
 }
 
@@ -129,31 +134,64 @@ impl Batch {
             true => Ok(()),
             false => keyring.vouch_since(&self.target.kek, keyring.clock.now()).await.map(drop),
         };
-        let outcomes = match vouched.and(self.pace.may_write()) {
-            Ok(()) => keyring.store.replace_many(changes).await,
+        let outcomes = match vouched {
+            Ok(()) => self.write(changes).await,
             Err(lost) => vec![Err(lost); changes.len()],
         };
         for ((id, aeks), outcome) in changed.into_iter().zip(outcomes) {
             let outcome = match outcome {
                 Ok(_) => Ok(aeks),
                 Err(Error::NotFound(_)) => Ok(0),
-                Err(Error::Conflict(_)) => self.move_again(&id).await,
+                // By itself: of those that it was written with one may be the store's trouble.
+                Err(Error::Conflict(what)) => {
+                    self.pace.claim().met_conflict(&what);
+                    self.move_again(&id).await
+                }
+                Err(Error::Store(_)) if self.engine.store_answers().await => self.move_again(&id).await,
                 Err(error) => Err(error),
             };
+            self.pace.progressed();
             landed.push((id, outcome));
         }
         landed
     }
 
+    async fn write(&self, changes: Vec<Change>) -> Vec<Result<StoreVersion>> {
+        let (keyring, many) = (self.engine.keyring(), changes.len());
+        let mut guarded = Vec::with_capacity(many);
+        for (key, seen, put) in changes {
+            match self.pace.claim().guard(put).await {
+                Ok(put) => guarded.push((key, seen, put)),
+                Err(lost) => return vec![Err(lost); many],
+            }
+        }
+        let written = self.engine.in_patience(keyring.store.replace_many(guarded)).await;
+        written.unwrap_or_else(|| vec![Err(Error::Store("no answer in time, for accounts together".into())); many])
+    }
+
     /// On what the account is by now, and to where its KEK's AEKs are moved by now.
     async fn move_again(&self, id: &AccountId) -> Result<u64> {
-        let target = self.engine.target(&self.target.kek.name).await?;
-        move_aeks(&self.engine, id, &target, self.which(), &self.pace).await
+        let again = async {
+            let target = self.engine.target(&self.target.kek.name).await?;
+            move_aeks(&self.engine, id, &target, self.which(), &self.pace).await
+        };
+        self.engine.in_account_time(again).await
     }
 
     async fn read(&self, ids: Vec<AccountId>) -> Vec<(AccountId, Result<Option<(AccountRecord, StoreVersion)>>)> {
         let keys: Vec<_> = ids.iter().cloned().map(Key::Account).collect();
-        let found = self.engine.keyring().store.get_many(&keys).await;
+        let keyring = self.engine.keyring();
+        let together = self.engine.in_patience(keyring.store.get_many(&keys)).await;
+        let mut found = together.unwrap_or_else(|| {
+            keys.iter().map(|_| Err(Error::Store("no answer in time, for accounts together".into()))).collect()
+        });
+        // By itself: of those that it was read with one may be the store's trouble.
+        if found.iter().any(|found| matches!(found, Err(Error::Store(_)))) && self.engine.store_answers().await {
+            for (key, found) in keys.iter().zip(&mut found).filter(|(_, found)| matches!(found, Err(Error::Store(_)))) {
+                *found = self.engine.in_account_time(keyring.store.get(key)).await;
+                self.pace.progressed();
+            }
+        }
         let decode = |(key, found): (&Key, Result<Option<Versioned>>)| {
             found?.map(|found| Ok((AccountRecord::decode(key, &found.value)?, found.version))).transpose()
         };
@@ -236,8 +274,8 @@ pub(super) async fn move_aeks(
             return Ok(0);
         }
         keyring.vouch_since(&target.kek, keyring.clock.now()).await?; // as for a batch
-        pace.may_write()?;
-        match keyring.store.replace(&record.key(), &seen, target.guard(record.put()?)).await {
+        let put = pace.claim().guard(target.guard(record.put()?)).await?;
+        match keyring.store.replace(&record.key(), &seen, put).await {
             Ok(_) => {
                 if matches!(which, Which::All) {
                     left.iter().for_each(|kek| keyring.note_moved(kek));
@@ -245,7 +283,10 @@ pub(super) async fn move_aeks(
                 return Ok(left.len() as u64);
             }
             // On what it is by now, and to where it is moved by now.
-            Err(Error::Conflict(_)) => target = engine.target(&target.kek.name).await?,
+            Err(Error::Conflict(what)) => {
+                pace.claim().met_conflict(&what);
+                target = engine.target(&target.kek.name).await?;
+            }
             Err(Error::NotFound(_)) if matches!(which, Which::OfThisKek(_)) => return Ok(0),
             Err(error) => return Err(error),
         }

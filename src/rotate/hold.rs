@@ -1,7 +1,8 @@
 //! Who does the scheduled work of a store: one engine at a time, by a lease in the store's work record with a fencing token.
 //!
 //! The record spares doubled work; that nothing is rotated twice does not depend on it, because every rotation names the
-//! version that was seen as due and is a compare-and-put. What is assumed of clocks: a holder stops by its own CLOCK_BOOTTIME
+//! version that was seen as due and is a compare-and-put. Every write of the work rests on the record besides, so that none is
+//! done after another engine has taken it, however long it was held up. A pass that gets nowhere is no reason to keep the work. What is assumed of clocks: a holder stops by its own CLOCK_BOOTTIME
 //! one lease after it last asked to renew. Others take over when the record has not changed for longer than that by *their*
 //! CLOCK_BOOTTIME, or when the store's date is [`MARGIN_SECS`] past what the holder wrote.
 
@@ -11,17 +12,18 @@ use crate::{
     keyring::Keyring,
     secret::fill_random,
     store::{
-        self, Key, StoreVersion,
+        self, Key, Put, StoreVersion,
         record::{HOLDER_BYTES, WorkRecord},
     },
 };
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
+use tokio::sync::Notify;
 
 /// For how long an engine of a service holds the work; renewed three times in it.
 pub(super) const SERVICE_LEASE: Duration = Duration::from_secs(60);
@@ -32,6 +34,9 @@ const SILENT_MAX: Duration = Duration::from_secs(75);
 /// For a holder of a release that wrote its wall clock's date.
 const MARGIN_SECS: u64 = 5;
 
+/// A pass that got nowhere for this long does not keep the work. Longer than anything that is done for one account takes.
+pub(super) const STALLED_MAX: Duration = Duration::from_secs(5 * 60);
+
 /// An engine's claim on the scheduled work.
 #[derive(Debug)]
 pub(super) struct Hold {
@@ -40,6 +45,8 @@ pub(super) struct Hold {
     /// Until when nobody else takes it; 0 while it is not held.
     valid_until_ns: AtomicU64,
     sight: Mutex<Sight>,
+    /// The record's version is known again, or the claim is given up.
+    known: Notify,
 }
 
 /// The record as it was seen last.
@@ -50,6 +57,8 @@ struct Sight {
     since: Instant,
     /// Under which fence it is held here.
     fence: Option<u64>,
+    /// The version of the record by which it is held here; `None` also while that is being written.
+    ours: Option<StoreVersion>,
     /// How often it was seen to change in another's hands.
     renewals: u64,
 }
@@ -72,11 +81,31 @@ pub(super) struct Stint {
     hold: Arc<Hold>,
     clock: Clock,
     over: AtomicBool,
+    /// Looks at the claim since something was done.
+    idle_looks: AtomicU32,
 }
 
 impl Stint {
     pub(super) fn new(hold: Arc<Hold>, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { hold, clock, over: AtomicBool::new(false) })
+        Arc::new(Self { hold, clock, over: AtomicBool::new(false), idle_looks: AtomicU32::new(0) })
+    }
+
+    /// Something was done, or left, and the next is begun.
+    pub(super) fn progressed(&self) {
+        self.idle_looks.store(0, Ordering::SeqCst);
+    }
+
+    /// To be asked with every look at the claim: true when nothing was done for so many that another engine shall try. Looks are
+    /// counted, because a suspend is no time in which anything could be done.
+    pub(super) fn is_stalled(&self) -> bool {
+        let looks = STALLED_MAX.as_secs_f64() / self.hold.look_every().as_secs_f64();
+        f64::from(self.idle_looks.fetch_add(1, Ordering::SeqCst)) >= looks
+    }
+
+    /// The write as it is to be done: not after another engine has taken the work.
+    pub(super) async fn guard(&self, put: Put) -> Result<Put> {
+        self.check()?;
+        self.hold.guard(put, &self.clock).await.inspect_err(|_| self.over.store(true, Ordering::SeqCst))
     }
 
     /// As [`Hold::check`].
@@ -96,7 +125,8 @@ impl Hold {
     pub(super) fn new(lease: Duration) -> Result<Self> {
         let mut holder = [0; HOLDER_BYTES];
         fill_random(&mut holder)?;
-        Ok(Self { holder, lease, valid_until_ns: AtomicU64::new(0), sight: Mutex::default() })
+        let (valid_until_ns, known) = (AtomicU64::new(0), Notify::new());
+        Ok(Self { holder, lease, valid_until_ns, sight: Mutex::default(), known })
     }
 
     /// How often to [`Hold::look`].
@@ -110,6 +140,20 @@ impl Hold {
             return Ok(());
         }
         Err(lost())
+    }
+
+    async fn guard(&self, put: Put, clock: &Clock) -> Result<Put> {
+        loop {
+            let known = self.known.notified();
+            let mut known = std::pin::pin!(known);
+            known.as_mut().enable(); // before the look, else one that comes between is missed
+            self.check(clock.now())?;
+            let ours = self.sight().ours.clone();
+            if let Some(version) = ours {
+                return Ok(put.resting_on(Key::Work, version));
+            }
+            clock.until(Instant::from_nanos(self.valid_until_ns.load(Ordering::SeqCst)), known).await;
+        }
     }
 
     /// Takes the work, or renews it, or sees who has it.
@@ -149,6 +193,7 @@ impl Hold {
         }
         let fence = if ours { record.fence } else { record.fence.saturating_add(1) };
         let next = WorkRecord { fence, holder: self.holder, until_unix };
+        self.sight().ours = None;
         match keyring.store.replace(&Key::Work, &version, next.put()?).await {
             Ok(version) => Ok(self.took(version, fence, asked)),
             Err(Error::Conflict(_) | Error::NotFound(_)) => {
@@ -168,7 +213,9 @@ impl Hold {
         self.drop_claim();
         if let (Some(fence), Some(version)) = (fence, version)
             && let Ok(put) = (WorkRecord { fence, holder: self.holder, until_unix: 0 }).put()
-            && let Err(error) = keyring.store.replace(&Key::Work, &version, put).await
+            && let give_up = keyring.clock.now().plus(keyring.settings.call_timeout)
+            && let Some(Err(error)) =
+                keyring.clock.until(give_up, keyring.store.replace(&Key::Work, &version, put)).await
         {
             // It runs out by itself.
             tracing::warn!(%error, "the scheduled work was not given up");
@@ -194,15 +241,56 @@ impl Hold {
 
     fn took(&self, version: StoreVersion, fence: u64, asked: Instant) -> Standing {
         let mut sight = self.sight();
+        sight.ours = Some(version.clone());
         (sight.version, sight.since, sight.fence, sight.renewals) = (Some(version), asked, Some(fence), 0);
         self.valid_until_ns.store(asked.plus(self.lease).as_nanos(), Ordering::SeqCst);
+        drop(sight);
+        self.known.notify_waiters();
         Standing::Ours
     }
 
     fn drop_claim(&self) {
         self.valid_until_ns.store(0, Ordering::SeqCst);
-        self.sight().fence = None;
+        let mut sight = self.sight();
+        (sight.fence, sight.ours) = (None, None);
+        drop(sight);
+        self.known.notify_waiters();
     }
+}
+
+/// Under which claim something is done.
+#[derive(Clone, Copy)]
+pub(super) struct Claim<'a>(pub(super) Option<&'a Stint>);
+
+impl Claim<'_> {
+    /// What somebody asked for, whoever does the scheduled work.
+    pub(super) const NONE: Self = Self(None);
+
+    /// As [`Stint::check`].
+    pub(super) fn check(self) -> Result<()> {
+        self.0.map_or(Ok(()), Stint::check)
+    }
+
+    /// A write that rested on the claim met a conflict. Where that is the claim's own, it was renewed meanwhile or is another engine's,
+    /// which the next look tells.
+    pub(super) fn met_conflict(self, what: &str) {
+        if let Some(stint) = self.0.filter(|_| is_of_work(what)) {
+            stint.hold.sight().ours = None;
+        }
+    }
+
+    /// As [`Stint::guard`].
+    pub(super) async fn guard(self, put: Put) -> Result<Put> {
+        match self.0 {
+            Some(stint) => stint.guard(put).await,
+            None => Ok(put),
+        }
+    }
+}
+
+/// True for a conflict that names the record of the work.
+pub(super) fn is_of_work(conflict: &str) -> bool {
+    conflict == Key::Work.to_string()
 }
 
 /// True when nobody has the work: it was given up, or its time is over by the store's date or by how long it did not change.

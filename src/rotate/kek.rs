@@ -1,12 +1,13 @@
 //! New KEK versions, made by us or by an operator; their retirement; attested backups.
 
+use super::hold::{Claim, is_of_work};
 use crate::{
     engine::{Engine, round_trip},
     error::{Error, Result},
     name::{KekName, KekVersion},
     slot::AekSlot,
     store::{
-        Filter, PAGE_KEYS_MAX, StoreVersion, kek_names, read_accounts,
+        CONFLICTS_MAX, StoreVersion, again_and_again, kek_names, read_accounts,
         record::{KEK_VERSIONS_MAX, KekRecord, KekVersionRecord},
     },
     tend,
@@ -28,7 +29,7 @@ impl Engine {
         let name = name.clone();
         self.at_home(|engine| async move {
             let (record, seen) = engine.load_kek(&name).await?;
-            engine.next_kek(record, &seen, || Ok(())).await
+            engine.next_kek(record, &seen, Claim::NONE).await
         })
         .await
     }
@@ -40,21 +41,21 @@ impl Engine {
     /// As [`Engine::rotate_kek`].
     pub async fn rotate_kek_from(&self, name: &KekName, expected: u32) -> Result<Option<KekVersionRecord>> {
         let name = name.clone();
-        self.at_home(|engine| async move { engine.rotate_kek_held(&name, expected, || Ok(())).await }).await
+        self.at_home(|engine| async move { engine.rotate_kek_held(&name, expected, Claim::NONE).await }).await
     }
 
-    /// As [`Engine::rotate_kek_from`]. `may_write` is asked before every write.
+    /// As [`Engine::rotate_kek_from`]. Every write rests on the claim.
     pub(super) async fn rotate_kek_held(
         &self,
         name: &KekName,
         expected: u32,
-        may_write: impl Fn() -> Result<()>,
+        claim: Claim<'_>,
     ) -> Result<Option<KekVersionRecord>> {
         let (record, seen) = self.load_kek(name).await?;
         if record.current != expected {
             return Ok(None);
         }
-        match self.next_kek(record, &seen, may_write).await {
+        match self.next_kek(record, &seen, claim).await {
             Err(conflict @ Error::Conflict(_)) => {
                 let current = self.kek_record(name).await?.current;
                 if current == expected { Err(conflict) } else { Ok(None) }
@@ -63,12 +64,7 @@ impl Engine {
         }
     }
 
-    async fn next_kek(
-        &self,
-        record: KekRecord,
-        seen: &StoreVersion,
-        may_write: impl Fn() -> Result<()>,
-    ) -> Result<KekVersionRecord> {
+    async fn next_kek(&self, record: KekRecord, seen: &StoreVersion, claim: Claim<'_>) -> Result<KekVersionRecord> {
         let (name, current) = self.current_kek(&record.name).await?;
         let next = KekVersion::new(name.name, next_version(&record)?);
         let seat = self.keyring().tokens.holder(&next, &current.token)?;
@@ -76,11 +72,10 @@ impl Engine {
         let destroyable = old.is_some_and(|info| info.destroyable == Some(true));
         let known: Vec<_> = record.versions.iter().map(|version| version.id.clone()).collect();
         let now = self.keyring().stamp().await?;
-        may_write()?;
+        claim.check()?;
         let info = self.make_kek(seat, &next, current.profile, destroyable, &known).await?;
         let version = KekVersionRecord::new(now, next.version, info.id, current.profile, current.token);
-        may_write()?;
-        self.add_version(record, seen, version).await
+        self.add_version(record, seen, version, claim).await
     }
 
     /// Makes a key that an operator made in the token the next version of a KEK, and its current one.
@@ -131,7 +126,7 @@ impl Engine {
         round_trip(seat.token(&place), &next, &KekHandle { id: id.clone(), profile: current.profile }).await?;
         let now = self.keyring().stamp().await?;
         let version = KekVersionRecord::new(now, next.version, id.clone(), current.profile, current.token);
-        self.add_version(record, &seen, version).await
+        self.add_version(record, &seen, version, Claim::NONE).await
     }
 
     async fn add_version(
@@ -139,14 +134,20 @@ impl Engine {
         mut record: KekRecord,
         seen: &StoreVersion,
         version: KekVersionRecord,
+        claim: Claim<'_>,
     ) -> Result<KekVersionRecord> {
         record.current = version.version;
         record.versions.push(version.clone());
-        match self.keyring().store.replace(&record.key(), seen, record.put()?).await {
-            Ok(_) => Ok(version),
-            Err(Error::Conflict(_)) => self.see_whose_key_counts(&record.name, version).await,
-            Err(error) => Err(error),
+        for _ in 0..CONFLICTS_MAX {
+            let put = claim.guard(record.put()?).await?;
+            match self.keyring().store.replace(&record.key(), seen, put).await {
+                Ok(_) => return Ok(version),
+                Err(Error::Conflict(what)) if is_of_work(&what) => claim.met_conflict(&what),
+                Err(Error::Conflict(_)) => return self.see_whose_key_counts(&record.name, version).await,
+                Err(error) => return Err(error),
+            }
         }
+        Err(again_and_again("KEK", &record.name))
     }
 
     /// Somebody else rotated the KEK meanwhile: to this very key, where one found what the other had just made, or to another.
@@ -229,13 +230,7 @@ impl Engine {
 
     /// What decides that a key may be destroyed reads all records: an index that lacks one would cost its blocks.
     async fn refuse_while_used(&self, kek: &KekVersion) -> Result<()> {
-        let mut accounts = 0;
-        read_accounts(&*self.keyring().store, |_, record| {
-            accounts += u64::from(record?.versions.iter().any(|aek| aek.kek == *kek));
-            Ok(())
-        })
-        .await?;
-        match accounts {
+        match self.count_under(kek).await? {
             0 => Ok(()),
             accounts => Err(Error::Invalid(format!(
                 "KEK {kek} still wraps AEKs of {accounts} accounts: `keyleash account list --kek {kek}` shows them, and \
@@ -277,10 +272,10 @@ impl Engine {
         self.change_kek(&kek.name, change).await.map(drop)
     }
 
-    /// How many accounts have an AEK that this KEK version wraps.
+    /// How many accounts have an AEK that this KEK version wraps. Reads every account's record, and no index.
     ///
     /// # Errors
-    /// [`Error::Store`].
+    /// [`Error::Store`]; [`Error::Corrupt`] when an account's record cannot be read, for it may be wrapped by it.
     pub async fn count_wrapped_by(&self, kek: &KekVersion) -> Result<u64> {
         let kek = kek.clone();
         self.at_home(|engine| async move { engine.count_under(&kek).await }).await
@@ -288,16 +283,13 @@ impl Engine {
 
     /// As [`Engine::count_wrapped_by`], at home.
     pub(super) async fn count_under(&self, kek: &KekVersion) -> Result<u64> {
-        let filter = Filter::WrappedBy(kek.clone());
-        let (mut count, mut after) = (0, None);
-        loop {
-            let page = self.keyring().store.list(&filter, after.as_ref(), PAGE_KEYS_MAX).await?;
-            count += page.keys.len() as u64;
-            after = page.next;
-            if after.is_none() {
-                return Ok(count);
-            }
-        }
+        let mut accounts = 0;
+        read_accounts(&*self.keyring().store, |_, record| {
+            accounts += u64::from(record?.versions.iter().any(|aek| aek.kek == *kek));
+            Ok(())
+        })
+        .await?;
+        Ok(accounts)
     }
 
     /// Writes down that an operator has a backup of a KEK version and knows how to restore it.

@@ -24,6 +24,7 @@ use crate::{
         record::{AccountRecord, KekRecord},
     },
 };
+use std::time::Duration;
 
 mod aek;
 mod batch;
@@ -45,7 +46,41 @@ pub use self::work::PASS_EVERY;
 pub(crate) use self::work::start as start_work;
 pub use crate::clock::utc;
 
+/// What is done for one account among many is given up after so many waits …
+const ACCOUNT_WAITS: u32 = 12;
+/// … of this time, so that a call of the store that never returns for it holds up no others. A suspend passes for one wait.
+const ACCOUNT_WAIT: Duration = Duration::from_secs(5);
+
 impl Engine {
+    /// Does something for one account among many, in time.
+    async fn in_account_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.in_patience(work).await.unwrap_or_else(|| {
+            Err(Error::Store(format!(
+                "no end in {} s: see whether the store answers for it; it is left as it is",
+                (ACCOUNT_WAIT * ACCOUNT_WAITS).as_secs()
+            )))
+        })
+    }
+
+    async fn in_patience<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let (clock, mut work) = (&self.keyring().clock, std::pin::pin!(work));
+        for _ in 0..ACCOUNT_WAITS {
+            if let Some(done) = clock.until(clock.now().plus(ACCOUNT_WAIT), &mut work).await {
+                return Some(done);
+            }
+        }
+        None
+    }
+
+    /// True when the store works for other records than the one that it failed for: it takes a write, which it does not when its disk
+    /// is full.
+    async fn store_answers(&self) -> bool {
+        let keyring = self.keyring();
+        let give_up = keyring.clock.now().plus(keyring.settings.call_timeout);
+        let written = keyring.clock.until(give_up, keyring.write_date()).await;
+        written.is_some_and(|written| !matches!(written, Err(Error::Store(_))))
+    }
+
     /// Changes a KEK's record; again, on what it is by then, when somebody else was faster. `change` says whether it
     /// changed anything.
     async fn change_kek(

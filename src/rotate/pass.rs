@@ -4,8 +4,9 @@
 //! crash cut short is simply done again, by whoever comes next.
 
 use super::{
-    batch::{Pace, Which, is_the_accounts_own, move_aeks},
-    hold::Stint,
+    batch::{Pace, Which, move_aeks},
+    hold::{Claim, STALLED_MAX, Stint},
+    rewrap::is_this_accounts,
     schedule::{Due, aek_due, kek_due},
 };
 use crate::{
@@ -35,6 +36,8 @@ const REST_FACTOR: u32 = 9;
 const REST_MIN: Duration = Duration::from_millis(10);
 /// Failures that are told one by one; more are counted. Also how many are remembered as told.
 pub const WORK_FAILURES_MAX: usize = 1000;
+/// … and at most this long, in which the pass does not pass for stalled.
+const REST_MAX: Duration = Duration::from_secs(60);
 /// A re-wrap in which records failed is tried again after this time: they are damaged, and stay so until somebody acts.
 const REWRAP_AGAIN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -85,6 +88,18 @@ impl Notes {
 
     fn succeeded(&self, subject: &str) {
         self.noted().told.remove(subject);
+    }
+
+    /// Tells, once, that a pass got nowhere.
+    pub(super) fn tell_stalled(&self, keyring: &Keyring) {
+        let subject = "scheduled work";
+        let error = format!(
+            "nothing was done for {} s, for the store or a token does not answer: it is given up for another engine, and tried again",
+            STALLED_MAX.as_secs()
+        );
+        if self.is_news(subject, &error) {
+            keyring.teller.tell(Event::ScheduleFailed { subject: subject.into(), error });
+        }
     }
 
     /// Tells, once, that the work is a newer release's, which this one leaves to it.
@@ -140,10 +155,13 @@ impl Pass {
 
     async fn end(mut self, outcome: Result<()>) -> WorkReport {
         while let Some(landed) = self.flights.join_next().await {
-            self.land(landed);
+            self.land(landed).await;
         }
         if let Err(error) = outcome {
             self.report.stopped.get_or_insert(error);
+        }
+        if self.report.stopped.is_none() {
+            self.succeeded("scheduled work");
         }
         if let Some(stopped) = &self.report.stopped {
             tracing::warn!(%stopped, "the scheduled work stopped; the next pass goes on");
@@ -184,10 +202,11 @@ impl Pass {
     async fn keks(&mut self) -> Result<()> {
         for name in kek_names(&*self.engine.keyring().store).await? {
             self.check()?;
+            self.stint.progressed();
             let subject = format!("KEK {name}");
             match self.kek(&name).await {
                 Ok(()) => self.succeeded(&subject),
-                Err(error @ Error::Store(_)) => return Err(error),
+                Err(error @ Error::Store(_)) if !self.engine.store_answers().await => return Err(error),
                 Err(error) => {
                     self.check()?; // lost meanwhile: that is why
                     self.failed(subject, error);
@@ -198,13 +217,13 @@ impl Pass {
     }
 
     async fn kek(&mut self, name: &KekName) -> Result<()> {
-        let mut record = self.engine.kek_record(name).await?;
+        let mut record = self.engine.in_account_time(self.engine.kek_record(name)).await?;
         self.leave_retired(&record).await?;
         if record.policy.max_age_secs == 0 {
             return Ok(());
         }
         if let Some(why) = kek_due(&record, self.engine.keyring().date().await?) {
-            let made = self.engine.rotate_kek_held(name, record.current, || self.stint.check()).await?;
+            let made = self.engine.rotate_kek_held(name, record.current, Claim(Some(&self.stint))).await?;
             if let Some(made) = made {
                 let kek = KekVersion::new(name.clone(), made.version);
                 self.report.keks.push((kek.clone(), why));
@@ -225,13 +244,16 @@ impl Pass {
             for key in page.keys {
                 let Key::Account(id) = key else { continue };
                 let (target, pace) = (self.engine.target(&record.name).await?, Pace::held(self.stint.clone()));
-                match move_aeks(&self.engine, &id, &target, Which::OfThisKek(&from), &pace).await {
+                let moved = move_aeks(&self.engine, &id, &target, Which::OfThisKek(&from), &pace);
+                let moved = self.engine.in_account_time(moved).await;
+                self.stint.progressed();
+                match moved {
                     Ok(0) => {}
                     Ok(_) => {
                         self.report.rewrapped += 1;
                         self.engine.keyring().note_moved(&from);
                     }
-                    Err(error) if is_the_accounts_own(&error) => {
+                    Err(error) if is_this_accounts(&self.engine, &error).await => {
                         self.check()?;
                         self.failed(format!("account {id}"), error);
                     }
@@ -258,13 +280,15 @@ impl Pass {
         let done = self.engine.rewrap_at(&record.name, false, pace, |_| {}).await?;
         self.report.rewrapped += done.accounts;
         self.report.failed += done.failed - (done.failures.len() as u64).min(done.failed);
+        // What the store did not answer for may be done with the next pass.
+        let stays = done.failed > 0 && !done.failures.iter().all(|failure| matches!(failure.error, Error::Store(_)));
         for failure in done.failures {
             self.failed(format!("account {}", failure.account), failure.error);
         }
         if let Some(stopped) = done.stopped {
             return Err(stopped);
         }
-        if let (1.., Some(notes)) = (done.failed, &self.notes) {
+        if let (true, Some(notes)) = (stays, &self.notes) {
             notes.noted().left_behind.insert(to.clone(), keyring.clock.now());
         }
         self.tell(Event::Rewrapped { kek: done.to, accounts: done.accounts, failed: done.failed });
@@ -305,7 +329,9 @@ impl Pass {
                 return Ok(());
             }
             let now = clock.now();
-            clock.sleep_until(now.plus(REST_MIN.max(now.since(began) * REST_FACTOR))).await;
+            // A page that took long because one account did is no reason for a long rest.
+            let rest = (now.since(began) * REST_FACTOR).clamp(REST_MIN, REST_MAX);
+            clock.sleep_until(now.plus(rest)).await;
         }
     }
 
@@ -313,11 +339,14 @@ impl Pass {
         let keyring = self.engine.keyring().clone();
         for id in accounts {
             self.check()?;
-            let record = match load_account(&*keyring.store, &id).await {
+            self.stint.progressed();
+            let read = self.engine.in_account_time(load_account(&*keyring.store, &id)).await;
+            let record = match read {
                 Ok(Some((record, _))) => record,
                 Ok(None) => continue, // purged since it was listed
-                Err(error @ Error::Store(_)) => return Err(error),
+                Err(error @ Error::Store(_)) if !self.engine.store_answers().await => return Err(error),
                 Err(error) => {
+                    self.check()?; // lost meanwhile: that is why
                     self.failed(format!("account {id}"), error);
                     continue;
                 }
@@ -332,7 +361,7 @@ impl Pass {
             while self.flights.len() >= ROTATIONS_IN_FLIGHT_MAX
                 && let Some(landed) = self.flights.join_next().await
             {
-                self.land(landed);
+                self.land(landed).await;
             }
             // At the pace of the background; its two calls then go as any other rotation's do.
             match keyring.leash(&current.kek).await {
@@ -345,14 +374,16 @@ impl Pass {
             }
             let (engine, stint) = (self.engine.clone(), self.stint.clone());
             self.flights.spawn(async move {
-                let rotated = engine.rotate_aek(&id, expected, || stint.check()).await;
+                let rotation = engine.rotate_aek(&id, expected, Claim(Some(&stint)));
+                let rotated = engine.in_account_time(rotation).await;
                 Landed { id, kek, rotated, why }
             });
         }
         Ok(())
     }
 
-    fn land(&mut self, landed: Result<Landed, tokio::task::JoinError>) {
+    async fn land(&mut self, landed: Result<Landed, tokio::task::JoinError>) {
+        self.stint.progressed();
         let Ok(Landed { id, kek, rotated, why }) = landed else {
             let died = Error::Fatal("the task that rotates an account died: try again".into());
             self.report.stopped.get_or_insert(died);
@@ -367,7 +398,7 @@ impl Pass {
             }
             // Rotated, deleted or purged by somebody else.
             Ok((_, false)) | Err(Error::NotFound(_)) => self.succeeded(&subject),
-            Err(error @ Error::Store(_)) => {
+            Err(error @ Error::Store(_)) if !self.engine.store_answers().await => {
                 self.report.stopped.get_or_insert(error);
             }
             Err(error) => {
@@ -381,7 +412,7 @@ impl Pass {
     }
 
     fn not_rotated(&mut self, id: &AccountId, kek: KekName, error: Error) {
-        if matches!(error, Error::Invalid(_) | Error::Corrupt(_) | Error::Conflict(_)) {
+        if matches!(error, Error::Invalid(_) | Error::Corrupt(_) | Error::Conflict(_) | Error::Store(_)) {
             self.failed(format!("account {id}"), error);
             return;
         }

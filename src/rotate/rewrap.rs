@@ -1,7 +1,8 @@
 //! Re-wrap: every AEK of a KEK to its current version, and one account to another KEK.
 //!
 //! Of each AEK: unwrap, verify, wrap, verify by a second unwrap, compare-and-put. What is left to do is what the store's
-//! index still finds under the other versions, so that nothing needs to be remembered for going on after a crash.
+//! index still finds under the other versions, so that nothing needs to be remembered for going on after a crash. That all is
+//! moved is said when every record was read: an index that lacks one would cost its blocks.
 
 use super::batch::{Batch, Landed, Pace, Which, is_the_accounts_own, move_aeks};
 use crate::{
@@ -9,9 +10,13 @@ use crate::{
     engine::{Engine, Target},
     error::{Error, Result},
     name::{AccountId, KekName, KekVersion},
-    store::{Filter, Key, PAGE_KEYS_MAX, Page},
+    store::{Filter, Key, PAGE_KEYS_MAX, Page, read_accounts},
 };
-use std::{collections::BTreeSet, pin::pin, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::pin,
+    sync::Arc,
+};
 use tokio::{sync::mpsc, task::JoinSet};
 
 /// Accounts that are read together and written together, in one commit of the store each …
@@ -24,6 +29,8 @@ const BATCHES_IN_FLIGHT_MAX: usize = 2;
 const CALLS_PER_AEK: u32 = 3;
 /// Failures that are reported one by one; more are counted.
 pub const REWRAP_FAILURES_MAX: usize = 1000;
+/// Accounts that the index lacks and are moved together; further ones are found when all records are read again.
+const UNINDEXED_MAX: usize = 10_000;
 /// How often the whole index is gone through, while accounts keep appearing under versions that are not current.
 const PASSES_MAX: usize = 16;
 
@@ -119,7 +126,7 @@ impl Engine {
     ) -> Result<RewrapReport> {
         let mut run = Run::new(self, self.target(kek).await?, pace, dry_run);
         for version in self.old_versions(kek, &run.target).await? {
-            run.found += self.count_under(&version).await?;
+            run.found += self.count_indexed(&version).await?;
         }
         progress(run.progress());
         for _ in 0..PASSES_MAX {
@@ -139,8 +146,18 @@ impl Engine {
                 run.report.stopped.get_or_insert(error);
             }
             let is_done = run.target.kek == target_before && run.report.accounts == done_before;
-            if is_done || dry_run || run.report.stopped.is_some() {
+            if dry_run || run.report.stopped.is_some() {
                 break;
+            }
+            if is_done {
+                match run.unindexed(&progress).await {
+                    Ok(0) => break,
+                    Ok(_) => {}
+                    Err(error) => {
+                        run.report.stopped = Some(error);
+                        break;
+                    }
+                }
             }
         }
         if run.report.stopped.is_none() {
@@ -171,6 +188,20 @@ impl Engine {
     pub(crate) async fn relocate(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
         let target = self.target(kek).await?;
         Ok(move_aeks(self, id, &target, Which::All, &Pace { own: None, stint: None }).await? > 0)
+    }
+
+    /// How many accounts the index finds under a KEK version: for who wants to see how far it is.
+    async fn count_indexed(&self, kek: &KekVersion) -> Result<u64> {
+        let filter = Filter::WrappedBy(kek.clone());
+        let (mut count, mut after) = (0, None);
+        loop {
+            let page = self.keyring().store.list(&filter, after.as_ref(), PAGE_KEYS_MAX).await?;
+            count += page.keys.len() as u64;
+            after = page.next;
+            if after.is_none() {
+                return Ok(count);
+            }
+        }
     }
 
     /// Every version before the target; retired ones too, under which a crash may have left an account.
@@ -248,29 +279,87 @@ impl<'a> Run<'a> {
             };
             let ids: Vec<_> =
                 page.keys.into_iter().filter_map(account_of).filter(|id| !self.failed.contains(id)).collect();
-            for batch in ids.chunks(self.batch) {
-                if flights.len() >= BATCHES_IN_FLIGHT_MAX
-                    && let Some(landed) = flights.join_next().await
-                {
-                    stopped = self.land(landed, progress).err();
-                }
-                if stopped.is_some() {
-                    break;
-                }
-                flights.spawn(self.flight(from, batch.to_vec()));
-            }
+            stopped = self.take_off(from, &ids, &mut flights, progress).await.err();
             after = page.next;
             if after.is_none() {
                 break;
             }
         }
         while let Some(landed) = flights.join_next().await {
-            stopped = stopped.or(self.land(landed, progress).err());
+            let landed = self.land(landed, progress).await;
+            stopped = stopped.or(landed.err());
         }
         if !self.dry_run {
             self.engine.keyring().note_moved(from);
         }
         stopped.map_or(Ok(()), Err)
+    }
+
+    /// Starts batches of these accounts, and lands those before them.
+    async fn take_off(
+        &mut self,
+        from: &KekVersion,
+        ids: &[AccountId],
+        flights: &mut JoinSet<Vec<Landed>>,
+        progress: &impl Fn(RewrapProgress),
+    ) -> Result<()> {
+        for batch in ids.chunks(self.batch) {
+            if flights.len() >= BATCHES_IN_FLIGHT_MAX
+                && let Some(landed) = flights.join_next().await
+            {
+                self.land(landed, progress).await?;
+            }
+            flights.spawn(self.flight(from, batch.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// Reads every record, moves what an older version wraps and the index did not find, and says how many accounts that were.
+    async fn unindexed(&mut self, progress: &impl Fn(RewrapProgress)) -> Result<usize> {
+        let mut found = BTreeMap::<KekVersion, Vec<AccountId>>::new();
+        let (mut many, mut unreadable) = (0, Vec::new());
+        read_accounts(&*self.engine.keyring().store, |id, record| {
+            if self.failed.contains(id) {
+                return Ok(());
+            }
+            match record {
+                Ok(record) => {
+                    let mut keks = record.wrapped_by().into_iter();
+                    let old =
+                        keks.find(|kek| kek.name == self.target.kek.name && kek.version < self.target.kek.version);
+                    if let Some(old) = old.filter(|_| many < UNINDEXED_MAX) {
+                        found.entry(old).or_default().push(id.clone());
+                        many += 1;
+                    }
+                }
+                // It may be wrapped by one of them.
+                Err(error) if unreadable.len() < REWRAP_FAILURES_MAX => unreadable.push((id.clone(), error)),
+                Err(_) => {}
+            }
+            self.pace.progressed();
+            Ok(())
+        })
+        .await?;
+        for (account, error) in unreadable {
+            self.fail(account, error);
+        }
+        let (mut flights, mut outcome) = (JoinSet::new(), Ok(()));
+        for (from, ids) in &found {
+            outcome = outcome.and(self.take_off(from, ids, &mut flights, progress).await);
+            self.engine.keyring().note_moved(from);
+        }
+        while let Some(landed) = flights.join_next().await {
+            outcome = self.land(landed, progress).await.and(outcome);
+        }
+        outcome.map(|()| many)
+    }
+
+    fn fail(&mut self, account: AccountId, error: Error) {
+        self.report.failed += 1;
+        self.failed.insert(account.clone());
+        if self.report.failures.len() < REWRAP_FAILURES_MAX {
+            self.report.failures.push(RewrapFailure { account, error });
+        }
     }
 
     async fn page(&mut self, from: &KekVersion, after: Option<&Key>) -> Result<Page> {
@@ -286,13 +375,14 @@ impl<'a> Run<'a> {
     }
 
     /// Counts what became of a batch; gives the first trouble that is not an account's own.
-    fn land(
+    async fn land(
         &mut self,
         landed: Result<Vec<Landed>, tokio::task::JoinError>,
         progress: &impl Fn(RewrapProgress),
     ) -> Result<()> {
         let died = |_| Error::Fatal("the task that re-wraps accounts died: try again".into());
-        let is_held = self.pace.may_write();
+        let is_held = self.pace.claim().check();
+        self.pace.progressed();
         let mut trouble = Ok(());
         for (account, outcome) in landed.map_err(died)? {
             match outcome {
@@ -301,12 +391,8 @@ impl<'a> Run<'a> {
                     self.report.accounts += 1;
                     self.report.aeks += aeks;
                 }
-                Err(error) if is_held.is_ok() && is_the_accounts_own(&error) => {
-                    self.report.failed += 1;
-                    self.failed.insert(account.clone());
-                    if self.report.failures.len() < REWRAP_FAILURES_MAX {
-                        self.report.failures.push(RewrapFailure { account, error });
-                    }
+                Err(error) if is_held.is_ok() && is_this_accounts(self.engine, &error).await => {
+                    self.fail(account, error);
                 }
                 Err(error) => {
                     trouble = trouble.and(is_held.clone()).and(Err(error));
@@ -322,4 +408,9 @@ impl<'a> Run<'a> {
 
 fn account_of(key: Key) -> Option<AccountId> {
     if let Key::Account(id) = key { Some(id) } else { None }
+}
+
+/// True for what concerns one account alone; of a store that fails it is where it answers for others.
+pub(super) async fn is_this_accounts(engine: &Engine, error: &Error) -> bool {
+    is_the_accounts_own(error) || matches!(error, Error::Store(_)) && engine.store_answers().await
 }

@@ -7,7 +7,7 @@ use crate::{
     name::{AccountId, KekName, KekVersion},
     store::{
         Filter, Key, PAGE_KEYS_MAX, kek_names, load_account, load_work,
-        record::{AekPolicy, KekPolicy, WorkRecord},
+        record::{AccountRecord, AekPolicy, KekPolicy, WorkRecord},
     },
 };
 use std::collections::BinaryHeap;
@@ -66,6 +66,20 @@ impl Schedule {
     /// True when the holder has not given the work up, and its time is not over.
     pub fn is_held(&self) -> bool {
         self.holder.as_ref().is_some_and(|holder| holder.until_unix > self.now_unix)
+    }
+
+    /// By the records, and no index.
+    fn count_left_behind(&mut self, record: &AccountRecord) {
+        let mut names: Vec<_> = Vec::new();
+        for kek in record.wrapped_by() {
+            let Ok(found) = self.keks.binary_search_by(|known| known.kek.name.cmp(&kek.name)) else { continue };
+            if let Some(known) = self.keks.get_mut(found).filter(|known| known.kek.version != kek.version)
+                && !names.contains(&kek.name)
+            {
+                known.left_behind += 1;
+                names.push(kek.name);
+            }
+        }
     }
 
     fn cannot_read(&mut self, what: &Key, error: Error) {
@@ -145,13 +159,9 @@ impl Engine {
                 }
             };
             let Some(due_at_unix) = kek_due_at(&record) else { continue };
-            let mut left_behind = 0;
-            for version in record.versions.iter().filter(|version| version.version != record.current) {
-                left_behind += self.count_under(&KekVersion::new(name.clone(), version.version)).await?;
-            }
             let due = kek_due(&record, schedule.now_unix);
             let kek = KekVersion::new(name, record.current);
-            schedule.keks.push(KekSchedule { kek, due_at_unix, due, left_behind });
+            schedule.keks.push(KekSchedule { kek, due_at_unix, due, left_behind: 0 });
         }
         Ok(())
     }
@@ -173,6 +183,7 @@ impl Engine {
                         continue;
                     }
                 };
+                schedule.count_left_behind(&record);
                 let aek_version = record.current().map_or(0, |current| current.aek_version);
                 let due_at_unix = aek_due_at(&record);
                 if let Some(due) = aek_due(&record, schedule.now_unix) {

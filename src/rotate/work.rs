@@ -1,7 +1,7 @@
 //! The scheduled work: a task of the engine that holds the work, or waits for it, and passes over the store now and then.
 
 use super::{
-    hold::{Hold, ONCE_LEASE, SERVICE_LEASE, Standing, Stint},
+    hold::{Hold, ONCE_LEASE, SERVICE_LEASE, STALLED_MAX, Standing, Stint},
     pass::{Notes, Pass, WorkReport},
 };
 use crate::{
@@ -39,7 +39,7 @@ async fn work(engine: Engine, beat: Arc<Beat>) {
         }
     };
     let notes = Arc::new(Notes::default());
-    let mut passes = JoinSet::new();
+    let (mut passes, mut stint) = (JoinSet::new(), None::<Arc<Stint>>);
     let begin = keyring.clock.now();
     // Not at once: whoever begins many engines, or one that soon ends, has no use for it.
     let (mut next_look, mut next_pass) = (begin.plus(hold.look_every()), begin);
@@ -48,6 +48,13 @@ async fn work(engine: Engine, beat: Arc<Beat>) {
         beat.at(now);
         if keyring.is_closed() {
             return;
+        }
+        if now >= next_look && !passes.is_empty() && stint.as_ref().is_some_and(|stint| stint.is_stalled()) {
+            // Whatever it waits for never comes, here at least.
+            passes.shutdown().await;
+            notes.tell_stalled(&keyring);
+            hold.release(&keyring).await;
+            next_look = now.plus(STALLED_MAX); // others first
         }
         if now >= next_look {
             next_look = now.plus(hold.look_every());
@@ -64,8 +71,8 @@ async fn work(engine: Engine, beat: Arc<Beat>) {
             }
         }
         if passes.is_empty() && hold.check(keyring.clock.now()).is_ok() {
-            let stint = Stint::new(hold.clone(), keyring.clock.clone());
-            let pass = Pass::new(engine.clone(), stint, Some(notes.clone()));
+            let began = stint.insert(Stint::new(hold.clone(), keyring.clock.clone())).clone();
+            let pass = Pass::new(engine.clone(), began, Some(notes.clone()));
             if now >= next_pass {
                 next_pass = now.plus(PASS_EVERY);
                 keyring.due.take(); // they are among all
@@ -109,10 +116,14 @@ impl Engine {
                 Standing::Waiting(_) => keyring.clock.sleep_until(keyring.clock.now().plus(TURN_EVERY)).await,
             }
         }
-        let mut pass = pin!(Pass::new(self.clone(), Stint::new(hold.clone(), keyring.clock.clone()), None).run());
+        let stint = Stint::new(hold.clone(), keyring.clock.clone());
+        let mut pass = pin!(Pass::new(self.clone(), stint.clone(), None).run());
         let keep = async {
             loop {
                 keyring.clock.sleep_until(keyring.clock.now().plus(hold.look_every())).await;
+                if stint.is_stalled() {
+                    return; // it runs out by itself
+                }
                 match hold.look(&keyring).await {
                     Ok(Standing::Ours) => {}
                     Ok(_) => return, // the pass finds out, and says what it had done

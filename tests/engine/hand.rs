@@ -25,6 +25,7 @@ pub(crate) struct HandStore {
     creates: Mutex<bool>,
     writes: Mutex<bool>,
     account_writes: Mutex<bool>,
+    lists: Mutex<bool>,
     held: AtomicU64,
     deletes: Mutex<bool>,
     done_deletes: Mutex<bool>,
@@ -78,6 +79,11 @@ impl HandStore {
         *self.account_writes.lock().unwrap() = true;
     }
 
+    /// Listings hang until [`HandStore::let_go`].
+    pub(crate) fn hold_lists(&self) {
+        *self.lists.lock().unwrap() = true;
+    }
+
     /// How many writes were held up.
     pub(crate) fn held(&self) -> u64 {
         self.held.load(Ordering::SeqCst)
@@ -114,6 +120,7 @@ impl HandStore {
         *self.creates.lock().unwrap() = false;
         *self.writes.lock().unwrap() = false;
         *self.account_writes.lock().unwrap() = false;
+        *self.lists.lock().unwrap() = false;
         *self.deletes.lock().unwrap() = false;
         *self.done_deletes.lock().unwrap() = false;
         *self.lost_acks.lock().unwrap() = false;
@@ -185,6 +192,10 @@ impl KeyStore for HandStore {
     }
 
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
+        let held = *self.lists.lock().unwrap();
+        if held {
+            self.let_go.notified().await;
+        }
         self.inner.list(filter, after, limit).await
     }
 }

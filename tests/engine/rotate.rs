@@ -477,6 +477,7 @@ async fn an_index_that_lost_an_account_does_not_retire_the_kek_version_that_wrap
     let seen = rig.store.replace(&key, &found.version, unindexed).await.unwrap();
     let error = rig.engine.retire_kek(&version(&rig, 1)).await.unwrap_err().to_string();
     assert!(error.contains("wraps AEKs of 1 account"), "{error}");
+    assert_eq!(rig.engine.count_wrapped_by(&version(&rig, 1)).await.unwrap(), 1);
     let found_by_check = keyleash::store::check::check(&*rig.store).await.unwrap();
     assert_eq!((found_by_check.accounts, found_by_check.keks, found_by_check.found), (1, 1, 1));
     assert!(found_by_check.findings[0].to_string().contains("index of KEK kek/1"), "{found_by_check:?}");
@@ -494,4 +495,28 @@ async fn an_index_that_lost_an_account_does_not_retire_the_kek_version_that_wrap
     let view = rig.engine.schedule(10).await.unwrap();
     assert_eq!((view.unreadable, view.failures.len()), (1, 1));
     assert_eq!(view.failures[0].0, "account a");
+}
+
+#[tokio::test]
+async fn a_rewrap_moves_what_the_index_lost_before_it_says_that_all_is_moved() {
+    let rig = Rig::new().await;
+    for id in ["a", "b", "c"] {
+        rig.account(id).await;
+    }
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    for id in ["a", "c"] {
+        let key = Key::Account(account_id(id));
+        let found = rig.store.get(&key).await.unwrap().unwrap();
+        let unindexed = Put { value: found.value.clone(), wrapped_by: Vec::new(), guards: Vec::new() };
+        rig.store.replace(&key, &found.version, unindexed).await.unwrap();
+    }
+    let report = rig.meanwhile(rig.engine.rewrap_kek(&rig.kek, Default::default(), |_| {})).await.unwrap();
+    assert_eq!((report.accounts, report.aeks, report.failed, report.stopped), (3, 3, 0, None));
+    for id in ["a", "b", "c"] {
+        assert_eq!(wrapped_by(&rig.engine, id).await, ["1:kek/2"]);
+    }
+    rig.pass(20 * SECOND).await;
+    rig.meanwhile(rig.engine.retire_kek(&version(&rig, 1))).await.unwrap();
+    let indexed = rig.store.list(&Filter::WrappedBy(version(&rig, 2)), None, 9).await.unwrap();
+    assert_eq!(indexed.keys.len(), 3, "the index has them again");
 }

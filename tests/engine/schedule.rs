@@ -492,3 +492,103 @@ async fn keys_that_come_and_go_in_the_token_are_told_once_each_at_a_call_for_twe
     assert_eq!(told(&mut events), []);
     drop(account);
 }
+
+#[tokio::test]
+async fn a_store_call_that_never_returns_for_one_account_keeps_no_other_from_its_rotation_and_is_told() {
+    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    for id in ["a", "b", "c"] {
+        rig.account(id).await;
+        rig.engine.set_aek_policy(&account_id(id), days(1)).await.unwrap();
+    }
+    let hand = HandStore::over(&rig.store);
+    hand.hold_reads(|key| *key == Key::Account(account_id("b")));
+    let holder = service(&rig, hand.clone());
+    let mut events = holder.events();
+    rig.clock.advance(DAY + 2 * SECOND);
+    rig.pass_by(3 * PASS_EVERY, 2 * SECOND).await;
+    for (id, expected) in [("a", 2), ("b", 1), ("c", 2)] {
+        assert_eq!(versions(&rig.engine, id).await, expected, "{id}");
+    }
+    let failed: Vec<_> =
+        told(&mut events).into_iter().filter(|event| matches!(event, Event::ScheduleFailed { .. })).collect();
+    let [Event::ScheduleFailed { subject, error }] = &failed[..] else { panic!("{failed:?}") };
+    assert!(subject == "account b" && error.contains("no end in 60 s"), "{subject}: {error}");
+    hand.let_go();
+    rig.pass_by(2 * PASS_EVERY, 2 * SECOND).await;
+    assert_eq!((versions(&rig.engine, "b").await, fence(&rig).await), (2, 1), "nobody had to take over");
+}
+
+#[tokio::test]
+async fn a_store_call_that_never_returns_for_one_account_keeps_no_other_from_its_rewrap() {
+    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    for id in ["a", "b", "c"] {
+        rig.account(id).await;
+    }
+    rig.engine.set_kek_policy(&rig.kek, KekPolicy { max_age_secs: DAY.as_secs() }).await.unwrap();
+    let hand = HandStore::over(&rig.store);
+    hand.hold_reads(|key| *key == Key::Account(account_id("a")));
+    let _holder = service(&rig, hand.clone());
+    rig.clock.advance(DAY + 2 * SECOND);
+    rig.pass_by(2 * PASS_EVERY, 2 * SECOND).await;
+    let left = async || rig.engine.count_wrapped_by(&KekVersion::new(rig.kek.clone(), 1)).await.unwrap();
+    assert_eq!(left().await, 1);
+    hand.let_go();
+    rig.pass_by(2 * PASS_EVERY, 2 * SECOND).await;
+    assert_eq!(left().await, 0, "it did not wait for a day");
+}
+
+#[tokio::test]
+async fn a_pass_that_gets_nowhere_is_given_up_for_another_engine_and_told() {
+    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    rig.account("a").await;
+    let hand = HandStore::over(&rig.store);
+    let holder = service(&rig, hand.clone());
+    let mut events = holder.events();
+    rig.pass_by(2 * MINUTE, SECOND).await;
+    rig.engine.set_aek_policy(&account_id("a"), days(1)).await.unwrap();
+    hand.hold_lists();
+    rig.clock.advance(DAY + 2 * SECOND);
+    rig.pass_by(2 * MINUTE, SECOND).await; // it has the work again, and its pass hangs
+    let second = service(&rig, rig.store.clone());
+    rig.pass_by(2 * MINUTE, SECOND).await;
+    assert_eq!((versions(&rig.engine, "a").await, fence(&rig).await), (1, 1), "it may come yet");
+    rig.pass_by(2 * PASS_EVERY, SECOND).await;
+    assert_eq!(versions(&rig.engine, "a").await, 2);
+    let failed: Vec<_> =
+        told(&mut events).into_iter().filter(|event| matches!(event, Event::ScheduleFailed { .. })).collect();
+    let [Event::ScheduleFailed { subject, error }] = &failed[..] else { panic!("{failed:?}") };
+    assert!(subject == "scheduled work" && error.contains("another engine"), "{subject}: {error}");
+    drop(second);
+}
+
+#[tokio::test]
+async fn a_write_that_is_held_up_until_another_engine_has_the_work_is_not_done() {
+    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    rig.account("a").await;
+    rig.engine.set_aek_policy(&account_id("a"), days(1)).await.unwrap();
+    let hand = HandStore::over(&rig.store);
+    let slow = Engine::builder(rig.token.clone(), hand.clone())
+        .on_current_runtime()
+        .settings(Settings { scheduled_work: false, ..Settings::default() })
+        .clock(Clock::Manual(rig.clock.clone()))
+        .start_up_proof(false)
+        .build()
+        .unwrap();
+    rig.clock.advance(DAY + 2 * SECOND);
+    let running = tokio::spawn({
+        let slow = slow.clone();
+        async move { slow.run_schedule().await }
+    });
+    hand.hold_account_writes();
+    rig.pass_by(5 * SECOND, SECOND).await;
+    assert_eq!(hand.held(), 1);
+    let (work, version) = load_work(&*rig.store).await.unwrap().unwrap();
+    let taken = keyleash::store::record::WorkRecord { fence: work.fence + 1, holder: [7; 16], ..work };
+    rig.store.replace(&Key::Work, &version, taken.put().unwrap()).await.unwrap();
+    hand.let_go();
+    settle().await;
+    assert_eq!(versions(&rig.engine, "a").await, 1);
+    let report = rig.meanwhile(running).await.unwrap().unwrap();
+    assert!(matches!(report.stopped, Some(Error::Conflict(_))) && report.failed == 0, "{report:?}");
+    assert_eq!(versions(&rig.engine, "a").await, 1);
+}
