@@ -358,7 +358,7 @@ impl Question<'_> {
                         return None;
                     }
                     Some(Err(error)) => Learned::Nothing(error),
-                    Some(Ok(Vouched::Bare)) | None => Learned::Nothing(error),
+                    Some(Ok(Vouched::Bare { .. })) | None => Learned::Nothing(error),
                 }
             }
             Some(learned) => learned,

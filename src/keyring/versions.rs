@@ -85,11 +85,18 @@ impl Keyring {
         let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
         match outcome {
             Ok(unwrapped) => {
+                let proved_since = |at| leash.lease().proved().is_some_and(|proved| proved >= at);
                 match vouched {
-                    Vouched::Bare => self.grant_by(&leash, voice, (account, wrapped), &unwrapped, epoch),
-                    // Since it was vouched for: it is stored no more.
+                    // Refused since it was vouched for: it is stored no more.
+                    Vouched::Bare { epoch, .. } if leash.epoch() != epoch => return Err(leash.why_not()),
                     Vouched::ByRecord if leash.refuses() => return Err(leash.why_not()),
-                    Vouched::ByRecord => leash.vouch.wrapped(account, wrapped.aek_version, asked),
+                    Vouched::Bare { at, .. } if !proved_since(at) => {
+                        self.grant_by(&leash, voice, (account, wrapped), &unwrapped, epoch);
+                    }
+                    // What others wrapped meanwhile may be there by now.
+                    Vouched::Bare { .. } | Vouched::ByRecord => {
+                        leash.vouch.wrapped(account, wrapped.aek_version, asked);
+                    }
                 }
                 Ok(NewProof { leash, aek: unwrapped.aek, epoch, asked })
             }

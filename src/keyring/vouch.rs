@@ -42,8 +42,8 @@ const OLDEST_PAGES_MAX: usize = 16;
 pub(crate) enum Vouched {
     /// A record that was there before was unwrapped.
     ByRecord,
-    /// Nothing: it wraps nothing yet.
-    Bare,
+    /// Nothing: it wrapped nothing at that time, in that epoch of its lease.
+    Bare { epoch: u64, at: Instant },
 }
 
 /// What one lease knows of it.
@@ -182,9 +182,15 @@ impl Keyring {
         lease.proved().is_some_and(|proved| proved >= since && now < lease.end())
     }
 
+    /// What it is if nothing is found that it wraps.
+    fn bare(&self, leash: &Leash) -> Vouched {
+        Vouched::Bare { epoch: leash.epoch(), at: self.clock.now() }
+    }
+
     /// While a denial is in force.
     async fn ask_the_witness(self: &Arc<Self>, leash: &Arc<Leash>) -> Result<Vouched> {
-        let Some((id, wrapped)) = self.find_witness(leash).await? else { return Ok(Vouched::Bare) };
+        let bare = self.bare(leash);
+        let Some((id, wrapped)) = self.find_witness(leash).await? else { return Ok(bare) };
         match self.ask_one(leash, &id, &wrapped).await {
             Err(Error::Corrupt(_)) => Err(leash.why_not()),
             outcome => outcome,
@@ -261,6 +267,7 @@ impl Keyring {
 
     async fn ask_for_a_record(self: &Arc<Self>, leash: &Arc<Leash>) -> Result<Vouched> {
         let kek = leash.kek();
+        let bare = self.bare(leash);
         let filter = Filter::WrappedBy(kek.clone());
         // What was wrapped here is asked only where there is nothing else: it was there before a denial, at least. However much
         // that is: it may fill pages.
@@ -309,7 +316,7 @@ impl Keyring {
             }
         }
         match (last, leash.lease().phase()) {
-            (None, _) => Ok(Vouched::Bare),
+            (None, _) => Ok(bare),
             (Some(_), Phase::Denied { .. } | Phase::Lapsed { .. }) => Err(leash.why_not()),
             (Some(error), _) => Err(Error::Misconfigured(format!(
                 "KEK {kek} unwraps none of the {tried} records that were tried of those that it wrapped ({error}): another key \

@@ -63,6 +63,24 @@ async fn a_denial_between_the_record_that_vouches_and_the_wrap_counts() {
 }
 
 #[tokio::test]
+async fn what_was_begun_while_a_kek_wrapped_nothing_ends_no_denial_of_what_it_wrapped_since() {
+    let rig = Rig::new().await;
+    rig.script.push(Call::Wrap, Act::Delay(4 * SECOND));
+    let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
+    let creating = tokio::spawn(async move { engine.create_account(&account_id("b"), &kek).await });
+    settle().await;
+    drop(rig.account("a").await);
+    let other = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+    drop(other.create_account(&account_id("c"), &rig.kek).await.unwrap());
+    rig.script.replace(&rig.kek_id);
+    rig.script.push(Call::Unwrap, Act::fail(Verdict::Denied));
+    assert!(matches!(rig.engine.account(&account_id("c")).await, Err(Error::Denied(_))));
+    rig.pass(5 * SECOND).await;
+    assert!(matches!(creating.await.unwrap(), Err(Error::Denied(_))) && !exists(&rig, "b").await);
+    assert!(has_denial(&rig, 1).await);
+}
+
+#[tokio::test]
 async fn a_page_full_of_what_an_impostor_wrapped_hides_no_older_record() {
     let rig = Rig::new().await;
     let old = rig.account("z").await;
