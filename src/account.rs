@@ -510,6 +510,15 @@ impl Account {
         Sealer { backend: self.backend, schedule: key.schedule, account: &self.keys.id }
     }
 
+    /// For tests: an operation that uses the key and does not end, as a seal does whose buffer's page never comes. `None` where a seal
+    /// would be refused. It ends as it is dropped.
+    #[doc(hidden)]
+    pub fn stuck_operation(&self) -> Option<StuckOperation> {
+        let mut operation = Operation::enter();
+        let begins = self.select(&mut operation, self.keys.current()).is_ok();
+        begins.then(|| StuckOperation { _operation: operation, _of: self.clone() })
+    }
+
     /// Leaves the operations, so that the key can be wiped, then says why it could not be used.
     #[inline]
     fn explain<T, O>(&self, operations: O, slot: &AekSlot, outcome: Result<T, Unusable>) -> Result<T> {
@@ -519,6 +528,14 @@ impl Account {
             Unusable::Other(error) => error,
         })
     }
+}
+
+/// See [`Account::stuck_operation`].
+#[doc(hidden)]
+pub struct StuckOperation {
+    // Dropped in this order: the last handle waits for nobody.
+    _operation: Operation,
+    _of: Account,
 }
 
 /// Takes part in the host's cooperative scheduling: what never waits would never let another task run. A big block counts as

@@ -9,7 +9,7 @@
 //! force but that of its witness, which the record names: see `keyring::vouch`.
 
 use crate::{
-    clock::{Instant, unix_now},
+    clock::Instant,
     error::{Corrupt, Error, Result},
     keyring::Keyring,
     lease::{Change, Verdict},
@@ -240,7 +240,7 @@ impl Keyring {
         let key = Key::Denial(leash.kek().clone());
         let mut record = DenialRecord {
             kek: leash.kek().clone(),
-            since_unix: unix_now(),
+            since_unix: self.clock.wall_unix(),
             reason: leash.why_not().to_string(),
             by_standby: by == Voice::Standby,
             witness: None,

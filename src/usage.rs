@@ -14,7 +14,7 @@ use crate::{
     store::record::{AekPolicy, Usage},
 };
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -61,7 +61,7 @@ impl Limits {
 
 /// Which AEK is counted. One of the same account and version that was made at another time is another one: the account was
 /// purged, and made anew.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Counted {
     pub(crate) account: AccountId,
     pub(crate) aek_version: u32,
@@ -72,7 +72,8 @@ pub(crate) struct Counted {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     limits: Limits,
-    left: Mutex<HashMap<Counted, Usage>>,
+    /// In an order of its own, so that a simulation sees the same again.
+    left: Mutex<BTreeMap<Counted, Usage>>,
 }
 
 impl Ledger {
@@ -95,7 +96,7 @@ impl Ledger {
         }
     }
 
-    fn left(&self) -> MutexGuard<'_, HashMap<Counted, Usage>> {
+    fn left(&self) -> MutexGuard<'_, BTreeMap<Counted, Usage>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -100,6 +100,7 @@ struct Flight {
     account: Option<usize>,
     begun: u64,
     at: Instant,
+    is_proof: bool,
     /// The script has it go wrong.
     faulty: bool,
 }
@@ -221,7 +222,14 @@ impl Model {
     }
 
     /// A call of the token began.
-    pub(crate) fn begin(&mut self, engine: usize, kek: &KekId, wrapped: &[u8], faulty: bool, now: Instant) -> u64 {
+    pub(crate) fn begin(
+        &mut self,
+        engine: usize,
+        kek: &KekId,
+        wrapped: &[u8],
+        (is_proof, faulty): (bool, bool),
+        now: Instant,
+    ) -> u64 {
         let begun = self.count();
         let kek = self.keks.iter().position(|known| known.id == *kek).expect("a KEK of this simulation");
         let account = self.accounts.get(wrapped).copied();
@@ -240,7 +248,7 @@ impl Model {
         if same > 2 {
             self.broken(format!("account {account:?}: {same} unwraps of it at once: no single-flight"));
         }
-        self.flights.insert(begun, Flight { engine, kek, account, begun, at: now, faulty });
+        self.flights.insert(begun, Flight { engine, kek, account, begun, at: now, is_proof, faulty });
         begun
     }
 
@@ -302,7 +310,10 @@ impl Model {
                 told.may_until = told.may_until.max(until);
                 told.bad_records = 0;
                 told.proof_begun = told.proof_begun.max(flight.begun);
-                if store_lag.is_zero() {
+                // A denial ends by its witness, which the watch asks for, and others may not have.
+                let is_denied = told.denial_like > told.proof_sure || self.denial_stored[flight.kek];
+                let is_sure = store_lag.is_zero() && (flight.is_proof || !is_denied);
+                if is_sure {
                     told.proof_sure = told.proof_sure.max(flight.begun);
                 }
                 if now.since(told.proof_returned) >= BACK_OFF_AFTER {
@@ -316,7 +327,7 @@ impl Model {
                 }
                 // A proof that waits for the store in vain counts as silence.
                 (told.silent, told.given_up, told.proof_returned) = (None, !self.store_healthy, now);
-                if store_lag.is_zero() {
+                if is_sure {
                     self.denial_stored[flight.kek] = false;
                 }
             }
@@ -531,6 +542,8 @@ impl Model {
             Error::Corrupt(_) => own.at_fault,
             Error::Fatal(_) => trouble,
             Error::Store(_) => !store,
+            // Others took its room before it was used, again and again.
+            Error::Cold { .. } => self.evicts,
             _ => false,
         };
         if !right {

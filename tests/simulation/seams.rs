@@ -135,7 +135,7 @@ impl SimToken {
             let now = self.clock.now();
             let mut stage = lock(&self.shared);
             let fault = stage.faults.pop_front();
-            let call = stage.model.begin(self.engine, &kek.id, &wrapped.bytes, fault.is_some(), now);
+            let call = stage.model.begin(self.engine, &kek.id, &wrapped.bytes, (is_proof, fault.is_some()), now);
             let account = stage.model.accounts.get(&wrapped.bytes).copied();
             let engine = self.engine;
             stage.note(|| format!("{} unwrap {call} of account {account:?} by engine {engine}: {fault:?}", show(now)));

@@ -279,6 +279,9 @@ impl World {
                 _ = engine.status() => {}
                 () = self.quiet.wait() => {}
             }
+            let filled: usize = engine.leases().iter().map(|lease| lease.filled_slots).sum();
+            let max = self.settings.max_cached_aeks;
+            assert!(filled as u64 <= max, "{filled} keys in memory, of which {max} may be there");
         }
         while let Some(event) = self.events.try_next() {
             self.note(|_| match event {

@@ -87,10 +87,14 @@ struct Process {
     renewal_refused: Instant,
     /// A call of it hangs.
     hangs: bool,
+    /// Commands that it is at, such as a rotation.
+    commands: usize,
     /// When the store last answered it of an account.
     words: BTreeMap<AccountId, Instant>,
     /// When that was the first answer after a grace without one: what went cold in that comes back in time.
     late_words: BTreeMap<AccountId, Instant>,
+    /// When it last answered it of any, commands too.
+    heard: Instant,
 }
 
 /// What one process heard of one KEK version.
@@ -104,6 +108,14 @@ struct Line {
     fresh: Instant,
     /// When a denial of the first token arrived, in the order of all calls.
     denied_by_first: u64,
+    denied_by_first_at: Instant,
+    /// When an unwrap was asked last that the first token granted, of what it had not just wrapped: the lease counts from that.
+    proved: Instant,
+    /// When one came after so long a time that the watch asked less often.
+    came_late: Instant,
+    /// An impostor gave back what an impostor had wrapped for another process before anybody could know: a record that was there
+    /// proved it, and nobody can tell.
+    is_fooled: bool,
     /// The same, of either.
     denied: u64,
 }
@@ -115,8 +127,12 @@ struct Own {
     worked: Option<Instant>,
     /// When it last failed, if it has not worked since.
     failed: Option<Instant>,
-    /// It was used since its last own unwrap.
+    /// It was used since its last own unwrap, and since when.
     used: bool,
+    used_from: Instant,
+    /// When its last own unwrap was asked that renewed its TTL, and when one was answered.
+    given: Instant,
+    landed: Instant,
 }
 
 /// An unwrap under way.
@@ -143,17 +159,25 @@ pub(crate) struct Oracle {
     processes: Vec<Process>,
     reads: Since,
     writes: Since,
+    /// The longest that reads ever took.
+    reads_take: Duration,
     lines: BTreeMap<(usize, usize), Line>,
     owns: BTreeMap<(usize, Aek), Own>,
     /// The KEK versions that ever wrapped an AEK.
     wrapped_by: BTreeMap<Aek, BTreeSet<usize>>,
+    /// Those that wrap something of an account in the store.
+    under: BTreeMap<AccountId, BTreeSet<usize>>,
+    /// KEK versions of which somebody was told that they wrap nothing any more, so that their keys may be destroyed.
+    retired: BTreeSet<usize>,
+    /// Keys in the tokens that other stores made.
+    strangers: BTreeSet<KekId>,
     records: BTreeMap<Vec<u8>, (Aek, usize)>,
     /// The AEK versions that the store has of each account.
     stored: BTreeMap<AccountId, BTreeSet<u32>>,
     /// Wrappings that an impostor made, and whether it had been there for so long that it was to be known.
     false_wraps: BTreeMap<Vec<u8>, bool>,
-    /// AEKs that an impostor wrapped before anybody could know it: nobody can open them any more.
-    lost: BTreeSet<Aek>,
+    /// AEKs that an impostor wrapped before anybody could know it, and the process that stored them: nobody can open them any more.
+    lost: BTreeMap<Aek, usize>,
     noted: BTreeMap<usize, Noted>,
     calls: BTreeMap<u64, (Call, Option<Aek>)>,
     order: u64,
@@ -176,13 +200,17 @@ impl Oracle {
             processes: Vec::new(),
             reads: Since::new(true, now),
             writes: Since::new(true, now),
+            reads_take: Duration::ZERO,
             lines: BTreeMap::new(),
             owns: BTreeMap::new(),
             wrapped_by: BTreeMap::new(),
+            under: BTreeMap::new(),
+            retired: BTreeSet::new(),
+            strangers: BTreeSet::new(),
             records: BTreeMap::new(),
             stored: BTreeMap::new(),
             false_wraps: BTreeMap::new(),
-            lost: BTreeSet::new(),
+            lost: BTreeMap::new(),
             noted: BTreeMap::new(),
             calls: BTreeMap::new(),
             order: 0,
@@ -207,6 +235,8 @@ impl Oracle {
             disturbed: none,
             renewal_refused: none,
             hangs: false,
+            commands: 0,
+            heard: none,
             words: BTreeMap::new(),
             late_words: BTreeMap::new(),
         });
@@ -239,13 +269,22 @@ impl Oracle {
         self.processes[process].renewal_refused = now;
     }
 
+    /// A process begins, or ends, what no seal and no open waits for.
+    pub(crate) fn command(&mut self, process: usize, begins: bool) {
+        let commands = &mut self.processes[process].commands;
+        *commands = if begins { *commands + 1 } else { *commands - 1 };
+    }
+
     /// The store answered a process's read of an account. Later than in `call_timeout` that is no answer.
     pub(crate) fn word(&mut self, process: usize, account: &AccountId, asked: Instant, now: Instant) {
         let Settings { call_timeout, grace, .. } = self.settings;
         if now.since(asked) > call_timeout {
             return;
         }
-        if let Some(process) = self.processes.get_mut(process) {
+        let Some(process) = self.processes.get_mut(process) else { return };
+        process.heard = now;
+        // What a command is told is no word to the leases.
+        if process.commands == 0 {
             let before = process.words.insert(account.clone(), now);
             // A word counts from when it was asked for.
             if before.is_some_and(|before| before.plus(grace) <= now.plus(call_timeout)) {
@@ -259,6 +298,9 @@ impl Oracle {
             if self.keks.iter().any(|kek| kek.id == version.id) {
                 continue;
             }
+            if self.strangers.contains(&version.id) {
+                self.violations.push(format!("promise 5: KEK {} is another store's key", record.name));
+            }
             let never = Since::new(false, Instant::default());
             self.keks.push(Kek {
                 id: version.id.clone(),
@@ -270,25 +312,59 @@ impl Oracle {
         }
     }
 
-    /// Every KEK version.
+    /// Every KEK version that anybody may need.
     pub(crate) fn kek_ids(&self) -> Vec<KekId> {
-        self.keks.iter().map(|kek| kek.id.clone()).collect()
+        let is_needed = |(kek, _): &(usize, &Kek)| !self.retired.contains(kek);
+        self.keks.iter().enumerate().filter(is_needed).map(|(_, kek)| kek.id.clone()).collect()
+    }
+
+    /// The KEK version of that key.
+    pub(crate) fn kek_version(&self, id: &KekId) -> KekVersion {
+        self.keks[self.kek(id).expect("a KEK of the store")].kek.clone()
+    }
+
+    /// Another store on the same token made this key.
+    pub(crate) fn stranger(&mut self, id: KekId) {
+        self.strangers.insert(id);
+    }
+
+    /// Somebody was told that the KEK version wraps nothing any more. Gives its key, which may be destroyed.
+    pub(crate) fn kek_retired(&mut self, kek: &KekVersion) -> KekId {
+        let of = self.keks.iter().position(|known| known.kek == *kek).expect("a KEK of the store");
+        let wrapped: Vec<_> = self.under.iter().filter(|(_, keks)| keks.contains(&of)).map(|(id, _)| id).collect();
+        if !wrapped.is_empty() {
+            self.violations.push(format!("promise 5: {kek} is retired, and wraps AEKs of {wrapped:?}"));
+        }
+        self.retired.insert(of);
+        self.keks[of].id.clone()
     }
 
     fn kek(&self, id: &KekId) -> Option<usize> {
         self.keks.iter().position(|kek| kek.id == *id)
     }
 
-    pub(crate) fn account_stored(&mut self, record: &AccountRecord) {
+    pub(crate) fn account_stored(&mut self, process: usize, record: &AccountRecord) {
         let versions = record.versions.iter().map(|wrapped| wrapped.aek_version).collect();
         self.stored.insert(record.account.clone(), versions);
+        let under: BTreeSet<_> = record.versions.iter().filter_map(|wrapped| self.kek(&wrapped.kek_id)).collect();
+        if let Some(kek) = under.intersection(&self.retired).next() {
+            let kek = &self.keks[*kek].kek;
+            self.violations.push(format!("promise 5: {} is stored under {kek}, which was retired", record.account));
+        }
+        self.under.insert(record.account.clone(), under);
         for wrapped in &record.versions {
             let aek = (record.account.clone(), wrapped.aek_version);
             let Some(kek) = self.kek(&wrapped.kek_id) else { continue };
-            let others = self.records.values().any(|(other, under)| *under == kek && other.0 != aek.0);
+            let others = self.wraps_truly(kek, &aek.0);
             if let Some(known) = self.false_wraps.remove(&wrapped.wrapped.bytes) {
-                self.lost.insert(aek.clone());
-                if known && others {
+                let was_whole = self.wrapped_by.contains_key(&aek) && !self.lost.contains_key(&aek);
+                if was_whole && others {
+                    let kek = &self.keks[kek].kek;
+                    self.violations
+                        .push(format!("promise 5: AEK {aek:?} is re-wrapped by an impostor in the place of {kek}"));
+                }
+                self.lost.insert(aek.clone(), process);
+                if known && others && !self.line(process, kek).is_fooled {
                     let kek = &self.keks[kek].kek;
                     self.broken(format!(
                         "promise 5: AEK {aek:?} is stored as an impostor wrapped it that stands in the place of {kek}"
@@ -300,9 +376,16 @@ impl Oracle {
         }
     }
 
+    /// True when the KEK version wraps something of another account, and no impostor in its place did: without that nobody can tell the
+    /// two apart.
+    fn wraps_truly(&self, kek: usize, account: &AccountId) -> bool {
+        let mut others = self.under.iter().filter(|(other, _)| *other != account && !self.is_lost(other));
+        others.any(|(_, keks)| keks.contains(&kek))
+    }
+
     /// True when an AEK of the account cannot be opened any more.
     pub(crate) fn is_lost(&self, account: &AccountId) -> bool {
-        self.lost.iter().any(|(lost, _)| lost == account)
+        self.lost.keys().any(|(lost, _)| lost == account)
     }
 
     /// True when the store has it: what was sealed under it can be opened.
@@ -332,7 +415,8 @@ impl Oracle {
         let granted = |line: &Line| if noted.by_first { line.granted_by_first.0 } else { line.granted.0 };
         // An answer from memory passes for a proof until a fresh one is due.
         let hides = self.tokens.iter().any(|token| token.hides);
-        let proved = self.lines.iter().filter(|((_, of), _)| *of == kek).any(|(_, line)| granted(line) > noted.heard);
+        let mut lines = self.lines.iter().filter(|((_, of), _)| *of == kek);
+        let proved = lines.any(|(_, line)| line.is_fooled || granted(line) > noted.heard);
         if !proved && !hides {
             let kek = &self.keks[kek].kek;
             self.broken(format!(
@@ -357,6 +441,9 @@ impl Oracle {
             kek.impostor.see(hsms[FIRST].key(&kek.id).is_some_and(|key| !key.is_true()), now);
         }
         self.reads.see(shelves.reads == Health::Healthy, now);
+        if let Health::Slow(time) = shelves.reads {
+            self.reads_take = self.reads_take.max(time);
+        }
         self.writes.see(shelves.writes == Health::Healthy && shelves.held == 0, now);
     }
 
@@ -376,27 +463,41 @@ impl Oracle {
     }
 
     /// It has its answer: the AEK, as the token truly grants it or not, in a context; or none.
-    pub(crate) fn land(&mut self, order: u64, told: Result<(Grant, Instant), Verdict>) {
+    pub(crate) fn land(&mut self, order: u64, told: Result<(Grant, Instant), Verdict>, now: Instant) {
         let Some((Call { process, hsm, kek, at }, aek)) = self.calls.remove(&order) else { return };
         let Some(kek) = self.kek(&kek) else { return };
         let returned = self.next();
-        let line = self.lines.entry((process, kek)).or_default();
         match told {
             Ok((Grant::True | Grant::Memory, context)) => {
+                let line = self.lines.entry((process, kek)).or_default();
+                if now.since(line.granted.1.max(self.processes[process].started)) >= BACK_OFF_AFTER {
+                    line.came_late = now;
+                }
                 line.granted = line.granted.max((order, at));
                 if hsm == FIRST {
                     line.granted_by_first = line.granted_by_first.max((order, at));
+                    line.proved = if aek.is_some() { line.proved.max(at) } else { line.proved };
                 }
                 line.fresh = line.fresh.max(context);
                 if let Some(aek) = aek {
-                    self.owns.entry((process, aek)).or_default().used = false;
+                    let own = self.owns.entry((process, aek)).or_default();
+                    // A proof leaves what nobody uses as it is.
+                    if own.used || own.worked.is_none() {
+                        own.given = at;
+                    }
+                    (own.used, own.landed) = (false, now);
                 }
             }
-            Ok((Grant::Impostor, _)) => {}
+            Ok((Grant::Impostor, _)) => {
+                let lost = aek.and_then(|aek| Some((*self.lost.get(&aek)?, aek)));
+                let fools = lost.is_some_and(|(by, aek)| by != process || !self.wraps_truly(kek, &aek.0));
+                self.lines.entry((process, kek)).or_default().is_fooled |= fools;
+            }
             Err(Verdict::Denied | Verdict::Replaced | Verdict::Misconfigured) => {
+                let line = self.lines.entry((process, kek)).or_default();
                 line.denied = returned;
                 if hsm == FIRST {
-                    line.denied_by_first = returned;
+                    (line.denied_by_first, line.denied_by_first_at) = (returned, now);
                 }
             }
             // One that says so of a record that was good denies too, as soon as the engine is sure; that is not known here.
@@ -459,6 +560,9 @@ impl Oracle {
     /// Why a process may not use a KEK version at `now`; `since` is when a key of it was not usable yet, if it was not.
     fn forbids(&self, process: usize, kek: usize, since: Option<Instant>, now: Instant) -> Option<String> {
         let line = self.line(process, kek);
+        if line.is_fooled {
+            return None;
+        }
         let Settings { poll_interval, call_timeout, grace, .. } = self.settings;
         let until = self.may_until(process, kek);
         if now >= until {
@@ -490,11 +594,34 @@ impl Oracle {
             .then(|| format!("promise 4: it goes by the standby alone, after the first token's denial that the store has: {noted:?} {line:?}"))
     }
 
+    /// Promise 4: what a process was told by the first token is in the store soon after, whatever else that process waits for.
+    pub(crate) fn denials_are_written_down(&mut self, process: usize, now: Instant) {
+        if !self.reads.is || !self.writes.is || self.tokens.iter().any(|token| token.hides) {
+            return;
+        }
+        let own = &self.processes[process];
+        let since = self.reads.turned.max(self.writes.turned).max(own.woke).max(own.started).max(own.disturbed);
+        let granted = |kek| {
+            let lines = self.lines.iter().filter(move |((_, of), _)| *of == kek);
+            lines.map(|(_, line)| line.granted_by_first.0).max().unwrap_or_default()
+        };
+        let late = (0..self.keks.len()).find(|kek| {
+            let line = self.line(process, *kek);
+            let by =
+                since.max(line.denied_by_first_at).plus(self.settings.call_timeout * 3 + self.settings.poll_interval);
+            !line.is_fooled && line.denied_by_first > granted(*kek) && !self.noted.contains_key(kek) && now > by
+        });
+        if let Some(kek) = late {
+            let (kek, line) = (self.keks[kek].kek.clone(), self.line(process, kek));
+            self.broken(format!("promise 4: the denial of {kek} is not in the store at {now:?}: {line:?}"));
+        }
+    }
+
     /// A handle was given, or a version made, at `now`.
     pub(crate) fn delivered(&mut self, process: usize, aek: Aek, now: Instant) {
         let own = self.owns.entry((process, aek)).or_default();
         if own.worked.is_none() {
-            own.failed = Some(now);
+            (own.failed, own.given) = (Some(now), now);
         }
     }
 
@@ -507,12 +634,19 @@ impl Oracle {
         }
         let own = self.owns.get(&(process, aek.clone())).cloned().unwrap_or_default();
         let keks = self.wrapped_by.get(aek).cloned().unwrap_or_default();
+        // What an impostor wrapped is under that, and where the KEK itself wrapped nothing, nobody can know.
+        if self.lost.contains_key(aek) && !keks.iter().any(|kek| self.wraps_truly(*kek, &aek.0)) {
+            return;
+        }
         // One that was re-wrapped may be under either, as far as is known here.
-        let reasons: Vec<_> = keks.iter().map(|kek| self.forbids(process, *kek, own.failed, now)).collect();
+        // What it had before is usable again once a TTL is found to be over in a silence; nothing comes to it then.
+        let usable_since = own.failed.filter(|failed| own.worked.is_none() || own.landed >= *failed);
+        let reasons: Vec<_> = keks.iter().map(|kek| self.forbids(process, *kek, usable_since, now)).collect();
         if let Some(reasons) = reasons.into_iter().collect::<Option<Vec<_>>>() {
             self.broken(format!("process {process} uses {aek:?} at {now:?}: {}", reasons.join("; ")));
         }
         let own = self.owns.entry((process, aek.clone())).or_default();
+        own.used_from = if own.used { own.used_from } else { now };
         (own.worked, own.failed, own.used) = (Some(now), None, true);
     }
 
@@ -521,7 +655,7 @@ impl Oracle {
         let own = self.owns.entry((process, aek.clone())).or_default();
         let before = own.clone();
         own.failed = Some(now);
-        if self.lost.contains(aek) {
+        if self.lost.contains_key(aek) {
             return;
         }
         let Some(kek) = self.wrapped_by.get(aek).filter(|keks| keks.len() == 1).and_then(BTreeSet::first).copied()
@@ -538,6 +672,11 @@ impl Oracle {
                 "process {process} fails with {aek:?} at {now:?}: {why}: {error}; {before:?} {line:?}"
             ));
         }
+    }
+
+    /// True for what was idle until its TTL was nearly over: nothing was refreshed ahead.
+    fn is_used_late(&self, own: &Own) -> bool {
+        own.used_from >= own.given.plus(self.settings.aek_ttl * 60 / 100)
     }
 
     /// When something last happened to a process and a KEK version that is neither an outage nor its end.
@@ -568,25 +707,28 @@ impl Oracle {
         now: Instant,
     ) -> Option<String> {
         let Settings { poll_interval, call_timeout, grace, .. } = self.settings;
-        let word = self.processes[process].words.get(account).copied();
+        // Of an account that was made here the store may have said nothing yet.
+        let words = &self.processes[process].words;
+        let word = words.get(account).or_else(|| words.values().max()).copied();
         let (first, line) = (&self.tokens[FIRST], self.line(process, kek));
         let is_ill = first.away.is || !self.reads.is || !self.writes.is;
-        if !is_ill || !self.is_steady(process, kek) || !own.used {
+        // What has stopped was judged as it did (the store was silent for longer than grace, say); to bring it back is promise 2.
+        if !is_ill || !self.is_steady(process, kek) || !own.used || own.failed.is_some() {
             return None;
         }
         let turns = [first.away.turned, self.reads.turned, self.writes.turned];
         let since = turns.into_iter().fold(self.steady_since(process, kek), Instant::max);
         // Writes alone are ill, or reads are slow: TTLs bind as ever.
-        let reads_on = !first.away.is && word.is_some_and(|word| word > since);
-        if is_tolerated && reads_on {
+        let reads_on = !first.away.is && (self.reads.is || self.processes[process].heard > since);
+        if reads_on && (is_tolerated || self.is_used_late(own)) {
             return None;
         }
         let noticed = since.plus(poll_interval + call_timeout * 3 + TICK);
         let late = self.processes[process].late_words.get(account).copied().unwrap_or_default();
         own.worked.filter(|worked| *worked >= noticed && *worked >= late)?;
-        let mut until = line.granted_by_first.1.plus(grace);
+        let mut until = line.proved.plus(grace);
         if !self.reads.is {
-            until = until.min(word.map_or(until, |word| word.plus(grace)));
+            until = until.min(word.unwrap_or_default().plus(grace));
         }
         // Asked a little before it was seen here, after a look into the store.
         let until = Instant::from_nanos(until.as_nanos().saturating_sub((call_timeout * 2).as_nanos() as u64));
@@ -602,7 +744,8 @@ impl Oracle {
             return None;
         }
         let turns = self.tokens.iter().map(|token| token.away.turned).chain([self.reads.turned, self.writes.turned]);
-        let since = turns.fold(self.steady_since(process, kek), Instant::max);
+        let since = turns.fold(self.steady_since(process, kek), Instant::max).max(self.line(process, kek).came_late);
+        let since = if self.is_used_late(own) { since.max(own.used_from) } else { since };
         let by = since.plus(self.recovery(process, kek, now));
         (now > by).then(|| format!("promise 2: all has been well since {since:?}, so it must work from {by:?} on"))
     }
@@ -633,6 +776,8 @@ impl Oracle {
         let Settings { aek_ttl, resume_rate, .. } = self.settings;
         let behind = self.tokens.iter().map(|token| token.queue_max).max().unwrap_or_default();
         let queue = (Duration::from_secs(1) / resume_rate + behind) * self.aeks_in_use();
+        // The record is read first, and what falls due meanwhile waits for that.
+        let queue = queue + self.reads_take * 2;
         queue + Duration::from_millis(100).max(aek_ttl / 50) * 3 < aek_ttl * 25 / 100
     }
 

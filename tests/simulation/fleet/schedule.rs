@@ -12,7 +12,7 @@ use crate::{
     Report,
     world::{Quiet, between},
 };
-use keyleash::token::KekId;
+use keyleash::{name::KekName, token::KekId};
 use rand::RngExt;
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ const MOVES_MAX: usize = 150;
 /// … or this many happenings.
 const HAPPENINGS_MAX: usize = 30;
 const MILLISECOND: Duration = Duration::from_millis(1);
+/// So many accounts at most does one caller of a storm make.
+const STORM_ACCOUNTS_MAX: u32 = 7;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The kinds of happenings.
@@ -48,6 +50,17 @@ enum Kind {
     Rotate,
     /// The oldest AEK version of an account is retired, if that is allowed.
     Retire,
+    Rewrap,
+    /// An account goes to another KEK.
+    Move,
+    /// A KEK version is retired, if that is allowed, and perhaps destroyed.
+    RetireKek,
+    /// What is wrapped waits for the store while the KEK version that it is wrapped by is retired.
+    Overtaken,
+    /// The store's index of what each KEK version wraps loses its entries.
+    Index,
+    /// A seal does not end.
+    Stuck,
     Restart,
     Suspend,
     /// The first token denies, some hear it, and it falls silent.
@@ -58,7 +71,7 @@ enum Kind {
 }
 
 /// Each kind, how often it is drawn where a seed has it, and how likely a seed has it, in percent.
-const KINDS: [(Kind, u32, u32); 19] = [
+const KINDS: [(Kind, u32, u32); 25] = [
     (Kind::Revoked, 10, 60),
     (Kind::Impostor, 4, 20),
     (Kind::Pin, 4, 20),
@@ -73,6 +86,12 @@ const KINDS: [(Kind, u32, u32); 19] = [
     (Kind::Late, 5, 20),
     (Kind::Rotate, 4, 40),
     (Kind::Retire, 3, 20),
+    (Kind::Rewrap, 4, 30),
+    (Kind::Move, 3, 15),
+    (Kind::RetireKek, 5, 30),
+    (Kind::Overtaken, 3, 15),
+    (Kind::Index, 4, 10),
+    (Kind::Stuck, 4, 20),
     (Kind::Restart, 4, 40),
     (Kind::Suspend, 3, 20),
     (Kind::Vanish, 6, 25),
@@ -80,15 +99,13 @@ const KINDS: [(Kind, u32, u32); 19] = [
     (Kind::Heals, 18, 100),
 ];
 
-/// Held back until what they break is mended.
-const HELD_BACK: &[Kind] = &[];
-
 pub(crate) async fn run(seed: u64, quiet: Quiet, trace: bool) -> Report {
     let mut world = World::new(seed, quiet, trace).await;
-    let kinds: Vec<_> = KINDS
-        .iter()
-        .filter(|(kind, _, likely)| world.rng.random_ratio(*likely, 100) && !HELD_BACK.contains(kind))
-        .collect();
+    let mut kinds: Vec<_> = KINDS.iter().filter(|(_, _, likely)| world.rng.random_ratio(*likely, 100)).collect();
+    // Who believes that a KEK wraps nothing takes an impostor for it.
+    if kinds.iter().any(|(kind, ..)| *kind == Kind::Index) {
+        kinds.retain(|(kind, ..)| *kind != Kind::Impostor);
+    }
     for host in 0..world.hosts.len() {
         (0..world.customers.len()).for_each(|customer| world.call(host, Some(customer), What::Open));
     }
@@ -212,7 +229,7 @@ async fn happen(world: &mut World, kind: Kind) {
         Kind::Create => create(world, host),
         Kind::Storm => {
             let name = world.keks[world.rng.random_range(0..world.keks.len())].clone();
-            let accounts = world.rng.random_range(1..8);
+            let accounts = world.rng.random_range(1..=STORM_ACCOUNTS_MAX);
             for _ in 0..world.rng.random_range(20..60) {
                 world.call(host, None, What::Storm(name.clone(), accounts));
             }
@@ -229,7 +246,28 @@ async fn happen(world: &mut World, kind: Kind) {
             }
             false => world.call(host, Some(customer), What::RotateAccount),
         },
-        Kind::Retire => world.call(host, Some(customer), What::Retire),
+        Kind::Retire => {
+            if world.rng.random_bool(0.5) {
+                // By another host, soon after.
+                let other = world.rng.random_range(0..world.hosts.len());
+                world.call(other, Some(customer), What::RotateAccount);
+                let time = between(&mut world.rng, MILLISECOND, world.settings.poll_interval);
+                world.pass(time).await;
+            }
+            world.call(host, Some(customer), What::Retire);
+        }
+        Kind::Rewrap => {
+            let name = any_name(world);
+            world.call(host, None, What::Rewrap(name));
+        }
+        Kind::Move => {
+            let name = any_name(world);
+            world.call(host, Some(customer), What::Move(name));
+        }
+        Kind::RetireKek => retire(world, host, &kek),
+        Kind::Overtaken => overtaken(world, host).await,
+        Kind::Index => world.change(|stage| stage.shelves.index_lost = true),
+        Kind::Stuck => world.stick(host, customer),
         Kind::Restart => {
             let killed = world.rng.random_bool(0.6);
             world.restart(host, killed).await;
@@ -267,7 +305,11 @@ async fn happen(world: &mut World, kind: Kind) {
 }
 
 fn create(world: &mut World, host: usize) {
-    let name = world.keks[world.rng.random_range(0..world.keks.len())].clone();
+    let name = any_name(world);
+    create_under(world, host, name);
+}
+
+fn create_under(world: &mut World, host: usize, name: KekName) {
     if let Some(newcomer) = world.newcomer() {
         world.call(host, Some(newcomer), What::Create(name));
     }
@@ -296,6 +338,43 @@ async fn late(world: &mut World, host: usize, customer: usize, kek: &KekId) {
     world.pass(held + MILLISECOND).await;
 }
 
+fn any_name(world: &mut World) -> KekName {
+    world.keks[world.rng.random_range(0..world.keks.len())].clone()
+}
+
+fn retire(world: &mut World, host: usize, kek: &KekId) {
+    let is_destroyed = world.rng.random_bool(0.5);
+    let version = lock(&world.shared).oracle.kek_version(kek);
+    world.call(host, None, What::RetireKek(version, is_destroyed));
+}
+
+/// A KEK gets a version, which something is wrapped by that does not come into the store before that version is retired.
+async fn overtaken(world: &mut World, host: usize) {
+    let (name, poll) = (any_name(world), world.settings.poll_interval);
+    let latency = lock(&world.shared).hsms[FIRST].latency;
+    let a_while = latency * 8 + MILLISECOND;
+    world.call(host, None, What::RotateKek(name.clone()));
+    world.pass(a_while).await;
+    let middle = {
+        let oracle = &lock(&world.shared).oracle;
+        // The newest comes last.
+        oracle.kek_ids().into_iter().rfind(|id| oracle.kek_version(id).name == name)
+    };
+    let Some(middle) = middle else { return };
+    let held = between(&mut world.rng, poll, poll * 10);
+    lock(&world.shared).shelves.fates.push_back(Fate::Held(held));
+    match world.rng.random_bool(0.5) {
+        true => create_under(world, host, name.clone()),
+        false => world.call(host, None, What::Rewrap(name.clone())),
+    }
+    world.pass(a_while).await;
+    let other = world.rng.random_range(0..world.hosts.len());
+    world.call(other, None, What::RotateKek(name));
+    world.pass(a_while).await;
+    retire(world, other, &middle);
+    world.pass(held + MILLISECOND).await;
+}
+
 fn calls(world: &mut World, host: usize, customer: usize) {
     match world.rng.random_range(0..10) {
         0 => world.drop_handle(host, customer),
@@ -315,7 +394,10 @@ fn calls(world: &mut World, host: usize, customer: usize) {
 
 /// One thing that ails, or everything of a kind.
 fn heal(world: &mut World, hsm: usize, kek: &KekId) {
-    let drawn = world.rng.random_range(0..8);
+    let drawn = world.rng.random_range(0..9);
+    if drawn == 8 {
+        world.unstick();
+    }
     world.change(|stage| match drawn {
         0..=1 => stage.hsms.iter_mut().for_each(|hsm| {
             hsm.replace(kek, false);
@@ -339,10 +421,11 @@ fn heal(world: &mut World, hsm: usize, kek: &KekId) {
             stage.shelves.reads = Health::Healthy;
             stage.shelves.changed.notify_waiters();
         }
-        _ => {
+        7 => {
             (stage.shelves.reads, stage.shelves.writes) = (Health::Healthy, Health::Healthy);
             stage.shelves.changed.notify_waiters();
         }
+        _ => stage.shelves.index_lost = false,
     });
 }
 
@@ -352,8 +435,10 @@ async fn calm(world: &mut World) {
     for host in 0..world.hosts.len() {
         world.wake(host).await;
     }
+    world.unstick();
     let latency = world.settings.call_timeout / 4 / QUEUE_MAX;
     world.change(|stage| {
+        stage.shelves.index_lost = false;
         for hsm in &mut stage.hsms {
             hsm.set_pin_good(true);
             (hsm.away, hsm.latency) = (false, latency);
@@ -376,9 +461,13 @@ async fn calm(world: &mut World) {
         world.pass(bound * 3 / 5).await;
         world.probe_all();
     }
+    // A storm makes the accounts that are left of it, of which each is wrapped and unwrapped.
+    let storm = latency * 2 * STORM_ACCOUNTS_MAX * u32::try_from(world.pending()).unwrap();
+    world.pass(storm).await;
     assert_eq!(
         world.pending(),
         lock(&world.shared).shelves.held.min(world.pending()),
         "every call ends once all is well"
     );
+    world.open_everything().await;
 }

@@ -43,6 +43,8 @@ pub(crate) struct Shelves {
     pub(crate) changed: Arc<Notify>,
     /// Writes that are held.
     pub(crate) held: usize,
+    /// The index of what each KEK version wraps has lost its entries.
+    pub(crate) index_lost: bool,
 }
 
 /// One process's connection.
@@ -151,7 +153,7 @@ impl Shelf {
             match (key, &put) {
                 (Key::Account(_), Some(value)) => {
                     let record = AccountRecord::decode(key, value).expect("a record of the engine's");
-                    stage.oracle.account_stored(&record);
+                    stage.oracle.account_stored(self.process, &record);
                 }
                 (Key::Kek(_), Some(value)) => {
                     let record = KekRecord::decode(key, value).expect("a record of the engine's");
@@ -199,7 +201,11 @@ impl KeyStore for Shelf {
 
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
         let takes = self.play(|shelves| shelves.reads).await?;
-        let found = self.inner.list(filter, after, limit).await;
+        let is_lost = matches!(filter, Filter::WrappedBy(_)) && lock(&self.shared).shelves.index_lost;
+        let found = match is_lost {
+            true => Ok(Page { keys: Vec::new(), next: None }),
+            false => self.inner.list(filter, after, limit).await,
+        };
         self.answer(takes, found).await
     }
 }

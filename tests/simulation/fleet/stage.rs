@@ -82,7 +82,8 @@ impl Stage {
             Ok((how, _)) => format!("call {call} gives the AEK: {how:?}"),
             Err(trouble) => format!("call {call} gives {:?}: {}", trouble.verdict, trouble.what),
         });
-        self.oracle.land(call, told.map_err(|trouble| trouble.verdict));
+        let now = self.now();
+        self.oracle.land(call, told.map_err(|trouble| trouble.verdict), now);
     }
 
     pub(crate) fn fault_strikes(&mut self, process: usize, fault: Fault, call_timeout: Duration) {

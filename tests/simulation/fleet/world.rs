@@ -10,12 +10,14 @@ use super::{
 use crate::world::{Quiet, between};
 use keyleash::{
     Account, Engine, Error,
+    account::StuckOperation,
     block::BlockHeader,
     clock::{Clock, Instant, ManualClock},
     config::Settings,
-    name::{AccountId, KekName, TokenName},
-    store::memory::MemoryStore,
-    telemetry::Events,
+    name::{AccountId, KekName, KekVersion, TokenName},
+    rotate::RewrapOptions,
+    store::{Key, KeyStore, memory::MemoryStore, record::StoreRecord},
+    telemetry::{Event, Events},
     token::Profile,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -83,6 +85,16 @@ pub(crate) enum What {
     /// The oldest AEK version.
     Retire,
     RotateKek(KekName),
+    Rewrap(KekName),
+    Move(KekName),
+    /// With `true` its key is destroyed as soon as that may be.
+    RetireKek(KekVersion, bool),
+}
+
+impl What {
+    fn is_a_command(&self) -> bool {
+        !matches!(self, Self::Open | Self::Warm | Self::Seal | Self::OpenBlock)
+    }
 }
 
 /// An asynchronous call that ended.
@@ -110,8 +122,10 @@ pub(crate) struct World {
     calls: u64,
     /// Calls of living processes that have not ended.
     pending: BTreeSet<(usize, u64)>,
-    /// Nothing may fail any more.
-    pub(crate) all_well: bool,
+    /// Seals that do not end, and their hosts.
+    stuck: Vec<(usize, StuckOperation)>,
+    /// No call that comes after so many may fail.
+    all_well: Option<u64>,
     pub(crate) moves: usize,
     pub(crate) probes: u64,
 }
@@ -145,8 +159,12 @@ fn settings(rng: &mut StdRng, has_standby: bool) -> Settings {
 impl World {
     pub(crate) async fn new(seed: u64, quiet: Quiet, trace: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let hosts = if rng.random_bool(0.5) { 2 } else { 1 };
-        let has_standby = rng.random_bool(if hosts == 2 { 0.6 } else { 0.2 });
+        let hosts = match rng.random_range(0..10) {
+            0..=4 => 1,
+            5..=8 => 2,
+            _ => 3,
+        };
+        let has_standby = rng.random_bool(if hosts > 1 { 0.6 } else { 0.2 });
         let settings = settings(&mut rng, has_standby);
         let hides = rng.random_bool(0.25);
         let contexts = (hides, hides || rng.random_bool(0.7));
@@ -178,13 +196,17 @@ impl World {
             done: Arc::default(),
             calls: 0,
             pending: BTreeSet::new(),
-            all_well: false,
+            stuck: Vec::new(),
+            all_well: None,
             moves: 0,
             probes: 0,
         };
         world.note(|world| {
             format!("hosts: {hosts}, standby: {has_standby}, (hides, dates): {contexts:?}, {:?}", world.settings)
         });
+        // Else it draws a number of its own, which is in the labels of its keys.
+        let of_this_store = StoreRecord { id: seed.to_be_bytes() };
+        world.store.create(&Key::Store, of_this_store.put().unwrap()).await.unwrap();
         for _ in 0..hosts {
             let skew = between(&mut world.rng, Duration::from_millis(1), SKEW_MAX);
             let clock = ManualClock::new(world.real.now().plus(skew));
@@ -194,6 +216,15 @@ impl World {
             world.hosts.push(Host { clock, process, engine: Some(engine), events, handles, told, lag: None });
         }
         world.settle().await;
+        if world.rng.random_bool(0.2) {
+            let mut stage = lock(&world.shared);
+            for n in 0..9 {
+                // As releases before this one named them, and as this one does.
+                let of = ["", "@0123456789abcdef"][n % 2];
+                let id = stage.hsms[FIRST].made_by_another_store(format!("keyleash/kek-{}/{}{of}", n % 3, 1 + n / 3));
+                stage.oracle.stranger(id);
+            }
+        }
         for n in 0..world.rng.random_range(1..=3) {
             let name = KekName::new(format!("kek-{n}")).unwrap();
             world.engine(0).create_kek(&name, Profile::AesGcm, false).await.unwrap();
@@ -257,6 +288,7 @@ impl World {
     /// Another process on the same host. The old one ends, or is killed: then nothing that it still does reaches anything.
     pub(crate) async fn restart(&mut self, host: usize, killed: bool) {
         self.wake(host).await;
+        self.stuck.retain(|(of, _)| *of != host);
         let old = self.hosts[host].process;
         if killed {
             lock(&self.shared).killed.insert(old);
@@ -276,19 +308,33 @@ impl World {
         self.quiet.wait().await;
         for host in 0..self.hosts.len() {
             while let Some(event) = self.hosts[host].events.try_next() {
-                self.note(|_| format!("host {host} tells: {event:?}"));
+                // Told by a thread of its own, at a time that is not the simulation's.
+                if !matches!(event, Event::WipeWaits { .. } | Event::WipeDone { .. }) {
+                    self.note(|_| format!("host {host} tells: {event:?}"));
+                }
             }
         }
         let mut ended = std::mem::take(&mut *self.done.lock().unwrap());
         ended.sort_by_key(|done| done.order);
         for Done { order, host, process, customer, what, outcome } in ended {
             self.pending.remove(&(process, order));
+            if what.is_a_command() {
+                lock(&self.shared).oracle.command(process, false);
+            }
             let told = outcome.as_ref().map(|_| ()).map_err(ToString::to_string);
             self.note(|_| format!("host {host}: {what:?} {order} of {customer:?} ends: {told:?}"));
             let is_lost =
                 customer.is_some_and(|customer| lock(&self.shared).oracle.is_lost(&self.customers[customer].id));
-            if let (true, Err(error)) = (self.all_well && !is_lost, &told) {
+            let must_work = self.all_well.is_some_and(|since| order > since) && !is_lost;
+            if let (true, Err(error)) = (must_work, &told) {
                 panic!("all is well, and {what:?} of account {customer:?} on host {host} fails: {error}");
+            }
+            if let (What::RetireKek(kek, is_destroyed), Ok(_)) = (&what, &outcome) {
+                self.change(|stage| {
+                    let id = stage.oracle.kek_retired(kek);
+                    let is_gone = |hsm: &mut Hsm| hsm.change(&id, |key| key.present &= !is_destroyed);
+                    stage.hsms.iter_mut().for_each(is_gone);
+                });
             }
             let (Some(customer), Ok(handle)) = (customer, outcome) else { continue };
             self.customers[customer].made = true;
@@ -312,7 +358,14 @@ impl World {
 
     /// Ends the seed if a promise was broken.
     fn judge(&self) {
-        let violations = std::mem::take(&mut lock(&self.shared).oracle.violations);
+        let violations = {
+            let mut stage = lock(&self.shared);
+            let now = stage.now();
+            for host in self.hosts.iter().filter(|host| host.lag.is_none()) {
+                stage.oracle.denials_are_written_down(host.process, now);
+            }
+            std::mem::take(&mut stage.oracle.violations)
+        };
         let first = violations.iter().take(3).cloned().collect::<Vec<_>>();
         assert!(violations.is_empty(), "{}", first.join("\n"));
     }
@@ -468,6 +521,9 @@ impl World {
         let block = block.map(|block| (block.address, block.header, block.ciphertext.clone()));
         self.note(|_| format!("host {host}: {what:?} {order} of {customer:?} begins"));
         self.pending.insert((process, order));
+        if what.is_a_command() {
+            lock(&self.shared).oracle.command(process, true);
+        }
         let done = self.done.clone();
         tokio::spawn(async move {
             let outcome = match (&what, handle) {
@@ -488,6 +544,9 @@ impl World {
                     }
                 }
                 (What::RotateKek(kek), _) => engine.rotate_kek(kek).await.map(|_| None),
+                (What::Rewrap(kek), _) => engine.rewrap_kek(kek, RewrapOptions::default(), |_| ()).await.map(|_| None),
+                (What::Move(kek), handle) => engine.move_account(&id, kek).await.map(|_| handle),
+                (What::RetireKek(kek, _), _) => engine.retire_kek(kek).await.map(|()| None),
                 (What::Warm, Some(handle)) => handle.warm().await.map(|()| None),
                 (What::Seal, Some(handle)) => handle.seal(1_u64, &mut [0; 8]).await.map(|_| None),
                 (What::OpenBlock, Some(handle)) => match block {
@@ -499,6 +558,44 @@ impl World {
             drop(engine);
             done.lock().unwrap().push(Done { order, host, process, customer, what, outcome });
         });
+    }
+
+    /// A seal begins that does not end.
+    pub(crate) fn stick(&mut self, host: usize, customer: usize) {
+        let begun = self.hosts[host].handles[customer].as_ref().and_then(Account::stuck_operation);
+        self.stuck.extend(begun.filter(|_| !self.is_suspended(host)).map(|begun| (host, begun)));
+    }
+
+    /// All of those end.
+    pub(crate) fn unstick(&mut self) {
+        self.stuck.clear();
+    }
+
+    /// Whatever was made opens on every host, and what was sealed. Tried once before that: of those who come to a KEK that was denied
+    /// last, and that nobody uses, the first has it asked, and the others are refused until then.
+    pub(crate) async fn open_everything(&mut self) {
+        for what in [What::Open, What::Open, What::OpenBlock] {
+            for host in 0..self.hosts.len() {
+                for customer in 0..self.customers.len() {
+                    if self.customers[customer].made {
+                        self.call(host, Some(customer), what.clone());
+                    }
+                }
+            }
+            let time = self.settings.call_timeout * 3 + Duration::from_secs(1);
+            self.pass(time).await;
+            self.probe_all();
+            self.all_well.get_or_insert(self.calls);
+        }
+        for host in 0..self.hosts.len() {
+            let (engine, status) = (self.engine(host), Arc::new(Mutex::new(None)));
+            let told = status.clone();
+            tokio::spawn(async move { *told.lock().unwrap() = Some(engine.status().await) });
+            let time = self.settings.call_timeout * 3;
+            self.pass(time).await;
+            let status = status.lock().unwrap().take().expect("a status, where all is well");
+            assert_eq!(status.waiting_wipes, [], "promise 6: keys wait to be wiped that nobody uses");
+        }
     }
 
     pub(crate) fn drop_handle(&mut self, host: usize, customer: usize) {
