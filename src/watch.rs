@@ -238,7 +238,9 @@ impl Turn {
             seat.filter(|seat| is_renewal_due(keyring, leash, voice, seat, next)).map(|seat| renewal_max(keyring, seat))
         });
         let before = reading + renewals.sum::<Duration>();
-        let interval = (backed_off - backed_off.mul_f64(self.early as f64 / 1000.0)).saturating_sub(before);
+        // Two tokens' renewals may be as long as a poll: proofs would follow on one another without a pause.
+        let interval =
+            (backed_off - backed_off.mul_f64(self.early as f64 / 1000.0)).saturating_sub(before).max(poll / 4);
         self.last.map_or(now, |last| last.plus(interval))
     }
 }
