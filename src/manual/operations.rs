@@ -360,8 +360,10 @@
 //! before it is acknowledged, and writes that come together share one. After a full disk the store works again once there
 //! is room, without a restart. Keep the file on a local file system that has hard links.
 //!
-//! Back up **both** the store and the token's KEKs: blocks need both, and either alone is worthless. Copy the store while
-//! no process has it open, or from a snapshot of the file system, which is as a crash to it. A store that is older than a
+//! Back up **both** the store and the token's KEKs: blocks need both, and either alone is worthless. `keyleash store snapshot FILE`
+//! copies the store and verifies the copy while no service has it open; a service copies its own
+//! ([`RedbStore::snapshot`](crate::store::redb::RedbStore::snapshot)), and a snapshot of the file system will do, which is as a crash to the store.
+//! `keyleash store restore FILE` verifies a copy, shows what it takes the place of, and keeps that beside it. A store that is older than a
 //! backup of the blocks may miss accounts or AEK versions: back the store up last. Try a restore before it is needed.
 //!
 //! A store is opened, never made, but by `keyleash kek create` and `quickstart`, which say so (in a program:

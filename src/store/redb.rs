@@ -119,6 +119,25 @@ impl RedbStore {
         self.read(|_| Ok(())).await
     }
 
+    /// Copies the store to a place where nothing is, as it is at one instant: the copy (mode 0600) is a store that opens like any
+    /// other, and appears whole or not at all. Reads and writes wait meanwhile, for as long as the file takes to be copied and
+    /// synced.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::Misconfigured`] for a directory that is missing or has no room for links; [`Error::Store`].
+    pub async fn snapshot(&self, to: impl Into<PathBuf>) -> Result<()> {
+        let (shared, to) = (self.shared.clone(), to.into());
+        blocking(move || {
+            let mut copied = Ok(());
+            shared.with_database_alone(|_| {
+                copied = file::copy(&shared.path, &to);
+                Ok(())
+            })?;
+            copied
+        })
+        .await
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.shared.path

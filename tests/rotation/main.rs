@@ -7,6 +7,7 @@ mod golden;
 #[cfg(feature = "cli")]
 mod kill;
 #[cfg(feature = "cli")]
+#[allow(dead_code)] // the command line uses all of it
 #[path = "../../src/bin/keyleash/shared_store.rs"]
 mod shared_store;
 #[cfg(feature = "cli")]

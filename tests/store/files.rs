@@ -405,3 +405,40 @@ async fn a_read_only_file_system_is_named() {
         assert!(said.contains("misconfigured") && said.contains("read-only file system"), "{said}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_snapshot_that_is_taken_while_others_write_is_the_store_at_one_instant() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = std::sync::Arc::new(RedbStore::open_or_create(directory.path().join("store.redb")).await.unwrap());
+    let writer = tokio::spawn({
+        let store = store.clone();
+        async move {
+            for n in 0..300_u32 {
+                store.create(&account(format!("{n:04}")), put(n.to_be_bytes(), &[kek("k", 1)])).await.unwrap();
+            }
+        }
+    });
+    let mut before = 0;
+    for n in 0..5 {
+        let path = directory.path().join(format!("snapshot-{n}"));
+        store.snapshot(&path).await.unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        let again = store.snapshot(&path).await;
+        assert!(matches!(&again, Err(Error::Exists(_))), "{again:?}");
+        let snapshot = RedbStore::open(&path).await.unwrap();
+        let keys = snapshot.list(&Filter::WrappedBy(kek("k", 1)), None, 1000).await.unwrap().keys;
+        for (n, key) in keys.iter().enumerate() {
+            assert_eq!(*key, account(format!("{n:04}")), "what came first is there");
+            assert_eq!(snapshot.get(key).await.unwrap().unwrap().value, (n as u32).to_be_bytes());
+        }
+        assert!(keys.len() >= before);
+        before = keys.len();
+        tokio::task::yield_now().await;
+    }
+    writer.await.unwrap();
+    store.snapshot(directory.path().join("all")).await.unwrap();
+    let all = RedbStore::open(directory.path().join("all")).await.unwrap();
+    assert_eq!(all.list(&Filter::Accounts, None, 1000).await.unwrap().keys.len(), 300);
+    let nowhere = store.snapshot(directory.path().join("no/where")).await.unwrap_err();
+    assert_misconfigured(&nowhere, "no directory");
+}

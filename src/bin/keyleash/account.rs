@@ -6,10 +6,11 @@ use crate::{
     output::{Output, columns, count, hex, size},
     schedule::{aek_policy, aek_policy_json, aek_policy_words},
     setup::{Setup, Store, account_id, kek_name, kek_version},
+    streams::Standard,
 };
 use keyleash::{
     Error,
-    name::{AccountId, KekVersion},
+    name::{AccountId, KekName, KekVersion},
     rotate::utc,
     store::{
         self, Filter, Key, KeyStore, PAGE_KEYS_MAX,
@@ -17,11 +18,18 @@ use keyleash::{
     },
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    io::{BufRead, BufReader, Read},
+};
+use tokio::task::JoinSet;
 
 pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
-        Account::Create { id, kek } => {
+        Account::Create { id: None, kek, .. } => create_many(&kek_name(&kek)?, setup, output).await,
+        Account::Create { id: Some(id), kek, .. } => {
             let (id, kek) = (account_id(&id)?, kek_name(&kek)?);
             let engine = setup.engine(Store::Existing).await?;
             engine.create_account(&id, &kek).await?;
@@ -128,6 +136,86 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         }
     }
 }
+
+/// Accounts that are made at once.
+const CREATIONS_MAX: usize = 16;
+/// Failures that are named in the result; all are told as they come.
+const FAILURES_SHOWN_MAX: usize = 100;
+
+/// Makes an account for each line of standard input. What cannot be made keeps no other from it.
+async fn create_many(kek: &KekName, setup: &Setup, output: Output) -> Result<(), Failure> {
+    let input = Standard::Input.file()?;
+    let engine = setup.engine(Store::Existing).await?;
+    let (lines, mut ids) = tokio::sync::mpsc::channel(CREATIONS_MAX);
+    let reading = tokio::task::spawn_blocking(move || read_lines(input, |line| lines.blocking_send(line).is_ok()));
+    let (mut tasks, mut made, mut failed, mut failures) = (JoinSet::new(), 0_u64, 0_u64, Vec::new());
+    let mut first: Option<Error> = None;
+    loop {
+        let line = if tasks.len() < CREATIONS_MAX { ids.recv().await } else { None };
+        let is_end = line.is_none() && tasks.len() < CREATIONS_MAX;
+        if let Some(line) = line {
+            let (engine, kek) = (engine.clone(), kek.clone());
+            tasks.spawn(async move {
+                let created = match AccountId::from_bytes(&line) {
+                    Ok(id) => engine.create_account(&id, &kek).await.map(drop),
+                    Err(error) => Err(error),
+                };
+                (String::from_utf8_lossy(&line).into_owned(), created)
+            });
+            continue;
+        }
+        match tasks.join_next().await {
+            None if is_end => break,
+            None => {}
+            Some(Ok((_, Ok(())))) => made += 1,
+            Some(Ok((id, Err(error)))) => {
+                output.note(&format!("keyleash: account {id}: {error}"));
+                failed += 1;
+                if failures.len() < FAILURES_SHOWN_MAX {
+                    failures.push(json!({ "account": id, "error": error.to_string() }));
+                }
+                first = first.or(Some(error));
+            }
+            Some(Err(died)) => return Err(Failure::io("making an account", std::io::Error::other(died))),
+        }
+    }
+    reading.await.map_err(|error| Failure::io("standard input", std::io::Error::other(error)))??;
+    let result = json!({ "kek": kek.as_str(), "created": made, "failed": failed, "failures": failures });
+    output.result(&result, &format!("{} made under KEK {kek}, {failed} failed\n", count(made, "account")))?;
+    match failed {
+        0 => Ok(()),
+        _ => Err(Failure::partial(
+            format!("{} not made: see what was said of each", count(failed, "account")),
+            first.as_ref(),
+        )),
+    }
+}
+
+/// Gives each line that is not empty, until `take` has enough.
+fn read_lines(input: File, take: impl Fn(Vec<u8>) -> bool) -> Result<(), Failure> {
+    let failed = |error| Failure::io("standard input", error);
+    let mut input = BufReader::new(input);
+    loop {
+        let mut line = Vec::new();
+        input.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line).map_err(failed)?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        } else if line.len() as u64 == LINE_BYTES_MAX {
+            return Err(Failure::Usage(format!(
+                "standard input: a line has {LINE_BYTES_MAX} bytes or more; an id has 1 to 255"
+            )));
+        }
+        if !line.is_empty() && !take(line) {
+            return Ok(());
+        }
+    }
+}
+
+/// Of a line of standard input.
+const LINE_BYTES_MAX: u64 = 4096;
 
 /// All accounts, or those that a KEK version wraps. Asks no token.
 pub(crate) async fn list(store: &dyn KeyStore, kek: Option<KekVersion>) -> Result<Vec<AccountId>, Failure> {

@@ -78,6 +78,12 @@ pub(crate) struct Cli {
     /// Show results and failures as JSON.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Say no warnings, and show no progress.
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Say what happens on the way, with times.
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub(crate) verbose: bool,
     /// Read settings from this file [default: keyleash.toml, if there is one].
     #[arg(long, global = true, value_name = "FILE", env = "KEYLEASH_CONFIG")]
     pub(crate) config: Option<PathBuf>,
@@ -157,6 +163,22 @@ pub(crate) enum Store {
     ///
     /// Ends with 0 when all of it is whole, with 5 when it is not.
     Check,
+    /// Copy the store, as it is at one instant, to a file that is not there yet, and verify the copy.
+    ///
+    /// A service that has the store open does so itself (RedbStore::snapshot). Without the token's KEKs, or their backup, it opens nothing.
+    Snapshot {
+        /// The copy; mode 0600.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Put a snapshot in the store's place, once it is verified. What was there stays beside it.
+    Restore {
+        /// The snapshot, which is only read.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        consent: Consent,
+    },
     /// Write over what was deleted or replaced and is still in the file: wrappings that a re-wrap or a move replaced, above all.
     ///
     /// `account purge` and `account retire` do it by themselves. Takes room on the disk, for a while, of the size of the file at most.
@@ -238,10 +260,16 @@ pub(crate) enum Kek {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Account {
     /// Make an account: a new AEK, stored only wrapped by the KEK.
-    #[command(after_help = "Example:\n  keyleash account create alice --kek tenants")]
+    #[command(
+        after_help = "Examples:\n  keyleash account create alice --kek tenants\n  keyleash account create --stdin --kek tenants < ids.txt"
+    )]
     Create {
         /// 1 to 255 bytes of UTF-8 without control characters.
-        id: OsString,
+        #[arg(required_unless_present = "stdin")]
+        id: Option<OsString>,
+        /// Make one for each line of standard input.
+        #[arg(long, conflicts_with = "id")]
+        stdin: bool,
         /// The KEK that wraps its AEK.
         #[arg(long, value_name = "NAME")]
         kek: OsString,

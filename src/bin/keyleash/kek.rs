@@ -139,7 +139,7 @@ async fn rewrap(
     output: Output,
 ) -> Result<(), Failure> {
     let engine = setup.engine(Store::Existing).await?;
-    let bar = Mutex::new(Progress::accounts(!output.is_json()));
+    let bar = Mutex::new(Progress::accounts(output.shows_progress()));
     let show = |progress: RewrapProgress| {
         let mut bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
         bar.at(progress.done, progress.accounts);
@@ -276,7 +276,12 @@ pub(crate) fn version_row(kek: &KekStatus, version: &KekVersionStatus, with_toke
     if with_token {
         row.push(version.record.token.to_string());
     }
-    row.push(trouble(version).unwrap_or_else(|| "ok".into()));
+    let state = trouble(version).unwrap_or_else(|| "ok".into());
+    row.push(match version.record.retired_unix {
+        Some(since) => format!("{state}, retired {}", utc(since)),
+        None if version.current && kek.versions.len() > 1 => format!("{state}, wraps new AEKs"),
+        None => state,
+    });
     row
 }
 

@@ -48,15 +48,15 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error),
     };
-    let output = Output::new(cli.json);
+    let output = Output::new(cli.json).quiet(cli.quiet);
     // What panics is said in words of our own, by whoever waits for it.
     panic::set_hook(Box::new(move |panicked| {
         if let Some(place) = panicked.location().filter(|_| !cli.json) {
             output.note(&format!("keyleash: a fault of the program at {place}; please report it"));
         }
     }));
-    if !cli.json {
-        warnings::show();
+    if !cli.json && !cli.quiet {
+        warnings::show(cli.verbose);
     }
     match Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build() {
         Ok(runtime) => {

@@ -13,11 +13,21 @@ use std::{
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     json: bool,
+    quiet: bool,
 }
 
 impl Output {
     pub(crate) fn new(json: bool) -> Self {
-        Self { json }
+        Self { json, quiet: false }
+    }
+
+    pub(crate) fn quiet(self, quiet: bool) -> Self {
+        Self { quiet, ..self }
+    }
+
+    /// Whether a person who waits sees how far it is.
+    pub(crate) fn shows_progress(self) -> bool {
+        !self.json && !self.quiet
     }
 
     pub(crate) fn is_json(self) -> bool {

@@ -206,7 +206,7 @@ impl Opened {
                 }
             };
             let input_bytes = (streams.input().is_some() && metadata.is_file()).then_some(metadata.len());
-            Ok(Self { input, source, input_bytes, out, progress: !output.is_json() })
+            Ok(Self { input, source, input_bytes, out, progress: output.shows_progress() })
         });
         opening.await.map_err(|error| Failure::io("opening", io::Error::other(error)))?
     }

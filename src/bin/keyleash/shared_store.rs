@@ -54,6 +54,11 @@ impl SharedStore {
         self.is_new
     }
 
+    /// Copies it to a place where nothing is.
+    pub(crate) async fn snapshot(&self, to: PathBuf) -> Result<()> {
+        self.turn().await?.store.snapshot(to).await
+    }
+
     async fn turn(&self) -> Result<Turn<'_>> {
         let turn = self.turn.lock().await;
         let give_up = self.clock.now().plus(WAIT);

@@ -1,13 +1,29 @@
-//! `store check`, `shred`.
+//! `store check`, `shred`, `snapshot`, `restore`.
 
 use crate::{
     args::Store as Command,
+    consent::Consent,
     exit::Failure,
     output::{Output, count},
     setup::{Setup, Store},
+    shared_store::SharedStore,
 };
-use keyleash::store::check::check;
-use serde_json::json;
+use keyleash::{
+    Error,
+    clock::unix_now,
+    store::{
+        check::{Check, check},
+        redb::RedbStore,
+    },
+};
+use serde_json::{Value, json};
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
 
 pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
@@ -20,32 +36,127 @@ pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Resu
         }
         Command::Check => {
             // Opening it verifies every page of the file; asks no token.
-            let store = setup.store(Store::Existing).await?;
-            let found = check(&*store).await?;
-            for error in &found.findings {
-                output.note(&format!("keyleash: {error}"));
-            }
-            let path = setup.store_path().display();
-            let findings: Vec<_> = found.findings.iter().map(ToString::to_string).collect();
-            let result = json!({
-                "store": path.to_string(), "accounts": found.accounts, "keks": found.keks, "denials": found.denials,
-                "found": found.found, "findings": findings,
-            });
-            let whole = if found.found == 0 { "all of it is whole" } else { "NOT all of it is whole" };
-            let line = format!(
-                "store {path}: {}, {}, {}; {whole}\n",
-                count(found.accounts, "account"),
-                count(found.keks, "KEK"),
-                count(found.denials, "denial")
-            );
-            output.result(&result, &line)?;
-            match found.findings.first() {
-                None => Ok(()),
-                first => Err(Failure::partial(
-                    format!("{} found in the store: see what was said of each", count(found.found, "fault")),
-                    first,
-                )),
-            }
+            let found = check(&*setup.store(Store::Existing).await?).await?;
+            report(&format!("store {}", setup.store_path().display()), setup.store_path(), &found, output)
         }
+        Command::Snapshot { file } => {
+            let store = SharedStore::open(setup.store_path().to_owned(), false).await?;
+            store.snapshot(file.clone()).await?;
+            // A copy that nobody looked at is none.
+            let found = check(&RedbStore::open(&file).await?).await?;
+            report(&format!("snapshot {}", file.display()), &file, &found, output)
+        }
+        Command::Restore { file, consent } => restore(&file, consent, setup, output).await,
     }
+}
+
+fn report(name: &str, path: &Path, found: &Check, output: Output) -> Result<(), Failure> {
+    for error in &found.findings {
+        output.note(&format!("keyleash: {error}"));
+    }
+    let whole = if found.found == 0 { "all of it is whole" } else { "NOT all of it is whole" };
+    output.result(&report_json(path, found), &format!("{name}: {}; {whole}\n", contents(found)))?;
+    match found.findings.first() {
+        None => Ok(()),
+        first => Err(Failure::partial(
+            format!("{} found in it: see what was said of each", count(found.found, "fault")),
+            first,
+        )),
+    }
+}
+
+fn report_json(path: &Path, found: &Check) -> Value {
+    let findings: Vec<_> = found.findings.iter().map(ToString::to_string).collect();
+    json!({
+        "store": path.display().to_string(), "accounts": found.accounts, "keks": found.keks, "denials": found.denials,
+        "found": found.found, "findings": findings,
+    })
+}
+
+fn contents(found: &Check) -> String {
+    let [accounts, keks, denials] = [(found.accounts, "account"), (found.keks, "KEK"), (found.denials, "denial")]
+        .map(|(number, noun)| count(number, noun));
+    format!("{accounts}, {keks}, {denials}")
+}
+
+/// Puts a verified copy of the snapshot in the store's place. What was there stays beside it, whatever it was.
+async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -> Result<(), Failure> {
+    let place = setup.store_path();
+    let staged = Staged(beside(place, ".restoring"));
+    copy_new(file, &staged.0)?;
+    let found = check(&RedbStore::open(&staged.0).await?).await?;
+    if let Some(first) = found.findings.first() {
+        return Err(Failure::partial(format!("{} is not whole: {first}", file.display()), Some(first)));
+    }
+    // Held until the new one is in its place, so that nobody writes to it meanwhile.
+    let (held, was) = match RedbStore::open(place).await {
+        Ok(store) => {
+            let was = check(&store).await.map_or_else(|error| error.to_string(), |was| contents(&was));
+            (Some(store), Some(was))
+        }
+        Err(Error::NotFound(_)) => (None, None),
+        Err(Error::Corrupt(what)) => (None, Some(what.to_string())),
+        Err(Error::Misconfigured(_)) if place.is_file() => (None, Some("no store".into())),
+        Err(error) => return Err(error.into()),
+    };
+    let aside = was.as_ref().map(|_| beside(place, &format!(".replaced-{}", unix_now())));
+    let what = match (&was, &aside) {
+        (Some(was), Some(aside)) => format!(
+            "store {} ({was}) would be replaced by {} ({}); it would stay as {}, and what was made since the snapshot is in that one \
+             alone",
+            place.display(),
+            file.display(),
+            contents(&found),
+            aside.display()
+        ),
+        _ => format!("store {} would be made from {} ({})", place.display(), file.display(), contents(&found)),
+    };
+    let done = consent.given(&what, output).await?;
+    if done {
+        if let Some(aside) = &aside {
+            fs::rename(place, aside).map_err(|error| Failure::io(place.display(), error))?;
+        }
+        // Somebody who made a store there meanwhile keeps it.
+        fs::hard_link(&staged.0, place).map_err(|error| Failure::io(place.display(), error))?;
+        let directory = place.parent().filter(|parent| *parent != Path::new("")).unwrap_or_else(|| Path::new("."));
+        File::open(directory).and_then(|it| it.sync_all()).map_err(|error| Failure::io(directory.display(), error))?;
+    }
+    drop(held);
+    let kept = aside.filter(|_| done).map(|aside| aside.display().to_string());
+    let line = match (done, &kept) {
+        (false, _) => format!("{what}\n"),
+        (true, None) => format!("store {}: restored; {}\n", place.display(), contents(&found)),
+        (true, Some(kept)) => {
+            format!("store {}: restored; {}; what was there is {kept}\n", place.display(), contents(&found))
+        }
+    };
+    let mut result = report_json(place, &found);
+    if let Some(fields) = result.as_object_mut() {
+        fields.insert("dry_run".into(), (!done).into());
+        fields.insert("kept".into(), kept.into());
+    }
+    output.result(&result, &line)
+}
+
+/// A copy on its way, which goes when this is dropped.
+struct Staged(PathBuf);
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn beside(place: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(place);
+    name.push(suffix);
+    name.into()
+}
+
+fn copy_new(from: &Path, to: &Path) -> Result<(), Failure> {
+    let mut source = File::open(from).map_err(|error| Failure::input(from, error))?;
+    let failed = |error| Failure::io(to.display(), error);
+    let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(failed)?;
+    io::copy(&mut source, &mut copy).map_err(failed)?;
+    copy.sync_all().map_err(failed)
 }

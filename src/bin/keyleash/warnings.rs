@@ -1,7 +1,10 @@
 //! Shows the library's warnings on standard error.
 
 use crate::output::harmless;
-use keyleash::telemetry::EVENTS_TARGET;
+use keyleash::{
+    clock::{unix_now, utc},
+    telemetry::EVENTS_TARGET,
+};
 use std::{
     fmt::{self, Write as _},
     io::{self, Write},
@@ -19,13 +22,16 @@ const OPENING: &str = "keyleash::token::pkcs11";
 static ENDED: AtomicBool = AtomicBool::new(false);
 static EVENTS_LEFT_OUT: AtomicBool = AtomicBool::new(false);
 
-/// Everything from WARN up, a line each; no spans.
-struct Warnings;
+/// Everything from `least` up, a line each; no spans.
+struct Warnings {
+    least: Level,
+}
 
-/// From here on warnings are shown.
-pub(crate) fn show() {
+/// From here on warnings are shown; and what happens on the way, if it is `verbose`.
+pub(crate) fn show(verbose: bool) {
+    let least = if verbose { Level::INFO } else { Level::WARN };
     // Fails if it was done before, and then it is done.
-    let _ = tracing::subscriber::set_global_default(Warnings);
+    let _ = tracing::subscriber::set_global_default(Warnings { least });
 }
 
 /// The command is done, and its runtime is taken down: that something was still under way is no trouble.
@@ -41,7 +47,7 @@ pub(crate) fn leave_events_out() {
 impl Subscriber for Warnings {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // In tracing's order the graver level is the smaller one.
-        let grave = metadata.is_event() && *metadata.level() <= Level::WARN;
+        let grave = metadata.is_event() && *metadata.level() <= self.least;
         grave && metadata.target().starts_with("keyleash") && metadata.target() != OPENING
     }
 
@@ -60,7 +66,10 @@ impl Subscriber for Warnings {
         }
         let mut line = Line::default();
         event.record(&mut line);
-        let line = format!("keyleash: warning: {}{}", line.message, line.fields);
+        let line = match *event.metadata().level() <= Level::WARN {
+            true => format!("keyleash: warning: {}{}", line.message, line.fields),
+            false => format!("keyleash: {}: {}{}", utc(unix_now()), line.message, line.fields),
+        };
         // Nobody is left to be told.
         let _ = writeln!(io::stderr().lock(), "{}", harmless(&line));
     }

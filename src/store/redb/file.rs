@@ -16,7 +16,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -163,8 +163,43 @@ fn check_format(path: &Path, database: &Database) -> Result<()> {
     }
 }
 
+/// Copies a file that nobody writes to meanwhile. As [`create`], and nothing is there before.
+pub(super) fn copy(path: &Path, to: &Path) -> Result<()> {
+    let io = |error: io::Error| io_failed(to, &error);
+    let (directory, temporary) = beside(to)?;
+    let copied = || {
+        let mut source = File::open(path).map_err(|error| io_failed(path, &error))?;
+        let mut options = OpenOptions::new();
+        let mut copy = options.write(true).create_new(true).mode(FILE_MODE).open(&temporary).map_err(io)?;
+        io::copy(&mut source, &mut copy).map_err(io)?;
+        copy.sync_all().map_err(io)?;
+        match fs::hard_link(&temporary, to) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(Error::Exists(format!("{}: name another file", to.display())))
+            }
+            linked => linked.map_err(|error| no_link(to, &error)),
+        }
+    };
+    let copied = copied();
+    let _ = fs::remove_file(&temporary);
+    copied?;
+    sync_directory(directory).map_err(io)
+}
+
 /// Makes the store beside its place and links it there whole, so that a crash leaves no half of one.
 fn create(path: &Path, known: &Arc<Known>) -> Result<Database> {
+    let (directory, temporary) = beside(path)?;
+    let made = make(path, &temporary, directory, known);
+    // Gone already when it was linked; else whatever failed is said, not this.
+    let _ = fs::remove_file(&temporary);
+    match made? {
+        Some(database) => Ok(database),
+        None => open(path, known), // somebody else was faster
+    }
+}
+
+/// The directory of a file that is to be made, and what the file is called there until it is whole.
+fn beside(path: &Path) -> Result<(&Path, PathBuf)> {
     let directory = directory_of(path);
     if !directory.is_dir() {
         let what = format!("cannot be made: there is no directory {}; make it", directory.display());
@@ -181,14 +216,12 @@ fn create(path: &Path, known: &Arc<Known>) -> Result<Database> {
         temporary.push(name);
     }
     temporary.push(format!(".{:016x}.new", u64::from_ne_bytes(random)));
-    let temporary = directory.join(temporary);
-    let made = make(path, &temporary, directory, known);
-    // Gone already when it was linked; else whatever failed is said, not this.
-    let _ = fs::remove_file(&temporary);
-    match made? {
-        Some(database) => Ok(database),
-        None => open(path, known), // somebody else was faster
-    }
+    Ok((directory, directory.join(temporary)))
+}
+
+fn no_link(path: &Path, error: &io::Error) -> Error {
+    let what = format!("cannot be linked into its place ({error}); use a file system that has hard links");
+    misconfigured(path, &what)
 }
 
 fn make(path: &Path, temporary: &Path, directory: &Path, known: &Arc<Known>) -> Result<Option<Database>> {
@@ -209,10 +242,7 @@ fn make(path: &Path, temporary: &Path, directory: &Path, known: &Arc<Known>) -> 
             known.forget();
             return Ok(None);
         }
-        Err(error) => {
-            let what = format!("cannot be linked into its place ({error}); use a file system that has hard links");
-            return Err(misconfigured(path, &what));
-        }
+        Err(error) => return Err(no_link(path, &error)),
     }
     fs::remove_file(temporary).map_err(io)?;
     // Without this a power loss could take the name away, and every acknowledged write with it.
