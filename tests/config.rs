@@ -220,6 +220,29 @@ fn without_a_word_the_defaults_hold() {
     assert_eq!(config.token.workers, WORKERS_DEFAULT);
 }
 
+/// The bound is on the label that the token has, not on how it is written.
+#[test]
+fn a_label_that_is_typed_as_it_is_listed_is_as_long_as_what_it_stands_for() {
+    let bells = "\u{7}".repeat(32);
+    let listed = [
+        bells.escape_debug().to_string(),
+        "\"".repeat(32).escape_debug().to_string(),
+        "\u{fffd}".repeat(32),
+        format!("{bells}  \n"),
+        "ä".repeat(16),
+    ];
+    for label in listed {
+        let config = layered("", &[("KEYLEASH_TOKEN_LABEL", &label)]).unwrap();
+        assert_eq!(config.token.selector, Some(TokenSelector::Label(label)));
+    }
+    for label in ["x".repeat(33), "\\u{7}".repeat(33), "ä".repeat(17), "\\u{7".repeat(32)] {
+        assert!(
+            text_of(layered("", &[("KEYLEASH_TOKEN_LABEL", &label)]).unwrap_err()).contains("at most 32"),
+            "{label}"
+        );
+    }
+}
+
 #[test]
 fn every_variable_stands_over_the_file() {
     let variables = [

@@ -430,8 +430,9 @@ impl Given {
 
     fn text(self, origin: &str, bytes_max: usize) -> Result<String> {
         let text = self.string(origin)?;
-        if text.len() > bytes_max {
-            return Err(bad(origin, &format!("has {} bytes, tokens have at most {bytes_max}", text.len())));
+        let bytes = bytes_meant(&text);
+        if bytes > bytes_max {
+            return Err(bad(origin, &format!("has {bytes} bytes, tokens have at most {bytes_max}")));
         }
         Ok(text)
     }
@@ -562,4 +563,21 @@ pub(super) fn near(name: &str, known: &[&str]) -> String {
         Some(known) => format!("did you mean {known}?"),
         None => format!("known are {}", known.join(", ")),
     }
+}
+
+/// How many bytes of a token's label or serial number this text stands for at least. It may be typed as it is listed: blanks around it
+/// do not count, an escape is one character, and so is what stands for a byte that is no text.
+fn bytes_meant(text: &str) -> usize {
+    let (mut rest, mut bytes) = (text.trim(), 0);
+    while let Some(char) = rest.chars().next() {
+        let escape = match rest.strip_prefix("\\u{").and_then(|digits| digits.find('}')) {
+            Some(digits) => Some("\\u{".len() + digits + 1),
+            None if char == '\\' => rest.char_indices().nth(2).map(|(end, _)| end).or(Some(rest.len())),
+            None => None,
+        };
+        let taken = escape.unwrap_or(char.len_utf8());
+        bytes += if escape.is_some() || char == char::REPLACEMENT_CHARACTER { 1 } else { taken };
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    bytes
 }
