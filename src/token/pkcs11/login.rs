@@ -35,16 +35,17 @@ pub(super) fn log_in(
     if is_logged_in(session) {
         return Ok(());
     }
-    shared.pins.login(deadline, |pin, standing| {
+    let count = || {
+        let token = told(inside, slot);
+        shared.describes_itself.fetch_or(token.is_ok(), Ordering::SeqCst);
+        token.map(|token| token.count())
+    };
+    let counts_none = || count() == Ok(Count::Clear);
+    shared.pins.login(deadline, counts_none, |pin, standing| {
         // Another worker may have logged the process in while this one waited.
         if is_logged_in(session) {
             return Attempt::NotNeeded;
         }
-        let count = || {
-            let token = told(inside, slot);
-            shared.describes_itself.fetch_or(token.is_ok(), Ordering::SeqCst);
-            token.map(|token| token.count())
-        };
         let before = count();
         if let Err(code) = before
             && verdict::is_lost_session(code)

@@ -241,9 +241,11 @@ impl Pins {
     }
 
     /// Calls `attempt` with the PIN of the source and what is known of it, unless the token refused that one before or it is to wait.
+    /// `counts_none` asks the token whether it says that it counted no wrong PIN.
     pub(super) fn login(
         &self,
         deadline: Instant,
+        counts_none: impl Fn() -> bool,
         attempt: impl FnOnce(&Pin, Standing) -> Attempt,
     ) -> Result<(), Fault> {
         let turn = self.take_turn(deadline)?;
@@ -265,8 +267,8 @@ impl Pins {
         if let Some(error) = refused {
             return Err(error.into());
         }
-        self.check_pause(&pin)?;
         let standing = self.standing(&pin);
+        self.check_pause(&pin, standing.accepted, counts_none)?;
         turn.tries(&pin)?;
         let result = match attempt(&pin, standing) {
             Attempt::NotNeeded => Ok(()),
@@ -333,14 +335,20 @@ impl Pins {
         state.failed = Some(Failed { pin, at: self.clock.now(), pause, times, counted, error });
     }
 
-    fn check_pause(&self, pin: &Pin) -> Result<(), Fault> {
-        let state = self.lock();
-        let Some(failed) = state.failed.as_ref().filter(|failed| is_same(&failed.pin, pin)) else { return Ok(()) };
-        let left = failed.at.plus(failed.pause).since(self.clock.now());
+    fn check_pause(&self, pin: &Pin, accepted: bool, counts_none: impl Fn() -> bool) -> Result<(), Fault> {
+        let (at, pause, mut error) = {
+            let state = self.lock();
+            let Some(failed) = state.failed.as_ref().filter(|failed| is_same(&failed.pin, pin)) else { return Ok(()) };
+            (failed.at, failed.pause, failed.error.clone())
+        };
+        let mut left = at.plus(pause).since(self.clock.now());
+        // One that hung, or whose flags were not to be had then, may not have been counted either.
+        if !left.is_zero() && accepted && error.verdict == Verdict::Unreachable && counts_none() {
+            left = at.plus(pause.min(PAUSE_UNCOUNTED)).since(self.clock.now());
+        }
         if left.is_zero() {
             return Ok(());
         }
-        let mut error = failed.error.clone();
         error.what.push_str(&format!(
             " a moment ago; this PIN waits {:.1} s more, lest the token counts attempts and locks itself",
             left.as_secs_f64()
@@ -418,6 +426,11 @@ impl Drop for Turn<'_> {
 mod tests {
     use super::*;
     use crate::token::Verdict;
+
+    /// Of a token that does not say what it counted.
+    fn unknown() -> bool {
+        false
+    }
     use std::{cell::Cell, time::Duration};
 
     fn soon() -> Instant {
@@ -483,7 +496,7 @@ mod tests {
         let standing = |attempt: Attempt| {
             clock.advance(Duration::from_secs(60));
             let mut seen = None;
-            let _ = pins.login(far, |_, standing| {
+            let _ = pins.login(far, unknown, |_, standing| {
                 seen = Some(standing);
                 attempt
             });
@@ -511,12 +524,12 @@ mod tests {
     fn a_source_that_flaps_between_wrong_pins_has_each_tried_once() {
         let pin = Arc::new(Mutex::new("old".to_owned()));
         let (pins, tries) = (Pins::new(source(&pin)), Cell::new(0));
-        assert!(pins.login(soon(), |_, _| Attempt::Accepted).is_ok());
+        assert!(pins.login(soon(), unknown, |_, _| Attempt::Accepted).is_ok());
         for _ in 0..5 {
             // While it is away the PIN that worked last stands in, until that was refused too.
             for now in ["new", "", "newer"] {
                 *pin.lock().unwrap() = now.into();
-                assert!(pins.login(soon(), refuse(&tries)).is_err());
+                assert!(pins.login(soon(), unknown, refuse(&tries)).is_err());
             }
         }
         assert_eq!(tries.get(), 3);
@@ -532,22 +545,25 @@ mod tests {
         let far = Instant::from_nanos(u64::MAX);
         for _ in 0..8 {
             let locked = fault::denied("login", "C_Login: CKR_PIN_LOCKED");
-            let Err(Fault::Settled(_)) = pins.login(far, |_, _| Attempt::Denied { error: locked, counted: false })
+            let Err(Fault::Settled(_)) =
+                pins.login(far, unknown, |_, _| Attempt::Denied { error: locked, counted: false })
             else {
                 panic!()
             };
-            let Err(Fault::LoginPaused(error)) = pins.login(far, |_, _| panic!("tried at once")) else { panic!() };
+            let Err(Fault::LoginPaused(error)) = pins.login(far, unknown, |_, _| panic!("tried at once")) else {
+                panic!()
+            };
             assert_eq!(error.verdict, Verdict::Denied, "{error}");
             clock.advance(PAUSE_MIN);
         }
-        assert!(pins.login(far, |_, _| Attempt::Accepted).is_ok());
+        assert!(pins.login(far, unknown, |_, _| Attempt::Accepted).is_ok());
     }
 
     #[test]
     fn a_refused_pin_with_a_blank_at_an_end_is_told_of_it() {
         for (pin, told) in [("1234", false), ("1234 ", true), ("\u{feff}1234", true), ("12 34", false)] {
             let pins = Pins::new(PinSource::Callback(Arc::new(move || Ok(pin.as_bytes().to_vec()))));
-            let Err(Fault::Settled(error)) = pins.login(soon(), refuse(&Cell::new(0))) else { panic!() };
+            let Err(Fault::Settled(error)) = pins.login(soon(), unknown, refuse(&Cell::new(0))) else { panic!() };
             assert_eq!(error.remedy.contains("blank"), told, "{error:?}");
             assert!(!format!("{error:?}").contains("34"), "{error:?}");
         }
@@ -558,18 +574,18 @@ mod tests {
         let pin = Arc::new(Mutex::new("wrong".to_owned()));
         let (pins, tries) = (Pins::new(source(&pin)), Cell::new(0));
         for _ in 0..5 {
-            let Err(Fault::Settled(error)) = pins.login(soon(), refuse(&tries)) else { panic!() };
+            let Err(Fault::Settled(error)) = pins.login(soon(), unknown, refuse(&tries)) else { panic!() };
             assert_eq!(error.verdict, Verdict::Denied);
             assert!(!format!("{error:?}").contains("wrong"));
         }
         assert_eq!(tries.get(), 1);
         pins.forget_refusal();
-        assert!(pins.login(soon(), refuse(&tries)).is_err());
+        assert!(pins.login(soon(), unknown, refuse(&tries)).is_err());
         assert_eq!(tries.get(), 2);
         *pin.lock().unwrap() = "wrong too".into();
-        assert!(pins.login(soon(), refuse(&tries)).is_err());
+        assert!(pins.login(soon(), unknown, refuse(&tries)).is_err());
         assert_eq!(tries.get(), 3, "another PIN is tried");
-        assert!(pins.login(soon(), refuse(&tries)).is_err());
+        assert!(pins.login(soon(), unknown, refuse(&tries)).is_err());
         assert_eq!(tries.get(), 3);
     }
 
@@ -585,10 +601,10 @@ mod tests {
         };
         for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
             let before = tries.get();
-            assert!(matches!(pins.login(far, fail), Err(Fault::Code { step: "C_Login", .. })));
+            assert!(matches!(pins.login(far, unknown, fail), Err(Fault::Code { step: "C_Login", .. })));
             clock.advance(Duration::from_millis(pause * 1000 - 100));
             for _ in 0..5 {
-                let Err(Fault::LoginPaused(error)) = pins.login(far, fail) else { panic!() };
+                let Err(Fault::LoginPaused(error)) = pins.login(far, unknown, fail) else { panic!() };
                 assert_eq!(error.verdict, Verdict::Unreachable);
                 assert!(error.what.contains("CKR_GENERAL_ERROR") && error.what.contains("0.1 s"), "{error}");
                 assert!(!format!("{error:?}").contains("1234"));
@@ -596,14 +612,17 @@ mod tests {
             assert_eq!(tries.get(), before + 1, "one C_Login per pause");
             clock.advance(Duration::from_millis(100));
         }
-        assert!(pins.login(far, fail).is_err());
+        assert!(pins.login(far, unknown, fail).is_err());
         *pin.lock().unwrap() = "5678".into();
-        assert!(pins.login(far, |_, _| Attempt::Accepted).is_ok(), "another PIN does not wait");
-        assert!(matches!(pins.login(far, fail), Err(Fault::Code { .. })));
+        assert!(pins.login(far, unknown, |_, _| Attempt::Accepted).is_ok(), "another PIN does not wait");
+        assert!(matches!(pins.login(far, unknown, fail), Err(Fault::Code { .. })));
         clock.advance(Duration::from_secs(1));
-        assert!(matches!(pins.login(far, fail), Err(Fault::Code { .. })), "after a success the pause is short again");
+        assert!(
+            matches!(pins.login(far, unknown, fail), Err(Fault::Code { .. })),
+            "after a success the pause is short again"
+        );
         pins.forget_refusal();
-        assert!(pins.login(far, |_, _| Attempt::Accepted).is_ok(), "nor does one that somebody asks for");
+        assert!(pins.login(far, unknown, |_, _| Attempt::Accepted).is_ok(), "nor does one that somebody asks for");
     }
 
     #[test]
@@ -616,8 +635,46 @@ mod tests {
         let far = Instant::from_nanos(u64::MAX);
         for _ in 0..40 {
             let failed = Attempt::Failed { code: RvError::GeneralError, uncounted: true };
-            assert!(matches!(pins.login(far, |_, _| failed), Err(Fault::Code { .. })));
+            assert!(matches!(pins.login(far, unknown, |_, _| failed), Err(Fault::Code { .. })));
             clock.advance(Duration::from_millis(900));
+        }
+    }
+
+    /// Logs in at each poll, and each login hangs that is made. Gives how many are.
+    fn logins_that_hang(pins: &Pins, clock: &crate::clock::ManualClock, counts_none: bool, polls: u32) -> u32 {
+        if polls == 0 {
+            return 0;
+        }
+        let (second, made) = (Duration::from_secs(1), Cell::new(0));
+        let others = || made.set(made.get() + logins_that_hang(pins, clock, counts_none, polls - 1));
+        let paused = pins.login(
+            clock.now().plus(second),
+            || counts_none,
+            |_, _| {
+                clock.advance(second);
+                made.set(1);
+                others();
+                Attempt::NotNeeded
+            },
+        );
+        if made.get() == 0 {
+            assert!(matches!(paused, Err(Fault::LoginPaused(_))));
+            clock.advance(second);
+            others();
+        }
+        made.get()
+    }
+
+    #[test]
+    fn a_login_that_never_returned_is_made_again_at_the_next_poll_where_the_token_counted_none() {
+        for (counts_none, expected) in [(true, 10), (false, 5)] {
+            let clock = crate::clock::ManualClock::default();
+            let pins = Pins {
+                clock: Clock::Manual(clock.clone()),
+                ..Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))))
+            };
+            assert!(pins.login(clock.now().plus(REST), unknown, |_, _| Attempt::Accepted).is_ok());
+            assert_eq!(logins_that_hang(&pins, &clock, counts_none, 20), expected);
         }
     }
 
@@ -629,12 +686,14 @@ mod tests {
             ..Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))))
         };
         let (far, second) = (Instant::from_nanos(u64::MAX), Duration::from_secs(1));
-        let late = pins.login(clock.now().plus(second), |_, _| {
+        let late = pins.login(clock.now().plus(second), unknown, |_, _| {
             clock.advance(second);
-            let Err(Fault::LoginPaused(error)) = pins.login(far, |_, _| panic!("tried at once")) else { panic!() };
+            let Err(Fault::LoginPaused(error)) = pins.login(far, unknown, |_, _| panic!("tried at once")) else {
+                panic!()
+            };
             assert!(error.verdict == Verdict::Unreachable && error.what.contains("did not come back"), "{error}");
             clock.advance(second);
-            let next = pins.login(far, |_, standing| {
+            let next = pins.login(far, unknown, |_, standing| {
                 assert_eq!(standing, Standing { failures: 1, ..Standing::default() });
                 Attempt::Accepted
             });
@@ -653,14 +712,14 @@ mod tests {
             let other = others.lock().unwrap().take();
             if let Some(pins) = other {
                 time.advance(Duration::from_secs(1));
-                assert!(pins.login(Instant::from_nanos(u64::MAX), |_, _| Attempt::Accepted).is_ok());
+                assert!(pins.login(Instant::from_nanos(u64::MAX), unknown, |_, _| Attempt::Accepted).is_ok());
             }
             Ok(b"1234".to_vec())
         }));
         let pins = Arc::new(Pins { clock: Clock::Manual(clock.clone()), ..Pins::new(source) });
         *inner.lock().unwrap() = Some(pins.clone());
         let deadline = clock.now().plus(Duration::from_secs(1));
-        let Err(Fault::Settled(error)) = pins.login(deadline, |_, _| panic!("tried")) else { panic!() };
+        let Err(Fault::Settled(error)) = pins.login(deadline, unknown, |_, _| panic!("tried")) else { panic!() };
         assert_eq!(error.verdict, Verdict::Unreachable);
     }
 
@@ -668,7 +727,7 @@ mod tests {
     fn a_source_that_gives_no_pin_is_a_matter_of_set_up_at_the_start_and_an_outage_after_that() {
         let pins = Pins::new(PinSource::Callback(Arc::new(|| Err("away".into()))));
         for verdict in [Verdict::Misconfigured, Verdict::Unreachable] {
-            let Err(Fault::Settled(error)) = pins.login(soon(), |_, _| panic!("tried")) else { panic!() };
+            let Err(Fault::Settled(error)) = pins.login(soon(), unknown, |_, _| panic!("tried")) else { panic!() };
             assert_eq!(error.verdict, verdict);
             pins.note_at_work();
         }
@@ -678,19 +737,19 @@ mod tests {
     fn a_login_that_was_not_made_leaves_the_pin_free() {
         let pins = Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))));
         let locked = |_: &Pin, _| Attempt::Withheld(fault::denied("login", "the token has locked its user PIN").into());
-        let Err(Fault::Settled(error)) = pins.login(soon(), locked) else { panic!() };
+        let Err(Fault::Settled(error)) = pins.login(soon(), unknown, locked) else { panic!() };
         assert_eq!(error.verdict, Verdict::Denied);
-        assert!(pins.login(soon(), |_, _| Attempt::Accepted).is_ok(), "once it is unlocked");
+        assert!(pins.login(soon(), unknown, |_, _| Attempt::Accepted).is_ok(), "once it is unlocked");
     }
 
     #[test]
     fn the_pin_that_worked_last_serves_while_its_source_is_away() {
         let pin = Arc::new(Mutex::new("1234".to_owned()));
         let pins = Pins::new(source(&pin));
-        assert!(pins.login(soon(), |_, _| Attempt::Accepted).is_ok());
+        assert!(pins.login(soon(), unknown, |_, _| Attempt::Accepted).is_ok());
         pin.lock().unwrap().clear();
         let mut used = Vec::new();
-        let result = pins.login(soon(), |pin, _| {
+        let result = pins.login(soon(), unknown, |pin, _| {
             used = pin.expose().to_vec();
             Attempt::Accepted
         });
@@ -701,9 +760,9 @@ mod tests {
     #[test]
     fn a_second_login_waits_for_the_first_and_not_beyond_its_deadline() {
         let pins = Pins::new(PinSource::Callback(Arc::new(|| Ok(b"1234".to_vec()))));
-        let result = pins.login(soon(), |_, _| {
+        let result = pins.login(soon(), unknown, |_, _| {
             let past = Clock::Boottime.now();
-            let Err(Fault::Settled(error)) = pins.login(past, |_, _| Attempt::Accepted) else { panic!() };
+            let Err(Fault::Settled(error)) = pins.login(past, unknown, |_, _| Attempt::Accepted) else { panic!() };
             assert_eq!(error.verdict, Verdict::Unreachable);
             Attempt::Accepted
         });
