@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use keyleash::{
+    clock::Instant,
     secret::Aek,
     token::{
         Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Workers, Wrapped,
@@ -78,6 +79,10 @@ impl Token for Counting {
 
     async fn renew_context(&self) -> Result<(), TokenError> {
         self.other().renew_context().await
+    }
+
+    fn context_began(&self) -> Option<Instant> {
+        self.token.context_began()
     }
 
     fn workers(&self) -> Workers {

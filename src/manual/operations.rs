@@ -65,7 +65,9 @@
 //! SoftHSM hides a changed PIN, with which even a new login with the old PIN succeeds. So every `fresh_proof_every`th proof
 //! (default 20, of each KEK version by itself: with a poll of 15 s every 5 minutes) comes from a fresh context: keyleash waits until nobody is inside the module (at most 500 ms and a quarter of `call_timeout`), calls C_Finalize and
 //! C_Initialize, and logs in again. Calls that come meanwhile wait, within their own deadlines. On SoftHSM that takes some 20 ms; `call_timeout`
-//! must have room for a re-initialisation, a login and an unwrap together.
+//! must have room for a re-initialisation, a login and an unwrap together; and for a denial. That is asked for twice, the second time on a
+//! new session with the key found anew: on SoftHSM 28 calls of the module where an unwrap is 3, and 80 until another key in the KEK's
+//! place is shown for what it is. What takes longer reads as a silence, and grace is longer than a poll: so 30 unwraps or more.
 //!
 //! - What only a fresh context shows is noticed within `fresh_proof_every` × `poll_interval` + `call_timeout`, not within one poll.
 //! - A changed PIN is a denial. The old PIN is tried once by each process, then not again: put the new PIN into the PIN file,
@@ -247,9 +249,9 @@
 //!   (CKR_PIN_LOCKED, CKR_PIN_EXPIRED, CKR_FUNCTION_REJECTED) denies, and is asked again with the same PIN, at most once a second: once it
 //!   is unlocked, service resumes.
 //! - A login that fails with another code (CKR_GENERAL_ERROR, CKR_DEVICE_ERROR) may have been counted as well. The same PIN then waits
-//!   1 s, and twice as long after each further failure, up to 60 s; 0.8 s each time where the token took it before and its flags say
-//!   that no wrong one was counted. Meanwhile calls are unreachable. A login that does not return before its call's deadline counts as
-//!   one that failed. CKR_DEVICE_REMOVED, CKR_TOKEN_NOT_PRESENT and CKR_HOST_MEMORY do not: nothing was compared. What the token's
+//!   1 s, and twice as long after each further failure, up to 60 s; 0.8 s each time where the token took it before and its flags say,
+//!   then or by the next poll, that no wrong one was counted. Meanwhile calls are unreachable. A login that does not return before its
+//!   call's deadline counts as one that failed. CKR_DEVICE_REMOVED, CKR_TOKEN_NOT_PRESENT and CKR_HOST_MEMORY do not: nothing was compared. What the token's
 //!   flags say then decides:
 //!
 //! | the token's flags | a PIN that it never took from this process | the one that it took last |

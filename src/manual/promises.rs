@@ -23,7 +23,9 @@
 //!   in the running process a minute. The second stands as it is. What a call may take counts from when a worker has it, so that a
 //!   token which is slow and answers is not taken for one that hangs. A proof that finds no worker for a `call_timeout` learns
 //!   nothing, neither a denial nor a silence, and the lease runs on to its end;
-//!   [`Event::ProofCrowdedOut`](crate::telemetry::Event::ProofCrowdedOut) tells of it.
+//!   [`Event::ProofCrowdedOut`](crate::telemetry::Event::ProofCrowdedOut) tells of it. Calls that hang and are neither proofs nor
+//!   unwraps take half of `hung_max` workers at most: then no more of them are made until one comes back, and keys in use go on. A
+//!   call that has not begun when nobody waits for it any more is not made.
 //! - **The host** can neither starve, stop nor drop the watch: the engine lives on four threads of its own, for proofs, for what a
 //!   caller waits for, for upkeep, and for the store. A caller only waits, on whatever executor it has, or on none of tokio's; one
 //!   that stands still, or goes away with its runtime, costs its own calls and nothing else. A store that blocks the thread it is asked

@@ -15,12 +15,15 @@ pub(super) const PATIENCE: u32 = 8;
 pub(super) enum Lane {
     /// Of a lease, and what must come before it.
     Proof,
+    /// An AEK that is no proof's.
+    Unwrap,
     /// All else.
     Other,
 }
 
 struct Waiting<J> {
     job: J,
+    lane: Lane,
     since: Instant,
 }
 
@@ -31,19 +34,32 @@ pub(super) struct Line<J> {
     others: VecDeque<Waiting<J>>,
     /// Calls in the module that are no proofs and were not given up.
     others_inside: usize,
+    /// Calls that hang, and are neither proofs nor unwraps.
+    others_hung: usize,
+    /// As many of these may hang.
+    others_hung_max: usize,
     /// When a call last came back.
     answered: Instant,
 }
 
 impl<J> Line<J> {
-    pub(super) fn new(call_timeout: Duration) -> Self {
+    /// To workers of which `hung_max` may hang before one is missed.
+    pub(super) fn new(call_timeout: Duration, hung_max: usize) -> Self {
         Self {
             call_timeout,
             proofs: VecDeque::new(),
             others: VecDeque::new(),
             others_inside: 0,
+            others_hung: 0,
+            others_hung_max: (hung_max / 2).max(1),
             answered: Instant::default(),
         }
+    }
+
+    /// False while so many calls hang that are neither proofs nor unwraps that another one like them is not risked: a token on which
+    /// they all hang would take one worker after the other, and in the end those that keep the leases.
+    pub(super) fn takes(&self, lane: Lane) -> bool {
+        lane != Lane::Other || self.others_hung < self.others_hung_max
     }
 
     /// How long a call waits for its turn. A proof for a `call_timeout`: it waits for other proofs alone, or where there is one
@@ -51,7 +67,7 @@ impl<J> Line<J> {
     pub(super) fn patience(&self, lane: Lane) -> Duration {
         match lane {
             Lane::Proof => self.call_timeout,
-            Lane::Other => self.call_timeout.saturating_mul(PATIENCE),
+            Lane::Unwrap | Lane::Other => self.call_timeout.saturating_mul(PATIENCE),
         }
     }
 
@@ -59,9 +75,9 @@ impl<J> Line<J> {
     pub(super) fn join(&mut self, lane: Lane, since: Instant, job: J) {
         let queue = match lane {
             Lane::Proof => &mut self.proofs,
-            Lane::Other => &mut self.others,
+            Lane::Unwrap | Lane::Other => &mut self.others,
         };
-        queue.push_back(Waiting { job, since });
+        queue.push_back(Waiting { job, lane, since });
     }
 
     /// True when somebody waits whom one of `alive` workers that is free may take.
@@ -79,24 +95,31 @@ impl<J> Line<J> {
         }
         let other = self.others.pop_front()?;
         self.others_inside += 1;
-        Some((Lane::Other, other.job))
+        Some((other.lane, other.job))
+    }
+
+    /// A call that entered is not made after all.
+    pub(super) fn turn_back(&mut self, lane: Lane) {
+        self.forget(lane);
     }
 
     /// A call came back that had not been given up.
     pub(super) fn leave(&mut self, lane: Lane, now: Instant) {
-        self.come_back(now);
+        self.answered = now;
         self.forget(lane);
     }
 
-    /// A call came back, from which nothing is expected any more.
-    pub(super) fn come_back(&mut self, now: Instant) {
+    /// A call came back that had been given up.
+    pub(super) fn come_back(&mut self, lane: Lane, now: Instant) {
         self.answered = now;
+        self.others_hung -= usize::from(lane == Lane::Other).min(self.others_hung);
     }
 
     /// A call that entered then is given up: it hangs. Gives those that waited as long as it did while nothing else came back
     /// either: that is a token which does not answer, for them as well. One that is only slow answers somebody.
     pub(super) fn give_up(&mut self, lane: Lane, entered: Instant) -> Vec<J> {
         self.forget(lane);
+        self.others_hung += usize::from(lane == Lane::Other);
         if self.answered > entered {
             return Vec::new();
         }
@@ -108,7 +131,7 @@ impl<J> Line<J> {
     }
 
     fn forget(&mut self, lane: Lane) {
-        if lane == Lane::Other {
+        if lane != Lane::Proof {
             self.others_inside = self.others_inside.saturating_sub(1);
         }
     }
@@ -160,7 +183,7 @@ mod tests {
 
     /// Numbers below 100 are proofs.
     fn line(waiting: &[(u64, u32)]) -> Line<u32> {
-        let mut line = Line::new(TIMEOUT);
+        let mut line = Line::new(TIMEOUT, 8);
         for (second, job) in waiting {
             line.join(if *job < 100 { Lane::Proof } else { Lane::Other }, at(*second), *job);
         }
@@ -210,6 +233,25 @@ mod tests {
         line.give_up(Lane::Other, at(1));
         line.join(Lane::Other, at(7), 102);
         assert_eq!(enter(&mut line, 1), Some(102), "what hangs takes nobody's turn");
+    }
+
+    #[test]
+    fn calls_that_hang_and_are_no_unwraps_take_half_of_what_may_hang() {
+        for (hung_max, may_hang) in [(0, 1), (1, 1), (2, 1), (8, 4), (64, 32)] {
+            let mut line: Line<u32> = Line::new(TIMEOUT, hung_max);
+            for lane in [Lane::Proof, Lane::Unwrap].into_iter().cycle().take(100) {
+                line.give_up(lane, at(1));
+            }
+            for _ in 0..may_hang {
+                assert!(line.takes(Lane::Other));
+                line.give_up(Lane::Other, at(1));
+            }
+            assert!(!line.takes(Lane::Other) && line.takes(Lane::Unwrap) && line.takes(Lane::Proof));
+            line.come_back(Lane::Unwrap, at(2));
+            assert!(!line.takes(Lane::Other));
+            line.come_back(Lane::Other, at(2));
+            assert!(line.takes(Lane::Other));
+        }
     }
 
     #[test]

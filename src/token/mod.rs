@@ -313,10 +313,8 @@ pub trait Token: Send + Sync + 'static {
 
     /// When the context was initialised that calls are made in, by CLOCK_BOOTTIME; answers at once. What the token was told since
     /// may be hidden from it, so proofs from it count only for so long. `None` for tokens that notice by themselves, and where the
-    /// context is not keyleash's to end: there a proof is as fresh as it gets.
-    fn context_began(&self) -> Option<Instant> {
-        None
-    }
+    /// context is not keyleash's to end: there a proof is as fresh as it gets. Whoever wraps another token passes it on.
+    fn context_began(&self) -> Option<Instant>;
 
     /// The workers' health; answers at once.
     fn workers(&self) -> Workers;

@@ -14,7 +14,7 @@ use super::{
     Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers,
     Wrapped,
 };
-use crate::clock::Clock;
+use crate::clock::{Clock, Instant};
 use crate::secret::{AEK_BYTES, Aek};
 use aes_gcm::{
     Aes256Gcm, KeyInit,
@@ -565,7 +565,7 @@ impl Token for ScriptedToken {
     }
 
     async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
-        self.unwrap_in(Lane::Other, kek, wrapped, binding).await
+        self.unwrap_in(Lane::Unwrap, kek, wrapped, binding).await
     }
 
     async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
@@ -611,6 +611,10 @@ impl Token for ScriptedToken {
             Ok(keks)
         };
         self.play(Call::ListKeks, "list KEKs", serve).await
+    }
+
+    fn context_began(&self) -> Option<Instant> {
+        None
     }
 
     fn workers(&self) -> Workers {

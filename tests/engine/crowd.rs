@@ -1,4 +1,4 @@
-//! Proofs that wait for proofs: many KEK versions on a token that takes its time.
+//! Proofs and other calls at the same workers: many KEK versions on a token that takes its time, and calls that hang.
 
 use super::*;
 use keyleash::{
@@ -48,4 +48,30 @@ async fn with_the_shortest_grace_no_lease_lapses_while_its_proof_waits_for_anoth
             assert!(!matches!(event, Event::Lease { change: Change::Lapsed, .. }), "{event:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn wraps_that_hang_end_no_lease_and_are_made_again_once_they_come_back() {
+    let mut rig = Rig::new().await;
+    rig.token = rig.token.with_workers(3);
+    rig.restart();
+    let account = rig.account("a").await;
+    let mut events = rig.engine.events();
+    rig.script.standing(Call::Wrap, Act::Hang);
+    for n in 0..30 {
+        let made = rig.meanwhile(rig.engine.create_account(&account_id(&format!("b{n}")), &rig.kek)).await;
+        assert!(matches!(made, Err(keyleash::Error::Unreachable(_))), "{made:?}");
+    }
+    for _ in 0..35 {
+        rig.pass(60 * SECOND).await;
+        seal(&account).unwrap();
+    }
+    assert!(rig.token.workers().alive > 0);
+    while let Some(event) = events.try_next() {
+        assert!(!matches!(event, Event::Lease { .. }), "{event:?}");
+    }
+    rig.script.standing(Call::Wrap, Act::Serve);
+    rig.script.release();
+    settle().await;
+    rig.meanwhile(rig.engine.create_account(&account_id("c"), &rig.kek)).await.unwrap();
 }

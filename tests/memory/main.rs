@@ -59,6 +59,9 @@ impl Token for Witness {
     async fn list_keks(&self) -> Result<Vec<KekInfo>, TokenError> {
         self.token.list_keks().await
     }
+    fn context_began(&self) -> Option<Instant> {
+        self.token.context_began()
+    }
     fn workers(&self) -> Workers {
         self.token.workers()
     }

@@ -202,6 +202,10 @@ impl Token for SimToken {
         self.inner.list_keks().await
     }
 
+    fn context_began(&self) -> Option<Instant> {
+        self.inner.context_began()
+    }
+
     fn workers(&self) -> Workers {
         let dies = {
             let mut stage = lock(&self.shared);

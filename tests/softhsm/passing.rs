@@ -1,7 +1,7 @@
 //! Trouble that passes, through the fault shim: it denies nothing, and ends nothing for good.
 
 use crate::{
-    bench::{Bench, PIN, alone_with_shim, context, operator, slot},
+    bench::{Bench, MEASURED, PIN, alone_with_shim, context, operator, slot},
     service::{Outcome, SECOND, Service, now},
 };
 use keyleash::{
@@ -11,6 +11,7 @@ use keyleash::{
         pkcs11::{Pkcs11Settings, Pkcs11Token, Selector},
     },
 };
+use std::sync::Arc;
 
 const BINDING: [u8; 32] = [5; 32];
 
@@ -174,5 +175,76 @@ fn another_key_in_a_kek_s_place_is_told_from_silence_on_a_slow_token() {
         operator(&["replace-key", &service.kek_id.to_string()]);
         service.refuses(Outcome::Denied, now(), service.answer()).await;
         service.end();
+    });
+}
+
+/// A denial takes more calls than an unwrap: what comes after the deadline is a silence, and grace is longer than a poll.
+#[test]
+fn a_denial_is_heard_from_a_token_of_which_every_call_takes_its_time() {
+    alone_with_shim("passing::a_denial_is_heard_from_a_token_of_which_every_call_takes_its_time", |bench| async move {
+        let mut settings = bench.settings();
+        settings.call_timeout = 2 * SECOND;
+        let token = Pkcs11Token::open(settings).await.unwrap();
+        let account = Account::new(&token).await;
+        bench.fail("* delay=50ms");
+        let from = now();
+        account.unwrap(&token).await.unwrap();
+        println!("{MEASURED}an unwrap of 50 ms a call: {:?}", now().since(from));
+        operator(&["set", &account.kek.id.to_string(), "decrypt", "false"]);
+        for _ in 0..2 {
+            let from = now();
+            let error = account.unwrap(&token).await.unwrap_err();
+            println!("{MEASURED}a denial of 50 ms a call: {:?}", now().since(from));
+            assert_eq!(error.verdict, Verdict::Denied, "{error:?}");
+        }
+    });
+}
+
+#[test]
+fn calls_that_hang_and_are_no_unwraps_leave_workers_for_those() {
+    alone_with_shim("passing::calls_that_hang_and_are_no_unwraps_leave_workers_for_those", |bench| async move {
+        let mut settings = bench.settings();
+        settings.call_timeout = SECOND / 2;
+        let token = Pkcs11Token::open(settings).await.unwrap();
+        let account = Account::new(&token).await;
+        bench.fail("C_EncryptInit hang");
+        for _ in 0..16 {
+            let error = token.wrap(&account.kek, &Aek::generate().unwrap(), &BINDING).await.unwrap_err();
+            assert_eq!(error.verdict, Verdict::Unreachable, "{error:?}");
+        }
+        token.prove(&account.kek, &account.wrapped, &BINDING).await.unwrap();
+        account.unwrap(&token).await.unwrap();
+        bench.fail("");
+        let mut wraps = false;
+        for _ in 0..400 {
+            wraps = token.wrap(&account.kek, &Aek::generate().unwrap(), &BINDING).await.is_ok();
+            if wraps {
+                break;
+            }
+            tokio::time::sleep(SECOND / 20).await;
+        }
+        assert!(wraps, "{:?}", token.workers());
+    });
+}
+
+#[test]
+fn who_waits_no_more_takes_nobody_s_turn() {
+    alone_with_shim("passing::who_waits_no_more_takes_nobody_s_turn", |bench| async move {
+        let token = Arc::new(bench.open().await);
+        let before = token.list_keks().await.unwrap().len();
+        bench.fail("C_GenerateKey delay=300ms");
+        let callers: Vec<_> = (0..40)
+            .map(|number| {
+                let token = token.clone();
+                let spec =
+                    KekSpec { label: format!("keyleash/x/{number}"), profile: Profile::AesGcm, destroyable: true };
+                tokio::spawn(async move { token.create_kek(&spec).await })
+            })
+            .collect();
+        tokio::time::sleep(SECOND / 10).await;
+        callers.iter().for_each(|caller| caller.abort());
+        // Its turn is after all of theirs.
+        let made = token.list_keks().await.unwrap().len() - before;
+        assert!(made <= 10, "{made} KEKs made for callers who were gone");
     });
 }

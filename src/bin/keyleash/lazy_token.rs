@@ -4,6 +4,7 @@
 use crate::setup::wait_until_listed;
 use async_trait::async_trait;
 use keyleash::{
+    clock::Instant,
     secret::Aek,
     token::{
         Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, UnaddressableKey,
@@ -74,6 +75,11 @@ impl Token for LazyToken {
 
     async fn renew_context(&self) -> Result<(), TokenError> {
         self.get().await?.renew_context().await
+    }
+
+    fn context_began(&self) -> Option<Instant> {
+        // Before it is opened none has begun that an answer could be old in.
+        self.opened.get()?.as_ref().ok()?.context_began()
     }
 
     fn workers(&self) -> Workers {

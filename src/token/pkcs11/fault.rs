@@ -1,6 +1,6 @@
 //! What can go wrong on the way to a verdict, and the words for it.
 
-use super::verdict;
+use super::verdict::{self, Class};
 use crate::token::{TokenError, Verdict};
 use cryptoki::error::{Error as Cryptoki, RvError};
 
@@ -31,6 +31,11 @@ impl Fault {
     /// As [`verdict::is_lost_session`].
     pub(super) const fn loses_session(&self) -> bool {
         matches!(self, Self::Code { code, .. } if verdict::is_lost_session(*code))
+    }
+
+    /// The token says no, of a key that it knows by its handle.
+    pub(super) const fn is_denial(&self) -> bool {
+        matches!(self, Self::Code { code, .. } if matches!(verdict::class(*code), Class::Denied))
     }
 }
 
@@ -86,6 +91,16 @@ pub(super) fn unreachable(operation: &'static str, what: impl Into<String>) -> T
 
 pub(super) fn busy(operation: &'static str) -> TokenError {
     error(Verdict::Busy, operation, "no worker was free for too long, though calls came back")
+}
+
+pub(super) fn like_it_hang(operation: &'static str) -> TokenError {
+    TokenError {
+        remedy: "see why they hang; keyleash makes such calls again when one comes back, or after a restart".into(),
+        ..unreachable(
+            operation,
+            "too many calls like it hang in the module: another one might cost a worker that keys in use need",
+        )
+    }
 }
 
 pub(super) fn bad_record(operation: &'static str, what: impl Into<String>) -> TokenError {

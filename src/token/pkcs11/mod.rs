@@ -61,7 +61,8 @@ pub struct Pkcs11Settings {
     /// for no other work; a single one does all, proofs first. SoftHSM and YubiHSM are best at 2 or 3, big network HSMs at more. The
     /// session of a single worker is all that keeps the login: after each call that failed it logs in again.
     pub workers: usize,
-    /// How many workers may hang in the module, abandoned and replaced, before hanging ones are missed: 0 to 64, default 8.
+    /// How many workers may hang in the module, abandoned and replaced, before hanging ones are missed: 0 to 64, default 8. While half
+    /// of them hang in calls that are neither unwraps nor proofs, no other such call is made.
     pub hung_max: usize,
     /// How long any call may take once a worker has it, from 100 ms to 60 s, default 5 s. Making an RSA key may take
     /// [`KEYGEN_TIMEOUT`]. For how long it may wait for a worker, [`Token`] says.
@@ -298,7 +299,7 @@ impl Token for Pkcs11Token {
     }
 
     async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
-        self.unwrap_in(Lane::Other, kek, wrapped, binding).await
+        self.unwrap_in(Lane::Unwrap, kek, wrapped, binding).await
     }
 
     async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {

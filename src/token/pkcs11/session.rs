@@ -107,6 +107,8 @@ pub(super) struct Context<'a> {
     /// When the caller asked: what was read of the KEK before that is read again.
     asked: Instant,
     spoiled: Cell<bool>,
+    /// The KEK was looked for, and found.
+    found: Cell<bool>,
 }
 
 impl Context<'_> {
@@ -124,6 +126,7 @@ impl Context<'_> {
                 let kek = Arc::new(kek::find(self.session, &handle.id)?.ok_or(Fault::KekMissing)?);
                 self.judge(handle, &kek)?;
                 self.shared.handles.keep(handle, era, &kek);
+                self.found.set(true);
                 kek
             }
         };
@@ -287,6 +290,8 @@ pub(super) struct Worker {
     open: Option<Open>,
     /// When whoever is served now asked.
     asked: Instant,
+    /// Their KEK was found since then.
+    found: bool,
 }
 
 impl Seat for Worker {
@@ -306,7 +311,7 @@ impl Seat for Worker {
 
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: None, asked: Instant::default() }
+        Self { shared, open: None, asked: Instant::default(), found: false }
     }
 
     /// Gives the module a fresh context. Holds no session while it waits; the old one dies with the old context.
@@ -323,7 +328,7 @@ impl Worker {
         mut op: impl FnMut(&Context<'_>) -> Result<T, Fault>,
     ) -> Result<T, TokenError> {
         let shared = self.shared.clone();
-        self.asked = about.asked;
+        (self.asked, self.found) = (about.asked, false);
         let (mut retried, mut confirmed, mut reinitialised) = (false, false, 0);
         loop {
             let inside = shared.module.enter(about.operation, deadline)?;
@@ -349,7 +354,9 @@ impl Worker {
             self.close(&inside);
             if fault.loses_session() || moved {
                 shared.handles.lose();
-            } else if let Some(kek) = about.kek {
+            } else if let Some(kek) = about.kek
+                && !(self.found && fault.is_denial())
+            {
                 shared.handles.forget(kek);
             }
             if shared.clock.now() >= deadline {
@@ -406,8 +413,10 @@ impl Worker {
             shared: &self.shared,
             asked: self.asked,
             spoiled: Cell::new(false),
+            found: Cell::new(false),
         };
         let result = op(&context);
+        self.found |= context.found.get();
         if context.spoiled.get() {
             self.close(inside);
         }
@@ -466,7 +475,10 @@ impl Worker {
         code: RvError,
     ) -> Result<Facts, Fault> {
         let mut facts = Facts::default();
-        let Some(handle) = about.kek else {
+        // A denial was heard twice, the second time by a key that was found for it on a new session. To look for that once more would
+        // change nothing, and takes as long again: a denial that comes after the deadline is a silence.
+        let is_denied = matches!(verdict::class(code), Class::Denied);
+        let Some(handle) = about.kek.filter(|_| !is_denied) else {
             // Where the token does not describe itself, nothing is known.
             facts.listed =
                 find_slot(&self.shared, inside).map_or(Some(false), |place| place.doubt.is_none().then_some(true));

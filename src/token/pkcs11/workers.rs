@@ -4,7 +4,7 @@
 //! when a worker has it, so that nothing hangs for the line's sake; what waits too long for one fails as busy. One more thread, the
 //! watch, never calls the module: it answers each call that is past its deadline, counts the worker in it as hung, abandons it and
 //! puts a new one in its place while the budget lasts. So deadlines do not depend on the caller: its future may be dropped at any
-//! time. When a hung call comes back, its answer is dropped (a secret in it is wiped by its own drop), the budget is given
+//! time, and the call is not made where it has not begun by then. When a hung call comes back, its answer is dropped (a secret in it is wiped by its own drop), the budget is given
 //! back, and the worker ends, unless its place was never filled.
 
 use super::fault;
@@ -39,6 +39,8 @@ type Run<S> = Box<dyn FnOnce(&mut S, Instant) + Send>;
 /// Answers the caller with an error, unless it was answered.
 trait Refuse: Send + Sync {
     fn refuse(&self, error: TokenError);
+    /// False when the caller is gone.
+    fn is_awaited(&self) -> bool;
 }
 
 struct Reply<T> {
@@ -57,6 +59,10 @@ impl<T> Reply<T> {
 impl<T: Send> Refuse for Reply<T> {
     fn refuse(&self, error: TokenError) {
         self.send(Err(error));
+    }
+
+    fn is_awaited(&self) -> bool {
+        lock(&self.sender).as_ref().is_some_and(|sender| !sender.is_closed())
     }
 }
 
@@ -121,7 +127,7 @@ impl<S: Seat> Pool<S> {
     ) -> Result<Self, TokenError> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                line: Line::new(call_timeout),
+                line: Line::new(call_timeout, hung_max),
                 running: HashMap::new(),
                 next: 0,
                 alive: 0,
@@ -168,7 +174,7 @@ impl<S: Seat> Pool<S> {
         let place = match lane {
             // There are no more of them than KEK versions.
             Lane::Proof => None,
-            Lane::Other => {
+            Lane::Unwrap | Lane::Other => {
                 let patience = lock(&shared.state).line.patience(lane);
                 match shared.clock.until(came.plus(patience), shared.places.clone().acquire_owned()).await {
                     Some(Ok(place)) => Some(place),
@@ -187,6 +193,9 @@ impl<S: Seat> Pool<S> {
             fill_places(shared, &mut state);
             if state.alive == 0 {
                 return Err(all_hang(operation, state.hung));
+            }
+            if !state.line.takes(lane) {
+                return Err(fault::like_it_hang(operation));
             }
             state.line.join(lane, came, Job { operation, timeout, run, reply, _place: place });
             // A worker that is not idle looks into the line before it waits, and whoever enters sees that the watch looks in time.
@@ -269,6 +278,12 @@ fn work<S: Seat>(shared: &Arc<Shared<S>>) {
         };
         let Job { operation, timeout, run, reply, _place: place } = job;
         drop(place);
+        // Whoever waits no more takes nobody's turn.
+        if !reply.is_awaited() || !state.line.takes(lane) {
+            state.line.turn_back(lane);
+            reply.refuse(fault::like_it_hang(operation));
+            continue;
+        }
         let (number, deadline) = (state.next, now.plus(timeout));
         state.next += 1;
         state.running.insert(number, Running { operation, lane, entered: now, deadline, reply, hung: false });
@@ -292,7 +307,7 @@ fn work<S: Seat>(shared: &Arc<Shared<S>>) {
         if !hung {
             state.line.leave(lane, shared.clock.now());
         } else {
-            state.line.come_back(shared.clock.now());
+            state.line.come_back(lane, shared.clock.now());
             state.hung -= 1;
             shared.module.note_hung(false);
             tracing::info!(operation, hung = state.hung, "a call that hung came back");

@@ -14,6 +14,10 @@ fn all_hang(operation: &'static str) -> TokenError {
     error(Verdict::Fatal, operation, "every worker hangs")
 }
 
+fn like_it_hang(operation: &'static str) -> TokenError {
+    error(Verdict::Unreachable, operation, "too many calls like it hang")
+}
+
 /// The workers of one process, and the line before them.
 pub(super) struct Room {
     clock: Clock,
@@ -42,7 +46,7 @@ impl Waiting {
 
 impl Room {
     pub(super) fn new(clock: &Clock, call_timeout: Duration, workers: usize) -> Arc<Self> {
-        let state = RoomState { line: Line::new(call_timeout), inside: 0, hung: 0 };
+        let state = RoomState { line: Line::new(call_timeout, HUNG_MAX), inside: 0, hung: 0 };
         Arc::new(Self { clock: clock.clone(), workers, state: Mutex::new(state) })
     }
 
@@ -69,6 +73,9 @@ impl Room {
             if self.alive(&state) == 0 {
                 return Err(all_hang(operation));
             }
+            if !state.line.takes(lane) {
+                return Err(like_it_hang(operation));
+            }
             state.line.join(lane, now, Waiting { operation, turn });
             now.plus(state.line.patience(lane))
         };
@@ -88,12 +95,19 @@ impl Room {
                 if state.inside >= alive {
                     return;
                 }
-                let Some((lane, Waiting { turn, .. })) = state.line.enter(alive) else { return };
+                let Some((lane, waiting)) = state.line.enter(alive) else { return };
+                // Whoever waits no more takes nobody's turn.
+                if waiting.turn.is_closed() || !state.line.takes(lane) {
+                    state.line.turn_back(lane);
+                    drop(state);
+                    waiting.refuse(like_it_hang);
+                    continue;
+                }
+                let turn = waiting.turn;
                 state.inside += 1;
                 let entered = self.clock.now();
                 (Worker { room: self.clone(), lane, entered, hung: false }, turn)
             };
-            // Whoever does not wait any more leaves at once.
             drop(turn.send(Ok(worker)));
         }
     }
@@ -134,7 +148,7 @@ impl Drop for Worker {
             let mut state = self.room.lock();
             let now = self.room.clock.now();
             if self.hung {
-                state.line.come_back(now);
+                state.line.come_back(self.lane, now);
                 state.hung -= 1;
             } else {
                 state.line.leave(self.lane, now);
