@@ -2,8 +2,9 @@
 //!
 //! Several processes may share a store; their clocks differ, and a write or delete that was given up on may still happen. So
 //! every denial that a token says is a new version of the record, one that repeats another too, and what a proof ends is told by
-//! versions alone: the record that this process had read or written before it asked for that proof. A record with any other
-//! version is newer than the proof, whoever wrote it and whatever its date; and no delete on behalf of a proof can hit it.
+//! versions alone: the record that this process had read or written before it asked for that proof, in a context that began after that:
+//! an older one may hide what the record tells. A record with any other version is newer than the proof, whoever wrote it and whatever
+//! its date; and no delete on behalf of a proof can hit it.
 //!
 //! A grant by the first token ends every denial so; one by the standby only what a standby said. And no unwrap is a grant while a denial is in
 //! force but that of its witness, which the record names: see `keyring::vouch`.
@@ -48,6 +49,17 @@ struct Known {
     record: Option<Seen>,
     /// The version that a proof ended last.
     ended: Option<StoreVersion>,
+    /// The denial in force is one that the store told then: no token has said so to this process.
+    told: Option<Instant>,
+}
+
+/// What a grant does to a denial's record.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Nothing,
+    Now,
+    /// One from a younger context is wanted for that.
+    ByAFreshProof,
 }
 
 /// A record that was read or written.
@@ -58,6 +70,8 @@ pub(crate) struct Seen {
     witness: Option<Witness>,
     /// When this version was first known.
     since: Instant,
+    /// It was read before there was a lease, so that whoever asks for a proof asks after that.
+    at_start: bool,
 }
 
 impl Seen {
@@ -65,7 +79,17 @@ impl Seen {
     pub(crate) fn found((record, version): store::Found<DenialRecord>, since: Instant) -> Self {
         let (by_standby, witness) = record.map_or((false, None), |record| (record.by_standby, record.witness));
         let by = if by_standby { Voice::Standby } else { Voice::First };
-        Self { version, by, witness, since }
+        Self { version, by, witness, since, at_start: false }
+    }
+
+    /// As [`Seen::found`], by who makes the lease.
+    pub(crate) fn at_start(found: store::Found<DenialRecord>, since: Instant) -> Self {
+        Self { at_start: true, ..Self::found(found, since) }
+    }
+
+    /// True when it was known before that proof was asked, in a context that began after that.
+    fn is_before(&self, asked: Instant, context: Instant) -> bool {
+        (self.at_start || self.since < asked) && self.since <= context
     }
 
     pub(crate) fn witness(&self) -> Option<&Witness> {
@@ -80,18 +104,24 @@ impl Seen {
 impl Known {
     fn denied(&mut self, by: Voice) {
         self.words += 1;
+        self.told = None;
         self.heard = Some(if self.heard == Some(Voice::First) { Voice::First } else { by });
     }
 
-    /// True when that ended what the store has.
-    fn granted(&mut self, by: Voice, asked: Instant) -> bool {
+    /// What that did to what the store has.
+    fn granted(&mut self, by: Voice, asked: Instant, context: Instant) -> End {
         self.words += 1;
+        self.told = None;
         let ends = |denied_by: Voice| by == Voice::First || denied_by == Voice::Standby;
         self.heard = self.heard.filter(|heard| !ends(*heard));
-        let ended = self.record.as_ref().filter(|seen| seen.since < asked && ends(seen.by));
-        let is_ended = ended.is_some();
-        self.ended = ended.map(|seen| seen.version.clone()).or(self.ended.take());
-        is_ended
+        match self.record.as_ref().filter(|seen| ends(seen.by)) {
+            Some(seen) if seen.is_before(asked, context) => {
+                self.ended = Some(seen.version.clone());
+                End::Now
+            }
+            Some(seen) if context < seen.since && !self.is_ended(seen) => End::ByAFreshProof,
+            _ => End::Nothing,
+        }
     }
 
     /// What was known of a version before stays so.
@@ -107,9 +137,20 @@ impl Known {
 }
 
 impl DenialNotes {
-    /// A record that was there before this lease.
-    pub(crate) fn loaded(&self, record: Option<Seen>) {
-        self.known().record = record;
+    /// A denial that was there before this lease, and its record where that can be read.
+    pub(crate) fn loaded(&self, told: Instant, record: Option<Seen>) {
+        let mut known = self.known();
+        (known.told, known.record) = (Some(told), record);
+    }
+
+    /// The store told of a denial that is in force from now on.
+    pub(crate) fn told(&self, now: Instant) {
+        self.known().told = Some(now);
+    }
+
+    /// True when a context that began then may hide the denial in force, which no token has said to this process.
+    pub(crate) fn may_be_hidden(&self, context: Instant) -> bool {
+        self.known().told.is_some_and(|told| context < told)
     }
 
     pub(crate) fn is_saving(&self) -> bool {
@@ -149,10 +190,13 @@ impl Keyring {
                 notes.known().denied(voice);
                 true
             }
-            Verdict::Granted { asked, .. } => {
-                let ended = notes.known().granted(voice, asked);
+            Verdict::Granted { asked, context, .. } => {
+                let end = notes.known().granted(voice, asked, context);
+                if end == End::ByAFreshProof {
+                    leash.renewal_owed(voice).store(true, Ordering::SeqCst);
+                }
                 // Others may have left one there, who ended before their own proof.
-                ended || matches!(change, Some(Change::Resuming | Change::Granted))
+                end == End::Now || matches!(change, Some(Change::Resuming | Change::Granted))
             }
             _ => false,
         };
@@ -262,7 +306,10 @@ impl Keyring {
                 None => self.store.create(&key, record.put()?).await,
             };
             match written {
-                Ok(version) => return Ok(Seen { version, by, witness: record.witness, since: self.clock.now() }),
+                Ok(version) => {
+                    let (since, at_start) = (self.clock.now(), false);
+                    return Ok(Seen { version, by, witness: record.witness, since, at_start });
+                }
                 Err(Error::Conflict(_) | Error::Exists(_) | Error::NotFound(_)) => {} // others hear it too, or heard its end
                 Err(error) => return Err(error),
             }

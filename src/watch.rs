@@ -251,6 +251,7 @@ fn is_renewal_due(keyring: &Keyring, leash: &Leash, voice: Voice, seat: &Seat, t
         || leash.renewal_owed(voice).load(Ordering::SeqCst)
         // By the next one it would be: a lease that began anew counts its proofs anew, in the context that was there.
         || keyring.is_fresh_proof_overdue(seat, keyring.settings.poll_interval)
+        || keyring.may_hide(seat, leash)
 }
 
 /// For how long a proof waits for a context that is renewed for it. It begins so much earlier, so that the bound of a fresh one is

@@ -81,6 +81,9 @@ impl Keyring {
         epoch: u64,
     ) {
         let Unwrapped { asked, context, .. } = *unwrapped;
+        if leash.is_denied() && leash.denial.may_be_hidden(context) {
+            return; // by what is from before that denial was read
+        }
         if self.feed(leash, voice, LeaseVerdict::Granted { asked, context, epoch }, None) {
             leash.vouch.proved(asked, account, wrapped);
         }
@@ -98,7 +101,8 @@ impl Keyring {
             let outcome = self.unwrap_by_standby(leash, &standby, Right::Place(&place), account, wrapped).await;
             return Heard { voice: Voice::Standby, outcome };
         }
-        if !leash.runs_at(self.clock.now()) && self.is_fresh_proof_overdue(&leash.route.first, Duration::ZERO) {
+        let is_old = |seat: &Seat| self.is_fresh_proof_overdue(seat, Duration::ZERO) || self.may_hide(seat, leash);
+        if !leash.runs_at(self.clock.now()) && is_old(&leash.route.first) {
             // What an old context says would bring nothing to life. Where it cannot be renewed, that is told.
             let _ = self.renew_context(&leash.route.first).await;
         }
@@ -179,6 +183,7 @@ impl Keyring {
             Ok(true) => leash.note_first(|first, _| first.looked(until)),
             Ok(false) if leash.first().is_in_silence() => {
                 let stepped = leash.step(Voice::First, LeaseVerdict::Denied, Some(&denied_elsewhere(leash.kek())));
+                leash.denial.told(self.clock.now());
                 // Not written down: it stands there already, and a new version would be one that no proof has ended yet.
                 self.tell_step(leash, &stepped, Some(&denied_elsewhere(leash.kek())));
             }
@@ -194,6 +199,11 @@ impl Keyring {
     pub(crate) fn is_fresh_proof_overdue(&self, seat: &Seat, within: Duration) -> bool {
         let span = self.settings.terms().fresh_span;
         seat.context_began().is_some_and(|began| self.clock.now().plus(within) > began.plus(span))
+    }
+
+    /// True when the context may hide the denial in force: it was there before the store told of that.
+    pub(crate) fn may_hide(&self, seat: &Seat, leash: &Leash) -> bool {
+        leash.is_denied() && seat.context_began().is_some_and(|began| leash.denial.may_be_hidden(began))
     }
 
     /// For a fresh proof. That it failed is told, once until it works again: without one, leases end.

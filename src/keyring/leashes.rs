@@ -2,7 +2,6 @@
 
 use super::Keyring;
 use crate::{
-    clock::Instant,
     denial::Seen,
     error::{Corrupt, Error, Result},
     lease::{Lease, Phase},
@@ -24,7 +23,8 @@ impl Keyring {
         }
         let terms = self.settings.terms();
         let key = Key::Denial(kek.clone());
-        let denied = Lease::denied_before(terms, self.clock.now());
+        let now = self.clock.now();
+        let denied = Lease::denied_before(terms, now);
         let (lease, trouble, seen) = match self.in_time(store::find(&*self.store, &key, DenialRecord::decode)).await {
             Ok(None) => (Lease::new(terms), None, None),
             Ok(Some(found)) => {
@@ -32,8 +32,7 @@ impl Keyring {
                     Ok(record) => record.reason.clone(),
                     Err(damage) => damage.to_string(),
                 };
-                // Whoever asks for a proof has this lease, and so asks after it was read.
-                (denied, Some(why), Some(Seen::found(found, Instant::default())))
+                (denied, Some(why), Some(Seen::at_start(found, now)))
             }
             // A record that cannot be read was a denial all the same.
             Err(Error::Corrupt(damage)) => (denied, Some(damage.to_string()), None),
@@ -50,9 +49,11 @@ impl Keyring {
             if seen.as_ref().is_some_and(|seen| seen.by() == Voice::Standby) {
                 leash.note_first(|first, _| *first = FirstWord::new(false));
             }
-            trouble.into_iter().for_each(|why| leash.remember(denied_before(&why)));
+            if let Some(why) = &trouble {
+                leash.remember(denied_before(why));
+                leash.denial.loaded(now, seen.clone());
+            }
             seen.as_ref().and_then(Seen::witness).into_iter().for_each(|witness| leash.vouch.adopt(witness));
-            leash.denial.loaded(seen);
             leash.of_retired_kek.store(is_retired, Ordering::SeqCst);
             Arc::new(leash)
         };

@@ -92,6 +92,9 @@ impl Keyring {
                     Vouched::ByRecord if leash.refuses() => return Err(leash.why_not()),
                     Vouched::Bare { at, .. } if !proved_since(at) => {
                         self.grant_by(&leash, voice, (account, wrapped), &unwrapped, epoch);
+                        if leash.refuses() {
+                            return Err(leash.why_not()); // by what the context may hide
+                        }
                     }
                     // What others wrapped meanwhile may be there by now.
                     Vouched::Bare { .. } | Vouched::ByRecord => {

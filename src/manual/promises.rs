@@ -57,7 +57,9 @@
 //!   in between loses the record, not the effect: after the restart nothing is in memory, and the token is asked first.
 //! - **Two processes on one store** each hold leases of their own. Each writes every denial that it hears, one that repeats another
 //!   too, as a new version of the record. A proof ends the version that its process had read or written before it asked, and no
-//!   other: one that was written since is newer, whoever's clock says what. What a proof finds that it does not end, the next one
+//!   other: one that was written since is newer, whoever's clock says what. Nor does a proof out of a context that began before that
+//!   version was known, which may hide what it tells: the next proof is a fresh one then, and a denial that the store tells of as the
+//!   process meets the KEK version ends by none but a fresh one. What a proof finds that it does not end, the next one
 //!   does, unless it is denied. Clocks of hosts order nothing. A crash of all of them within one poll of a denial loses the
 //!   record, not the effect.
 //! - **What proves a KEK.** A record that the KEK wrapped before, unwrapped and verified. What a process wraps is verified by an unwrap too,

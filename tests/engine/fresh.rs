@@ -1,10 +1,12 @@
 //! Fresh proofs: each KEK version gets one in every so many of its own, and ordinary ones do not stand for them.
 
-use super::*;
+use super::{impostor::has_denial, *};
 use async_trait::async_trait;
 use keyleash::{
     Error,
+    name::KekVersion,
     secret::Aek,
+    store::record::DenialRecord,
     telemetry::Event,
     token::{
         Binding, KekHandle, KekInfo, KekSpec, Probe, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped,
@@ -317,4 +319,56 @@ async fn a_revocation_is_heard_in_time_in_the_poll_of_a_fresh_proof_too_however_
         }
     }
     assert!((2..12).contains(&renewals), "{renewals} of 12 were fresh proofs");
+}
+
+/// What another engine writes that heard a denial.
+async fn write_denial(rig: &Rig) {
+    let kek = KekVersion::new(rig.kek.clone(), 1);
+    let reason = "another process".into();
+    let record = DenialRecord { kek, since_unix: 1, reason, by_standby: false, witness: None };
+    rig.store.create(&record.key(), record.put().unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_proof_out_of_an_old_context_ends_no_denial_that_another_engine_wrote() {
+    let (rig, token, engine) = hidden(0).await;
+    let account = engine.create_account(&account_id("a"), &rig.kek).await.unwrap();
+    rig.pass(30 * SECOND).await;
+    token.contexts(|contexts| (contexts.stuck, contexts.revoked) = (u32::MAX, Some(rig.clock.now())));
+    write_denial(&rig).await;
+    // A silence that is over has this engine look at what others left.
+    rig.script.set_unreachable(true);
+    rig.pass(16 * SECOND).await;
+    rig.script.set_unreachable(false);
+    rig.pass(60 * SECOND).await;
+    seal(&account).unwrap();
+    assert!(has_denial(&rig, 1).await, "by the word of a context from before it");
+    token.contexts(|contexts| contexts.stuck = 0);
+    rig.pass(16 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))) && has_denial(&rig, 1).await);
+    token.contexts(|contexts| contexts.revoked = None);
+    rig.pass(32 * SECOND).await;
+    seal(&account).unwrap();
+    assert!(!has_denial(&rig, 1).await, "the proof after that is a fresh one");
+}
+
+#[tokio::test]
+async fn a_denial_that_the_store_tells_of_ends_by_no_proof_out_of_a_context_from_before_that() {
+    for (revoked, stuck) in [(true, 0), (true, u32::MAX), (false, 0)] {
+        let (rig, token, engine) = hidden(1).await;
+        rig.pass(20 * SECOND).await;
+        let now = rig.clock.now();
+        token.contexts(|contexts| (contexts.stuck, contexts.revoked) = (stuck, revoked.then_some(now)));
+        write_denial(&rig).await;
+        rig.pass(SECOND).await;
+        for _ in 0..3 {
+            let opened = rig.meanwhile(engine.account(&account_id("cold-0"))).await;
+            match revoked {
+                true => assert!(matches!(opened, Err(Error::Denied(_))), "{opened:?}"),
+                false => seal(&opened.unwrap()).unwrap(),
+            }
+            rig.pass(16 * SECOND).await;
+        }
+        assert_eq!(has_denial(&rig, 1).await, revoked);
+    }
 }

@@ -413,11 +413,12 @@ impl Oracle {
         }
         let Some(noted) = self.noted.remove(&kek) else { return };
         let granted = |line: &Line| if noted.by_first { line.granted_by_first.0 } else { line.granted.0 };
-        // An answer from memory passes for a proof until a fresh one is due.
+        // An answer from memory is no proof that the denial is over, but out of a context that is younger than that.
         let hides = self.tokens.iter().any(|token| token.hides);
+        let shows = |line: &Line| !hides || line.fresh >= noted.since;
         let mut lines = self.lines.iter().filter(|((_, of), _)| *of == kek);
-        let proved = lines.any(|(_, line)| line.is_fooled || granted(line) > noted.heard);
-        if !proved && !hides {
+        let proved = lines.any(|(_, line)| line.is_fooled || granted(line) > noted.heard && shows(line));
+        if !proved {
             let kek = &self.keks[kek].kek;
             self.broken(format!(
                 "promise 4: the denial of {kek} is deleted by process {process}, and no token granted it since"
