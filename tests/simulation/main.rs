@@ -10,15 +10,37 @@
 //! `KEYLEASH_SIM_SEEDS=1000000 cargo test --release --test simulation` runs that many; `KEYLEASH_SIM_FROM` says where to
 //! begin, `KEYLEASH_SIM_SEED=n cargo test --test simulation of_a_fleet` (or `of_one_`) runs one and prints its trace.
 //!
-//! # What it would have found
+//! # What it finds
 //!
-//! Each fault, put back by hand, and the first seed of a fleet that finds it:
+//! Faults that were put back by hand, each with the first seeds of fleets (or of one engine) that find it:
 //!
-//! | fault | how to put it back | seed |
+//! | fault | how to put it back | seeds |
 //! | --- | --- | --- |
-//! | ordinary proofs from an old context renew for ever | `Lease::end_of` counts from `asked` alone | 14 |
-//! | a key is admitted on an old proof | `Leash::proof_age_max` is a hundred thousand polls | 1234 |
-//! | an outage of the store stops all I/O after one TTL | found before it was mended | 54 |
+//! | ordinary proofs from an old context renew for ever | `Lease::end_of` counts from `asked` alone | 115, 200, 232 |
+//! | a key is admitted on an old proof | `Leash::admit` does not ask for `ProofTooOld` | 5050 |
+//! | what was just wrapped proves a KEK, an impostor too | `vouch_since` says `Bare`, and nothing is young | 52, 120, 202 |
+//! | the store is looked at once in each silence: a standby serves after a newer denial | `look_for_denials` returns where it looked before | 1382 |
+//! | a standby speaks for a first token that denied | `FirstWord::may_go_over` and `lets_count` ignore `denied` | 63, 196, 220 |
+//! | a denial is not written down | `note_denial` takes no denial for unsaved | 9, 30, 63 |
+//! | an outage of the store stops all I/O after one TTL | `StoreWord::lets_bind` goes by the token alone | 12, 263, 271 |
+//! | a stuck seal holds up every revocation | `KeyMemory::wipe` drops what was taken out | 10 (stands still) |
+//! | more keys in memory than `max_cached_aeks` | `Room::make_room` does nothing | of one 23, 26, 27 |
+//! | the data path does not look at the lease | `Leash::runs_at` is true | 74, 120, 154 |
+//! | a TTL does not bind | `AekSlot::is_stale` is false | of one 3, 22, 24 |
+//! | the watch is too slow | `Turn::due` gives two intervals | 9, 27, 80 |
+//! | another store's key is taken for one that a crash left | `label_of` names no store | 0, 7, 8 |
+//! | a write that was held brings an account under a retired KEK | `Target::guard` guards nothing | 16, 53, 177 |
+//! | an AEK version is retired while others seal under it | `refuse_while_sealing` refuses nothing | 341, 576, 660 |
+//!
+//! In 3,000 seeds these were not found, which have tests of their own in `tests/engine`: a call that did not come to the token is taken
+//! for its silence; what was bare long ago proves (schedules with more than one storm under a KEK that wraps nothing found it: seed
+//! 7888 before others were added); a re-wrap to an impostor that came since the target was vouched for; the epoch is not compared in
+//! `Leash::admit` (the key is of an epoch that is over, and not usable); an index that lost entries is believed by `kek retire`;
+//! a repeated denial is no new version.
+//!
+//! What it does not know stands below its seams or beside them, and is tested there: PINs and their counters, paths of modules, locked
+//! memory (`token/pkcs11`, `tests/softhsm`), hosts and their runtimes (`tests/hosts.rs`), damaged bytes (`tests/store`), batches that are
+//! called twice (`tests/engine/twice.rs`), the scheduled work (`tests/engine/schedule.rs`), and threads that meet (loom).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
 mod fleet;
