@@ -11,6 +11,7 @@ use crate::{
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 mod file;
+pub mod page;
 mod tokens;
 
 pub use file::{CONFIG_BYTES_MAX, ConfigFile};

@@ -476,7 +476,7 @@ fn a_file_that_is_missing_too_long_or_no_text_is_refused() {
     let path = directory.path().join("keyleash.toml");
     assert!(matches!(ConfigFile::read(&path), Err(Error::NotFound(text)) if text.contains("keyleash.toml")));
     std::fs::write(&path, WHOLE).unwrap();
-    assert_eq!(ConfigFile::read(&path).unwrap(), parse(WHOLE).unwrap());
+    assert_eq!(ConfigFile::read(&path).unwrap(), ConfigFile::parse(WHOLE, path.to_str().unwrap()).unwrap());
     std::fs::write(&path, "#".repeat(CONFIG_BYTES_MAX)).unwrap();
     ConfigFile::read(&path).unwrap();
     std::fs::write(&path, "#".repeat(CONFIG_BYTES_MAX + 1)).unwrap();

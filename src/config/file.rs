@@ -32,7 +32,7 @@ const PIN_VARIABLE: &str = "KEYLEASH_PIN";
 /// Variables that are read elsewhere: the path of the file itself, and those of the fault shim (softhsm/fault-shim).
 const VARIABLES_ELSEWHERE: [&str; 3] = ["KEYLEASH_CONFIG", "KEYLEASH_SHIM_MODULE", "KEYLEASH_SHIM_CONTROL"];
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Item {
     TokenName,
     Module,
@@ -57,11 +57,19 @@ pub(super) enum Item {
     PurgeProtection,
 }
 
-struct Named {
+pub(super) struct Named {
+    pub(super) item: Item,
+    pub(super) section: &'static str,
+    pub(super) key: &'static str,
+    pub(super) variable: &'static str,
+}
+
+/// What was said of an item, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Said {
     item: Item,
-    section: &'static str,
-    key: &'static str,
-    variable: &'static str,
+    pub(super) text: String,
+    pub(super) origin: String,
 }
 
 const fn named(item: Item, section: &'static str, key: &'static str, variable: &'static str) -> Named {
@@ -69,7 +77,7 @@ const fn named(item: Item, section: &'static str, key: &'static str, variable: &
 }
 
 const SECTIONS: [&str; 6] = ["token", "kek", "store", "lease", "cache", "keys"];
-const ITEMS: [Named; 21] = [
+pub(super) const ITEMS: [Named; 21] = [
     named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
     named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
     named(Item::Serial, "token", "serial", "KEYLEASH_TOKEN_SERIAL"),
@@ -129,6 +137,7 @@ pub struct ConfigFile {
     require_recoverable: Option<bool>,
     retention: Option<Duration>,
     purge_protection: Option<bool>,
+    said: Vec<Said>,
 }
 
 impl ConfigFile {
@@ -225,7 +234,10 @@ impl ConfigFile {
                 return Err(bad(&origin, "a [[token]] has a name, by which the records of its KEKs name it"));
             }
             match number {
-                0 => self.token = one.token,
+                0 => {
+                    self.token = one.token;
+                    self.said.append(&mut one.said);
+                }
                 _ => self.more.add_token(one.token, origin)?,
             }
         }
@@ -301,7 +313,7 @@ impl ConfigFile {
             purge_protection: self.purge_protection.unwrap_or(default.purge_protection),
             scheduled_work: default.scheduled_work,
         };
-        settings.validate()?;
+        settings.validate().map_err(|error| self.located(error))?;
         let token = self.token.resolve();
         let (other_tokens, standbys) = self.more.resolve(&token.name)?;
         for token in [&token].into_iter().chain(&other_tokens) {
@@ -328,11 +340,27 @@ impl ConfigFile {
             require_recoverable: self.require_recoverable.or(below.require_recoverable),
             retention: self.retention.or(below.retention),
             purge_protection: self.purge_protection.or(below.purge_protection),
+            said: said_over(self.said, below.said),
         }
+    }
+
+    /// What was said of a key.
+    pub(super) fn said_of(&self, section: &str, key: &str) -> Option<&Said> {
+        let named = ITEMS.iter().find(|named| (named.section, named.key) == (section, key))?;
+        self.said.iter().find(|said| said.item == named.item)
+    }
+
+    /// Says where a value was said that is out of its bounds: what is wrong with it begins with its key.
+    fn located(&self, error: Error) -> Error {
+        let Error::Misconfigured(what) = &error else { return error };
+        let key = what.split(' ').next().unwrap_or_default();
+        let said = ITEMS.iter().filter(|named| named.key == key).find_map(|named| self.said_of(named.section, key));
+        said.map_or(error.clone(), |said| bad(&said.origin, what))
     }
 
     /// Sets one item, which is set once per file and once per environment.
     fn set(&mut self, item: Item, given: Given, origin: &str) -> Result<()> {
+        self.said.push(Said { item, text: given.shown(item), origin: origin.to_owned() });
         match item {
             Item::TokenName => {
                 let name = TokenName::new(given.string(origin)?);
@@ -411,6 +439,15 @@ impl Given {
             return Err(bad(origin, "is not UTF-8"));
         }
         Ok(Self::Text(value))
+    }
+
+    /// As it was written; where the PIN may be, only that something is.
+    fn shown(&self, item: Item) -> String {
+        match self {
+            _ if item == Item::PinEnv => "(set)".into(),
+            Self::Number(text) => text.clone(),
+            Self::Text(text) => text.to_string_lossy().into_owned(),
+        }
     }
 
     pub(super) fn string(self, origin: &str) -> Result<String> {
@@ -493,6 +530,18 @@ impl Given {
 }
 
 const DURATION_FORM: &str = "write a whole number and a unit, \"100ms\", \"15s\", \"30 min\", \"1h\" or \"90d\"";
+
+/// What the upper one says goes over what the lower one says of the same; so do the ways to name a token, and those to a PIN.
+fn said_over(mut upper: Vec<Said>, lower: Vec<Said>) -> Vec<Said> {
+    let group = |item: Item| match item {
+        Item::Label | Item::Serial | Item::Slot => Item::Label,
+        Item::PinFile | Item::PinEnv => Item::PinFile,
+        item => item,
+    };
+    let above: Vec<_> = upper.iter().map(|said| group(said.item)).collect();
+    upper.extend(lower.into_iter().filter(|said| !above.contains(&group(said.item))));
+    upper
+}
 
 pub(super) fn bad(origin: &str, what: &str) -> Error {
     Error::Misconfigured(format!("{origin}: {what}"))

@@ -107,6 +107,9 @@ pub(crate) enum Command {
     /// Look at the store.
     #[command(subcommand)]
     Store(Store),
+    /// Show the settings in force, or begin a file of them.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Seal a file or a stream of any length for an account.
     #[command(after_help = SEAL_EXAMPLES)]
     Seal(Seal),
@@ -143,6 +146,14 @@ pub(crate) enum Command {
 pub(crate) struct Quickstart {
     /// What to seal, up to 64 MiB [default: README.md, here or keyleash's own].
     pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show every key, what is in force, and where it was said. With --json, what is allowed too. Never shows a PIN.
+    Show,
+    /// Write a file (keyleash.toml, or the one that --config names) with every key and its default as a comment.
+    Init,
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,6 +3,7 @@
 mod account;
 mod args;
 mod completions;
+mod config;
 mod consent;
 mod drill;
 mod exit;
@@ -137,6 +138,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Store(command) => store::run(command, setup()?, output).await,
         Command::Seal(args) => seal::seal(args, setup()?, output).await,
         Command::Open(args) => seal::open(args, setup()?, output).await,
+        Command::Config(command) => config::run(command, config.as_deref(), output),
         Command::Inspect(args) => inspect::run(args, output).await,
         Command::Status { watch } => status::run(watch, setup()?, output).await,
         Command::Schedule(args) => schedule::run(args, setup()?, output).await,

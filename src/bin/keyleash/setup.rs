@@ -23,7 +23,7 @@ use std::{
 };
 
 /// Read if it is there and no other file is named.
-const CONFIG_DEFAULT: &str = "keyleash.toml";
+pub(crate) const CONFIG_DEFAULT: &str = "keyleash.toml";
 /// A command uses few accounts: a limit made for a service would ask for locked memory that it never needs.
 const CACHED_AEKS_MAX: u64 = 64;
 
@@ -54,13 +54,7 @@ pub(crate) struct Setup {
 impl Setup {
     /// Reads the file and the environment.
     pub(crate) fn read(file: Option<&Path>, output: Output) -> Result<Self, Failure> {
-        let file = match file {
-            Some(path) => ConfigFile::read(path)?,
-            None if Path::new(CONFIG_DEFAULT).exists() => ConfigFile::read(Path::new(CONFIG_DEFAULT))?,
-            None => ConfigFile::default(),
-        };
-        let names = env::vars_os().map(|(name, _)| name);
-        let config = file.overlay(names, |name| env::var_os(name))?.resolve()?;
+        let config = read_config(file)?.0.resolve()?;
         Ok(Self { config, output, engine: Mutex::default() })
     }
 
@@ -226,6 +220,14 @@ impl Setup {
         );
         Error::Misconfigured(message).into()
     }
+}
+
+/// What the file and the environment say, and which file that was.
+pub(crate) fn read_config(file: Option<&Path>) -> Result<(ConfigFile, Option<&Path>), Failure> {
+    let path = file.or_else(|| Some(Path::new(CONFIG_DEFAULT)).filter(|path| path.exists()));
+    let said = path.map(ConfigFile::read).transpose()?.unwrap_or_default();
+    let names = env::vars_os().map(|(name, _)| name);
+    Ok((said.overlay(names, |name| env::var_os(name))?, path))
 }
 
 /// SoftHSM does not list a token while another process logs in to it, and a command has no second chance of its own.

@@ -1,0 +1,68 @@
+//! `config show`, `config init`.
+
+use crate::{
+    args::ConfigCommand,
+    exit::Failure,
+    output::{Output, columns},
+    setup::{CONFIG_DEFAULT, read_config},
+};
+use keyleash::{
+    Error,
+    config::page::{Shown, template},
+};
+use serde_json::{Value, json};
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+/// It may say where the PIN is.
+const MODE: u32 = 0o600;
+
+pub(crate) fn run(command: ConfigCommand, config: Option<&Path>, output: Output) -> Result<(), Failure> {
+    match command {
+        ConfigCommand::Show => {
+            let (file, read) = read_config(config)?;
+            let shown = file.shown();
+            // After it is shown: what is wrong with it is easier to see then.
+            let lines = columns(&[&[heading()][..], &shown.iter().map(row).collect::<Vec<_>>()].concat());
+            let from = read.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
+            let result = json!({ "file": from, "settings": shown.iter().map(shown_json).collect::<Vec<_>>() });
+            output.result(&result, &format!("{lines}read: {from}\n"))?;
+            file.resolve()?;
+            Ok(())
+        }
+        ConfigCommand::Init => {
+            let place = config.unwrap_or_else(|| Path::new(CONFIG_DEFAULT));
+            let opened = OpenOptions::new().write(true).create_new(true).mode(MODE).open(place);
+            let written = opened.and_then(|mut file| file.write_all(template().as_bytes()));
+            written.map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => Error::Exists(place.display().to_string()).into(),
+                _ => Failure::io(place.display(), error),
+            })?;
+            let line = format!("{}: written, with every key and its default as a comment\n", place.display());
+            output.result(&json!({ "file": place.display().to_string() }), &line)
+        }
+    }
+}
+
+fn heading() -> Vec<String> {
+    ["KEY", "IN FORCE", "FROM"].map(String::from).into()
+}
+
+fn row(Shown { key, value, origin }: &Shown) -> Vec<String> {
+    let default = || key.default.clone().unwrap_or_else(|| "-".into());
+    let name = format!("{}.{}", key.section, key.key);
+    // It is named already.
+    let origin = origin.as_deref().map(|origin| origin.trim_end_matches(&format!(": {name}")).to_owned());
+    vec![name, value.clone().unwrap_or_else(default), origin.unwrap_or_else(|| "default".into())]
+}
+
+fn shown_json(Shown { key, value, origin }: &Shown) -> Value {
+    json!({
+        "section": key.section, "key": key.key, "variable": key.variable, "value": value, "default": key.default,
+        "allowed": key.bounds, "from": origin,
+    })
+}

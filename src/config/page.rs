@@ -1,0 +1,226 @@
+//! Every key that can be set: what it is, its default and its bounds, once, for `config show`, `config init` and the manual.
+
+use super::{
+    AEK_TTL_MIN, CACHED_AEKS_MAX, CALL_TIMEOUT_MAX, CALL_TIMEOUT_MIN, POLL_INTERVAL_MAX, POLL_INTERVAL_MIN,
+    RETENTION_MAX, RETENTION_MIN, REVOCATION_MAX, STORE_DEFAULT, Settings, WORKERS_DEFAULT, WORKERS_MAX,
+    file::{ConfigFile, ITEMS, Item},
+    show,
+};
+use std::fmt::Write as _;
+
+/// A key of `keyleash.toml`, and the variable that goes over it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Its section.
+    pub section: &'static str,
+    /// Its name there.
+    pub key: &'static str,
+    /// The environment variable.
+    pub variable: &'static str,
+    /// What holds where nothing is said; `None` where nothing does.
+    pub default: Option<String>,
+    /// What is allowed.
+    pub bounds: String,
+    /// What it is.
+    pub about: &'static str,
+}
+
+/// A key with what is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The key.
+    pub key: Key,
+    /// What was said, as it was written; `None` for the default. That of a PIN is never shown.
+    pub value: Option<String>,
+    /// Where it was said: file and line, or variable.
+    pub origin: Option<String>,
+}
+
+/// Every key, section by section.
+pub fn keys() -> Vec<Key> {
+    let mut items: Vec<_> = ITEMS.iter().collect();
+    let sections: Vec<_> = ITEMS.iter().map(|named| named.section).collect();
+    items.sort_by_key(|named| sections.iter().position(|section| *section == named.section));
+    let key = |named: &&super::file::Named| {
+        let (default, bounds, about) = facts(named.item);
+        Key { section: named.section, key: named.key, variable: named.variable, default, bounds, about }
+    };
+    items.iter().map(key).collect()
+}
+
+impl ConfigFile {
+    /// Every key with what this says of it.
+    pub fn shown(&self) -> Vec<Shown> {
+        let said = |key: Key| {
+            let said = self.said_of(key.section, key.key);
+            let (value, origin) = said.map(|said| (said.text.clone(), said.origin.clone())).unzip();
+            Shown { key, value, origin }
+        };
+        keys().into_iter().map(said).collect()
+    }
+}
+
+/// Default, bounds, meaning.
+fn facts(item: Item) -> (Option<String>, String, &'static str) {
+    let Settings {
+        poll_interval,
+        call_timeout,
+        grace,
+        aek_ttl,
+        resume_rate,
+        max_cached_aeks,
+        fresh_proof_every,
+        require_recoverable,
+        retention,
+        purge_protection,
+        ..
+    } = Settings::default();
+    let one = || "one of label, serial and slot".to_owned();
+    let pin = || "one of pin_file and pin_env".to_owned();
+    match item {
+        Item::TokenName => {
+            (Some("default".into()), "as a KEK name".into(), "what the records of its KEKs call the token")
+        }
+        Item::Module => (None, "a file".into(), "the PKCS#11 library"),
+        Item::Label => (None, one(), "the token with this label"),
+        Item::Serial => (None, one(), "the token with this serial number"),
+        Item::Slot => (None, one(), "the token in the slot with this id; some modules renumber theirs"),
+        Item::PinFile => (None, pin(), "the file that holds the user PIN; readable by its owner alone"),
+        Item::PinEnv => (None, pin(), "the variable that holds the user PIN (KEYLEASH_PIN is read without it)"),
+        Item::Workers => {
+            (Some(WORKERS_DEFAULT.to_string()), format!("1 to {WORKERS_MAX}"), "threads that call the token")
+        }
+        Item::TokenCallTimeout => (
+            Some("that of [lease]".into()),
+            "as that".into(),
+            "deadline of a call of this token, where it has one of its own",
+        ),
+        Item::Store => (Some(STORE_DEFAULT.into()), "a file".into(), "where the wrapped AEKs are"),
+        Item::PollInterval => (
+            Some(show(poll_interval)),
+            format!("{} to {}", show(POLL_INTERVAL_MIN), show(POLL_INTERVAL_MAX)),
+            "time between two proofs of a KEK version",
+        ),
+        Item::CallTimeout => (
+            Some(show(call_timeout)),
+            format!("{} to {}, at most poll_interval", show(CALL_TIMEOUT_MIN), show(CALL_TIMEOUT_MAX)),
+            "deadline of a call of the token",
+        ),
+        Item::Grace => (
+            Some(show(grace)),
+            format!(
+                "at least poll_interval + 2 call_timeout; (fresh_proof_every + 1) poll_interval + grace + call_timeout at most {}",
+                show(REVOCATION_MAX)
+            ),
+            "how long a lease lasts after its last proof while the token is unreachable",
+        ),
+        Item::AekTtl => (
+            Some(show(aek_ttl)),
+            format!("at least {} and 2 call_timeout, at most grace", show(AEK_TTL_MIN)),
+            "how long an AEK is used without an unwrap of its own",
+        ),
+        Item::ResumeRate => (
+            Some(resume_rate.to_string()),
+            format!("1 to {}", u32::MAX),
+            "most unwraps per second of each token in the background",
+        ),
+        Item::FreshProofEvery => (
+            Some(fresh_proof_every.to_string()),
+            "at least 1; see grace".into(),
+            "every so many proofs one comes from a fresh context of the module",
+        ),
+        Item::MaxCachedAeks => {
+            (Some(max_cached_aeks.to_string()), format!("1 to {CACHED_AEKS_MAX}"), "most AEKs in memory")
+        }
+        Item::Memlock => {
+            (Some("warn".into()), "warn or refuse".into(), "what happens when key memory cannot be locked")
+        }
+        Item::RequireRecoverable => (
+            Some(require_recoverable.to_string()),
+            "true or false".into(),
+            "refuse new accounts under a KEK version of which no backup is attested",
+        ),
+        Item::Retention => (
+            Some(show(retention)),
+            format!("{} to {}", show(RETENTION_MIN), show(RETENTION_MAX)),
+            "how long a deleted account can be undeleted before it may be purged",
+        ),
+        Item::PurgeProtection => (
+            Some(purge_protection.to_string()),
+            "true or false".into(),
+            "nobody purges an account before its retention is over",
+        ),
+    }
+}
+
+/// A configuration file in which every key stands as a comment, with its default.
+pub fn template() -> String {
+    let mut page = String::from(
+        "# keyleash.toml: every key, with its default. Uncomment what you change.\n# KEYLEASH_* variables go over it.\n",
+    );
+    let mut section = "";
+    for Key { section: of, key, variable, default, bounds, about } in keys() {
+        if section != of {
+            section = of;
+            let _ = writeln!(page, "\n[{section}]");
+        }
+        let quoted = default.filter(|default| !default.contains('[')).map_or_else(
+            || "\"\"".to_owned(),
+            |default| match default.parse::<u64>().is_ok() || ["true", "false"].contains(&default.as_str()) {
+                true => default,
+                false => format!("{default:?}"),
+            },
+        );
+        let _ = writeln!(page, "# {about}; {bounds} ({variable})\n# {key} = {quoted}");
+    }
+    page
+}
+
+/// The page of the manual.
+#[cfg(test)]
+fn manual() -> String {
+    let mut page = String::from(
+        "//! Every key of `keyleash.toml`, its default and bounds. Written by `src/config/page.rs`, whose test says when it is not.\n//!\n\
+         //! | section | key | variable | default | allowed | what it is |\n//! | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for Key { section, key, variable, default, bounds, about } in keys() {
+        let default = default.unwrap_or_else(|| "none".into()).replace(['[', ']'], "`");
+        let _ = writeln!(page, "//! | {section} | `{key}` | `{variable}` | {default} | {bounds} | {about} |");
+    }
+    page.push_str(
+        "//!\n//! A duration is a number and its unit: ms, s, min, h or d. `[[token]]` and `[[kek]]` are in\n\
+         //! [`operations`](mod@super::operations#several-tokens). `keyleash config show` says what is in force, and from where;\n\
+         //! `keyleash config init` writes a file with all of these.\n",
+    );
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_has_every_key_as_it_is() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/manual/settings.rs");
+        if std::env::var_os("KEYLEASH_TEST_WRITE_MANUAL").is_some() {
+            std::fs::write(path, manual()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), manual(), "run this with KEYLEASH_TEST_WRITE_MANUAL=1");
+    }
+
+    #[test]
+    fn the_template_says_nothing_as_it_is_and_every_default_in_it_is_one() {
+        let template = template();
+        assert_eq!(ConfigFile::parse(&template, "t").unwrap(), ConfigFile::default());
+        let uncommented: String = template
+            .lines()
+            .map(|line| {
+                line.strip_prefix("# ").filter(|line| line.contains(" = ") && !line.ends_with("\"\"")).unwrap_or("")
+            })
+            .zip(template.lines())
+            .map(|(line, whole)| if whole.starts_with('[') { format!("{whole}\n") } else { format!("{line}\n") })
+            .collect();
+        let config = ConfigFile::parse(&uncommented, "t").unwrap().resolve().unwrap();
+        assert_eq!(config, ConfigFile::default().resolve().unwrap());
+    }
+}
