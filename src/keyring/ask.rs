@@ -322,11 +322,10 @@ impl Keyring {
         let why = match found {
             Ok(Some(info)) => {
                 leash.standby_has_it.store(true, Ordering::SeqCst);
-                match (info.refused, info.half) {
-                    (Some(refused), _) => format!("it is refused: {refused}"),
-                    (None, Some(half)) => format!("it is half a key: {half}"),
-                    (None, None) if !info.enabled => "it is disabled there".into(),
-                    (None, None) => {
+                match info.refused {
+                    Some(refused) => format!("it is refused: {refused}"),
+                    None if !info.enabled => "it is disabled there".into(),
+                    None => {
                         leash.standby_unfit.store(false, Ordering::SeqCst);
                         return;
                     }

@@ -120,7 +120,7 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Show token, KEKs, and the leases that a proof under each KEK gives.
     ///
-    /// Ends with 0 when all are granted, else as the first that is not.
+    /// Ends with 0 when all are granted, else as the first that is not; with 2 when one is granted and wraps nothing new.
     Status {
         /// Go on, and show each change as it comes, a line (or with --json an object) each, until interrupted.
         #[arg(long)]

@@ -340,7 +340,8 @@ pub(super) fn read(session: &Session, object: ObjectHandle) -> Result<Option<Rea
     } else {
         [AttributeType::Trusted, AttributeType::SignRecover]
     });
-    told.extend(session.get_attributes(object, &more).map_err(at(STEP))?);
+    // Where they cannot be read, nothing is known of them; trouble of the token shows below as well.
+    told.extend(session.get_attributes(object, &more).unwrap_or_default());
     for attribute in told {
         match attribute {
             Attribute::Id(id) => found.id = id,
@@ -408,7 +409,7 @@ fn public_half(session: &Session, id: &[u8], modulus: &[u8]) -> Result<(Option<O
     };
     let wanted = [AttributeType::Modulus, AttributeType::PublicExponent, AttributeType::Encrypt, AttributeType::Wrap];
     let (mut encrypt, mut wrap, mut exponent) = (None, None, None);
-    for attribute in session.get_attributes(half, &wanted).map_err(at(STEP))? {
+    for attribute in session.get_attributes(half, &wanted).unwrap_or_default() {
         match attribute {
             Attribute::Modulus(bytes) => {
                 let its = number(bytes);

@@ -130,32 +130,37 @@ pub(super) fn create(session: &Session, spec: &KekSpec) -> Result<Attributes, Fa
     let generate = |optional| generate(session, spec.profile, &common(optional), optional);
     let mut made = generate(Optional::All);
     // NSS says so to an attribute that its database has no column for, and many a token to trouble that passes.
-    if matches!(&made, Err(Fault::Code { code: RvError::GeneralError, .. })) {
+    let unclear = matches!(&made, Err(Fault::Code { code: RvError::GeneralError, .. }));
+    if unclear {
         made = generate(Optional::All);
     }
-    for (less, left_out) in [
+    let mut left_out = None;
+    for (less, without) in [
         (Optional::Use, "CKA_MODIFIABLE and CKA_DESTROYABLE"),
         (Optional::None, "CKA_MODIFIABLE, CKA_DESTROYABLE, CKA_SIGN_RECOVER and CKA_DERIVE"),
     ] {
         if !matches!(&made, Err(Fault::Code { code, .. }) if is_about_attributes(*code)) {
             break;
         }
-        tracing::warn!(label = spec.label, "the token does not take all of {left_out} for a new key");
-        made = generate(less);
+        (made, left_out) = (generate(less), Some(without));
     }
     let keys = made?;
     let judged = read(session, keys.key).and_then(|found| {
         let found = found.ok_or(Fault::KekMissing)?.attributes;
-        match found.refusal().or_else(|| found.half()) {
-            None => Ok(found),
-            Some(why) => Err(fault::misconfigured(
-                "create KEK",
-                format!("the token made another key than it was asked for: {why}"),
-                "this token cannot hold KEKs with this profile; see its policy",
-            )
-            .into()),
+        if let Some(why) = found.refusal().or_else(|| found.half()) {
+            let what = format!("the token made another key than it was asked for: {why}");
+            let remedy = "this token cannot hold KEKs with this profile; see its policy";
+            return Err(fault::misconfigured("create KEK", what, remedy).into());
         }
+        // One that tells it takes it: it was trouble that passed, and the key can be deleted by accident.
+        if unclear && left_out.is_some() && found.destroyable == Some(!spec.destroyable) {
+            return Err(Fault::Code { step: "C_GenerateKey", code: RvError::GeneralError });
+        }
+        Ok(found)
     });
+    if let (Ok(_), Some(without)) = (&judged, left_out) {
+        tracing::warn!(label = spec.label, "the token does not take all of {without} for a new key");
+    }
     if judged.is_err() {
         destroy(session, &keys);
     }
