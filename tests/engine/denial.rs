@@ -177,3 +177,26 @@ async fn a_denial_that_another_process_cleared_is_written_again_while_it_goes_on
     rig.pass(SECOND).await;
     assert_eq!(record(&rig).await, None);
 }
+
+#[tokio::test]
+async fn a_denial_that_is_heard_while_one_is_being_written_is_written_too() {
+    let rig = Rig::new().await;
+    drop(rig.account("b").await);
+    let store = HandStore::over(&rig.store);
+    let build = Engine::builder(rig.token.clone(), store.clone()).on_current_runtime().start_up_proof(false);
+    let engine = build.clock(Clock::Manual(rig.clock.clone())).jitter_seed(1).build().unwrap();
+    let account = engine.account(&account_id("b")).await.unwrap();
+    store.hold_creates();
+    rig.script.disable(&rig.kek_id);
+    while seal(&account).is_ok() {
+        rig.pass(SECOND / 4).await;
+    }
+    rig.pass(2 * SECOND).await;
+    let again = open(&engine, "b");
+    settle().await;
+    store.let_go();
+    settle().await;
+    let reason = record(&rig).await.unwrap().reason;
+    assert!(reason.contains("for 2 s"), "the one before it is two seconds old: {reason}");
+    assert!(matches!(again.await.unwrap(), Err(Error::Denied(_))));
+}

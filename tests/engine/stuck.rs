@@ -34,26 +34,32 @@ extern "C" fn stop(_: libc::c_int) {
     }
 }
 
-struct StuckSeal {
-    thread: Option<thread::JoinHandle<Result<BlockHeader, Error>>>,
+struct Stuck {
+    thread: Option<thread::JoinHandle<Result<(), Error>>>,
     buf: Arc<Mutex<Vec<u8>>>,
 }
 
-impl StuckSeal {
-    fn of(account: &Account) -> Self {
+impl Stuck {
+    fn seal(account: &Account) -> Self {
+        let account = account.clone();
+        Self::of(&[7; BLOCK_BYTES], move |buf| account.seal_in_place(1_u64, buf).map(drop))
+    }
+
+    fn of(before: &[u8], work: impl Fn(&mut [u8]) -> Result<(), Error> + Send + Sync + 'static) -> Self {
+        let work = Arc::new(work);
         let handler: extern "C" fn(libc::c_int) = stop;
         // SAFETY: the handler is async-signal-safe, and nothing else in this process uses the signal.
         unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
         loop {
-            let (inside, buf) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(vec![7; BLOCK_BYTES])));
+            let (inside, buf) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(before.to_vec())));
             STOP.store(true, Ordering::SeqCst);
             STOPPED.store(false, Ordering::SeqCst);
             let sealing = thread::spawn({
-                let (account, inside, buf) = (account.clone(), inside.clone(), buf.clone());
+                let (work, inside, buf) = (work.clone(), inside.clone(), buf.clone());
                 move || {
                     let mut buf = buf.lock().unwrap();
                     inside.store(true, Ordering::SeqCst);
-                    let sealed = account.seal_in_place(1_u64, &mut buf);
+                    let sealed = work(&mut buf);
                     inside.store(false, Ordering::SeqCst);
                     while STOP.load(Ordering::SeqCst) {
                         thread::yield_now(); // there to be stopped, if too late
@@ -79,7 +85,7 @@ impl StuckSeal {
     }
 
     /// Goes on, and gives what came of it.
-    fn end(mut self) -> (Result<BlockHeader, Error>, Vec<u8>) {
+    fn end(mut self) -> (Result<(), Error>, Vec<u8>) {
         STOP.store(false, Ordering::SeqCst);
         let sealed = self.thread.take().unwrap().join().unwrap();
         let buf = std::mem::take(&mut *self.buf.lock().unwrap());
@@ -87,7 +93,7 @@ impl StuckSeal {
     }
 }
 
-impl Drop for StuckSeal {
+impl Drop for Stuck {
     fn drop(&mut self) {
         STOP.store(false, Ordering::SeqCst);
     }
@@ -118,7 +124,7 @@ async fn a_stuck_seal_holds_up_no_denial_no_note_of_it_no_eviction_and_no_resump
     let neighbour = build(&rig.token, &rig.store, &rig.clock, Settings::default());
     let of_neighbour = neighbour.account(&account_id("elsewhere")).await.unwrap();
     let mut events = rig.engine.events();
-    let seal_that_hangs = StuckSeal::of(&stuck);
+    let seal_that_hangs = Stuck::seal(&stuck);
 
     // Both KEKs are denied in one poll, each is told and written down, and no key of theirs is usable.
     rig.script.disable(&rig.kek_id);
@@ -168,7 +174,7 @@ async fn a_wipe_that_waits_for_long_is_told_with_the_thread_that_it_waits_for() 
     let rig = Rig::new().await;
     let account = rig.account("stuck").await;
     let mut events = rig.engine.events();
-    let seal_that_hangs = StuckSeal::of(&account);
+    let seal_that_hangs = Stuck::seal(&account);
     rig.script.disable(&rig.kek_id);
     let waits = until_told(&rig, &mut events, |event| matches!(event, Event::WipeWaits { .. })).await;
     let Event::WipeWaits { account: of, threads, .. } = waits else { unreachable!() };
@@ -180,4 +186,40 @@ async fn a_wipe_that_waits_for_long_is_told_with_the_thread_that_it_waits_for() 
     assert!(seal_that_hangs.end().0.is_err());
     until_told(&rig, &mut events, |event| matches!(event, Event::WipeDone { .. })).await;
     assert!(rig.engine.status().await.waiting_wipes.is_empty());
+}
+
+#[tokio::test]
+async fn what_was_under_way_as_the_denial_came_gives_nothing_and_leaves_its_buffer_as_it_was() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let (plain, mut sealed) = (vec![7; BLOCK_BYTES], vec![7; BLOCK_BYTES]);
+    let header = account.seal_in_place(1_u64, &mut sealed).unwrap();
+    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    let blank = vec![0; BLOCK_BYTES];
+    type Work = Box<dyn Fn(&mut [u8]) -> Result<(), Error> + Send + Sync>;
+    let of = || account.clone();
+    let (one, two, three, four, five) = (of(), of(), of(), of(), of());
+    let (source, ciphertext) = (plain.clone(), sealed.clone());
+    let all: [(&str, &[u8], Work); 5] = [
+        ("seal", &plain, Box::new(move |buf| one.seal_in_place(1_u64, buf).map(drop))),
+        ("open", &sealed, Box::new(move |buf| two.open_in_place(1_u64, &header, buf))),
+        ("reseal", &sealed, Box::new(move |buf| three.reseal(1_u64, &header, buf).map(drop))),
+        ("seal into", &blank, Box::new(move |buf| four.seal_into(1_u64, &source, buf).map(drop))),
+        ("open into", &blank, Box::new(move |buf| five.open_into(1_u64, &header, &ciphertext, buf))),
+    ];
+    for (name, before, work) in all {
+        account.warm().await.unwrap();
+        work(&mut before.to_vec()).unwrap();
+        let stuck = Stuck::of(before, work);
+        rig.script.disable(&rig.kek_id);
+        rig.pass(20 * SECOND).await;
+        // Granted again by the time that it goes on: it began before.
+        rig.script.enable(&rig.kek_id);
+        rig.pass(20 * SECOND).await;
+        let (done, buf) = stuck.end();
+        assert!(done.is_err(), "{name}: {done:?}");
+        assert!(buf == before, "{name}: its buffer is not as it was");
+        seal(&account).unwrap();
+    }
 }

@@ -215,3 +215,28 @@ async fn an_impostor_is_noticed_though_the_only_older_aek_in_use_was_retired_bef
         assert!(has_denial(&rig, 1).await);
     }
 }
+
+#[tokio::test]
+async fn whoever_opens_an_account_that_was_made_just_before_a_lapse_waits_for_no_poll() {
+    let rig = Rig::new().await;
+    drop(rig.account("a").await);
+    just_proved(&rig, 1).await;
+    let young = rig.account("b").await;
+    rig.script.set_unreachable(true);
+    rig.pass_by(31 * 60 * SECOND, SECOND).await;
+    while !matches!(seal(&young), Err(Error::Lapsed(_))) {
+        rig.pass(SECOND).await;
+    }
+    // Not within a second of the watch's own question.
+    loop {
+        let asked = rig.script.calls(Call::Unwrap);
+        rig.pass(SECOND * 5 / 4).await;
+        if rig.script.calls(Call::Unwrap) == asked {
+            break;
+        }
+    }
+    rig.script.set_unreachable(false);
+    assert!(matches!(seal(&young), Err(Error::Lapsed(_))), "nobody has asked since");
+    young.warm().await.unwrap();
+    seal(&young).unwrap();
+}

@@ -37,6 +37,7 @@ fn the_promises_hold_whatever_the_module_returns() {
         a_changed_pin_while_the_token_is_never_quiet,
         a_storm_of_creations_under_another_kek,
         a_storm_at_a_single_worker,
+        who_waits_behind_a_call_that_hangs_for_good,
         every_row_of_the_verdicts,
     ]);
 }
@@ -439,6 +440,32 @@ fn a_storm_of_creations_under_another_kek() {
 #[ignore = "one of the scenarios above"]
 fn a_storm_at_a_single_worker() {
     alone_with_shim("shim::a_storm_at_a_single_worker", |bench| storm("600 creations at once, 1 worker", 1, bench));
+}
+
+/// No other worker takes the place of the one that hangs: the one that idled beside it, kept for proofs, is all there is.
+#[test]
+#[ignore = "one of the scenarios above"]
+fn who_waits_behind_a_call_that_hangs_for_good() {
+    alone_with_shim("shim::who_waits_behind_a_call_that_hangs_for_good", |bench| async move {
+        let mut settings = bench.settings();
+        (settings.workers, settings.hung_max, settings.call_timeout) = (2, 0, SECOND);
+        let token = Arc::new(Pkcs11Token::open(settings).await.unwrap());
+        let (kek, aek, wrapped) = account(&token, Profile::AesGcm).await;
+        bench.fail("C_Decrypt hang count=1");
+        let unwrap = || {
+            let (token, kek, wrapped) = (token.clone(), kek.clone(), wrapped.clone());
+            tokio::spawn(async move { token.unwrap(&kek, &wrapped, &BINDING).await })
+        };
+        let hangs = unwrap();
+        tokio::time::sleep(SECOND / 2).await;
+        let waits = unwrap();
+        assert_eq!(hangs.await.unwrap().unwrap_err().verdict, Verdict::Unreachable);
+        // Nobody else calls, who would wake it.
+        assert_eq!(waits.await.unwrap().unwrap(), aek);
+        let workers = token.workers();
+        assert_eq!((workers.alive, workers.hung), (1, 1));
+        bench.fail("");
+    });
 }
 
 async fn account(token: &Pkcs11Token, profile: Profile) -> (KekHandle, Aek, Wrapped) {

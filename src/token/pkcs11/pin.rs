@@ -518,6 +518,8 @@ mod tests {
         assert_eq!(standing(Attempt::Accepted), Some(Standing { failures: 3, denied: false, ..counted }));
         assert_eq!(standing(Attempt::Refused(fault::denied("login", "wrong"))), Some(accepted));
         assert_eq!(standing(Attempt::Accepted), None, "refused, whatever it was before");
+        pins.forget_refusal();
+        assert_eq!(standing(Attempt::NotNeeded), Some(unknown), "so the last try before the token locks is not for it");
     }
 
     #[test]
