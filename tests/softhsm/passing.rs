@@ -248,3 +248,18 @@ fn who_waits_no_more_takes_nobody_s_turn() {
         assert!(made <= 10, "{made} KEKs made for callers who were gone");
     });
 }
+
+/// It did three times in ten.
+#[test]
+fn a_process_that_ends_as_calls_that_hung_come_back_does_not_crash() {
+    alone_with_shim("passing::a_process_that_ends_as_calls_that_hung_come_back_does_not_crash", |bench| async move {
+        let mut settings = bench.settings();
+        settings.call_timeout = SECOND / 2;
+        bench.fail("C_Login hang");
+        let tokens: Vec<_> = (0..16).map(|_| tokio::spawn(Pkcs11Token::open(settings.clone()))).collect();
+        for token in tokens {
+            assert_eq!(token.await.unwrap().unwrap().workers().hung, 1);
+        }
+        bench.fail("");
+    });
+}

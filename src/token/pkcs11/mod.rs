@@ -221,8 +221,8 @@ impl Pkcs11Token {
 }
 
 /// Ends all use of PKCS#11 in this process, for the last lines of `main`: no module is loaded and no call enters one again, and
-/// those that are inside are waited for, at most for `timeout`, but for those that hang. May block. False when any are still
-/// inside, hanging ones too: then [`exit_at_once`] is the way to end.
+/// those that are inside are waited for, at most for `timeout`, and where all of them hang for a quarter of a second. May block.
+/// False when any are still inside, hanging ones too: then [`exit_at_once`] is the way to end.
 ///
 /// Modules have exit handlers that take away what a call under way stands on (measured: SoftHSM and its OpenSSL crash), so a
 /// process that is told to end while the token is working would end with a segmentation fault. An exit handler of keyleash does

@@ -48,6 +48,9 @@ const GATE_MARGIN: Duration = Duration::from_millis(20);
 /// How long the end of the process waits for calls that are under way: about as long as calls may take.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 const EXIT_LOOK: Duration = Duration::from_millis(5);
+/// How long it waits where none but those that hang are inside. One that comes back as the process ends, perhaps because of what ends
+/// both, would do so under the exit handlers.
+const EXIT_PATIENCE_HUNG: Duration = Duration::from_millis(250);
 
 static MODULES: Mutex<Modules> = Mutex::new(Modules { loaded: Vec::new(), shut: false });
 
@@ -318,16 +321,17 @@ impl Module {
     }
 
     fn is_empty_by(&self, deadline: Instant) -> bool {
+        let soon = deadline.min(self.clock.now().plus(EXIT_PATIENCE_HUNG));
         let mut gate = lock(&self.gate);
-        // What hangs will hardly come back while the process ends, and is not worth the wait.
-        while gate.inside > self.hung.load(Ordering::SeqCst) || gate.closed {
+        while gate.inside > 0 || gate.closed {
+            let hang = !gate.closed && gate.inside <= self.hung.load(Ordering::SeqCst);
             let in_time;
-            (gate, in_time) = wait_until(&self.changed, gate, &self.clock, deadline);
+            (gate, in_time) = wait_until(&self.changed, gate, &self.clock, if hang { soon } else { deadline });
             if !in_time {
                 return false;
             }
         }
-        gate.inside == 0
+        true
     }
 
     /// Fails in a forked child.
