@@ -129,7 +129,7 @@ fn kill_again_and_again() {
     assert_eq!(shop.accounts(None), all);
     assert_eq!(shop.accounts(Some(current)), all, "each of them once, and under the current version");
     for version in 1..current {
-        shop.run(&["kek", "retire", &format!("{}/{version}", shop.kek)]);
+        shop.run(&["kek", "retire", "--yes", &format!("{}/{version}", shop.kek)]);
     }
     for (account, count) in &files {
         (0..*count).for_each(|number| shop.assert_opens(account, number));

@@ -3,6 +3,7 @@
 
 mod crash;
 mod disk;
+mod faults;
 mod golden;
 #[cfg(feature = "cli")]
 mod kill;

@@ -31,7 +31,7 @@ fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `softhsm/with-token cargo test`"))
 }
 
-async fn token() -> Arc<Pkcs11Token> {
+pub(crate) async fn token() -> Arc<Pkcs11Token> {
     let pin = PinSource::File(variable("KEYLEASH_PIN_FILE").into());
     let label = Selector::Label(variable("KEYLEASH_TOKEN_LABEL"));
     let mut settings = Pkcs11Settings::new(variable("KEYLEASH_MODULE"), label, pin);
@@ -40,7 +40,7 @@ async fn token() -> Arc<Pkcs11Token> {
 }
 
 /// One that hears soon of what others did; and a machine that is busy is no outage.
-fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         poll_interval: Duration::from_secs(5),
         call_timeout: Duration::from_secs(3),
@@ -50,15 +50,15 @@ fn settings() -> Settings {
     }
 }
 
-fn engine(token: &Arc<Pkcs11Token>, store: Arc<dyn KeyStore>) -> Engine {
+pub(crate) fn engine(token: &Arc<Pkcs11Token>, store: Arc<dyn KeyStore>) -> Engine {
     Engine::builder(token.clone(), store).settings(settings()).build().unwrap()
 }
 
-fn id(number: usize) -> AccountId {
+pub(crate) fn id(number: usize) -> AccountId {
     AccountId::new(format!("a{number:02}")).unwrap()
 }
 
-struct Kept {
+pub(crate) struct Kept {
     account: usize,
     address: u64,
     header: BlockHeader,
@@ -70,13 +70,13 @@ fn plaintext(account: usize, address: u64) -> Vec<u8> {
 }
 
 /// Threads that seal and open through live handles and compare every byte, until they are told to stop.
-struct Sealers {
+pub(crate) struct Sealers {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<(u64, Vec<Kept>)>>,
 }
 
 impl Sealers {
-    async fn start(engine: &Engine, accounts: usize) -> Self {
+    pub(crate) async fn start(engine: &Engine, accounts: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         for sealer in 0..SEALERS {
@@ -104,7 +104,7 @@ impl Sealers {
     }
 
     /// The blocks that were kept.
-    fn stop(self) -> Vec<Kept> {
+    pub(crate) fn stop(self) -> Vec<Kept> {
         self.stop.store(true, Ordering::SeqCst);
         let told: Vec<_> = self.threads.into_iter().map(|thread| thread.join().unwrap()).collect();
         println!("{} blocks sealed, opened and verified", told.iter().map(|(sealed, _)| sealed).sum::<u64>());
@@ -137,7 +137,7 @@ fn there_and_back(
 }
 
 /// Every block that was kept opens in an engine that was just started.
-async fn assert_all_open(engine: &Engine, kept: &[Kept]) {
+pub(crate) async fn assert_all_open(engine: &Engine, kept: &[Kept]) {
     let versions: BTreeSet<_> = kept.iter().map(|block| block.header.aek_version()).collect();
     assert!(versions.len() > 1, "the live handles never heard of a new AEK version: {versions:?}");
     for Kept { account, address, header, ciphertext } in kept {
