@@ -14,6 +14,7 @@ use crate::{
     in_flight::Operation,
     keyring::{Keyring, Owner, made_anew},
     name::AccountId,
+    planted,
     slot::{AekSlot, Selection},
     store::record::Usage,
 };
@@ -183,6 +184,7 @@ impl Account {
             let sealer = self.sealer(&key);
             sealer.open_in_place(header, address, buf)?;
             if key.still_holds(buf.len(), self.keyring()) {
+                planted::on_opened(buf);
                 return Ok(());
             }
             // No plaintext is given, and nothing is lost: whoever waits for the key tries again with this buffer.
@@ -485,6 +487,7 @@ impl Account {
     /// The key for a block of `bytes` bytes that is to be sealed now, which is counted.
     #[inline(always)]
     fn to_seal<'a>(&'a self, operation: &'a mut Operation, bytes: usize) -> Result<Selection<'a>, Unusable> {
+        planted::on_seal(&self.keys.current().leash)?;
         let thread = operation.thread();
         let key = self.select(operation, self.keys.current())?;
         self.count(thread, &key, bytes)?;
@@ -500,6 +503,9 @@ impl Account {
 
     #[inline(always)]
     fn select<'a>(&'a self, operation: &'a mut Operation, slot: &'a AekSlot) -> Result<Selection<'a>, Unusable> {
+        if planted::stays_away(&self.keys.id) {
+            return Err(Unusable::Revoked);
+        }
         slot.usable(operation, self.keyring().clock.now()).ok_or(Unusable::Revoked)
     }
 

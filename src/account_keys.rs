@@ -5,6 +5,7 @@ use crate::{
     clock::Instant,
     error::{Corrupt, Error},
     name::AccountId,
+    planted::{self, Fault},
     slot::AekSlot,
     store::record::{RetiredAek, was_retired},
 };
@@ -222,6 +223,9 @@ impl AccountKeys {
     /// Adds the slot of an AEK version that was not here before; the newest is the current one from then on. One that is cold is
     /// wanted, if the one that it takes the place of was in use.
     pub(crate) fn add(&self, slot: Arc<AekSlot>) {
+        if planted::is(Fault::RotationNotTakenUp) && slot.aek_version > self.current().aek_version {
+            return;
+        }
         let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.version(slot.aek_version).is_none() {
             if slot.aek_version > self.current().aek_version {

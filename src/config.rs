@@ -6,6 +6,7 @@ use crate::{
     error::{Error, Result},
     lease::Terms,
     name::{KekName, TokenName},
+    planted::{self, Fault},
     secret::MemlockPolicy,
 };
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -123,7 +124,12 @@ impl Settings {
 
     /// How long the leases of these settings last.
     pub(crate) fn terms(&self) -> Terms {
-        Terms { grace: self.grace, fresh_span: self.poll_interval.saturating_mul(self.fresh_proof_every) }
+        let grace = match () {
+            () if planted::is(Fault::LapsesEarly) => self.grace / 2,
+            () if planted::is(Fault::LapsesLate) => self.grace * 2,
+            () => self.grace,
+        };
+        Terms { grace, fresh_span: self.poll_interval.saturating_mul(self.fresh_proof_every) }
     }
 
     /// Checks every bound.

@@ -14,6 +14,7 @@ use crate::{
     error::{Corrupt, Error, Result},
     keyring::Keyring,
     lease::{Change, Verdict},
+    planted::{self, Fault},
     slot::Leash,
     standby::Voice,
     store::{
@@ -188,7 +189,7 @@ impl Keyring {
         let is_unsaved = match verdict {
             Verdict::Denied => {
                 notes.known().denied(voice);
-                true
+                !planted::is(Fault::DenialNotWritten)
             }
             Verdict::Granted { asked, context, .. } => {
                 let end = notes.known().granted(voice, asked, context);

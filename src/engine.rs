@@ -18,6 +18,7 @@ use crate::{
     home::Home,
     keyring::{Keyring, NewProof, Owner, gives_not_back},
     name::{AccountId, KekName, TokenName},
+    planted,
     rotate::{start_work, utc},
     secret::{self, Aek},
     store::{
@@ -172,6 +173,7 @@ impl EngineBuilder {
         block::self_test()?;
         let cells = usize::try_from(self.settings.max_cached_aeks).unwrap_or(usize::MAX);
         let mut warnings = self.settings.warnings();
+        warnings.extend(planted::warning());
         warnings.extend(secret::check_memlock(cells, self.settings.memlock)?);
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let tokens = self.wiring.connect(&self.settings, &self.clock)?;

@@ -15,6 +15,7 @@ use crate::{
     lease::{Actions, Phase, Verdict as LeaseVerdict},
     leash::Stepped,
     name::{AccountId, KekVersion},
+    planted,
     slot::{AekSlot, Leash},
     standby::Voice,
     store::{KeyStore, record::WrappedAek},
@@ -313,6 +314,7 @@ impl Keyring {
         verdict: LeaseVerdict,
         trouble: Option<&TokenError>,
     ) -> bool {
+        let Some(verdict) = planted::heard(verdict, leash) else { return false };
         let replaced = trouble.is_some_and(|trouble| trouble.verdict == Verdict::Replaced);
         if replaced && leash.trouble() != Some(Verdict::Replaced) {
             self.teller.tell(Event::KekReplaced { kek: leash.kek().clone() });

@@ -54,6 +54,7 @@ pub mod lease;
 mod leash;
 pub mod manual;
 pub mod name;
+mod planted;
 pub mod rotate;
 pub mod secret;
 mod slot;

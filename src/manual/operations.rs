@@ -489,7 +489,11 @@
 //! - `.ci/instructions/check`: counts the instructions of a seal and an open of 4 KiB under valgrind, which it installs, and compares
 //!   those of keyleash with `.ci/instructions/expected`, whatever the processor; `--accept` after a change that is meant.
 //! - `benches/report`: how fast it is, beside its targets; see [`performance`](super::performance). No test, and CI measures nothing.
-//! - `softhsm/with-token cargo test --test rotation`: rotation beside crashes, kills, other processes and a load. `ROTATION_TEST_KILLS=1000`
+//! - `cargo test --features planted-faults --test planted -- --include-ignored`: what a drill prints is seen to fail, with an
+//!   engine that was built to break what it says. Some fifteen minutes; without `--include-ignored` four of them. Such a build says so
+//!   wherever it starts.
+//! - `softhsm/with-token cargo test --test rotation`: rotation beside crashes, kills, other processes, a load, a store that holds
+//!   writes up and loses answers, and clocks that differ by hours. `ROTATION_TEST_KILLS=1000`
 //!   kills the real binary so often instead of 50 times, and `PROPTEST_CASES=10000` tries so many schedules of crashes instead of 64.
 //! - `softhsm/with-token cargo bench --bench rewrap -- --accounts 100000`: re-wrap beside a bare loop of the same token calls.
 //! - `EVERY_BIT=1 cargo test --test store damage -- --nocapture`: every single bit of a store that was closed and of one whose process

@@ -59,6 +59,11 @@ fn main() -> ExitCode {
     if !cli.json && !cli.quiet {
         warnings::show(cli.verbose);
     }
+    #[cfg(feature = "planted-faults")]
+    let _ = writeln!(
+        std::io::stderr(),
+        "keyleash: THIS BUILD BREAKS ITS PROMISES ON PURPOSE (Cargo feature planted-faults): it must serve nobody"
+    );
     match Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build() {
         Ok(runtime) => {
             let outcome = run_to_end(&runtime, cli, output);
