@@ -365,6 +365,7 @@
 //! Back up **both** the store and the token's KEKs: blocks need both, and either alone is worthless. `keyleash store snapshot FILE`
 //! copies the store and verifies the copy while no service has it open; a service copies its own
 //! ([`RedbStore::snapshot`](crate::store::redb::RedbStore::snapshot)), and a snapshot of the file system will do, which is as a crash to the store.
+//! Stop every process that uses the store before a restore: what still runs seals under AEK versions that the copy does not have.
 //! `keyleash store restore FILE` verifies a copy, shows what it takes the place of, and keeps that beside it. A store that is older than a
 //! backup of the blocks may miss accounts or AEK versions: back the store up last. Try a restore before it is needed.
 //!

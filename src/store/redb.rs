@@ -10,6 +10,7 @@
 
 use super::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, check_limit, check_put};
 use crate::error::{Error, Result};
+use crate::secret::fill_random;
 use ::redb::{Database, Error as RedbError, ReadableDatabase, StorageBackend};
 use async_trait::async_trait;
 use std::{
@@ -136,6 +137,21 @@ impl RedbStore {
             copied
         })
         .await
+    }
+
+    /// Makes a copy fit to take the store's place: no version of what is written to it was ever given by the store that it was
+    /// copied from, or by another copy. Else a write that was held up, and that names the version of a record which is gone,
+    /// would replace another one that has that version since.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Fatal`] without randomness.
+    pub async fn diverge(&self) -> Result<()> {
+        let mut random = [0; 8];
+        fill_random(&mut random)?;
+        // More than a store is written in its life, and 2^19 copies of copies before they run out.
+        let by = (u64::from_be_bytes(random) >> 20) | 1 << 32;
+        let shared = self.shared.clone();
+        blocking(move || shared.with_database_alone(|database| write::skip_revisions(database, by))).await
     }
 
     /// Where it is.

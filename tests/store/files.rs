@@ -406,6 +406,24 @@ async fn a_read_only_file_system_is_named() {
     }
 }
 
+#[tokio::test]
+async fn a_copy_in_the_stores_place_gives_no_version_again_that_a_held_up_write_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, copied) = (directory.path().join("store.redb"), directory.path().join("copy.redb"));
+    let store = RedbStore::open_or_create(&path).await.unwrap();
+    let first = store.create(&account("a"), put("1", &[])).await.unwrap();
+    store.snapshot(&copied).await.unwrap();
+    let held_up = store.replace(&account("a"), &first, put("2", &[])).await.unwrap();
+    let copy = RedbStore::open(&copied).await.unwrap();
+    copy.diverge().await.unwrap();
+    copy.replace(&account("a"), &first, put("3", &[])).await.unwrap();
+    let late = copy.replace(&account("a"), &held_up, put("4", &[])).await;
+    assert!(matches!(late, Err(Error::Conflict(_))), "{late:?}");
+    drop(copy);
+    let copy = RedbStore::open(&copied).await.unwrap();
+    assert_eq!(copy.get(&account("a")).await.unwrap().unwrap().value, b"3");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_snapshot_that_is_taken_while_others_write_is_the_store_at_one_instant() {
     let directory = tempfile::tempdir().unwrap();

@@ -80,16 +80,21 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
                 None => engine.rotate_kek(&name).await?,
                 Some(id) => engine.adopt_kek(&name, id).await?,
             };
-            let adopted = id.is_some();
+            let is_adopted = id.is_some();
             let KekVersionRecord { version, id, profile, .. } = made;
-            let result = json!({
+            let mut result = json!({
                 "kek": name.as_str(), "kek_version": version, "kek_id": id.to_string(), "profile": profile.name(),
             });
+            // Of one that somebody else made there may be more to say. What cannot be read now leaves it adopted.
+            let adopted = if is_adopted { Some(engine.kek(&name).await) } else { None };
+            for made in adopted.iter().flatten().flat_map(|kek| &kek.versions) {
+                if let (true, Ok(Some(info))) = (made.record.version == version, &made.in_token) {
+                    merge(&mut result, in_token_json(info));
+                }
+            }
             let line = format!("KEK {name}/{version}: {profile}, CKA_ID {id}; wraps new AEKs\n");
             output.result(&result, &line)?;
-            // Of one that somebody else made there may be more to say.
-            if adopted {
-                let kek = engine.kek(&name).await?;
+            if let Some(kek) = adopted.transpose()? {
                 output.note(kek_warnings(&[kek]).trim_end());
             }
             Ok(())

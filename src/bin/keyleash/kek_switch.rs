@@ -29,28 +29,39 @@ struct Target {
 
 pub(crate) async fn run(args: KekSwitch, enabled: bool, setup: &Setup, output: Output) -> Result<(), Failure> {
     let store = setup.store(Store::Existing).await?;
-    let (name, targets) = targets(&args, &*store).await?;
+    let (name, mut targets) = targets(&args, &*store).await?;
     let standby = setup.standby_of(&name).filter(|_| args.token.is_none());
     let what = targets.iter().map(|target| target.words(enabled)).collect::<Vec<_>>().join("\n");
     let effect = effect(&name, enabled, setup.settings(), standby);
     let done = args.consent.given(&format!("{what}\n{effect}"), output).await?;
     let mut operators = BTreeMap::new();
     let (mut rows, mut lines, mut failed) = (Vec::new(), String::new(), Vec::new());
-    for target in &targets {
-        let switched = match done {
-            true => target.switch(enabled, &mut operators, setup).await,
-            false => Ok(None),
-        };
-        rows.push(target.json(switched.as_ref().err()));
-        match switched {
-            Ok(Some(_)) => lines.push_str(&target.done_line(enabled)),
-            Ok(None) => lines.push_str(&format!("{}\n", target.words(enabled))),
-            Err(failure) => {
-                if targets.len() > 1 {
-                    output.note(&format!("keyleash: KEK {}: {failure}", target.kek));
+    let mut left = 0..targets.len();
+    while !left.is_empty() {
+        for target in targets.get(left.clone()).unwrap_or_default() {
+            let switched = match done {
+                true => target.switch(enabled, &mut operators, setup).await,
+                false => Ok(None),
+            };
+            rows.push(target.json(switched.as_ref().err()));
+            match switched {
+                Ok(Some(_)) => lines.push_str(&target.done_line(enabled)),
+                Ok(None) => lines.push_str(&format!("{}\n", target.words(enabled))),
+                Err(failure) => {
+                    if targets.len() > 1 {
+                        output.note(&format!("keyleash: KEK {}: {failure}", target.kek));
+                    }
+                    failed.push(failure);
                 }
-                failed.push(failure);
             }
+        }
+        left = targets.len()..targets.len();
+        // A version that was made while somebody was asked wraps what is new by now.
+        if done {
+            let known: Vec<_> = targets.iter().map(|target| target.kek.version).collect();
+            let (_, now) = self::targets(&args, &*store).await?;
+            targets.extend(now.into_iter().filter(|target| !known.contains(&target.kek.version)));
+            left.end = targets.len();
         }
     }
     if failed.is_empty() {
@@ -84,15 +95,19 @@ async fn targets(args: &KekSwitch, store: &dyn KeyStore) -> Result<(KekName, Vec
         let kek = KekVersion::new(name.clone(), record.version);
         let token = args.token.as_deref().map_or_else(|| Ok(record.token.clone()), token_name)?;
         let accounts = account::list(store, Some(kek.clone())).await?.len() as u64;
+        // What a crash left under a version that was retired can be opened as well.
+        if version.is_none() && record.retired_unix.is_some() && accounts == 0 {
+            continue;
+        }
         targets.push(Target { kek, record: record.clone(), token, accounts });
     }
     Ok((name, targets))
 }
 
-/// The version that was named, or all that can wrap or unwrap anything of this store.
+/// The version that was named, or all.
 fn chosen(record: &KekRecord, version: Option<u32>) -> Result<Vec<&KekVersionRecord>, Failure> {
     match version {
-        None => Ok(record.versions.iter().filter(|version| version.retired_unix.is_none()).collect()),
+        None => Ok(record.versions.iter().collect()),
         Some(version) => match record.version(version) {
             Some(found) => Ok(vec![found]),
             None => Err(Error::NotFound(format!(

@@ -81,13 +81,15 @@ fn contents(found: &Check) -> String {
 
 /// Puts a verified copy of the snapshot in the store's place. What was there stays beside it, whatever it was.
 async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -> Result<(), Failure> {
-    let place = setup.store_path();
-    let staged = Staged(beside(place, ".restoring"));
-    copy_new(file, &staged.0)?;
-    let found = check(&RedbStore::open(&staged.0).await?).await?;
+    let place = &named_place(setup.store_path())?;
+    let staged = Staged::copy(file, place)?;
+    let copy = RedbStore::open(&staged.0).await?;
+    let found = check(&copy).await?;
     if let Some(first) = found.findings.first() {
         return Err(Failure::partial(format!("{} is not whole: {first}", file.display()), Some(first)));
     }
+    copy.diverge().await?;
+    drop(copy);
     // Held until the new one is in its place, so that nobody writes to it meanwhile.
     let (held, was) = match RedbStore::open(place).await {
         Ok(store) => {
@@ -99,7 +101,7 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
         Err(Error::Misconfigured(_)) if place.is_file() => (None, Some("no store".into())),
         Err(error) => return Err(error.into()),
     };
-    let aside = was.as_ref().map(|_| beside(place, &format!(".replaced-{}", unix_now())));
+    let aside = was.as_ref().map(|_| free_place(place));
     let what = match (&was, &aside) {
         (Some(was), Some(aside)) => format!(
             "store {} ({was}) would be replaced by {} ({}); it would stay as {}, and what was made since the snapshot is in that one \
@@ -113,11 +115,14 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
     };
     let done = consent.given(&what, output).await?;
     if done {
-        if let Some(aside) = &aside {
-            fs::rename(place, aside).map_err(|error| Failure::io(place.display(), error))?;
+        // There is a store at its place at every instant, and none that anybody made is written over.
+        match &aside {
+            Some(aside) => {
+                fs::hard_link(place, aside).map_err(|error| Failure::io(aside.display(), error))?;
+                fs::rename(&staged.0, place).map_err(|error| Failure::io(place.display(), error))?;
+            }
+            None => fs::hard_link(&staged.0, place).map_err(|error| Failure::io(place.display(), error))?,
         }
-        // Somebody who made a store there meanwhile keeps it.
-        fs::hard_link(&staged.0, place).map_err(|error| Failure::io(place.display(), error))?;
         let directory = place.parent().filter(|parent| *parent != Path::new("")).unwrap_or_else(|| Path::new("."));
         File::open(directory).and_then(|it| it.sync_all()).map_err(|error| Failure::io(directory.display(), error))?;
     }
@@ -138,8 +143,38 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
     output.result(&result, &line)
 }
 
+/// The file itself, where the store is named by a link.
+fn named_place(path: &Path) -> Result<PathBuf, Failure> {
+    match path.is_symlink() {
+        true => fs::canonicalize(path).map_err(|error| Failure::io(path.display(), error)),
+        false => Ok(path.to_owned()),
+    }
+}
+
+/// A name beside the store that nothing has.
+fn free_place(place: &Path) -> PathBuf {
+    let date = unix_now();
+    let names = (0_u32..).map(|n| if n == 0 { format!(".replaced-{date}") } else { format!(".replaced-{date}-{n}") });
+    let mut free = names.map(|suffix| beside(place, &suffix)).filter(|name| name.symlink_metadata().is_err());
+    free.next().unwrap_or_else(|| beside(place, ".replaced"))
+}
+
 /// A copy on its way, which goes when this is dropped.
 struct Staged(PathBuf);
+
+impl Staged {
+    /// Under a name that no other process takes.
+    fn copy(from: &Path, place: &Path) -> Result<Self, Failure> {
+        let mut source = File::open(from).map_err(|error| Failure::input(from, error))?;
+        let to = beside(place, &format!(".restoring-{}", std::process::id()));
+        let failed = |error| Failure::io(to.display(), error);
+        let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(failed)?;
+        let staged = Self(to.clone());
+        io::copy(&mut source, &mut copy).map_err(failed)?;
+        copy.sync_all().map_err(failed)?;
+        Ok(staged)
+    }
+}
 
 impl Drop for Staged {
     fn drop(&mut self) {
@@ -151,12 +186,4 @@ fn beside(place: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(place);
     name.push(suffix);
     name.into()
-}
-
-fn copy_new(from: &Path, to: &Path) -> Result<(), Failure> {
-    let mut source = File::open(from).map_err(|error| Failure::input(from, error))?;
-    let failed = |error| Failure::io(to.display(), error);
-    let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(failed)?;
-    io::copy(&mut source, &mut copy).map_err(failed)?;
-    copy.sync_all().map_err(failed)
 }

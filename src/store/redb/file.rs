@@ -14,7 +14,7 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
@@ -56,7 +56,17 @@ pub(super) fn open(path: &Path, known: &Arc<Known>) -> Result<Database> {
         }
         let backend = || {
             let file = OpenOptions::new().read(true).write(true).open(path).map_err(|error| io_failed(path, &error))?;
-            FileBackend::new(file).map_err(|error| failed(path, error.into()))
+            let opened = file.metadata().map_err(|error| io_failed(path, &error))?;
+            let backend = FileBackend::new(file).map_err(|error| failed(path, error.into()))?; // locks it
+            let there = fs::metadata(path).map_err(|error| io_failed(path, &error))?;
+            // What is written to a file that is not at its place any more is lost.
+            if (opened.dev(), opened.ino()) != (there.dev(), there.ino()) {
+                return Err(Error::Store(format!(
+                    "{}: another store took its place just now: try again",
+                    path.display()
+                )));
+            }
+            Ok(backend)
         };
         let database = verified(path, backend, known)?;
         check_format(path, &database)?;

@@ -272,12 +272,16 @@ impl Attributes {
     pub(super) fn info(self, today: u32) -> Result<KekInfo, TokenError> {
         let profile = self.profile();
         let usable = if profile == Some(Profile::AesKw) { self.unwrap } else { self.decrypt };
+        let (term, mut warnings) = (self.dates.term(today), self.warnings());
+        if let Term::Over(why) | Term::Unknown(why) = &term {
+            warnings.push(why.clone());
+        }
         Ok(KekInfo {
-            enabled: on(usable) && self.dates.term(today) == Term::Runs,
+            enabled: on(usable) && term == Term::Runs,
             refused: self.refusal(),
             half: self.half(),
             known_outside: self.known_outside(),
-            warnings: self.warnings(),
+            warnings,
             id: KekId::new(self.id)
                 .map_err(|error| fault::error(crate::token::Verdict::Misconfigured, "find KEK", error.to_string()))?,
             label: self.label,
@@ -580,7 +584,8 @@ mod tests {
         assert_eq!(dates.term(20260110), Term::Runs);
         assert_eq!(dates.term(20260120), Term::Runs);
         assert!(matches!(dates.term(20260121), Term::Over(why) if why.contains("CKA_END_DATE")));
-        assert!(!Attributes { dates, ..sound() }.info(20260121).unwrap().enabled);
+        let over = Attributes { dates, ..sound() }.info(20260121).unwrap();
+        assert!(!over.enabled && over.warnings[0].contains("CKA_END_DATE 20260120 is past"), "{over:?}");
         assert_eq!(Dates::default().term(19700101), Term::Runs);
     }
 

@@ -111,10 +111,11 @@ impl PinSource {
         if !matches!(self, Self::Callback(_)) {
             if bytes.last() == Some(&b'\n') {
                 bytes.pop();
-                // Written on Windows. A PIN that ends so would have to be given some other way.
-                if bytes.last() == Some(&b'\r') {
-                    bytes.pop();
-                }
+            }
+            // Written on Windows; a shell's `$(cat FILE)` takes the half of that line end away. A PIN that ends so would have to be
+            // given some other way.
+            if bytes.last() == Some(&b'\r') {
+                bytes.pop();
             }
             if bytes.contains(&b'\n') {
                 return Err(refused("has several lines".into(), "put the token's PIN there and nothing else"));
@@ -452,7 +453,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             PinSource::File(path.clone()).read().map(|pin| pin.expose().to_vec())
         };
-        for text in [&b"1234"[..], b"1234\n", b"1234\r\n"] {
+        for text in [&b"1234"[..], b"1234\n", b"1234\r\n", b"1234\r"] {
             assert_eq!(read(text).unwrap(), b"1234");
         }
         assert_eq!(read(&[b'7'; 255]).unwrap(), [b'7'; 255]);

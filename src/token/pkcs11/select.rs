@@ -56,7 +56,8 @@ pub(super) fn plain(text: &str) -> &str {
 /// Whether a person who typed `wanted` means `name`: as it is, or as it is listed, with what does not show written out.
 fn means(wanted: &str, name: &str) -> bool {
     let (wanted, name) = (plain(wanted), plain(name));
-    wanted == name || name.escape_debug().eq(wanted.chars())
+    let listed = format!("{name:?}"); // escapes less than `escape_debug`: quotes of one kind alone
+    wanted == name || listed.get(1..listed.len() - 1) == Some(wanted) || name.escape_debug().eq(wanted.chars())
 }
 
 /// The slot that `selector` means.
@@ -127,8 +128,18 @@ mod tests {
             listed(2, "nuls\0\0\0\0", "77\0\0"),
             listed(3, "bell\u{7}", "  right"),
             listed(4, "both \0 and more", "9"),
+            listed(5, "Schlu\u{308}ssel", "10"),
+            listed(6, "it's\u{7}bell", "11"),
         ];
-        let labels = [(1, "blanks behind"), (1, "blanks behind "), (2, "nuls"), (4, "both"), (3, "bell\\u{7}")];
+        let labels = [
+            (1, "blanks behind"),
+            (1, "blanks behind "),
+            (2, "nuls"),
+            (4, "both"),
+            (3, "bell\\u{7}"),
+            (5, "Schlu\\u{308}ssel"),
+            (6, "it's\\u{7}bell"),
+        ];
         for (slot, label) in labels {
             assert_eq!(select(&Selector::Label(label.into()), &tokens), Ok(slot), "{label:?}");
         }
