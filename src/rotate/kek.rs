@@ -121,7 +121,10 @@ impl Engine {
             )));
         }
         if !info.enabled {
-            return Err(Error::Misconfigured(format!("the key with CKA_ID {id} is disabled: enable it first")));
+            let why = if info.warnings.is_empty() { String::new() } else { format!(" ({})", info.warnings.join("; ")) };
+            return Err(Error::Misconfigured(format!(
+                "the key with CKA_ID {id} is disabled, or out of its dates{why}: enable it, or set them, first"
+            )));
         }
         round_trip(seat.token(&place), &next, &KekHandle { id: id.clone(), profile: current.profile }).await?;
         let now = self.keyring().stamp().await?;

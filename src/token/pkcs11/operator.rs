@@ -2,6 +2,7 @@
 
 use super::{
     PinSource, Pkcs11Token,
+    dates::{Term, today},
     fault::{self, Fault, at, code_of},
     kek::{self, Kek},
     session::Context,
@@ -48,12 +49,25 @@ impl Operator {
                 Err(error) => return Err(at("C_SetAttributeValue")(error)),
             }
             let found = context.session.get_attributes(kek.key, &[kind]).map_err(at("C_GetAttributeValue of a KEK"))?;
-            if found.first() == Some(&wanted) {
-                return Ok(());
+            if found.first() != Some(&wanted) {
+                let what =
+                    format!("the token took {} = {enabled}, and still shows another value", Self::switch_of(profile));
+                return Err(fault::misconfigured("set KEK", what, OTHER_WAYS).into());
             }
-            let what =
-                format!("the token took {} = {enabled}, and still shows another value", Self::switch_of(profile));
-            Err(fault::misconfigured("set KEK", what, OTHER_WAYS).into())
+            // What cannot be read is found out by whoever uses it.
+            let dates = if enabled {
+                kek.dates(context.inside.raw(), context.session, Clock::Boottime.now()).ok()
+            } else {
+                None
+            };
+            match dates.map_or(Term::Runs, |dates| dates.term(today())) {
+                Term::Runs => Ok(()),
+                Term::Over(why) | Term::Unknown(why) => {
+                    let what = format!("{} is on, and the KEK denied all the same: {why}", Self::switch_of(profile));
+                    Err(fault::misconfigured("set KEK", what, "set its dates in the token, or the machine's clock")
+                        .into())
+                }
+            }
         })
         .await
     }
