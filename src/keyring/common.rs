@@ -70,9 +70,13 @@ impl Line {
     }
 
     fn latest(self, now: Instant) -> u64 {
-        let passed = now.since(self.from);
-        self.date_unix.saturating_add(passed.as_secs()).saturating_add(u64::from(passed.subsec_nanos() > 0))
+        self.date_unix.saturating_add(whole_secs(now.since(self.from)))
     }
+}
+
+/// Seconds, the last one counted whole.
+fn whole_secs(time: Duration) -> u64 {
+    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0))
 }
 
 /// A date to be written down, good for a write that rests on it.
@@ -214,7 +218,7 @@ impl Keyring {
         if is_agreed.load(Ordering::SeqCst) || self.settings.aek_overlap() <= Settings::default().aek_overlap() {
             return Ok(());
         }
-        let own = self.settings.aek_overlap().as_secs_f64().ceil() as u64;
+        let own = whole_secs(self.settings.aek_overlap());
         for _ in 0..CONFLICTS_MAX {
             let sight = self.look().await?;
             if sight.record.aek_overlap_secs >= own || self.write_common(&sight, own).await?.is_some() {
@@ -262,7 +266,7 @@ impl Keyring {
             // No wall clock says what passed since the newest record.
             let date_unix = newest_date(&*self.store).await?.unwrap_or_else(|| self.clock.wall_unix());
             let overlap = Settings::default().aek_overlap().max(self.settings.aek_overlap());
-            let first = written(date_unix, overlap.as_secs_f64().ceil() as u64, &self.clock);
+            let first = written(date_unix, whole_secs(overlap), &self.clock);
             match self.store.create(&Key::Common, first.put()?).await {
                 Ok(version) => return Ok(self.common.wrote(first, version)),
                 Err(Error::Exists(_)) => {} // another one was faster

@@ -17,7 +17,6 @@ use super::{
 use crate::{
     clock::Instant,
     error::{Corrupt, Error, Result},
-    lease::Phase,
     name::{AccountId, KekVersion},
     slot::Leash,
     standby::Voice,
@@ -315,10 +314,10 @@ impl Keyring {
                 outcome => return outcome,
             }
         }
-        match (last, leash.lease().phase()) {
-            (None, _) => Ok(bare),
-            (Some(_), Phase::Denied { .. } | Phase::Lapsed { .. }) => Err(leash.why_not()),
-            (Some(error), _) => Err(Error::Misconfigured(format!(
+        match last {
+            None => Ok(bare),
+            Some(_) if leash.refuses() => Err(leash.why_not()),
+            Some(error) => Err(Error::Misconfigured(format!(
                 "KEK {kek} unwraps none of the {tried} records that were tried of those that it wrapped ({error}): another key \
                  stands in its place, or they are damaged, and nothing is wrapped by it; restore the KEK in the token from its \
                  backup, or the records, or make another version (`keyleash kek rotate {}`)",

@@ -23,10 +23,13 @@ async fn version(rig: &Rig) -> Option<StoreVersion> {
 }
 
 /// What another process writes that hears a denial, whose clock says `since_unix`.
-async fn write(rig: &Rig, since_unix: u64) {
+pub(super) fn heard_elsewhere(rig: &Rig, since_unix: u64) -> DenialRecord {
     let reason = "another process".into();
-    let record = DenialRecord { kek: key(rig), since_unix, reason, by_standby: false, witness: None };
-    put(rig, record.encode().unwrap()).await;
+    DenialRecord { kek: key(rig), since_unix, reason, by_standby: false, witness: None }
+}
+
+async fn write(rig: &Rig, since_unix: u64) {
+    put(rig, heard_elsewhere(rig, since_unix).encode().unwrap()).await;
 }
 
 async fn put(rig: &Rig, value: Vec<u8>) {

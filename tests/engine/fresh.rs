@@ -1,12 +1,10 @@
 //! Fresh proofs: each KEK version gets one in every so many of its own, and ordinary ones do not stand for them.
 
-use super::{impostor::has_denial, *};
+use super::{denial::heard_elsewhere, impostor::has_denial, *};
 use async_trait::async_trait;
 use keyleash::{
     Error,
-    name::KekVersion,
     secret::Aek,
-    store::record::DenialRecord,
     telemetry::Event,
     token::{
         Binding, KekHandle, KekInfo, KekSpec, Probe, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped,
@@ -323,9 +321,7 @@ async fn a_revocation_is_heard_in_time_in_the_poll_of_a_fresh_proof_too_however_
 
 /// What another engine writes that heard a denial.
 async fn write_denial(rig: &Rig) {
-    let kek = KekVersion::new(rig.kek.clone(), 1);
-    let reason = "another process".into();
-    let record = DenialRecord { kek, since_unix: 1, reason, by_standby: false, witness: None };
+    let record = heard_elsewhere(rig, 1);
     rig.store.create(&record.key(), record.put().unwrap()).await.unwrap();
 }
 

@@ -1,16 +1,13 @@
 //! A KEK with a standby, another token that has the same key: it speaks while the first token is silent, and never against it.
 
-use super::{hand::HandStore, *};
+use super::{denial::heard_elsewhere, hand::HandStore, *};
 use keyleash::{
     Error,
     engine::EngineBuilder,
     lease::Phase,
     name::{KekVersion, TokenName},
     rotate::PASS_EVERY,
-    store::{
-        Key, KeyStore, Put,
-        record::{DenialRecord, KekPolicy},
-    },
+    store::{Key, KeyStore, record::KekPolicy},
     telemetry::Event,
     token::{
         Verdict,
@@ -342,22 +339,13 @@ async fn what_another_process_heard_of_the_first_token_keeps_this_one_from_the_s
     let account = pair.rig.account("a").await;
     pair.serves_for(&[&account], 20).await;
     // The other process polls first, by a clock that is far behind; before this one does, the token is silent.
-    let since_unix = 1;
-    let kek = KekVersion::new(pair.rig.kek.clone(), 1);
-    let record = DenialRecord {
-        kek: kek.clone(),
-        since_unix,
-        reason: "heard by another process".into(),
-        by_standby: false,
-        witness: None,
-    };
-    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new(), guards: Vec::new() };
-    pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
+    let record = heard_elsewhere(&pair.rig, 1);
+    pair.rig.store.create(&record.key(), record.put().unwrap()).await.unwrap();
     pair.rig.script.set_unreachable(true);
     pair.rig.pass(21 * SECOND).await;
     assert!(matches!(seal(&account), Err(Error::Denied(_))));
     assert_eq!(pair.standby.calls(Call::Unwrap), 0);
-    let kept = keyleash::store::load_denial(&*pair.rig.store, &kek).await.unwrap();
+    let kept = keyleash::store::load_denial(&*pair.rig.store, &record.kek).await.unwrap();
     assert!(kept.is_some(), "and the record stays");
 }
 
@@ -368,23 +356,14 @@ async fn a_proof_by_the_standby_clears_no_denial_that_another_process_heard() {
     pair.serves_for(&[&account], 20).await;
     pair.rig.script.set_unreachable(true);
     pair.serves_for(&[&account], 20).await;
-    let kek = KekVersion::new(pair.rig.kek.clone(), 1);
-    let since_unix = 1;
-    let record = DenialRecord {
-        kek: kek.clone(),
-        since_unix,
-        reason: "heard by another process".into(),
-        by_standby: false,
-        witness: None,
-    };
-    let put = Put { value: record.encode().unwrap(), wrapped_by: Vec::new(), guards: Vec::new() };
-    pair.rig.store.create(&Key::Denial(kek.clone()), put).await.unwrap();
+    let record = heard_elsewhere(&pair.rig, 1);
+    pair.rig.store.create(&record.key(), record.put().unwrap()).await.unwrap();
     // A change of the lease by the standby, which has it look at the record.
     pair.standby.set_unreachable(true);
     pair.rig.pass(31 * SECOND).await;
     pair.standby.set_unreachable(false);
     pair.rig.pass(31 * SECOND).await;
-    let kept = keyleash::store::load_denial(&*pair.rig.store, &kek).await.unwrap();
+    let kept = keyleash::store::load_denial(&*pair.rig.store, &record.kek).await.unwrap();
     assert!(kept.is_some(), "the standby cannot speak for it");
 }
 

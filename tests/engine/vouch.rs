@@ -109,8 +109,8 @@ async fn a_token_that_takes_longer_than_half_of_the_shortest_poll_makes_accounts
     }
 }
 
-#[tokio::test]
-async fn an_impostor_does_not_prove_itself_once_the_older_aeks_are_retired() {
+/// Of two accounts one is open, and was rotated in the poll before the impostor is noticed.
+async fn rotated_under_an_impostor() -> (Rig, Account) {
     let mut rig = Rig::new().await;
     drop((rig.account("a").await, rig.account("z").await));
     rig.restart();
@@ -118,6 +118,12 @@ async fn an_impostor_does_not_prove_itself_once_the_older_aeks_are_retired() {
     just_proved(&rig, 1).await;
     rig.script.replace(&rig.kek_id);
     rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    (rig, a)
+}
+
+#[tokio::test]
+async fn an_impostor_does_not_prove_itself_once_the_older_aeks_are_retired() {
+    let (rig, a) = rotated_under_an_impostor().await;
     rig.pass(20 * SECOND).await;
     assert!(matches!(seal(&a), Err(Error::Denied(_))) && has_denial(&rig, 1).await);
     rig.engine.retire_aeks(&account_id("a"), &[1], true).await.unwrap();
@@ -192,13 +198,7 @@ async fn a_slow_rewrap_whose_target_is_denied_meanwhile_loses_no_account() {
 
 #[tokio::test]
 async fn an_impostor_is_noticed_though_the_only_older_aek_in_use_was_retired_before_anybody_asked_again() {
-    let mut rig = Rig::new().await;
-    drop((rig.account("a").await, rig.account("z").await));
-    rig.restart();
-    let a = rig.engine.account(&account_id("a")).await.unwrap();
-    just_proved(&rig, 1).await;
-    rig.script.replace(&rig.kek_id);
-    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    let (mut rig, a) = rotated_under_an_impostor().await;
     rig.engine.retire_aeks(&account_id("a"), &[1], true).await.unwrap();
     rig.pass(20 * SECOND).await;
     for _ in 0..4 {

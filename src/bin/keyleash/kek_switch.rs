@@ -36,32 +36,29 @@ pub(crate) async fn run(args: KekSwitch, enabled: bool, setup: &Setup, output: O
     let done = args.consent.given(&format!("{what}\n{effect}"), output).await?;
     let mut operators = BTreeMap::new();
     let (mut rows, mut lines, mut failed) = (Vec::new(), String::new(), Vec::new());
-    let mut left = 0..targets.len();
-    while !left.is_empty() {
-        for target in targets.get(left.clone()).unwrap_or_default() {
-            let switched = match done {
-                true => target.switch(enabled, &mut operators, setup).await,
-                false => Ok(None),
-            };
-            rows.push(target.json(switched.as_ref().err()));
-            match switched {
-                Ok(Some(_)) => lines.push_str(&target.done_line(enabled)),
-                Ok(None) => lines.push_str(&format!("{}\n", target.words(enabled))),
-                Err(failure) => {
-                    if targets.len() > 1 {
-                        output.note(&format!("keyleash: KEK {}: {failure}", target.kek));
-                    }
-                    failed.push(failure);
+    let mut next = 0;
+    while let Some(target) = targets.get(next) {
+        let switched = match done {
+            true => target.switch(enabled, &mut operators, setup).await,
+            false => Ok(None),
+        };
+        rows.push(target.json(switched.as_ref().err()));
+        match switched {
+            Ok(Some(_)) => lines.push_str(&target.done_line(enabled)),
+            Ok(None) => lines.push_str(&format!("{}\n", target.words(enabled))),
+            Err(failure) => {
+                if targets.len() > 1 {
+                    output.note(&format!("keyleash: KEK {}: {failure}", target.kek));
                 }
+                failed.push(failure);
             }
         }
-        left = targets.len()..targets.len();
+        next += 1;
         // A version that was made while somebody was asked wraps what is new by now.
-        if done {
+        if done && next == targets.len() {
             let known: Vec<_> = targets.iter().map(|target| target.kek.version).collect();
             let (_, now) = self::targets(&args, &*store).await?;
             targets.extend(now.into_iter().filter(|target| !known.contains(&target.kek.version)));
-            left.end = targets.len();
         }
     }
     if failed.is_empty() {

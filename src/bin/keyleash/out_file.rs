@@ -185,7 +185,7 @@ impl OutFile {
             Some(Making::Named(path)) => self.rename(path)?,
         }
         *making = None;
-        File::open(directory_of(&self.place)).and_then(|directory| directory.sync_all()).map_err(failed)
+        sync_directory_of(&self.place).map_err(failed)
     }
 
     /// Gives the nameless file a name that nothing has.
@@ -230,6 +230,11 @@ impl Drop for OutFile {
 
 fn directory_of(place: &Path) -> &Path {
     place.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Makes what was linked or renamed there outlive a crash.
+pub(crate) fn sync_directory_of(place: &Path) -> io::Result<()> {
+    File::open(directory_of(place))?.sync_all()
 }
 
 /// A new file without a name; `None` where the file system has none.

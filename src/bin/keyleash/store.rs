@@ -4,6 +4,7 @@ use crate::{
     args::Store as Command,
     consent::Consent,
     exit::Failure,
+    out_file::sync_directory_of,
     output::{Output, count},
     setup::{Setup, Store},
     shared_store::SharedStore,
@@ -123,8 +124,7 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
             }
             None => fs::hard_link(&staged.0, place).map_err(|error| Failure::io(place.display(), error))?,
         }
-        let directory = place.parent().filter(|parent| *parent != Path::new("")).unwrap_or_else(|| Path::new("."));
-        File::open(directory).and_then(|it| it.sync_all()).map_err(|error| Failure::io(directory.display(), error))?;
+        sync_directory_of(place).map_err(|error| Failure::io(place.display(), error))?;
     }
     drop(held);
     let kept = aside.filter(|_| done).map(|aside| aside.display().to_string());

@@ -5,8 +5,8 @@
 //! and is dropped again. That is all redb's own work, so that a crash at any instant leaves a whole store. Whether it is true is
 //! not concluded but looked at: the file is searched for the bytes.
 
-use super::file::RECORDS;
-use ::redb::{Database, Durability, Error as RedbError, ReadableTable, TableDefinition, WriteTransaction};
+use super::{file::RECORDS, write::in_transaction};
+use ::redb::{Database, Error as RedbError, ReadableTable, TableDefinition};
 use std::{
     fs::File,
     io::{self, Read},
@@ -73,17 +73,6 @@ pub(super) fn rewrite_records(database: &Database) -> Result<(), RedbError> {
             Some((last, _)) => after = Some(last),
         }
     }
-}
-
-fn in_transaction(
-    database: &Database,
-    work: impl FnOnce(&WriteTransaction) -> Result<(), RedbError>,
-) -> Result<(), RedbError> {
-    let mut transaction = database.begin_write()?;
-    transaction.set_durability(Durability::Immediate)?;
-    transaction.set_quick_repair(true);
-    work(&transaction)?;
-    Ok(transaction.commit()?)
 }
 
 /// Whether any of `remains` stands in the file.

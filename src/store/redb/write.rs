@@ -29,11 +29,7 @@ pub(super) enum Write {
 /// Does all writes in one durable transaction. An outcome that is an error has changed nothing; an error of the
 /// transaction means that none is acknowledged.
 pub(super) fn commit(database: &Database, writes: &[Write]) -> Result<Vec<Outcome>, RedbError> {
-    let mut transaction = database.begin_write()?;
-    transaction.set_durability(Durability::Immediate)?;
-    // Costs a second sync. In return a crash is not followed by a walk over the whole file, and the
-    // commit does not rest on a checksum that whoever chooses account ids might collide.
-    transaction.set_quick_repair(true);
+    let transaction = begin(database)?;
     let mut tables = Tables::open(&transaction)?;
     let outcomes = writes.iter().map(|write| tables.apply(write)).collect::<Result<Vec<_>, _>>()?;
     tables.close()?;
@@ -45,15 +41,33 @@ pub(super) fn commit(database: &Database, writes: &[Write]) -> Result<Vec<Outcom
     Ok(outcomes)
 }
 
-/// Goes on with revisions that are further on by so many.
-pub(super) fn skip_revisions(database: &Database, by: u64) -> Result<(), RedbError> {
+/// A transaction that is durable once it is committed.
+fn begin(database: &Database) -> Result<WriteTransaction, RedbError> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
+    // Costs a second sync. In return a crash is not followed by a walk over the whole file, and the
+    // commit does not rest on a checksum that whoever chooses account ids might collide.
     transaction.set_quick_repair(true);
-    let mut tables = Tables::open(&transaction)?;
-    tables.revision = tables.revision.saturating_add(by);
-    tables.close()?;
+    Ok(transaction)
+}
+
+/// Does all of some work in one such transaction.
+pub(super) fn in_transaction(
+    database: &Database,
+    work: impl FnOnce(&WriteTransaction) -> Result<(), RedbError>,
+) -> Result<(), RedbError> {
+    let transaction = begin(database)?;
+    work(&transaction)?;
     Ok(transaction.commit()?)
+}
+
+/// Goes on with revisions that are further on by so many.
+pub(super) fn skip_revisions(database: &Database, by: u64) -> Result<(), RedbError> {
+    in_transaction(database, |transaction| {
+        let mut tables = Tables::open(transaction)?;
+        tables.revision = tables.revision.saturating_add(by);
+        tables.close()
+    })
 }
 
 struct Tables<'t> {
