@@ -12,7 +12,7 @@ use keyleash::{
 use std::os::unix::thread::JoinHandleExt;
 use std::{
     sync::{
-        Mutex,
+        Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -20,6 +20,8 @@ use std::{
 
 /// Long enough to be stopped in its midst.
 const BLOCK_BYTES: usize = 32 << 20;
+/// What is looked at of either end, to tell what is written from what is not yet.
+const EDGE_BYTES: usize = 64;
 
 /// The test whose thread is stopped: there is one signal handler for all.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -32,6 +34,10 @@ extern "C" fn stop(_: libc::c_int) {
         // SAFETY: async-signal-safe.
         unsafe { libc::usleep(1000) };
     }
+}
+
+fn lock(buf: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    buf.lock().unwrap()
 }
 
 struct Stuck {
@@ -51,33 +57,38 @@ impl Stuck {
         // SAFETY: the handler is async-signal-safe, and nothing else in this process uses the signal.
         unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
         loop {
-            let (inside, buf) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(before.to_vec())));
+            let (begun, buf) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(before.to_vec())));
+            let bytes = lock(&buf).as_ptr() as usize;
             STOP.store(true, Ordering::SeqCst);
             STOPPED.store(false, Ordering::SeqCst);
-            let sealing = thread::spawn({
-                let (work, inside, buf) = (work.clone(), inside.clone(), buf.clone());
+            let working = thread::spawn({
+                let (work, begun, buf) = (work.clone(), begun.clone(), buf.clone());
                 move || {
-                    let mut buf = buf.lock().unwrap();
-                    inside.store(true, Ordering::SeqCst);
-                    let sealed = work(&mut buf);
-                    inside.store(false, Ordering::SeqCst);
+                    let mut buf = lock(&buf);
+                    begun.store(true, Ordering::SeqCst);
+                    let done = work(&mut buf);
                     while STOP.load(Ordering::SeqCst) {
                         thread::yield_now(); // there to be stopped, if too late
                     }
-                    sealed
+                    done
                 }
             });
-            while !inside.load(Ordering::SeqCst) {
+            while !begun.load(Ordering::SeqCst) {
                 thread::yield_now();
             }
             thread::sleep(Duration::from_micros(500));
             // SAFETY: the thread is not joined yet.
-            unsafe { libc::pthread_kill(sealing.as_pthread_t(), libc::SIGUSR1) };
+            unsafe { libc::pthread_kill(working.as_pthread_t(), libc::SIGUSR1) };
             while !STOPPED.load(Ordering::SeqCst) {
                 thread::yield_now();
             }
-            let stuck = Self { thread: Some(sealing), buf };
-            if inside.load(Ordering::SeqCst) {
+            // In the midst of its bytes, and not before them, where it may hold a lock that everybody needs, or behind them.
+            // SAFETY: the buffer lives as long as the lock that holds it, and nobody writes to it while its thread is stopped.
+            let now = unsafe { std::slice::from_raw_parts(bytes as *const u8, before.len()) };
+            let in_the_midst = now[..EDGE_BYTES] != before[..EDGE_BYTES]
+                && now[before.len() - EDGE_BYTES..] == before[before.len() - EDGE_BYTES..];
+            let stuck = Self { thread: Some(working), buf };
+            if in_the_midst {
                 return stuck;
             }
             stuck.end().0.unwrap();
@@ -88,7 +99,7 @@ impl Stuck {
     fn end(mut self) -> (Result<(), Error>, Vec<u8>) {
         STOP.store(false, Ordering::SeqCst);
         let sealed = self.thread.take().unwrap().join().unwrap();
-        let buf = std::mem::take(&mut *self.buf.lock().unwrap());
+        let buf = std::mem::take(&mut *lock(&self.buf));
         (sealed, buf)
     }
 }
