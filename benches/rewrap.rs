@@ -112,7 +112,7 @@ impl Bench {
         let store = Arc::new(RedbStore::open_or_create(directory.join("store.redb")).await.unwrap());
         let engine = Engine::builder(token.clone(), store.clone()).build().unwrap();
         let kek = KekName::new(format!("bench-{}", std::process::id())).unwrap();
-        engine.create_kek(&kek, Profile::AesGcm, true).await.unwrap();
+        engine.create_kek(&kek, keyleash::KekOptions::new(Profile::AesGcm).destroyable()).await.unwrap();
         let (accounts, workers) = (arguments.accounts, arguments.workers);
         Self { engine, token, store, kek, accounts, workers, clock: Clock::default() }
     }
@@ -149,7 +149,7 @@ impl Bench {
         trim();
         let tenth = std::sync::Mutex::new(None);
         let begun = self.clock.now();
-        let options = RewrapOptions { rate: Some(RATE), dry_run: false };
+        let options = RewrapOptions::new().rate(RATE);
         let progress = |progress: keyleash::rotate::RewrapProgress| {
             if progress.done * 10 == progress.accounts {
                 *tenth.lock().unwrap() = Some(resident_mib());

@@ -7,7 +7,7 @@
 //! kept beside the ciphertext, and the store's own code never sees a key.
 
 use keyleash::{
-    Account, Engine, Error,
+    Account, Engine, Error, KekOptions,
     block::{Address, BlockHeader, HEADER_BYTES_MAX},
     name::{AccountId, KekName},
     store::memory::MemoryStore,
@@ -65,7 +65,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let token = Pkcs11Token::open(Pkcs11Settings::new(var("KEYLEASH_MODULE")?, label, pin)).await?;
     let engine = Engine::builder(Arc::new(token), Arc::new(MemoryStore::default())).build()?;
     let kek = KekName::new("block-store-example")?;
-    engine.create_kek(&kek, Profile::AesGcm, true).await?;
+    engine.create_kek(&kek, KekOptions::new(Profile::AesGcm).destroyable()).await?;
     let account = engine.create_account(&AccountId::new("tenant-1")?, &kek).await?;
 
     let disk = Disk { file: tempfile::tempfile()?, id: *b"disk-0000000001\0", account };

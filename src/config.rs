@@ -53,12 +53,22 @@ pub const WORKERS_DEFAULT: usize = 1;
 pub const STORE_DEFAULT: &str = "./keyleash.redb";
 
 /// How the engine behaves. [`Settings::validate`] says whether the promises hold with it.
+///
+/// ```
+/// # use keyleash::config::Settings;
+/// # use std::time::Duration;
+/// let settings = Settings::default().poll_interval(Duration::from_secs(10)).max_cached_aeks(50_000);
+/// settings.validate()?;
+/// # Ok::<_, keyleash::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Settings {
     /// Time between two proofs of a KEK version, 1 s to 60 s. Default 15 s.
     pub poll_interval: Duration,
-    /// Deadline of every token call, 100 ms to 60 s and at most `poll_interval`. Default 5 s.
-    pub call_timeout: Duration,
+    /// Deadline of a call of the key store that a key waits for, 100 ms to 60 s and at most `poll_interval`. Default 5 s. That of a
+    /// call of a token the token knows ([`Token::call_timeout`](crate::token::Token::call_timeout)).
+    pub store_timeout: Duration,
     /// How long a lease lasts after its last proof while the token is unreachable, at least `poll_interval +
     /// 2 * call_timeout` (a proof may wait for its turn as long as for its answer), and with `poll_interval + call_timeout` and
     /// `fresh_proof_every * poll_interval` at most 60 min. Default 30 min.
@@ -97,7 +107,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             poll_interval: Duration::from_secs(15),
-            call_timeout: Duration::from_secs(5),
+            store_timeout: Duration::from_secs(5),
             grace: Duration::from_secs(30 * 60),
             aek_ttl: Duration::from_secs(10 * 60),
             resume_rate: 3000,
@@ -110,6 +120,35 @@ impl Default for Settings {
             scheduled_work: true,
         }
     }
+}
+
+/// Each sets the field of its name.
+macro_rules! setters {
+    ($($name:ident: $type:ty,)*) => {
+        impl Settings {$(
+            #[doc = concat!("Sets [`Settings::", stringify!($name), "`](Settings#structfield.", stringify!($name), ").")]
+            #[must_use]
+            pub const fn $name(mut self, $name: $type) -> Self {
+                self.$name = $name;
+                self
+            }
+        )*}
+    };
+}
+
+setters! {
+    poll_interval: Duration,
+    store_timeout: Duration,
+    grace: Duration,
+    aek_ttl: Duration,
+    resume_rate: u32,
+    max_cached_aeks: u64,
+    memlock: MemlockPolicy,
+    fresh_proof_every: u32,
+    require_recoverable: bool,
+    retention: Duration,
+    purge_protection: bool,
+    scheduled_work: bool,
 }
 
 impl Settings {
@@ -137,7 +176,12 @@ impl Settings {
     /// # Errors
     /// [`Error::Misconfigured`] with the setting, its value, the bound, and the promise that would break.
     pub fn validate(&self) -> Result<()> {
-        let Self { poll_interval, call_timeout, grace, aek_ttl, .. } = *self;
+        self.validate_timeout("store_timeout", self.store_timeout)
+    }
+
+    /// The same for whatever has this deadline: a proof waits for the store and for a token.
+    fn validate_timeout(&self, name: &str, call_timeout: Duration) -> Result<()> {
+        let Self { poll_interval, grace, aek_ttl, .. } = *self;
         within("poll_interval", poll_interval, POLL_INTERVAL_MIN, POLL_INTERVAL_MAX, || {
             if poll_interval < POLL_INTERVAL_MIN {
                 "the token would be flooded with proofs, and an outage would not be told from a busy token (promise 3)"
@@ -145,7 +189,7 @@ impl Settings {
                 "promise 2 (live handles work again in one poll interval, at most 60 s) would not hold"
             }
         })?;
-        within("call_timeout", call_timeout, CALL_TIMEOUT_MIN, CALL_TIMEOUT_MAX, || {
+        within(name, call_timeout, CALL_TIMEOUT_MIN, CALL_TIMEOUT_MAX, || {
             if call_timeout < CALL_TIMEOUT_MIN {
                 "a token that is merely busy would pass for unreachable (promise 3)"
             } else {
@@ -154,7 +198,7 @@ impl Settings {
         })?;
         if call_timeout > poll_interval {
             return broken(
-                "call_timeout",
+                name,
                 call_timeout,
                 format!("at most poll_interval ({})", show(poll_interval)),
                 "a proof that hangs would delay the next one, and promise 1 (revocation within poll_interval + call_timeout) \
@@ -249,14 +293,13 @@ impl Settings {
         Ok(())
     }
 
-    /// Whether the promises hold with a token that has a deadline of its own.
+    /// Whether the promises hold with a token whose calls have this deadline.
     ///
     /// # Errors
     /// As [`Settings::validate`], with the token's name.
     pub fn validate_token(&self, token: &TokenName, call_timeout: Duration) -> Result<()> {
-        let judged = Self { call_timeout, ..self.clone() };
-        judged.validate().map_err(|error| match error {
-            Error::Misconfigured(what) if call_timeout != self.call_timeout => {
+        self.validate_timeout("call_timeout", call_timeout).map_err(|error| match error {
+            Error::Misconfigured(what) if call_timeout != self.store_timeout => {
                 Error::Misconfigured(format!("token {token}: {what}"))
             }
             error => error,
@@ -273,8 +316,8 @@ impl Settings {
         (first, first_timeout): (&TokenName, Duration),
         (standby, standby_timeout): (&TokenName, Duration),
     ) -> Result<()> {
-        let judged = Self { call_timeout: first_timeout.saturating_add(standby_timeout), ..self.clone() };
-        judged.validate().map_err(|error| match error {
+        let judged = self.validate_timeout("call_timeout", first_timeout.saturating_add(standby_timeout));
+        judged.map_err(|error| match error {
             Error::Misconfigured(what) => Error::Misconfigured(format!(
                 "KEK {kek} and its standby: a proof may take the call_timeout of token {first} and that of token {standby} \
                  together; so counted, {what}"
@@ -382,8 +425,8 @@ pub struct TokenConfig {
     pub pin: Option<PinSource>,
     /// Threads that call the token, 1 to [`WORKERS_MAX`].
     pub workers: usize,
-    /// Its own deadline of calls; `None`: [`Settings::call_timeout`].
-    pub call_timeout: Option<Duration>,
+    /// The deadline of its calls: its own, or that of the section `lease`.
+    pub call_timeout: Duration,
 }
 
 /// Which token of a module.

@@ -256,7 +256,7 @@ impl Keyring {
                 None => self.clear_denial(leash).await,
             }
         };
-        let patience = self.clock.now().plus(self.settings.call_timeout);
+        let patience = self.clock.now().plus(self.settings.store_timeout);
         match self.clock.until(patience, saved).await {
             Some(Ok(seen)) => {
                 let mut known = leash.denial.known();

@@ -34,7 +34,6 @@ use crate::{
 use std::{
     fmt,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 use tokio::task::coop;
 
@@ -43,7 +42,7 @@ mod start_up;
 
 pub(crate) use self::{keks::Target, start_up::round_trip};
 
-pub use self::keks::{KekStatus, KekVersionStatus};
+pub use self::keks::{KekOptions, KekStatus, KekVersionStatus};
 pub use crate::{key_memory::WaitingWipe, leash::LeaseStatus};
 
 /// The AEK version that an account begins with.
@@ -93,14 +92,6 @@ impl EngineBuilder {
     #[must_use]
     pub fn token(mut self, name: TokenName, token: Arc<dyn Token>) -> Self {
         self.wiring.others.push((name, token));
-        self
-    }
-
-    /// The deadline of calls to the token of that name, where it is another one than [`Settings::call_timeout`]: the same that
-    /// the token itself was made with.
-    #[must_use]
-    pub fn call_timeout(mut self, token: TokenName, call_timeout: Duration) -> Self {
-        self.wiring.call_timeouts.push((token, call_timeout));
         self
     }
 
@@ -195,6 +186,7 @@ impl EngineBuilder {
 
 /// One of the engine's tokens.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct TokenStatus {
     /// Its name in this engine.
     pub name: TokenName,
@@ -208,6 +200,7 @@ pub struct TokenStatus {
 
 /// A snapshot of the engine.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Status {
     /// Every token, the default first.
     pub tokens: Vec<TokenStatus>,
@@ -251,6 +244,23 @@ impl Engine {
         let (id, kek) = (id.clone(), kek.clone());
         let keys = self.at_home(|engine| async move { engine.create(&id, &kek).await }).await?;
         Ok(self.handle(keys))
+    }
+
+    /// Opens an account, and makes it first, under `kek`, where there is none of this id. Of several that do so at once, in whatever
+    /// engine, one makes it. Of an account that is there `kek` is not looked at: it may have been moved to another since.
+    ///
+    /// # Errors
+    /// As [`Engine::account`] of one that is there, [`Error::NotFound`] of one that was deleted too: it is not made anew. Else as
+    /// [`Engine::create_account`].
+    pub async fn get_or_create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
+        match self.account(id).await {
+            Err(Error::NotFound(_)) => {}
+            found => return found,
+        }
+        match self.create_account(id, kek).await {
+            Err(Error::Exists(_)) => self.account(id).await, // somebody else was faster, or it was deleted, which this says
+            made => made,
+        }
     }
 
     async fn create(&self, id: &AccountId, kek: &KekName) -> Result<Arc<AccountKeys>> {
@@ -348,7 +358,7 @@ impl Engine {
         self.at_home(|engine| async move { engine.keyring().write_all_usage().await }).await
     }
 
-    /// Waits, for one `call_timeout` at most, until the store says of each KEK version whether it was denied last. For a process
+    /// Waits, for one `store_timeout` at most, until the store says of each KEK version whether it was denied last. For a process
     /// that is about to end: a denial whose end was not written down is one for the next process, until its first proof.
     pub async fn settle(&self) {
         let settled = self.at_home(|engine| async move {

@@ -259,7 +259,7 @@ impl Keyring {
 
     /// A read of the store on the way to an unwrap: somebody waits for it, so it ends.
     async fn in_time<T>(&self, reading: impl Future<Output = Result<T>>) -> Result<T> {
-        let (asked, timeout) = (self.clock.now(), self.settings.call_timeout);
+        let (asked, timeout) = (self.clock.now(), self.settings.store_timeout);
         let read = self.clock.until(asked.plus(timeout), reading).await.unwrap_or_else(|| {
             Err(Error::Store(format!(
                 "no answer within {} ms: see that the store is reachable and not overloaded, and try again",
@@ -275,8 +275,8 @@ impl Keyring {
 
     /// Tells of a store that has been silent for as long as a proof may take to ask it again, and of the end of that.
     pub(crate) fn tell_of_store(&self, now: Instant) {
-        let Settings { poll_interval, call_timeout, .. } = self.settings;
-        match self.store_word.news(now, poll_interval + call_timeout) {
+        let Settings { poll_interval, store_timeout, .. } = self.settings;
+        match self.store_word.news(now, poll_interval + store_timeout) {
             Some((true, why)) => self.teller.tell(Event::StoreSilent { why }),
             Some((false, _)) => self.teller.tell(Event::StoreAnswers),
             None => {}
@@ -376,7 +376,7 @@ impl Keyring {
         self.feed(leash, voice, verdict, Some(trouble));
         if verdict == LeaseVerdict::Denied && leash.denial.is_saving() {
             // The caller may be a command that ends now: its denial must outlast it. A slow store is waited for so long.
-            let patience = self.clock.now().plus(self.settings.call_timeout);
+            let patience = self.clock.now().plus(self.settings.store_timeout);
             self.clock.until(patience, saved).await;
         }
         match trouble.verdict {
@@ -406,14 +406,14 @@ impl Keyring {
         });
     }
 
-    /// Waits, for one `call_timeout` at most, until the store says of each KEK version whether it was denied last.
+    /// Waits, for one `store_timeout` at most, until the store says of each KEK version whether it was denied last.
     pub(crate) async fn settle(&self) {
         let settled = async {
             for leash in self.leashes() {
                 leash.denial.settled().await;
             }
         };
-        self.clock.until(self.clock.now().plus(self.settings.call_timeout), settled).await;
+        self.clock.until(self.clock.now().plus(self.settings.store_timeout), settled).await;
     }
 }
 

@@ -16,7 +16,7 @@
 //! # let (token, _) = ScriptedToken::new(Clock::default(), std::time::Duration::from_secs(5), 1);
 //! let engine = Engine::builder(token, Arc::new(MemoryStore::new())).build()?;
 //! let kek = KekName::new("tenant-keys")?;
-//! engine.create_kek(&kek, Profile::AesGcm, false).await?;
+//! engine.create_kek(&kek, Profile::AesGcm).await?;
 //! let account = engine.create_account(&AccountId::new("tenant-7")?, &kek).await?;
 //!
 //! let mut block = *b"what the disk must not see";
@@ -70,9 +70,10 @@ mod usage;
 mod watch;
 
 pub use account::Account;
-pub use engine::Engine;
+pub use engine::{Engine, KekOptions};
 pub use error::{Corrupt, Error, Refusal, Result};
 pub use leash::LeaseStatus;
+pub use rotate::When;
 pub use store_word::StoreSilence;
 
 /// The README's example compiles and runs.

@@ -26,7 +26,9 @@ pub(crate) struct Seat {
     pub(crate) budget: Budget,
     /// Of those that come because their own token is silent: they take no place from those that are at home here.
     pub(crate) guests: Budget,
-    /// The deadline that the token's calls have; those that hang in it are given up after that.
+    /// Held while a KEK begins in it.
+    pub(crate) making: tokio::sync::Mutex<()>,
+    /// The deadline that the token's calls have, as it says; those that hang in it are given up after that.
     pub(crate) call_timeout: Duration,
     /// Its context could not be renewed, when that was last tried.
     pub(crate) not_renewed: AtomicBool,
@@ -94,30 +96,21 @@ impl Seat {
 pub(crate) struct Wiring {
     pub(crate) default: (TokenName, Arc<dyn Token>),
     pub(crate) others: Vec<(TokenName, Arc<dyn Token>)>,
-    /// Of those that have another than the settings'.
-    pub(crate) call_timeouts: Vec<(TokenName, Duration)>,
     /// The standby of a KEK, each KEK once.
     pub(crate) standbys: BTreeMap<KekName, TokenName>,
 }
 
 impl Wiring {
     pub(crate) fn new(default: Arc<dyn Token>) -> Self {
-        Self {
-            default: (TokenName::default(), default),
-            others: Vec::new(),
-            call_timeouts: Vec::new(),
-            standbys: BTreeMap::new(),
-        }
+        Self { default: (TokenName::default(), default), others: Vec::new(), standbys: BTreeMap::new() }
     }
 
     /// # Errors
-    /// [`Error::Misconfigured`] when two have one name, something is said of a token that is not there, or a deadline breaks
-    /// a promise.
+    /// [`Error::Misconfigured`] when two have one name, a standby is a token that is not there, or a token's own deadline breaks a
+    /// promise.
     pub(crate) fn connect(self, settings: &Settings, clock: &Clock) -> Result<Tokens> {
-        let timeouts = self.call_timeouts;
         let seat = |(name, token): (TokenName, Arc<dyn Token>)| -> Result<Arc<Seat>> {
-            let own = timeouts.iter().rfind(|(of, _)| *of == name);
-            let call_timeout = own.map_or(settings.call_timeout, |(_, timeout)| *timeout);
+            let call_timeout = token.call_timeout();
             settings.validate_token(&name, call_timeout)?;
             let budget = || Budget::new(settings.resume_rate, clock.clone());
             Ok(Arc::new(Seat {
@@ -125,6 +118,7 @@ impl Wiring {
                 token,
                 budget: budget(),
                 guests: budget(),
+                making: tokio::sync::Mutex::default(),
                 call_timeout,
                 not_renewed: AtomicBool::new(false),
             }))
@@ -135,10 +129,6 @@ impl Wiring {
                 return Err(Error::Misconfigured(format!("two tokens are named {name}: give each a name of its own")));
             }
             tokens.others.push(seat((name, token))?);
-        }
-        if let Some((name, _)) = timeouts.iter().find(|(name, _)| tokens.seat(name).is_none()) {
-            let names = tokens.names();
-            return Err(Error::Misconfigured(format!("call_timeout of token {name}: there is none, but {names}")));
         }
         for (kek, name) in &tokens.standbys {
             let Some(standby) = tokens.seat(name) else {

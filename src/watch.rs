@@ -52,7 +52,7 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 pub(crate) fn start(keyring: &Arc<Keyring>) {
     let of = keyring.clone();
     keyring.home.proofs.spawn(async move {
-        let patience = STALL_MIN.max(of.settings.call_timeout);
+        let patience = STALL_MIN.max(of.settings.store_timeout);
         let sleep = |time| of.clock.sleep_until(of.clock.now().plus(time));
         let tell = || {
             let why = "calls stand still: a token, or who writes the log, blocks the thread".into();

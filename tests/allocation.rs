@@ -131,7 +131,7 @@ async fn account(backend: Backend, suite: Suite) -> Account {
     let (token, _) = ScriptedToken::new(Clock::default(), Duration::from_secs(5), 1);
     let engine = Engine::builder(token, Arc::new(MemoryStore::new())).backend(backend).suite(suite).build().unwrap();
     let kek = KekName::new("kek").unwrap();
-    engine.create_kek(&kek, Profile::AesGcm, false).await.unwrap();
+    engine.create_kek(&kek, Profile::AesGcm).await.unwrap();
     engine.create_account(&AccountId::new("a").unwrap(), &kek).await.unwrap()
 }
 

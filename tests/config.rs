@@ -33,7 +33,7 @@ fn the_defaults_keep_every_promise_without_a_warning() {
     let settings = Settings::default();
     settings.validate().unwrap();
     assert_eq!(settings.warnings(), Vec::<String>::new());
-    assert_eq!((settings.poll_interval, settings.call_timeout), (15 * S, 5 * S));
+    assert_eq!((settings.poll_interval, settings.store_timeout), (15 * S, 5 * S));
     assert_eq!((settings.grace, settings.aek_ttl), (30 * MIN, 10 * MIN));
 }
 
@@ -50,16 +50,16 @@ fn a_broken_bound_names_the_setting_the_value_the_bound_and_the_promise() {
         (|s| s.retention = 91 * DAY, ["retention", "91 d", "7 d to 90 d", "owner asked"]),
         (|s| s.poll_interval = 999 * MS, ["poll_interval", "999 ms", "1 s to 1 min", "promise 3"]),
         (|s| s.poll_interval = 61 * S, ["poll_interval", "61 s", "1 s to 1 min", "promise 2"]),
-        (|s| s.call_timeout = 99 * MS, ["call_timeout", "99 ms", "100 ms to 1 min", "promise 3"]),
-        (|s| s.call_timeout = 61 * S, ["call_timeout", "61 s", "100 ms to 1 min", "promise 1"]),
-        (|s| s.call_timeout = 16 * S, ["call_timeout", "16 s", "at most poll_interval (15 s)", "promise 1"]),
+        (|s| s.store_timeout = 99 * MS, ["store_timeout", "99 ms", "100 ms to 1 min", "promise 3"]),
+        (|s| s.store_timeout = 61 * S, ["store_timeout", "61 s", "100 ms to 1 min", "promise 1"]),
+        (|s| s.store_timeout = 16 * S, ["store_timeout", "16 s", "at most poll_interval (15 s)", "promise 1"]),
         (|s| s.grace = 24 * S, ["grace", "24 s", "at least poll_interval + 2 * call_timeout (25 s)", "promise 3"]),
         (|s| s.grace = 60 * MIN, ["grace", "60 min", "at most 3580 s", "promise 1"]),
         (|s| s.grace = Duration::MAX, ["grace", "", "at most 3580 s", "promise 1"]),
         (|s| s.aek_ttl = Duration::ZERO, ["aek_ttl", "0 s", "at least 10 s", "promise 2"]),
         (|s| s.aek_ttl = Duration::from_millis(9_999), ["aek_ttl", "9999 ms", "at least 10 s", "promise 2"]),
         (
-            |s| (s.aek_ttl, s.call_timeout) = (Duration::from_millis(999), Duration::from_millis(100)),
+            |s| (s.aek_ttl, s.store_timeout) = (Duration::from_millis(999), Duration::from_millis(100)),
             ["aek_ttl", "999 ms", "at least 1 s", "promise 2"],
         ),
         (|s| s.aek_ttl = 31 * MIN, ["aek_ttl", "31 min", "at most grace (30 min)", "promise 1"]),
@@ -78,17 +78,17 @@ fn a_broken_bound_names_the_setting_the_value_the_bound_and_the_promise() {
 #[test]
 fn every_bound_itself_is_allowed() {
     for settings in [
-        with(|s| (s.poll_interval, s.call_timeout) = (S, S)),
-        with(|s| (s.poll_interval, s.call_timeout) = (MIN, MIN)),
-        with(|s| s.call_timeout = 100 * MS),
-        with(|s| s.call_timeout = s.poll_interval),
+        with(|s| (s.poll_interval, s.store_timeout) = (S, S)),
+        with(|s| (s.poll_interval, s.store_timeout) = (MIN, MIN)),
+        with(|s| s.store_timeout = 100 * MS),
+        with(|s| s.store_timeout = s.poll_interval),
         with(|s| (s.grace, s.aek_ttl) = (25 * S, 25 * S)),
         with(|s| s.grace = 55 * MIN - 20 * S),
         with(|s| (s.grace, s.fresh_proof_every) = (60 * MIN - 35 * S, 1)),
         with(|s| s.fresh_proof_every = 118),
         with(|s| s.aek_ttl = s.grace),
         with(|s| s.aek_ttl = 10 * S),
-        with(|s| (s.aek_ttl, s.call_timeout) = (S, Duration::from_millis(100))),
+        with(|s| (s.aek_ttl, s.store_timeout) = (S, Duration::from_millis(100))),
         with(|s| (s.resume_rate, s.max_cached_aeks) = (1, 1)),
         with(|s| s.max_cached_aeks = CACHED_AEKS_MAX),
     ] {
@@ -100,11 +100,11 @@ proptest! {
     /// Promise 1 as arithmetic: no configuration that is accepted can break the hour, or the proof's own bound.
     #[test]
     fn whatever_is_accepted_keeps_the_hour(poll in 0..70_000_u64, call in 0..70_000_u64, grace in 0..4_000_000_u64, ttl in 0..4_000_000_u64, every in 1..100_u32) {
-        let settings = with(|s| (s.poll_interval, s.call_timeout, s.grace, s.aek_ttl, s.fresh_proof_every) =
+        let settings = with(|s| (s.poll_interval, s.store_timeout, s.grace, s.aek_ttl, s.fresh_proof_every) =
             (poll as u32 * MS, call as u32 * MS, grace as u32 * MS, ttl as u32 * MS, every));
         let fresh = settings.poll_interval * settings.fresh_proof_every;
-        let keeps = fresh + settings.grace + settings.poll_interval + settings.call_timeout <= 60 * MIN
-            && settings.call_timeout <= settings.poll_interval && settings.poll_interval <= 60 * S && poll >= 1000
+        let keeps = fresh + settings.grace + settings.poll_interval + settings.store_timeout <= 60 * MIN
+            && settings.store_timeout <= settings.poll_interval && settings.poll_interval <= 60 * S && poll >= 1000
             && call >= 100 && poll + 2 * call <= grace && ttl >= 1000.max(2 * call) && ttl <= grace;
         prop_assert_eq!(settings.validate().is_ok(), keeps);
     }
@@ -194,20 +194,19 @@ fn every_key_of_the_file_arrives() {
     assert_eq!(config.token.selector, Some(TokenSelector::Label("production".into())));
     assert_eq!(config.token.pin, Some(PinSource::File("/run/secrets/pin".into())));
     assert_eq!((config.token.workers, config.store), (8, PathBuf::from("keys.redb")));
-    let settings = Settings {
-        poll_interval: 20 * S,
-        call_timeout: 2500 * MS,
-        grace: 20 * MIN,
-        aek_ttl: 5 * MIN,
-        resume_rate: 1000,
-        max_cached_aeks: 50_000,
-        memlock: MemlockPolicy::Refuse,
-        fresh_proof_every: 7,
-        require_recoverable: true,
-        retention: 30 * DAY,
-        purge_protection: false,
-        scheduled_work: true,
-    };
+    let settings = Settings::default()
+        .poll_interval(20 * S)
+        .store_timeout(2500 * MS)
+        .grace(20 * MIN)
+        .aek_ttl(5 * MIN)
+        .resume_rate(1000)
+        .max_cached_aeks(50_000)
+        .memlock(MemlockPolicy::Refuse)
+        .fresh_proof_every(7)
+        .require_recoverable(true)
+        .retention(30 * DAY)
+        .purge_protection(false)
+        .scheduled_work(true);
     assert_eq!(config.settings, settings);
 }
 
@@ -268,20 +267,19 @@ fn every_variable_stands_over_the_file() {
     assert_eq!(config.token.selector, Some(TokenSelector::Slot(7)), "it takes the place of the file's label");
     assert_eq!(config.token.pin, Some(PinSource::Env("HSM_PIN".into())), "it takes the place of the file's pin_file");
     assert_eq!((config.token.workers, config.store), (2, PathBuf::from("/var/k.redb")));
-    let settings = Settings {
-        poll_interval: 10 * S,
-        call_timeout: S,
-        grace: 10 * MIN,
-        aek_ttl: MIN,
-        resume_rate: 300,
-        max_cached_aeks: 1000,
-        memlock: MemlockPolicy::Warn,
-        fresh_proof_every: 7,
-        require_recoverable: false,
-        retention: 7 * DAY,
-        purge_protection: true,
-        scheduled_work: true,
-    };
+    let settings = Settings::default()
+        .poll_interval(10 * S)
+        .store_timeout(S)
+        .grace(10 * MIN)
+        .aek_ttl(MIN)
+        .resume_rate(300)
+        .max_cached_aeks(1000)
+        .memlock(MemlockPolicy::Warn)
+        .fresh_proof_every(7)
+        .require_recoverable(false)
+        .retention(7 * DAY)
+        .purge_protection(true)
+        .scheduled_work(true);
     assert_eq!(config.settings, settings);
     for (name, selector) in [
         ("KEYLEASH_TOKEN_LABEL", TokenSelector::Label("x".into())),
@@ -318,17 +316,17 @@ fn several_tokens_have_names_the_first_is_the_default_and_variables_stand_over_i
     let config = layered(SEVERAL, &[("KEYLEASH_TOKEN_LABEL", "a"), ("KEYLEASH_WORKERS", "9")]).unwrap();
     let Config { token, other_tokens, standbys, settings, .. } = config;
     assert_eq!((token.name.as_str(), token.selector), ("hsm-a", Some(TokenSelector::Label("a".into()))));
-    assert_eq!((token.module, token.workers, token.call_timeout), (Some("/a.so".into()), 9, None));
+    assert_eq!((token.module, token.workers, token.call_timeout), (Some("/a.so".into()), 9, 5 * S));
     let [other] = &other_tokens[..] else { panic!("{other_tokens:?}") };
     assert_eq!((other.name.as_str(), &other.selector), ("hsm-b", &Some(TokenSelector::Label("b".into()))));
     assert_eq!((&other.module, other.workers), (&Some("/b.so".into()), WORKERS_DEFAULT));
-    assert_eq!((&other.pin, other.call_timeout), (&Some(PinSource::Env("PIN_B".into())), Some(2 * S)));
+    assert_eq!((&other.pin, other.call_timeout), (&Some(PinSource::Env("PIN_B".into())), 2 * S));
     let standbys: Vec<_> = standbys.iter().map(|(kek, token)| (kek.as_str(), token.as_str())).collect();
     assert_eq!((standbys, settings), (vec![("tenants", "hsm-b")], Settings::default()));
     let one = layered("[token]\nname = \"hsm\"\ncall_timeout = \"1s\"", &[]).unwrap();
-    assert_eq!((one.token.name.as_str(), one.token.call_timeout), ("hsm", Some(S)));
+    assert_eq!((one.token.name.as_str(), one.token.call_timeout), ("hsm", S));
     let named = layered(WHOLE, &[("KEYLEASH_TOKEN_NAME", "hsm"), ("KEYLEASH_TOKEN_CALL_TIMEOUT", "1s")]).unwrap();
-    assert_eq!((named.token.name.as_str(), named.token.call_timeout), ("hsm", Some(S)));
+    assert_eq!((named.token.name.as_str(), named.token.call_timeout), ("hsm", S));
     assert_eq!(layered(WHOLE, &[]).unwrap().token.name.as_str(), "default");
 }
 

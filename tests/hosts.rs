@@ -78,7 +78,7 @@ fn current_thread() -> Runtime {
 }
 
 fn settings() -> Settings {
-    Settings { poll_interval: SECOND, call_timeout: SECOND, purge_protection: false, ..Settings::default() }
+    Settings::default().poll_interval(SECOND).store_timeout(SECOND).purge_protection(false)
 }
 
 fn id(name: &str) -> AccountId {
@@ -99,11 +99,11 @@ impl Host {
     }
 
     fn with(settings: Settings) -> Self {
-        let (token, script) = ScriptedToken::new(Clock::default(), settings.call_timeout, 1);
+        let (token, script) = ScriptedToken::new(Clock::default(), settings.store_timeout, 1);
         let store = Arc::new(Blocking::default());
         let engine = Engine::builder(token, store.clone()).settings(settings).start_up_proof(false).build().unwrap();
         let kek = KekName::new("kek").unwrap();
-        let kek_id = block_on(engine.create_kek(&kek, Profile::AesGcm, false)).unwrap().id;
+        let kek_id = block_on(engine.create_kek(&kek, Profile::AesGcm)).unwrap().id;
         Self { engine, script, store, kek, kek_id }
     }
 
@@ -184,7 +184,7 @@ fn a_host_without_a_runtime_can_do_everything() {
         let engine = Engine::builder(token, store).settings(settings()).build().unwrap();
         let mut events = engine.events();
         let (kek, tenant) = (KekName::new("kek").unwrap(), id("tenant"));
-        let made = engine.create_kek(&kek, Profile::AesGcm, false).await.unwrap();
+        let made = engine.create_kek(&kek, Profile::AesGcm).await.unwrap();
         let account = engine.create_account(&tenant, &kek).await.unwrap();
         let mut block = *b"block";
         let header = account.seal(1_u64, &mut block).await.unwrap();
@@ -216,20 +216,15 @@ fn a_host_without_a_runtime_can_do_everything() {
         account.ready().await.unwrap(); // which waits for the watch
         assert!(events.next().await.is_some());
         engine.delete_account(&tenant).await.unwrap();
-        engine.purge_account(&tenant, true).await.unwrap();
+        engine.purge_account(&tenant, keyleash::When::Now).await.unwrap();
         engine.settle().await;
     });
 }
 
 #[test]
 fn a_host_that_never_runs_its_runtime_delays_no_proof_and_a_lapse_wipes_all_the_same() {
-    let settings = Settings {
-        poll_interval: SECOND,
-        call_timeout: SECOND,
-        grace: 4 * SECOND,
-        aek_ttl: 4 * SECOND,
-        ..Settings::default()
-    };
+    let settings =
+        Settings::default().poll_interval(SECOND).store_timeout(SECOND).grace(4 * SECOND).aek_ttl(4 * SECOND);
     let host = Host::with(settings);
     let runtime = current_thread();
     let account = runtime.block_on(host.engine.create_account(&id("a"), &host.kek)).unwrap();
@@ -270,7 +265,7 @@ fn opens_of_a_runtime_that_stands_still_hold_up_no_others() {
     let settings = settings();
     let mut host = Host::with(settings.clone());
     (0..40).for_each(|n| drop(host.account(&format!("a-{n}"))));
-    let (token, script) = ScriptedToken::new(Clock::default(), settings.call_timeout, 2);
+    let (token, script) = ScriptedToken::new(Clock::default(), settings.store_timeout, 2);
     host.script.clone_keks_to(&script);
     host.restart(token, settings);
     script.set_latency(PAUSE);
@@ -325,7 +320,7 @@ fn a_runtime_that_is_dropped_costs_only_its_own_calls() {
         let account = stays.block_on(waits).unwrap().unwrap();
         stays.block_on(account.seal(1_u64, &mut [0; 9])).unwrap();
         block_on(host.engine.delete_account(&id("a"))).unwrap();
-        block_on(host.engine.purge_account(&id("a"), true)).unwrap();
+        block_on(host.engine.purge_account(&id("a"), keyleash::When::Now)).unwrap();
     }
 }
 

@@ -74,7 +74,7 @@ async fn make_due(path: &Path, kek: &KekName) {
         Pkcs11Settings::new(variable("KEYLEASH_MODULE"), Selector::Label(label), PinSource::File(pin.into()));
     let token = Arc::new(Pkcs11Token::open(settings).await.unwrap());
     let engine = Engine::builder(token, store.clone()).start_up_proof(false).build().unwrap();
-    engine.create_kek(kek, Profile::AesGcm, false).await.unwrap();
+    engine.create_kek(kek, Profile::AesGcm).await.unwrap();
     for index in 0..ACCOUNTS {
         engine.create_account(&account(index), kek).await.unwrap();
         let (mut record, seen) = load_account(&*store, &account(index)).await.unwrap().unwrap();

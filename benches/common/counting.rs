@@ -85,6 +85,10 @@ impl Token for Counting {
         self.token.context_began()
     }
 
+    fn call_timeout(&self) -> std::time::Duration {
+        self.token.call_timeout()
+    }
+
     fn workers(&self) -> Workers {
         self.token.workers()
     }

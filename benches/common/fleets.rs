@@ -72,10 +72,9 @@ impl Fleet {
 
     /// Makes a KEK and the accounts with these numbers under it.
     pub(crate) async fn create(&self, kek: &str, numbers: Range<usize>) -> Vec<AccountId> {
-        let engine = self
-            .engine_with(Settings { max_cached_aeks: CACHED_WHILE_MADE, ..Settings::default() }, self.clock.clone());
+        let engine = self.engine_with(Settings::default().max_cached_aeks(CACHED_WHILE_MADE), self.clock.clone());
         let kek: KekName = kek_name(kek);
-        engine.create_kek(&kek, Profile::AesGcm, false).await.expect("a KEK");
+        engine.create_kek(&kek, Profile::AesGcm).await.expect("a KEK");
         let ids: Vec<_> = numbers.map(account_id).collect();
         for id in &ids {
             engine.create_account(id, &kek).await.expect("an account");

@@ -45,7 +45,7 @@ pub(crate) async fn accounts(backend: Backend, suite: Suite, count: usize) -> Ve
     let engine = Engine::builder(token, Arc::new(MemoryStore::new())).backend(backend).suite(suite);
     let engine = engine.build().expect("an engine");
     let kek = kek_name("bench");
-    engine.create_kek(&kek, Profile::AesGcm, false).await.expect("a KEK");
+    engine.create_kek(&kek, Profile::AesGcm).await.expect("a KEK");
     let mut accounts = Vec::new();
     for number in 0..count {
         accounts.push(engine.create_account(&account_id(number), &kek).await.expect("an account"));

@@ -46,7 +46,7 @@ async fn rig() -> (Engine, Account, ManualClock) {
     let build = Engine::builder(token, Arc::new(MemoryStore::new())).on_current_runtime().clock(clock);
     let engine = build.jitter_seed(1).start_up_proof(false).build().unwrap();
     let kek = KekName::new("kek").unwrap();
-    engine.create_kek(&kek, Profile::AesGcm, false).await.unwrap();
+    engine.create_kek(&kek, Profile::AesGcm).await.unwrap();
     let account = engine.create_account(&AccountId::new("a").unwrap(), &kek).await.unwrap();
     (engine, account, manual)
 }

@@ -301,7 +301,7 @@ impl ConfigFile {
         let default = Settings::default();
         let settings = Settings {
             poll_interval: self.poll_interval.unwrap_or(default.poll_interval),
-            call_timeout: self.call_timeout.unwrap_or(default.call_timeout),
+            store_timeout: self.call_timeout.unwrap_or(default.store_timeout),
             grace: self.grace.unwrap_or(default.grace),
             aek_ttl: self.aek_ttl.unwrap_or(default.aek_ttl),
             resume_rate: self.resume_rate.unwrap_or(default.resume_rate),
@@ -313,11 +313,12 @@ impl ConfigFile {
             purge_protection: self.purge_protection.unwrap_or(default.purge_protection),
             scheduled_work: default.scheduled_work,
         };
-        settings.validate().map_err(|error| self.located(error))?;
-        let token = self.token.resolve();
-        let (other_tokens, standbys) = self.more.resolve(&token.name)?;
+        let call_timeout = settings.store_timeout;
+        settings.validate_timeout("call_timeout", call_timeout).map_err(|error| self.located(error))?;
+        let token = self.token.resolve(call_timeout);
+        let (other_tokens, standbys) = self.more.resolve(&token.name, call_timeout)?;
         for token in [&token].into_iter().chain(&other_tokens) {
-            settings.validate_token(&token.name, token.call_timeout.unwrap_or(settings.call_timeout))?;
+            settings.validate_token(&token.name, token.call_timeout)?;
         }
         let store = self.store.unwrap_or_else(|| STORE_DEFAULT.into());
         Ok(Config { token, other_tokens, standbys, store, settings })

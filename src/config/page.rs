@@ -64,7 +64,7 @@ impl ConfigFile {
 fn facts(item: Item) -> (Option<String>, String, &'static str) {
     let Settings {
         poll_interval,
-        call_timeout,
+        store_timeout,
         grace,
         aek_ttl,
         resume_rate,
@@ -102,9 +102,9 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
             "time between two proofs of a KEK version",
         ),
         Item::CallTimeout => (
-            Some(show(call_timeout)),
+            Some(show(store_timeout)),
             format!("{} to {}, at most poll_interval", show(CALL_TIMEOUT_MIN), show(CALL_TIMEOUT_MAX)),
-            "deadline of a call of the token",
+            "deadline of a call of a token, and of a call of the store that a key waits for",
         ),
         Item::Grace => (
             Some(show(grace)),

@@ -52,9 +52,11 @@ impl TokenItems {
         }
     }
 
-    pub(super) fn resolve(self) -> TokenConfig {
+    /// `of_all` is the deadline of tokens that have none of their own.
+    pub(super) fn resolve(self, of_all: Duration) -> TokenConfig {
         let Self { name, module, selector, pin, workers, call_timeout } = self;
         let (name, workers) = (name.unwrap_or_default(), workers.unwrap_or(WORKERS_DEFAULT));
+        let call_timeout = call_timeout.unwrap_or(of_all);
         TokenConfig { name, module, selector, pin, workers, call_timeout }
     }
 }
@@ -119,10 +121,14 @@ impl More {
     }
 
     /// The further tokens and the standbys, judged beside the default token.
-    pub(super) fn resolve(self, default: &TokenName) -> Result<(Vec<TokenConfig>, BTreeMap<KekName, TokenName>)> {
+    pub(super) fn resolve(
+        self,
+        default: &TokenName,
+        call_timeout: Duration,
+    ) -> Result<(Vec<TokenConfig>, BTreeMap<KekName, TokenName>)> {
         let mut tokens: Vec<TokenConfig> = Vec::new();
         for Placed { value, origin } in self.others {
-            let token = value.resolve();
+            let token = value.resolve(call_timeout);
             if token.name == *default || tokens.iter().any(|other| other.name == token.name) {
                 return Err(bad(&origin, &format!("two tokens are named {}: give each a name of its own", token.name)));
             }

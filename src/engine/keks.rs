@@ -11,7 +11,7 @@ use crate::{
     token::{KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, Token, TokenError, UnaddressableKey, Verdict},
     tokens::Seat,
 };
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, time::Duration};
 
 /// How often a key that is refused is looked at, while it may be in the making, and the time between.
 const LOOKS_MAX: u32 = 5;
@@ -19,6 +19,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
 /// One version of a KEK as the store knows it, and as the token has it.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct KekVersionStatus {
     /// As the store knows it.
     pub record: KekVersionRecord,
@@ -35,6 +36,52 @@ impl KekVersionStatus {
     pub fn is_recoverable(&self) -> bool {
         let kept = matches!(&self.in_token, Ok(Some(info)) if info.destroyable == Some(false));
         kept && self.record.backup_attested_unix.is_some()
+    }
+}
+
+/// What a new KEK shall be.
+///
+/// ```
+/// # use keyleash::{KekOptions, name::TokenName, token::Profile};
+/// let options = KekOptions::new(Profile::AesKw).token(TokenName::new("hsm-b")?);
+/// # Ok::<_, keyleash::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KekOptions {
+    /// How it wraps.
+    pub profile: Profile,
+    /// CKA_DESTROYABLE, of later versions too: a KEK that can be destroyed in the token can be destroyed by accident. Default false.
+    pub destroyable: bool,
+    /// The token that it is made in, and all its later versions. Default: the engine's default token.
+    pub token: Option<TokenName>,
+}
+
+impl KekOptions {
+    /// One that cannot be destroyed, in the default token.
+    #[must_use]
+    pub const fn new(profile: Profile) -> Self {
+        Self { profile, destroyable: false, token: None }
+    }
+
+    /// It can be destroyed in the token.
+    #[must_use]
+    pub const fn destroyable(mut self) -> Self {
+        self.destroyable = true;
+        self
+    }
+
+    /// In this token.
+    #[must_use]
+    pub fn token(mut self, token: TokenName) -> Self {
+        self.token = Some(token);
+        self
+    }
+}
+
+impl From<Profile> for KekOptions {
+    fn from(profile: Profile) -> Self {
+        Self::new(profile)
     }
 }
 
@@ -55,6 +102,7 @@ impl Target {
 
 /// A KEK and its versions.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct KekStatus {
     /// The name.
     pub name: KekName,
@@ -85,44 +133,68 @@ fn and_stays(error: Error, id: &KekId) -> Error {
 }
 
 impl Engine {
-    /// Makes version 1 of a KEK in the default token and writes it down in the store.
+    /// Makes version 1 of a KEK in the token and writes it down in the store. `options` is a [`Profile`] where that says it all.
     ///
     /// A key with its label, which names the store too, that is in the token but not in the store is one whose making was cut short
     /// by a crash: it is taken, if it is sound and of the same profile. No other key is, whatever its label: [`Engine::adopt_kek`].
     ///
     /// # Errors
-    /// [`Error::Exists`] when the store has a KEK of this name; [`Error::Misconfigured`] when the token cannot make it or
-    /// has several keys with its label; [`Error::Denied`], [`Error::Unreachable`], [`Error::Store`].
-    pub async fn create_kek(&self, name: &KekName, profile: Profile, destroyable: bool) -> Result<KekInfo> {
-        self.create_kek_on(self.keyring().tokens.default_seat().clone(), name, profile, destroyable).await
+    /// [`Error::Exists`] when the store has a KEK of this name; [`Error::NotFound`] for a token that is named and not there;
+    /// [`Error::Misconfigured`] when the token cannot make it or has several keys with its label; [`Error::Denied`],
+    /// [`Error::Unreachable`], [`Error::Store`].
+    pub async fn create_kek(&self, name: &KekName, options: impl Into<KekOptions>) -> Result<KekInfo> {
+        let (name, options) = (name.clone(), options.into());
+        self.at_home(|engine| async move { engine.begin_kek(&name, &options).await }).await
     }
 
-    /// As [`Engine::create_kek`], in the token of that name. All later versions of the KEK are made there.
+    /// The current version of a KEK, which is made first where the store has none of this name. It asks the token for one that it
+    /// makes alone, so that a service can begin with it during an outage. Of several that do so at once one makes it: in one engine
+    /// there is one key in the token; of several engines on one store one key counts, and the token may keep another, which no KEK
+    /// names ([`Event::KekUnknown`](crate::telemetry::Event::KekUnknown)).
     ///
     /// # Errors
-    /// As [`Engine::create_kek`], and [`Error::NotFound`] for the token.
-    pub async fn create_kek_in(
-        &self,
-        token: &TokenName,
-        name: &KekName,
-        profile: Profile,
-        destroyable: bool,
-    ) -> Result<KekInfo> {
-        self.create_kek_on(self.keyring().tokens.named(token)?.clone(), name, profile, destroyable).await
+    /// [`Error::Exists`] when there is one of another profile, or in another token than the one that is named: nothing is made, and
+    /// `destroyable` is not compared. Else as [`Engine::create_kek`].
+    pub async fn get_or_create_kek(&self, name: &KekName, options: impl Into<KekOptions>) -> Result<KekVersionRecord> {
+        let (name, options) = (name.clone(), options.into());
+        self.at_home(|engine| async move {
+            if let Some(found) = engine.found_kek(&name, &options).await? {
+                return Ok(found);
+            }
+            match engine.begin_kek(&name, &options).await {
+                // Somebody else was faster.
+                Err(exists @ Error::Exists(_)) => engine.found_kek(&name, &options).await?.ok_or(exists),
+                Err(error) => Err(error),
+                Ok(_) => engine.current_kek(&name).await.map(|(_, record)| record),
+            }
+        })
+        .await
     }
 
-    async fn create_kek_on(
-        &self,
-        seat: Arc<Seat>,
-        name: &KekName,
-        profile: Profile,
-        destroyable: bool,
-    ) -> Result<KekInfo> {
-        let name = name.clone();
-        self.at_home(|engine| async move { engine.begin_kek(&seat, &name, profile, destroyable).await }).await
+    /// The current version of a KEK that is what `options` ask for; `None` where there is no such KEK.
+    async fn found_kek(&self, name: &KekName, options: &KekOptions) -> Result<Option<KekVersionRecord>> {
+        let found = match self.current_kek(name).await {
+            Err(Error::NotFound(_)) => return Ok(None),
+            found => found?.1,
+        };
+        let is = match &options.token {
+            _ if found.profile != options.profile => {
+                format!("is for {}, and not for {}", found.profile, options.profile)
+            }
+            Some(token) if found.token != *token => format!("is in token {}, and not in {token}", found.token),
+            _ => return Ok(Some(found)),
+        };
+        Err(Error::Exists(format!("KEK {name}, which {is}: take it as it is, or choose another name")))
     }
 
-    async fn begin_kek(&self, seat: &Seat, name: &KekName, profile: Profile, destroyable: bool) -> Result<KekInfo> {
+    async fn begin_kek(&self, name: &KekName, options: &KekOptions) -> Result<KekInfo> {
+        let tokens = &self.keyring().tokens;
+        let seat = match &options.token {
+            None => tokens.default_seat(),
+            Some(token) => tokens.named(token)?,
+        };
+        // Of two that make one KEK at once the second would leave a key in the token that nobody names.
+        let _making = seat.making.lock().await;
         let key = Key::Kek(name.clone());
         let exists =
             || Error::Exists(format!("KEK {name}: see it with `keyleash kek show {name}`, or choose another name"));
@@ -130,6 +202,7 @@ impl Engine {
             return Err(exists());
         }
         let now = self.keyring().stamp().await?;
+        let KekOptions { profile, destroyable, .. } = *options;
         let info = self.make_kek(seat, &KekVersion::new(name.clone(), 1), profile, destroyable, &[]).await?;
         let version = KekVersionRecord::new(now, 1, info.id.clone(), profile, seat.name.clone());
         let record =

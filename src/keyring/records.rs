@@ -22,9 +22,9 @@ use std::{
 /// An AEK may be used for a TTL from when its record was read. One that waited for its place of the budget for more than this
 /// part of it is read again, so that most of it is left.
 const READING_AGE_PARTS: u32 = 4;
-/// A part of `call_timeout`: how long a reading may take that others wait for, who have theirs.
+/// A part of `store_timeout`: how long a reading may take that others wait for, who have theirs.
 const SHORT_READING_PARTS: u32 = 4;
-/// A part of `call_timeout`: how long a proof waits for a record where there is one that was proved before. So much earlier it
+/// A part of `store_timeout`: how long a proof waits for a record where there is one that was proved before. So much earlier it
 /// begins, so that the token has all of its time.
 const PROOF_READING_PARTS: u32 = 20;
 
@@ -204,13 +204,13 @@ impl Keyring {
 
     /// What comes of a short reading; `None` when it takes longer.
     pub(super) async fn shortly<T>(&self, reading: impl Future<Output = T>) -> Option<T> {
-        let patience = self.clock.now().plus(self.settings.call_timeout / SHORT_READING_PARTS);
+        let patience = self.clock.now().plus(self.settings.store_timeout / SHORT_READING_PARTS);
         self.clock.until(patience, reading).await
     }
 
     /// How long before the token a proof asks the store.
     pub(crate) fn proof_reading_max(&self) -> Duration {
-        self.settings.call_timeout / PROOF_READING_PARTS
+        self.settings.store_timeout / PROOF_READING_PARTS
     }
 
     /// Has the store asked, one at a time, by nobody who waits: whether it is silent must be known all the same.
@@ -286,7 +286,7 @@ impl Keyring {
     pub(crate) async fn wrapped_for_proof(self: &Arc<Self>, slot: Arc<AekSlot>) -> Result<Sample> {
         let kek = slot.leash.kek();
         let parts = if self.sample(kek).is_some() { PROOF_READING_PARTS } else { SHORT_READING_PARTS };
-        let patience = self.clock.now().plus(self.settings.call_timeout / parts);
+        let patience = self.clock.now().plus(self.settings.store_timeout / parts);
         let wrapped = async {
             let Reading { record, .. } = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
             let newest = newest_in(&record);

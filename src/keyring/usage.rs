@@ -79,7 +79,7 @@ impl Keyring {
     }
 
     /// Writes down what the meters of these slots counted, and those that are gone. Each that fails keeps its count; the first error is
-    /// told. None waits for longer than a `call_timeout` for its account, so that one that hangs holds up no others; what was written
+    /// told. None waits for longer than a `store_timeout` for its account, so that one that hangs holds up no others; what was written
     /// all the same is counted twice then.
     pub(crate) async fn write_usage(self: &Arc<Self>, slots: Vec<Arc<AekSlot>>) -> Result<()> {
         let (mut flights, mut outcome) = (JoinSet::new(), Ok(()));
@@ -121,7 +121,7 @@ impl Keyring {
 
     /// Adds to what an AEK version's record says, and gives the sum; `None` when the account has that AEK no more.
     async fn add_usage(&self, aek: &Counted, used: Usage) -> Result<Option<(Usage, AekPolicy)>> {
-        let give_up = self.clock.now().plus(self.settings.call_timeout);
+        let give_up = self.clock.now().plus(self.settings.store_timeout);
         let added = self.clock.until(give_up, self.change_usage(aek, |before| plus(before, used))).await;
         added.unwrap_or_else(|| {
             Err(Error::Store(format!("no answer in time, for what account {} sealed: it is tried again", aek.account)))

@@ -41,7 +41,9 @@
 //!   side by side no longer than an update takes.
 //! - **A lease may be asked of two tokens**, the KEK's own and its standby. The state machine of the lease knows nothing of it: which
 //!   of the two may speak is a second, smaller one (`src/standby.rs`) beside it, under the same lock.
-//! - **Budgets, deadlines and refreshes are each token's own**, so `resume_rate` counts for each.
+//! - **Budgets, deadlines and refreshes are each token's own**, so `resume_rate` counts for each. The deadline of a token's calls is
+//!   said by the token alone ([`Token::call_timeout`](crate::token::Token::call_timeout)); that of the store's is
+//!   [`Settings::store_timeout`](crate::config::Settings::store_timeout). In the file `call_timeout` sets both.
 //! - **`aek_ttl` is at least 1 s and twice `call_timeout`**: else handles in use go cold between two unwraps.
 //! - **A TTL counts from when the account's record was read**, not from the unwrap that followed: many who wait for one token put
 //!   minutes between the two, and a deletion or a newer AEK version that was stored in them would be heard of too late. For the same

@@ -32,7 +32,8 @@
 //!   on is a store that does not answer. What is left: a token of the host's own making, and whoever writes the process's log lines
 //!   (its `tracing` subscriber), are called on those threads; one that blocks there holds up proofs, and leases then end by the clock.
 //!   A child of `fork` has no engine: every call says so, as [`Error::Fatal`](crate::Error::Fatal), and none waits for a lock of the parent.
-//! - **Whoever waits has a deadline.** A read on the way to a key has a `call_timeout`, any other call of the store one `aek_ttl` (a
+//! - **Whoever waits has a deadline.** A read on the way to a key has a `call_timeout` (of the library
+//!   [`Settings::store_timeout`](crate::config::Settings::store_timeout)), any other call of the store one `aek_ttl` (a
 //!   minute at least), a call of the token its own; what takes longer is [`Error::Store`](crate::Error::Store) or
 //!   [`Error::Unreachable`](crate::Error::Unreachable).
 //! - **A seal or open that is stuck** (a page of its buffer does not come, its thread was stopped) holds up nothing but the wipe of

@@ -13,7 +13,7 @@
 //! | token | `call_timeout` | `KEYLEASH_TOKEN_CALL_TIMEOUT` | that of `lease` | as that | deadline of a call of this token, where it has one of its own |
 //! | store | `path` | `KEYLEASH_STORE` | ./keyleash.redb | a file | where the wrapped AEKs are |
 //! | lease | `poll_interval` | `KEYLEASH_POLL_INTERVAL` | 15 s | 1 s to 1 min | time between two proofs of a KEK version |
-//! | lease | `call_timeout` | `KEYLEASH_CALL_TIMEOUT` | 5 s | 100 ms to 1 min, at most poll_interval | deadline of a call of the token |
+//! | lease | `call_timeout` | `KEYLEASH_CALL_TIMEOUT` | 5 s | 100 ms to 1 min, at most poll_interval | deadline of a call of a token, and of a call of the store that a key waits for |
 //! | lease | `grace` | `KEYLEASH_GRACE` | 30 min | at least poll_interval + 2 call_timeout; (fresh_proof_every + 1) poll_interval + grace + call_timeout at most 60 min | how long a lease lasts after its last proof while the token is unreachable |
 //! | lease | `aek_ttl` | `KEYLEASH_AEK_TTL` | 10 min | at least 1 s and 2 call_timeout, at most grace | how long an AEK is used without an unwrap of its own |
 //! | lease | `resume_rate` | `KEYLEASH_RESUME_RATE` | 3000 | 1 to 4294967295 | most unwraps per second of each token in the background |

@@ -1,6 +1,6 @@
 //! New AEK versions of an account, and their retirement.
 
-use super::{deleted, hold::Claim, utc};
+use super::{When, deleted, hold::Claim, utc};
 use crate::{
     engine::Engine,
     error::{Error, Result},
@@ -103,7 +103,7 @@ impl Engine {
     /// No count knows what another engine is about to seal, which may not have heard of the version that came after: so a
     /// version is kept until every engine of the store has, an outage of the token included ([`Settings::aek_overlap`]), by the
     /// store's date, which no wall clock moves: it goes forward while an engine is up, and between commands of one boot.
-    /// With `now` it is not kept: for a service that knows that no other engine has the account open.
+    /// With [`When::Now`] it is not kept: for a service that knows that no other engine has the account open.
     ///
     /// # Errors
     /// [`Error::NotFound`], also for a version that the account does not have, or not any more; [`Error::Invalid`] for the current
@@ -111,29 +111,29 @@ impl Engine {
     /// again.
     ///
     /// [`Settings::aek_overlap`]: crate::config::Settings::aek_overlap
-    pub async fn retire_aeks(&self, id: &AccountId, aek_versions: &[u32], now: bool) -> Result<()> {
+    pub async fn retire_aeks(&self, id: &AccountId, aek_versions: &[u32], when: When) -> Result<()> {
         let (id, aek_versions) = (id.clone(), aek_versions.to_vec());
-        self.at_home(|engine| async move { engine.retire_aek_versions(&id, &aek_versions, now).await }).await
+        self.at_home(|engine| async move { engine.retire_aek_versions(&id, &aek_versions, when).await }).await
     }
 
     /// What [`Engine::retire_aeks`] would destroy: the account as it is. Changes nothing.
     ///
     /// # Errors
     /// As [`Engine::retire_aeks`].
-    pub async fn retirable_aeks(&self, id: &AccountId, aek_versions: &[u32], now: bool) -> Result<AccountRecord> {
+    pub async fn retirable_aeks(&self, id: &AccountId, aek_versions: &[u32], when: When) -> Result<AccountRecord> {
         let (id, aek_versions) = (id.clone(), aek_versions.to_vec());
         self.at_home(|engine| async move {
             let (record, _) = engine.load_account(&id).await?;
-            engine.refuse_to_retire(&record, &aek_versions, now).await?;
+            engine.refuse_to_retire(&record, &aek_versions, when).await?;
             Ok(record)
         })
         .await
     }
 
-    async fn retire_aek_versions(&self, id: &AccountId, aek_versions: &[u32], now: bool) -> Result<()> {
+    async fn retire_aek_versions(&self, id: &AccountId, aek_versions: &[u32], when: When) -> Result<()> {
         for _ in 0..CONFLICTS_MAX {
             let (mut record, seen) = self.load_account(id).await?;
-            self.refuse_to_retire(&record, aek_versions, now).await?;
+            self.refuse_to_retire(&record, aek_versions, when).await?;
             let (gone, _): (Vec<_>, Vec<_>) =
                 record.versions.iter().cloned().partition(|version| aek_versions.contains(&version.aek_version));
             record.retire(aek_versions, self.keyring().stamp().await?);
@@ -156,10 +156,10 @@ impl Engine {
         Err(again_and_again("account", id))
     }
 
-    async fn refuse_to_retire(&self, record: &AccountRecord, aek_versions: &[u32], now: bool) -> Result<()> {
+    async fn refuse_to_retire(&self, record: &AccountRecord, aek_versions: &[u32], when: When) -> Result<()> {
         let id = &record.account;
         // Asked for after the record was read.
-        let agreed = if now { None } else { Some(self.keyring().agreed().await?) };
+        let agreed = if when == When::Now { None } else { Some(self.keyring().agreed().await?) };
         let current = record.current().map_or(0, |current| current.aek_version);
         for &aek_version in aek_versions {
             if aek_version == current {

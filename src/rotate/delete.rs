@@ -1,5 +1,6 @@
 //! Soft deletion of accounts, undeletion, and the purge that shreds their blocks.
 
+use super::When;
 use crate::{
     clock::utc,
     engine::Engine,
@@ -69,7 +70,7 @@ impl Engine {
     }
 
     /// Destroys every wrapped AEK of a deleted account: its blocks are shredded, for good. After its retention, of which
-    /// only that time counts which some engine saw pass, or `now`, where `purge_protection` is off.
+    /// only that time counts which some engine saw pass, or [`When::Now`], where `purge_protection` is off.
     ///
     /// Nor are they left where the store keeps its values ([`KeyStore::shred`](crate::store::KeyStore::shred)): the embedded one writes
     /// over what was freed in its file, and searches the file for them. What copies there are elsewhere, the store's backups above all, still hold the
@@ -78,34 +79,34 @@ impl Engine {
     /// were written over: snapshots, the blocks of a copy-on-write file system, an SSD's spare ones.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Invalid`] when it is not deleted, when its retention is not over and `now` is false, or
-    /// when `now` is asked for under `purge_protection`; [`Error::Conflict`]; [`Error::Store`], also when the account is gone
+    /// [`Error::NotFound`]; [`Error::Invalid`] when it is not deleted, when its retention is not over, or when
+    /// [`When::Now`] is asked for under `purge_protection`; [`Error::Conflict`]; [`Error::Store`], also when the account is gone
     /// and the store could not make an end of what was freed, which is said.
-    pub async fn purge_account(&self, id: &AccountId, now: bool) -> Result<()> {
+    pub async fn purge_account(&self, id: &AccountId, when: When) -> Result<()> {
         let id = id.clone();
-        self.at_home(|engine| async move { engine.purge(&id, now).await }).await
+        self.at_home(|engine| async move { engine.purge(&id, when).await }).await
     }
 
     /// What [`Engine::purge_account`] would destroy: the account as it is. Changes nothing.
     ///
     /// # Errors
     /// As [`Engine::purge_account`].
-    pub async fn purgeable_account(&self, id: &AccountId, now: bool) -> Result<AccountRecord> {
+    pub async fn purgeable_account(&self, id: &AccountId, when: When) -> Result<AccountRecord> {
         let id = id.clone();
         self.at_home(|engine| async move {
             let (record, _) = engine.load_account(&id).await?;
-            engine.refuse_to_purge(&record, now).await?;
+            engine.refuse_to_purge(&record, when).await?;
             Ok(record)
         })
         .await
     }
 
-    async fn refuse_to_purge(&self, record: &AccountRecord, now: bool) -> Result<()> {
+    async fn refuse_to_purge(&self, record: &AccountRecord, when: When) -> Result<()> {
         let (keyring, id) = (self.keyring(), &record.account);
         let Some(deletion) = record.deleted else {
             return Err(Error::Invalid(format!("account {id} is not deleted: `keyleash account delete {id}` first")));
         };
-        let may_be_early = now && !keyring.settings.purge_protection;
+        let may_be_early = when == When::Now && !keyring.settings.purge_protection;
         // Asked for after the record was read.
         let date_unix = if may_be_early { u64::MAX } else { keyring.agreed().await?.date_unix };
         if date_unix < deletion.purge_after_unix {
@@ -121,11 +122,11 @@ impl Engine {
         Ok(())
     }
 
-    async fn purge(&self, id: &AccountId, now: bool) -> Result<()> {
+    async fn purge(&self, id: &AccountId, when: When) -> Result<()> {
         let keyring = self.keyring();
         for _ in 0..CONFLICTS_MAX {
             let (record, seen) = self.load_account(id).await?;
-            self.refuse_to_purge(&record, now).await?;
+            self.refuse_to_purge(&record, when).await?;
             // Whatever is alive now is of the account that is deleted; if it is another one's by then, so is the record.
             let keys = keyring.to_tell(id);
             match keyring.store.delete(&record.key(), &seen).await {

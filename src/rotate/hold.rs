@@ -163,7 +163,7 @@ impl Hold {
     /// newer release holds the work, in a record that this one does not read and so leaves alone.
     pub(super) async fn look(&self, keyring: &Keyring) -> Result<Standing> {
         let asked = keyring.clock.now();
-        let give_up = asked.plus(keyring.settings.call_timeout);
+        let give_up = asked.plus(keyring.settings.store_timeout);
         let looked = keyring.clock.until(give_up, self.look_now(keyring, asked)).await;
         looked.unwrap_or_else(|| Err(Error::Store("no answer in time, for who does the scheduled work".into())))
     }
@@ -213,7 +213,7 @@ impl Hold {
         self.drop_claim();
         if let (Some(fence), Some(version)) = (fence, version)
             && let Ok(put) = (WorkRecord { fence, holder: self.holder, until_unix: 0 }).put()
-            && let give_up = keyring.clock.now().plus(keyring.settings.call_timeout)
+            && let give_up = keyring.clock.now().plus(keyring.settings.store_timeout)
             && let Some(Err(error)) =
                 keyring.clock.until(give_up, keyring.store.replace(&Key::Work, &version, put)).await
         {

@@ -51,6 +51,17 @@ const ACCOUNT_WAITS: u32 = 12;
 /// … of this time, so that a call of the store that never returns for it holds up no others. A suspend passes for one wait.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(5);
 
+/// When something is done that cannot be undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum When {
+    /// When its time has come: the retention of a deleted account is over, no engine may seal any more under a retired AEK version.
+    /// Refused until then, with the time until which.
+    Due,
+    /// Now, whatever its time: for whoever knows that nobody needs what is destroyed.
+    Now,
+}
+
 impl Engine {
     /// Does something for one account among many, in time.
     async fn in_account_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -76,7 +87,7 @@ impl Engine {
     /// is full.
     async fn store_answers(&self) -> bool {
         let keyring = self.keyring();
-        let give_up = keyring.clock.now().plus(keyring.settings.call_timeout);
+        let give_up = keyring.clock.now().plus(keyring.settings.store_timeout);
         let written = keyring.clock.until(give_up, keyring.write_date()).await;
         written.is_some_and(|written| !matches!(written, Err(Error::Store(_))))
     }

@@ -36,6 +36,7 @@ const PASSES_MAX: usize = 16;
 
 /// How to re-wrap.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RewrapOptions {
     /// Most token calls per second, three for each AEK. `None`: they share the engine's `resume_rate` with whatever else
     /// runs in the background.
@@ -44,8 +45,31 @@ pub struct RewrapOptions {
     pub dry_run: bool,
 }
 
+impl RewrapOptions {
+    /// All of it, at the engine's own pace.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { rate: None, dry_run: false }
+    }
+
+    /// See [`RewrapOptions::rate`](Self#structfield.rate).
+    #[must_use]
+    pub const fn rate(mut self, rate: u32) -> Self {
+        self.rate = Some(rate);
+        self
+    }
+
+    /// See [`RewrapOptions::dry_run`](Self#structfield.dry_run).
+    #[must_use]
+    pub const fn dry_run(mut self) -> Self {
+        self.dry_run = true;
+        self
+    }
+}
+
 /// How far it has got.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RewrapProgress {
     /// Accounts that were found at the beginning.
     pub accounts: u64,
@@ -55,6 +79,7 @@ pub struct RewrapProgress {
 
 /// An account that could not be re-wrapped. It is as it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RewrapFailure {
     /// The account.
     pub account: AccountId,
@@ -64,6 +89,7 @@ pub struct RewrapFailure {
 
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RewrapReport {
     /// The version to which AEKs were moved.
     pub to: KekVersion,

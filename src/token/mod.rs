@@ -316,6 +316,10 @@ pub trait Token: Send + Sync + 'static {
     /// context is not keyleash's to end: there a proof is as fresh as it gets. Whoever wraps another token passes it on.
     fn context_began(&self) -> Option<Instant>;
 
+    /// The deadline of its calls, which the engine reckons with: it is said here and nowhere else. 100 ms to 60 s, at most the engine's
+    /// `poll_interval`, and always the same. Whoever wraps another token passes it on.
+    fn call_timeout(&self) -> Duration;
+
     /// The workers' health; answers at once.
     fn workers(&self) -> Workers;
 }

@@ -325,6 +325,13 @@ impl ScriptedToken {
         Arc::new(Self { script: self.script(), clock, call_timeout, room })
     }
 
+    /// The same token as another process reaches it, with another deadline of its calls.
+    pub fn with_call_timeout(&self, call_timeout: Duration) -> Arc<Self> {
+        let clock = self.clock.clone();
+        let room = Room::new(&clock, call_timeout, WORKERS);
+        Arc::new(Self { script: self.script(), clock, call_timeout, room })
+    }
+
     /// The script, once more.
     pub fn script(&self) -> Script {
         self.script.clone()
@@ -615,6 +622,10 @@ impl Token for ScriptedToken {
 
     fn context_began(&self) -> Option<Instant> {
         None
+    }
+
+    fn call_timeout(&self) -> Duration {
+        self.call_timeout
     }
 
     fn workers(&self) -> Workers {

@@ -53,7 +53,7 @@ pub(super) async fn look_after(keyring: Arc<Keyring>, seat: Arc<Seat>, beat: Arc
 }
 
 async fn look(keyring: &Keyring, seat: &Seat, seen: &mut Seen) -> Result<()> {
-    let deadline = keyring.clock.now().plus(keyring.settings.call_timeout);
+    let deadline = keyring.clock.now().plus(keyring.settings.store_timeout);
     let Some(known) = keyring.clock.until(deadline, known(keyring, &seat.name)).await else { return Ok(()) };
     let (known, clones) = known?;
     if known.is_empty() {

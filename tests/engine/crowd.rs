@@ -12,7 +12,7 @@ async fn crowd(rig: &Rig, keks: usize) -> (Vec<KekId>, Vec<Account>) {
     let (mut ids, mut accounts) = (Vec::new(), Vec::new());
     for n in 0..keks {
         let kek = KekName::new(format!("k{n}")).unwrap();
-        ids.push(rig.engine.create_kek(&kek, Profile::AesGcm, false).await.unwrap().id);
+        ids.push(rig.engine.create_kek(&kek, Profile::AesGcm).await.unwrap().id);
         accounts.push(rig.engine.create_account(&account_id(&format!("a{n}")), &kek).await.unwrap());
     }
     (ids, accounts)
@@ -27,7 +27,7 @@ async fn a_hundred_kek_versions_on_a_token_that_answers_in_300_ms_are_denied_in_
     rig.script.set_latency(Duration::from_millis(300));
     rig.pass_by(120 * SECOND, SECOND / 10).await;
     ids.iter().for_each(|id| rig.script.disable(id));
-    let Settings { poll_interval, call_timeout, .. } = Settings::default();
+    let Settings { poll_interval, store_timeout: call_timeout, .. } = Settings::default();
     rig.pass_by(poll_interval + call_timeout, SECOND / 10).await;
     let sealing = accounts.iter().filter(|account| seal(account).is_ok()).count();
     assert_eq!(sealing, 0, "of 100, {:?} after the revocation", poll_interval + call_timeout);
@@ -35,7 +35,7 @@ async fn a_hundred_kek_versions_on_a_token_that_answers_in_300_ms_are_denied_in_
 
 #[tokio::test]
 async fn with_the_shortest_grace_no_lease_lapses_while_its_proof_waits_for_another() {
-    let settings = Settings { grace: 25 * SECOND, aek_ttl: 25 * SECOND, ..Settings::default() };
+    let settings = Settings::default().grace(25 * SECOND).aek_ttl(25 * SECOND);
     let mut rig = Rig::with(settings.clone()).await;
     rig.token = rig.token.with_workers(2);
     rig.engine = build(&rig.token, &rig.store, &rig.clock, settings);

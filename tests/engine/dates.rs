@@ -17,7 +17,7 @@ fn overlap() -> Duration {
 }
 
 fn quiet() -> Settings {
-    Settings { scheduled_work: false, ..Settings::default() }
+    Settings::default().scheduled_work(false)
 }
 
 /// On a machine of its own, whose wall clock is right, behind, ahead, or dead.
@@ -42,7 +42,7 @@ async fn no_wall_clock_retires_a_version_under_which_another_engine_seals() {
             let rotator = build(&rig.token, &rig.store, rotator, quiet());
             assert_eq!(rotator.rotate_account(&id).await.unwrap(), 2);
             let retirer = build(&rig.token, &rig.store, retirer, quiet());
-            refused(retirer.retire_aeks(&id, &[1], false).await, "another engine may still seal");
+            refused(retirer.retire_aeks(&id, &[1], keyleash::When::Due).await, "another engine may still seal");
             let sealed = seals.seal_to_vec(1_u64, b"data").unwrap();
             assert_eq!(seals.aek_version(), 1);
             assert_eq!(seals.open_to_vec(1_u64, &sealed).unwrap(), b"data");
@@ -52,9 +52,9 @@ async fn no_wall_clock_retires_a_version_under_which_another_engine_seals() {
     let [clock, ..] = machines(&rig);
     let stays = build(&rig.token, &rig.store, &clock, quiet());
     rig.pass_by(overlap() - MINUTE, 30 * SECOND).await;
-    refused(stays.retire_aeks(&account_id("a00"), &[1], false).await, "another engine may still seal");
+    refused(stays.retire_aeks(&account_id("a00"), &[1], keyleash::When::Due).await, "another engine may still seal");
     rig.pass_by(10 * MINUTE, 30 * SECOND).await;
-    stays.retire_aeks(&account_id("a00"), &[1], false).await.unwrap();
+    stays.retire_aeks(&account_id("a00"), &[1], keyleash::When::Due).await.unwrap();
 }
 
 #[tokio::test]
@@ -65,19 +65,19 @@ async fn an_account_that_was_deleted_under_a_dead_clock_is_kept_as_long_as_any()
     let store = Arc::new(keyleash::store::memory::MemoryStore::new());
     let first = build(&rig.token, &store, &dead, quiet());
     let kek = keyleash::name::KekName::new("dead").unwrap();
-    first.create_kek(&kek, keyleash::token::Profile::AesGcm, false).await.unwrap();
+    first.create_kek(&kek, keyleash::token::Profile::AesGcm).await.unwrap();
     let id = account_id("a");
     first.create_account(&id, &kek).await.unwrap();
     first.delete_account(&id).await.unwrap();
     drop(first);
     let right = build(&rig.token, &store, &rig.clock.elsewhere(), quiet());
-    refused(right.purge_account(&id, false).await, "is kept until");
+    refused(right.purge_account(&id, keyleash::When::Due).await, "is kept until");
     let retention = Settings::default().retention;
     rig.pass_by(retention - HOUR, HOUR).await;
     let other = build(&rig.token, &store, &rig.clock.elsewhere(), quiet());
-    refused(other.purge_account(&id, false).await, "is kept until");
+    refused(other.purge_account(&id, keyleash::When::Due).await, "is kept until");
     rig.pass_by(2 * HOUR, 30 * SECOND).await;
-    right.purge_account(&id, false).await.unwrap();
+    right.purge_account(&id, keyleash::When::Due).await.unwrap();
 }
 
 #[tokio::test]
@@ -90,10 +90,13 @@ async fn commands_of_one_boot_see_time_pass_between_them() {
     drop(rig.engine);
     settle().await;
     rig.clock.advance(overlap() - MINUTE);
-    refused(command(&rig.clock).retire_aeks(&id, &[1], false).await, "another engine may still seal");
+    refused(command(&rig.clock).retire_aeks(&id, &[1], keyleash::When::Due).await, "another engine may still seal");
     rig.clock.advance(2 * MINUTE);
-    refused(command(&rig.clock.elsewhere()).retire_aeks(&id, &[1], false).await, "another engine may still seal");
-    command(&rig.clock).retire_aeks(&id, &[1], false).await.unwrap();
+    refused(
+        command(&rig.clock.elsewhere()).retire_aeks(&id, &[1], keyleash::When::Due).await,
+        "another engine may still seal",
+    );
+    command(&rig.clock).retire_aeks(&id, &[1], keyleash::When::Due).await.unwrap();
 }
 
 #[tokio::test]
@@ -101,7 +104,7 @@ async fn a_command_with_defaults_waits_for_a_service_whose_keys_live_longer() {
     let rig = Rig::with(quiet()).await;
     let id = account_id("a");
     rig.account("a").await;
-    let long = Settings { aek_ttl: 30 * MINUTE, ..quiet() };
+    let long = quiet().aek_ttl(30 * MINUTE);
     assert!(long.aek_overlap() > overlap() + 10 * MINUTE);
     let service = build(&rig.token, &rig.store, &rig.clock, long.clone());
     let seals = service.account(&id).await.unwrap();
@@ -111,10 +114,10 @@ async fn a_command_with_defaults_waits_for_a_service_whose_keys_live_longer() {
     rig.pass_by(overlap() + MINUTE, 30 * SECOND).await;
     drop((service, seals));
     let command = build(&rig.token, &rig.store, &rig.clock, quiet());
-    refused(command.retire_aeks(&id, &[1], false).await, "another engine may still seal");
+    refused(command.retire_aeks(&id, &[1], keyleash::When::Due).await, "another engine may still seal");
     assert_eq!(load_common(&*rig.store).await.unwrap().unwrap().0.aek_overlap_secs, long.aek_overlap().as_secs());
     rig.pass_by(long.aek_overlap() - overlap(), 30 * SECOND).await;
-    command.retire_aeks(&id, &[1], false).await.unwrap();
+    command.retire_aeks(&id, &[1], keyleash::When::Due).await.unwrap();
 }
 
 fn over(rig: &Rig, store: Arc<dyn KeyStore>, clock: &ManualClock) -> Engine {

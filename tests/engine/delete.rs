@@ -2,7 +2,7 @@
 
 use crate::{Rig, SECOND, account_id, build, hand::HandStore, opens};
 use keyleash::{
-    Account, Engine, Error,
+    Account, Engine, Error, When,
     clock::Clock,
     config::Settings,
     rotate::RewrapOptions,
@@ -112,26 +112,26 @@ async fn an_account_whose_deletion_was_not_acknowledged_is_not_used_before_its_r
 
 #[tokio::test]
 async fn an_account_is_purged_after_its_retention_and_then_nothing_brings_it_back() {
-    let rig = Rig::with(Settings { retention: 7 * DAY, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().retention(7 * DAY)).await;
     let id = account_id("a");
     let account = rig.account("a").await;
     let block = seal(&account).unwrap();
-    let error = rig.engine.purge_account(&id, false).await.unwrap_err();
+    let error = rig.engine.purge_account(&id, keyleash::When::Due).await.unwrap_err();
     assert!(matches!(&error, Error::Invalid(what) if what.contains("account delete a")), "{error}");
     let deletion = rig.engine.delete_account(&id).await.unwrap();
     assert_eq!(deletion.purge_after_unix - deletion.since_unix, 7 * 86_400);
     let again = rig.engine.delete_account(&id).await.unwrap();
     assert_eq!(again, deletion, "a second deletion moves nothing");
-    for now in [false, true] {
-        let error = rig.engine.purge_account(&id, now).await.unwrap_err();
+    for when in [When::Due, When::Now] {
+        let error = rig.engine.purge_account(&id, when).await.unwrap_err();
         assert!(matches!(&error, Error::Invalid(what) if what.contains("purge_protection is on")), "{error}");
     }
     // Another process, which has another setting: what was written down counts.
     let long = build(&rig.token, &rig.store, &rig.clock, Settings::default());
     rig.clock.advance(7 * DAY - SECOND);
-    assert!(long.purge_account(&id, false).await.is_err());
+    assert!(long.purge_account(&id, keyleash::When::Due).await.is_err());
     rig.clock.advance(SECOND);
-    long.purge_account(&id, false).await.unwrap();
+    long.purge_account(&id, keyleash::When::Due).await.unwrap();
     assert_eq!(rig.store.get(&Key::Account(id.clone())).await.unwrap(), None);
     assert!(is_gone(rig.engine.undelete_account(&id).await, "nothing brings a purged account back"));
     assert!(is_gone(rig.engine.delete_account(&id).await.map(drop), "account a"));
@@ -145,19 +145,19 @@ async fn an_account_is_purged_after_its_retention_and_then_nothing_brings_it_bac
 
 #[tokio::test]
 async fn without_purge_protection_an_account_can_be_purged_now() {
-    let rig = Rig::with(Settings { purge_protection: false, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().purge_protection(false)).await;
     let id = account_id("a");
     rig.account("a").await;
     rig.engine.delete_account(&id).await.unwrap();
-    let error = rig.engine.purge_account(&id, false).await.unwrap_err().to_string();
+    let error = rig.engine.purge_account(&id, keyleash::When::Due).await.unwrap_err().to_string();
     assert!(error.contains("--now"), "{error}");
-    rig.engine.purge_account(&id, true).await.unwrap();
+    rig.engine.purge_account(&id, keyleash::When::Now).await.unwrap();
     assert!(is_gone(rig.engine.account(&id).await.map(drop), "account a"));
 }
 
 #[tokio::test]
 async fn a_clock_that_is_behind_the_record_shortens_no_retention() {
-    let rig = Rig::with(Settings { retention: 7 * DAY, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().retention(7 * DAY)).await;
     let id = account_id("a");
     rig.account("a").await;
     // Made in the year 2096 by this clock's reckoning: the clock was set back since.
@@ -173,7 +173,7 @@ async fn a_clock_that_is_behind_the_record_shortens_no_retention() {
 
 /// An engine that has the account open, which another one made; it is told of nothing by that one.
 async fn elsewhere(rig: &Rig, ids: &[String], settings: Settings) -> (Engine, Vec<Account>) {
-    let there = build(&rig.token, &rig.store, &rig.clock, Settings { scheduled_work: false, ..settings });
+    let there = build(&rig.token, &rig.store, &rig.clock, settings.scheduled_work(false));
     let mut held = Vec::new();
     for id in ids {
         drop(rig.account(id).await);
@@ -212,10 +212,9 @@ async fn a_rewrap_that_is_followed_meanwhile_does_not_outlive_a_deletion() {
     let rig = Rig::new().await;
     let ids: Vec<_> = (0..8).map(|n| format!("a-{n}")).collect();
     // One after the other: the others have read their records by then.
-    let (there, held) =
-        elsewhere(&rig, &ids, Settings { resume_rate: 1, max_cached_aeks: 100, ..Settings::default() }).await;
+    let (there, held) = elsewhere(&rig, &ids, Settings::default().resume_rate(1).max_cached_aeks(100)).await;
     rig.engine.rotate_kek(&rig.kek).await.unwrap();
-    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    let options = RewrapOptions::new().rate(1_000_000);
     rig.meanwhile(rig.engine.rewrap_kek(&rig.kek, options, |_| {})).await.unwrap();
     let followed = || there.leases().iter().any(|lease| lease.kek.version == 2 && lease.filled_slots > 0);
     let mut steps = 0;
@@ -240,7 +239,7 @@ async fn the_end_of_an_outage_gives_no_second_ttl_to_an_idle_account_that_was_de
     for id in &ids {
         drop(rig.account(id).await);
     }
-    let there = build(&rig.token, &rig.store, &rig.clock, Settings { scheduled_work: false, ..Settings::default() });
+    let there = build(&rig.token, &rig.store, &rig.clock, Settings::default().scheduled_work(false));
     let mut held = Vec::new();
     for id in &ids {
         held.push(there.account(&account_id(id)).await.unwrap()); // and not used

@@ -139,6 +139,10 @@ impl Token for Noted {
         self.inner.list_keks().await
     }
 
+    fn call_timeout(&self) -> Duration {
+        self.inner.call_timeout()
+    }
+
     fn workers(&self) -> Workers {
         self.inner.workers()
     }
@@ -150,12 +154,12 @@ async fn every_kek_version_gets_a_fresh_proof_in_every_so_many_of_its_own() {
     let rig = Rig::new().await;
     let token = Noted::new(&rig);
     // An even number of KEK versions, each asked once an interval: a count for all of them would favour some.
-    let settings = Settings { fresh_proof_every: EVERY, ..Settings::default() };
+    let settings = Settings::default().fresh_proof_every(EVERY);
     let engine = over(&rig, &token, settings);
     let mut accounts = Vec::new();
     for n in 0..4 {
         let kek = KekName::new(format!("kek-{n}")).unwrap();
-        engine.create_kek(&kek, Profile::AesGcm, false).await.unwrap();
+        engine.create_kek(&kek, Profile::AesGcm).await.unwrap();
         accounts.push(engine.create_account(&account_id(&format!("account-{n}")), &kek).await.unwrap());
     }
     token.unwraps.lock().unwrap().clear();
@@ -180,7 +184,7 @@ fn over(rig: &Rig, token: &Arc<Noted>, settings: Settings) -> Engine {
 }
 
 fn settings() -> Settings {
-    Settings { fresh_proof_every: 4, grace: 300 * SECOND, aek_ttl: 120 * SECOND, ..Settings::default() }
+    Settings::default().fresh_proof_every(4).grace(300 * SECOND).aek_ttl(120 * SECOND)
 }
 
 /// An engine over a token with contexts, and so many accounts that it has not opened.
@@ -292,7 +296,7 @@ async fn a_revocation_is_heard_in_time_in_the_poll_of_a_fresh_proof_too_however_
     let slow = Duration::from_millis(4900);
     rig.script.set_latency(slow);
     token.contexts(|contexts| contexts.takes = slow);
-    let Settings { poll_interval, call_timeout, .. } = settings();
+    let Settings { poll_interval, store_timeout: call_timeout, .. } = settings();
     let step = Duration::from_millis(250);
     let mut renewals = 0;
     for n in 0..12 {

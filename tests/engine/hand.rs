@@ -40,7 +40,7 @@ pub(crate) fn held_up(rig: &Rig) -> (Engine, Arc<HandStore>) {
     let hand = HandStore::over(&rig.store);
     let engine = Engine::builder(rig.token.clone(), hand.clone())
         .on_current_runtime()
-        .settings(Settings { purge_protection: false, scheduled_work: false, ..Settings::default() })
+        .settings(Settings::default().purge_protection(false).scheduled_work(false))
         .clock(Clock::Manual(rig.clock.clone()))
         .start_up_proof(false)
         .build()

@@ -18,7 +18,7 @@ type Act = fn(Engine, AccountId, KekName) -> Work;
 
 const ACTS: [(&str, Act); 4] = [
     ("rewrap", |engine, _, kek| {
-        let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+        let options = RewrapOptions::new().rate(1_000_000);
         Box::pin(async move { engine.rewrap_kek(&kek, options, |_| ()).await?.stopped.map_or(Ok(()), Err) })
     }),
     ("move", |engine, id, kek| Box::pin(async move { engine.move_account(&id, &kek).await.map(drop) })),
@@ -73,7 +73,7 @@ async fn an_engine_whose_answers_are_lost_seals_under_no_aek_version_that_it_del
         if retirement_lost {
             hand.lose_acks();
         }
-        assert_eq!(engine.retire_aeks(&id, &[1], true).await.is_err(), retirement_lost);
+        assert_eq!(engine.retire_aeks(&id, &[1], keyleash::When::Now).await.is_err(), retirement_lost);
         hand.let_go();
         let mut buf = *b"data";
         let header = rig.meanwhile(account.seal(1_u64, &mut buf)).await.unwrap();

@@ -14,7 +14,7 @@ use keyleash::{
 
 /// The token as a process that starts now finds it: the same keys, of which it has seen nothing work.
 pub(super) fn anew(rig: &Rig) -> (Arc<ScriptedToken>, Script) {
-    let (token, script) = ScriptedToken::new(Clock::Manual(rig.clock.clone()), Settings::default().call_timeout, 21);
+    let (token, script) = ScriptedToken::new(Clock::Manual(rig.clock.clone()), Settings::default().store_timeout, 21);
     rig.script.clone_keks_to(&script);
     (token, script)
 }

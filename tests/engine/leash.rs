@@ -171,7 +171,7 @@ async fn a_timeout_is_not_a_wrong_key() {
 /// Reads that extend a TTL (moka's idle time, and many a cache).
 #[tokio::test]
 async fn a_ttl_is_not_extended_by_reads() {
-    let rig = Rig::with(Settings { fresh_proof_every: 100, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().fresh_proof_every(100)).await;
     let (sample, account) = (rig.account("sample").await, rig.account("a").await);
     // Proofs go on (the token answers), but the refresh ahead of the TTL finds only damaged bytes for `a`.
     let before = rig.script.calls(Call::Unwrap);
@@ -211,7 +211,7 @@ async fn an_account_that_nobody_used_for_a_ttl_is_wiped_and_costs_the_token_noth
 async fn a_denied_kek_denies_its_own_accounts_alone() {
     let rig = Rig::new().await;
     let other_kek = KekName::new("other").unwrap();
-    rig.engine.create_kek(&other_kek, Profile::AesGcm, false).await.unwrap();
+    rig.engine.create_kek(&other_kek, Profile::AesGcm).await.unwrap();
     let mine = rig.account("mine").await;
     let theirs = rig.engine.create_account(&account_id("theirs"), &other_kek).await.unwrap();
     rig.script.disable(&rig.kek_id);
@@ -363,7 +363,7 @@ async fn ready_waits_through_a_denial() {
 #[tokio::test]
 async fn a_fleet_resumes_at_the_rate_with_bounded_calls_in_flight() {
     const FINE: Duration = Duration::from_millis(10);
-    let settings = Settings { resume_rate: 50, ..Settings::default() };
+    let settings = Settings::default().resume_rate(50);
     let rig = Rig::with(settings).await;
     let mut accounts = Vec::new();
     for n in 0..300 {
@@ -422,7 +422,7 @@ async fn a_flapping_token_keeps_no_aek_in_use_without_an_own_unwrap_for_ever() {
 async fn a_token_that_answers_just_after_the_lease_lapsed_is_asked_again_at_once() {
     // One of them ends while a proof is under way, whatever the jitter.
     for grace in 40..60 {
-        let settings = Settings { grace: grace * SECOND, aek_ttl: 20 * SECOND, ..Settings::default() };
+        let settings = Settings::default().grace(grace * SECOND).aek_ttl(20 * SECOND);
         let rig = Rig::with(settings.clone()).await;
         let account = rig.account("a").await;
         rig.script.set_unreachable(true);

@@ -13,6 +13,7 @@ mod impostor;
 mod leash;
 mod memlock;
 mod moved;
+mod once;
 mod open;
 mod outage;
 mod queue;
@@ -71,11 +72,11 @@ impl Rig {
 
     async fn with(settings: Settings) -> Self {
         let clock = ManualClock::new(Instant::from_nanos(1_000_000_000));
-        let (token, script) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.call_timeout, 7);
+        let (token, script) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.store_timeout, 7);
         let store = Arc::new(MemoryStore::new());
         let engine = build(&token, &store, &clock, settings);
         let kek = KekName::new("kek").unwrap();
-        let kek_id = engine.create_kek(&kek, Profile::AesGcm, false).await.unwrap().id;
+        let kek_id = engine.create_kek(&kek, Profile::AesGcm).await.unwrap().id;
         Self { engine, clock, script, store, token, kek, kek_id }
     }
 

@@ -58,12 +58,12 @@ fn lock_beside(bytes: usize) {
 }
 
 fn settings(max_cached_aeks: u64, memlock: MemlockPolicy) -> Settings {
-    Settings { max_cached_aeks, memlock, ..Settings::default() }
+    Settings::default().max_cached_aeks(max_cached_aeks).memlock(memlock)
 }
 
 fn try_build(settings: Settings) -> keyleash::Result<Engine> {
     let clock = ManualClock::new(Instant::from_nanos(1_000_000_000));
-    let (token, _) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.call_timeout, 7);
+    let (token, _) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.store_timeout, 7);
     Engine::builder(token, Arc::new(MemoryStore::new())).settings(settings).clock(Clock::Manual(clock)).build()
 }
 

@@ -14,7 +14,7 @@ use keyleash::{
 /// Another KEK, and what the accounts' records will be once they are re-wrapped under it.
 async fn prepare(rig: &Rig, ids: &[&str]) -> (KekId, Vec<(Key, Put)>) {
     let name = KekName::new("next").unwrap();
-    let id = rig.engine.create_kek(&name, Profile::AesGcm, false).await.unwrap().id;
+    let id = rig.engine.create_kek(&name, Profile::AesGcm).await.unwrap().id;
     let mut puts = Vec::new();
     for account in ids {
         let account = account_id(account);

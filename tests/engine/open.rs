@@ -116,7 +116,7 @@ async fn accounts_and_keks_that_exist_or_do_not_are_told_apart() {
     assert!(matches!(rig.engine.account(&account_id("b")).await, Err(Error::NotFound(_))));
     let other = KekName::new("other").unwrap();
     assert!(matches!(rig.engine.create_account(&account_id("b"), &other).await, Err(Error::NotFound(_))));
-    assert!(matches!(rig.engine.create_kek(&rig.kek, Profile::AesGcm, false).await, Err(Error::Exists(_))));
+    assert!(matches!(rig.engine.create_kek(&rig.kek, Profile::AesGcm).await, Err(Error::Exists(_))));
     assert!(matches!(rig.engine.kek(&other).await, Err(Error::NotFound(_))));
 }
 
@@ -126,24 +126,24 @@ async fn a_kek_whose_making_was_cut_short_is_taken_up_again() {
     let record = rig.store.get(&Key::Kek(rig.kek.clone())).await.unwrap().unwrap();
     rig.store.delete(&Key::Kek(rig.kek.clone()), &record.version).await.unwrap();
     assert_eq!(rig.engine.unknown_keks().await.unwrap().len(), 1);
-    assert_eq!(rig.engine.create_kek(&rig.kek, Profile::AesGcm, false).await.unwrap().id, rig.kek_id);
+    assert_eq!(rig.engine.create_kek(&rig.kek, Profile::AesGcm).await.unwrap().id, rig.kek_id);
     assert_eq!(rig.script.calls(Call::CreateKek), 1);
     // But not one that is refused, or of another profile.
     let other = KekName::new("other").unwrap();
-    let id = rig.engine.create_kek(&other, Profile::AesKw, false).await.unwrap().id;
+    let id = rig.engine.create_kek(&other, Profile::AesKw).await.unwrap().id;
     let record = rig.store.get(&Key::Kek(other.clone())).await.unwrap().unwrap();
     rig.store.delete(&Key::Kek(other.clone()), &record.version).await.unwrap();
-    let wrong = rig.engine.create_kek(&other, Profile::AesGcm, false).await.unwrap_err();
+    let wrong = rig.engine.create_kek(&other, Profile::AesGcm).await.unwrap_err();
     assert!(matches!(wrong, Error::Misconfigured(_)), "{wrong}");
     rig.script.refuse(&id, "CKA_EXTRACTABLE is true");
     // It is looked at again for a while: another process may be making it.
-    let refused = rig.meanwhile(rig.engine.create_kek(&other, Profile::AesKw, false)).await.unwrap_err();
+    let refused = rig.meanwhile(rig.engine.create_kek(&other, Profile::AesKw)).await.unwrap_err();
     assert!(!matches!(refused, Error::Exists(_)), "{refused}");
 }
 
 #[tokio::test]
 async fn an_evicted_account_is_cold_on_its_handle_and_warms_again() {
-    let rig = Rig::with(Settings { max_cached_aeks: 2, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().max_cached_aeks(2)).await;
     let first = rig.account("a").await;
     let mut others = Vec::new();
     for id in ["b", "c", "d"] {
@@ -160,7 +160,7 @@ async fn an_evicted_account_is_cold_on_its_handle_and_warms_again() {
 
 #[tokio::test]
 async fn no_more_keys_are_in_memory_than_allowed_however_evicted_accounts_are_looked_up() {
-    let rig = Rig::with(Settings { max_cached_aeks: 2, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().max_cached_aeks(2)).await;
     let ids = ["a", "b", "c", "d"].map(account_id);
     let mut handles = Vec::new();
     for id in &ids {
@@ -177,7 +177,7 @@ async fn no_more_keys_are_in_memory_than_allowed_however_evicted_accounts_are_lo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn opens_evictions_drops_and_seals_at_once_never_give_a_wrong_byte() {
-    let rig = Rig::with(Settings { max_cached_aeks: 3, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().max_cached_aeks(3)).await;
     let mut sealed = Vec::new();
     for n in 0..8_u8 {
         let account = rig.account(&format!("account-{n}")).await;

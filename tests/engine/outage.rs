@@ -164,7 +164,7 @@ async fn a_kek_is_proved_on_after_the_purge_of_the_account_that_it_was_proved_wi
     // Whichever of them it is kept of.
     for id in ["a", "b"] {
         engine.delete_account(&account_id(id)).await.unwrap();
-        engine.purge_account(&account_id(id), true).await.unwrap();
+        engine.purge_account(&account_id(id), keyleash::When::Now).await.unwrap();
     }
     settle().await;
     hand.set_away(true);
@@ -184,7 +184,7 @@ async fn it_is_told_when_there_is_no_record_to_prove_a_kek_with() {
     let mut events = engine.events();
     engine.delete_account(&account_id("kept")).await.unwrap();
     hand.hold_reads(|key| *key == Key::Account(account_id("a"))); // which cannot be kept instead
-    engine.purge_account(&account_id("kept"), true).await.unwrap();
+    engine.purge_account(&account_id("kept"), keyleash::When::Now).await.unwrap();
     rig.pass(3 * MINUTE).await;
     let told = std::iter::from_fn(|| events.try_next()).filter(|event| matches!(event, Event::NoRecordToProve { .. }));
     assert_eq!(told.count(), 1);

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 const SLOW: Duration = Duration::from_secs(4);
 
 fn short() -> Settings {
-    Settings { aek_ttl: 60 * SECOND, scheduled_work: false, ..Settings::default() }
+    Settings::default().aek_ttl(60 * SECOND).scheduled_work(false)
 }
 
 fn over(rig: &Rig, store: Arc<dyn KeyStore>, settings: Settings) -> Engine {
@@ -54,7 +54,7 @@ async fn accounts_that_are_rotated_while_they_wait_for_long_hold_up_nobody() {
     for id in ["used", "fresh"] {
         drop(rig.account(id).await);
     }
-    let there = build(&rig.token, &rig.store, &rig.clock, Settings { scheduled_work: false, ..Settings::default() });
+    let there = build(&rig.token, &rig.store, &rig.clock, Settings::default().scheduled_work(false));
     let used = there.account(&account_id("used")).await.unwrap();
     let waiting = crowd(&rig, &there, EARLY + LATE).await;
     rig.pass(100 * SECOND).await;
@@ -98,7 +98,7 @@ async fn accounts_that_resume_behind_a_crowd_are_all_back_when_the_lease_says_so
     const CROWD: usize = 400;
     let rig = Rig::with(short()).await;
     let other = KekName::new("other").unwrap();
-    rig.engine.create_kek(&other, Profile::AesGcm, false).await.unwrap();
+    rig.engine.create_kek(&other, Profile::AesGcm).await.unwrap();
     make_crowd(&rig, &other, CROWD).await;
     let there = build(&rig.token, &rig.store, &rig.clock, short());
     let mut held = Vec::new();
@@ -179,7 +179,7 @@ async fn an_aek_version_is_not_filled_for_seals_when_its_successor_is_damaged_an
 
 #[tokio::test]
 async fn an_old_block_opens_on_a_slow_token_though_the_newest_aek_version_is_damaged() {
-    let settings = Settings { aek_ttl: 10 * SECOND, scheduled_work: false, ..Settings::default() };
+    let settings = Settings::default().aek_ttl(10 * SECOND).scheduled_work(false);
     let rig = Rig::with(settings.clone()).await;
     let id = account_id("a");
     let block = rig.account("a").await.seal_to_vec(1_u64, b"data").unwrap();

@@ -16,7 +16,7 @@ use std::{
 };
 use tokio::task::JoinHandle;
 
-const FAST: RewrapOptions = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+const FAST: RewrapOptions = RewrapOptions::new().rate(1_000_000);
 
 fn seal(account: &Account) -> Result<Vec<u8>, Error> {
     account.seal_to_vec(1_u64, b"data")
@@ -176,7 +176,7 @@ async fn an_aek_version_is_not_retired_while_another_engine_may_seal_under_it() 
     let mut blocks = Vec::new();
     for _ in 0..3600 {
         rig.pass_by(SECOND, SECOND).await;
-        let retired = rig.engine.retire_aeks(&id, &[1], false).await;
+        let retired = rig.engine.retire_aeks(&id, &[1], keyleash::When::Due).await;
         match seal(&there) {
             Ok(block) => {
                 assert!(
@@ -207,7 +207,7 @@ async fn an_aek_version_is_as_old_as_its_record_and_not_as_its_first_token_call(
 
 #[tokio::test]
 async fn an_account_that_is_made_anew_under_live_handles_of_the_old_one_seals_under_its_own_aek() {
-    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let settings = Settings::default().purge_protection(false);
     let rig = Rig::with(settings.clone()).await;
     let id = account_id("a");
     let old = rig.account("a").await;
@@ -219,7 +219,7 @@ async fn an_account_that_is_made_anew_under_live_handles_of_the_old_one_seals_un
     old_there.warm_for(&keyleash::block::BlockHeader::split(&seal(&old).unwrap()).unwrap().0).await.unwrap();
     assert_eq!(old_there.aek_version(), 3);
     rig.engine.delete_account(&id).await.unwrap();
-    rig.engine.purge_account(&id, true).await.unwrap();
+    rig.engine.purge_account(&id, keyleash::When::Now).await.unwrap();
 
     // Where the old keys are still in memory.
     let anew = elsewhere.create_account(&id, &rig.kek).await.unwrap();
@@ -240,7 +240,7 @@ async fn an_account_that_is_made_anew_under_live_handles_of_the_old_one_seals_un
 
 #[tokio::test]
 async fn a_handle_of_a_purged_account_does_not_turn_into_one_of_the_account_that_was_made_anew() {
-    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let settings = Settings::default().purge_protection(false);
     let rig = Rig::with(settings.clone()).await;
     let id = account_id("a");
     rig.account("a").await;
@@ -248,7 +248,7 @@ async fn a_handle_of_a_purged_account_does_not_turn_into_one_of_the_account_that
     let stale = elsewhere.account(&id).await.unwrap();
     rig.pass(2 * SECOND).await;
     rig.engine.delete_account(&id).await.unwrap();
-    rig.engine.purge_account(&id, true).await.unwrap();
+    rig.engine.purge_account(&id, keyleash::When::Now).await.unwrap();
     rig.account("a").await; // of the same AEK version
     rig.pass(25 * 60 * SECOND).await;
     assert!(matches!(stale.warm().await, Err(Error::NotFound(what)) if what.contains("made anew")));
@@ -258,7 +258,7 @@ async fn a_handle_of_a_purged_account_does_not_turn_into_one_of_the_account_that
 
 #[tokio::test]
 async fn an_engine_that_did_not_see_the_purge_opens_the_account_that_was_made_anew() {
-    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let settings = Settings::default().purge_protection(false);
     let rig = Rig::with(settings.clone()).await;
     let id = account_id("a");
     rig.account("a").await;
@@ -266,7 +266,7 @@ async fn an_engine_that_did_not_see_the_purge_opens_the_account_that_was_made_an
     let elsewhere = other(&rig, settings);
     let stale = elsewhere.account(&id).await.unwrap();
     rig.engine.delete_account(&id).await.unwrap();
-    rig.engine.purge_account(&id, true).await.unwrap();
+    rig.engine.purge_account(&id, keyleash::When::Now).await.unwrap();
     let anew = rig.account("a").await;
     let block = seal(&anew).unwrap();
     rig.pass(25 * 60 * SECOND).await; // idle: its key is wiped
@@ -277,7 +277,7 @@ async fn an_engine_that_did_not_see_the_purge_opens_the_account_that_was_made_an
 
 #[tokio::test]
 async fn a_rotation_that_a_purge_overtook_gives_its_aek_to_no_account_that_was_made_anew() {
-    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let settings = Settings::default().purge_protection(false);
     let rig = Rig::with(settings).await;
     let id = account_id("a");
     let (engine, hand) = held_up(&rig);
@@ -294,7 +294,7 @@ async fn a_rotation_that_a_purge_overtook_gives_its_aek_to_no_account_that_was_m
     );
     rig.script.set_latency(Duration::ZERO);
     engine.delete_account(&id).await.unwrap();
-    engine.purge_account(&id, true).await.unwrap();
+    engine.purge_account(&id, keyleash::When::Now).await.unwrap();
     rig.engine.create_account(&id, &rig.kek).await.unwrap();
     let anew = engine.account(&id).await.unwrap();
     hand.let_go();
@@ -335,7 +335,7 @@ async fn a_purge_takes_nothing_from_an_account_that_was_made_anew_before_it_came
     hand.hold_done_deletes();
     let purge = tokio::spawn({
         let (engine, id) = (engine.clone(), id.clone());
-        async move { engine.purge_account(&id, true).await }
+        async move { engine.purge_account(&id, keyleash::When::Now).await }
     });
     settle().await; // done in the store, and not yet here
     let anew = engine.create_account(&id, &rig.kek).await.unwrap();
@@ -348,7 +348,7 @@ async fn a_purge_takes_nothing_from_an_account_that_was_made_anew_before_it_came
 
 #[tokio::test]
 async fn whoever_was_about_to_open_a_purged_account_takes_nothing_from_the_one_that_is_made_anew() {
-    let rig = Rig::with(Settings { purge_protection: false, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().purge_protection(false)).await;
     let id = account_id("a");
     let (engine, hand) = held_up(&rig);
     rig.account("a").await;
@@ -359,7 +359,7 @@ async fn whoever_was_about_to_open_a_purged_account_takes_nothing_from_the_one_t
     settle().await; // it has read the record
     hand.hold_answers(|_| false);
     rig.engine.delete_account(&id).await.unwrap();
-    rig.engine.purge_account(&id, true).await.unwrap();
+    rig.engine.purge_account(&id, keyleash::When::Now).await.unwrap();
     rig.script.set_latency(SECOND);
     let making = tokio::spawn({
         let (engine, id, kek) = (engine.clone(), id.clone(), rig.kek.clone());
@@ -377,13 +377,13 @@ async fn whoever_was_about_to_open_a_purged_account_takes_nothing_from_the_one_t
 
 #[tokio::test]
 async fn no_proof_is_had_with_the_aek_of_a_purged_account() {
-    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let settings = Settings::default().purge_protection(false);
     let rig = Rig::with(settings).await;
     let id = account_id("a");
     let held = rig.account("a").await;
     rig.pass(40 * SECOND).await;
     rig.engine.delete_account(&id).await.unwrap();
-    rig.engine.purge_account(&id, true).await.unwrap();
+    rig.engine.purge_account(&id, keyleash::When::Now).await.unwrap();
     let calls = rig.script.calls(Call::Unwrap);
     rig.pass(120 * SECOND).await;
     assert_eq!(rig.script.calls(Call::Unwrap), calls, "its wrapped AEK is still unwrapped");
@@ -471,7 +471,7 @@ async fn an_account_that_is_made_anew_while_the_old_one_is_opened_can_be_opened(
     settle().await; // it is in the token
     rig.script.set_latency(Duration::ZERO);
     engine.delete_account(&id).await.unwrap();
-    engine.purge_account(&id, true).await.unwrap();
+    engine.purge_account(&id, keyleash::When::Now).await.unwrap();
     drop(engine.create_account(&id, &rig.kek).await.unwrap());
     drop(rig.meanwhile(opening).await.unwrap());
     let opened = engine.account(&id).await.unwrap();
@@ -491,7 +491,7 @@ async fn a_rotation_of_what_was_made_anew_meanwhile_is_heard_of_by_its_handles()
     settle().await; // it is in the token
     rig.script.set_latency(Duration::ZERO);
     engine.delete_account(&id).await.unwrap();
-    engine.purge_account(&id, true).await.unwrap();
+    engine.purge_account(&id, keyleash::When::Now).await.unwrap();
     let anew = engine.create_account(&id, &rig.kek).await.unwrap();
     assert_eq!(rig.meanwhile(rotation).await.unwrap().unwrap(), 2);
     assert_eq!(anew.aek_version(), 2);
@@ -504,7 +504,7 @@ async fn a_rotation_over_one_that_was_not_heard_of_loses_no_aek_version_between(
     let rig = Rig::new().await;
     let id = account_id("a");
     let here = rig.account("a").await;
-    let there = other(&rig, Settings { scheduled_work: false, ..Settings::default() });
+    let there = other(&rig, Settings::default().scheduled_work(false));
     let held = there.account(&id).await.unwrap();
     rig.engine.rotate_account(&id).await.unwrap();
     let block = seal(&here).unwrap();
@@ -517,7 +517,7 @@ async fn a_damaged_aek_version_hides_none_between_it_and_the_newest() {
     let rig = Rig::new().await;
     let id = account_id("a");
     let here = rig.account("a").await;
-    let there = other(&rig, Settings { scheduled_work: false, ..Settings::default() });
+    let there = other(&rig, Settings::default().scheduled_work(false));
     let held = there.account(&id).await.unwrap();
     rig.pass(700 * SECOND).await; // idle, and wiped
     let mut blocks = Vec::new();
@@ -540,7 +540,7 @@ async fn an_aek_version_that_was_heard_of_in_a_denial_is_brought_back_after_it()
     let rig = Rig::new().await;
     let id = account_id("a");
     drop(rig.account("a").await);
-    let there = other(&rig, Settings { scheduled_work: false, ..Settings::default() });
+    let there = other(&rig, Settings::default().scheduled_work(false));
     let held = there.account(&id).await.unwrap();
     seal(&held).unwrap();
     rig.engine.rotate_account(&id).await.unwrap();

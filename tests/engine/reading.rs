@@ -50,13 +50,13 @@ async fn an_account_that_is_deleted_while_it_is_opened_is_not_opened() {
 
 #[tokio::test]
 async fn an_account_that_is_purged_and_made_anew_while_it_is_opened_is_not_the_old_one() {
-    let rig = Rig::with(Settings { purge_protection: false, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().purge_protection(false)).await;
     let id = account_id("a");
     drop(rig.account("a").await);
     rig.pass(2 * SECOND).await;
     let (engine, hand, opening) = reading(&rig).await;
     engine.delete_account(&id).await.unwrap();
-    engine.purge_account(&id, true).await.unwrap();
+    engine.purge_account(&id, keyleash::When::Now).await.unwrap();
     let elsewhere = rig.engine.create_account(&id, &rig.kek).await.unwrap();
     hand.let_go();
     // Either it failed, and the next one opens what is there now, or it opened that.
@@ -84,7 +84,7 @@ async fn an_account_that_is_purged_while_its_keys_are_made_is_not_opened() {
     hand.hold_done_deletes();
     let purge = tokio::spawn({
         let (engine, id) = (engine.clone(), id.clone());
-        async move { engine.purge_account(&id, true).await }
+        async move { engine.purge_account(&id, keyleash::When::Now).await }
     });
     settle().await; // done in the store, and not yet here
     rig.script.set_latency(SECOND);
@@ -114,7 +114,7 @@ async fn an_account_that_is_rewrapped_while_it_is_opened_is_on_the_leash_of_its_
     drop(rig.account("a").await);
     let (engine, hand, opening) = reading(&rig).await;
     engine.rotate_kek(&rig.kek).await.unwrap();
-    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    let options = RewrapOptions::new().rate(1_000_000);
     let report = rig.meanwhile(engine.rewrap_kek(&rig.kek, options, |_| {})).await.unwrap();
     assert_eq!(report.aeks, 1);
     rig.script.destroy(&rig.kek_id);
@@ -179,7 +179,7 @@ async fn an_aek_version_is_not_sealed_under_for_longer_than_a_ttl_though_its_suc
     let rig = Rig::new().await;
     let id = account_id("a");
     drop(rig.account("a").await);
-    let there = build(&rig.token, &rig.store, &rig.clock, Settings { scheduled_work: false, ..Settings::default() });
+    let there = build(&rig.token, &rig.store, &rig.clock, Settings::default().scheduled_work(false));
     let account = there.account(&id).await.unwrap();
     let block = account.seal_to_vec(1_u64, b"data").unwrap();
     rig.engine.rotate_account(&id).await.unwrap();

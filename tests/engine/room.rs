@@ -9,7 +9,7 @@ fn filled(engine: &Engine) -> usize {
 
 #[tokio::test]
 async fn handles_that_are_all_held_and_used_hold_no_more_keys_than_allowed() {
-    let rig = Rig::with(Settings { max_cached_aeks: 2, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().max_cached_aeks(2)).await;
     let (mut handles, mut blocks) = (Vec::new(), Vec::new());
     for n in 0..20 {
         let account = rig.account(&format!("account-{n}")).await;
@@ -36,7 +36,7 @@ async fn handles_that_are_all_held_and_used_hold_no_more_keys_than_allowed() {
 
 #[tokio::test]
 async fn the_bound_counts_aek_versions_and_not_accounts() {
-    let rig = Rig::with(Settings { max_cached_aeks: 2, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().max_cached_aeks(2)).await;
     let account = rig.account("a").await;
     let mut blocks = Vec::new();
     for _ in 0..4 {
@@ -55,7 +55,7 @@ async fn the_bound_counts_aek_versions_and_not_accounts() {
 
 #[tokio::test]
 async fn a_key_in_use_keeps_its_room_while_others_come_and_go() {
-    let rig = Rig::with(Settings { max_cached_aeks: 8, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().max_cached_aeks(8)).await;
     let busy = rig.account("busy").await;
     let mut cold = 0;
     for n in 0..80 {
@@ -72,7 +72,7 @@ async fn a_key_in_use_keeps_its_room_while_others_come_and_go() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_accounts_that_have_room_for_one_key_both_get_through() {
-    let rig = Rig::with(Settings { max_cached_aeks: 1, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().max_cached_aeks(1)).await;
     let tasks = [rig.account("a").await, rig.account("b").await].map(|account| {
         tokio::spawn(async move {
             let mut sealed = 0;
@@ -93,7 +93,7 @@ async fn two_accounts_that_have_room_for_one_key_both_get_through() {
 
 #[tokio::test]
 async fn keys_that_others_took_the_room_of_come_back_with_a_denial_s_end_within_the_bound() {
-    let rig = Rig::with(Settings { max_cached_aeks: 2, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().max_cached_aeks(2)).await;
     let accounts = [rig.account("a").await, rig.account("b").await, rig.account("c").await];
     rig.script.disable(&rig.kek_id);
     rig.pass(20 * SECOND).await;

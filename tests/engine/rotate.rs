@@ -20,7 +20,7 @@ fn seal(account: &Account) -> Result<Vec<u8>, Error> {
 }
 
 async fn rewrap(rig: &Rig) -> RewrapReport {
-    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    let options = RewrapOptions::new().rate(1_000_000);
     rig.meanwhile(rig.engine.rewrap_kek(&rig.kek, options, |_| {})).await.unwrap()
 }
 
@@ -49,7 +49,7 @@ async fn new_aeks_go_under_the_new_kek_version_and_old_ones_stay_until_they_are_
     assert_eq!(wrapped_by(&rig.engine, "old").await, ["1:kek/1"]);
     assert_eq!(wrapped_by(&rig.engine, "new").await, ["1:kek/2"]);
     let calls = rig.script.calls(Call::Unwrap);
-    let dry = RewrapOptions { dry_run: true, ..RewrapOptions::default() };
+    let dry = RewrapOptions::new().dry_run();
     let report = rig.engine.rewrap_kek(&rig.kek, dry, |_| {}).await.unwrap();
     assert_eq!((report.accounts, report.aeks, report.failed, report.stopped), (1, 1, 0, None));
     assert_eq!(rig.script.calls(Call::Unwrap), calls, "a dry run asks the token nothing");
@@ -161,13 +161,9 @@ async fn two_stores_on_one_token_have_no_key_in_common_whatever_their_keks_are_c
     let key = Key::Kek(rig.kek.clone());
     let record = rig.store.get(&key).await.unwrap().unwrap();
     rig.store.delete(&key, &record.version).await.unwrap();
-    let their_kek = theirs.create_kek(&rig.kek, Profile::AesGcm, false).await.unwrap().id;
+    let their_kek = theirs.create_kek(&rig.kek, Profile::AesGcm).await.unwrap().id;
     assert_ne!(their_kek, rig.kek_id);
-    assert_eq!(
-        rig.engine.create_kek(&rig.kek, Profile::AesGcm, false).await.unwrap().id,
-        rig.kek_id,
-        "its own is taken up"
-    );
+    assert_eq!(rig.engine.create_kek(&rig.kek, Profile::AesGcm).await.unwrap().id, rig.kek_id, "its own is taken up");
     let second = rig.engine.rotate_kek(&rig.kek).await.unwrap().id;
     assert_ne!(theirs.rotate_kek(&rig.kek).await.unwrap().id, second);
     // Nor by name.
@@ -196,7 +192,7 @@ async fn a_stray_key_that_one_kek_adopted_is_not_taken_by_another() {
     let spec = KekSpec { label: stray, profile: Profile::AesGcm, destroyable: false };
     let id = rig.token.create_kek(&spec).await.unwrap().id;
     assert_eq!(rig.engine.adopt_kek(&rig.kek, &id).await.unwrap().version, 2);
-    let made = rig.engine.create_kek(&KekName::new("b").unwrap(), Profile::AesGcm, false).await.unwrap();
+    let made = rig.engine.create_kek(&KekName::new("b").unwrap(), Profile::AesGcm).await.unwrap();
     assert_ne!(made.id, id);
 }
 
@@ -259,7 +255,7 @@ async fn an_idle_handle_of_another_process_seals_under_the_version_that_is_curre
     rig.pass(25 * 60 * SECOND).await;
     assert!(matches!(seal(&there), Err(Error::Cold { .. })));
     rig.engine.rotate_account(&account_id("a")).await.unwrap();
-    rig.engine.retire_aeks(&account_id("a"), &[1], true).await.unwrap();
+    rig.engine.retire_aeks(&account_id("a"), &[1], keyleash::When::Now).await.unwrap();
     there.warm().await.unwrap();
     assert_eq!(there.aek_version(), 2);
     seal(&there).unwrap();
@@ -272,12 +268,12 @@ async fn a_retired_aek_version_is_gone_from_record_and_memory_and_the_current_on
     let there = other(&rig).account(&account_id("a")).await.unwrap();
     let block = seal(&account).unwrap();
     let id = account_id("a");
-    assert!(matches!(rig.engine.retire_aeks(&id, &[1], true).await, Err(Error::Invalid(_))));
+    assert!(matches!(rig.engine.retire_aeks(&id, &[1], keyleash::When::Now).await, Err(Error::Invalid(_))));
     rig.engine.rotate_account(&id).await.unwrap();
-    assert!(matches!(rig.engine.retire_aeks(&id, &[7], false).await, Err(Error::NotFound(_))));
-    rig.engine.retirable_aeks(&id, &[1], true).await.unwrap();
+    assert!(matches!(rig.engine.retire_aeks(&id, &[7], keyleash::When::Due).await, Err(Error::NotFound(_))));
+    rig.engine.retirable_aeks(&id, &[1], keyleash::When::Now).await.unwrap();
     account.open_to_vec(1_u64, &block).unwrap();
-    rig.engine.retire_aeks(&id, &[1], true).await.unwrap();
+    rig.engine.retire_aeks(&id, &[1], keyleash::When::Now).await.unwrap();
     let retired = utc(rig.engine.account_record(&id).await.unwrap().retired[0].since_unix);
     let says_when = |outcome: keyleash::Result<Vec<u8>>| {
         let text = outcome.unwrap_err().to_string();
@@ -286,7 +282,7 @@ async fn a_retired_aek_version_is_gone_from_record_and_memory_and_the_current_on
     };
     assert_eq!(wrapped_by(&rig.engine, "a").await, ["2:kek/1"]);
     says_when(account.open_to_vec(1_u64, &block));
-    says_when(rig.engine.retire_aeks(&id, &[1], true).await.map(|()| Vec::new()));
+    says_when(rig.engine.retire_aeks(&id, &[1], keyleash::When::Now).await.map(|()| Vec::new()));
     let (header, _) = keyleash::block::BlockHeader::split(&block).unwrap();
     let fresh = other(&rig).account(&id).await.unwrap();
     says_when(fresh.open_to_vec(1_u64, &block));
@@ -361,7 +357,7 @@ async fn a_rewrap_stops_at_a_denial_and_goes_on_from_there() {
             script.disable(&id);
         }
     };
-    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    let options = RewrapOptions::new().rate(1_000_000);
     let report = rig.meanwhile(rig.engine.rewrap_kek(&rig.kek, options, progress)).await.unwrap();
     assert!(matches!(report.stopped, Some(Error::Denied(_))), "{:?}", report.stopped);
     assert!((100..300).contains(&report.accounts), "{}", report.accounts);
@@ -384,11 +380,12 @@ async fn an_account_that_several_kek_versions_wrap_is_counted_once_before_and_af
     rig.engine.rotate_kek(&rig.kek).await.unwrap();
     for dry_run in [true, false] {
         let last = std::sync::Mutex::default();
-        let options = RewrapOptions { rate: Some(1_000_000), dry_run };
+        let mut options = RewrapOptions::new().rate(1_000_000);
+        options.dry_run = dry_run;
         let rewrapping = rig.engine.rewrap_kek(&rig.kek, options, |progress| *last.lock().unwrap() = progress);
         let report = rig.meanwhile(rewrapping).await.unwrap();
         assert_eq!((report.accounts, report.aeks, report.failed, report.stopped), (2, 3, 0, None), "dry: {dry_run}");
-        let RewrapProgress { accounts, done } = last.into_inner().unwrap();
+        let RewrapProgress { accounts, done, .. } = last.into_inner().unwrap();
         assert_eq!(accounts, done, "dry: {dry_run}");
     }
 }
@@ -402,7 +399,7 @@ async fn two_engines_rewrap_and_rotate_at_once_and_lose_and_double_nothing() {
         blocks.push(seal(&rig.account(&format!("a{index:02}")).await).unwrap());
     }
     rig.engine.rotate_kek(&rig.kek).await.unwrap();
-    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    let options = RewrapOptions::new().rate(1_000_000);
     let ids: Vec<_> = (0..100).map(|index| account_id(&format!("a{index:02}"))).collect();
     let rotating = async {
         for id in &ids {
@@ -438,7 +435,7 @@ async fn an_account_moves_to_another_kek_and_its_handle_follows() {
     rig.engine.rotate_account(&account_id("a")).await.unwrap();
     let second = KekName::new("second").unwrap();
     assert!(matches!(rig.engine.move_account(&account_id("a"), &second).await, Err(Error::NotFound(_))));
-    rig.engine.create_kek(&second, Profile::AesKw, false).await.unwrap();
+    rig.engine.create_kek(&second, Profile::AesKw).await.unwrap();
     assert!(rig.meanwhile(rig.engine.move_account(&account_id("a"), &second)).await.unwrap());
     assert!(!rig.meanwhile(rig.engine.move_account(&account_id("a"), &second)).await.unwrap(), "it is there");
     assert_eq!(wrapped_by(&rig.engine, "a").await, ["1:second/1", "2:second/1"]);
@@ -455,7 +452,7 @@ async fn an_account_moves_to_another_kek_and_its_handle_follows() {
 
 #[tokio::test]
 async fn new_accounts_only_under_a_kek_that_can_be_restored_where_that_is_asked_for() {
-    let rig = Rig::with(Settings { require_recoverable: true, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().require_recoverable(true)).await;
     let create = async |id: &str| rig.engine.create_account(&account_id(id), &rig.kek).await;
     let error = create("a").await.unwrap_err();
     assert!(matches!(&error, Error::Misconfigured(what) if what.contains("kek attest-backup kek/1")), "{error}");

@@ -53,7 +53,7 @@ fn told(events: &mut Events) -> Vec<Event> {
 
 /// Without the engine's own task: what is due is done by `run_schedule` alone.
 fn by_hand(rig: &Rig) -> Engine {
-    build(&rig.token, &rig.store, &rig.clock, Settings { scheduled_work: false, ..Settings::default() })
+    build(&rig.token, &rig.store, &rig.clock, Settings::default().scheduled_work(false))
 }
 
 fn service(rig: &Rig, store: Arc<dyn KeyStore>) -> Engine {
@@ -214,13 +214,13 @@ async fn two_that_think_one_version_due_at_once_rotate_it_once() {
 
 #[tokio::test]
 async fn a_kek_is_rotated_and_re_wrapped_by_schedule_and_the_next_holder_goes_on_where_a_crash_stopped() {
-    let rig = Rig::with(Settings { scheduled_work: false, resume_rate: 10, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().scheduled_work(false).resume_rate(10)).await;
     for index in 0..60 {
         rig.account(&format!("a{index:02}")).await;
     }
     let policy = KekPolicy { max_age_secs: DAY.as_secs() };
     rig.engine.set_kek_policy(&rig.kek, policy).await.unwrap();
-    let slow = Settings { resume_rate: 10, ..Settings::default() };
+    let slow = Settings::default().resume_rate(10);
     let first = build(&rig.token, &rig.store, &rig.clock, slow);
     rig.clock.advance(DAY);
     let left = async || rig.engine.count_wrapped_by(&KekVersion::new(rig.kek.clone(), 1)).await.unwrap();
@@ -305,7 +305,7 @@ async fn a_kek_version_that_stays_denied_is_told_once() {
 
 #[tokio::test]
 async fn accounts_that_fail_are_named_also_where_a_denied_kek_version_keeps_others_back() {
-    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().scheduled_work(false)).await;
     two_versions(&rig).await;
     rig.account("damaged").await;
     let key = Key::Account(account_id("damaged"));
@@ -323,7 +323,7 @@ async fn accounts_that_fail_are_named_also_where_a_denied_kek_version_keeps_othe
 
 #[tokio::test]
 async fn what_was_done_before_the_work_was_lost_is_in_the_report() {
-    let rig = Rig::with(Settings { scheduled_work: false, resume_rate: 10, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().scheduled_work(false).resume_rate(10)).await;
     for index in 0..60 {
         rig.account(&format!("a{index:02}")).await;
     }
@@ -394,7 +394,7 @@ async fn a_rotation_that_stopped_because_the_work_was_lost_is_no_failure_of_its_
 
 #[tokio::test]
 async fn accounts_of_a_kek_that_wraps_nothing_wait_and_cost_the_token_little() {
-    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().scheduled_work(false)).await;
     for index in 0..100 {
         let id = format!("a{index:02}");
         rig.account(&id).await;
@@ -415,7 +415,7 @@ async fn accounts_of_a_kek_that_wraps_nothing_wait_and_cost_the_token_little() {
 
 #[tokio::test]
 async fn two_that_run_the_schedule_at_once_take_turns_and_one_that_meets_a_service_leaves_it_the_work() {
-    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().scheduled_work(false)).await;
     rig.account("a").await;
     rig.engine.set_aek_policy(&account_id("a"), days(1)).await.unwrap();
     rig.clock.advance(DAY);
@@ -434,7 +434,7 @@ async fn two_that_run_the_schedule_at_once_take_turns_and_one_that_meets_a_servi
 
 #[tokio::test]
 async fn the_view_says_what_is_due_what_comes_next_and_who_does_it_and_changes_nothing() {
-    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().scheduled_work(false)).await;
     for (id, age) in [("soon", 2), ("late", 9), ("due", 1), ("next", 3)] {
         rig.account(id).await;
         rig.engine.set_aek_policy(&account_id(id), days(age)).await.unwrap();
@@ -495,7 +495,7 @@ async fn keys_that_come_and_go_in_the_token_are_told_once_each_at_a_call_for_twe
 
 #[tokio::test]
 async fn a_store_call_that_never_returns_for_one_account_keeps_no_other_from_its_rotation_and_is_told() {
-    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().scheduled_work(false)).await;
     for id in ["a", "b", "c"] {
         rig.account(id).await;
         rig.engine.set_aek_policy(&account_id(id), days(1)).await.unwrap();
@@ -520,7 +520,7 @@ async fn a_store_call_that_never_returns_for_one_account_keeps_no_other_from_its
 
 #[tokio::test]
 async fn a_store_call_that_never_returns_for_one_account_keeps_no_other_from_its_rewrap() {
-    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().scheduled_work(false)).await;
     for id in ["a", "b", "c"] {
         rig.account(id).await;
     }
@@ -539,7 +539,7 @@ async fn a_store_call_that_never_returns_for_one_account_keeps_no_other_from_its
 
 #[tokio::test]
 async fn a_pass_that_gets_nowhere_is_given_up_for_another_engine_and_told() {
-    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().scheduled_work(false)).await;
     rig.account("a").await;
     let hand = HandStore::over(&rig.store);
     let holder = service(&rig, hand.clone());
@@ -563,13 +563,13 @@ async fn a_pass_that_gets_nowhere_is_given_up_for_another_engine_and_told() {
 
 #[tokio::test]
 async fn a_write_that_is_held_up_until_another_engine_has_the_work_is_not_done() {
-    let rig = Rig::with(Settings { scheduled_work: false, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().scheduled_work(false)).await;
     rig.account("a").await;
     rig.engine.set_aek_policy(&account_id("a"), days(1)).await.unwrap();
     let hand = HandStore::over(&rig.store);
     let slow = Engine::builder(rig.token.clone(), hand.clone())
         .on_current_runtime()
-        .settings(Settings { scheduled_work: false, ..Settings::default() })
+        .settings(Settings::default().scheduled_work(false))
         .clock(Clock::Manual(rig.clock.clone()))
         .start_up_proof(false)
         .build()

@@ -30,7 +30,7 @@ impl Pair {
     async fn new() -> Self {
         let mut rig = Rig::new().await;
         let clock = Clock::Manual(rig.clock.clone());
-        let (token, standby) = ScriptedToken::new(clock, Settings::default().call_timeout, 9);
+        let (token, standby) = ScriptedToken::new(clock, Settings::default().store_timeout, 9);
         rig.script.clone_keks_to(&standby);
         rig.engine = over(&rig, &token, rig.store.clone()).build().unwrap();
         Self { rig, standby, token }
@@ -138,7 +138,7 @@ async fn a_process_that_starts_in_the_outage_opens_and_creates_accounts_by_the_s
     let mut pair = Pair::new().await;
     let block = pair.rig.account("a").await.seal_to_vec(9_u64, b"before").unwrap();
     let bare = KekName::new("bare").unwrap();
-    pair.rig.engine.create_kek(&bare, Profile::AesGcm, false).await.unwrap();
+    pair.rig.engine.create_kek(&bare, Profile::AesGcm).await.unwrap();
     pair.rig.script.clone_keks_to(&pair.standby);
     pair.rig.script.set_unreachable(true);
     let started = over(&pair.rig, &pair.token, pair.rig.store.clone()).standby(bare.clone(), standby_name());
@@ -549,7 +549,7 @@ async fn while_the_store_is_silent_the_standby_is_asked_for_two_polls_and_serves
 async fn accounts_that_go_over_to_a_standby_take_no_place_from_those_that_are_at_home_there() {
     let pair = Pair::new().await;
     let home = KekName::new("home").unwrap();
-    pair.rig.engine.create_kek_in(&standby_name(), &home, Profile::AesGcm, false).await.unwrap();
+    pair.rig.engine.create_kek(&home, keyleash::KekOptions::new(Profile::AesGcm).token(standby_name())).await.unwrap();
     let at_home = pair.rig.engine.create_account(&account_id("home"), &home).await.unwrap();
     let mut guests = Vec::new();
     for n in 0..40 {
@@ -581,7 +581,8 @@ async fn a_standby_that_cannot_be_one_is_refused_by_name() {
         error.contains("KEK kek") && error.contains("token third") && error.contains("default, standby"),
         "{error}"
     );
-    let error = build().call_timeout(standby_name(), 11 * SECOND).build().unwrap_err().to_string();
+    let slow = over(&pair.rig, &pair.token.with_call_timeout(11 * SECOND), pair.rig.store.clone());
+    let error = slow.build().unwrap_err().to_string();
     for word in ["KEK kek", "token default", "token standby", "16 s", "poll_interval (15 s)", "promise 1"] {
         assert!(error.contains(word), "{error} should say {word}");
     }
@@ -626,7 +627,7 @@ async fn clones_in_a_standby_pass_for_no_unknown_keys() {
     let pair = Pair::new().await;
     // So that the standby has a KEK of its own, and is looked after.
     let home = KekName::new("home").unwrap();
-    pair.rig.engine.create_kek_in(&standby_name(), &home, Profile::AesGcm, false).await.unwrap();
+    pair.rig.engine.create_kek(&home, keyleash::KekOptions::new(Profile::AesGcm).token(standby_name())).await.unwrap();
     assert_eq!(pair.rig.engine.unknown_keks_in(&standby_name()).await.unwrap(), []);
     let mut events = pair.rig.engine.events();
     pair.rig.pass_by(11 * 60 * SECOND, SECOND).await;

@@ -14,7 +14,7 @@ const LATENCY: Duration = Duration::from_millis(100);
 async fn ready(workers: usize) -> (Rig, Account, KekName) {
     let mut rig = Rig::new().await;
     let other = KekName::new("other").unwrap();
-    rig.engine.create_kek(&other, Profile::AesGcm, false).await.unwrap();
+    rig.engine.create_kek(&other, Profile::AesGcm).await.unwrap();
     drop(rig.account("a").await);
     rig.engine = build(&rig.token.with_workers(workers), &rig.store, &rig.clock, Settings::default());
     let account = rig.engine.account(&account_id("a")).await.unwrap();
@@ -130,7 +130,7 @@ async fn what_waits_too_long_for_a_slow_token_is_told_so_and_no_lease_learns_of_
 #[tokio::test]
 async fn keys_in_use_are_refreshed_through_a_storm_under_their_own_kek() {
     let mut rig = Rig::new().await;
-    let settings = Settings { aek_ttl: 20 * SECOND, ..Settings::default() };
+    let settings = Settings::default().aek_ttl(20 * SECOND);
     drop(rig.account("a").await);
     rig.engine = build(&rig.token.with_workers(2), &rig.store, &rig.clock, settings);
     let account = rig.engine.account(&account_id("a")).await.unwrap();

@@ -126,9 +126,9 @@ async fn until_told(rig: &Rig, events: &mut Events, wanted: impl Fn(&Event) -> b
 #[tokio::test]
 async fn a_stuck_seal_holds_up_no_denial_no_note_of_it_no_eviction_and_no_resumption() {
     let _alone = ONE_AT_A_TIME.lock().await;
-    let rig = Rig::with(Settings { max_cached_aeks: 3, ..Settings::default() }).await;
+    let rig = Rig::with(Settings::default().max_cached_aeks(3)).await;
     let other = KekName::new("other").unwrap();
-    let other_id = rig.engine.create_kek(&other, Profile::AesGcm, false).await.unwrap().id;
+    let other_id = rig.engine.create_kek(&other, Profile::AesGcm).await.unwrap().id;
     let stuck = rig.account("stuck").await;
     let beside = rig.account("beside").await;
     let elsewhere = rig.engine.create_account(&account_id("elsewhere"), &other).await.unwrap();

@@ -98,7 +98,7 @@ async fn a_wrapped_aek_moved_between_accounts_is_refused() {
     for profile in Profile::ALL {
         let mut rig = Rig::new().await;
         let kek = KekName::new("other-kek").unwrap();
-        rig.engine.create_kek(&kek, profile, false).await.unwrap();
+        rig.engine.create_kek(&kek, profile).await.unwrap();
         for id in ["one", "other"] {
             rig.engine.create_account(&account_id(id), &kek).await.unwrap();
         }
@@ -231,11 +231,11 @@ async fn no_call_touches_a_record_of_a_newer_release() {
     told(engine.create_account(&id, &rig.kek).await.unwrap_err());
     told(engine.account(&id).await.unwrap_err());
     told(engine.rotate_account(&id).await.unwrap_err());
-    told(engine.retire_aeks(&id, &[1], true).await.unwrap_err());
+    told(engine.retire_aeks(&id, &[1], keyleash::When::Now).await.unwrap_err());
     told(engine.move_account(&id, &rig.kek).await.unwrap_err());
     told(engine.delete_account(&id).await.unwrap_err());
     told(engine.undelete_account(&id).await.unwrap_err());
-    told(engine.purge_account(&id, true).await.unwrap_err());
+    told(engine.purge_account(&id, keyleash::When::Now).await.unwrap_err());
     told(engine.set_aek_policy(&id, AekPolicy { max_blocks: 1, ..AekPolicy::default() }).await.unwrap_err());
     engine.rotate_kek(&rig.kek).await.unwrap();
     let report = rig.meanwhile(engine.rewrap_kek(&rig.kek, RewrapOptions::default(), |_| {})).await.unwrap();
@@ -249,7 +249,7 @@ async fn no_call_touches_a_record_of_a_newer_release() {
     told(engine.retire_kek(&kek).await.unwrap_err());
     told(engine.attest_backup(&kek).await.unwrap_err());
     told(engine.set_kek_policy(&rig.kek, KekPolicy { max_age_secs: 86_400 }).await.unwrap_err());
-    let error = engine.create_kek(&rig.kek, Profile::AesGcm, false).await.unwrap_err();
+    let error = engine.create_kek(&rig.kek, Profile::AesGcm).await.unwrap_err();
     assert!(matches!(error, Error::Exists(_)), "{error}");
     assert_eq!(rig.store.get(&kek_key).await.unwrap(), Some(record));
 }

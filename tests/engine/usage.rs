@@ -79,7 +79,7 @@ async fn what_was_sealed_is_written_down_by_itself_within_an_hour_also_when_its_
 
 #[tokio::test]
 async fn what_a_purged_account_sealed_does_not_count_for_the_one_that_was_made_anew() {
-    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let settings = Settings::default().purge_protection(false);
     let rig = Rig::with(settings.clone()).await;
     let id = account_id("a");
     let old = rig.account("a").await;
@@ -89,7 +89,7 @@ async fn what_a_purged_account_sealed_does_not_count_for_the_one_that_was_made_a
     seal(&old_there, 6);
     rig.pass(2 * SECOND).await;
     rig.engine.delete_account(&id).await.unwrap();
-    rig.engine.purge_account(&id, true).await.unwrap();
+    rig.engine.purge_account(&id, keyleash::When::Now).await.unwrap();
     let anew = rig.account("a").await;
     seal(&anew, 1);
     for engine in [&rig.engine, &elsewhere] {
@@ -143,7 +143,7 @@ async fn a_write_of_counts_that_is_given_up_loses_none_of_them() {
     let hand = HandStore::over(&rig.store);
     let engine = Engine::builder(rig.token.clone(), hand.clone())
         .on_current_runtime()
-        .settings(Settings { max_cached_aeks: 1, scheduled_work: false, ..Settings::default() })
+        .settings(Settings::default().max_cached_aeks(1).scheduled_work(false))
         .clock(Clock::Manual(rig.clock.clone()))
         .start_up_proof(false)
         .build()

@@ -98,7 +98,7 @@ async fn a_page_full_of_what_an_impostor_wrapped_hides_no_older_record() {
 
 #[tokio::test]
 async fn a_token_that_takes_longer_than_half_of_the_shortest_poll_makes_accounts() {
-    let settings = Settings { poll_interval: SECOND, call_timeout: SECOND, ..Settings::default() };
+    let settings = Settings::default().poll_interval(SECOND).store_timeout(SECOND);
     let mut rig = Rig::with(settings.clone()).await;
     rig.script.set_latency(Duration::from_millis(600));
     drop(rig.meanwhile(rig.engine.create_account(&account_id("a"), &rig.kek)).await.unwrap());
@@ -126,7 +126,7 @@ async fn an_impostor_does_not_prove_itself_once_the_older_aeks_are_retired() {
     let (rig, a) = rotated_under_an_impostor().await;
     rig.pass(20 * SECOND).await;
     assert!(matches!(seal(&a), Err(Error::Denied(_))) && has_denial(&rig, 1).await);
-    rig.engine.retire_aeks(&account_id("a"), &[1], true).await.unwrap();
+    rig.engine.retire_aeks(&account_id("a"), &[1], keyleash::When::Now).await.unwrap();
     for _ in 0..10 {
         rig.pass(4 * SECOND).await;
         assert!(seal(&a).is_err() && has_denial(&rig, 1).await);
@@ -186,7 +186,7 @@ async fn a_rewrap_to_an_impostor_that_came_since_the_last_proof_loses_no_account
 async fn a_slow_rewrap_whose_target_is_denied_meanwhile_loses_no_account() {
     let (mut rig, second, z, genuine) = rotated().await;
     let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
-    let options = RewrapOptions { rate: Some(1), dry_run: false };
+    let options = RewrapOptions::new().rate(1);
     let rewrap = tokio::spawn(async move { engine.rewrap_kek(&kek, options, |_| {}).await });
     rig.pass(2 * SECOND).await;
     rig.script.replace(&second);
@@ -199,7 +199,7 @@ async fn a_slow_rewrap_whose_target_is_denied_meanwhile_loses_no_account() {
 #[tokio::test]
 async fn an_impostor_is_noticed_though_the_only_older_aek_in_use_was_retired_before_anybody_asked_again() {
     let (mut rig, a) = rotated_under_an_impostor().await;
-    rig.engine.retire_aeks(&account_id("a"), &[1], true).await.unwrap();
+    rig.engine.retire_aeks(&account_id("a"), &[1], keyleash::When::Now).await.unwrap();
     rig.pass(20 * SECOND).await;
     for _ in 0..4 {
         assert!(matches!(seal(&a), Err(Error::Denied(_))) && has_denial(&rig, 1).await);

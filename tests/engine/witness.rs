@@ -61,10 +61,10 @@ async fn ends_by(rig: &mut Rig, tokens: Tokens, id: &str) {
 
 /// By another process, which tells this one nothing.
 async fn purge(rig: &Rig, id: &str) {
-    let settings = Settings { purge_protection: false, ..Settings::default() };
+    let settings = Settings::default().purge_protection(false);
     let other = build(&rig.token, &rig.store, &rig.clock, settings);
     other.delete_account(&account_id(id)).await.unwrap();
-    other.purge_account(&account_id(id), true).await.unwrap();
+    other.purge_account(&account_id(id), keyleash::When::Now).await.unwrap();
 }
 
 async fn denial(rig: &Rig) -> DenialRecord {

@@ -62,6 +62,9 @@ impl Token for Witness {
     fn context_began(&self) -> Option<Instant> {
         self.token.context_began()
     }
+    fn call_timeout(&self) -> Duration {
+        self.token.call_timeout()
+    }
     fn workers(&self) -> Workers {
         self.token.workers()
     }
@@ -79,7 +82,7 @@ struct Rig {
 impl Rig {
     async fn new(settings: Settings) -> Self {
         let clock = ManualClock::new(Instant::from_nanos(1_000_000_000));
-        let (token, script) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.call_timeout, 3);
+        let (token, script) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.store_timeout, 3);
         let witness = Arc::new(Witness { token, wrapped: Mutex::default() });
         let engine = Engine::builder(witness.clone(), Arc::new(MemoryStore::new()))
             .on_current_runtime()
@@ -88,7 +91,7 @@ impl Rig {
             .build()
             .unwrap();
         let kek = KekName::new("kek").unwrap();
-        let kek_id = engine.create_kek(&kek, Profile::AesGcm, false).await.unwrap().id;
+        let kek_id = engine.create_kek(&kek, Profile::AesGcm).await.unwrap().id;
         Self { engine, witness, script, clock, kek, kek_id }
     }
 
@@ -141,7 +144,7 @@ async fn no_key_outlives_its_lease_eviction_or_handle_anywhere_in_memory() {
     assert!(matches!(account.seal_in_place(1_u64, &mut [0; 9]), Err(Error::Lapsed(_))));
     assert_eq!(rig.found(1), 0, "after the lapse");
 
-    let rig = Rig::new(Settings { max_cached_aeks: 1, ..Settings::default() }).await;
+    let rig = Rig::new(Settings::default().max_cached_aeks(1)).await;
     let first = rig.account("evicted").await;
     let _second = rig.account("stays").await;
     rig.script.set_unreachable(false);

@@ -111,7 +111,7 @@ struct World {
 async fn boot(token: &Arc<ScriptedToken>, disk: &Disk) -> (Arc<RedbStore>, Engine) {
     let disk = disk.clone();
     let store = Arc::new(RedbStore::open_backend("disk", move || disk.clone()).await.unwrap());
-    let settings = Settings { purge_protection: false, resume_rate: 1_000_000, ..Settings::default() };
+    let settings = Settings::default().purge_protection(false).resume_rate(1_000_000);
     let engine = Engine::builder(token.clone(), store.clone()).settings(settings).start_up_proof(false);
     (store, engine.build().unwrap())
 }
@@ -122,7 +122,7 @@ impl World {
         let disk = Disk::default();
         let (store, engine) = boot(&token, &disk).await;
         for (name, profile) in KEKS {
-            engine.create_kek(&KekName::new(name).unwrap(), profile, false).await.unwrap();
+            engine.create_kek(&KekName::new(name).unwrap(), profile).await.unwrap();
         }
         let (live, expected, retired, unheard) = Default::default();
         let mut world = Self {
@@ -225,7 +225,7 @@ impl World {
             }
             Op::RetireAek(a) => {
                 let oldest = state.aek_versions.first().copied().unwrap_or(1);
-                self.engine.retire_aeks(&id(*a), &[oldest], true).await?;
+                self.engine.retire_aeks(&id(*a), &[oldest], keyleash::When::Now).await?;
                 state.aek_versions.remove(0);
             }
             Op::Move(a, k) => drop(self.engine.move_account(&id(*a), &kek(*k)).await?),
@@ -238,7 +238,7 @@ impl World {
                 state.deleted = false;
             }
             Op::Purge(a) => {
-                self.engine.purge_account(&id(*a), true).await?;
+                self.engine.purge_account(&id(*a), keyleash::When::Now).await?;
                 return Ok(None);
             }
             Op::RotateKek(k) => drop(self.engine.rotate_kek(&kek(*k)).await?),
@@ -250,7 +250,7 @@ impl World {
     }
 
     async fn rewrap(&self, number: u8) -> Result<(), Error> {
-        let options = RewrapOptions { rate: Some(1_000_000_000), dry_run: false };
+        let options = RewrapOptions::new().rate(1_000_000_000);
         let report = self.engine.rewrap_kek(&kek(number), options, |_| {}).await?;
         assert_eq!((report.failed, &report.failures[..]), (0, &[][..]));
         if let Some(stopped) = report.stopped {

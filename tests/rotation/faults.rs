@@ -114,7 +114,7 @@ async fn rotators_whose_store_holds_writes_up_and_loses_answers_and_whose_clocks
         Arc::new(RedbStore::open_or_create(directory.path().join("store.redb")).await.unwrap());
     let served = engine(&token, store.clone());
     let kek = KekName::new(format!("faults-{}", std::process::id())).unwrap();
-    served.create_kek(&kek, Profile::AesGcm, true).await.unwrap();
+    served.create_kek(&kek, keyleash::KekOptions::new(Profile::AesGcm).destroyable()).await.unwrap();
     for number in 0..ACCOUNTS {
         served.create_account(&id(number), &kek).await.unwrap();
     }
@@ -140,7 +140,7 @@ async fn rotators_whose_store_holds_writes_up_and_loses_answers_and_whose_clocks
         (engine, faulty)
     };
     let rotators = [rotator(right - 2 * HOUR, 1), rotator(right + 2 * HOUR, 2)];
-    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    let options = RewrapOptions::new().rate(1_000_000);
     let rotate = async |first: usize, engine: &Engine| {
         for _ in 0..ROUNDS {
             at_last(async || engine.rotate_kek(&kek).await).await;
@@ -153,11 +153,12 @@ async fn rotators_whose_store_holds_writes_up_and_loses_answers_and_whose_clocks
                 let rotated = at_last(async || engine.rotate_account(&id(number)).await).await;
                 // By no clock is the version before old enough, while others seal under it.
                 let before = rotated.unwrap() - 1;
-                let refused = at_last(async || match engine.retire_aeks(&id(number), &[before], false).await {
-                    Err(Error::Invalid(why)) => Ok(why),
-                    Err(error) => Err(error),
-                    Ok(()) => panic!("AEK version {before} of {} was retired at once", id(number)),
-                });
+                let refused =
+                    at_last(async || match engine.retire_aeks(&id(number), &[before], keyleash::When::Due).await {
+                        Err(Error::Invalid(why)) => Ok(why),
+                        Err(error) => Err(error),
+                        Ok(()) => panic!("AEK version {before} of {} was retired at once", id(number)),
+                    });
                 assert!(refused.await.is_some_and(|why| why.contains("may still seal")));
             }
         }
@@ -195,7 +196,7 @@ async fn two_stores_on_one_token_with_one_name_for_their_keks_have_no_key_in_com
         let store = Arc::new(RedbStore::open_or_create(directory.path().join(name)).await.unwrap());
         let (engine, kek) = (engine(&token, store), kek.clone());
         shops.push(tokio::spawn(async move {
-            engine.create_kek(&kek, Profile::AesGcm, true).await.unwrap();
+            engine.create_kek(&kek, keyleash::KekOptions::new(Profile::AesGcm).destroyable()).await.unwrap();
             let account = engine.create_account(&id(0), &kek).await.unwrap();
             let block = account.seal_to_vec(1_u64, b"data").unwrap();
             for _ in 0..ROUNDS {

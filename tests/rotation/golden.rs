@@ -136,7 +136,7 @@ async fn golden_blocks_of_an_old_store_open_after_three_rotations_of_each_kind()
     let (mut kek, mut resealed) = (golden.kek.clone(), Vec::new());
     for (round, profile) in profiles.into_iter().enumerate() {
         let last = engine.rotate_kek(&kek).await.unwrap().version - 1;
-        let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+        let options = RewrapOptions::new().rate(1_000_000);
         let report = engine.rewrap_kek(&kek, options, |_| {}).await.unwrap();
         assert_eq!((report.accounts, report.aeks, report.failed, report.stopped), (1, round as u64 + 1, 0, None));
         engine.retire_kek(&KekVersion::new(kek.clone(), last)).await.unwrap();
@@ -151,7 +151,7 @@ async fn golden_blocks_of_an_old_store_open_after_three_rotations_of_each_kind()
         resealed.push((header, buf));
 
         let next = KekName::new(format!("kek-{round}")).unwrap();
-        engine.create_kek(&next, profile, false).await.unwrap();
+        engine.create_kek(&next, profile).await.unwrap();
         assert!(engine.move_account(&golden.id, &next).await.unwrap());
         golden.assert_all_open(&live, "a move").await;
         let old = Filter::WrappedBy(KekVersion::new(kek.clone(), last + 1));

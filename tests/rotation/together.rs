@@ -41,13 +41,11 @@ pub(crate) async fn token() -> Arc<Pkcs11Token> {
 
 /// One that hears soon of what others did; and a machine that is busy is no outage.
 pub(crate) fn settings() -> Settings {
-    Settings {
-        poll_interval: Duration::from_secs(5),
-        call_timeout: Duration::from_secs(3),
-        aek_ttl: Duration::from_secs(6),
-        resume_rate: 1_000_000,
-        ..Settings::default()
-    }
+    Settings::default()
+        .poll_interval(Duration::from_secs(5))
+        .store_timeout(Duration::from_secs(3))
+        .aek_ttl(Duration::from_secs(6))
+        .resume_rate(1_000_000)
 }
 
 pub(crate) fn engine(token: &Arc<Pkcs11Token>, store: Arc<dyn KeyStore>) -> Engine {
@@ -156,12 +154,12 @@ async fn two_engines_over_one_store_rotate_and_rewrap_under_a_load_and_disturb_n
     let store = Arc::new(RedbStore::open_or_create(directory.path().join("store.redb")).await.unwrap());
     let (one, two) = (engine(&token, store.clone()), engine(&token, store.clone()));
     let kek = KekName::new(format!("together-{}", std::process::id())).unwrap();
-    one.create_kek(&kek, Profile::AesGcm, true).await.unwrap();
+    one.create_kek(&kek, keyleash::KekOptions::new(Profile::AesGcm).destroyable()).await.unwrap();
     for number in 0..ACCOUNTS {
         one.create_account(&id(number), &kek).await.unwrap();
     }
     let sealers = Sealers::start(&one, ACCOUNTS).await;
-    let options = RewrapOptions { rate: Some(1_000_000), dry_run: false };
+    let options = RewrapOptions::new().rate(1_000_000);
     let rotator = |engine: Engine, first: usize| {
         let kek = kek.clone();
         tokio::spawn(async move {

@@ -259,12 +259,12 @@ impl Model {
         let settings = self.settings.clone();
         // Read from an ailing store before the token was asked; how long that took the model does not know.
         let prompt =
-            self.store_healthy && self.store_healed.is_none_or(|at| at.plus(settings.call_timeout) <= flight.at);
+            self.store_healthy && self.store_healed.is_none_or(|at| at.plus(settings.store_timeout) <= flight.at);
         // Nor how long a sample before this one took, of the same proof.
         let sampled = self.told.get(&(flight.engine, flight.kek)).is_some_and(|told| told.record_failed == flight.at);
-        let mut store_lag = if prompt && !sampled { Duration::ZERO } else { settings.call_timeout };
+        let mut store_lag = if prompt && !sampled { Duration::ZERO } else { settings.store_timeout };
         // A deadline does not end a wait that the machine slept through.
-        if !store_lag.is_zero() && self.woke.plus(settings.call_timeout) >= flight.at {
+        if !store_lag.is_zero() && self.woke.plus(settings.store_timeout) >= flight.at {
             store_lag += self.slept;
         }
         let told = self.told.entry((flight.engine, flight.kek)).or_default();
@@ -374,7 +374,7 @@ impl Model {
     /// The last moment of promise 1 while the token answers; `None` while that is not so, or the KEK grants.
     fn denied_by(&self, account: usize) -> Option<Instant> {
         let kek = &self.keks[self.kek_of[account]];
-        let Settings { poll_interval, call_timeout, .. } = self.settings;
+        let Settings { poll_interval, store_timeout: call_timeout, .. } = self.settings;
         // A store that hangs costs a proof a quarter of its time.
         let in_time = self.latency <= if self.store_healthy { call_timeout } else { call_timeout / 2 };
         if kek.grants() || self.unreachable || !in_time {
@@ -468,7 +468,7 @@ impl Model {
     fn owed_back_by(&self, account: usize, now: Instant) -> Option<Instant> {
         let (told, own) = (self.told(account), self.own(account));
         let kek = &self.keks[self.kek_of[account]];
-        let Settings { call_timeout, aek_ttl, resume_rate, .. } = self.settings;
+        let Settings { store_timeout: call_timeout, aek_ttl, resume_rate, .. } = self.settings;
         let calm = !self.flights.values().any(|flight| flight.faulty);
         let calm = calm && kek.grants() && !self.unreachable && self.latency <= call_timeout / 2 && self.store_healthy;
         let in_use = own.used || own.fresh_from.is_some_and(|from| now < from.plus(aek_ttl));
@@ -524,7 +524,7 @@ impl Model {
         let Some(error) = error else { return };
         let (told, own) = (self.told(account), self.own(account));
         // Or the attempt of somebody else is shared, whose read began before the store healed.
-        let reads_end = |healed: Instant| healed.plus(self.settings.call_timeout);
+        let reads_end = |healed: Instant| healed.plus(self.settings.store_timeout);
         let store =
             began.store_healthy && self.store_healthy && self.store_healed.is_none_or(|at| reads_end(at) < began.at);
         // Anything but grants and denials since a call timeout before: somebody else's attempt may be shared.

@@ -31,7 +31,7 @@ pub(crate) async fn run(seed: u64, quiet: Quiet, trace: bool) -> Report {
         let time = match world.rng.random_range(0..10) {
             0..=1 => Duration::ZERO,
             2..=7 => between(&mut world.rng, MILLISECOND, poll * 2),
-            8 => between(&mut world.rng, MILLISECOND, world.settings.call_timeout),
+            8 => between(&mut world.rng, MILLISECOND, world.settings.store_timeout),
             _ => between(&mut world.rng, poll, world.settings.grace * 2).min(Duration::from_secs(120)),
         };
         world.pass(time).await;
@@ -43,7 +43,7 @@ pub(crate) async fn run(seed: u64, quiet: Quiet, trace: bool) -> Report {
 
 async fn act(world: &mut World) {
     let settings = world.settings.clone();
-    let (timeout, poll) = (settings.call_timeout, settings.poll_interval);
+    let (timeout, poll) = (settings.store_timeout, settings.poll_interval);
     let kek = world.rng.random_range(0..lock(&world.shared).model.keks.len());
     let account = world.rng.random_range(0..world.accounts());
     match world.rng.random_range(0..103) {
@@ -211,7 +211,7 @@ async fn overtake(world: &mut World, kek: usize) {
         (0..world.accounts()).filter(|account| stage.model.kek_of[*account] == kek).collect()
     };
     let [overtaken, denied, others @ ..] = &under[..] else { return };
-    let timeout = world.settings.call_timeout;
+    let timeout = world.settings.store_timeout;
     world.fault(Fault::Act(Act::Delay(timeout - MILLISECOND)));
     world.call(*overtaken, 1);
     world.settle().await;
@@ -247,12 +247,12 @@ async fn calm(world: &mut World) {
         enable(world, kek);
     }
     world.script.release();
-    let latency = between(&mut world.rng, MILLISECOND, world.settings.call_timeout / 4 + MILLISECOND);
+    let latency = between(&mut world.rng, MILLISECOND, world.settings.store_timeout / 4 + MILLISECOND);
     world.reach(false, latency);
     world.set_health(Health::Healthy);
     world.settle().await;
     let settings = world.settings.clone();
-    let bound = settings.call_timeout * 3
+    let bound = settings.store_timeout * 3
         + lock(&world.shared).model.interval_max(world.clock.now())
         + (latency + Duration::from_secs(1) / settings.resume_rate) * world.accounts() as u32
         + Duration::from_secs(3).max(settings.aek_ttl / 50);

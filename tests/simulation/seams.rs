@@ -206,6 +206,10 @@ impl Token for SimToken {
         self.inner.context_began()
     }
 
+    fn call_timeout(&self) -> Duration {
+        self.inner.call_timeout()
+    }
+
     fn workers(&self) -> Workers {
         let dies = {
             let mut stage = lock(&self.shared);

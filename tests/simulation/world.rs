@@ -123,16 +123,14 @@ fn settings(rng: &mut StdRng, accounts: u64) -> (Settings, bool) {
     let grace = between(rng, whole_proof, (poll_interval * 40).clamp(whole_proof, left));
     let aek_ttl = between(rng, (grace / 5).max(secs(1)).max(call_timeout * 2), grace);
     let evicts = rng.random_bool(0.15);
-    let settings = Settings {
-        poll_interval,
-        call_timeout,
-        grace,
-        aek_ttl,
-        resume_rate: [1, 5, 50, 600, 600][rng.random_range(0..5)],
-        max_cached_aeks: if evicts { rng.random_range(1..=accounts) } else { 1000 },
-        fresh_proof_every: FRESH_PROOF_EVERY,
-        ..Settings::default()
-    };
+    let settings = Settings::default()
+        .poll_interval(poll_interval)
+        .store_timeout(call_timeout)
+        .grace(grace)
+        .aek_ttl(aek_ttl)
+        .resume_rate([1, 5, 50, 600, 600][rng.random_range(0..5)])
+        .max_cached_aeks(if evicts { rng.random_range(1..=accounts) } else { 1000 })
+        .fresh_proof_every(FRESH_PROOF_EVERY);
     settings.validate().expect("settings within their bounds");
     (settings, evicts)
 }
@@ -143,7 +141,7 @@ impl World {
         let accounts = if rng.random_bool(0.1) { rng.random_range(20..40) } else { rng.random_range(1..8) };
         let (settings, evicts) = settings(&mut rng, accounts);
         let clock = ManualClock::new(Instant::from_nanos(1_000_000_000_000));
-        let (token, script) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.call_timeout, seed);
+        let (token, script) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.store_timeout, seed);
         script.standing(Call::Info, Act::Delay(Duration::ZERO));
         let model = Model::new(settings.clone(), Vec::new(), evicts, clock.now());
         let trace = trace.then(Vec::new);
@@ -187,7 +185,7 @@ impl World {
         let mut names = Vec::new();
         for n in 0..world.rng.random_range(1..=3) {
             let name = KekName::new(format!("kek-{n}")).unwrap();
-            let id = maker.create_kek(&name, Profile::AesGcm, false).await.unwrap().id;
+            let id = maker.create_kek(&name, Profile::AesGcm).await.unwrap().id;
             let turned = world.clock.now();
             lock(&world.shared).model.keks.push(Kek { id, enabled: true, present: true, replaced: false, turned });
             names.push(name);

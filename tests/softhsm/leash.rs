@@ -84,7 +84,7 @@ fn destroyed_and_restored() {
 #[ignore = "one of the scenarios above"]
 fn pin_changed() {
     alone("leash::pin_changed", |bench| async move {
-        let settings = keyleash::config::Settings { fresh_proof_every: 3, ..settings() };
+        let settings = settings().fresh_proof_every(3);
         let token = Service::token_settings(&bench, &settings);
         let service = Service::with("PIN changed", settings, token, &bench).await;
         let from = now();
@@ -127,7 +127,7 @@ fn away_and_back() {
 #[ignore = "one of the scenarios above"]
 fn ttl_passed_in_an_outage() {
     alone("leash::ttl_passed_in_an_outage", |bench| async move {
-        let settings = keyleash::config::Settings { grace: 12 * SECOND, aek_ttl: 6 * SECOND, ..settings() };
+        let settings = settings().grace(12 * SECOND).aek_ttl(6 * SECOND);
         let token = Service::token_settings(&bench, &settings);
         let service = Service::with("TTL passed in an outage", settings, token, &bench).await;
         let away = bench.dir.join("away");

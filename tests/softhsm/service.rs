@@ -97,14 +97,12 @@ pub(crate) struct Service {
 
 /// Polls every second, times out after one, and lets an outage last for eight.
 pub(crate) fn settings() -> Settings {
-    Settings {
-        poll_interval: SECOND,
-        call_timeout: SECOND,
-        grace: 8 * SECOND,
-        aek_ttl: 8 * SECOND,
-        fresh_proof_every: 1000,
-        ..Settings::default()
-    }
+    Settings::default()
+        .poll_interval(SECOND)
+        .store_timeout(SECOND)
+        .grace(8 * SECOND)
+        .aek_ttl(8 * SECOND)
+        .fresh_proof_every(1000)
 }
 
 impl Service {
@@ -114,7 +112,7 @@ impl Service {
 
     pub(crate) fn token_settings(bench: &Bench, settings: &Settings) -> Pkcs11Settings {
         let mut token = bench.settings();
-        token.call_timeout = settings.call_timeout;
+        token.call_timeout = settings.store_timeout;
         token
     }
 
@@ -138,7 +136,7 @@ impl Service {
         for kek in [KEK, OTHER] {
             let kek = KekName::new(kek).unwrap();
             // Destroyable, for the scenario that does it.
-            let info = engine.create_kek(&kek, profile, true).await.unwrap();
+            let info = engine.create_kek(&kek, keyleash::KekOptions::new(profile).destroyable()).await.unwrap();
             kek_id.get_or_insert(info.id);
             for number in 0..ACCOUNTS {
                 let id = AccountId::new(format!("{kek}-{number}")).unwrap();
@@ -299,12 +297,12 @@ impl Service {
 
     /// How long an outage must leave the service alone, at least: the last proof was asked an interval ago at most.
     pub(crate) fn owed_in_outage(&self) -> Duration {
-        self.settings.grace - self.settings.poll_interval - self.settings.call_timeout - SECOND / 2
+        self.settings.grace - self.settings.poll_interval - self.settings.store_timeout - SECOND / 2
     }
 
     /// How long a revocation may take where the token answers.
     pub(crate) fn answer(&self) -> Duration {
-        self.settings.poll_interval + self.settings.call_timeout
+        self.settings.poll_interval + self.settings.store_timeout
     }
 
     /// Promises 1 and 3 in an outage that began at `act`: undisturbed for what grace owes, then refused as lapsed.

@@ -345,9 +345,9 @@ fn a_kek_is_denied_outside_its_dates_though_softhsm_does_not_look() {
             assert_eq!(error.verdict, Verdict::Denied, "{error}");
             assert!(error.what.contains(attribute), "{error}");
             let owner = keyleash::token::pkcs11::operator::Operator::new(bench.open().await);
-            let error = owner.set_enabled(&kek.id, kek.profile, true).await.unwrap_err();
+            let error = owner.enable(&kek.id, kek.profile).await.unwrap_err();
             assert!(error.verdict == Verdict::Misconfigured && error.what.contains(attribute), "{error}");
-            owner.set_enabled(&kek.id, kek.profile, false).await.unwrap();
+            owner.disable(&kek.id, kek.profile).await.unwrap();
         }
         let hidden = imprudent_key(3, &[Attribute::EndDate(date("2001"))]);
         let error = token.wrap(&hidden, &Aek::generate().unwrap(), &[0; 32]).await.unwrap_err();

@@ -92,7 +92,7 @@ fn troubles_that_pass() {
 #[ignore = "one of the scenarios above"]
 fn every_call_fails() {
     alone_with_shim("shim::every_call_fails", |bench| async move {
-        let settings = keyleash::config::Settings { fresh_proof_every: 2, ..settings() };
+        let settings = settings().fresh_proof_every(2);
         let token = Service::token_settings(&bench, &settings);
         let service = Service::with("CKR_DEVICE_ERROR on everything", settings, token, &bench).await;
         let short = now();
@@ -130,7 +130,7 @@ fn calls_that_come_too_late() {
 #[ignore = "one of the scenarios above"]
 fn calls_that_hang() {
     alone_with_shim("shim::calls_that_hang", |bench| async move {
-        let settings = keyleash::config::Settings { fresh_proof_every: 2, ..settings() };
+        let settings = settings().fresh_proof_every(2);
         let mut token = Service::token_settings(&bench, &settings);
         token.hung_max = 3;
         let mut service = Service::with("C_Decrypt hangs", settings, token, &bench).await;
@@ -166,7 +166,7 @@ fn wrong_plaintext() {
 #[ignore = "one of the scenarios above"]
 fn a_refused_login() {
     alone_with_shim("shim::a_refused_login", |bench| async move {
-        let settings = keyleash::config::Settings { fresh_proof_every: 3, ..settings() };
+        let settings = settings().fresh_proof_every(3);
         let token = Service::token_settings(&bench, &settings);
         let service = Service::with("CKR_PIN_INCORRECT once", settings, token, &bench).await;
         bench.fail("C_Login rv=0xa0 count=1");
@@ -290,7 +290,7 @@ fn a_process_that_ends_in_the_midst_of_a_call_does_not_crash() {
 #[ignore = "one of the scenarios above"]
 fn a_slow_token_and_fresh_proofs() {
     alone_with_shim("shim::a_slow_token_and_fresh_proofs", |bench| async move {
-        let settings = keyleash::config::Settings { fresh_proof_every: 1, ..settings() };
+        let settings = settings().fresh_proof_every(1);
         let token = Service::token_settings(&bench, &settings);
         let mut service = Service::with("busy and slow, every proof fresh", settings, token, &bench).await;
         bench.fail("C_Decrypt delay=100ms");
@@ -332,7 +332,7 @@ fn a_slow_token_and_fresh_proofs() {
 #[ignore = "one of the scenarios above"]
 fn a_changed_pin_while_a_call_hangs() {
     alone_with_shim("shim::a_changed_pin_while_a_call_hangs", |bench| async move {
-        let settings = keyleash::config::Settings { fresh_proof_every: 3, ..settings() };
+        let settings = settings().fresh_proof_every(3);
         let token = Service::token_settings(&bench, &settings);
         let mut service = Service::with("PIN changed while a call hangs", settings, token, &bench).await;
         bench.fail("C_Decrypt hang count=1");
@@ -360,7 +360,7 @@ fn a_changed_pin_while_a_call_hangs() {
 #[ignore = "one of the scenarios above"]
 fn a_changed_pin_while_the_token_is_never_quiet() {
     alone_with_shim("shim::a_changed_pin_while_the_token_is_never_quiet", |bench| async move {
-        let settings = keyleash::config::Settings { fresh_proof_every: 3, ..settings() };
+        let settings = settings().fresh_proof_every(3);
         let mut token = Service::token_settings(&bench, &settings);
         token.workers = 6;
         let service = Service::with("PIN changed on a busy token", settings, token, &bench).await;

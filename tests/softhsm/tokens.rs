@@ -32,7 +32,7 @@ const BINDING: [u8; 32] = [7; 32];
 
 fn settings() -> Settings {
     let mut settings = Settings::default();
-    (settings.poll_interval, settings.call_timeout) = (2 * SECOND, SECOND);
+    (settings.poll_interval, settings.store_timeout) = (2 * SECOND, SECOND);
     (settings.grace, settings.aek_ttl) = (8 * SECOND, 4 * SECOND);
     settings
 }
@@ -228,8 +228,8 @@ fn an_account_moves_between_real_tokens_and_the_one_that_it_left_can_go() {
         let store = Arc::new(MemoryStore::new());
         let engine = over(&first, &second, &store).build().unwrap();
         let (here, there) = (KekName::new("here").unwrap(), KekName::new("there").unwrap());
-        engine.create_kek(&here, Profile::AesGcm, false).await.unwrap();
-        engine.create_kek_in(&name("second"), &there, Profile::AesKw, false).await.unwrap();
+        engine.create_kek(&here, Profile::AesGcm).await.unwrap();
+        engine.create_kek(&there, keyleash::KekOptions::new(Profile::AesKw).token(name("second"))).await.unwrap();
         let id = AccountId::new("a").unwrap();
         let account = engine.create_account(&id, &here).await.unwrap();
         let left_behind = engine.create_account(&AccountId::new("b").unwrap(), &here).await.unwrap();
@@ -276,7 +276,7 @@ fn a_clone_of_the_token_serves_while_the_first_is_away_and_not_once_that_denied(
         let store = Arc::new(MemoryStore::new());
         let first = open(&bench, &real_module(), LABEL).await;
         let alone = Engine::builder(first.clone(), store.clone()).settings(settings()).build().unwrap();
-        let kek_id = alone.create_kek(&kek, Profile::AesGcm, false).await.unwrap().id;
+        let kek_id = alone.create_kek(&kek, Profile::AesGcm).await.unwrap().id;
         drop(alone);
         clone_token(&bench, &directory);
         let clone = open(&bench, &copy_of_module(&bench), CLONE_LABEL).await;

@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (token, _) = ScriptedToken::new(Clock::default(), Duration::from_secs(60), 1);
     let engine = Engine::builder(token, Arc::new(MemoryStore::new())).build()?;
     let kek = KekName::new("kek")?;
-    engine.create_kek(&kek, Profile::AesGcm, false).await?;
+    engine.create_kek(&kek, Profile::AesGcm).await?;
     let account = engine.create_account(&AccountId::new("tenant-0000001")?, &kek).await?;
     let mut buf = vec![7; BLOCK_BYTES];
     for n in 0..WARM_UP {

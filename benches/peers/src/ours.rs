@@ -35,7 +35,7 @@ fn account(suite: Suite) -> Account {
         let engine = Engine::builder(token, Arc::new(MemoryStore::new())).backend(Backend::AwsLc).suite(suite);
         let engine = engine.build().expect("an engine");
         let kek = KekName::new("peers").expect("a KEK name");
-        engine.create_kek(&kek, Profile::AesGcm, false).await.expect("a KEK");
+        engine.create_kek(&kek, Profile::AesGcm).await.expect("a KEK");
         let id = AccountId::new("tenant-0000000").expect("an account id");
         engine.create_account(&id, &kek).await.expect("an account")
     })

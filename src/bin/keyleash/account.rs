@@ -9,7 +9,7 @@ use crate::{
     streams::Standard,
 };
 use keyleash::{
-    Error,
+    Error, When,
     name::{AccountId, KekName, KekVersion},
     rotate::utc,
     store::{
@@ -76,12 +76,12 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         Account::Retire { id, aek_version, now, consent } => {
             let id = account_id(&id)?;
             let engine = setup.engine(Store::Existing).await?;
-            let record = engine.retirable_aeks(&id, &aek_version, now).await?;
+            let record = engine.retirable_aeks(&id, &aek_version, when(now)).await?;
             let lost = Lost::of(record.versions.iter().filter(|version| aek_version.contains(&version.aek_version)));
             let what = format!("account {id}: {lost}");
             let done = consent.given(&format!("{what}, would be destroyed for good"), output).await?;
             if done {
-                engine.retire_aeks(&id, &aek_version, now).await?;
+                engine.retire_aeks(&id, &aek_version, when(now)).await?;
             }
             let result = json!({
                 "account": id.as_str(), "dry_run": !done, "retired": aek_version, "sealed_blocks": lost.used.blocks,
@@ -116,13 +116,13 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         Account::Purge { id, now, consent } => {
             let id = account_id(&id)?;
             let engine = setup.engine(Store::Existing).await?;
-            let record = engine.purgeable_account(&id, now).await?;
+            let record = engine.purgeable_account(&id, when(now)).await?;
             let lost = Lost::of(&record.versions);
             let deleted = record.deleted.map_or_else(String::new, |deletion| utc(deletion.since_unix));
             let what = format!("account {id} (made {}, deleted {deleted}): {lost}", utc(record.created_unix));
             let done = consent.given(&format!("{what}, would be destroyed for good"), output).await?;
             if done {
-                engine.purge_account(&id, now).await?;
+                engine.purge_account(&id, when(now)).await?;
             }
             let line = match done {
                 true => format!("account {id}: purged; its blocks are shredded: {lost}\n"),
@@ -345,4 +345,9 @@ impl fmt::Display for Lost {
 fn keks(record: &AccountRecord) -> String {
     let keks = record.wrapped_by();
     keks.iter().map(|kek| format!("KEK {kek}")).collect::<Vec<_>>().join(", ")
+}
+
+/// What `--now` asks for.
+const fn when(now: bool) -> When {
+    if now { When::Now } else { When::Due }
 }

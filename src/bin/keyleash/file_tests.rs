@@ -31,7 +31,7 @@ impl World {
             let (token, _script) = ScriptedToken::new(Clock::default(), Duration::from_secs(5), 7);
             let engine = Engine::builder(token, Arc::new(MemoryStore::new())).suite(suite).build().unwrap();
             let kek = KekName::new("tenants").unwrap();
-            engine.create_kek(&kek, Profile::AesGcm, false).await.unwrap();
+            engine.create_kek(&kek, Profile::AesGcm).await.unwrap();
             for id in ["alice", "bobby"] {
                 engine.create_account(&AccountId::new(id).unwrap(), &kek).await.unwrap();
             }

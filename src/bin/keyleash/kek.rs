@@ -10,7 +10,7 @@ use crate::{
     setup::{Setup, Store, kek_id, kek_name, kek_version, token_name},
 };
 use keyleash::{
-    Error,
+    Error, KekOptions,
     engine::{KekStatus, KekVersionStatus},
     name::{KekName, TokenName},
     rotate::{RewrapFailure, RewrapOptions, RewrapProgress, utc},
@@ -26,10 +26,9 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
             let name = kek_name(&name)?;
             let token = token.map(|token| token_name(&token)).transpose()?;
             let engine = setup.engine(Store::Create).await?;
-            let info = match &token {
-                None => engine.create_kek(&name, profile, destroyable).await?,
-                Some(token) => engine.create_kek_in(token, &name, profile, destroyable).await?,
-            };
+            let mut options = KekOptions::new(profile);
+            (options.destroyable, options.token) = (destroyable, token);
+            let info = engine.create_kek(&name, options).await?;
             let line = format!("KEK {name}/1: {profile}, {} bits, CKA_ID {}\n", info.bits, info.id);
             let mut result = json!({ "kek": name.as_str(), "kek_version": 1, "kek_id": info.id.to_string() });
             merge(&mut result, in_token_json(&info));
@@ -149,9 +148,11 @@ async fn rewrap(
         let mut bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
         bar.at(progress.done, progress.accounts);
     };
-    let report = engine.rewrap_kek(name, RewrapOptions { rate, dry_run }, show).await?;
+    let mut options = RewrapOptions::new();
+    (options.rate, options.dry_run) = (rate, dry_run);
+    let report = engine.rewrap_kek(name, options, show).await?;
     drop(bar);
-    for RewrapFailure { account, error } in &report.failures {
+    for RewrapFailure { account, error, .. } in &report.failures {
         output.note(&format!("keyleash: account {account}: {error}"));
     }
     let failures: Vec<_> = report

@@ -32,7 +32,7 @@ pub(crate) async fn run(args: KekSwitch, enabled: bool, setup: &Setup, output: O
     let (name, mut targets) = targets(&args, &*store).await?;
     let standby = setup.standby_of(&name).filter(|_| args.token.is_none());
     let what = targets.iter().map(|target| target.words(enabled)).collect::<Vec<_>>().join("\n");
-    let effect = effect(&name, enabled, setup.settings(), standby);
+    let effect = effect(&name, enabled, setup, standby);
     let done = args.consent.given(&format!("{what}\n{effect}"), output).await?;
     let mut operators = BTreeMap::new();
     let (mut rows, mut lines, mut failed) = (Vec::new(), String::new(), Vec::new());
@@ -64,10 +64,10 @@ pub(crate) async fn run(args: KekSwitch, enabled: bool, setup: &Setup, output: O
     if failed.is_empty() {
         lines.push_str(&format!("{effect}\n"));
     }
-    let Settings { poll_interval, call_timeout, grace, .. } = setup.settings();
+    let Settings { poll_interval, grace, .. } = setup.settings();
     let result = json!({
         "kek": name.as_str(), "enabled": enabled, "dry_run": !done, "versions": rows,
-        "heard_within_s": (*poll_interval + *call_timeout).as_secs_f64(), "grace_s": grace.as_secs_f64(),
+        "heard_within_s": (*poll_interval + setup.call_timeout()).as_secs_f64(), "grace_s": grace.as_secs_f64(),
     });
     output.result(&result, &lines)?;
     let (number, first) = (failed.len() as u64, failed.into_iter().next());
@@ -128,7 +128,11 @@ impl Target {
         }
         let Some(operator) = operators.get(&self.token) else { return Ok(None) };
         let KekVersionRecord { id, profile, .. } = &self.record;
-        operator.set_enabled(id, *profile, enabled).await.map(Some).map_err(|error| Error::from(error).into())
+        let switched = match enabled {
+            true => operator.enable(id, *profile).await,
+            false => operator.disable(id, *profile).await,
+        };
+        switched.map(Some).map_err(|error| Error::from(error).into())
     }
 
     fn attribute(&self) -> &'static str {
@@ -156,16 +160,16 @@ impl Target {
 }
 
 /// What it means to the services that use the KEK.
-fn effect(name: &KekName, enabled: bool, settings: &Settings, standby: Option<&TokenName>) -> String {
+fn effect(name: &KekName, enabled: bool, setup: &Setup, standby: Option<&TokenName>) -> String {
     let shown = |duration| humantime::format_duration(duration);
-    let Settings { poll_interval, call_timeout, grace, .. } = *settings;
+    let Settings { poll_interval, grace, .. } = *setup.settings();
     let mut effect = if enabled {
         format!("services that use it go on by themselves, within {} (poll_interval)", shown(poll_interval))
     } else {
         format!(
             "services that use it can seal and open nothing any more within {} (poll_interval + call_timeout), and within {} (grace) \
              where they cannot reach the token; nothing is lost: `keyleash kek enable {name}` gives it back",
-            shown(poll_interval + call_timeout),
+            shown(poll_interval + setup.call_timeout()),
             shown(grace)
         )
     };

@@ -82,6 +82,10 @@ impl Token for LazyToken {
         self.opened.get()?.as_ref().ok()?.context_began()
     }
 
+    fn call_timeout(&self) -> std::time::Duration {
+        self.settings.call_timeout
+    }
+
     fn workers(&self) -> Workers {
         match self.opened.get() {
             Some(Ok(token)) => token.workers(),

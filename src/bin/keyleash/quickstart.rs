@@ -220,7 +220,7 @@ async fn try_place(engine: &Engine, name: &str) -> Result<Option<Place>, Failure
             }
         }
         Err(Error::NotFound(_)) => {
-            let info = engine.create_kek(&kek_name, Profile::AesGcm, false).await?;
+            let info = engine.create_kek(&kek_name, Profile::AesGcm).await?;
             (KekVersion::new(kek_name, 1), info, true)
         }
         Err(error) => return Err(error.into()),

@@ -71,6 +71,12 @@ impl Setup {
         &self.config.settings
     }
 
+    /// The longest deadline that a call of a token has.
+    pub(crate) fn call_timeout(&self) -> Duration {
+        let Config { token: default, other_tokens: others, .. } = &self.config;
+        others.iter().map(|token| token.call_timeout).fold(default.call_timeout, Duration::max)
+    }
+
     /// Where the store is.
     pub(crate) fn store_path(&self) -> &Path {
         &self.config.store
@@ -143,11 +149,6 @@ impl Setup {
             let token = LazyToken::new(self.settings_of(other)?);
             builder = builder.token(other.name.clone(), Arc::new(token));
         }
-        for token in others.iter().chain([default]) {
-            if let Some(timeout) = token.call_timeout {
-                builder = builder.call_timeout(token.name.clone(), timeout);
-            }
-        }
         for (kek, standby) in standbys {
             builder = builder.standby(kek.clone(), standby.clone());
         }
@@ -192,7 +193,7 @@ impl Setup {
         };
         let mut settings = Pkcs11Settings::new(module, selector, pin);
         settings.workers = token.workers;
-        settings.call_timeout = token.call_timeout.unwrap_or(self.config.settings.call_timeout);
+        settings.call_timeout = token.call_timeout;
         Ok(settings)
     }
 

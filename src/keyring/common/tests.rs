@@ -11,7 +11,7 @@ const HOUR: u64 = 3600;
 fn process(clock: &ManualClock, store: &Arc<MemoryStore>) -> Keyring {
     let clock = Clock::Manual(clock.clone());
     let settings = Settings::default();
-    let (token, _) = ScriptedToken::new(clock.clone(), settings.call_timeout, 1);
+    let (token, _) = ScriptedToken::new(clock.clone(), settings.store_timeout, 1);
     let tokens = Tokens::of_test(token, &clock);
     Keyring::new(tokens, store.clone(), clock, settings, Home::here().unwrap(), Some(1))
 }

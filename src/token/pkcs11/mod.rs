@@ -378,6 +378,10 @@ impl Token for Pkcs11Token {
         self.shared.module.context_began()
     }
 
+    fn call_timeout(&self) -> Duration {
+        self.call_timeout
+    }
+
     fn workers(&self) -> Workers {
         self.pool.health()
     }

@@ -31,13 +31,25 @@ impl Operator {
         Self(token)
     }
 
-    /// Revokes the use of a KEK, or grants it again: sets what lets it unwrap ([`Operator::switch_of`]), which can be undone.
+    /// Revokes the use of a KEK: takes away what lets it unwrap ([`Operator::switch_of`]), which [`Operator::enable`] undoes.
+    ///
+    /// # Errors
+    /// As [`Operator::enable`].
+    pub async fn disable(&self, id: &KekId, profile: Profile) -> Result<Instant, TokenError> {
+        self.set_enabled(id, profile, false).await
+    }
+
+    /// Grants the use of a KEK again.
     ///
     /// # Errors
     /// [`Verdict::Denied`](super::Verdict::Denied) when the token has no such KEK;
     /// [`Verdict::Misconfigured`](super::Verdict::Misconfigured) when it does not let the attribute be changed, or says that it did
     /// and did not; what else the token fails with.
-    pub async fn set_enabled(&self, id: &KekId, profile: Profile, enabled: bool) -> Result<Instant, TokenError> {
+    pub async fn enable(&self, id: &KekId, profile: Profile) -> Result<Instant, TokenError> {
+        self.set_enabled(id, profile, true).await
+    }
+
+    async fn set_enabled(&self, id: &KekId, profile: Profile, enabled: bool) -> Result<Instant, TokenError> {
         self.with_kek("set KEK", id, move |context, kek| {
             let (wanted, kind) = match profile {
                 Profile::AesKw => (Attribute::Unwrap(enabled), AttributeType::Unwrap),

@@ -531,6 +531,10 @@ impl Token for Seam {
         is_dated.then(|| self.0.line().began_here)
     }
 
+    fn call_timeout(&self) -> Duration {
+        self.0.call_timeout
+    }
+
     fn workers(&self) -> Workers {
         self.0.room.health()
     }

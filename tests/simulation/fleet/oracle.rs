@@ -277,7 +277,7 @@ impl Oracle {
 
     /// The store answered a process's read of an account. Later than in `call_timeout` that is no answer.
     pub(crate) fn word(&mut self, process: usize, account: &AccountId, asked: Instant, now: Instant) {
-        let Settings { call_timeout, grace, .. } = self.settings;
+        let Settings { store_timeout: call_timeout, grace, .. } = self.settings;
         if now.since(asked) > call_timeout {
             return;
         }
@@ -395,7 +395,7 @@ impl Oracle {
 
     /// An impostor wrapped.
     pub(crate) fn false_wrap(&mut self, kek: &KekId, wrapped: &[u8], now: Instant) {
-        let Settings { poll_interval, call_timeout, .. } = self.settings;
+        let Settings { poll_interval, store_timeout: call_timeout, .. } = self.settings;
         let known_by = |since: Since| since.turned.plus(poll_interval + call_timeout * 3);
         let known =
             self.kek(kek).is_some_and(|kek| self.keks[kek].impostor.is && now > known_by(self.keks[kek].impostor));
@@ -432,7 +432,7 @@ impl Oracle {
             let queue = hsm.latency * QUEUE_MAX / u32::try_from(hsm.workers).unwrap();
             token.away.see(hsm.away, now);
             token.queue_max = token.queue_max.max(queue);
-            token.prompt.see(queue <= self.settings.call_timeout / 2, now);
+            token.prompt.see(queue <= self.settings.store_timeout / 2, now);
         }
         for kek in &mut self.keks {
             for (of, hsm) in hsms.iter().enumerate() {
@@ -518,7 +518,7 @@ impl Oracle {
     /// Promise 1, first bound: the last moment at which a process may use a KEK version, because the token that speaks has been
     /// denying; `None` while that is not so, or not to be heard.
     fn denied_by(&self, process: usize, kek: usize) -> Option<Instant> {
-        let Settings { poll_interval: poll, call_timeout: timeout, fresh_proof_every, .. } = self.settings;
+        let Settings { poll_interval: poll, store_timeout: timeout, fresh_proof_every, .. } = self.settings;
         let (own, kek, first) = (&self.processes[process], &self.keks[kek], &self.tokens[FIRST]);
         let since = own.disturbed.max(own.started);
         if !first.away.is {
@@ -564,7 +564,7 @@ impl Oracle {
         if line.is_fooled {
             return None;
         }
-        let Settings { poll_interval, call_timeout, grace, .. } = self.settings;
+        let Settings { poll_interval, store_timeout: call_timeout, grace, .. } = self.settings;
         let until = self.may_until(process, kek);
         if now >= until {
             return Some(format!("promise 1: no proof of the token lets it work after {until:?}: {line:?}"));
@@ -609,7 +609,7 @@ impl Oracle {
         let late = (0..self.keks.len()).find(|kek| {
             let line = self.line(process, *kek);
             let by =
-                since.max(line.denied_by_first_at).plus(self.settings.call_timeout * 3 + self.settings.poll_interval);
+                since.max(line.denied_by_first_at).plus(self.settings.store_timeout * 3 + self.settings.poll_interval);
             !line.is_fooled && line.denied_by_first > granted(*kek) && !self.noted.contains_key(kek) && now > by
         });
         if let Some(kek) = late {
@@ -707,7 +707,7 @@ impl Oracle {
         is_tolerated: bool,
         now: Instant,
     ) -> Option<String> {
-        let Settings { poll_interval, call_timeout, grace, .. } = self.settings;
+        let Settings { poll_interval, store_timeout: call_timeout, grace, .. } = self.settings;
         // Of an account that was made here the store may have said nothing yet.
         let words = &self.processes[process].words;
         let word = words.get(account).or_else(|| words.values().max()).copied();
@@ -753,7 +753,9 @@ impl Oracle {
 
     /// How long everything may take to come back: calls that began before, the next proof, and every account at the rate.
     pub(crate) fn recovery(&self, process: usize, kek: usize, now: Instant) -> Duration {
-        let Settings { poll_interval: poll, call_timeout, resume_rate, aek_ttl, fresh_proof_every, .. } = self.settings;
+        let Settings {
+            poll_interval: poll, store_timeout: call_timeout, resume_rate, aek_ttl, fresh_proof_every, ..
+        } = self.settings;
         let proved = self.line(process, kek).granted.1.max(self.processes[process].started);
         let backed_off = now.since(proved) >= BACK_OFF_AFTER;
         let interval = if backed_off { BACK_OFF_MAX.max(poll) } else { poll };

@@ -156,7 +156,7 @@ fn any_hsm(world: &mut World) -> usize {
 }
 
 fn any_health(world: &mut World) -> Health {
-    let timeout = world.settings.call_timeout;
+    let timeout = world.settings.store_timeout;
     match world.rng.random_range(0..4) {
         0 => Health::Fails,
         1..=2 => Health::Hangs,
@@ -168,7 +168,7 @@ async fn happen(world: &mut World, kind: Kind) {
     let (hsm, kek) = (any_hsm(world), any_kek(world));
     let host = world.rng.random_range(0..world.hosts.len());
     let customer = world.rng.random_range(0..world.customers.len());
-    let timeout = world.settings.call_timeout;
+    let timeout = world.settings.store_timeout;
     world.note(|_| format!("{kind:?}: token {hsm}, KEK {kek}, host {host}, account {customer}"));
     match kind {
         Kind::Revoked => {
@@ -317,7 +317,7 @@ fn create_under(world: &mut World, host: usize, name: KekName) {
 
 /// What is made waits for the store, and meanwhile the KEK is revoked, or an impostor's.
 async fn late(world: &mut World, host: usize, customer: usize, kek: &KekId) {
-    let (timeout, poll) = (world.settings.call_timeout, world.settings.poll_interval);
+    let (timeout, poll) = (world.settings.store_timeout, world.settings.poll_interval);
     let held = between(&mut world.rng, poll, (poll + timeout) * 10);
     lock(&world.shared).shelves.fates.push_back(Fate::Held(held));
     if world.rng.random_bool(0.6) {
@@ -436,7 +436,7 @@ async fn calm(world: &mut World) {
         world.wake(host).await;
     }
     world.unstick();
-    let latency = world.settings.call_timeout / 4 / QUEUE_MAX;
+    let latency = world.settings.store_timeout / 4 / QUEUE_MAX;
     world.change(|stage| {
         stage.shelves.index_lost = false;
         for hsm in &mut stage.hsms {

@@ -141,17 +141,15 @@ fn settings(rng: &mut StdRng, has_standby: bool) -> Settings {
     let fresh_proof_every = rng.random_range(1..=8);
     let grace = between(rng, whole_proof, poll_interval * 10);
     let aek_ttl = between(rng, (grace / 3).max(secs(2).min(grace)).max(call_timeout * share * 2), grace);
-    let settings = Settings {
-        poll_interval,
-        call_timeout,
-        grace,
-        aek_ttl,
-        resume_rate: [50, 600][rng.random_range(0..2)],
-        max_cached_aeks: 10_000,
-        fresh_proof_every,
-        scheduled_work: false,
-        ..Settings::default()
-    };
+    let settings = Settings::default()
+        .poll_interval(poll_interval)
+        .store_timeout(call_timeout)
+        .grace(grace)
+        .aek_ttl(aek_ttl)
+        .resume_rate([50, 600][rng.random_range(0..2)])
+        .max_cached_aeks(10_000)
+        .fresh_proof_every(fresh_proof_every)
+        .scheduled_work(false);
     settings.validate().expect("settings within their bounds");
     settings
 }
@@ -227,7 +225,7 @@ impl World {
         }
         for n in 0..world.rng.random_range(1..=3) {
             let name = KekName::new(format!("kek-{n}")).unwrap();
-            world.engine(0).create_kek(&name, Profile::AesGcm, false).await.unwrap();
+            world.engine(0).create_kek(&name, Profile::AesGcm).await.unwrap();
             world.keks.push(name);
         }
         for n in 0..world.rng.random_range(1..=5) {
@@ -265,7 +263,7 @@ impl World {
         let clock = Clock::Manual(clock.clone());
         let connect = |hsm| {
             let clocks = (clock.clone(), self.real.clone());
-            Arc::new(Seam(Connection::new(&self.shared, process, hsm, clocks, self.settings.call_timeout)))
+            Arc::new(Seam(Connection::new(&self.shared, process, hsm, clocks, self.settings.store_timeout)))
         };
         let (inner, shared, real) = (self.store.clone(), self.shared.clone(), self.real.clone());
         let shelf = Shelf { inner, shared, process, real };
@@ -539,7 +537,7 @@ impl World {
                 (What::RotateAccount, handle) => engine.rotate_account(&id).await.map(|_| handle),
                 (What::Retire, _) => {
                     match engine.account_record(&id).await.map(|record| record.versions[0].aek_version) {
-                        Ok(oldest) => engine.retire_aeks(&id, &[oldest], false).await.map(|()| None),
+                        Ok(oldest) => engine.retire_aeks(&id, &[oldest], keyleash::When::Due).await.map(|()| None),
                         Err(error) => Err(error),
                     }
                 }
@@ -582,7 +580,7 @@ impl World {
                     }
                 }
             }
-            let time = self.settings.call_timeout * 3 + Duration::from_secs(1);
+            let time = self.settings.store_timeout * 3 + Duration::from_secs(1);
             self.pass(time).await;
             self.probe_all();
             self.all_well.get_or_insert(self.calls);
@@ -591,7 +589,7 @@ impl World {
             let (engine, status) = (self.engine(host), Arc::new(Mutex::new(None)));
             let told = status.clone();
             tokio::spawn(async move { *told.lock().unwrap() = Some(engine.status().await) });
-            let time = self.settings.call_timeout * 3;
+            let time = self.settings.store_timeout * 3;
             self.pass(time).await;
             let status = status.lock().unwrap().take().expect("a status, where all is well");
             assert_eq!(status.waiting_wipes, [], "promise 6: keys wait to be wiped that nobody uses");

@@ -36,11 +36,9 @@ pub(crate) async fn act(act: Act, setup: &Setup) -> Result<(), Failure> {
     let Act { token_serial, deed } = act;
     let operator = || operator(setup, token_serial.as_deref());
     let at = match deed {
-        Deed::Enable { id, profile } => {
-            operator().await?.set_enabled(&kek_id(&id)?, profile, true).await.map_err(Error::from)?
-        }
+        Deed::Enable { id, profile } => operator().await?.enable(&kek_id(&id)?, profile).await.map_err(Error::from)?,
         Deed::Disable { id, profile } => {
-            operator().await?.set_enabled(&kek_id(&id)?, profile, false).await.map_err(Error::from)?
+            operator().await?.disable(&kek_id(&id)?, profile).await.map_err(Error::from)?
         }
         Deed::Destroy { id } => operator().await?.destroy(&kek_id(&id)?).await.map_err(Error::from)?,
         Deed::SetPin { new } => {

@@ -128,6 +128,10 @@ impl Token for CountingToken {
         self.token.context_began()
     }
 
+    fn call_timeout(&self) -> std::time::Duration {
+        self.token.call_timeout()
+    }
+
     fn workers(&self) -> Workers {
         self.token.workers()
     }
@@ -181,7 +185,7 @@ impl Ground {
         let engine = Engine::builder(token.clone(), store).settings(settings.clone()).build()?;
         // Its label tells an operator of a real HSM which one it is.
         let name = kek_name(&directory)?;
-        let kek = engine.create_kek(&name, options.profile, true).await?;
+        let kek = engine.create_kek(&name, keyleash::KekOptions::new(options.profile).destroyable()).await?;
         destroy_at_the_end(&mut undo, &launch, &kek.id);
         let customers = customers(&engine, &name, count).await?;
         let ground =
@@ -216,7 +220,7 @@ pub(crate) fn destroy_at_the_end(undo: &mut Undo, launch: &Launch, id: &KekId) {
 /// How the drill reaches the token.
 pub(crate) fn token_settings(setup: &Setup, settings: &Settings) -> Result<Pkcs11Settings, Failure> {
     let mut token = setup.token_settings()?;
-    token.call_timeout = settings.call_timeout;
+    token.call_timeout = settings.store_timeout;
     Ok(token)
 }
 

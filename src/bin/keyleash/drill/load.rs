@@ -327,12 +327,12 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_load_that_waits_has_a_gap_as_long_as_the_wait() {
         const LATENCY: Duration = Duration::from_millis(300);
-        let (token, script) = ScriptedToken::new(Clock::default(), Settings::default().call_timeout, 1);
+        let (token, script) = ScriptedToken::new(Clock::default(), Settings::default().store_timeout, 1);
         let store = Arc::new(MemoryStore::new());
         let engine = || Engine::builder(token.clone(), store.clone()).build().unwrap();
         let (kek, id) = (KekName::new("kek").unwrap(), AccountId::new("account").unwrap());
         let first = engine();
-        first.create_kek(&kek, Profile::AesGcm, true).await.unwrap();
+        first.create_kek(&kek, keyleash::KekOptions::new(Profile::AesGcm).destroyable()).await.unwrap();
         let account = first.create_account(&id, &kek).await.unwrap();
         let mut customer = Customer::new(account).unwrap();
         customer.account = None;

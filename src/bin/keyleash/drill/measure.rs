@@ -95,7 +95,7 @@ pub(crate) fn measure(finished: &Finished) -> Measured {
 
 /// For how long an outage has to be served at least: the last proof was so much before it began.
 pub(crate) fn least_service(settings: &Settings) -> Duration {
-    settings.grace.saturating_sub(settings.poll_interval + settings.call_timeout)
+    settings.grace.saturating_sub(settings.poll_interval + settings.store_timeout)
 }
 
 /// How the phases were served in which everything has to work.

@@ -188,7 +188,7 @@ pub(crate) fn judge(finished: &Finished, measured: &Measured) -> Vec<Promise> {
     let timeline = &finished.timeline;
     let (act, undoing) = (timeline.taking(), timeline.giving());
     let mut lines = Lines { lines: Vec::new(), timeline, slack_max: finished.slack };
-    let (poll, timeout, grace) = (settings.poll_interval, settings.call_timeout, settings.grace);
+    let (poll, timeout, grace) = (settings.poll_interval, settings.store_timeout, settings.grace);
     match finished.scenario.owed(settings) {
         Owed::Denied(within) => {
             let formula = match finished.scenario {

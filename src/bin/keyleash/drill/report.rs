@@ -70,7 +70,7 @@ impl Report {
                 "threads": self.finished.threads,
                 "profile": self.finished.profile.name(),
                 "poll_interval_ms": ms(settings.poll_interval),
-                "call_timeout_ms": ms(settings.call_timeout),
+                "call_timeout_ms": ms(settings.store_timeout),
                 "grace_ms": ms(settings.grace),
                 "aek_ttl_ms": ms(settings.aek_ttl),
                 "resume_rate": settings.resume_rate,
@@ -158,7 +158,7 @@ impl Report {
         format!(
             "poll_interval {}, call_timeout {}, grace {}, slack at most {}",
             seconds(ms(settings.poll_interval)),
-            seconds(ms(settings.call_timeout)),
+            seconds(ms(settings.store_timeout)),
             seconds(ms(settings.grace)),
             seconds(ms(self.finished.slack)),
         )

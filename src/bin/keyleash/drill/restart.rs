@@ -161,7 +161,7 @@ pub(crate) async fn conduct(
 
     recorder.keys_before(play.keys().await?);
     let act = play.switch("disable", "act", OK.with(DENIED)).await?;
-    let bound = poll + settings.call_timeout + slack(options) + LATE;
+    let bound = poll + settings.store_timeout + slack(options) + LATE;
     wait.until(act.plus(bound), all(Outcome::Denied, act)).await;
     wait.until(act.plus(bound), || recorder.aeks() == 0).await;
     recorder.keys_left(play.keys().await?);

@@ -234,12 +234,12 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn handles_that_do_not_take_up_a_rotated_aek_are_seen_in_what_they_seal() {
         let manual = Clock::Manual(ManualClock::new(Instant::from_nanos(1_000_000_000)));
-        let (token, _script) = ScriptedToken::new(manual.clone(), Settings::default().call_timeout, 1);
+        let (token, _script) = ScriptedToken::new(manual.clone(), Settings::default().store_timeout, 1);
         let store = Arc::new(MemoryStore::new());
         let engine = || Engine::builder(token.clone(), store.clone()).clock(manual.clone()).build().unwrap();
         let (engine, other) = (engine(), engine());
         let (kek, id) = (KekName::new("kek").unwrap(), AccountId::new("account").unwrap());
-        engine.create_kek(&kek, Profile::AesGcm, true).await.unwrap();
+        engine.create_kek(&kek, keyleash::KekOptions::new(Profile::AesGcm).destroyable()).await.unwrap();
         let customer = Customer::new(engine.create_account(&id, &kek).await.unwrap()).unwrap();
         let recorder = Arc::new(Recorder::new(Instant::default(), Duration::from_millis(100), 1));
         let listener: Arc<dyn Listener> = recorder.clone();

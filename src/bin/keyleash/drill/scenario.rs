@@ -114,7 +114,7 @@ impl Scenario {
     }
 
     pub(crate) fn owed(self, settings: &Settings) -> Owed {
-        let answer = settings.poll_interval + settings.call_timeout;
+        let answer = settings.poll_interval + settings.store_timeout;
         match self {
             Self::Revocation | Self::Destroy | Self::Restart | Self::Fleet => Owed::Denied(answer),
             // A context that is open does not notice; the next fresh proof does.
@@ -130,12 +130,12 @@ impl Scenario {
     /// The settings of the drill: those in force, or the fast ones.
     pub(crate) fn settings(self, in_force: &Settings, fast: bool, accounts: u32) -> Settings {
         // Room for the drill's accounts, in two AEK versions, not for a service's: less memory to lock.
-        let mut settings = Settings { max_cached_aeks: 2 * u64::from(accounts) + 64, ..in_force.clone() };
+        let mut settings = in_force.clone().max_cached_aeks(2 * u64::from(accounts) + 64);
         // Its KEK is destroyed in the end.
         settings.require_recoverable = false;
         if fast {
             settings.poll_interval = Duration::from_secs(1);
-            settings.call_timeout = Duration::from_secs(1);
+            settings.store_timeout = Duration::from_secs(1);
             settings.grace = Duration::from_secs(10);
             settings.aek_ttl = settings.grace;
             if self == Self::PinChanged {
@@ -161,7 +161,7 @@ mod tests {
                 let settings = scenario.settings(&in_force, fast, 50);
                 settings.validate().unwrap();
                 if let Owed::Service(away) = scenario.owed(&settings) {
-                    let least = settings.grace - settings.poll_interval - settings.call_timeout;
+                    let least = settings.grace - settings.poll_interval - settings.store_timeout;
                     assert!(scenario == Scenario::Flapping || away < least, "{scenario:?} {away:?}");
                 }
             }
