@@ -157,7 +157,8 @@ impl World {
         let heal = Arc::default();
         let store = Arc::new(MemoryStore::new());
         // KEKs are made by an engine over the bare token: that is not what is simulated.
-        let maker = Engine::builder(token.clone(), store.clone())
+        let maker = token.with_call_timeout(Settings::default().store_timeout); // which its settings allow
+        let maker = Engine::builder(maker, store.clone())
             .on_current_runtime()
             .clock(Clock::Manual(clock.clone()))
             .start_up_proof(false)
