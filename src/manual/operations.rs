@@ -74,6 +74,13 @@
 //!   and service resumes within a poll. Where many processes share a token that locks itself after a few wrong PINs, change the
 //!   PIN file before the token, or stop them. A PIN that was refused and is right again (changed back) needs a restart, or
 //!   [`Pkcs11Token::reload_pin`](crate::token::pkcs11::Pkcs11Token::reload_pin).
+//! - **Commands** leave a note beside the store (`keyleash.redb.refused-pins`, mode 0600) of a PIN that the token refused, and no later one
+//!   sends it again: a cron job cannot lock a token. The note is a salted, slow hash; who reads it can still guess a short PIN, as who reads
+//!   the PIN file need not. It ends when the token takes a PIN, when the source gives another one, when the token's flags, which told of the
+//!   wrong PIN, are clear again, and when somebody removes it. Commands that start at one instant may each send it once. A service keeps none,
+//!   unless it says where: [`Pkcs11Settings::refusal_notes`](crate::token::pkcs11::Pkcs11Settings::refusal_notes).
+//! - **A token that is not listed** is an outage to a service, for it may come back. To a command, where the module lists others, it is a
+//!   label, serial or slot that is wrong, and the command ends with 2; with 4 where it lists none. So ends SoftHSM without a `SOFTHSM2_CONF`.
 //! - While a call hangs or does not end, the context is left alone; the proof is an ordinary one, and the next proof tries again.
 //!   `ContextNotRenewed` tells of it once, and `status` how old the last fresh proof is (`fresh_ago_s`). When it is older than
 //!   `fresh_proof_every` × `poll_interval`, ordinary proofs renew the lease no more, and it ends after `grace`, as

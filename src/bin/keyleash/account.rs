@@ -2,7 +2,7 @@
 
 use crate::{
     args::Account,
-    exit::Failure,
+    exit::{Failure, ended},
     output::{Output, columns, count, hex, size},
     schedule::{aek_policy, aek_policy_json, aek_policy_words},
     setup::{Setup, Store, account_id, kek_name, kek_version},
@@ -40,6 +40,9 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         Account::List { kek } => {
             let kek = kek.map(|kek| kek_version(&kek)).transpose()?;
             let store = setup.store(Store::Existing).await?;
+            if let Some(kek) = &kek {
+                expect_version(&*store, kek).await?;
+            }
             let ids = list(&*store, kek).await?;
             let deleted = deletions(&*store, &ids).await?;
             let line = |id: &AccountId| match deleted.get(id) {
@@ -169,10 +172,10 @@ async fn create_many(kek: &KekName, setup: &Setup, output: Output) -> Result<(),
             None => {}
             Some(Ok((_, Ok(())))) => made += 1,
             Some(Ok((id, Err(error)))) => {
-                output.note(&format!("keyleash: account {id}: {error}"));
+                output.note(&format!("keyleash: account {id}: {}", ended(&error)));
                 failed += 1;
                 if failures.len() < FAILURES_SHOWN_MAX {
-                    failures.push(json!({ "account": id, "error": error.to_string() }));
+                    failures.push(json!({ "account": id, "error": ended(&error) }));
                 }
                 first = first.or(Some(error));
             }
@@ -231,6 +234,17 @@ pub(crate) async fn list(store: &dyn KeyStore, kek: Option<KekVersion>) -> Resul
         if after.is_none() {
             return Ok(ids);
         }
+    }
+}
+
+/// That no account is under a KEK version is one thing, and that there is no such version another.
+async fn expect_version(store: &dyn KeyStore, kek: &KekVersion) -> Result<(), Failure> {
+    match store::load_kek(store, &kek.name).await? {
+        None => Err(Error::NotFound(format!("KEK {}: `keyleash kek list` shows all", kek.name)).into()),
+        Some((record, _)) if record.version(kek.version).is_none() => {
+            Err(Error::NotFound(format!("KEK {kek}: `keyleash kek show {}` shows its versions", kek.name)).into())
+        }
+        Some(_) => Ok(()),
     }
 }
 

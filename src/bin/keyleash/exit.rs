@@ -9,7 +9,7 @@ pub(crate) const TABLE: [(u8, &str); 14] = [
     (1, "input or output failed, or the process must be restarted"),
     (2, "usage, invalid or misconfigured: change the command or the set-up"),
     (3, "denied: the token says no; the owner of the key acts"),
-    (4, "unreachable or lapsed: the token does not answer; retry, nothing is lost"),
+    (4, "unreachable or lapsed: the token does not answer; nothing is lost, run it again later"),
     (5, "corrupt: bytes were damaged, moved, truncated or forged; restore from a copy"),
     (6, "not found"),
     (7, "exists already, or was changed by somebody else meanwhile"),
@@ -149,10 +149,7 @@ fn code_of(error: &Error) -> u8 {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // A command that has ended does not.
-            Self::Engine(error) => {
-                f.write_str(&error.to_string().replace("keyleash tries again by itself", "then try again"))
-            }
+            Self::Engine(error) => f.write_str(&ended(error)),
             Self::Io { what, error } => write!(f, "{what}: {error}"),
             Self::Usage(what) | Self::Partial { what, .. } | Self::Broken(what) | Self::Inconclusive(what) => {
                 f.write_str(what)
@@ -161,6 +158,13 @@ impl fmt::Display for Failure {
             Self::Interrupted(signal) => write!(f, "stopped by signal {signal}"),
         }
     }
+}
+
+/// In the words of a command that has ended: a service tries again by itself, and this does not.
+pub(crate) fn ended(error: impl fmt::Display) -> String {
+    const SAID: [&str; 3] =
+        ["keyleash tries again by itself", "keyleash looks again by itself", "it tries again by itself"];
+    SAID.iter().fold(error.to_string(), |text, said| text.replace(said, "then run this again"))
 }
 
 impl From<Error> for Failure {

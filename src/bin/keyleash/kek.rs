@@ -2,7 +2,7 @@
 
 use crate::{
     args::Kek,
-    exit::Failure,
+    exit::{Failure, ended},
     kek_switch,
     output::{Output, columns, count},
     progress::Progress,
@@ -153,17 +153,17 @@ async fn rewrap(
     let report = engine.rewrap_kek(name, options, show).await?;
     drop(bar);
     for RewrapFailure { account, error, .. } in &report.failures {
-        output.note(&format!("keyleash: account {account}: {error}"));
+        output.note(&format!("keyleash: account {account}: {}", ended(error)));
     }
     let failures: Vec<_> = report
         .failures
         .iter()
-        .map(|failure| json!({ "account": failure.account.as_str(), "error": failure.error.to_string() }))
+        .map(|failure| json!({ "account": failure.account.as_str(), "error": ended(&failure.error) }))
         .collect();
     let result = json!({
         "kek": name.as_str(), "kek_version": report.to.version, "dry_run": dry_run, "accounts": report.accounts,
         "aeks": report.aeks, "failed": report.failed, "failures": failures,
-        "stopped": report.stopped.as_ref().map(ToString::to_string),
+        "stopped": report.stopped.as_ref().map(ended),
     });
     let (accounts, aeks) = (count(report.accounts, "account"), count(report.aeks, "AEK"));
     let done = if dry_run { "to be moved" } else { "moved" };

@@ -1,7 +1,7 @@
 //! A token that is opened when it is first asked: where several are configured, trouble with one (a PIN that it refuses, a module
 //! that is missing) is no trouble of a command that does not need it.
 
-use crate::setup::wait_until_listed;
+use crate::setup::open;
 use async_trait::async_trait;
 use keyleash::{
     clock::Instant,
@@ -26,12 +26,7 @@ impl LazyToken {
 
     /// The token; why it could not be opened, once that was tried: a PIN that was refused is not tried again.
     async fn get(&self) -> Result<&Pkcs11Token, TokenError> {
-        let open = async {
-            let token = Pkcs11Token::open(self.settings.clone()).await?;
-            wait_until_listed(&token).await;
-            Ok(token)
-        };
-        self.opened.get_or_init(|| open).await.as_ref().map_err(Clone::clone)
+        self.opened.get_or_init(|| open(self.settings.clone())).await.as_ref().map_err(Clone::clone)
     }
 }
 

@@ -16,6 +16,7 @@ mod out_file;
 mod output;
 mod progress;
 mod quickstart;
+mod refused_pins;
 mod schedule;
 mod seal;
 mod setup;

@@ -2,7 +2,7 @@
 
 use crate::{
     args::{AekPolicyArgs, KekPolicyArgs, ScheduleArgs},
-    exit::Failure,
+    exit::{Failure, ended},
     output::{Output, columns, count, hex},
     setup::{Setup, Store, account_id, kek_name},
 };
@@ -27,7 +27,7 @@ pub(crate) async fn run(args: ScheduleArgs, setup: &Setup, output: Output) -> Re
     if !run {
         let schedule = engine.schedule(limit.max(NEXT_SHOWN_MAX)).await?;
         for (_, error) in &schedule.failures {
-            output.note(&format!("keyleash: {error}"));
+            output.note(&format!("keyleash: {}", ended(error)));
         }
         output.result(&schedule_json(&schedule, limit), &schedule_lines(&schedule, limit))?;
         return match schedule.failures.first() {
@@ -40,7 +40,7 @@ pub(crate) async fn run(args: ScheduleArgs, setup: &Setup, output: Output) -> Re
     }
     let report = engine.run_schedule().await?;
     for (subject, error) in &report.failures {
-        output.note(&format!("keyleash: {subject}: {error}"));
+        output.note(&format!("keyleash: {subject}: {}", ended(error)));
     }
     output.result(&report_json(&report), &report_lines(&report))?;
     match report.stopped {

@@ -1,6 +1,8 @@
 //! From settings to an engine.
 
-use crate::{exit::Failure, lazy_token::LazyToken, output::Output, shared_store::SharedStore};
+use crate::{
+    exit::Failure, lazy_token::LazyToken, output::Output, refused_pins::RefusedPins, shared_store::SharedStore,
+};
 use keyleash::{
     Engine, Error,
     clock::Clock,
@@ -16,6 +18,7 @@ use keyleash::{
 use std::{
     env,
     ffi::OsStr,
+    fs::File,
     os::unix::ffi::OsStrExt,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -135,18 +138,14 @@ impl Setup {
         settings.scheduled_work = false; // a command does what it was told
         let Config { token: default, other_tokens: others, standbys, .. } = &self.config;
         let token: Arc<dyn Token> = match others.is_empty() {
-            true => {
-                let token = Pkcs11Token::open(self.token_settings()?).await.map_err(Error::from)?;
-                wait_until_listed(&token).await;
-                Arc::new(token)
-            }
-            false => Arc::new(LazyToken::new(self.token_settings()?)),
+            true => Arc::new(open(self.noting(self.token_settings()?)).await.map_err(Error::from)?),
+            false => Arc::new(LazyToken::new(self.noting(self.token_settings()?))),
         };
         // A command proves by what it does.
         let mut builder = Engine::builder(token, store).settings(settings).start_up_proof(false);
         builder = builder.default_token(default.name.clone());
         for other in others {
-            let token = LazyToken::new(self.settings_of(other)?);
+            let token = LazyToken::new(self.noting(self.settings_of(other)?));
             builder = builder.token(other.name.clone(), Arc::new(token));
         }
         for (kek, standby) in standbys {
@@ -168,9 +167,14 @@ impl Setup {
         let Some(token) = others.iter().chain([default]).find(|token| token.name == *name) else {
             return Err(Error::Misconfigured(format!("token {name} is not configured: see [[token]]")).into());
         };
-        let token = Pkcs11Token::open(self.settings_of(token)?).await.map_err(Error::from)?;
-        wait_until_listed(&token).await;
-        Ok(token)
+        Ok(open(self.noting(self.settings_of(token)?)).await.map_err(Error::from)?)
+    }
+
+    /// With a note beside the store of each PIN that the token refuses: a drill changes PINs, and leaves none.
+    fn noting(&self, settings: Pkcs11Settings) -> Pkcs11Settings {
+        let mut settings = settings;
+        settings.refusal_notes = Some(Arc::new(RefusedPins::beside(&self.config.store)));
+        settings
     }
 
     /// The token that stands by for a KEK.
@@ -229,6 +233,51 @@ pub(crate) fn read_config(file: Option<&Path>) -> Result<(ConfigFile, Option<&Pa
     let said = path.map(ConfigFile::read).transpose()?.unwrap_or_default();
     let names = env::vars_os().map(|(name, _)| name);
     Ok((said.overlay(names, |name| env::var_os(name))?, path))
+}
+
+/// Opens a token for a command, which has no later: what a service waits for, because it may come back, is here a set-up that is wrong.
+///
+/// # Errors
+/// As [`Pkcs11Token::open`]; misconfigured, where others are listed and the token is not.
+pub(crate) async fn open(settings: Pkcs11Settings) -> Result<Pkcs11Token, TokenError> {
+    let module = settings.module.clone();
+    let selector = settings.token.to_string();
+    let token = Pkcs11Token::open(settings).await?;
+    wait_until_listed(&token).await;
+    match token.info().await {
+        Err(trouble) if trouble.verdict == Verdict::Unreachable => {
+            misnamed(&token, &selector).or_else(|| no_softhsm(&module, &trouble)).map_or(Ok(token), Err)
+        }
+        _ => Ok(token),
+    }
+}
+
+fn misnamed(token: &Pkcs11Token, selector: &str) -> Option<TokenError> {
+    let listed = token.lists_instead()?;
+    Some(misconfigured(
+        format!("no token with {selector}; the module lists {listed}"),
+        "choose the token by a label, serial or slot that is listed, or connect it",
+    ))
+}
+
+/// SoftHSM without its configuration has no tokens, or fails with a code that says nothing.
+fn no_softhsm(module: &Path, trouble: &TokenError) -> Option<TokenError> {
+    const VARIABLE: &str = "SOFTHSM2_CONF";
+    if !module.file_name()?.to_string_lossy().contains("softhsm") {
+        return None;
+    }
+    let remedy = "set it to the softhsm2.conf that names the token's directory";
+    match env::var_os(VARIABLE) {
+        None => Some(misconfigured(format!("{VARIABLE} is not set, and without it: {}", trouble.what), remedy)),
+        Some(conf) => {
+            let error = File::open(&conf).err()?;
+            Some(misconfigured(format!("{VARIABLE} names {}: {error}", Path::new(&conf).display()), remedy))
+        }
+    }
+}
+
+fn misconfigured(what: String, remedy: &str) -> TokenError {
+    TokenError { verdict: Verdict::Misconfigured, operation: "open", what, remedy: remedy.into() }
 }
 
 /// SoftHSM does not list a token while another process logs in to it, and a command has no second chance of its own.

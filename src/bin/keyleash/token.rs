@@ -2,7 +2,7 @@
 
 use crate::{
     args::Token,
-    exit::Failure,
+    exit::{Failure, ended},
     output::{Output, columns},
     setup::{Setup, Store, token_name},
 };
@@ -43,7 +43,7 @@ pub(crate) async fn run(Token::Check { token }: Token, setup: &Setup, output: Ou
             Ok(found) => checked.push(found),
             Err(error) if names.len() == 1 => return Err(error.into()),
             Err(error) => {
-                output.note(&format!("keyleash: token {name}: {error}"));
+                output.note(&format!("keyleash: token {name}: {}", ended(&error)));
                 failed = failed.or(Some(error));
             }
         }

@@ -43,6 +43,16 @@ pub(super) fn not_listed(selector: &Selector, operation: &'static str, words: &s
     }
 }
 
+/// Whether what is listed are tokens like the one that was looked for.
+fn are_others(selector: &Selector, listed: &[Listed]) -> bool {
+    match selector {
+        Selector::Slot(_) => !listed.is_empty(),
+        Selector::Label(_) | Selector::Serial(_) => {
+            listed.iter().any(|entry| entry.token.as_ref().is_some_and(|token| token.initialized))
+        }
+    }
+}
+
 /// What is in the slot where the token was found last, if it is there still: then no other token of the module is asked, whose answer
 /// may not come.
 fn found_before(shared: &Shared, inside: &Inside<'_>, slots: &[Slot]) -> Option<Place> {
@@ -73,7 +83,12 @@ pub(super) fn find_slot(shared: &Shared, inside: &Inside<'_>) -> Result<Place, F
         .iter()
         .map(|(slot, token)| Listed { slot: slot.id(), token: token.as_ref().map(Into::into) })
         .collect();
-    match select(&shared.selector, &listed) {
+    let choice = select(&shared.selector, &listed);
+    *lock(&shared.lists_instead) = match &choice {
+        Err(NoChoice::None(words)) if are_others(&shared.selector, &listed) => Some(words.clone()),
+        _ => None,
+    };
+    match choice {
         Ok(id) => {
             let chosen = described.iter_mut().find(|(slot, _)| slot.id() == id);
             let (slot, token) = match chosen {

@@ -3,6 +3,7 @@
 use super::fault::{self, Fault, code_of};
 use super::module::Inside;
 use super::pin::{Attempt, Standing};
+use super::refusals::TokenKey;
 use super::select::Selector;
 use super::session::Shared;
 use super::told::{Count, told};
@@ -35,18 +36,20 @@ pub(super) fn log_in(
     if is_logged_in(session) {
         return Ok(());
     }
-    let count = || {
+    let tells = || {
         let token = told(inside, slot);
         shared.describes_itself.fetch_or(token.is_ok(), Ordering::SeqCst);
-        token.map(|token| token.count())
+        token
     };
+    let count = || tells().map(|token| token.count());
     let counts_none = || count() == Ok(Count::Clear);
     shared.pins.login(deadline, counts_none, |pin, standing| {
         // Another worker may have logged the process in while this one waited.
         if is_logged_in(session) {
             return Attempt::NotNeeded;
         }
-        let before = count();
+        let token = tells();
+        let (key, before) = (TokenKey::new(token.as_ref().ok(), &shared.selector), token.map(|token| token.count()));
         if let Err(code) = before
             && verdict::is_lost_session(code)
         {
@@ -57,18 +60,24 @@ pub(super) fn log_in(
             // No attempt of ours: when the operator has unlocked the token, the same PIN is right.
             return Attempt::Withheld(error.into());
         }
+        if !standing.accepted
+            && let Some(error) = shared.refusals.refusal(&key, pin, before.ok())
+        {
+            return Attempt::Withheld(error.into());
+        }
         // Wiped on drop.
         let raw = RawAuthPin::new(Box::new(pin.expose().to_vec()));
         let login = session.login_with_raw(UserType::User, &raw);
         // Whatever came of it, there was no login a moment ago.
         shared.handles.lose();
         let Err(error) = login else {
+            shared.refusals.end(&key);
             tracing::info!(token = %shared.selector, "logged in to the token");
             return Attempt::Accepted;
         };
         let code = code_of(&error);
         let says = || format!("C_Login: {}", verdict::name(code));
-        match verdict::login(code) {
+        let attempt = match verdict::login(code) {
             Login::AlreadyIn => Attempt::NotNeeded,
             Login::NoPin => Attempt::Withheld(no_user_pin(inside, slot)),
             // Whatever the token's flags say of somebody else's attempts.
@@ -76,7 +85,21 @@ pub(super) fn log_in(
             Login::WrongPin => Attempt::Refused(fault::denied("login", says())),
             Login::Denied => Attempt::Denied { error: denied(says()), counted: false },
             Login::Unclear => unclear(code, standing, before.ok(), count().ok()),
+        };
+        if !shared.refusals.are_kept() {
+            return attempt;
         }
+        // Of a code that does not say so, only where the token counted meanwhile: what it counted before may be somebody else's, and
+        // a note outlives the trouble.
+        let after = count().ok();
+        let is_refused = verdict::login(code) == Login::WrongPin || before.ok() < after && before.is_ok();
+        if is_refused && matches!(attempt, Attempt::Refused(_) | Attempt::Denied { .. }) {
+            let counted = || after.is_some_and(|count| count > Count::Clear);
+            if let Err(error) = shared.refusals.note(&key, pin, counted) {
+                tracing::warn!(%error, "that the token refused this PIN is not noted");
+            }
+        }
+        attempt
     })
 }
 

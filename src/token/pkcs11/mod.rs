@@ -16,6 +16,7 @@ pub mod operator;
 mod pin;
 mod probe;
 mod raw;
+mod refusals;
 mod select;
 mod session;
 mod threads;
@@ -25,6 +26,7 @@ mod workers;
 mod wrap;
 
 pub use pin::{PinCallback, PinSource};
+pub use refusals::{REFUSAL_NOTES_BYTES_MAX, RefusalNotes};
 pub use select::Selector;
 
 use super::{
@@ -42,6 +44,7 @@ use dates::today;
 use fault::at;
 use module::Module;
 use pin::Pins;
+use refusals::Refusals;
 use session::{About, Context, Shared, Worker};
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 use threads::THREADS;
@@ -69,6 +72,9 @@ pub struct Pkcs11Settings {
     pub call_timeout: Duration,
     /// Whether keyleash may end the module's context and begin another. Default [`FreshContext::Reinitialise`].
     pub fresh: FreshContext,
+    /// Where word is kept of PINs that the token refused, so that a next process does not send one again and locks the token.
+    /// Default `None`: a process that is started anew tries its PIN once.
+    pub refusal_notes: Option<Arc<dyn RefusalNotes>>,
 }
 
 /// Whether keyleash may end the module's context (C_Finalize) and begin another (C_Initialize): for the fresh proofs that some
@@ -100,7 +106,7 @@ impl Pkcs11Settings {
     /// The defaults for this module, token and PIN.
     pub fn new(module: impl Into<PathBuf>, token: Selector, pin: PinSource) -> Self {
         let (call_timeout, fresh) = (Duration::from_secs(5), FreshContext::default());
-        Self { module: module.into(), token, pin, workers: 3, hung_max: 8, call_timeout, fresh }
+        Self { module: module.into(), token, pin, workers: 3, hung_max: 8, call_timeout, fresh, refusal_notes: None }
     }
 
     fn check(&self) -> Result<(), TokenError> {
@@ -148,7 +154,8 @@ impl Pkcs11Token {
     /// in `call_timeout`, or the process is ending.
     pub async fn open(settings: Pkcs11Settings) -> Result<Self, TokenError> {
         settings.check()?;
-        let Pkcs11Settings { module: path, token, pin, workers, hung_max, call_timeout, fresh } = settings;
+        let Pkcs11Settings { module: path, token, pin, workers, hung_max, call_timeout, fresh, refusal_notes } =
+            settings;
         // dlopen runs the module's own code, and files may be on dead servers.
         let loaded = off_runtime("load module", call_timeout, move || {
             drop(pin.read()?);
@@ -158,7 +165,7 @@ impl Pkcs11Token {
         if fresh == FreshContext::Never {
             module.never_finalize();
         }
-        let shared = Arc::new(Shared::new(module.clone(), token, pins));
+        let shared = Arc::new(Shared::new(module.clone(), token, pins, Refusals::new(refusal_notes)));
         let seats = shared.clone();
         let pool = Pool::start(workers, hung_max, call_timeout, module, Box::new(move || Worker::new(seats.clone())))?;
         let opened = Self { shared, pool, call_timeout };
@@ -179,6 +186,14 @@ impl Pkcs11Token {
     /// PIN from the source is tried without this.)
     pub fn reload_pin(&self) {
         self.shared.pins.forget_refusal();
+        self.shared.refusals.forget();
+    }
+
+    /// What the module lists, in words, where the selected token is not among it and others are: as of the last time that it was
+    /// looked for. For a service that is an outage like any other, for the token may come back; a command, which has no later, takes
+    /// it for a name that is wrong.
+    pub fn lists_instead(&self) -> Option<String> {
+        module::lock(&self.shared.lists_instead).clone()
     }
 
     /// A call that gives the token no record.

@@ -390,7 +390,7 @@ fn is_same(one: &Pin, other: &Pin) -> bool {
 }
 
 /// What a person does not see in a PIN that was refused.
-fn hint(pin: &Pin) -> &'static str {
+pub(super) fn hint(pin: &Pin) -> &'static str {
     let shows = |byte: Option<&u8>| byte.is_none_or(|byte| byte.is_ascii_graphic());
     if shows(pin.expose().first()) && shows(pin.expose().last()) {
         ""

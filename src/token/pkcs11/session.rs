@@ -10,6 +10,7 @@ use super::login::{is_logged_in, no_pin_denied};
 use super::module::{Inside, Module, Pauses, lock};
 use super::numbers::Number;
 use super::pin::Pins;
+use super::refusals::Refusals;
 use super::select::Selector;
 use super::told::{Told, told};
 use super::verdict::{self, Class, Facts, Good};
@@ -47,8 +48,11 @@ pub(super) struct Shared {
     pub(super) module: Arc<Module>,
     pub(super) selector: Selector,
     pub(super) pins: Pins,
+    pub(super) refusals: Refusals,
     pauses: Pauses,
     pub(super) found: Mutex<Option<Found>>,
+    /// The selected token is not listed, and others are: these, in words.
+    pub(super) lists_instead: Mutex<Option<String>>,
     pub(super) handles: Handles,
     /// The token has said what it is: should it not do so any more, it may be away.
     pub(super) describes_itself: AtomicBool,
@@ -57,13 +61,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(module: Arc<Module>, selector: Selector, pins: Pins) -> Self {
+    pub(super) fn new(module: Arc<Module>, selector: Selector, pins: Pins, refusals: Refusals) -> Self {
         Self {
             module,
             selector,
             pins,
+            refusals,
             pauses: Pauses::default(),
             found: Mutex::default(),
+            lists_instead: Mutex::default(),
             handles: Handles::default(),
             describes_itself: AtomicBool::new(false),
             goods: Mutex::default(),
