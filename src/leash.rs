@@ -140,7 +140,7 @@ pub(crate) enum NotAdmitted {
     /// The lease was denied or ended, or the engine is gone; or there is no memory for the key.
     Refused(Error),
     /// Nobody knows what the token says by now: it is to be asked again first.
-    ProofTooOld,
+    AskAgain,
 }
 
 /// What came of a step. It is in force: no seal and no open begins any more that it does not allow.
@@ -512,10 +512,13 @@ impl<M: Member> Leash<M> {
         let admits = epoch == inner.lease.epoch() && (unproven || now < inner.lease.end()) && !inner.closed;
         let filled_in = NonZeroU64::new(epoch).filter(|_| admits);
         let Some(filled_in) = filled_in else {
-            return Err(NotAdmitted::Refused(self.refusal(&inner, now)));
+            // Denied and granted again since: the token says yes to whoever asks now.
+            let phase = inner.lease.step(Verdict::Nothing, now).0.phase();
+            let granted = !inner.closed && matches!(phase, Phase::Active | Phase::Resuming { .. });
+            return Err(if granted { NotAdmitted::AskAgain } else { NotAdmitted::Refused(self.refusal(&inner, now)) });
         };
         if inner.lease.proved().is_none_or(|proved| now >= proved.plus(self.proof_age_max)) {
-            return Err(NotAdmitted::ProofTooOld);
+            return Err(NotAdmitted::AskAgain);
         }
         if slot.epoch() == Some(filled_in) && slot.holds(aek) {
             admitted(false); // a refresh: the key in use stays where it is
@@ -685,7 +688,7 @@ mod tests {
         let epoch = prove(&leash);
         manual.advance(Duration::from_secs(4));
         let late = leash.admit(epoch, &*slot, &aek, |_| panic!("admitted"));
-        assert!(matches!(late, Err(NotAdmitted::ProofTooOld)) && leash.runs_at(manual.now()));
+        assert!(matches!(late, Err(NotAdmitted::AskAgain)) && leash.runs_at(manual.now()));
         assert_eq!(prove(&leash), epoch);
         manual.advance(Duration::from_secs(4) - Duration::from_nanos(1));
         assert!(leash.admit(epoch, &*slot, &aek, |_| ()).is_ok());

@@ -211,7 +211,7 @@ impl AekSlot {
         });
         let admitted = admitted.map_err(|not| match not {
             NotAdmitted::Refused(error) => error,
-            NotAdmitted::ProofTooOld => self.cold(),
+            NotAdmitted::AskAgain => self.cold(),
         });
         // Retired meanwhile: whichever of the two came last wipes.
         if self.is_retired() {
