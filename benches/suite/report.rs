@@ -98,7 +98,7 @@ impl Args {
             }
         }
         if args.readme && (args.quick || !args.parts.is_empty()) {
-            return Err(format!("README.md gets the whole report or none: --readme goes with nothing else\n{USAGE}"));
+            return Err(format!("the READMEs get the whole report or none: --readme goes with nothing else\n{USAGE}"));
         }
         Ok(args)
     }
@@ -196,7 +196,9 @@ fn write(
     fs::write(out.join("report.json"), serde_json::to_string_pretty(&json)?)?;
     println!("{report}\n{verdict}\n{}", out.join("report.md").display());
     if args.readme {
-        readme::fill(root, out, &text(Rows::Readme))?;
+        readme::fill(root, "benches/README.md", &text(Rows::Readme))?;
+        readme::fill(root, "README.md", &format!("{}\n\n{}", machine.line(), table.markdown(Rows::Headlines)))?;
+        readme::show_picture(root, out)?;
     }
     Ok(())
 }

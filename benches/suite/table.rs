@@ -1,8 +1,8 @@
-//! The rows that were measured, beside their targets: for a terminal, for README.md and for machines.
+//! The rows that were measured, beside their targets: for a terminal, for the READMEs and for machines.
 
 use crate::{
     common::pairs::Spread,
-    targets::{Bound, TARGETS, Target, Unit},
+    targets::{Bound, HEADLINES, TARGETS, Target, Unit},
 };
 use serde_json::{Value, json};
 use std::{collections::HashMap, fmt::Write as _, fs, path::Path};
@@ -29,8 +29,10 @@ pub(crate) enum Rows {
     All,
     /// When only some parts were to be measured.
     Measured,
-    /// What a reader of README.md needs.
+    /// What a reader of benches/README.md needs.
     Readme,
+    /// What README.md says of it.
+    Headlines,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +110,10 @@ impl Table {
         let measured = figure.map_or_else(|| "–".into(), |figure| show_spread(figure.spread, target.unit));
         let verdict = match (self.verdict(target), figure) {
             (Verdict::Met, _) => "met".into(),
-            (Verdict::Missed, Some(figure)) => format!("**missed by {}**", by_how_much(target, figure.spread.median)),
+            (Verdict::Missed, Some(figure)) => {
+                let missed = format!("**missed by {}**", by_how_much(target, figure.spread.median));
+                if target.miss.is_empty() { missed } else { format!("{missed}: {}", target.miss) }
+            }
             (Verdict::Reported, Some(_)) => "reported".into(),
             _ => format!("not measured: {}", target.by),
         };
@@ -126,10 +131,14 @@ impl Table {
             Rows::All => true,
             Rows::Measured => self.figures.contains_key(target.key),
             Rows::Readme => target.bound != Bound::Beside,
+            Rows::Headlines => HEADLINES.contains(&target.key),
         };
         for target in TARGETS.iter().filter(shown) {
             let [what, bound, measured, verdict] = self.cells(target);
             let _ = writeln!(text, "| {what} | {bound} | {measured} | {verdict} |");
+        }
+        if rows == Rows::Headlines {
+            return text;
         }
         for why in &self.missing {
             let _ = writeln!(text, "\nNot measured: {why}.");

@@ -3,13 +3,13 @@
 //! ```text
 //! benches/report             half an hour and 10 GiB of disk: the table, report.json and pictures, in target/report/
 //! benches/report --quick     one minute, to see that it works; its ratios are rough
-//! benches/report --readme    the whole report, and the table and one picture into README.md and this manual
+//! benches/report --readme    the whole report, and the table into benches/README.md, five lines into README.md, one picture here
 //! benches/report --only blocks --only cold     some parts: blocks, cold, fleet, files
 //! ```
 //!
 //! It builds and installs what it compares (a token, rage, gpg, OpenSSL's headers). A target that is missed is printed as missed,
 //! with by how much, and the exit status is 0 all the same: a time is not a test, and CI measures none. Targets and rows are one list,
-//! `benches/suite/targets.rs`; nothing in the table or in README.md is written by hand.
+//! `benches/suite/targets.rs`; nothing in the tables of benches/README.md and README.md is written by hand.
 //!
 //! # How a ratio is made
 //!
