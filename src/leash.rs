@@ -720,6 +720,142 @@ mod tests {
     }
 
     #[test]
+    fn no_key_is_admitted_when_the_engine_is_gone_or_the_lease_is_over() {
+        let (leash, manual, slot) = leash();
+        let aek = Aek::generate().unwrap();
+        let epoch = prove(&leash);
+        manual.advance(Duration::from_secs(10));
+        let at_its_end = leash.admit(epoch, &*slot, &aek, |_| panic!("admitted"));
+        assert!(matches!(at_its_end, Err(NotAdmitted::Refused(Error::Lapsed(_)))));
+        let epoch = prove(&leash);
+        assert!(leash.admit(epoch, &*slot, &aek, |_| ()).is_ok());
+        leash.close();
+        assert!(slot.0.epoch().is_none());
+        assert!(leash.admit(epoch, &*slot, &aek, |_| panic!("admitted")).is_err() && slot.0.epoch().is_none());
+    }
+
+    #[test]
+    fn a_refresh_leaves_the_key_where_it_is_and_another_aek_takes_its_place() {
+        let (leash, _, slot) = leash();
+        let (aek, other) = (Aek::generate().unwrap(), Aek::generate().unwrap());
+        let epoch = prove(&leash);
+        let put_in = |aek| {
+            let mut put_in = None;
+            assert!(leash.admit(epoch, &*slot, aek, |was| put_in = Some(was)).is_ok());
+            put_in
+        };
+        assert_eq!([&aek, &aek, &other, &aek].map(put_in), [Some(true), Some(false), Some(true), Some(true)]);
+        assert!(slot.0.holds(&aek));
+    }
+
+    #[test]
+    fn a_token_that_refuses_or_is_silent_is_asked_once_per_pause_whoever_comes() {
+        let (leash, manual, _slot) = leash();
+        let pause = Duration::from_secs(2);
+        let ask = |times| (0..times).map(|_| leash.may_ask(manual.now(), pause)).collect::<Vec<_>>();
+        assert_eq!(ask(3), [true; 3], "nothing is known of it yet");
+        prove(&leash);
+        assert_eq!(ask(3), [true; 3], "it answers");
+        for verdict in [Verdict::Unreachable, Verdict::Denied] {
+            leash.step(Voice::First, verdict, None);
+            assert_eq!(ask(3), [true, false, false], "{verdict:?}");
+            manual.advance(pause - Duration::from_nanos(1));
+            assert_eq!(ask(1), [false], "{verdict:?}");
+            manual.advance(Duration::from_nanos(1));
+            assert_eq!(ask(2), [true, false], "{verdict:?}");
+            manual.advance(pause);
+            leash.asked(manual.now());
+            assert_eq!(ask(1), [false], "the watch asks it: {verdict:?}");
+            manual.advance(pause);
+        }
+        assert!(leash.refuses() && leash.is_denied());
+        prove(&leash);
+        assert!(!leash.refuses() && !leash.is_denied() && leash.may_ask(manual.now(), pause));
+        manual.advance(Duration::from_secs(10));
+        leash.asking();
+        assert!(leash.refuses() && !leash.is_denied(), "lapsed");
+    }
+
+    #[test]
+    fn a_silence_is_known_from_its_beginning_until_the_token_answers() {
+        let (leash, manual, _slot) = leash();
+        prove(&leash);
+        let came = manual.now();
+        assert!(!leash.was_silent(came));
+        manual.advance(Duration::from_secs(1));
+        leash.step(Voice::First, Verdict::Unreachable, None);
+        assert!(leash.was_silent(came) && !leash.was_silent(manual.now()), "whoever comes after it finds out");
+        prove(&leash);
+        assert!(!leash.was_silent(came));
+        leash.step(Voice::First, Verdict::Unreachable, None);
+        leash.step(Voice::First, Verdict::Denied, None);
+        assert!(!leash.was_silent(came), "a denial is an answer");
+    }
+
+    #[test]
+    fn the_reason_of_a_denial_stands_until_a_proof_whatever_comes_late() {
+        let (leash, manual, _slot) = leash();
+        let trouble =
+            |verdict, what: &str| TokenError { verdict, operation: "unwrap", what: what.into(), remedy: "see".into() };
+        let (no, nothing) = (trouble(TokenVerdict::Denied, "no"), trouble(TokenVerdict::Unreachable, "nothing"));
+        let epoch = prove(&leash);
+        let asked = manual.now();
+        assert!(!leash.step(Voice::First, Verdict::Unreachable, Some(&nothing)).counts);
+        assert_eq!(leash.trouble(), Some(TokenVerdict::Unreachable));
+        assert!(leash.step(Voice::First, Verdict::Denied, Some(&no)).counts);
+        leash.step(Voice::First, Verdict::Unreachable, Some(&nothing));
+        leash.step(Voice::First, Verdict::Granted { asked, context: asked, epoch }, None);
+        assert!(!leash.step(Voice::First, Verdict::Nothing, None).counts);
+        assert_eq!(leash.trouble(), Some(TokenVerdict::Denied));
+        prove(&leash);
+        assert_eq!(leash.trouble(), None);
+        leash.remember(no);
+        assert_eq!(leash.trouble(), Some(TokenVerdict::Denied));
+    }
+
+    #[test]
+    fn that_there_is_no_record_to_prove_with_is_news_once() {
+        let (leash, ..) = leash();
+        let why = || Some("none".to_owned());
+        assert_eq!(
+            [None, why(), why(), None, None].map(|why| leash.note_unprovable(why)),
+            [false, true, false, true, false]
+        );
+    }
+
+    #[test]
+    fn members_that_are_not_wanted_prove_nothing_and_dead_ones_are_forgotten() {
+        let (leash, _, slot) = leash();
+        assert_eq!(leash.members_that(0, 9, |_| true).len(), 1);
+        assert!(leash.members_that(0, 9, |_| false).is_empty());
+        (0..10_000).for_each(|_| leash.enlist(Arc::downgrade(&Arc::<Slot>::default())));
+        assert!(leash.members().len() < 100, "the dead are kept");
+        assert!(Arc::ptr_eq(&leash.member(7).unwrap(), &slot));
+    }
+
+    #[test]
+    fn a_lapse_for_want_of_fresh_proofs_is_told_from_a_silent_token() {
+        for fresh in [true, false] {
+            let (leash, manual, _slot) = leash();
+            prove(&leash);
+            if !fresh {
+                // Ordinary proofs, out of the context of the first one, until they count no more.
+                let (context, epoch) = (manual.now(), leash.epoch());
+                for _ in 0..109 {
+                    manual.advance(Duration::from_secs(1));
+                    leash.step(Voice::First, Verdict::Granted { asked: manual.now(), context, epoch }, None);
+                }
+            }
+            assert!(leash.why_refused(manual.now()).is_none());
+            manual.advance(Duration::from_secs(10));
+            let text = leash.why_refused(manual.now()).unwrap().to_string();
+            let (told, other) = ("no fresh proof", "token has been silent");
+            let (told, other) = if fresh { (other, told) } else { (told, other) };
+            assert!(text.contains(told) && !text.contains(other), "{text}");
+        }
+    }
+
+    #[test]
     fn a_lease_ends_by_the_clock_alone() {
         let (leash, manual, slot) = leash();
         let epoch = prove(&leash);

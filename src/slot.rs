@@ -333,3 +333,6 @@ impl Drop for AekSlot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
