@@ -361,6 +361,40 @@ mod tests {
     }
 
     #[test]
+    fn every_change_is_told_once() {
+        let mut lease = Lease::new(TERMS);
+        let mut step = |verdict, now| {
+            let (next, actions) = lease.step(verdict, at(now));
+            lease = next;
+            actions.change
+        };
+        let story = [
+            (grant(1, 1, 1), 1, Some(Change::Granted)),
+            (grant(2, 2, 1), 2, None),
+            (Verdict::Unreachable, 3, Some(Change::Unreachable)),
+            (Verdict::Unreachable, 4, None),
+            (grant(4, 4, 1), 4, Some(Change::Granted)),
+            (Verdict::Denied, 5, Some(Change::Denied)),
+            (Verdict::Denied, 6, None),
+            (grant(6, 6, 3), 6, Some(Change::Resuming)),
+            (Verdict::AllBack { epoch: 3 }, 7, Some(Change::Resumed)),
+            (Verdict::AllBack { epoch: 3 }, 7, None),
+            (Verdict::Nothing, 16, Some(Change::Lapsed)),
+            (Verdict::Nothing, 17, None),
+        ];
+        for (verdict, now, change) in story {
+            assert_eq!(step(verdict, now), change, "{verdict:?} at {now}");
+        }
+    }
+
+    #[test]
+    fn of_two_proofs_that_last_as_long_the_later_one_says_how_fresh_the_lease_is() {
+        let lease = granted(Lease::new(TERMS), 1, 1);
+        let lease = lease.step(grant(5, 1, 1), at(5)).0;
+        assert_eq!(lease.step(grant(5, 5, 1), at(5)).0.fresh(), Some(at(5)));
+    }
+
+    #[test]
     fn every_phase_with_a_proof_lapses_at_its_end_whatever_arrives_then() {
         for lease in one_of_each().into_iter().filter(|lease| lease.proved().is_some()) {
             let epoch = lease.epoch();

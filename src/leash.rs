@@ -717,6 +717,9 @@ mod tests {
             leash.step(Voice::First, Verdict::Granted { asked, context: asked, epoch: leash.epoch() }, None).counts
         );
         assert!(!leash.first().has_denied());
+        leash.note_first(FirstWord::is_silent);
+        leash.note_first(|first, now| first.looked(now.plus(Duration::from_secs(1))));
+        assert_eq!(leash.first().may_go_over(manual.now()), Some(true), "but what renewed does");
     }
 
     #[test]

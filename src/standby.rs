@@ -171,6 +171,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_lives_on_the_standby_from_a_grant_that_renewed_it_until_a_denial_or_the_first_token_is_back() {
+        let mut first = silent();
+        assert!(first.is_in_silence() && !first.is_on_standby());
+        assert_eq!(first.hear(Voice::Standby, GRANTED, false), None, "it came late, and renewed nothing");
+        assert!(!first.is_on_standby());
+        for (voice, verdict, accepted) in [(Voice::Standby, Verdict::Denied, false), (Voice::First, GRANTED, true)] {
+            first.hear(Voice::Standby, GRANTED, true);
+            assert!(first.is_on_standby());
+            assert_eq!(first.hear(voice, verdict, accepted), Some(false), "{voice:?} says {verdict:?}");
+            assert!(!first.is_on_standby() && !first.has_denied());
+        }
+        assert!(!first.is_in_silence());
+        first.hear(Voice::First, Verdict::Denied, false);
+        assert!(first.has_denied() && FirstWord::new(true).has_denied());
+    }
+
+    #[test]
     fn who_took_over_is_told_once() {
         let mut first = silent();
         assert_eq!(first.hear(Voice::Standby, GRANTED, true), Some(true));

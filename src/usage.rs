@@ -571,6 +571,15 @@ mod tests {
         assert!(meter.is_due(at(12)), "the policy's limit is reached");
     }
 
+    #[test]
+    fn a_policy_that_is_read_before_anything_is_counted_says_when_counts_are_due() {
+        let (_, meter) = meter(Limits::SUITE, used(0, 0), AekPolicy { max_blocks: 160, ..NONE });
+        fill_to(&meter, 9);
+        assert!(!meter.is_due(at(1)));
+        fill_to(&meter, 10);
+        assert!(meter.is_due(at(1)));
+    }
+
     fn fill_to(meter: &Meter, blocks: u64) {
         while meter.counted().blocks < blocks {
             meter.count(0, 7, || at(1)).unwrap();
@@ -619,6 +628,19 @@ mod tests {
     }
 
     #[test]
+    fn an_account_is_sealed_much_at_so_many_blocks_within_so_many_milliseconds() {
+        for (apart_ms, much) in [(HOT_WITHIN_MS, true), (HOT_WITHIN_MS + 1, false)] {
+            let (_, meter) = meter(Limits::SUITE, used(0, 0), NONE);
+            for round in 0..50 {
+                provide_lanes(); // others may take them
+                let now = at(1).plus(round * Duration::from_millis(apart_ms.into()));
+                (0..HOT_BLOCKS).for_each(|_| meter.count(0, 1, || now).unwrap());
+            }
+            assert_eq!(meter.lanes.get().is_some(), much, "{apart_ms} ms");
+        }
+    }
+
+    #[test]
     fn what_was_counted_when_the_last_handle_went_is_left_to_be_written_down() {
         let (ledger, meter) = meter(Limits::SUITE, used(5, 5), NONE);
         meter.count(0, 9, || at(1)).unwrap();
@@ -627,6 +649,9 @@ mod tests {
         assert!(on_its_way.len() == 1 && ledger.take_left().is_empty());
         assert_eq!((on_its_way[0].aek.clone(), on_its_way[0].used), (aek(), used(1, 9)));
         drop(on_its_way);
+        let back = ledger.take_left();
+        assert_eq!(back.iter().map(|left| left.used).collect::<Vec<_>>(), [used(1, 9)], "it did not arrive");
+        drop(back);
         ledger.take_left().into_iter().for_each(Left::arrived);
         assert!(ledger.take_left().is_empty());
     }

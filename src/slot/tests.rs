@@ -246,6 +246,7 @@ fn a_slot_that_another_took_the_place_of_is_empty_proves_nothing_wants_nothing_a
     let retired = |leash: &Leash| leash.retired.load(Ordering::SeqCst);
     assert!(slot.proves());
     slot.retire();
+    assert_eq!(retired(&leash), 1);
     slot.retire();
     slot.lost();
     assert!(slot.is_retired() && !slot.is_filled() && !slot.proves() && !slot.is_wanted());
