@@ -398,6 +398,7 @@ impl Keyring {
         }
         self.closed.store(true, Ordering::SeqCst);
         self.leashes().iter().for_each(|leash| leash.close());
+        self.memory.wipe_waiting(); // those whose operation has ended, as all have
         self.stir.notify_one();
         let keyring = self.clone();
         self.home.proofs.spawn(async move {

@@ -129,3 +129,36 @@ async fn an_idle_key_that_passed_its_ttl_is_wiped() {
     assert!(!slot.is_filled() && memory.filled() == 0);
     assert!(memory.waiting().is_empty(), "its bytes stay");
 }
+
+#[tokio::test]
+async fn a_key_that_waited_for_an_operation_is_wiped_when_the_last_handle_is_dropped() {
+    let (engine, account, _) = rig().await;
+    let keyring = account.keyring().clone();
+    let stuck = account.stuck_operation().unwrap();
+    drop(current(&account).step(Voice::First, Verdict::Denied, None));
+    assert_eq!(keyring.memory.waiting().len(), 1);
+    // By now it is looked at ten times a second.
+    std::thread::sleep(Duration::from_millis(500));
+    drop((stuck, engine, account));
+    assert!(keyring.memory.waiting().is_empty(), "its bytes stay");
+}
+
+#[tokio::test]
+async fn no_key_is_admitted_by_what_was_under_way_when_the_last_handle_was_dropped() {
+    let clock = Clock::Manual(ManualClock::new(Instant::from_nanos(1_000_000_000)));
+    let (token, _) = ScriptedToken::new(clock.clone(), Duration::from_secs(5), 1);
+    let store = Arc::new(MemoryStore::new());
+    let build = || {
+        let build = Engine::builder(token.clone(), store.clone()).on_current_runtime().clock(clock.clone());
+        build.jitter_seed(1).start_up_proof(false).build().unwrap()
+    };
+    let (engine, late) = (build(), build());
+    let kek = KekName::new("kek").unwrap();
+    engine.create_kek(&kek, Profile::AesGcm).await.unwrap();
+    let account = engine.create_account(&AccountId::new("a").unwrap(), &kek).await.unwrap();
+    // It has no lease yet that would be closed.
+    let keyring = late.keyring().clone();
+    drop(late);
+    assert!(keyring.open(account.id()).await.is_err());
+    assert_eq!(keyring.memory.filled(), 0);
+}
