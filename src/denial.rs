@@ -50,7 +50,7 @@ struct Known {
     record: Option<Seen>,
     /// The version that a proof ended last.
     ended: Option<StoreVersion>,
-    /// The denial in force is one that the store told then: no token has said so to this process.
+    /// The store told then of a denial that has not ended since, whatever else a token denied meanwhile.
     told: Option<Instant>,
 }
 
@@ -105,7 +105,6 @@ impl Seen {
 impl Known {
     fn denied(&mut self, by: Voice) {
         self.words += 1;
-        self.told = None;
         self.heard = Some(if self.heard == Some(Voice::First) { Voice::First } else { by });
     }
 
@@ -149,7 +148,7 @@ impl DenialNotes {
         self.known().told = Some(now);
     }
 
-    /// True when a context that began then may hide the denial in force, which no token has said to this process.
+    /// True when a context that began then may hide a denial in force, of which the store told.
     pub(crate) fn may_be_hidden(&self, context: Instant) -> bool {
         self.known().told.is_some_and(|told| context < told)
     }

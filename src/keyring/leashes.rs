@@ -23,9 +23,11 @@ impl Keyring {
         }
         let terms = self.settings.terms();
         let key = Key::Denial(kek.clone());
+        let found = self.in_time(store::find(&*self.store, &key, DenialRecord::decode)).await;
+        // Not before it was read: a context that began meanwhile may be older than the record.
         let now = self.clock.now();
         let denied = Lease::denied_before(terms, now);
-        let (lease, trouble, seen) = match self.in_time(store::find(&*self.store, &key, DenialRecord::decode)).await {
+        let (lease, trouble, seen) = match found {
             Ok(None) => (Lease::new(terms), None, None),
             Ok(Some(found)) => {
                 let why = match &found.0 {

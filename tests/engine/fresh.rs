@@ -1,10 +1,12 @@
 //! Fresh proofs: each KEK version gets one in every so many of its own, and ordinary ones do not stand for them.
 
-use super::{denial::heard_elsewhere, impostor::has_denial, *};
+use super::{denial::heard_elsewhere, hand::HandStore, impostor::has_denial, *};
 use async_trait::async_trait;
 use keyleash::{
     Error,
+    name::TokenName,
     secret::Aek,
+    store::{Key, KeyStore},
     telemetry::Event,
     token::{
         Binding, KekHandle, KekInfo, KekSpec, Probe, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped,
@@ -42,16 +44,21 @@ struct Contexts {
 
 impl Noted {
     fn new(rig: &Rig) -> Arc<Self> {
-        Arc::new(Self {
-            inner: rig.token.clone(),
-            renewed: Mutex::default(),
-            unwraps: Mutex::default(),
-            contexts: Mutex::default(),
-        })
+        Arc::new(Self::of(rig.token.clone()))
+    }
+
+    fn of(inner: Arc<ScriptedToken>) -> Self {
+        Self { inner, renewed: Mutex::default(), unwraps: Mutex::default(), contexts: Mutex::default() }
     }
 
     fn with_contexts(rig: &Rig) -> Arc<Self> {
-        let (noted, clock) = (Self::new(rig), rig.clock.clone());
+        Self::over(rig.token.clone(), rig)
+    }
+
+    /// Over another token than the rig's.
+    fn over(inner: Arc<ScriptedToken>, rig: &Rig) -> Arc<Self> {
+        let noted = Arc::new(Self::of(inner));
+        let clock = rig.clock.clone();
         let began = clock.now();
         *noted.contexts.lock().unwrap() =
             Some(Contexts { clock, began, renewals: 0, stuck: 0, takes: Duration::ZERO, revoked: None });
@@ -371,4 +378,70 @@ async fn a_denial_that_the_store_tells_of_ends_by_no_proof_out_of_a_context_from
         }
         assert_eq!(has_denial(&rig, 1).await, revoked);
     }
+}
+
+#[tokio::test]
+async fn a_denial_ends_by_no_proof_out_of_a_context_that_began_while_the_store_told_of_it() {
+    let (rig, token, _) = hidden(1).await;
+    let store = HandStore::over(&rig.store);
+    let build = Engine::builder(token.clone(), store.clone()).on_current_runtime().settings(settings());
+    let engine = build.start_up_proof(false).clock(Clock::Manual(rig.clock.clone())).jitter_seed(1).build().unwrap();
+    rig.pass(20 * SECOND).await;
+    store.hold_reads(|key| matches!(key, Key::Denial(_)));
+    let opening = open(&engine, "cold-0");
+    rig.pass(SECOND).await;
+    token.contexts(|contexts| contexts.began = contexts.clock.now());
+    rig.pass(SECOND).await;
+    token.contexts(|contexts| (contexts.stuck, contexts.revoked) = (u32::MAX, Some(contexts.clock.now())));
+    write_denial(&rig).await;
+    store.let_go();
+    let opened = rig.meanwhile(opening).await.unwrap();
+    assert!(matches!(opened, Err(Error::Denied(_))), "{opened:?}");
+    assert!(has_denial(&rig, 1).await);
+}
+
+#[tokio::test]
+async fn proofs_do_not_follow_on_one_another_without_a_pause_though_two_tokens_contexts_are_due() {
+    let rig = Rig::new().await;
+    let poll = 10 * SECOND;
+    // With a standby the deadlines are half a poll each at most: so are the renewals then.
+    let settings = settings().poll_interval(poll);
+    let (twin, script) = ScriptedToken::new(Clock::Manual(rig.clock.clone()), poll / 2, 9);
+    rig.script.clone_keks_to(&script);
+    let (first, standby) = (Noted::with_contexts(&rig), Noted::over(twin, &rig));
+    let name = TokenName::new("standby").unwrap();
+    let build = Engine::builder(first.clone(), rig.store.clone() as Arc<dyn KeyStore>)
+        .token(name.clone(), standby.clone())
+        .standby(rig.kek.clone(), name);
+    let build = build.settings(settings).on_current_runtime().start_up_proof(false).jitter_seed(1);
+    let engine = build.clock(Clock::Manual(rig.clock.clone())).build().unwrap();
+    let account = engine.create_account(&account_id("a"), &rig.kek).await.unwrap();
+    // Owed again with each proof.
+    [&first, &standby].iter().for_each(|token| token.contexts(|contexts| contexts.stuck = u32::MAX));
+    rig.pass(120 * SECOND).await;
+    let asked = rig.script.calls(Call::Unwrap);
+    rig.pass(6 * poll).await;
+    let proofs = rig.script.calls(Call::Unwrap) - asked;
+    assert!((6..=6 * 4 + 1).contains(&proofs), "{proofs} proofs in 6 polls");
+    drop(account);
+}
+
+#[tokio::test]
+async fn a_denial_that_the_store_told_of_ends_by_no_old_context_though_the_token_denied_something_else_since() {
+    let (rig, token, engine) = hidden(1).await;
+    rig.pass(20 * SECOND).await;
+    token.contexts(|contexts| (contexts.stuck, contexts.revoked) = (u32::MAX, Some(contexts.clock.now())));
+    write_denial(&rig).await;
+    rig.pass(SECOND).await;
+    rig.script.disable(&rig.kek_id);
+    for _ in 0..2 {
+        let opened = rig.meanwhile(engine.account(&account_id("cold-0"))).await;
+        assert!(matches!(opened, Err(Error::Denied(_))), "{opened:?}");
+        rig.pass(2 * SECOND).await;
+        // What an old context shows of it.
+        rig.script.enable(&rig.kek_id);
+    }
+    token.contexts(|contexts| (contexts.stuck, contexts.revoked) = (0, None));
+    rig.pass(2 * SECOND).await;
+    seal(&rig.meanwhile(engine.account(&account_id("cold-0"))).await.unwrap()).unwrap();
 }
