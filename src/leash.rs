@@ -89,7 +89,7 @@ pub(crate) struct Leash<M> {
     /// Puts TTLs off as well, while the store is silent.
     store_word: Arc<StoreWord>,
     inner: Mutex<Inner>,
-    members: Mutex<Vec<Weak<M>>>,
+    members: Mutex<Members<M>>,
     /// Proofs of this KEK version so far, from an arbitrary number on.
     pub(crate) proofs: AtomicUsize,
     /// Members whose account went over to another KEK version; they hold their lease until they are dropped.
@@ -116,6 +116,36 @@ pub(crate) struct Leash<M> {
     pub(crate) vouch: VouchNotes,
     /// The record of its KEK said that the version is retired, when the lease was made: its key may be deleted in the token.
     pub(crate) of_retired_kek: AtomicBool,
+}
+
+/// Who is under a lease, in the order in which they came.
+#[derive(Debug)]
+struct Members<M> {
+    all: Vec<Weak<M>>,
+    /// So many of the first ones came before the newest proof was asked, …
+    elders: usize,
+    /// … and so many before the one that was asked last.
+    asked: usize,
+}
+
+impl<M> Default for Members<M> {
+    fn default() -> Self {
+        Self { all: Vec::new(), elders: 0, asked: 0 }
+    }
+}
+
+impl<M> Members<M> {
+    fn forget_the_dead(&mut self) {
+        let (mut place, mut elders, mut asked) = (0, 0, 0);
+        self.all.retain(|member| {
+            let lives = member.strong_count() > 0;
+            elders += usize::from(lives && place < self.elders);
+            asked += usize::from(lives && place < self.asked);
+            place += 1;
+            lives
+        });
+        (self.elders, self.asked) = (elders, asked);
+    }
 }
 
 #[derive(Debug)]
@@ -284,20 +314,33 @@ impl<M: Member> Leash<M> {
     pub(crate) fn enlist(&self, member: Weak<M>) {
         let mut members = self.members();
         // Forgets the dead when they may be half of all: amortised, one look at each per addition.
-        if members.len() == members.capacity() {
-            members.retain(|member| member.strong_count() > 0);
-            let living = members.len();
-            members.reserve(living.max(8)); // room for as many again, or the next addition would look at all once more
+        if members.all.len() == members.all.capacity() {
+            members.forget_the_dead();
+            let living = members.all.len();
+            members.all.reserve(living.max(8)); // room for as many again, or the next addition would look at all once more
         }
-        members.push(member);
+        members.all.push(member);
     }
 
-    fn members(&self) -> MutexGuard<'_, Vec<Weak<M>>> {
+    fn members(&self) -> MutexGuard<'_, Members<M>> {
+        // Nothing panics while it is held.
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn living_members(&self) -> Vec<Arc<M>> {
-        self.members().iter().filter_map(Weak::upgrade).collect()
+        self.members().all.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// A proof is about to be asked of the first token.
+    pub(crate) fn proof_begins(&self) {
+        let mut members = self.members();
+        members.asked = members.all.len();
+    }
+
+    /// It came: those who were here before it may prove from now on.
+    pub(crate) fn proof_came(&self) {
+        let mut members = self.members();
+        members.elders = members.asked;
     }
 
     /// A living member to prove with, `turn` members on: another one with each turn.
@@ -313,10 +356,14 @@ impl<M: Member> Leash<M> {
     /// As [`Leash::members_from`], of those that are `wanted`.
     pub(crate) fn members_that(&self, turn: usize, count: usize, wanted: impl Fn(&M) -> bool) -> Vec<Arc<M>> {
         let members = self.members();
-        let len = members.len();
-        let is_one = |member: &Arc<M>| member.proves() && wanted(member);
-        let at = |step| members.get(turn.wrapping_add(step) % len)?.upgrade().filter(is_one);
-        (0..len).filter_map(at).take(count).collect()
+        in_turn(&members.all, turn, count, wanted)
+    }
+
+    /// As [`Leash::members_that`], of those that were here before the newest proof was asked. Whoever came since may have been wrapped
+    /// by another key that came in the KEK's place since, and would prove that.
+    pub(crate) fn elders(&self, turn: usize, count: usize, wanted: impl Fn(&M) -> bool) -> Vec<Arc<M>> {
+        let members = self.members();
+        in_turn(members.all.get(..members.elders).unwrap_or_default(), turn, count, wanted)
     }
 
     /// The epoch in which to ask the token, after the state machine caught up with the time.
@@ -610,6 +657,13 @@ impl<M: Member> Leash<M> {
     }
 }
 
+fn in_turn<M: Member>(members: &[Weak<M>], turn: usize, count: usize, wanted: impl Fn(&M) -> bool) -> Vec<Arc<M>> {
+    let len = members.len();
+    let is_one = |member: &Arc<M>| member.proves() && wanted(member);
+    let at = |step| members.get(turn.wrapping_add(step) % len)?.upgrade().filter(is_one);
+    (0..len).filter_map(at).take(count).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -661,6 +715,34 @@ mod tests {
             assert!((0..3).all(|n| !Arc::ptr_eq(&members[n], &members[(n + 1) % 3])), "turn {turn}");
             assert_eq!(leash.members_from(turn, 100).len(), living.len());
         }
+    }
+
+    #[test]
+    fn who_came_since_the_newest_proof_was_asked_is_no_elder_whoever_died_meanwhile() {
+        let (leash, _, first) = leash();
+        let come = || {
+            let slot = Arc::<Slot>::default();
+            leash.enlist(Arc::downgrade(&slot));
+            slot
+        };
+        let elders = || leash.elders(0, usize::MAX, |_| true).len();
+        assert_eq!(elders(), 0);
+        leash.proof_begins();
+        let second = come();
+        leash.proof_came();
+        assert_eq!(elders(), 1);
+        leash.proof_begins();
+        (0..100).for_each(|_| drop(come()));
+        let third = come();
+        leash.proof_came();
+        assert_eq!(elders(), 2);
+        drop(first);
+        (0..1000).for_each(|_| drop(come()));
+        assert_eq!(elders(), 1);
+        leash.proof_begins();
+        leash.proof_came();
+        assert_eq!(elders(), 2);
+        drop((second, third));
     }
 
     #[test]
@@ -832,7 +914,7 @@ mod tests {
         assert_eq!(leash.members_that(0, 9, |_| true).len(), 1);
         assert!(leash.members_that(0, 9, |_| false).is_empty());
         (0..10_000).for_each(|_| leash.enlist(Arc::downgrade(&Arc::<Slot>::default())));
-        assert!(leash.members().len() < 100, "the dead are kept");
+        assert!(leash.members().all.len() < 100, "the dead are kept");
         assert!(Arc::ptr_eq(&leash.member(7).unwrap(), &slot));
     }
 

@@ -399,6 +399,10 @@ impl Question<'_> {
             Learned::Proof(slot, of, unwrapped) => {
                 // No proof only where a denial came in between.
                 let is_proof = keyring.grant(leash, voice, (&of.0, &of.1), &unwrapped, epoch);
+                // What the standby grants says nothing of what the first token wrapped.
+                if is_proof && voice == Voice::First {
+                    leash.proof_came();
+                }
                 // The sample's own unwrap renews its TTL, if somebody used it: proofs keep no idle account in memory.
                 // Refused only by a denial that came in between.
                 let _guard = slot.as_ref().map(|slot| keyring.shut_guard(slot.account()));
@@ -438,6 +442,9 @@ async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat,
         }
     }
     let mut last = Error::NotFound(format!("an account under KEK {}", leash.kek()));
+    if voice == Voice::First {
+        leash.proof_begins();
+    }
     if leash.is_denied() {
         return match leash.vouch.witness_record() {
             Some((account, wrapped)) => {
@@ -462,7 +469,12 @@ async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat,
     // Different ones, as far as there are: one whose record is damaged says nothing of the KEK, however often it is asked.
     // What was wrapped here proves nothing yet: where nobody has another one open, the store is asked for it.
     let is_old = |slot: &AekSlot| !leash.vouch.is_young(slot.account(), slot.aek_version);
-    let members = leash.members_that(turn, SAMPLES_MAX, is_old);
+    let mut members = leash.elders(turn, SAMPLES_MAX, is_old);
+    if members.is_empty() {
+        // All came since, perhaps by another key's hand: but for whoever proved first. Where nobody did yet, anybody may.
+        members =
+            leash.members_that(turn, SAMPLES_MAX, |slot| is_old(slot) && leash.vouch.may_prove_first(slot.account()));
+    }
     for slot in members.iter().cycle().take(SAMPLES_MAX).cloned() {
         let Sample { account, wrapped, slot } = match keyring.wrapped_for_proof(slot).await {
             Ok(sample) => sample,

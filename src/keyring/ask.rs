@@ -85,7 +85,7 @@ impl Keyring {
             return; // by what is from before that denial was read
         }
         if self.feed(leash, voice, LeaseVerdict::Granted { asked, context, epoch }, None) {
-            leash.vouch.proved(asked, account, wrapped);
+            leash.vouch.proved(voice, asked, account, wrapped);
         }
     }
 

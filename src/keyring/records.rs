@@ -320,9 +320,11 @@ impl Keyring {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A record of the KEK version that was proved in this process.
+    /// A record of the KEK version that was proved in this process: the first, where it is known.
     pub(crate) fn sample(&self, kek: &KekVersion) -> Option<(AccountId, WrappedAek)> {
-        self.samples().get(kek).cloned()
+        // While a denial is in force the witness may be one that the store gave, and nobody has proved.
+        let leash = self.known_leash(kek).filter(|leash| !leash.is_denied());
+        leash.and_then(|leash| leash.vouch.witness_record()).or_else(|| self.samples().get(kek).cloned())
     }
 
     /// Forgets the records that are kept and are gone from the store. The watch proves anew at once, and keeps another one: without

@@ -80,9 +80,12 @@ impl VouchNotes {
         young.insert(account.clone(), Young { from_version, at });
     }
 
-    /// A proof by this record, that was asked then: what had been wrapped before was wrapped by the KEK.
-    pub(super) fn proved(&self, asked: Instant, account: &AccountId, wrapped: &WrappedAek) {
-        self.young().retain(|_, young| young.at >= asked);
+    /// A proof by this record, that was asked then: what had been wrapped before was wrapped by the KEK, unless it was the standby that
+    /// was asked, which says nothing of what is in the first token.
+    pub(super) fn proved(&self, voice: Voice, asked: Instant, account: &AccountId, wrapped: &WrappedAek) {
+        if voice == Voice::First {
+            self.young().retain(|_, young| young.at >= asked);
+        }
         // The first one stays. Any other may be what was wrapped since another key came in the KEK's place.
         self.known_witness().get_or_insert_with(|| (Witness::of(account, wrapped), Some(wrapped.clone())));
     }
@@ -110,6 +113,11 @@ impl VouchNotes {
         if known.as_ref().is_none_or(|(known, _)| known != witness) {
             *known = Some((witness.clone(), None));
         }
+    }
+
+    /// True unless it is known that another account proved first.
+    pub(crate) fn may_prove_first(&self, account: &AccountId) -> bool {
+        self.known_witness().as_ref().is_none_or(|(witness, wrapped)| wrapped.is_none() || witness.account == *account)
     }
 
     fn read_witness(&self, account: &AccountId, wrapped: &WrappedAek) {
@@ -168,9 +176,14 @@ impl Keyring {
         if !answered && !leash.may_ask(began, REFUSED_ASK_PAUSE) {
             return Err(leash.why_not());
         }
-        let outcome = match leash.is_denied() {
-            true => self.ask_the_witness(leash).await,
-            false => self.ask_for_a_record(leash).await,
+        let outcome = match (leash.is_denied(), leash.vouch.witness_record()) {
+            (true, _) => self.ask_the_witness(leash).await,
+            // What proved first is as good as any, and takes no look into the store.
+            (false, Some((id, wrapped))) => match self.ask_one(leash, &id, &wrapped).await {
+                Err(Error::Corrupt(_)) => self.ask_for_a_record(leash).await,
+                outcome => outcome,
+            },
+            (false, None) => self.ask_for_a_record(leash).await,
         };
         *last = Some((began, outcome.clone()));
         outcome

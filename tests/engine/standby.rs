@@ -661,3 +661,20 @@ async fn a_standby_proves_itself_anew_in_each_silence_before_it_wraps() {
     let made = pair.rig.meanwhile(pair.rig.engine.create_account(&account_id("b"), &pair.rig.kek)).await;
     assert!(matches!(made, Err(Error::Unreachable(_))), "{made:?}");
 }
+
+#[tokio::test]
+async fn another_key_in_the_first_token_is_found_by_its_next_proof_though_a_standby_proved_in_between() {
+    let pair = Pair::new().await;
+    let y = pair.rig.account("y").await;
+    super::vouch::just_proved(&pair.rig, 1).await;
+    pair.rig.script.replace(&pair.rig.kek_id);
+    let mut made = Vec::new();
+    for n in 0..8 {
+        made.push(pair.rig.account(&format!("b{n}")).await);
+    }
+    pair.rig.script.set_unreachable(true);
+    pair.serves_for(&[&y], 60).await;
+    pair.rig.script.set_unreachable(false);
+    pair.rig.pass(20 * SECOND).await;
+    made.iter().chain([&y]).for_each(|account| assert!(matches!(seal(account), Err(Error::Denied(_)))));
+}

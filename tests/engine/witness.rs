@@ -165,3 +165,24 @@ async fn what_is_in_memory_of_a_witness_ends_a_denial_while_the_store_is_away() 
     rig.pass(16 * SECOND).await;
     seal(&account).unwrap();
 }
+
+#[tokio::test]
+async fn another_key_is_found_by_the_next_proof_however_many_of_its_accounts_were_opened_before_that() {
+    for shift in 0..3 {
+        let rig = Rig::new().await;
+        let _y = rig.account("y").await;
+        let other = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+        let y = other.account(&account_id("y")).await.unwrap();
+        rig.pass(15 * SECOND * shift).await;
+        just_proved(&rig, 1).await;
+        rig.script.replace(&rig.kek_id);
+        let mut opened = Vec::new();
+        for n in 0..8 {
+            drop(rig.account(&format!("b{n}")).await);
+            opened.push(other.account(&account_id(&format!("b{n}"))).await.unwrap());
+        }
+        rig.pass(20 * SECOND).await;
+        assert!(matches!(seal(&y), Err(Error::Denied(_))), "shift {shift}: {:?}", other.leases());
+        opened.iter().for_each(|b| assert!(matches!(seal(b), Err(Error::Denied(_)))));
+    }
+}
