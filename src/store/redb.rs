@@ -340,6 +340,8 @@ impl Shared {
         self.known.forget();
         match error {
             Error::Corrupt(damage) => Error::Store(damage.to_string()),
+            // No account is gone because the file is.
+            Error::NotFound(what) | Error::Misconfigured(what) => Error::Store(what),
             error => error,
         }
     }

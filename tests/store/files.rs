@@ -460,3 +460,24 @@ async fn a_snapshot_that_is_taken_while_others_write_is_the_store_at_one_instant
     let nowhere = store.snapshot(directory.path().join("no/where")).await.unwrap_err();
     assert_misconfigured(&nowhere, "no directory");
 }
+
+#[tokio::test]
+async fn a_file_that_goes_away_while_it_is_in_use_is_an_outage_and_no_account_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, away) = (directory.path().join("store.redb"), directory.path().join("away.redb"));
+    let store = RedbStore::open_or_create(&path).await.unwrap();
+    store.create(&account("a"), put([1], &[])).await.unwrap();
+    store.rest(); // as after an I/O error
+    fs::rename(&path, &away).unwrap();
+    let is_outage = |outcome: Result<(), Error>| assert!(matches!(outcome, Err(Error::Store(_))), "{outcome:?}");
+    is_outage(store.get(&account("a")).await.map(drop));
+    is_outage(store.create(&account("b"), put([1], &[])).await.map(drop));
+    is_outage(store.list(&Filter::Accounts, None, 10).await.map(drop));
+    fs::create_dir(&path).unwrap();
+    is_outage(store.get(&account("a")).await.map(drop));
+    fs::remove_dir(&path).unwrap();
+    fs::write(&path, b"").unwrap();
+    is_outage(store.get(&account("a")).await.map(drop));
+    fs::rename(&away, &path).unwrap();
+    assert!(store.get(&account("a")).await.unwrap().is_some());
+}
