@@ -203,10 +203,26 @@ impl OutFile {
         match renameat_with(CWD, path, CWD, &self.place, flags) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => Err(exists(&self.place)),
-            // NFS and others have no such flag. It was not there when the work began.
-            Err(Errno::INVAL | Errno::NOSYS) => fs::rename(path, &self.place).map_err(failed),
+            // NFS and others have no such flag.
+            Err(Errno::INVAL | Errno::NOSYS) => self.rename_to_nothing(path),
             Err(error) => Err(failed(error.into())),
         }
+    }
+
+    /// Where no flag says that nothing is to be replaced: a link replaces nothing either, and where there are none, what is replaced is
+    /// an empty file of our own.
+    fn rename_to_nothing(&self, path: &Path) -> Result<(), Failure> {
+        let failed = |error| Failure::io(self.place.display(), error);
+        match fs::hard_link(path, &self.place) {
+            Ok(()) => return fs::remove_file(path).map_err(failed),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(exists(&self.place)),
+            Err(_) => {}
+        }
+        match OpenOptions::new().write(true).create_new(true).mode(MODE).open(&self.place) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(exists(&self.place)),
+            made => drop(made.map_err(failed)?),
+        }
+        fs::rename(path, &self.place).map_err(failed)
     }
 
     /// Removes what was written.
@@ -360,6 +376,20 @@ mod tests {
         out.writer().unwrap().write_all(b"ours").unwrap();
         out.complete().unwrap();
         assert_eq!(fs::read(&place).unwrap(), b"ours");
+    }
+
+    #[test]
+    fn replaces_nothing_where_a_rename_has_no_flag_for_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let (place, making) = (directory.path().join("out"), directory.path().join("making"));
+        let out = OutFile::create(&place, false).unwrap();
+        fs::write(&making, b"ours").unwrap();
+        fs::write(&place, b"theirs").unwrap();
+        assert_eq!(out.rename_to_nothing(&making).unwrap_err().kind(), "exists");
+        assert_eq!(fs::read(&place).unwrap(), b"theirs");
+        fs::remove_file(&place).unwrap();
+        out.rename_to_nothing(&making).unwrap();
+        assert_eq!((fs::read(&place).unwrap(), names(directory.path())), (b"ours".to_vec(), vec!["out".into()]));
     }
 
     #[test]
