@@ -1,14 +1,17 @@
 //! Reads a whole store, and names what is wrong in it.
 
 use super::{
-    Filter, Key, KeyStore, PAGE_KEYS_MAX,
+    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned,
     record::{AccountRecord, CommonRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord},
 };
 use crate::{
     error::{Corrupt, Error, Result},
     name::KekVersion,
 };
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 /// Findings that are named. More are counted.
 pub const FINDINGS_MAX: usize = 1000;
@@ -37,23 +40,23 @@ impl Check {
     }
 }
 
-/// Reads every record, and compares the index with what they say. Changes nothing. What others write meanwhile may show as a
-/// difference of the index: stop them, or check again.
+/// Reads every record, and compares the index with what they say. Changes nothing. Others may write meanwhile.
 ///
 /// # Errors
 /// [`Error::Store`]; [`Error::Corrupt`] when a list cannot be read, so that nothing can be told.
 pub async fn check(store: &dyn KeyStore) -> Result<Check> {
     let mut check = Check::default();
-    // How many accounts each KEK version wraps, by the KEKs' records and by those of the accounts.
-    let mut wraps = BTreeMap::<String, (KekVersion, u64)>::new();
-    let mut known = |kek: KekVersion, accounts: u64| {
-        wraps.entry(kek.to_string()).or_insert((kek, 0)).1 += accounts;
+    // Which accounts each KEK version wraps, by the KEKs' records and by those of the accounts.
+    let mut wraps = BTreeMap::<String, (KekVersion, Tally)>::new();
+    let mut known = |kek: KekVersion, account: Option<&Key>| {
+        let (_, tally) = wraps.entry(kek.to_string()).or_insert((kek, Tally::default()));
+        account.into_iter().for_each(|account| tally.add(account));
     };
     each(store, &Filter::Keks, |key, value| {
         check.keks += 1;
         match value.and_then(|value| KekRecord::decode(key, &value)) {
             Ok(record) => {
-                record.versions.iter().for_each(|kek| known(KekVersion::new(record.name.clone(), kek.version), 0));
+                record.versions.iter().for_each(|kek| known(KekVersion::new(record.name.clone(), kek.version), None));
             }
             Err(error) => check.find(error),
         }
@@ -62,7 +65,7 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
     each(store, &Filter::Accounts, |key, value| {
         check.accounts += 1;
         match value.and_then(|value| AccountRecord::decode(key, &value)) {
-            Ok(record) => record.wrapped_by().into_iter().for_each(|kek| known(kek, 1)),
+            Ok(record) => record.wrapped_by().into_iter().for_each(|kek| known(kek, Some(key))),
             Err(error) => check.find(error),
         }
     })
@@ -95,25 +98,115 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
     Ok(check)
 }
 
-async fn check_index(store: &dyn KeyStore, kek: &KekVersion, accounts: u64, check: &mut Check) -> Result<()> {
-    let (mut listed, mut strange) = (0, 0);
+/// Tells one set of accounts from another, by a chance of 2^-64 wrongly.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Tally {
+    accounts: u64,
+    hashes: u64,
+}
+
+impl Tally {
+    fn add(&mut self, account: &Key) {
+        let mut hasher = DefaultHasher::new();
+        account.hash(&mut hasher);
+        self.accounts += 1;
+        self.hashes ^= hasher.finish();
+    }
+}
+
+async fn check_index(store: &dyn KeyStore, kek: &KekVersion, accounts: Tally, check: &mut Check) -> Result<()> {
+    let mut listed = BTreeSet::new();
+    let (mut found, mut strange) = (Tally::default(), 0);
     each(store, &Filter::WrappedBy(kek.clone()), |key, value| {
-        let record = value.and_then(|value| AccountRecord::decode(key, &value));
+        listed.insert(key.clone());
         // A record that cannot be read was found before.
-        if let Ok(record) = record {
-            if record.versions.iter().any(|aek| aek.kek == *kek) { listed += 1 } else { strange += 1 }
+        if let Ok(record) = value.and_then(|value| AccountRecord::decode(key, &value)) {
+            if is_under(&record, kek) { found.add(key) } else { strange += 1 }
         }
     })
     .await?;
-    if listed < accounts || strange > 0 {
+    if found == accounts && strange == 0 {
+        return Ok(());
+    }
+    // It was not read at one instant: others may have moved accounts meanwhile, who are to hear of no damage.
+    let mut suspects = listed.clone();
+    each(store, &Filter::Accounts, |key, value| {
+        let is_listed = listed.contains(key);
+        let is_as_listed = |record| is_under(&record, kek) == is_listed;
+        if value.and_then(|value| AccountRecord::decode(key, &value)).is_ok_and(is_as_listed) {
+            suspects.remove(key);
+        } else {
+            suspects.insert(key.clone());
+        }
+    })
+    .await?;
+    let (lacks, strange) = differences(store, kek, suspects).await?;
+    if lacks + strange > 0 {
         let what = format!(
-            "lacks {} accounts that the KEK version wraps, and names {strange} that it does not; restore the store from a copy, \
-             or move the accounts to another KEK and back",
-            accounts.saturating_sub(listed)
+            "lacks {lacks} accounts that the KEK version wraps, and names {strange} that it does not; restore the store from a copy, \
+             or move the accounts to another KEK and back"
         );
         check.find(Corrupt::Record { record: format!("index of KEK {kek}"), what }.into());
     }
     Ok(())
+}
+
+fn is_under(record: &AccountRecord, kek: &KekVersion) -> bool {
+    record.versions.iter().any(|aek| aek.kek == *kek)
+}
+
+/// Of these, those that the index lacks, and those that it names wrongly: each as it was, and stayed, while the index was listed. Who is
+/// changed all the time by others is neither.
+async fn differences(store: &dyn KeyStore, kek: &KekVersion, mut suspects: BTreeSet<Key>) -> Result<(u64, u64)> {
+    let (mut lacks, mut strange) = (0, 0);
+    for _ in 0..CONFLICTS_MAX {
+        if suspects.is_empty() {
+            break;
+        }
+        let before = read(store, &suspects).await?;
+        let (mut listed, mut after) = (BTreeSet::new(), None);
+        loop {
+            let page = store.list(&Filter::WrappedBy(kek.clone()), after.as_ref(), PAGE_KEYS_MAX).await?;
+            listed.extend(page.keys);
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        let now = read(store, &suspects).await?;
+        let mut changed = BTreeSet::new();
+        for ((key, before), now) in suspects.into_iter().zip(before).zip(now) {
+            match (before, now) {
+                (Ok(before), Ok(now)) if before != now => drop(changed.insert(key)),
+                (Ok(_), Ok(now)) => {
+                    let record = now.map(|now| AccountRecord::decode(&key, &now.value)).transpose();
+                    let Ok(record) = record else { continue };
+                    match (record.is_some_and(|record| is_under(&record, kek)), listed.contains(&key)) {
+                        (true, false) => lacks += 1,
+                        (false, true) => strange += 1,
+                        _ => {}
+                    }
+                }
+                // Found before.
+                _ => {}
+            }
+        }
+        suspects = changed;
+    }
+    Ok((lacks, strange))
+}
+
+async fn read(store: &dyn KeyStore, keys: &BTreeSet<Key>) -> Result<Vec<Result<Option<Versioned>>>> {
+    let (keys, mut found) = (keys.iter().cloned().collect::<Vec<_>>(), Vec::with_capacity(keys.len()));
+    for keys in keys.chunks(PAGE_KEYS_MAX) {
+        for one in store.get_many(keys).await {
+            if let Err(error @ Error::Store(_)) = one {
+                return Err(error);
+            }
+            found.push(one);
+        }
+    }
+    Ok(found)
 }
 
 /// Every key that a filter lists, with what it holds.
@@ -132,6 +225,109 @@ async fn each(store: &dyn KeyStore, filter: &Filter, mut each: impl FnMut(&Key, 
         after = page.next;
         if after.is_none() {
             return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        name::{AccountId, KekName},
+        store::{
+            Page, Put, StoreVersion,
+            memory::MemoryStore,
+            record::{AekPolicy, Usage, WrappedAek},
+        },
+        token::{KekId, Profile, Wrapped},
+    };
+    use async_trait::async_trait;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn kek(version: u32) -> KekVersion {
+        KekVersion::new(KekName::new("k").unwrap(), version)
+    }
+
+    fn account(id: &str, version: u32) -> AccountRecord {
+        let wrapped = WrappedAek {
+            aek_version: 1,
+            kek: kek(version),
+            kek_id: KekId::new(vec![1]).unwrap(),
+            profile: Profile::AesGcm,
+            wrapped: Wrapped { iv: vec![1; 12], bytes: vec![1; 48] },
+            check: [0; 32],
+            created_unix: 0,
+            used: Usage::default(),
+        };
+        AccountRecord {
+            account: AccountId::new(id).unwrap(),
+            created_unix: 0,
+            versions: vec![wrapped],
+            deleted: None,
+            policy: AekPolicy::default(),
+            retired: Vec::new(),
+        }
+    }
+
+    /// Somebody re-wraps an account, to and fro, between any two lists.
+    struct Busy {
+        store: MemoryStore,
+        lists: AtomicU32,
+        moves_max: u32,
+    }
+
+    #[async_trait]
+    impl KeyStore for Busy {
+        async fn get(&self, key: &Key) -> Result<Option<Versioned>> {
+            self.store.get(key).await
+        }
+
+        async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
+            self.store.create(key, put).await
+        }
+
+        async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion> {
+            self.store.replace(key, expected, put).await
+        }
+
+        async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {
+            self.store.delete(key, expected).await
+        }
+
+        async fn shred(&self, remains: Vec<Vec<u8>>) -> Result<()> {
+            self.store.shred(remains).await
+        }
+
+        async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
+            let lists = self.lists.fetch_add(1, Ordering::SeqCst);
+            if lists < self.moves_max {
+                let record = account("a", 1 + lists % 2);
+                let seen = self.store.get(&record.key()).await?.unwrap().version;
+                self.store.replace(&record.key(), &seen, record.put()?).await?;
+            }
+            self.store.list(filter, after, limit).await
+        }
+    }
+
+    #[tokio::test]
+    async fn what_others_move_meanwhile_is_no_damage_and_what_the_index_lacks_all_the_while_is() {
+        for moves_max in 0..=40 {
+            let busy = Busy { store: MemoryStore::new(), lists: AtomicU32::new(0), moves_max };
+            for id in ["a", "b"] {
+                let record = account(id, 1);
+                busy.store.create(&record.key(), record.put().unwrap()).await.unwrap();
+            }
+            assert_eq!(check(&busy).await.unwrap().findings, [], "{moves_max}");
+            let lost = account("lost", 1);
+            let put = Put { wrapped_by: vec![kek(2)], ..lost.put().unwrap() };
+            busy.store.create(&lost.key(), put).await.unwrap();
+            busy.lists.store(0, Ordering::SeqCst);
+            let found = check(&busy).await.unwrap();
+            let words: Vec<_> = found.findings.iter().map(ToString::to_string).collect();
+            assert!(
+                words.iter().any(|word| word.contains("index of KEK k/1: lacks 1 accounts")),
+                "{moves_max} {words:?}"
+            );
         }
     }
 }
