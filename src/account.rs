@@ -474,6 +474,25 @@ impl Account {
         })
     }
 
+    /// Makes sure that a block that was sealed with this handle can be opened from what the store has now: reads the account's record
+    /// anew, and unwraps the AEK version that sealed it. For a process that does not have its store to itself, as the command line
+    /// does not: while it seals, another one may put an older copy of the store in its place, or destroy AEK versions.
+    /// While the token does not answer, the record alone is looked at.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the account or the AEK version is not there any more, or is another one; [`Error::Corrupt`];
+    /// [`Error::Store`] when that cannot be seen; [`Error::Denied`].
+    pub async fn confirm(&self, header: &BlockHeader) -> Result<()> {
+        let aek_version = header.aek_version();
+        let slot = self.keys.version(aek_version).ok_or_else(|| self.keys.absent(aek_version))?.clone();
+        let keyring = self.keyring().clone();
+        let confirmed = self.keyring().home.call(async move { keyring.confirm(&slot).await }).await;
+        confirmed.map_err(|error| match error {
+            Error::Corrupt(Corrupt::AekVersion(aek_version)) => self.keys.absent(aek_version),
+            error => error,
+        })
+    }
+
     /// Of a version that is newer than all that are known, only the store can say whether there is one.
     #[inline]
     fn slot_of(&self, header: &BlockHeader) -> Result<&Arc<AekSlot>> {

@@ -252,7 +252,7 @@ impl Keyring {
     }
 
     /// The wrapped AEK of a slot's AEK version.
-    async fn wrapped_in(&self, record: AccountRecord, slot: &AekSlot) -> Result<WrappedAek> {
+    pub(super) async fn wrapped_in(&self, record: AccountRecord, slot: &AekSlot) -> Result<WrappedAek> {
         if record.current().is_none_or(|current| current.aek_version < slot.aek_version) {
             // AEK versions only ever count up.
             self.disown(slot).await;

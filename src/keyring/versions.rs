@@ -1,7 +1,7 @@
 //! AEK versions that come and go while handles live, and unwraps that fill no slot.
 
 use super::{
-    Heard, Keyring, Trouble, Vouched,
+    Heard, Keyring, Trouble, Vouched, made_anew,
     records::{Reading, is_told, purged},
     unwrap::Target,
 };
@@ -275,6 +275,26 @@ impl Keyring {
             }
             Err(Trouble::OtherKey) => Err(Corrupt::WrappedAek(format!("account {account}")).into()),
             Err(Trouble::Token(trouble)) => Err(self.learn_trouble(&leash, voice, account, &trouble).await),
+        }
+    }
+
+    /// Makes sure that the store has the AEK of a slot, read anew, and that the token gives it back from there. While the token does
+    /// not answer, that it has one of that number and date.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Corrupt`] when it has not; [`Error::Store`] when it cannot be seen; [`Error::Denied`].
+    pub(crate) async fn confirm(self: &Arc<Self>, slot: &Arc<AekSlot>) -> Result<()> {
+        let id = slot.account();
+        let reading = self.record(slot).await?;
+        let wrapped = self.wrapped_in(reading.record, slot).await?;
+        let place = self.leash(&wrapped.kek).await?.on_demand().await;
+        match self.unwrap_apart(id, &wrapped, place).await {
+            Ok(aek) if slot.differs_from(&aek) => {
+                self.disown(slot).await;
+                Err(made_anew(id))
+            }
+            Ok(_) | Err(Error::Unreachable(_) | Error::Lapsed(_)) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

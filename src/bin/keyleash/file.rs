@@ -22,7 +22,11 @@ use keyleash::{
     store::record::StoreRecord,
 };
 use sha2::{Digest, Sha256};
-use std::io::{self, BufRead, Read, Write};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    io::{self, BufRead, Read, Write},
+};
 use tokio::runtime::Handle;
 use zeroize::Zeroizing;
 
@@ -53,11 +57,13 @@ pub(crate) struct Keys {
     runtime: Handle,
     /// The store that the account is of, where it has an id.
     store: Option<StoreRecord>,
+    /// A header of each AEK version that sealed.
+    sealed_under: RefCell<BTreeMap<u32, BlockHeader>>,
 }
 
 impl Keys {
     pub(crate) fn new(account: Account, runtime: Handle) -> Self {
-        Self { account, runtime, store: None }
+        Self { account, runtime, store: None, sealed_under: RefCell::default() }
     }
 
     pub(crate) fn of_store(self, store: Option<StoreRecord>) -> Self {
@@ -69,6 +75,12 @@ impl Keys {
     }
 
     fn seal(&self, address: Address, buf: &mut [u8]) -> Result<BlockHeader, Error> {
+        let header = self.seal_warm(address, buf)?;
+        self.sealed_under.borrow_mut().entry(header.aek_version()).or_insert(header);
+        Ok(header)
+    }
+
+    fn seal_warm(&self, address: Address, buf: &mut [u8]) -> Result<BlockHeader, Error> {
         for _ in 1..WARM_ATTEMPTS_MAX {
             match self.account.seal_in_place(address, buf) {
                 Err(Error::Cold { .. }) => self.runtime.block_on(self.account.warm())?,
@@ -76,6 +88,20 @@ impl Keys {
             }
         }
         self.account.seal_in_place(address, buf)
+    }
+
+    /// Makes sure that whatever was sealed can be opened from what the store has now.
+    pub(crate) fn confirm(&self) -> Result<(), Failure> {
+        for header in self.sealed_under.borrow().values() {
+            self.runtime.block_on(self.account.confirm(header)).map_err(|error| match error {
+                Error::NotFound(what) => Error::NotFound(format!("what was sealed here could not be opened: {what}")),
+                Error::Store(what) => Error::Store(format!(
+                    "it cannot be seen whether what was sealed here could be opened, so it is not: {what}"
+                )),
+                error => error,
+            })?;
+        }
+        Ok(())
     }
 
     fn open(&self, address: Address, header: &BlockHeader, sealed: &[u8], plain: &mut [u8]) -> Result<(), Error> {

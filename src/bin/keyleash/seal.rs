@@ -8,12 +8,12 @@ use crate::{
     output::{Output, hex},
     progress::Progress,
     setup::{Setup, account_id},
-    streams::{Standard, refuse_onto_itself},
+    streams::{Standard, refuse_onto_itself, refuse_store},
 };
 use keyleash::{Account, Engine, Error, store::record::StoreRecord};
 use serde_json::json;
 use std::{
-    fs::{File, Metadata},
+    fs::{self, File, Metadata},
     io::{self, BufReader, BufWriter, IsTerminal, Read, Write},
     path::Path,
     sync::{
@@ -32,7 +32,7 @@ const BUFFER_BYTES: usize = 4 * BLOCK_BYTES;
 
 pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<(), Failure> {
     let id = account_id(&args.account)?;
-    let streams = Opened::new(args.streams, output).await?;
+    let streams = Opened::new(args.streams, setup.store_path(), output).await?;
     if streams.out.is_none() && Standard::Output.file()?.is_terminal() {
         return Err(Failure::Usage(
             "a sealed file is no text: name a file with -o, or redirect standard output".into(),
@@ -52,13 +52,16 @@ pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<()
         let runtime = Handle::current();
         let keys = Keys::new(account, runtime.clone()).of_store(store);
         // Past the buffer, in which plaintext would stay.
-        file::seal(&keys, work.input.get_mut(), &mut work.output, |bytes| {
+        let sealed = file::seal(&keys, work.input.get_mut(), &mut work.output, |bytes| {
             ahead.sealed();
             if ahead.is_used_up() {
                 runtime.block_on(ahead.count());
             }
             work.step.done(bytes)
-        })
+        })?;
+        // Between two of its looks another process can have put another store in this one's place.
+        keys.confirm()?;
+        Ok(sealed)
     });
     let sealed = sealed.await;
     if let Err(error) = engine.write_usage().await {
@@ -108,7 +111,7 @@ impl Ahead {
 }
 
 pub(crate) async fn open(args: Open, setup: &Setup, output: Output) -> Result<(), Failure> {
-    let streams = Opened::new(args.streams, output).await?;
+    let streams = Opened::new(args.streams, setup.store_path(), output).await?;
     let (engine, store) = setup.engine_and_store_id().await?;
     streams.run(output, move |work| open_with(&engine, store, work)).await
 }
@@ -191,14 +194,21 @@ impl Drop for Interrupt {
 
 impl Opened {
     /// Opens IN and begins OUT.
-    async fn new(streams: Streams, output: Output) -> Result<Self, Failure> {
+    async fn new(streams: Streams, store: &Path, output: Output) -> Result<Self, Failure> {
+        let store = store.to_owned();
         // Opening a named pipe waits for its other end, and a signal must be heard meanwhile.
         let opening = tokio::task::spawn_blocking(move || {
             let source =
                 streams.input().map_or_else(|| Standard::Input.name().into(), |path| path.display().to_string());
             let (input, metadata) = open_input(streams.input())?;
+            refuse_store(&store, &metadata, &source)?;
             let out = match streams.output() {
-                Some(place) => Some(Arc::new(OutFile::create(place, streams.force)?)),
+                Some(place) => {
+                    if let Ok(there) = fs::metadata(place) {
+                        refuse_store(&store, &there, &place.display().to_string())?;
+                    }
+                    Some(Arc::new(OutFile::create(place, streams.force)?))
+                }
                 None => {
                     let failed = |error| Failure::io(Standard::Output.name(), error);
                     refuse_onto_itself(&metadata, &source, &Standard::Output.file()?.metadata().map_err(failed)?)?;

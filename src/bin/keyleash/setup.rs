@@ -1,7 +1,12 @@
 //! From settings to an engine.
 
 use crate::{
-    exit::Failure, lazy_token::LazyToken, output::Output, refused_pins::RefusedPins, shared_store::SharedStore,
+    exit::Failure,
+    lazy_token::LazyToken,
+    output::Output,
+    refused_pins::RefusedPins,
+    shared_store::SharedStore,
+    streams::{Standard, refuse_store},
 };
 use keyleash::{
     Engine, Error,
@@ -58,6 +63,9 @@ impl Setup {
     /// Reads the file and the environment.
     pub(crate) fn read(file: Option<&Path>, output: Output) -> Result<Self, Failure> {
         let config = read_config(file)?.0.resolve()?;
+        if let Some(written) = Standard::Output.file().ok().and_then(|output| output.metadata().ok()) {
+            refuse_store(&config.store, &written, Standard::Output.name())?;
+        }
         Ok(Self { config, output, engine: Mutex::default() })
     }
 

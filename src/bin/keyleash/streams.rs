@@ -8,12 +8,13 @@
 use crate::exit::Failure;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
-    fs::{File, Metadata},
+    fs::{self, File, Metadata},
     io,
     os::{
         fd::AsFd,
         unix::fs::{FileTypeExt, MetadataExt},
     },
+    path::Path,
 };
 
 /// What a command needs of the standard streams. Asked before it does anything: what it did could not be told afterwards.
@@ -91,6 +92,18 @@ pub(crate) fn refuse_onto_itself(input: &Metadata, source: &str, output: &Metada
     Err(Failure::Usage(format!(
         "{source} is also what standard output writes to: write to another file; `-o OUT --force` replaces a file, this one too, when \
          OUT is complete"
+    )))
+}
+
+/// Refuses the key store for IN or OUT: what would be written there destroys it, with all that was ever sealed; and a copy of it that is
+/// sealed with itself is one that nobody can open when it is needed.
+pub(crate) fn refuse_store(store: &Path, stream: &Metadata, name: &str) -> Result<(), Failure> {
+    let is_it = |store: Metadata| stream.is_file() && (store.dev(), store.ino()) == (stream.dev(), stream.ino());
+    if !fs::metadata(store).is_ok_and(is_it) {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "{name} is the key store: neither is it replaced by a file, nor sealed with itself; `keyleash store snapshot FILE` copies it"
     )))
 }
 
