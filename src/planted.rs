@@ -43,6 +43,8 @@ pub(crate) enum Fault {
     OpensWrong,
     /// Handles never take up a rotated AEK.
     RotationNotTakenUp,
+    /// A re-wrap leaves some accounts where they are, and retirement does not look.
+    SomeLeftBehind,
 }
 
 /// True when this fault was planted.
@@ -73,6 +75,11 @@ pub(crate) fn warning() -> Option<String> {
     cfg!(feature = "planted-faults").then(|| {
         "this build has planted faults (Cargo feature planted-faults): it breaks its promises on purpose, and must serve nobody".into()
     })
+}
+
+/// True for an account that a re-wrap does not see.
+pub(crate) fn is_left_behind(account: &AccountId) -> bool {
+    is(Fault::SomeLeftBehind) && is_some(account)
 }
 
 /// Accounts that a fault befalls which does not befall all.

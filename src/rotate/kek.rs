@@ -5,6 +5,7 @@ use crate::{
     engine::{Engine, round_trip},
     error::{Error, Result},
     name::{KekName, KekVersion},
+    planted::{self, Fault},
     slot::AekSlot,
     store::{
         CONFLICTS_MAX, StoreVersion, again_and_again, kek_names, read_accounts,
@@ -176,7 +177,16 @@ impl Engine {
     /// [`Error::Store`], [`Error::Conflict`].
     pub async fn retire_kek(&self, kek: &KekVersion) -> Result<()> {
         let kek = kek.clone();
-        self.at_home(|engine| async move { engine.retire_unused(&kek).await }).await
+        self.at_home(|engine| async move { engine.retire_unused(&kek, None).await }).await
+    }
+
+    /// As [`Engine::retire_kek`], of what [`Engine::retirable_kek`] gave and somebody agreed to.
+    ///
+    /// # Errors
+    /// As [`Engine::retire_kek`]; [`Error::Conflict`] also when the version is another key by now, in a store that was restored say.
+    pub async fn retire_kek_as_shown(&self, name: &KekName, shown: &KekVersionRecord) -> Result<()> {
+        let (kek, shown) = (KekVersion::new(name.clone(), shown.version), shown.clone());
+        self.at_home(|engine| async move { engine.retire_unused(&kek, Some(&shown)).await }).await
     }
 
     /// What [`Engine::retire_kek`] would retire. Changes nothing.
@@ -196,17 +206,17 @@ impl Engine {
         .await
     }
 
-    async fn retire_unused(&self, kek: &KekVersion) -> Result<()> {
+    async fn retire_unused(&self, kek: &KekVersion, shown: Option<&KekVersionRecord>) -> Result<()> {
         self.refuse_while_named(kek).await?;
         if self.kek_record(&kek.name).await?.current != kek.version {
             self.refuse_while_used(kek).await?;
             self.refuse_while_in_use(kek).await?;
         }
-        self.set_retired(kek, Some(self.keyring().stamp().await?)).await?;
+        self.set_retired(kek, Some(self.keyring().stamp().await?), shown).await?;
         // Whoever wrapped under it has written that down before, and is seen here. A write that comes now rests on the KEK's
         // record as it was, and is refused.
         if let Err(used) = self.refuse_while_used(kek).await {
-            self.set_retired(kek, None).await?;
+            self.set_retired(kek, None, None).await?;
             return Err(used);
         }
         Ok(())
@@ -233,6 +243,9 @@ impl Engine {
 
     /// What decides that a key may be destroyed reads all records: an index that lacks one would cost its blocks.
     async fn refuse_while_used(&self, kek: &KekVersion) -> Result<()> {
+        if planted::is(Fault::SomeLeftBehind) {
+            return Ok(());
+        }
         match self.count_under(kek).await? {
             0 => Ok(()),
             accounts => Err(Error::Invalid(format!(
@@ -247,7 +260,9 @@ impl Engine {
     /// under this one: the key's deletion in the token would deny it.
     async fn refuse_while_in_use(&self, kek: &KekVersion) -> Result<()> {
         let keyring = self.keyring();
-        let Some(leash) = keyring.known_leash(kek) else { return Ok(()) };
+        let Some(leash) = keyring.known_leash(kek).filter(|_| !planted::is(Fault::SomeLeftBehind)) else {
+            return Ok(());
+        };
         let followed = keyring.home.upkeep.spawn(tend::follow(keyring.clone(), leash.clone()));
         if followed.await.is_err() {
             return Err(Error::Fatal("the task that follows moved accounts died, see the log: try again".into()));
@@ -262,10 +277,16 @@ impl Engine {
         }
     }
 
-    async fn set_retired(&self, kek: &KekVersion, since: Option<u64>) -> Result<()> {
+    async fn set_retired(&self, kek: &KekVersion, since: Option<u64>, shown: Option<&KekVersionRecord>) -> Result<()> {
         let change = |record: &mut KekRecord| {
             refuse_current(record, kek)?;
             let version = version_mut(record, kek)?;
+            if shown.is_some_and(|shown| (&shown.id, &shown.token) != (&version.id, &version.token)) {
+                return Err(Error::Conflict(format!(
+                    "KEK {kek} has CKA_ID {} by now, and was not retired: look at it again, and say so again",
+                    version.id
+                )));
+            }
             if version.retired_unix.is_some() == since.is_some() {
                 return Ok(false);
             }

@@ -10,6 +10,7 @@ use crate::{
     engine::{Engine, Target},
     error::{Error, Result},
     name::{AccountId, KekName, KekVersion},
+    planted,
     store::{Filter, Key, PAGE_KEYS_MAX, Page, read_accounts},
 };
 use std::{
@@ -329,6 +330,7 @@ impl<'a> Run<'a> {
         flights: &mut JoinSet<Vec<Landed>>,
         progress: &impl Fn(RewrapProgress),
     ) -> Result<()> {
+        let ids: Vec<_> = ids.iter().filter(|id| !planted::is_left_behind(id)).cloned().collect();
         for batch in ids.chunks(self.batch) {
             if flights.len() >= BATCHES_IN_FLIGHT_MAX
                 && let Some(landed) = flights.join_next().await

@@ -105,16 +105,17 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
         Kek::Retire { version, consent } => {
             let kek = kek_version(&version)?;
             let engine = setup.engine(Store::Existing).await?;
-            let KekVersionRecord { id, created_unix, .. } = engine.retirable_kek(&kek).await?;
+            let shown = engine.retirable_kek(&kek).await?;
+            let KekVersionRecord { id, created_unix, .. } = &shown;
             let what = format!(
                 "KEK {kek} (CKA_ID {id}, made {}) would be retired for good: this store has nothing under it, and backups of the store \
                  may still need it",
-                utc(created_unix)
+                utc(*created_unix)
             );
             let done = consent.given(&what, output).await?;
             let line = match done {
                 true => {
-                    engine.retire_kek(&kek).await?;
+                    engine.retire_kek_as_shown(&kek.name, &shown).await?;
                     format!(
                         "KEK {kek}: retired; this store has nothing under it: if no other store and no backup needs it, it may be \
                          deleted in the token\n"
