@@ -1,5 +1,5 @@
-//! What all engines of a store must agree on: its date, by which its records are dated and compared, and for how long any of them
-//! may not know of a new AEK version.
+//! What all engines of a store must agree on: its date, by which its records are dated and compared, for how long any of them
+//! may not know of a new AEK version, and whether anything may be purged before its retention is over.
 //!
 //! Wall clocks are behind, ahead, or begin in 1970, that of whoever writes a date as well as that of whoever compares one. So
 //! nothing that is stored is compared with one. The store's date goes forward by what engines saw pass by CLOCK_BOOTTIME: who
@@ -17,7 +17,7 @@
 
 use super::Keyring;
 use crate::{
-    clock::{BOOT_BYTES, Clock, Instant},
+    clock::{BOOT_BYTES, Clock, Instant, utc},
     config::{DATE_EVERY, Settings},
     error::{Error, Result},
     store::{CONFLICTS_MAX, Key, Put, StoreVersion, again_and_again, load_common, newest_date, record::CommonRecord},
@@ -34,6 +34,9 @@ use std::{
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// By so much a wall clock may run otherwise than CLOCK_BOOTTIME between two looks, and confirm it.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(60);
+
+/// 2020-01-01: a wall clock that stands before it was never set.
+const CLOCK_SET_MIN_UNIX: u64 = 1_577_836_800;
 
 /// What one engine knows of it.
 #[derive(Debug, Default)]
@@ -99,6 +102,8 @@ impl Stamp {
 pub(crate) struct Agreed {
     pub(crate) date_unix: u64,
     pub(crate) aek_overlap: Duration,
+    /// Nobody purges before a retention is over.
+    pub(crate) purge_protection: bool,
 }
 
 impl Common {
@@ -146,11 +151,30 @@ fn passed_here(record: &CommonRecord, clock: &Clock, now: Instant) -> Option<(Du
     confirmed.then(|| (by_boottime.min(by_wall), by_boottime.max(by_wall + Duration::from_secs(1))))
 }
 
+/// What the date of a new store begins with: nothing moves it by hand afterwards, for it says for which AEK versions nobody seals any more.
+fn begin(wall_unix: u64) -> Result<u64> {
+    if wall_unix >= CLOCK_SET_MIN_UNIX {
+        return Ok(wall_unix);
+    }
+    Err(Error::Misconfigured(format!(
+        "the machine's clock says {}: set it first, for the store's date begins with it, and no command sets that later",
+        utc(wall_unix)
+    )))
+}
+
+/// What an engine adds to what the store has of it already. Of each setting the strictest counts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Terms {
+    aek_overlap_secs: u64,
+    purge_protection: bool,
+}
+
 /// The record as it is to be written now, dated `date_unix`.
-fn written(date_unix: u64, aek_overlap_secs: u64, clock: &Clock) -> CommonRecord {
+fn written(date_unix: u64, terms: Terms, clock: &Clock) -> CommonRecord {
     let boot: [u8; BOOT_BYTES] = clock.boot().unwrap_or_default();
     let (boottime_ns, wall_unix) = (clock.now().as_nanos(), clock.wall_unix());
-    CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs }
+    let Terms { aek_overlap_secs, purge_protection } = terms;
+    CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs, purge_protection }
 }
 
 impl Keyring {
@@ -178,7 +202,7 @@ impl Keyring {
                 return Ok(Stamp { unix: latest.latest(self.clock.now()), version: sight.version });
             }
             // Written by another boot, who knows when: by one's own write that is known.
-            let _ = self.write_common(&sight, 0).await?;
+            let _ = self.write_common(&sight, Terms::default()).await?;
         }
         Err(again_and_again("the", Key::Common))
     }
@@ -205,6 +229,7 @@ impl Keyring {
         Ok(Agreed {
             date_unix: sight.earliest.earliest(self.clock.now()),
             aek_overlap: self.settings.aek_overlap().max(Duration::from_secs(sight.record.aek_overlap_secs)),
+            purge_protection: self.settings.purge_protection || sight.record.purge_protection,
         })
     }
 
@@ -218,10 +243,11 @@ impl Keyring {
         if is_agreed.load(Ordering::SeqCst) || self.settings.aek_overlap() <= Settings::default().aek_overlap() {
             return Ok(());
         }
-        let own = whole_secs(self.settings.aek_overlap());
+        let own = Terms { aek_overlap_secs: whole_secs(self.settings.aek_overlap()), ..Terms::default() };
         for _ in 0..CONFLICTS_MAX {
             let sight = self.look().await?;
-            if sight.record.aek_overlap_secs >= own || self.write_common(&sight, own).await?.is_some() {
+            if sight.record.aek_overlap_secs >= own.aek_overlap_secs || self.write_common(&sight, own).await?.is_some()
+            {
                 is_agreed.store(true, Ordering::SeqCst);
                 return Ok(());
             }
@@ -229,11 +255,31 @@ impl Keyring {
         Err(again_and_again("the", Key::Common))
     }
 
-    /// Writes the date down when it was written long ago, so that what this engine saw pass outlives it.
+    /// Sees to it, before anything is deleted, that nobody purges it before its retention is over, where this engine has it so.
+    ///
+    /// # Errors
+    /// As [`Keyring::stamp`].
+    pub(crate) async fn protect(&self) -> Result<()> {
+        let own = Terms { purge_protection: true, ..Terms::default() };
+        for _ in 0..CONFLICTS_MAX {
+            if !self.settings.purge_protection {
+                return Ok(());
+            }
+            let sight = self.look().await?;
+            if sight.record.purge_protection || self.write_common(&sight, own).await?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(again_and_again("the", Key::Common))
+    }
+
+    /// What an engine that stays does each minute: writes the date down when it was written long ago, so that what this engine saw
+    /// pass outlives it, and that nothing is purged early, where it has it so.
     ///
     /// # Errors
     /// As [`Keyring::stamp`].
     pub(crate) async fn keep_common(&self) -> Result<()> {
+        self.protect().await?;
         self.kept().await.map(drop)
     }
 
@@ -243,7 +289,7 @@ impl Keyring {
     /// As [`Keyring::stamp`].
     pub(crate) async fn write_date(&self) -> Result<()> {
         let sight = self.look().await?;
-        self.write_common(&sight, 0).await.map(drop)
+        self.write_common(&sight, Terms::default()).await.map(drop)
     }
 
     async fn kept(&self) -> Result<Sight> {
@@ -252,21 +298,25 @@ impl Keyring {
         if date_unix.saturating_sub(sight.record.date_unix) < DATE_EVERY.as_secs() {
             return Ok(sight);
         }
-        let written = self.write_common(&sight, 0).await?;
+        let written = self.write_common(&sight, Terms::default()).await?;
         // Somebody else was faster: what that wrote is not known here yet, and what was read counts.
         Ok(written.unwrap_or(sight))
     }
 
-    /// Reads the record; makes it where there is none yet.
+    /// Reads the record; makes it where there is none yet. [`Error::Misconfigured`] where a new store would begin in 1970.
     async fn look(&self) -> Result<Sight> {
         for _ in 0..CONFLICTS_MAX {
             if let Some((record, version)) = load_common(&*self.store).await? {
                 return Ok(self.common.saw(record, version, &self.clock));
             }
             // No wall clock says what passed since the newest record.
-            let date_unix = newest_date(&*self.store).await?.unwrap_or_else(|| self.clock.wall_unix());
+            let date_unix = match newest_date(&*self.store).await? {
+                Some(newest) => newest,
+                None => begin(self.clock.wall_unix())?,
+            };
             let overlap = Settings::default().aek_overlap().max(self.settings.aek_overlap());
-            let first = written(date_unix, whole_secs(overlap), &self.clock);
+            let terms = Terms { aek_overlap_secs: whole_secs(overlap), ..Terms::default() };
+            let first = written(date_unix, terms, &self.clock);
             match self.store.create(&Key::Common, first.put()?).await {
                 Ok(version) => return Ok(self.common.wrote(first, version)),
                 Err(Error::Exists(_)) => {} // another one was faster
@@ -276,11 +326,15 @@ impl Keyring {
         Err(again_and_again("the", Key::Common))
     }
 
-    /// Writes the record over what was seen of it: the date that it is by now at least, and at least that overlap. `None` when
+    /// Writes the record over what was seen of it: the date that it is by now at least, and at least those terms. `None` when
     /// somebody else was faster.
-    async fn write_common(&self, sight: &Sight, aek_overlap_secs: u64) -> Result<Option<Sight>> {
+    async fn write_common(&self, sight: &Sight, terms: Terms) -> Result<Option<Sight>> {
         let date_unix = sight.earliest.earliest(self.clock.now());
-        let next = written(date_unix, sight.record.aek_overlap_secs.max(aek_overlap_secs), &self.clock);
+        let terms = Terms {
+            aek_overlap_secs: sight.record.aek_overlap_secs.max(terms.aek_overlap_secs),
+            purge_protection: sight.record.purge_protection || terms.purge_protection,
+        };
+        let next = written(date_unix, terms, &self.clock);
         match self.store.replace(&Key::Common, &sight.version, next.put()?).await {
             Ok(version) => Ok(Some(self.common.wrote(next, version))),
             Err(Error::Conflict(_) | Error::NotFound(_)) => Ok(None),

@@ -87,6 +87,11 @@
 //!   store that nobody uses grows no older. Between two engines it is known to within when each of them saw it last: the later
 //!   date is written down, and the earlier one compared with it. In the same new record stands for how long any engine may not
 //!   know of a new AEK version; it never shrinks, because it costs a wait of three hours at most.
+//! - **Purge protection stands in the store's date**, in a format version of its own, and is never taken back: as a setting of each
+//!   caller it protected nothing from whoever had it off. Only an engine that deletes, or that stays, writes it there, so that
+//!   no command of somebody who looks at a store on trial binds it. Releases before this one refuse that record by name, so let
+//!   every engine of a store have this one.
+//! - **A new store is not begun under a clock that was never set**: its date would say 1970 for good.
 //! - **A new AEK version's write rests on the store's date** as it was when the version was dated: one that was held up for longer than
 //!   `account retire` allows for is refused, and dated anew.
 //! - **Whoever waits for the scheduled work goes by how long its record did not change, by CLOCK_BOOTTIME**, and by the store's date

@@ -112,12 +112,14 @@
 //! ```
 //!
 //! The value is a choice. Nothing follows it. Accounts that remember retired AEK versions, and denials that name a witness, are written in
-//! format version 3; other accounts, KEKs, other denials by a standby, ids and dates of stores in 2; everything else in 1.
+//! format version 3, and so are dates of stores under purge protection; other accounts, KEKs, other denials by a standby, ids and
+//! other dates of stores in 2; everything else in 1.
 //!
 //! | format version 3, choice | fields, in order |
 //! | --- | --- |
 //! | 0, account | as in version 2; then the list of retired AEK versions (1 to 1024, strictly ascending, before the current one, none of those that are there) |
 //! | 1, denial with a witness | as a denial of version 1; u8 1 if the KEK's standby said so, else 0; text account id of the witness; unsigned its AEK version; array of 32, its digest |
+//! | 2, date of a store under purge protection | as the date of a store in version 2: an engine with `purge_protection` uses the store, or did |
 //!
 //! A denial ends as the token unwraps its witness, in the wrapping that has this digest; if the store has that no more, the oldest AEK version
 //! that the KEK version wraps takes its place. With `x` the CKA_ID, the profile code (one byte), the IV, the wrapped bytes and the check

@@ -373,6 +373,9 @@
 //! copies the store and verifies the copy while no service has it open; a service copies its own
 //! ([`RedbStore::snapshot`](crate::store::redb::RedbStore::snapshot)), and a snapshot of the file system will do, which is as a crash to the store.
 //! Stop every process that uses the store before a restore: what still runs seals under AEK versions that the copy does not have.
+//! `keyleash seal` looks at its end whether the store, as it is then, has what it sealed under, and fails if it has not or if that
+//! cannot be seen, so that nothing takes the place of OUT; a program does so with [`Account::confirm`](crate::Account::confirm).
+//! What was sealed before the restore, and ended, is only as safe as the copy is young.
 //! `keyleash store restore FILE` verifies a copy, shows what it takes the place of, and keeps that beside it. A store that is older than a
 //! backup of the blocks may miss accounts or AEK versions: back the store up last. Try a restore before it is needed.
 //!
@@ -428,7 +431,10 @@
 //!   what engines saw pass by CLOCK_BOOTTIME: every engine looks at it each minute and writes it every five, and commands of one boot
 //!   of one machine see the time that passed between them. While no engine of a store runs anywhere, and across the reboot of its
 //!   only machine, it stands still: what is due, retired or purged by age is so much later, and never early. `keyleash schedule` shows
-//!   the store's date. A store of an earlier release begins with the newest date in its records.
+//!   the store's date. A store of an earlier release begins with the newest date in its records. A new one is not begun on a
+//!   machine whose clock stands before 2020, as one does that was never set; on one that was begun so with an earlier release, dates count from 1970 for ever,
+//!   and ages are right all the same. No command sets the date, and none will: by it an AEK version goes under which another engine may
+//!   still seal, so a date that was set forward would cost blocks, and one that was set back would purge nothing for as long.
 //!
 //! What is sealed is counted in memory and written into the account's record when it is 2^20 blocks, 2^36 bytes or a sixteenth of
 //! what the policy allows, and after an hour at the latest: a million accounts in use cost the store some 280 writes a second. A
@@ -469,6 +475,13 @@
 //!   engine seals under the one before until that one's TTL is over, and then refuses to seal, with what is wrong with the newer one
 //!   as the error of the next warm. Older blocks are opened as before. An event tells of the account where its record is at fault.
 //! - **Two who rotate one KEK at once** make one new version, or one of them is told that its key stays in the token, unused.
+//! - **Who asks first.** `account retire`, `account purge` and `kek retire` show what goes before they ask, and destroy that and nothing
+//!   else: where it is another by the time of the answer (another engine counted blocks under the AEK version, the account was
+//!   brought back and deleted again), nothing is done, and exit status 7 says so.
+//! - **Purge protection** is the store's, once an engine that has `purge_protection` on deletes anything there, or runs for a minute: from
+//!   then on nobody purges before a retention is over, whatever its own setting, and nothing takes that back. So for trials
+//!   set it off in every configuration, from the first command on. Releases that do not know of it cannot read the store's date then,
+//!   and refuse what needs it by name (new accounts, rotation, retirement, deletion); but where it is off for them they still purge.
 //! - **What is purged** is forgotten by every engine within one `aek_ttl`; a handle of it says so, also when the name was given anew.
 //!   Its wrapped AEKs are still in backups, and in what the file system keeps of blocks that were written over: whoever has
 //!   those and the use of the KEK can unwrap them. What must be gone for good goes with its KEK: give it one of its own, or

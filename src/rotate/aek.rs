@@ -1,6 +1,6 @@
 //! New AEK versions of an account, and their retirement.
 
-use super::{When, deleted, hold::Claim, utc};
+use super::{When, deleted, hold::Claim, not_as_shown, utc};
 use crate::{
     engine::Engine,
     error::{Error, Result},
@@ -113,7 +113,20 @@ impl Engine {
     /// [`Settings::aek_overlap`]: crate::config::Settings::aek_overlap
     pub async fn retire_aeks(&self, id: &AccountId, aek_versions: &[u32], when: When) -> Result<()> {
         let (id, aek_versions) = (id.clone(), aek_versions.to_vec());
-        self.at_home(|engine| async move { engine.retire_aek_versions(&id, &aek_versions, when).await }).await
+        self.at_home(|engine| async move { engine.retire_aek_versions(&id, &aek_versions, when, None).await }).await
+    }
+
+    /// As [`Engine::retire_aeks`], of what [`Engine::retirable_aeks`] gave and somebody agreed to: AEK versions of which anything is
+    /// another than it was shown, what is counted as sealed under them above all, are kept.
+    ///
+    /// # Errors
+    /// As [`Engine::retire_aeks`]; [`Error::Conflict`] also when one of them is not as it was shown.
+    pub async fn retire_aeks_as_shown(&self, shown: &AccountRecord, aek_versions: &[u32], when: When) -> Result<()> {
+        let (shown, aek_versions) = (shown.clone(), aek_versions.to_vec());
+        self.at_home(|engine| async move {
+            engine.retire_aek_versions(&shown.account, &aek_versions, when, Some(&shown)).await
+        })
+        .await
     }
 
     /// What [`Engine::retire_aeks`] would destroy: the account as it is. Changes nothing.
@@ -130,10 +143,23 @@ impl Engine {
         .await
     }
 
-    async fn retire_aek_versions(&self, id: &AccountId, aek_versions: &[u32], when: When) -> Result<()> {
+    async fn retire_aek_versions(
+        &self,
+        id: &AccountId,
+        aek_versions: &[u32],
+        when: When,
+        shown: Option<&AccountRecord>,
+    ) -> Result<()> {
         for _ in 0..CONFLICTS_MAX {
             let (mut record, seen) = self.load_account(id).await?;
             self.refuse_to_retire(&record, aek_versions, when).await?;
+            let is_as_shown = |shown: &AccountRecord| {
+                shown.created_unix == record.created_unix
+                    && aek_versions.iter().all(|version| shown.version(*version) == record.version(*version))
+            };
+            if !shown.is_none_or(is_as_shown) {
+                return Err(not_as_shown(id));
+            }
             let (gone, _): (Vec<_>, Vec<_>) =
                 record.versions.iter().cloned().partition(|version| aek_versions.contains(&version.aek_version));
             record.retire(aek_versions, self.keyring().stamp().await?);

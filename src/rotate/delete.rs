@@ -5,6 +5,7 @@ use crate::{
     clock::utc,
     engine::Engine,
     error::{Error, Result},
+    keyring::Agreed,
     name::AccountId,
     store::{
         CONFLICTS_MAX, StoreVersion, again_and_again,
@@ -16,7 +17,8 @@ impl Engine {
     /// Deletes an account so that it can be brought back for `retention`. Its handles stop at once in this engine, and
     /// in every other one within one `aek_ttl`, an outage of the token included. Nothing of it is destroyed yet.
     ///
-    /// When it may be purged is written down now, by the store's date: neither a restart, nor a later setting, nor any wall clock
+    /// With `purge_protection` on, that is written down for the store before: from then on no engine, whatever its settings, purges
+    /// early. When it may be purged is written down now, by the store's date: neither a restart, nor a later setting, nor any wall clock
     /// moves it. An account that was deleted before stays as it was.
     ///
     /// # Errors
@@ -28,6 +30,7 @@ impl Engine {
     }
 
     async fn delete(&self, id: &AccountId) -> Result<Deletion> {
+        self.keyring().protect().await?;
         let (now, retention) = (self.keyring().stamp().await?, self.keyring().settings.retention.as_secs());
         let mut deletion = Deletion { since_unix: now, purge_after_unix: now.saturating_add(retention) };
         let change = |record: &mut AccountRecord| {
@@ -70,7 +73,8 @@ impl Engine {
     }
 
     /// Destroys every wrapped AEK of a deleted account: its blocks are shredded, for good. After its retention, of which
-    /// only that time counts which some engine saw pass, or [`When::Now`], where `purge_protection` is off.
+    /// only that time counts which some engine saw pass, or [`When::Now`], where `purge_protection` is off, here and in the store: an
+    /// engine that has it on writes that down, for all and for good.
     ///
     /// Nor are they left where the store keeps its values ([`KeyStore::shred`](crate::store::KeyStore::shred)): the embedded one writes
     /// over what was freed in its file, and searches the file for them. What copies there are elsewhere, the store's backups above all, still hold the
@@ -84,7 +88,17 @@ impl Engine {
     /// and the store could not make an end of what was freed, which is said.
     pub async fn purge_account(&self, id: &AccountId, when: When) -> Result<()> {
         let id = id.clone();
-        self.at_home(|engine| async move { engine.purge(&id, when).await }).await
+        self.at_home(|engine| async move { engine.purge(&id, when, None).await }).await
+    }
+
+    /// As [`Engine::purge_account`], of what [`Engine::purgeable_account`] gave and somebody agreed to: an account of which anything is
+    /// another than it was shown is kept.
+    ///
+    /// # Errors
+    /// As [`Engine::purge_account`]; [`Error::Conflict`] also when it is not as it was shown.
+    pub async fn purge_account_as_shown(&self, shown: &AccountRecord, when: When) -> Result<()> {
+        let shown = shown.clone();
+        self.at_home(|engine| async move { engine.purge(&shown.account, when, Some(&shown)).await }).await
     }
 
     /// What [`Engine::purge_account`] would destroy: the account as it is. Changes nothing.
@@ -106,14 +120,18 @@ impl Engine {
         let Some(deletion) = record.deleted else {
             return Err(Error::Invalid(format!("account {id} is not deleted: `keyleash account delete {id}` first")));
         };
-        let may_be_early = when == When::Now && !keyring.settings.purge_protection;
         // Asked for after the record was read.
-        let date_unix = if may_be_early { u64::MAX } else { keyring.agreed().await?.date_unix };
-        if date_unix < deletion.purge_after_unix {
+        let Agreed { date_unix, purge_protection, .. } = keyring.agreed().await?;
+        let may_be_early = when == When::Now && !purge_protection;
+        if !may_be_early && date_unix < deletion.purge_after_unix {
             let (until, date) = (utc(deletion.purge_after_unix), utc(date_unix));
-            let remedy = match keyring.settings.purge_protection {
-                true => "purge_protection is on, so that nobody purges it before that",
-                false => "`--now` purges it before that",
+            let remedy = match (purge_protection, keyring.settings.purge_protection) {
+                (true, true) => "purge_protection is on, so that nobody purges it before that",
+                (true, false) => {
+                    "an engine with purge_protection uses this store, or did, so that nobody purges it before that, whatever the \
+                     setting is here"
+                }
+                (false, _) => "`--now` purges it before that",
             };
             return Err(Error::Invalid(format!(
                 "account {id} is kept until {until} by the store's date, which is {date}: {remedy}"
@@ -122,11 +140,14 @@ impl Engine {
         Ok(())
     }
 
-    async fn purge(&self, id: &AccountId, when: When) -> Result<()> {
+    async fn purge(&self, id: &AccountId, when: When, shown: Option<&AccountRecord>) -> Result<()> {
         let keyring = self.keyring();
         for _ in 0..CONFLICTS_MAX {
             let (record, seen) = self.load_account(id).await?;
             self.refuse_to_purge(&record, when).await?;
+            if shown.is_some_and(|shown| *shown != record) {
+                return Err(not_as_shown(id));
+            }
             // Whatever is alive now is of the account that is deleted; if it is another one's by then, so is the record.
             let keys = keyring.to_tell(id);
             match keyring.store.delete(&record.key(), &seen).await {
@@ -171,6 +192,13 @@ impl Engine {
         }
         Err(again_and_again("account", id))
     }
+}
+
+/// What is said where somebody agreed to something else.
+pub(super) fn not_as_shown(id: &AccountId) -> Error {
+    Error::Conflict(format!(
+        "account {id} is not as it was shown: nothing of it was destroyed; look at what there is now, and say so again"
+    ))
 }
 
 /// What is said of a deleted account.

@@ -38,6 +38,7 @@ mod view;
 mod work;
 
 pub(crate) use self::delete::deleted;
+use self::delete::not_as_shown;
 pub use self::pass::{WORK_FAILURES_MAX, WorkReport};
 pub use self::rewrap::{REWRAP_FAILURES_MAX, RewrapFailure, RewrapOptions, RewrapProgress, RewrapReport};
 pub use self::schedule::{Due, POLICY_AGE_MAX, POLICY_AGE_MIN, aek_due, aek_due_at, kek_due, kek_due_at};

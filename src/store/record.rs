@@ -522,6 +522,9 @@ pub struct CommonRecord {
     /// Longest [`aek_overlap`](crate::config::Settings::aek_overlap) of any engine that uses the store, in seconds. Never less than
     /// with the default settings, and never less than it was.
     pub aek_overlap_secs: u64,
+    /// An engine with [`purge_protection`](crate::config::Settings::purge_protection) uses the store, or did: nobody purges before a
+    /// retention is over. Never taken back.
+    pub purge_protection: bool,
 }
 
 impl CommonRecord {

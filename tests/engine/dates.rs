@@ -5,7 +5,7 @@ use keyleash::{
     Engine, Error,
     clock::{Clock, ManualClock},
     config::Settings,
-    store::{KeyStore, load_common},
+    store::{Key, KeyStore, load_common, record::CommonRecord},
 };
 use std::{sync::Arc, time::Duration};
 
@@ -61,8 +61,17 @@ async fn no_wall_clock_retires_a_version_under_which_another_engine_seals() {
 async fn an_account_that_was_deleted_under_a_dead_clock_is_kept_as_long_as_any() {
     let rig = Rig::with(quiet()).await;
     let dead = rig.clock.elsewhere().with_wall(0);
-    // A store of its own, that knows no other date.
+    // A store of its own, that knows no other date: an earlier release began it.
     let store = Arc::new(keyleash::store::memory::MemoryStore::new());
+    let begun = CommonRecord {
+        date_unix: 0,
+        boot: [0; 16],
+        boottime_ns: 0,
+        wall_unix: 0,
+        aek_overlap_secs: 3600,
+        purge_protection: false,
+    };
+    store.create(&Key::Common, begun.put().unwrap()).await.unwrap();
     let first = build(&rig.token, &store, &dead, quiet());
     let kek = keyleash::name::KekName::new("dead").unwrap();
     first.create_kek(&kek, keyleash::token::Profile::AesGcm).await.unwrap();

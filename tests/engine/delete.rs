@@ -102,6 +102,7 @@ async fn an_account_whose_deletion_was_not_acknowledged_is_not_used_before_its_r
     let build = Engine::builder(rig.token.clone(), store.clone()).on_current_runtime();
     rig.engine = build.clock(Clock::Manual(rig.clock.clone())).jitter_seed(1).build().unwrap();
     let account = rig.account("a").await;
+    rig.pass(61 * SECOND).await; // in which it writes down that nobody purges early
     store.lose_acks();
     let outcome = rig.engine.delete_account(&account_id("a")).await;
     assert!(matches!(outcome, Err(Error::Store(_))), "{outcome:?}");
@@ -152,6 +153,60 @@ async fn without_purge_protection_an_account_can_be_purged_now() {
     let error = rig.engine.purge_account(&id, keyleash::When::Due).await.unwrap_err().to_string();
     assert!(error.contains("--now"), "{error}");
     rig.engine.purge_account(&id, keyleash::When::Now).await.unwrap();
+    assert!(is_gone(rig.engine.account(&id).await.map(drop), "account a"));
+}
+
+#[tokio::test]
+async fn what_was_deleted_under_purge_protection_is_purged_early_by_no_engine_whatever_its_settings() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    rig.account("a").await;
+    rig.engine.delete_account(&id).await.unwrap();
+    let without = Settings::default().purge_protection(false);
+    for _ in 0..2 {
+        let other = build(&rig.token, &rig.store, &rig.clock, without.clone());
+        let error = other.purge_account(&id, When::Now).await.unwrap_err();
+        assert!(matches!(&error, Error::Invalid(what) if what.contains("uses this store, or did")), "{error}");
+        rig.pass(10 * 60 * SECOND).await; // in which both write the store's date
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_stays_has_its_purge_protection_written_down_for_those_that_come() {
+    let rig = Rig::new().await;
+    let id = account_id("a");
+    rig.account("a").await;
+    rig.pass(120 * SECOND).await;
+    let other = build(&rig.token, &rig.store, &rig.clock, Settings::default().purge_protection(false));
+    other.delete_account(&id).await.unwrap();
+    assert!(matches!(other.purge_account(&id, When::Now).await, Err(Error::Invalid(_))));
+    assert!(matches!(
+        other.purge_account_as_shown(&rig.engine.account_record(&id).await.unwrap(), When::Now).await,
+        Err(Error::Invalid(_))
+    ));
+}
+
+#[tokio::test]
+async fn consent_to_a_purge_is_for_what_was_shown_and_for_nothing_that_came_after() {
+    let rig = Rig::with(Settings::default().purge_protection(false)).await;
+    let id = account_id("a");
+    let account = rig.account("a").await;
+    rig.engine.delete_account(&id).await.unwrap();
+    let shown = rig.engine.purgeable_account(&id, When::Now).await.unwrap();
+    // Somebody brings it back, goes on with it, and deletes it again.
+    rig.engine.undelete_account(&id).await.unwrap();
+    account.warm().await.unwrap();
+    let block = seal(&account).unwrap();
+    rig.engine.write_usage().await.unwrap();
+    rig.engine.delete_account(&id).await.unwrap();
+    let refused = rig.engine.purge_account_as_shown(&shown, When::Now).await.unwrap_err();
+    assert!(matches!(&refused, Error::Conflict(what) if what.contains("nothing of it was destroyed")), "{refused}");
+    rig.engine.undelete_account(&id).await.unwrap();
+    account.warm().await.unwrap();
+    opens(&rig, &account, &block).await;
+    rig.engine.delete_account(&id).await.unwrap();
+    let shown = rig.engine.purgeable_account(&id, When::Now).await.unwrap();
+    rig.engine.purge_account_as_shown(&shown, When::Now).await.unwrap();
     assert!(is_gone(rig.engine.account(&id).await.map(drop), "account a"));
 }
 

@@ -4,6 +4,7 @@ use crate::{Rig, SECOND, account_id, hand::HandStore, hand::held_up, seal, settl
 use keyleash::{
     Account, Engine, Error,
     clock::Instant,
+    config::Settings,
     lease::Phase,
     store::Key,
     telemetry::{Event, Events},
@@ -159,7 +160,7 @@ async fn a_denial_holds_within_poll_interval_and_call_timeout_while_the_store_is
 
 #[tokio::test]
 async fn a_kek_is_proved_on_after_the_purge_of_the_account_that_it_was_proved_with_and_the_loss_of_the_store() {
-    let rig = Rig::new().await;
+    let rig = Rig::with(Settings::default().purge_protection(false)).await;
     let (engine, hand, accounts) = in_use(&rig).await;
     // Whichever of them it is kept of.
     for id in ["a", "b"] {

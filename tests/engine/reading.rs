@@ -72,7 +72,7 @@ async fn an_account_that_is_purged_and_made_anew_while_it_is_opened_is_not_the_o
 /// What another process deleted, and this one purges.
 #[tokio::test]
 async fn an_account_that_is_purged_while_its_keys_are_made_is_not_opened() {
-    let rig = Rig::new().await;
+    let rig = Rig::with(Settings::default().purge_protection(false)).await;
     let id = account_id("a");
     drop(rig.account("a").await);
     let (engine, hand) = held_up(&rig);

@@ -517,3 +517,55 @@ async fn a_rewrap_moves_what_the_index_lost_before_it_says_that_all_is_moved() {
     let indexed = rig.store.list(&Filter::WrappedBy(version(&rig, 2)), None, 9).await.unwrap();
     assert_eq!(indexed.keys.len(), 3, "the index has them again");
 }
+
+#[tokio::test]
+async fn consent_to_a_retirement_is_for_the_blocks_that_were_shown_and_for_none_that_came_after() {
+    let rig = Rig::new().await;
+    let (id, account) = (account_id("a"), rig.account("a").await);
+    let there = other(&rig).account(&id).await.unwrap();
+    rig.engine.rotate_account(&id).await.unwrap();
+    let shown = rig.engine.retirable_aeks(&id, &[1], keyleash::When::Now).await.unwrap();
+    let late = other(&rig);
+    let handle = late.account(&id).await.unwrap();
+    drop(handle);
+    // Another engine, which has not heard of the rotation, seals under what somebody is about to destroy.
+    let block = seal(&there).unwrap();
+    assert_eq!(there.aek_version(), 1);
+    drop(there);
+    let mut record = rig.engine.account_record(&id).await.unwrap();
+    record.versions[0].used.blocks += 1; // as that one writes it down
+    let version = rig.store.get(&record.key()).await.unwrap().unwrap().version;
+    rig.store.replace(&record.key(), &version, record.put().unwrap()).await.unwrap();
+    let refused = rig.engine.retire_aeks_as_shown(&shown, &[1], keyleash::When::Now).await.unwrap_err();
+    assert!(matches!(&refused, Error::Conflict(what) if what.contains("not as it was shown")), "{refused}");
+    crate::opens(&rig, &account, &block).await;
+    let shown = rig.engine.retirable_aeks(&id, &[1], keyleash::When::Now).await.unwrap();
+    rig.engine.retire_aeks_as_shown(&shown, &[1], keyleash::When::Now).await.unwrap();
+    assert_eq!(wrapped_by(&rig.engine, "a").await, ["2:kek/1"]);
+}
+
+#[tokio::test]
+async fn what_another_store_could_not_open_is_not_confirmed_though_number_and_date_of_its_aek_are_the_same() {
+    let rig = Rig::new().await;
+    let (id, account) = (account_id("a"), rig.account("a").await);
+    let older = rig.engine.account_record(&id).await.unwrap();
+    rig.engine.rotate_account(&id).await.unwrap();
+    let header = account.seal_in_place(1_u64, &mut [0; 64]).unwrap();
+    assert_eq!(header.aek_version(), 2);
+    account.confirm(&header).await.unwrap();
+    rig.script.set_unreachable(true);
+    rig.meanwhile(account.confirm(&header)).await.unwrap();
+    rig.script.set_unreachable(false);
+    // The store is put back to before the rotation, …
+    let version = rig.store.get(&older.key()).await.unwrap().unwrap().version;
+    rig.store.replace(&older.key(), &version, older.put().unwrap()).await.unwrap();
+    let back = other(&rig).account(&id).await.unwrap();
+    // … and rotated anew in the same second.
+    other(&rig).rotate_account(&id).await.unwrap();
+    drop(back);
+    assert!(matches!(account.confirm(&header).await, Err(Error::NotFound(_) | Error::Conflict(_) | Error::Corrupt(_))));
+    let older_still = AccountRecord { versions: older.versions.clone(), ..older.clone() };
+    let version = rig.store.get(&older.key()).await.unwrap().unwrap().version;
+    rig.store.replace(&older.key(), &version, older_still.put().unwrap()).await.unwrap();
+    assert!(account.confirm(&header).await.is_err());
+}

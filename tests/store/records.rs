@@ -28,6 +28,7 @@ const KEK: &str = include_str!("../compat/records/kek-v2.hex");
 const DENIAL: &str = include_str!("../compat/records/denial-v1.hex");
 const STORE: &str = include_str!("../compat/records/store-v2.hex");
 const COMMON: &str = include_str!("../compat/records/common-v2.hex");
+const PROTECTED_COMMON: &str = include_str!("../compat/records/common-v3.hex");
 const STANDBY_DENIAL: &str = include_str!("../compat/records/denial-v2.hex");
 const WITNESSED_DENIAL: &str = include_str!("../compat/records/denial-v3.hex");
 const WORK: &str = include_str!("../compat/records/work-v1.hex");
@@ -141,9 +142,13 @@ fn the_bytes_never_change() {
         boottime_ns: 1 << 40,
         wall_unix: 250,
         aek_overlap_secs: 3600,
+        purge_protection: false,
     };
     assert_eq!(hex::encode(c.put().unwrap().value), hex::encode(golden(COMMON)));
     assert_eq!(CommonRecord::decode(&Key::Common, &golden(COMMON)).unwrap(), c);
+    let c = CommonRecord { purge_protection: true, ..c };
+    assert_eq!(hex::encode(c.put().unwrap().value), hex::encode(golden(PROTECTED_COMMON)));
+    assert_eq!(CommonRecord::decode(&Key::Common, &golden(PROTECTED_COMMON)).unwrap(), c);
 }
 
 #[test]

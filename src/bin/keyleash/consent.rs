@@ -19,6 +19,11 @@ pub(crate) struct Consent {
 }
 
 impl Consent {
+    /// Whether it was given before anything was shown: then it is for whatever there is.
+    pub(crate) const fn is_for_whatever_there_is(self) -> bool {
+        self.yes
+    }
+
     /// Whether it is to be done; `false` for a dry run, of which the result says what would be. `what` is shown where
     /// somebody is asked.
     ///

@@ -32,6 +32,7 @@ async fn no_date_looks_older_than_it_is() {
         let mut rng = StdRng::seed_from_u64(seed);
         let time = ManualClock::new(Instant::from_nanos(50_000_000_000_000));
         let store = Arc::new(MemoryStore::new());
+        process(&time, &store).stamp().await.unwrap(); // it begins with a clock that is set
         let mut machines: Vec<_> = (0..3).map(|_| machine(&time, &mut rng)).collect();
         let mut processes: Vec<_> = machines.iter().map(|machine| process(machine, &store)).collect();
         // (date, when it was written)
@@ -95,4 +96,15 @@ async fn time_passes_for_who_stays_and_between_commands_of_one_boot_and_for_nobo
     let wall = Clock::Manual(there.clone()).wall_unix();
     time.advance(Duration::from_secs(HOUR));
     assert_eq!(age(&process(&there.with_wall(wall), &store)).await, HOUR + 100);
+}
+
+#[tokio::test]
+async fn a_store_does_not_begin_with_the_date_of_a_clock_that_was_never_set_and_goes_on_under_one() {
+    let time = ManualClock::new(Instant::from_nanos(50_000_000_000_000));
+    let store = Arc::new(MemoryStore::new());
+    let dead = process(&time.elsewhere().with_wall(50_000), &store);
+    let refused = dead.stamp().await.unwrap_err();
+    assert!(matches!(&refused, Error::Misconfigured(what) if what.contains("1970-01-01T13:53:20Z")), "{refused}");
+    let right = process(&time, &store).stamp().await.unwrap();
+    assert_eq!(dead.stamp().await.unwrap(), right);
 }

@@ -18,8 +18,9 @@ use crate::{
 };
 use bincode::{Decode, Encode, config};
 
-/// Newest format version of records: accounts that remember retired AEK versions and denials with a witness are written in it; other
-/// accounts, KEKs, other denials by a standby and ids and dates of stores in 2, all others in 1. Every one from 1 on is read.
+/// Newest format version of records: accounts that remember retired AEK versions, denials with a witness and dates of stores under
+/// purge protection are written in it; other accounts, KEKs, other denials by a standby and ids and other dates of stores in 2, all
+/// others in 1. Every one from 1 on is read.
 pub const RECORD_FORMAT: u8 = 3;
 
 /// What decoding may claim. bincode counts sizes in memory, which are larger than the varints that were written, so
@@ -71,8 +72,12 @@ pub(super) fn encode_store(record: &StoreRecord) -> Result<Vec<u8>> {
 }
 
 pub(super) fn encode_common(record: &CommonRecord) -> Result<Vec<u8>> {
-    let CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs } = *record;
-    encode(&Key::Common, &Wire2::Common(CommonWire { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs }))
+    let CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs, purge_protection } = *record;
+    let common = CommonWire { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs };
+    match purge_protection {
+        false => encode(&Key::Common, &Wire2::Common(common)),
+        true => encode(&Key::Common, &Wire3::ProtectedCommon(common)),
+    }
 }
 
 /// Reads what was found under `key`, in any format version.
@@ -159,12 +164,15 @@ enum Wire2 {
     Common(CommonWire),
 }
 
-/// Format version 3: accounts that remember retired AEK versions, and denials that name a witness.
+/// Format version 3: accounts that remember retired AEK versions, denials that name a witness, and the date of a store under
+/// purge protection.
 #[derive(Encode, Decode)]
 enum Wire3 {
     /// As in format version 2, and what is behind it.
     Account(AccountWire, Vec<RetiredWire>),
     Denial(WitnessedDenialWire),
+    /// As in format version 2, of a store in which nobody purges early.
+    ProtectedCommon(CommonWire),
 }
 
 impl Wire for Wire1 {
@@ -375,9 +383,7 @@ impl TryFrom<Wire2> for Record {
             }
             Wire2::StandbyDenial(wire) => Self::Denial(denial_of(wire, true, None)?),
             Wire2::Store(StoreWire { id }) => Self::Store(StoreRecord { id }),
-            Wire2::Common(CommonWire { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs }) => {
-                Self::Common(CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs })
-            }
+            Wire2::Common(common) => Self::Common(common_of(common, false)),
         })
     }
 }
@@ -392,6 +398,7 @@ impl TryFrom<Wire3> for Record {
                 let witness = Witness { account: AccountId::new(account).map_err(said)?, aek_version, digest };
                 return Ok(Self::Denial(denial_of(denial, by_standby, Some(witness))?));
             }
+            Wire3::ProtectedCommon(common) => return Ok(Self::Common(common_of(common, true))),
         };
         if retired.is_empty() {
             return Err("is in format version 3 and remembers no retired AEK version: keyleash did not write it".into());
@@ -412,6 +419,11 @@ fn account_of(wire: AccountWire, retired: Vec<RetiredWire>) -> Result<AccountRec
         policy: AekPolicy { max_age_secs: wire.max_age_secs, max_blocks: wire.max_blocks, max_bytes: wire.max_bytes },
         retired: retired.into_iter().map(retired_aek).collect(),
     })
+}
+
+fn common_of(wire: CommonWire, purge_protection: bool) -> CommonRecord {
+    let CommonWire { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs } = wire;
+    CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs, purge_protection }
 }
 
 fn aek_of(wire: AekWire1, used: Usage) -> Result<WrappedAek, String> {
