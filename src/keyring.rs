@@ -92,6 +92,8 @@ pub(crate) struct Keyring {
     samples: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
     /// What is common to all that counts what is sealed.
     ledger: Arc<Ledger>,
+    /// Held while counts are on their way to the store.
+    writing_usage: Arc<tokio::sync::Mutex<()>>,
     /// Accounts that were found to be due for rotation when their counts were written down.
     pub(crate) due: DueAccounts,
     living: Living,
@@ -148,6 +150,7 @@ impl Keyring {
             index,
             flights: Arc::default(),
             ledger: Ledger::new(Limits::SUITE),
+            writing_usage: Arc::default(),
             due: DueAccounts::default(),
             living: Living::default(),
             common: Common::default(),

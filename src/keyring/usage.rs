@@ -81,21 +81,30 @@ impl Keyring {
     /// Writes down what the meters of these slots counted, and those that are gone. Each that fails keeps its count; the first error is
     /// told. None waits for longer than a `store_timeout` for its account, so that one that hangs holds up no others; what was written
     /// all the same is counted twice then.
+    ///
+    /// One at a time, each until the last of what it took is written or back: who is told that all is written down must not have come while
+    /// another had taken it.
     pub(crate) async fn write_usage(self: &Arc<Self>, slots: Vec<Arc<AekSlot>>) -> Result<()> {
+        let turn = Arc::new(self.writing_usage.clone().lock_owned().await);
         let (mut flights, mut outcome) = (JoinSet::new(), Ok(()));
         for slot in slots {
             if flights.len() >= WRITES_IN_FLIGHT_MAX {
                 land(&mut flights, &mut outcome).await;
             }
-            let keyring = self.clone();
-            flights.spawn(async move { keyring.write_meter(slot.meter()).await });
+            let (keyring, turn) = (self.clone(), turn.clone());
+            flights.spawn(async move {
+                let _turn = turn; // dropped after what is given back
+                keyring.write_meter(slot.meter()).await
+            });
         }
         for left in self.ledger.take_left() {
             if flights.len() >= WRITES_IN_FLIGHT_MAX {
                 land(&mut flights, &mut outcome).await;
             }
-            let keyring = self.clone();
+            let (keyring, turn) = (self.clone(), turn.clone());
             flights.spawn(async move {
+                let _turn = turn;
+                let left = left; // dropped before it
                 keyring.add_usage(&left.aek, left.used).await?;
                 left.arrived();
                 Ok(())

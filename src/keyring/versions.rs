@@ -133,6 +133,13 @@ impl Keyring {
         Ok(())
     }
 
+    /// True when somebody here may seal under one of these now: it is taken for the current one, and its key is at hand.
+    pub(crate) fn seals_under(&self, id: &AccountId, aek_versions: &[u32]) -> bool {
+        let Some(keys) = self.alive(id) else { return false };
+        let current = keys.current();
+        aek_versions.contains(&current.aek_version) && current.is_usable(self.clock.now())
+    }
+
     /// Reads an account that somebody has, and adds the AEK versions that others gave it.
     pub(crate) async fn learn(self: &Arc<Self>, id: &AccountId) -> Result<()> {
         let Some(keys) = self.to_tell(id) else { return Ok(()) };

@@ -103,12 +103,15 @@ impl Engine {
     /// No count knows what another engine is about to seal, which may not have heard of the version that came after: so a
     /// version is kept until every engine of the store has, an outage of the token included ([`Settings::aek_overlap`]), by the
     /// store's date, which no wall clock moves: it goes forward while an engine is up, and between commands of one boot.
-    /// With [`When::Now`] it is not kept: for a service that knows that no other engine has the account open.
+    /// With [`When::Now`] it is not kept: for a service that knows that no other engine has the account open. What this engine itself may have
+    /// sealed under it until now, because it had not heard of its successor yet, is refused all the same: it hears of that, and whoever
+    /// counts again may retire it.
     ///
     /// # Errors
     /// [`Error::NotFound`], also for a version that the account does not have, or not any more; [`Error::Invalid`] for the current
-    /// version, and for one that another engine may still seal under, with the time until which; [`Error::Conflict`]; [`Error::Store`]: they may be deleted or not, and are wiped so that the record is read before one is used
-    /// again.
+    /// version, for one that another engine may still seal under, with the time until which, and for one that this engine may have
+    /// sealed under until now; what the token fails with, where it is asked for the successor; [`Error::Conflict`]; [`Error::Store`]:
+    /// they may be deleted or not, and are wiped so that the record is read before one is used again.
     ///
     /// [`Settings::aek_overlap`]: crate::config::Settings::aek_overlap
     pub async fn retire_aeks(&self, id: &AccountId, aek_versions: &[u32], when: When) -> Result<()> {
@@ -204,6 +207,15 @@ impl Engine {
             if let Some(agreed) = agreed {
                 refuse_while_sealing(record, aek_version, agreed)?;
             }
+        }
+        // Of its own seals an engine knows better than whoever counted: also where it was not told of the successor, because the answer to
+        // its own rotation was lost, or another process made it.
+        if self.keyring().seals_under(id, aek_versions) {
+            self.keyring().learn(id).await?;
+            return Err(Error::Invalid(format!(
+                "this engine sealed account {id} under an AEK version that is to be retired until it read the record just now, and seals \
+                 under version {current} from now on: count again, and retire it then"
+            )));
         }
         Ok(())
     }

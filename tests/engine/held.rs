@@ -85,3 +85,21 @@ async fn an_engine_whose_answers_are_lost_seals_under_no_aek_version_that_it_del
         assert!(matches!(refused, Err(Error::NotFound(_))), "{refused:?}");
     }
 }
+
+#[tokio::test]
+async fn an_aek_version_is_not_retired_while_this_engine_has_not_heard_of_its_successor() {
+    let rig = Rig::new().await;
+    drop(rig.account("a").await);
+    let engine = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+    let id = account_id("a");
+    let account = engine.account(&id).await.unwrap();
+    // By a command, say: a process of its own, which ends.
+    rig.engine.rotate_account(&id).await.unwrap();
+    let mut buf = *b"data";
+    let before = account.seal_in_place(1_u64, &mut buf).unwrap();
+    let refused = engine.retire_aeks(&id, &[1], When::Now).await;
+    assert!(matches!(&refused, Err(Error::Invalid(why)) if why.contains("count again")), "{refused:?}");
+    rig.meanwhile(account.open(1_u64, &before, &mut buf)).await.unwrap();
+    assert_eq!(account.seal_in_place(2_u64, &mut buf).unwrap().aek_version(), 2);
+    engine.retire_aeks(&id, &[1], When::Now).await.unwrap();
+}

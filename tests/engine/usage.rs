@@ -172,6 +172,32 @@ async fn a_write_of_counts_that_is_given_up_loses_none_of_them() {
 }
 
 #[tokio::test]
+async fn who_is_told_that_counts_are_written_down_was_not_told_before_what_another_had_taken_is() {
+    let rig = Rig::new().await;
+    drop(rig.account("a").await);
+    let (engine, hand) = held_up(&rig);
+    seal(&engine.account(&account_id("a")).await.unwrap(), 3);
+    hand.hold_account_writes();
+    let write = || {
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.write_usage().await })
+    };
+    let hourly = write();
+    settle().await;
+    assert_eq!(hand.held(), 1);
+    let last = write();
+    settle().await;
+    assert!(!last.is_finished(), "nothing of it is in the store");
+    hourly.abort();
+    settle().await;
+    hand.let_go();
+    settle().await;
+    last.await.unwrap().unwrap();
+    let record = rig.engine.account_record(&account_id("a")).await.unwrap();
+    assert_eq!(record.versions[0].used, Usage { blocks: 3, bytes: 30 });
+}
+
+#[tokio::test]
 async fn a_store_that_never_answers_for_one_account_holds_up_no_other_accounts_counts() {
     let rig = Rig::new().await;
     let (engine, hand) = held_up(&rig);
