@@ -3,7 +3,7 @@
 
 use crate::{Rig, SECOND, account_id, build, hand::held_up, settle};
 use keyleash::{
-    Engine, Error,
+    Engine, Error, When,
     block::BlockHeader,
     config::Settings,
     name::{AccountId, KekName, KekVersion},
@@ -73,7 +73,7 @@ async fn an_engine_whose_answers_are_lost_seals_under_no_aek_version_that_it_del
         if retirement_lost {
             hand.lose_acks();
         }
-        assert_eq!(engine.retire_aeks(&id, &[1], keyleash::When::Now).await.is_err(), retirement_lost);
+        assert_eq!(engine.retire_aeks(&id, &[1], When::Now).await.is_err(), retirement_lost);
         hand.let_go();
         let mut buf = *b"data";
         let header = rig.meanwhile(account.seal(1_u64, &mut buf)).await.unwrap();

@@ -12,35 +12,43 @@
 //!
 //! # What it finds
 //!
-//! Faults that were put back by hand, each with the first seeds of fleets (or of one engine) that find it:
+//! `tests/simulation/faults/list` has faults that are put back by hand, each as the place and what takes its place; and
+//! `tests/simulation/faults/run [NAME …]` builds them into a copy, tries one after the other, and prints this table: the first seeds of
+//! fleets (or of one engine) that find each.
 //!
-//! | fault | how to put it back | seeds |
-//! | --- | --- | --- |
-//! | ordinary proofs from an old context renew for ever | `Lease::end_of` counts from `asked` alone | 115, 200, 232 |
-//! | a key is admitted on an old proof | `Leash::admit` does not ask for `ProofTooOld` | 5050 |
-//! | what was just wrapped proves a KEK, an impostor too | `vouch_since` says `Bare`, and nothing is young | 52, 120, 202 |
-//! | the store is looked at once in each silence: a standby serves after a newer denial | `look_for_denials` returns where it looked before | 1382 |
-//! | a standby speaks for a first token that denied | `FirstWord::may_go_over` and `lets_count` ignore `denied` | 63, 196, 220 |
-//! | a denial is not written down | `note_denial` takes no denial for unsaved | 9, 30, 63 |
-//! | an outage of the store stops all I/O after one TTL | `StoreWord::lets_bind` goes by the token alone | 12, 263, 271 |
-//! | a stuck seal holds up every revocation | `KeyMemory::wipe` drops what was taken out | 10 (stands still) |
-//! | more keys in memory than `max_cached_aeks` | `Room::make_room` does nothing | of one 23, 26, 27 |
-//! | the data path does not look at the lease | `Leash::runs_at` is true | 74, 120, 154 |
-//! | a TTL does not bind | `AekSlot::is_stale` is false | of one 3, 22, 24 |
-//! | the watch is too slow | `Turn::due` gives two intervals | 9, 27, 80 |
-//! | another store's key is taken for one that a crash left | `label_of` names no store | 0, 7, 8 |
-//! | a write that was held brings an account under a retired KEK | `Target::guard` guards nothing | 16, 53, 177 |
-//! | an AEK version is retired while others seal under it | `refuse_while_sealing` refuses nothing | 341, 576, 660 |
+//! | fault | seeds |
+//! | --- | --- |
+//! | what was just wrapped proves a KEK, an impostor too | 79, 87, 97 |
+//! | what was found bare long ago proves | 20, 118, 198 |
+//! | a re-wrap goes to an impostor that came since the target was vouched for | 87, 97, 143 |
+//! | a call that did not come to the token is its silence | 56, 193, 223 |
+//! | a denial is not written down | 0, 2, 4 |
+//! | a denial that repeats another is no new version | 0, 2, 4 |
+//! | a denial in the store ends by a proof that was asked before it was read | 172, 209, 229 |
+//! | an outage of the store stops all I/O after one TTL | 8 |
+//! | a renewal that failed is tried again when the next fresh proof is due | 146 |
+//! | who retires a KEK version looks before alone, and not after | 236 |
 //!
-//! In 3,000 seeds these were not found, which have tests of their own in `tests/engine`: a call that did not come to the token is taken
-//! for its silence; what was bare long ago proves (schedules with more than one storm under a KEK that wraps nothing found it: seed
-//! 7888 before others were added); a re-wrap to an impostor that came since the target was vouched for; the epoch is not compared in
-//! `Leash::admit` (the key is of an epoch that is over, and not usable); an index that lost entries is believed by `kek retire`;
-//! a repeated denial is no new version.
+//! The others of that list were not measured anew since the schedules were changed that this table is of. Before, these were found: ordinary
+//! proofs that renew for ever, a key that is admitted on an old proof, a store that is looked at once in each silence, a standby that
+//! speaks for a first token that denied, a stuck seal that holds up revocations, more keys than `max_cached_aeks`, a data path that does not
+//! look at the lease, a TTL that does not bind, a slow watch, a stranger's key that is taken, a write that was held, and an AEK version that
+//! is retired while others seal under it. Not found in their first hundreds of seeds were: an index that who retires a KEK version believes;
+//! a grant that renewed nothing and takes the first token's denial back; a denial that is deleted without its proof; a denial that repeats
+//! another and ends no epoch. Each has its test: `an_index_that_lost_an_account_does_not_retire_the_kek_version_that_wraps_it`,
+//! `a_grant_that_renewed_nothing_ends_no_denial_by_the_first_token`, `a_proof_ends_the_denial_that_was_read_before_it_was_asked_and_no_other`,
+//! `a_late_success_of_an_old_proof_does_not_renew`.
 //!
-//! What it does not know stands below its seams or beside them, and is tested there: PINs and their counters, paths of modules, locked
+//! A key that is filled in an epoch that is over breaks nothing: it is of no use in another one, and a denial leaves no young proof that it could
+//! be admitted on (`a_denial_wipes_and_an_unwrap_that_began_before_it_does_not_readmit`). Another AEK under the same version comes from who
+//! can write the store alone (`another_aek_under_the_same_version_does_not_take_the_place_of_the_one_in_use`).
+//!
+//! What it does not know stands below its seams or beside them, and is tested there: PINs and their counters, which are below the seam of
+//! the token, whose one word for them is a denial (`tests/softhsm/pins.rs`: `a_wrong_new_pin_is_not_tried_when_it_would_lock_the_token`,
+//! `a_pin_that_the_token_counted_denies_until_somebody_has_entered_a_right_one`, `a_locked_or_expired_pin_serves_once_the_token_takes_it_again`,
+//! `a_pin_that_worked_outlives_a_login_that_fails_after_somebody_else_mistyped`), paths of modules, locked
 //! memory (`token/pkcs11`, `tests/softhsm`), hosts and their runtimes (`tests/hosts.rs`), damaged bytes (`tests/store`), batches that are
-//! called twice (`tests/engine/twice.rs`), the scheduled work (`tests/engine/schedule.rs`), and threads that meet (loom).
+//! called twice (`tests/engine/twice.rs`), schedules by age (`tests/engine/schedule.rs`), and threads that meet (loom).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
 mod fleet;
@@ -59,6 +67,8 @@ use world::Quiet;
 
 /// Seeds where nothing is said.
 const SEEDS: u64 = 1000;
+/// So many seeds that fail end a run, where nothing is said.
+const FAILURES_MAX: u64 = 10;
 /// In real time: a seed takes milliseconds, unless it stands still.
 const SEED_MAX: Duration = Duration::from_secs(60);
 
@@ -131,6 +141,7 @@ fn run_all(of: Of) {
         Some(seed) => (seed, 1, true),
         None => (env("KEYLEASH_SIM_FROM").unwrap_or(0), env("KEYLEASH_SIM_SEEDS").unwrap_or(SEEDS), false),
     };
+    let failures_max = env("KEYLEASH_SIM_FAILURES").unwrap_or(FAILURES_MAX);
     let next = AtomicU64::new(from);
     let (failed, moves, probes) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -141,7 +152,7 @@ fn run_all(of: Of) {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     dog.sees(seed);
-                    if seed >= from + seeds || failed.load(Ordering::Relaxed) >= 10 {
+                    if seed >= from + seeds || failed.load(Ordering::Relaxed) >= failures_max {
                         return;
                     }
                     match catch_unwind(AssertUnwindSafe(|| run(of, seed, trace))) {
@@ -163,7 +174,7 @@ fn run_all(of: Of) {
         }
     });
     println!("{seeds} seeds, {} moves, {} seals and opens", moves.into_inner(), probes.into_inner());
-    assert_eq!(failed.into_inner(), 0, "seeds failed (at 10 the run stops)");
+    assert_eq!(failed.into_inner(), 0, "seeds failed (at {failures_max} the run stops)");
 }
 
 /// Ends the process where a seed stands still: an engine that waits for ever, for itself perhaps, breaks every promise.

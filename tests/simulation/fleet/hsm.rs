@@ -1,6 +1,7 @@
 //! The tokens of a fleet as they are in truth, and each process's connection to them: its workers, its context, its queue.
 
 use super::{
+    oracle::FIRST,
     room::{Lane, Room},
     stage::{Shared, Stage, gate, lock},
 };
@@ -263,6 +264,10 @@ impl Connection {
         tokio::spawn(self.clone().job(lane, operation, serve, answer));
         let answer = waiting.await;
         gate(&self.shared, self.process).await;
+        let is_silence = |trouble: &TokenError| matches!(trouble.verdict, Verdict::Unreachable | Verdict::Fatal);
+        if self.hsm == FIRST && !matches!(&answer, Ok(answer) if !answer.as_ref().is_err_and(is_silence)) {
+            lock(&self.shared).oracle.silent(self.process);
+        }
         answer.unwrap_or_else(|_| Err(error(Verdict::Unreachable, operation, "the worker is gone")))
     }
 
@@ -519,6 +524,9 @@ impl Token for Seam {
         stage.note(|| format!("process {} has a fresh context of token {}", line.process, line.hsm));
         let hsm = &stage.hsms[line.hsm];
         if hsm.away {
+            if line.hsm == FIRST {
+                stage.oracle.silent(line.process);
+            }
             return Err(error(Verdict::Unreachable, "renew context", "CKR_DEVICE_REMOVED"));
         }
         let mut own = line.line();

@@ -9,9 +9,10 @@ use super::{
     shelf::{Health, Shelves},
 };
 use keyleash::{
-    Error,
+    Error, LeaseStatus,
     clock::Instant,
     config::Settings,
+    lease::Phase,
     name::{AccountId, KekVersion},
     store::record::{AccountRecord, KekRecord},
     token::{KekId, Verdict},
@@ -29,6 +30,9 @@ const BACK_OFF_AFTER: Duration = Duration::from_secs(10 * 60);
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 /// More calls than an engine has under way on one token at once, proofs and all.
 pub(crate) const QUEUE_MAX: u32 = 24;
+/// What is due by schedule is found by the next pass (15 min) of who does the work; one that is gone is followed within 75 s, and one that gets
+/// nowhere within 5 min.
+pub(crate) const WORK_MAX: Duration = Duration::from_secs(25 * 60);
 /// The tick of the watch and of the tending.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -87,6 +91,8 @@ struct Process {
     renewal_refused: Instant,
     /// A call of it hangs.
     hangs: bool,
+    /// The first token was silent to it once, or the script may have made it seem so.
+    met_silence: bool,
     /// Commands that it is at, such as a rotation.
     commands: usize,
     /// When the store last answered it of an account.
@@ -109,6 +115,8 @@ struct Line {
     /// When a denial of the first token arrived, in the order of all calls.
     denied_by_first: u64,
     denied_by_first_at: Instant,
+    /// The first of those since the record of the denial last got a new version, and when it arrived.
+    unwritten: Option<Instant>,
     /// When an unwrap was asked last that the first token granted, of what it had not just wrapped: the lease counts from that.
     proved: Instant,
     /// When one came after so long a time that the watch asked less often.
@@ -133,6 +141,9 @@ struct Own {
     /// When its last own unwrap was asked that renewed its TTL, and when one was answered.
     given: Instant,
     landed: Instant,
+    /// Blocks that it sealed, and how many of them the process was told that they are written down.
+    sealed: u64,
+    written: u64,
 }
 
 /// An unwrap under way.
@@ -178,8 +189,18 @@ pub(crate) struct Oracle {
     false_wraps: BTreeMap<Vec<u8>, bool>,
     /// AEKs that an impostor wrapped before anybody could know it, and the process that stored them: nobody can open them any more.
     lost: BTreeMap<Aek, usize>,
+    /// How many blocks the store says were sealed under each AEK.
+    counted: BTreeMap<Aek, u64>,
+    /// Accounts whose policy asks for another AEK version, and since when.
+    due: BTreeMap<AccountId, Instant>,
     noted: BTreeMap<usize, Noted>,
+    /// KEK versions that an impostor wrapped something by before they had wrapped anything: nobody can tell which of the two is the KEK.
+    disputed: BTreeSet<usize>,
+    /// What a process wrapped under a KEK version that wraps other things, of which it has had nothing unwrapped since: it proves nothing.
+    young: BTreeSet<(usize, usize, Aek)>,
     calls: BTreeMap<u64, (Call, Option<Aek>)>,
+    /// What was sealed as a process began to have it written down.
+    counting: BTreeMap<u64, Vec<(Aek, u64)>>,
     order: u64,
     pub(crate) violations: Vec<String>,
 }
@@ -211,8 +232,13 @@ impl Oracle {
             stored: BTreeMap::new(),
             false_wraps: BTreeMap::new(),
             lost: BTreeMap::new(),
+            counted: BTreeMap::new(),
+            due: BTreeMap::new(),
             noted: BTreeMap::new(),
+            disputed: BTreeSet::new(),
+            young: BTreeSet::new(),
             calls: BTreeMap::new(),
+            counting: BTreeMap::new(),
             order: 0,
             violations: Vec::new(),
         }
@@ -235,6 +261,7 @@ impl Oracle {
             disturbed: none,
             renewal_refused: none,
             hangs: false,
+            met_silence: false,
             commands: 0,
             heard: none,
             words: BTreeMap::new(),
@@ -245,12 +272,19 @@ impl Oracle {
 
     pub(crate) fn woke(&mut self, process: usize, now: Instant) {
         self.processes[process].woke = now;
+        self.silent(process);
     }
 
     /// What a process hears may be late until then, by the script's doing.
     pub(crate) fn disturb(&mut self, process: usize, until: Instant) {
         let disturbed = &mut self.processes[process].disturbed;
         *disturbed = until.max(*disturbed);
+        self.silent(process);
+    }
+
+    /// The first token was silent to a process.
+    pub(crate) fn silent(&mut self, process: usize) {
+        self.processes[process].met_silence = true;
     }
 
     pub(crate) fn hangs(&mut self, process: usize) {
@@ -343,9 +377,15 @@ impl Oracle {
         self.keks.iter().position(|kek| kek.id == *id)
     }
 
-    pub(crate) fn account_stored(&mut self, process: usize, record: &AccountRecord) {
+    pub(crate) fn account_stored(&mut self, process: usize, record: &AccountRecord, now: Instant) {
+        let max_blocks = record.policy.max_blocks;
+        match record.current().filter(|aek| max_blocks > 0 && aek.used.blocks >= max_blocks) {
+            Some(_) => _ = self.due.entry(record.account.clone()).or_insert(now),
+            None => _ = self.due.remove(&record.account),
+        }
         let versions = record.versions.iter().map(|wrapped| wrapped.aek_version).collect();
         self.stored.insert(record.account.clone(), versions);
+        let others: BTreeSet<_> = self.under.values().flatten().copied().collect();
         let under: BTreeSet<_> = record.versions.iter().filter_map(|wrapped| self.kek(&wrapped.kek_id)).collect();
         if let Some(kek) = under.intersection(&self.retired).next() {
             let kek = &self.keks[*kek].kek;
@@ -354,7 +394,12 @@ impl Oracle {
         self.under.insert(record.account.clone(), under);
         for wrapped in &record.versions {
             let aek = (record.account.clone(), wrapped.aek_version);
+            self.counted.insert(aek.clone(), wrapped.used.blocks);
+            self.counts_are_kept(&aek);
             let Some(kek) = self.kek(&wrapped.kek_id) else { continue };
+            if others.contains(&kek) && !self.records.contains_key(&wrapped.wrapped.bytes) {
+                self.young.insert((process, kek, aek.clone()));
+            }
             let others = self.wraps_truly(kek, &aek.0);
             if let Some(known) = self.false_wraps.remove(&wrapped.wrapped.bytes) {
                 let was_whole = self.wrapped_by.contains_key(&aek) && !self.lost.contains_key(&aek);
@@ -364,6 +409,9 @@ impl Oracle {
                         .push(format!("promise 5: AEK {aek:?} is re-wrapped by an impostor in the place of {kek}"));
                 }
                 self.lost.insert(aek.clone(), process);
+                if !others {
+                    self.disputed.insert(kek);
+                }
                 if known && others && !self.line(process, kek).is_fooled {
                     let kek = &self.keks[kek].kek;
                     self.broken(format!(
@@ -376,6 +424,56 @@ impl Oracle {
         }
     }
 
+    /// The scheduled work is done by somebody, whoever of those that did it crashed, stood still or waits for what never comes.
+    pub(crate) fn what_is_due_is_done(&mut self, now: Instant) {
+        let is_well =
+            self.tokens.iter().all(|token| !token.away.is && token.prompt.is) && self.reads.is && self.writes.is;
+        if !is_well || self.processes.iter().any(|process| process.hangs) {
+            return;
+        }
+        let tokens = self.tokens.iter().flat_map(|token| [token.away.turned, token.prompt.turned]);
+        let processes = self.processes.iter().flat_map(|process| [process.started, process.woke, process.disturbed]);
+        let well = tokens.chain(processes).chain([self.reads.turned, self.writes.turned]).max().unwrap_or_default();
+        let late = self.due.iter().find(|(account, since)| {
+            let mut keks = self.under.get(*account).into_iter().flatten().flat_map(|kek| &self.keks[*kek].grants);
+            let turned = self.under.get(*account).into_iter().flatten().flat_map(|kek| &self.keks[*kek].grants);
+            let granted = turned.map(|grants| grants.turned).max().unwrap_or_default();
+            let by = well.max(**since).max(granted).plus(WORK_MAX);
+            now > by && keks.all(|grants| grants.is) && !self.is_lost(account)
+        });
+        if let Some((account, since)) = late {
+            let what = format!("the rotation of {account} is due since {since:?}, and not done at {now:?}");
+            self.broken(what);
+        }
+    }
+
+    /// A process begins to have written down what it sealed.
+    pub(crate) fn counts_are_written(&mut self, process: usize, call: u64) {
+        let of_it = self.owns.iter().filter(|((of, _), own)| *of == process && own.sealed > 0);
+        let sealed = of_it.map(|((_, aek), own)| (aek.clone(), own.sealed)).collect();
+        self.counting.insert(call, sealed);
+    }
+
+    /// It was told that it is.
+    pub(crate) fn counts_written(&mut self, process: usize, call: u64) {
+        for (aek, sealed) in self.counting.remove(&call).unwrap_or_default() {
+            let own = self.owns.entry((process, aek.clone())).or_default();
+            own.written = own.written.max(sealed);
+            self.counts_are_kept(&aek);
+        }
+    }
+
+    /// Promise 5: what somebody was told is counted in the store is counted there.
+    fn counts_are_kept(&mut self, aek: &Aek) {
+        let written: u64 = self.owns.iter().filter(|((_, of), _)| of == aek).map(|(_, own)| own.written).sum();
+        let counted = self.counted.get(aek).copied().unwrap_or_default();
+        if self.is_stored(aek) && counted < written {
+            self.broken(format!(
+                "promise 5: {written} blocks of {aek:?} were written down, and the store says {counted}"
+            ));
+        }
+    }
+
     /// True when the KEK version wraps something of another account, and no impostor in its place did: without that nobody can tell the
     /// two apart.
     fn wraps_truly(&self, kek: usize, account: &AccountId) -> bool {
@@ -385,7 +483,8 @@ impl Oracle {
 
     /// True when an AEK of the account cannot be opened any more.
     pub(crate) fn is_lost(&self, account: &AccountId) -> bool {
-        self.lost.keys().any(|(lost, _)| lost == account)
+        let is_disputed = |keks: &BTreeSet<_>| keks.intersection(&self.disputed).next().is_some();
+        self.lost.keys().any(|(lost, _)| lost == account) || self.under.get(account).is_some_and(is_disputed)
     }
 
     /// True when the store has it: what was sealed under it can be opened.
@@ -409,9 +508,10 @@ impl Oracle {
             let line = self.lines.get(&(process, kek)).cloned().unwrap_or_default();
             let (heard, by_first) = (line.denied, line.denied_by_first == line.denied);
             self.noted.insert(kek, Noted { heard, by_first, since: now });
+            self.lines.iter_mut().filter(|((_, of), _)| *of == kek).for_each(|(_, line)| line.unwritten = None);
             return;
         }
-        let Some(noted) = self.noted.remove(&kek) else { return };
+        let Some(noted) = self.noted.remove(&kek).filter(|_| !self.disputed.contains(&kek)) else { return };
         let granted = |line: &Line| if noted.by_first { line.granted_by_first.0 } else { line.granted.0 };
         // An answer from memory is no proof that the denial is over, but out of a context that is younger than that.
         let hides = self.tokens.iter().any(|token| token.hides);
@@ -457,6 +557,12 @@ impl Oracle {
 
     /// A process asks a token for an AEK.
     pub(crate) fn begin(&mut self, call: Call, wrapped: &[u8]) -> u64 {
+        if call.hsm == STANDBY && !self.processes[call.process].met_silence {
+            self.broken(format!(
+                "promise 4: process {} asks the standby, and the first token was never silent to it",
+                call.process
+            ));
+        }
         let order = self.next();
         let aek = self.records.get(wrapped).map(|(aek, _)| aek.clone());
         self.calls.insert(order, (call, aek));
@@ -477,9 +583,16 @@ impl Oracle {
                 line.granted = line.granted.max((order, at));
                 if hsm == FIRST {
                     line.granted_by_first = line.granted_by_first.max((order, at));
-                    line.proved = if aek.is_some() { line.proved.max(at) } else { line.proved };
+                    let proves = |aek: &Aek| !self.young.contains(&(process, kek, aek.clone()));
+                    if aek.as_ref().is_some_and(proves) {
+                        line.proved = line.proved.max(at);
+                        self.young.retain(|(by, of, _)| (*by, *of) != (process, kek));
+                    }
                 }
                 line.fresh = line.fresh.max(context);
+                if hsm == FIRST {
+                    self.lines.iter_mut().filter(|((_, of), _)| *of == kek).for_each(|(_, line)| line.unwritten = None);
+                }
                 if let Some(aek) = aek {
                     let own = self.owns.entry((process, aek)).or_default();
                     // A proof leaves what nobody uses as it is.
@@ -499,6 +612,7 @@ impl Oracle {
                 line.denied = returned;
                 if hsm == FIRST {
                     (line.denied_by_first, line.denied_by_first_at) = (returned, now);
+                    line.unwritten.get_or_insert(now);
                 }
             }
             // One that says so of a record that was good denies too, as soon as the engine is sure; that is not known here.
@@ -561,7 +675,7 @@ impl Oracle {
     /// Why a process may not use a KEK version at `now`; `since` is when a key of it was not usable yet, if it was not.
     fn forbids(&self, process: usize, kek: usize, since: Option<Instant>, now: Instant) -> Option<String> {
         let line = self.line(process, kek);
-        if line.is_fooled {
+        if line.is_fooled || self.disputed.contains(&kek) {
             return None;
         }
         let Settings { poll_interval, store_timeout: call_timeout, grace, .. } = self.settings;
@@ -608,13 +722,31 @@ impl Oracle {
         };
         let late = (0..self.keks.len()).find(|kek| {
             let line = self.line(process, *kek);
-            let by =
-                since.max(line.denied_by_first_at).plus(self.settings.store_timeout * 3 + self.settings.poll_interval);
-            !line.is_fooled && line.denied_by_first > granted(*kek) && !self.noted.contains_key(kek) && now > by
+            let within = self.settings.store_timeout * 3 + self.settings.poll_interval;
+            let by = since.max(line.denied_by_first_at).plus(within);
+            let is_missing = !self.noted.contains_key(kek) && now > by;
+            // Each is a new one: that a record from before a grant stays there says nothing of it.
+            let is_old = line.unwritten.is_some_and(|unwritten| now > since.max(unwritten).plus(within));
+            let is_clear = !line.is_fooled && !self.disputed.contains(kek);
+            is_clear && line.denied_by_first > granted(*kek) && (is_missing || is_old)
         });
         if let Some(kek) = late {
             let (kek, line) = (self.keks[kek].kek.clone(), self.line(process, kek));
             self.broken(format!("promise 4: the denial of {kek} is not in the store at {now:?}: {line:?}"));
+        }
+    }
+
+    /// Promise 6: of what was denied no key is left, and of what lapsed none for longer than a look of the watch takes.
+    pub(crate) fn keys_are_wiped(&mut self, process: usize, lease: &LeaseStatus, (here, now): (Instant, Instant)) {
+        let is_over = match lease.phase {
+            Phase::Denied { .. } => true,
+            Phase::Lapsed { since } => here > since.plus(TICK * 2) && now > self.processes[process].woke.plus(TICK * 2),
+            _ => false,
+        };
+        if is_over && lease.filled_slots > 0 {
+            self.broken(format!(
+                "promise 6: process {process} has keys in memory at {now:?} of what is over: {lease:?}"
+            ));
         }
     }
 
@@ -647,6 +779,7 @@ impl Oracle {
             self.broken(format!("process {process} uses {aek:?} at {now:?}: {}", reasons.join("; ")));
         }
         let own = self.owns.entry((process, aek.clone())).or_default();
+        own.sealed += u64::from(seals);
         own.used_from = if own.used { own.used_from } else { now };
         (own.worked, own.failed, own.used) = (Some(now), None, true);
     }
@@ -656,7 +789,7 @@ impl Oracle {
         let own = self.owns.entry((process, aek.clone())).or_default();
         let before = own.clone();
         own.failed = Some(now);
-        if self.lost.contains_key(aek) {
+        if self.is_lost(&aek.0) {
             return;
         }
         let Some(kek) = self.wrapped_by.get(aek).filter(|keks| keks.len() == 1).and_then(BTreeSet::first).copied()
@@ -725,7 +858,9 @@ impl Oracle {
             return None;
         }
         let noticed = since.plus(poll_interval + call_timeout * 3 + TICK);
-        let late = self.processes[process].late_words.get(account).copied().unwrap_or_default();
+        // While the token is silent no word of the store, however late, makes anything cold: the lease alone ends keys then.
+        let late =
+            self.processes[process].late_words.get(account).filter(|_| !first.away.is).copied().unwrap_or_default();
         own.worked.filter(|worked| *worked >= noticed && *worked >= late)?;
         let mut until = line.proved.plus(grace);
         if !self.reads.is {

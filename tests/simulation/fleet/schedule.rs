@@ -3,7 +3,7 @@
 
 use super::{
     hsm::Fault,
-    oracle::{FIRST, QUEUE_MAX, STANDBY},
+    oracle::{FIRST, QUEUE_MAX, STANDBY, WORK_MAX},
     shelf::{Fate, Health},
     stage::lock,
     world::{What, World},
@@ -12,7 +12,7 @@ use crate::{
     Report,
     world::{Quiet, between},
 };
-use keyleash::{name::KekName, token::KekId};
+use keyleash::{When, name::KekName, token::KekId};
 use rand::RngExt;
 use std::time::Duration;
 
@@ -45,19 +45,29 @@ enum Kind {
     Create,
     /// Many accounts are made at once.
     Storm,
+    /// So are they, on a token that takes most of what a call may take for each.
+    Crowd,
+    /// So are they under a KEK version that wraps nothing, in whose place an impostor comes meanwhile.
+    Bare,
     /// An account or a version is made, and the KEK is revoked before that is written.
     Late,
     Rotate,
     /// The oldest AEK version of an account is retired, if that is allowed.
     Retire,
     Rewrap,
+    /// A KEK is rotated and re-wrapped, and an impostor comes in the new version's place before that.
+    Swapped,
     /// An account goes to another KEK.
     Move,
     /// A KEK version is retired, if that is allowed, and perhaps destroyed.
     RetireKek,
     /// What is wrapped waits for the store while the KEK version that it is wrapped by is retired.
     Overtaken,
-    /// The store's index of what each KEK version wraps loses its entries.
+    /// An account is rotated and the version before retired, of which the store says nothing.
+    Unanswered,
+    /// What was sealed is written down, or ahead.
+    Counts,
+    /// The store's index of what each KEK version wraps loses its entries, and perhaps somebody retires one.
     Index,
     /// A seal does not end.
     Stuck,
@@ -65,13 +75,17 @@ enum Kind {
     Suspend,
     /// The first token denies, some hear it, and it falls silent.
     Vanish,
+    /// The token denies, grants to some, and denies again.
+    Again,
+    /// It denies while a call is under way that it granted.
+    Overheard,
     Calls,
     /// Something that ails is well again.
     Heals,
 }
 
 /// Each kind, how often it is drawn where a seed has it, and how likely a seed has it, in percent.
-const KINDS: [(Kind, u32, u32); 25] = [
+const KINDS: [(Kind, u32, u32); 32] = [
     (Kind::Revoked, 10, 60),
     (Kind::Impostor, 4, 20),
     (Kind::Pin, 4, 20),
@@ -83,18 +97,25 @@ const KINDS: [(Kind, u32, u32); 25] = [
     (Kind::Fates, 6, 30),
     (Kind::Create, 5, 50),
     (Kind::Storm, 6, 20),
+    (Kind::Crowd, 3, 15),
+    (Kind::Bare, 4, 15),
     (Kind::Late, 5, 20),
     (Kind::Rotate, 4, 40),
     (Kind::Retire, 3, 20),
     (Kind::Rewrap, 4, 30),
+    (Kind::Swapped, 4, 15),
     (Kind::Move, 3, 15),
     (Kind::RetireKek, 5, 30),
     (Kind::Overtaken, 3, 15),
+    (Kind::Unanswered, 4, 20),
+    (Kind::Counts, 5, 30),
     (Kind::Index, 4, 10),
     (Kind::Stuck, 4, 20),
     (Kind::Restart, 4, 40),
     (Kind::Suspend, 3, 20),
     (Kind::Vanish, 6, 25),
+    (Kind::Again, 5, 20),
+    (Kind::Overheard, 5, 20),
     (Kind::Calls, 20, 100),
     (Kind::Heals, 18, 100),
 ];
@@ -104,7 +125,7 @@ pub(crate) async fn run(seed: u64, quiet: Quiet, trace: bool) -> Report {
     let mut kinds: Vec<_> = KINDS.iter().filter(|(_, _, likely)| world.rng.random_ratio(*likely, 100)).collect();
     // Who believes that a KEK wraps nothing takes an impostor for it.
     if kinds.iter().any(|(kind, ..)| *kind == Kind::Index) {
-        kinds.retain(|(kind, ..)| *kind != Kind::Impostor);
+        kinds.retain(|(kind, ..)| !matches!(kind, Kind::Impostor | Kind::Bare | Kind::Swapped));
     }
     for host in 0..world.hosts.len() {
         (0..world.customers.len()).for_each(|customer| world.call(host, Some(customer), What::Open));
@@ -228,16 +249,22 @@ async fn happen(world: &mut World, kind: Kind) {
         }
         Kind::Create => create(world, host),
         Kind::Storm => {
-            let name = world.keks[world.rng.random_range(0..world.keks.len())].clone();
-            let accounts = world.rng.random_range(1..=STORM_ACCOUNTS_MAX);
-            for _ in 0..world.rng.random_range(20..60) {
-                world.call(host, None, What::Storm(name.clone(), accounts));
-            }
+            let name = any_name(world);
+            storm(world, host, &name);
             let workers = u32::try_from(lock(&world.shared).hsms[FIRST].workers).unwrap();
             let latency = timeout * workers / 2 / QUEUE_MAX;
             world.note(|_| format!("each call takes {latency:?}"));
             world.change(|stage| stage.hsms[FIRST].latency = latency);
         }
+        Kind::Crowd => {
+            let latency = between(&mut world.rng, timeout / 2, timeout * 9 / 10);
+            world.note(|_| format!("each call takes {latency:?}"));
+            world.change(|stage| stage.hsms[FIRST].latency = latency);
+            let name = any_name(world);
+            storm(world, host, &name);
+            (0..world.customers.len()).for_each(|customer| world.call(host, Some(customer), What::Open));
+        }
+        Kind::Bare => bare(world, host).await,
         Kind::Late => late(world, host, customer, &kek).await,
         Kind::Rotate => match world.rng.random_bool(0.4) {
             true => {
@@ -254,7 +281,8 @@ async fn happen(world: &mut World, kind: Kind) {
                 let time = between(&mut world.rng, MILLISECOND, world.settings.poll_interval);
                 world.pass(time).await;
             }
-            world.call(host, Some(customer), What::Retire);
+            let alone = world.hosts.len() == 1 && world.rng.random_bool(0.5);
+            world.call(host, Some(customer), What::Retire(if alone { When::Now } else { When::Due }));
         }
         Kind::Rewrap => {
             let name = any_name(world);
@@ -264,9 +292,28 @@ async fn happen(world: &mut World, kind: Kind) {
             let name = any_name(world);
             world.call(host, Some(customer), What::Move(name));
         }
+        Kind::Swapped => swapped(world, host).await,
+        Kind::Unanswered => unanswered(world, host, customer).await,
+        Kind::Counts => match world.rng.random_bool(0.3) {
+            true => {
+                let blocks = world.rng.random_range(1..20);
+                world.call(host, Some(customer), What::CountAhead(blocks));
+            }
+            false => world.call(host, None, What::WriteCounts),
+        },
         Kind::RetireKek => retire(world, host, &kek),
         Kind::Overtaken => overtaken(world, host).await,
-        Kind::Index => world.change(|stage| stage.shelves.index_lost = true),
+        Kind::Index => {
+            world.change(|stage| stage.shelves.index_lost = true);
+            if world.rng.random_bool(0.5) {
+                let version = lock(&world.shared).oracle.kek_version(&kek);
+                world.call(host, None, What::RotateKek(version.name));
+                let latency = lock(&world.shared).hsms[FIRST].latency;
+                world.pass(latency * 8 + MILLISECOND).await;
+                let other = world.rng.random_range(0..world.hosts.len());
+                retire(world, other, &kek);
+            }
+        }
         Kind::Stuck => world.stick(host, customer),
         Kind::Restart => {
             let killed = world.rng.random_bool(0.6);
@@ -299,9 +346,147 @@ async fn happen(world: &mut World, kind: Kind) {
             world.pass(time).await;
             world.change(|stage| stage.hsms[FIRST].away = true);
         }
+        Kind::Again => again(world, &kek).await,
+        Kind::Overheard => overheard(world, host, customer).await,
         Kind::Calls => calls(world, host, customer),
         Kind::Heals => heal(world, hsm, &kek),
     }
+}
+
+fn storm(world: &mut World, host: usize, name: &KekName) {
+    let accounts = world.rng.random_range(1..=STORM_ACCOUNTS_MAX);
+    for _ in 0..world.rng.random_range(20..60) {
+        world.call(host, None, What::Storm(name.clone(), accounts));
+    }
+}
+
+/// Only the first token denies a KEK version, or grants it again.
+fn grants(world: &mut World, kek: &KekId, granted: bool) {
+    world.change(|stage| stage.hsms[FIRST].change(kek, |key| key.enabled = granted));
+}
+
+/// A version of a KEK that wraps nothing yet, which is the newest.
+async fn newest(world: &mut World, host: usize, name: &KekName) -> Option<KekId> {
+    let latency = lock(&world.shared).hsms[FIRST].latency;
+    world.call(host, None, What::RotateKek(name.clone()));
+    world.pass(latency * 8 + MILLISECOND).await;
+    let oracle = &lock(&world.shared).oracle;
+    // The newest comes last.
+    oracle.kek_ids().into_iter().rfind(|id| oracle.kek_version(id).name == *name)
+}
+
+async fn bare(world: &mut World, host: usize) {
+    let (name, timeout) = (any_name(world), world.settings.store_timeout);
+    let Some(kek) = newest(world, host, &name).await else { return };
+    let latency = between(&mut world.rng, MILLISECOND, timeout / 4);
+    world.change(|stage| stage.hsms[FIRST].latency = latency);
+    for _ in 0..world.rng.random_range(1..=3) {
+        storm(world, host, &name);
+        let time = between(&mut world.rng, MILLISECOND, latency * 10);
+        world.pass(time).await;
+    }
+    world.change(|stage| stage.hsms[FIRST].replace(&kek, true));
+    let time = between(&mut world.rng, timeout, world.settings.poll_interval * 4);
+    world.pass(time).await;
+}
+
+async fn swapped(world: &mut World, host: usize) {
+    let (name, poll) = (any_name(world), world.settings.poll_interval);
+    let Some(kek) = newest(world, host, &name).await else { return };
+    create_under(world, host, name.clone());
+    let time = between(&mut world.rng, MILLISECOND, poll);
+    world.pass(time).await;
+    let other = world.rng.random_range(0..world.hosts.len());
+    if world.rng.random_bool(0.5) {
+        world.change(|stage| stage.hsms[FIRST].replace(&kek, true));
+        world.call(other, None, What::Rewrap(name));
+    } else {
+        let latency = between(&mut world.rng, MILLISECOND, world.settings.store_timeout / 4);
+        world.change(|stage| stage.hsms[FIRST].latency = latency);
+        world.call(other, None, What::Rewrap(name));
+        let time = between(&mut world.rng, MILLISECOND, latency * 6);
+        world.pass(time).await;
+        world.change(|stage| stage.hsms[FIRST].replace(&kek, true));
+    }
+    world.pass(poll).await;
+}
+
+async fn again(world: &mut World, kek: &KekId) {
+    let (poll, timeout) = (world.settings.poll_interval, world.settings.store_timeout);
+    grants(world, kek, false);
+    world.pass(poll + timeout * 2).await;
+    let held = between(&mut world.rng, MILLISECOND, poll * 6);
+    if world.rng.random_bool(0.7) {
+        lock(&world.shared).shelves.fates.push_back(Fate::Held(held));
+    }
+    grants(world, kek, true);
+    let time = between(&mut world.rng, MILLISECOND, poll);
+    world.pass(time).await;
+    grants(world, kek, false);
+    let time = between(&mut world.rng, MILLISECOND, poll + timeout * 2);
+    world.pass(time).await;
+    if world.rng.random_bool(0.5) {
+        world.change(|stage| stage.hsms[FIRST].away = true);
+    }
+    world.pass(held).await;
+}
+
+async fn overheard(world: &mut World, host: usize, customer: usize) {
+    let (poll, timeout) = (world.settings.poll_interval, world.settings.store_timeout);
+    let all = lock(&world.shared).oracle.kek_ids();
+    if world.rng.random_bool(0.5) {
+        all.iter().for_each(|kek| grants(world, kek, false));
+        world.pass(poll + timeout * 2).await;
+        all.iter().for_each(|kek| grants(world, kek, true));
+    } else {
+        let killed = world.rng.random_bool(0.5);
+        world.restart(host, killed).await;
+    }
+    let takes = between(&mut world.rng, timeout / 4, timeout);
+    world.fault(FIRST, Fault::Slow(takes));
+    world.call(host, Some(customer), What::Open);
+    if world.rng.random_bool(0.5) {
+        let other = world.rng.random_range(0..world.customers.len());
+        world.call(host, Some(other), What::Open);
+    }
+    let time_max = if world.rng.random_bool(0.5) { MILLISECOND * 2 } else { poll };
+    let time = between(&mut world.rng, MILLISECOND, time_max);
+    world.pass(time).await;
+    all.iter().for_each(|kek| grants(world, kek, false));
+    world.pass(takes.max(poll / 2)).await;
+    if world.rng.random_bool(0.5) {
+        world.change(|stage| stage.hsms[FIRST].away = true);
+    }
+    world.pass(poll + timeout).await;
+}
+
+async fn unanswered(world: &mut World, host: usize, customer: usize) {
+    let timeout = world.settings.store_timeout;
+    let when = if world.hosts.len() == 1 { When::Now } else { When::Due };
+    let latency = lock(&world.shared).hsms[FIRST].latency;
+    let fate = if world.rng.random_bool(0.5) { Fate::AnswerLost } else { Fate::Gone };
+    lock(&world.shared).shelves.fates.push_back(fate);
+    world.call(host, Some(customer), What::RotateAccount);
+    world.pass(latency * 8 + timeout).await;
+    let slow = world.rng.random_bool(0.5);
+    let takes = between(&mut world.rng, MILLISECOND, timeout);
+    world.change(|stage| {
+        stage.shelves.reads = Health::Healthy;
+        match slow {
+            true => stage.shelves.writes = Health::Slow(takes),
+            false => stage.shelves.fates.push_back(Fate::AnswerLost),
+        }
+        stage.shelves.changed.notify_waiters();
+    });
+    world.call(host, Some(customer), What::Retire(when));
+    for _ in 0..6 {
+        world.pass(timeout / 4).await;
+        world.probe(host, customer, true);
+    }
+    world.change(|stage| {
+        stage.shelves.writes = Health::Healthy;
+        stage.shelves.changed.notify_waiters();
+    });
 }
 
 fn create(world: &mut World, host: usize) {
@@ -350,17 +535,10 @@ fn retire(world: &mut World, host: usize, kek: &KekId) {
 
 /// A KEK gets a version, which something is wrapped by that does not come into the store before that version is retired.
 async fn overtaken(world: &mut World, host: usize) {
-    let (name, poll) = (any_name(world), world.settings.poll_interval);
+    let (name, poll, timeout) = (any_name(world), world.settings.poll_interval, world.settings.store_timeout);
     let latency = lock(&world.shared).hsms[FIRST].latency;
     let a_while = latency * 8 + MILLISECOND;
-    world.call(host, None, What::RotateKek(name.clone()));
-    world.pass(a_while).await;
-    let middle = {
-        let oracle = &lock(&world.shared).oracle;
-        // The newest comes last.
-        oracle.kek_ids().into_iter().rfind(|id| oracle.kek_version(id).name == name)
-    };
-    let Some(middle) = middle else { return };
+    let Some(middle) = newest(world, host, &name).await else { return };
     let held = between(&mut world.rng, poll, poll * 10);
     lock(&world.shared).shelves.fates.push_back(Fate::Held(held));
     match world.rng.random_bool(0.5) {
@@ -371,8 +549,17 @@ async fn overtaken(world: &mut World, host: usize) {
     let other = world.rng.random_range(0..world.hosts.len());
     world.call(other, None, What::RotateKek(name));
     world.pass(a_while).await;
+    if world.rng.random_bool(0.5) {
+        // It comes while who retires looks at all that there is.
+        let reads = held.saturating_sub(a_while * 2) / world.rng.random_range(2..20);
+        world.change(|stage| stage.shelves.reads = Health::Slow(reads.min(timeout)));
+    }
     retire(world, other, &middle);
     world.pass(held + MILLISECOND).await;
+    world.change(|stage| {
+        stage.shelves.reads = Health::Healthy;
+        stage.shelves.changed.notify_waiters();
+    });
 }
 
 fn calls(world: &mut World, host: usize, customer: usize) {
@@ -470,4 +657,8 @@ async fn calm(world: &mut World) {
         "every call ends once all is well"
     );
     world.open_everything().await;
+    if world.settings.scheduled_work {
+        (0..world.hosts.len()).for_each(|host| world.call(host, None, What::WriteCounts));
+        world.pass(WORK_MAX + HOUR / 60).await;
+    }
 }

@@ -31,6 +31,8 @@ pub(crate) enum Fate {
     Held(Duration),
     /// It happens, and its answer is lost.
     AnswerLost,
+    /// So it does, and nothing can be read any more.
+    Gone,
 }
 
 /// The state of the store, for the script.
@@ -118,9 +120,13 @@ impl Shelf {
                 gate(&self.shared, self.process).await;
                 outcome
             }
-            Some(Fate::AnswerLost) => {
+            Some(fate @ (Fate::AnswerLost | Fate::Gone)) => {
                 let happened = self.happen(key, write).await;
                 let mut stage = lock(&self.shared);
+                if fate == Fate::Gone {
+                    stage.shelves.reads = Health::Fails;
+                    stage.look();
+                }
                 stage.note(|| format!("the answer to a write of {key} is lost: {happened:?}"));
                 Err(Error::Store("the connection was reset".into()))
             }
@@ -153,7 +159,7 @@ impl Shelf {
             match (key, &put) {
                 (Key::Account(_), Some(value)) => {
                     let record = AccountRecord::decode(key, value).expect("a record of the engine's");
-                    stage.oracle.account_stored(self.process, &record);
+                    stage.oracle.account_stored(self.process, &record, now);
                 }
                 (Key::Kek(_), Some(value)) => {
                     let record = KekRecord::decode(key, value).expect("a record of the engine's");

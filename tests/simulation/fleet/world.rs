@@ -9,14 +9,18 @@ use super::{
 };
 use crate::world::{Quiet, between};
 use keyleash::{
-    Account, Engine, Error,
+    Account, Engine, Error, When,
     account::StuckOperation,
     block::BlockHeader,
     clock::{Clock, Instant, ManualClock},
     config::Settings,
     name::{AccountId, KekName, KekVersion, TokenName},
     rotate::RewrapOptions,
-    store::{Key, KeyStore, memory::MemoryStore, record::StoreRecord},
+    store::{
+        Key, KeyStore,
+        memory::MemoryStore,
+        record::{AekPolicy, StoreRecord},
+    },
     telemetry::{Event, Events},
     token::Profile,
 };
@@ -82,8 +86,12 @@ pub(crate) enum What {
     /// Makes so many accounts, one after the other, and keeps none.
     Storm(KekName, u32),
     RotateAccount,
-    /// The oldest AEK version.
-    Retire,
+    /// The oldest AEK version; at once by who knows that no other engine has the account open.
+    Retire(When),
+    /// Has written down what was sealed.
+    WriteCounts,
+    /// Has it written down, ahead, that so many blocks are sealed.
+    CountAhead(u64),
     RotateKek(KekName),
     Rewrap(KekName),
     Move(KekName),
@@ -130,10 +138,12 @@ pub(crate) struct World {
     pub(crate) probes: u64,
 }
 
-fn settings(rng: &mut StdRng, has_standby: bool) -> Settings {
+fn settings(rng: &mut StdRng, has_standby: bool, scheduled_work: bool) -> Settings {
     let (secs, millis) = (Duration::from_secs, Duration::from_millis);
     let poll_max = if rng.random_bool(0.03) { secs(20) } else { secs(5) };
-    let poll_interval = between(rng, secs(1), poll_max);
+    // What is done by schedule takes half an hour: there is to happen little in a minute.
+    let (poll_min, poll_max) = if scheduled_work { (secs(10), secs(60)) } else { (secs(1), poll_max) };
+    let poll_interval = between(rng, poll_min, poll_max);
     // A proof may take the standby's deadline too.
     let share = if has_standby { 2 } else { 1 };
     let call_timeout = between(rng, millis(200), (poll_interval / share).min(secs(3)));
@@ -149,7 +159,7 @@ fn settings(rng: &mut StdRng, has_standby: bool) -> Settings {
         .resume_rate([50, 600][rng.random_range(0..2)])
         .max_cached_aeks(10_000)
         .fresh_proof_every(fresh_proof_every)
-        .scheduled_work(false);
+        .scheduled_work(scheduled_work);
     settings.validate().expect("settings within their bounds");
     settings
 }
@@ -163,7 +173,8 @@ impl World {
             _ => 3,
         };
         let has_standby = rng.random_bool(if hosts > 1 { 0.6 } else { 0.2 });
-        let settings = settings(&mut rng, has_standby);
+        let scheduled = rng.random_bool(0.1);
+        let settings = settings(&mut rng, has_standby, scheduled);
         let hides = rng.random_bool(0.25);
         let contexts = (hides, hides || rng.random_bool(0.7));
         let workers = rng.random_range(1..=2);
@@ -233,6 +244,10 @@ impl World {
             let kek = world.rng.random_range(0..world.keks.len());
             let id = AccountId::new(format!("account-{n}")).unwrap();
             let handle = world.engine(0).create_account(&id, &world.keks[kek]).await.unwrap();
+            if scheduled {
+                let policy = AekPolicy { max_blocks: world.rng.random_range(5..60), ..AekPolicy::default() };
+                world.engine(0).set_aek_policy(&id, policy).await.unwrap();
+            }
             world.customers.push(Customer { id, made: true, blocks: VecDeque::new() });
             world.hosts.iter_mut().for_each(Host::welcome);
             world.hosts[0].handles[n] = Some(handle);
@@ -258,7 +273,11 @@ impl World {
         let (process, tokens) = {
             let mut stage = lock(&self.shared);
             let now = stage.now();
-            (stage.oracle.process_started(now), stage.hsms.len())
+            let process = stage.oracle.process_started(now);
+            if self.settings.scheduled_work {
+                stage.oracle.command(process, true); // for as long as it lives
+            }
+            (process, stage.hsms.len())
         };
         let clock = Clock::Manual(clock.clone());
         let connect = |hsm| {
@@ -334,6 +353,9 @@ impl World {
                     stage.hsms.iter_mut().for_each(is_gone);
                 });
             }
+            if let (What::WriteCounts, Ok(_)) = (&what, &outcome) {
+                lock(&self.shared).oracle.counts_written(process, order);
+            }
             let (Some(customer), Ok(handle)) = (customer, outcome) else { continue };
             self.customers[customer].made = true;
             if process != self.hosts[host].process {
@@ -361,6 +383,12 @@ impl World {
             let now = stage.now();
             for host in self.hosts.iter().filter(|host| host.lag.is_none()) {
                 stage.oracle.denials_are_written_down(host.process, now);
+                for lease in host.engine.iter().flat_map(Engine::leases) {
+                    stage.oracle.keys_are_wiped(host.process, &lease, (host.clock.now(), now));
+                }
+            }
+            if self.hosts.iter().all(|host| host.lag.is_none()) {
+                stage.oracle.what_is_due_is_done(now);
             }
             std::mem::take(&mut stage.oracle.violations)
         };
@@ -522,6 +550,9 @@ impl World {
         if what.is_a_command() {
             lock(&self.shared).oracle.command(process, true);
         }
+        if matches!(what, What::WriteCounts) {
+            lock(&self.shared).oracle.counts_are_written(process, order);
+        }
         let done = self.done.clone();
         tokio::spawn(async move {
             let outcome = match (&what, handle) {
@@ -535,9 +566,11 @@ impl World {
                     outcome
                 }
                 (What::RotateAccount, handle) => engine.rotate_account(&id).await.map(|_| handle),
-                (What::Retire, _) => {
+                (What::WriteCounts, _) => engine.write_usage().await.map(|()| None),
+                (What::CountAhead(blocks), Some(handle)) => handle.count_ahead(*blocks, 0).await.map(|()| None),
+                (What::Retire(when), _) => {
                     match engine.account_record(&id).await.map(|record| record.versions[0].aek_version) {
-                        Ok(oldest) => engine.retire_aeks(&id, &[oldest], keyleash::When::Due).await.map(|()| None),
+                        Ok(oldest) => engine.retire_aeks(&id, &[oldest], *when).await.map(|()| None),
                         Err(error) => Err(error),
                     }
                 }
