@@ -909,6 +909,18 @@ mod tests {
     }
 
     #[test]
+    fn a_renewal_that_one_token_owes_is_remembered_until_it_is_done_and_is_not_the_other_ones() {
+        let (leash, ..) = leash();
+        let owed = || [Voice::First, Voice::Standby].map(|voice| leash.renewal_owed(voice).load(Ordering::SeqCst));
+        for (voice, expected) in [(Voice::First, [true, false]), (Voice::Standby, [false, true])] {
+            leash.renewal_owed(voice).store(true, Ordering::SeqCst);
+            assert_eq!(owed(), expected);
+            leash.renewal_owed(voice).store(false, Ordering::SeqCst);
+        }
+        assert_eq!(owed(), [false; 2]);
+    }
+
+    #[test]
     fn members_that_are_not_wanted_prove_nothing_and_dead_ones_are_forgotten() {
         let (leash, _, slot) = leash();
         assert_eq!(leash.members_that(0, 9, |_| true).len(), 1);
