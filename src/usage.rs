@@ -629,12 +629,16 @@ mod tests {
 
     #[test]
     fn an_account_is_sealed_much_at_so_many_blocks_within_so_many_milliseconds() {
-        for (apart_ms, much) in [(HOT_WITHIN_MS, true), (HOT_WITHIN_MS + 1, false)] {
+        // Spare lanes are had in a later round where somebody else takes or makes them in this one.
+        for (apart_ms, rounds, much) in [(HOT_WITHIN_MS, 5000, true), (HOT_WITHIN_MS + 1, 10, false)] {
             let (_, meter) = meter(Limits::SUITE, used(0, 0), NONE);
-            for round in 0..50 {
-                provide_lanes(); // others may take them
+            for round in 0..rounds {
+                provide_lanes();
                 let now = at(1).plus(round * Duration::from_millis(apart_ms.into()));
                 (0..HOT_BLOCKS).for_each(|_| meter.count(0, 1, || now).unwrap());
+                if meter.lanes.get().is_some() {
+                    break;
+                }
             }
             assert_eq!(meter.lanes.get().is_some(), much, "{apart_ms} ms");
         }

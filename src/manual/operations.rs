@@ -497,7 +497,9 @@
 //!   schedules of one engine and a million of fleets, instead of 1,000 (in CI 10,000); 8 ms of a processor for both. A seed that fails is printed; `KEYLEASH_SIM_SEED=n cargo test --test simulation of_a_fleet` (or `of_one_`) repeats it with its trace.
 //! - `.ci/mutants 60`: mutants of the lines that changed since the last landing, for an hour (in CI 4 minutes, where one that is missed is told; `KEYLEASH_MUTANTS=strict` fails), with cargo-mutants, which
 //!   it installs; `cargo mutants -f src/lease.rs --baseline=skip --timeout=120 -j1` tries those of a file. Which tests are run, and why
-//!   a mutant may live, stands in `.cargo/mutants.toml`.
+//!   a mutant may live, stands in `.cargo/mutants.toml`. Of the files nearest to the promises, `lease.rs`, `leash.rs`, `slot.rs`,
+//!   `standby.rs`, `usage.rs`, `block/header.rs` and `token/pkcs11/verdict.rs` (whose command stands there), all were tried once:
+//!   471 mutants, of which 94 do not compile, 372 are caught (369 by the tests of the library alone), and 5 live with a reason.
 //! - `cargo rustc --locked --profile test --lib --target-dir target/loom -- --cfg keyleash_loom`, then
 //!   `LOOM_MAX_PREEMPTIONS=3 target/loom/debug/deps/keyleash-* interleavings`: every order in which threads can fill, read and
 //!   wipe a key with up to three interruptions, instead of two.
