@@ -238,7 +238,7 @@ impl ConfigFile {
                     self.token = one.token;
                     self.said.append(&mut one.said);
                 }
-                _ => self.more.add_token(one.token, origin)?,
+                _ => self.more.add_token(one.token, one.said, origin)?,
             }
         }
         Ok(true)
@@ -347,8 +347,12 @@ impl ConfigFile {
 
     /// What was said of a key.
     pub(super) fn said_of(&self, section: &str, key: &str) -> Option<&Said> {
-        let named = ITEMS.iter().find(|named| (named.section, named.key) == (section, key))?;
-        self.said.iter().find(|said| said.item == named.item)
+        said_in(&self.said, section, key)
+    }
+
+    /// The tokens beside the default one, and the standbys.
+    pub(super) const fn more(&self) -> &More {
+        &self.more
     }
 
     /// Says where a value was said that is out of its bounds: what is wrong with it begins with its key.
@@ -533,6 +537,12 @@ impl Given {
 const DURATION_FORM: &str = "write a whole number and a unit, \"100ms\", \"15s\", \"30 min\", \"1h\" or \"90d\"";
 
 /// What the upper one says goes over what the lower one says of the same; so do the ways to name a token, and those to a PIN.
+/// What was said of a key, among what was said.
+pub(super) fn said_in<'a>(said: &'a [Said], section: &str, key: &str) -> Option<&'a Said> {
+    let named = ITEMS.iter().find(|named| (named.section, named.key) == (section, key))?;
+    said.iter().find(|said| said.item == named.item)
+}
+
 fn said_over(mut upper: Vec<Said>, lower: Vec<Said>) -> Vec<Said> {
     let group = |item: Item| match item {
         Item::Label | Item::Serial | Item::Slot => Item::Label,

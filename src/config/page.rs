@@ -3,9 +3,10 @@
 use super::{
     AEK_TTL_MIN, CACHED_AEKS_MAX, CALL_TIMEOUT_MAX, CALL_TIMEOUT_MIN, POLL_INTERVAL_MAX, POLL_INTERVAL_MIN,
     RETENTION_MAX, RETENTION_MIN, REVOCATION_MAX, STORE_DEFAULT, Settings, WORKERS_DEFAULT, WORKERS_MAX,
-    file::{ConfigFile, ITEMS, Item},
+    file::{ConfigFile, ITEMS, Item, Said, said_in},
     show,
 };
+use crate::name::{KekName, TokenName};
 use std::fmt::Write as _;
 
 /// A key of `keyleash.toml`, and the variable that goes over it.
@@ -30,6 +31,8 @@ pub struct Key {
 pub struct Shown {
     /// The key.
     pub key: Key,
+    /// The `[[token]]` that it is of, where it is not the default one's.
+    pub token: Option<TokenName>,
     /// What was said, as it was written; `None` for the default. That of a PIN is never shown.
     pub value: Option<String>,
     /// Where it was said: file and line, or variable.
@@ -49,14 +52,26 @@ pub fn keys() -> Vec<Key> {
 }
 
 impl ConfigFile {
-    /// Every key with what this says of it.
+    /// Every key with what this says of it: those of each further token too, behind the default one's.
     pub fn shown(&self) -> Vec<Shown> {
-        let said = |key: Key| {
-            let said = self.said_of(key.section, key.key);
+        let shown = |key: Key, token: Option<TokenName>, said: Option<&Said>| {
             let (value, origin) = said.map(|said| (said.text.clone(), said.origin.clone())).unzip();
-            Shown { key, value, origin }
+            Shown { key, token, value, origin }
         };
-        keys().into_iter().map(said).collect()
+        let (of_token, others): (Vec<_>, Vec<_>) = keys().into_iter().partition(|key| key.section == "token");
+        let of_default = of_token.iter().map(|key| shown(key.clone(), None, self.said_of(key.section, key.key)));
+        let of_others = self.more().said().flat_map(|(name, said)| {
+            of_token.iter().map(move |key| shown(key.clone(), name.cloned(), said_in(said, key.section, key.key)))
+        });
+        let rest = others.iter().map(|key| shown(key.clone(), None, self.said_of(key.section, key.key)));
+        of_default.chain(of_others).chain(rest).collect()
+    }
+
+    /// The standby of each KEK that has one, and where that was said.
+    pub fn standbys(&self) -> Vec<(KekName, TokenName, String)> {
+        let owned =
+            |(kek, standby, origin): (&KekName, &TokenName, &str)| (kek.clone(), standby.clone(), origin.to_owned());
+        self.more().standbys().map(owned).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     PinSource, TokenConfig, TokenSelector, WORKERS_DEFAULT,
-    file::{Given, Item, bad, in_order, near, two_pins},
+    file::{Given, Item, Said, bad, in_order, near, two_pins},
 };
 use crate::{
     error::{Error, Result},
@@ -72,17 +72,30 @@ struct Placed<T> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct More {
     others: Vec<Placed<TokenItems>>,
+    /// What was said of each of them.
+    said: Vec<Vec<Said>>,
     standbys: Vec<(KekName, Placed<TokenName>)>,
 }
 
 impl More {
     /// Reads the further `[[token]]` entries; the first one was read as `[token]` is.
-    pub(super) fn add_token(&mut self, items: TokenItems, origin: String) -> Result<()> {
+    pub(super) fn add_token(&mut self, items: TokenItems, said: Vec<Said>, origin: String) -> Result<()> {
         if self.others.len() + 2 > TOKENS_MAX {
             return Err(bad(&origin, &format!("more than {TOKENS_MAX} tokens")));
         }
         self.others.push(Placed { value: items, origin });
+        self.said.push(said);
         Ok(())
+    }
+
+    /// The further tokens by name, with what was said of each.
+    pub(super) fn said(&self) -> impl Iterator<Item = (Option<&TokenName>, &[Said])> {
+        self.others.iter().map(|token| token.value.name.as_ref()).zip(self.said.iter().map(Vec::as_slice))
+    }
+
+    /// Each KEK's standby, and where that was said.
+    pub(super) fn standbys(&self) -> impl Iterator<Item = (&KekName, &TokenName, &str)> {
+        self.standbys.iter().map(|(kek, standby)| (kek, &standby.value, standby.origin.as_str()))
     }
 
     /// Reads one `[[kek]]` entry.

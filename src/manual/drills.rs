@@ -112,4 +112,5 @@
 //! `keyleash drill compare OLD NEW` puts two such reports side by side; with `--json` as `{"format":
 //! "keyleash.drill-compare.v1", "worse": [..], "rows": [{"scenario", "name", "old", "new", "worse"}]}`. It ends with 9
 //! and names it when a promise fails in NEW, whatever it did in OLD; when one that held in OLD is inconclusive in NEW; and when a promise
-//! or a scenario of OLD is missing in NEW, or NEW stopped at one. Never because of a time alone.
+//! or a scenario of OLD is missing in NEW, or NEW stopped at one. Because of a time that is longer or a rate that is lower only by more than `--threshold PERCENT`,
+//! where that is given; `--common` compares the scenarios that both have.

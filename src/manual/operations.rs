@@ -370,7 +370,7 @@
 //! is room, without a restart. Keep the file on a local file system that has hard links.
 //!
 //! Back up **both** the store and the token's KEKs: blocks need both, and either alone is worthless. `keyleash store snapshot FILE`
-//! copies the store and verifies the copy while no service has it open; a service copies its own
+//! copies the store and verifies the copy while no service has it open, and names the process that has; a service copies its own
 //! ([`RedbStore::snapshot`](crate::store::redb::RedbStore::snapshot)), and a snapshot of the file system will do, which is as a crash to the store.
 //! Stop every process that uses the store before a restore: what still runs seals under AEK versions that the copy does not have.
 //! `keyleash seal` looks at its end whether the store, as it is then, has what it sealed under, and fails if it has not or if that
@@ -378,6 +378,10 @@
 //! What was sealed before the restore, and ended, is only as safe as the copy is young.
 //! `keyleash store restore FILE` verifies a copy, shows what it takes the place of, and keeps that beside it. A store that is older than a
 //! backup of the blocks may miss accounts or AEK versions: back the store up last. Try a restore before it is needed.
+//!
+//! Commands that only read (`open`, `list`, `show`, `status`, `schedule`, `store check`, `store snapshot`, `kek disable` and `enable`) need no
+//! right to write to the store's file or its directory: of a copy on read-only media, blocks are opened as of any other. What the token says
+//! no to is then not written down; the next command asks it again.
 //!
 //! A store is opened, never made, but by `keyleash kek create` and `quickstart`, which say so (in a program:
 //! [`open_or_create`](crate::store::redb::RedbStore::open_or_create)): a volume that is not mounted is no store without accounts.

@@ -25,6 +25,7 @@ mod envelope;
 mod file;
 mod header;
 mod pages;
+mod read_only;
 mod shred;
 mod write;
 
@@ -53,6 +54,7 @@ struct Shared {
     database: RwLock<Option<Database>>,
     /// The path is that of the file: not so in tests whose disk fails.
     is_file: bool,
+    is_read_only: bool,
 }
 
 impl RedbStore {
@@ -73,6 +75,24 @@ impl RedbStore {
     /// [`Error::Misconfigured`] also for a missing directory; else as [`RedbStore::open`].
     pub async fn open_or_create(path: impl Into<PathBuf>) -> Result<Self> {
         Self::over(path.into(), true, file::open_or_create, file::open).await
+    }
+
+    /// As [`RedbStore::open`], for one who only reads: needs no right to write to the file or its directory, and keeps writers out while
+    /// it is open, but no other readers. Writing fails. No store for a service, which has denials to write down.
+    ///
+    /// # Errors
+    /// As [`RedbStore::open`].
+    pub async fn open_read_only(path: impl Into<PathBuf>) -> Result<Self> {
+        let mut store = Self::over(path.into(), true, file::open_read_only, file::open_read_only).await?;
+        if let Some(shared) = Arc::get_mut(&mut store.shared) {
+            shared.is_read_only = true;
+        }
+        Ok(store)
+    }
+
+    /// Whether nothing can be written to it.
+    pub fn is_read_only(&self) -> bool {
+        self.shared.is_read_only
     }
 
     /// Over a backend in the place of the file, which `backend` gives anew each time that the store is opened: for tests, whose
@@ -102,7 +122,7 @@ impl RedbStore {
         })
         .await?;
         let database = RwLock::new(Some(database));
-        let shared = Shared { path, known, reopen: Box::new(reopen), database, is_file };
+        let shared = Shared { path, known, reopen: Box::new(reopen), database, is_file, is_read_only: false };
         Ok(Self { shared: Arc::new(shared), queue: Arc::default() })
     }
 
@@ -151,6 +171,7 @@ impl RedbStore {
         // More than a store is written in its life, and 2^19 copies of copies before they run out.
         let by = (u64::from_be_bytes(random) >> 20) | 1 << 32;
         let shared = self.shared.clone();
+        shared.expect_writable()?;
         blocking(move || shared.with_database_alone(|database| write::skip_revisions(database, by))).await
     }
 
@@ -173,6 +194,9 @@ impl RedbStore {
 
     /// Queues the writes, and has them done together with whatever else is queued.
     async fn write_many(&self, writes: Vec<Write>) -> Vec<Outcome> {
+        if let Err(error) = self.shared.expect_writable() {
+            return writes.iter().map(|_| Err(error.clone())).collect();
+        }
         let mut answers = Vec::with_capacity(writes.len());
         let has_writer = {
             let mut waiting = self.queue.waiting();
@@ -276,6 +300,13 @@ impl std::fmt::Debug for RedbStore {
 }
 
 impl Shared {
+    fn expect_writable(&self) -> Result<()> {
+        match self.is_read_only {
+            false => Ok(()),
+            true => Err(Error::Store(format!("{}: it is open for reading alone", self.path.display()))),
+        }
+    }
+
     /// Uses the database; opens it first when an error closed it, and closes it on an error.
     fn with_database<T>(&self, work: impl FnOnce(&Database) -> Result<T, RedbError>) -> Result<T> {
         loop {
@@ -404,6 +435,7 @@ impl KeyStore for RedbStore {
 
     async fn shred(&self, remains: Vec<Vec<u8>>) -> Result<()> {
         let shared = self.shared.clone();
+        shared.expect_writable()?;
         blocking(move || shared.shred(&remains)).await
     }
 

@@ -3,7 +3,7 @@
 use crate::{
     args::Account,
     exit::{Failure, ended},
-    output::{Output, columns, count, hex, size},
+    output::{Output, columns, count, hex, size, terminal_columns},
     schedule::{aek_policy, aek_policy_json, aek_policy_words},
     setup::{Setup, Store, account_id, kek_name, kek_version},
     streams::Standard,
@@ -39,21 +39,24 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         }
         Account::List { kek } => {
             let kek = kek.map(|kek| kek_version(&kek)).transpose()?;
-            let store = setup.store(Store::Existing).await?;
+            let store = setup.store(Store::Read).await?;
             if let Some(kek) = &kek {
                 expect_version(&*store, kek).await?;
             }
             let ids = list(&*store, kek).await?;
             let deleted = deletions(&*store, &ids).await?;
-            let line = |id: &AccountId| match deleted.get(id) {
-                None => format!("{id}\n"),
-                Some(deletion) => format!(
-                    "{id}  (deleted {}, may be purged from {} on)\n",
-                    utc(deletion.since_unix),
-                    utc(deletion.purge_after_unix)
-                ),
-            };
-            let lines: String = ids.iter().map(line).collect();
+            let mut lines = String::new();
+            // What a program reads is an id in each line.
+            if !ids.is_empty() && terminal_columns().is_some() {
+                lines.push_str("ACCOUNT\n");
+            }
+            for id in &ids {
+                let state = deleted.get(id).map(|deletion| {
+                    let (since, until) = (utc(deletion.since_unix), utc(deletion.purge_after_unix));
+                    format!("  (deleted {since}, may be purged from {until} on)")
+                });
+                lines.push_str(&format!("{id}{}\n", state.unwrap_or_default()));
+            }
             let deleted = deleted.iter().map(|(id, deletion)| {
                 let Deletion { since_unix, purge_after_unix } = *deletion;
                 json!({ "account": id.as_str(), "since_unix": since_unix, "purge_after_unix": purge_after_unix })
@@ -64,7 +67,7 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         }
         Account::Show { id } => {
             // The store says it all: neither token nor PIN is needed.
-            let (id, store) = (account_id(&id)?, setup.store(Store::Existing).await?);
+            let (id, store) = (account_id(&id)?, setup.store(Store::Read).await?);
             let found = store::load_account(&*store, &id).await?;
             let (record, _) = found.ok_or_else(|| Error::NotFound(format!("account {id}")))?;
             output.result(&record_json(&record), &record_lines(&record))

@@ -140,6 +140,13 @@ pub(crate) enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
+    /// Write a manual page for each command (keyleash.1, keyleash-seal.1, …).
+    #[command(after_help = "Example:\n  keyleash man ~/.local/share/man/man1 && man keyleash-seal")]
+    Man {
+        /// Where to, which must be there. Pages that are there are replaced.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

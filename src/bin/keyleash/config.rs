@@ -3,12 +3,13 @@
 use crate::{
     args::ConfigCommand,
     exit::Failure,
-    output::{Output, columns},
+    output::{Output, fitted},
     setup::{CONFIG_DEFAULT, read_config},
 };
 use keyleash::{
     Error,
     config::page::{Shown, template},
+    name::{KekName, TokenName},
 };
 use serde_json::{Value, json};
 use std::{
@@ -27,9 +28,16 @@ pub(crate) fn run(command: ConfigCommand, config: Option<&Path>, output: Output)
             let (file, read) = read_config(config)?;
             let shown = file.shown();
             // After it is shown: what is wrong with it is easier to see then.
-            let lines = columns(&[&[heading()][..], &shown.iter().map(row).collect::<Vec<_>>()].concat());
+            let standbys = file.standbys();
+            let rows = shown.iter().map(row).chain(standbys.iter().map(standby_row)).collect::<Vec<_>>();
+            let lines = fitted(&[&[heading()][..], &rows].concat());
             let from = read.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
-            let result = json!({ "file": from, "settings": shown.iter().map(shown_json).collect::<Vec<_>>() });
+            let standbys: Vec<_> = standbys
+                .iter()
+                .map(|(kek, standby, from)| json!({ "kek": kek.as_str(), "standby": standby.as_str(), "from": from }))
+                .collect();
+            let settings: Vec<_> = shown.iter().map(shown_json).collect();
+            let result = json!({ "file": from, "settings": settings, "standbys": standbys });
             output.result(&result, &format!("{lines}read: {from}\n"))?;
             file.resolve()?;
             Ok(())
@@ -52,17 +60,23 @@ fn heading() -> Vec<String> {
     ["KEY", "IN FORCE", "FROM"].map(String::from).into()
 }
 
-fn row(Shown { key, value, origin }: &Shown) -> Vec<String> {
+fn row(Shown { key, token, value, origin }: &Shown) -> Vec<String> {
     let default = || key.default.clone().unwrap_or_else(|| "-".into());
     let name = format!("{}.{}", key.section, key.key);
     // It is named already.
     let origin = origin.as_deref().map(|origin| origin.trim_end_matches(&format!(": {name}")).to_owned());
+    let name = token.as_ref().map_or(name, |token| format!("{}[{token}].{}", key.section, key.key));
     vec![name, value.clone().unwrap_or_else(default), origin.unwrap_or_else(|| "default".into())]
 }
 
-fn shown_json(Shown { key, value, origin }: &Shown) -> Value {
+fn standby_row((kek, standby, origin): &(KekName, TokenName, String)) -> Vec<String> {
+    let origin = origin.trim_end_matches(": kek.standby");
+    vec![format!("kek[{kek}].standby"), standby.to_string(), origin.to_owned()]
+}
+
+fn shown_json(Shown { key, token, value, origin }: &Shown) -> Value {
     json!({
         "section": key.section, "key": key.key, "variable": key.variable, "value": value, "default": key.default,
-        "allowed": key.bounds, "from": origin,
+        "allowed": key.bounds, "from": origin, "token": token.as_ref().map(TokenName::as_str),
     })
 }

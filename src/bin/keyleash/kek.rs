@@ -4,7 +4,7 @@ use crate::{
     args::Kek,
     exit::{Failure, ended},
     kek_switch,
-    output::{Output, columns, count},
+    output::{Output, columns, count, fitted},
     progress::Progress,
     schedule::{kek_policy, kek_policy_json, kek_policy_words},
     setup::{Setup, Store, kek_id, kek_name, kek_version, token_name},
@@ -12,13 +12,19 @@ use crate::{
 use keyleash::{
     Error, KekOptions,
     engine::{KekStatus, KekVersionStatus},
-    name::{KekName, TokenName},
+    name::{KekName, KekVersion, TokenName},
     rotate::{RewrapFailure, RewrapOptions, RewrapProgress, utc},
-    store::record::{KekPolicy, KekVersionRecord},
+    store::{
+        Filter, KeyStore,
+        record::{KekPolicy, KekVersionRecord},
+    },
     token::{KekId, KekInfo, TokenError, UnaddressableKey},
 };
 use serde_json::{Value, json};
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
 
 pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
@@ -35,8 +41,10 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
             output.result(&result, &(line + &warning_lines(&format!("{name}/1"), &info)))
         }
         Kek::List => {
-            let engine = setup.engine(Store::Existing).await?;
+            let (engine, store) = setup.engine_and_store(Store::Read).await?;
             let keks = engine.keks().await?;
+            let unproved = unproved(&*store, &keks).await?;
+            let listed = Listed { keks: &keks, unproved: &unproved };
             let tokens = engine.tokens();
             let (mut unknown, mut unaddressable, mut trouble) = (Vec::new(), Vec::new(), None::<Error>);
             for token in &tokens {
@@ -57,17 +65,17 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
                 return Err(error.clone().into());
             }
             let result = json!({
-                "keks": keks.iter().map(kek_json).collect::<Vec<_>>(),
+                "keks": listed.json(),
                 "unknown": unknown.iter().map(unknown_json).collect::<Vec<_>>(),
                 "unaddressable": unaddressable.iter().map(unaddressable_json).collect::<Vec<_>>(),
             });
             let with_token = tokens.len() > 1;
-            let lines = list_lines(&keks, &unknown, with_token) + &unaddressable_lines(&unaddressable, with_token);
+            let lines = list_lines(&listed, &unknown, with_token) + &unaddressable_lines(&unaddressable, with_token);
             output.result(&result, &lines)?;
             trouble.map_or(Ok(()), |error| Err(error.into()))
         }
         Kek::Show { name } => {
-            let engine = setup.engine(Store::Existing).await?;
+            let engine = setup.engine(Store::Read).await?;
             let kek = engine.kek(&kek_name(&name)?).await?;
             output.result(&kek_json(&kek), &show_lines(&kek, engine.tokens().len() > 1))
         }
@@ -182,6 +190,42 @@ async fn rewrap(
     }
 }
 
+/// KEKs as they are listed.
+pub(crate) struct Listed<'a> {
+    pub(crate) keks: &'a [KekStatus],
+    /// Those that no record names.
+    pub(crate) unproved: &'a BTreeSet<KekVersion>,
+}
+
+impl Listed<'_> {
+    pub(crate) fn json(&self) -> Value {
+        let of = |kek: &KekStatus| {
+            let mut json = kek_json(kek);
+            let versions = json.get_mut("versions").and_then(Value::as_array_mut).into_iter().flatten();
+            for (json, version) in versions.zip(&kek.versions) {
+                let name = KekVersion::new(kek.name.clone(), version.record.version);
+                merge(json, json!({ "never_proved": self.unproved.contains(&name) }));
+            }
+            json
+        };
+        self.keks.iter().map(of).collect()
+    }
+}
+
+/// The current versions under which nothing is wrapped: a proof is an unwrap of what is.
+pub(crate) async fn unproved(store: &dyn KeyStore, keks: &[KekStatus]) -> Result<BTreeSet<KekVersion>, Error> {
+    let mut unproved = BTreeSet::new();
+    for kek in keks {
+        for version in kek.versions.iter().filter(|version| version.current) {
+            let name = KekVersion::new(kek.name.clone(), version.record.version);
+            if store.list(&Filter::WrappedBy(name.clone()), None, 1).await?.keys.is_empty() {
+                unproved.insert(name);
+            }
+        }
+    }
+    Ok(unproved)
+}
+
 /// A KEK with its versions, as `kek list`, `kek show` and `status` give it.
 pub(crate) fn kek_json(kek: &KekStatus) -> Value {
     let current = kek.versions.iter().find(|version| version.current).map(|version| version.record.version);
@@ -273,8 +317,19 @@ fn in_words(found: &Result<Option<KekInfo>, TokenError>, wraps: bool) -> Option<
     }
 }
 
+/// Over the rows of [`version_row`].
+pub(crate) fn heading(with_token: bool) -> Vec<String> {
+    let token = if with_token { &["TOKEN"][..] } else { &[] };
+    ["KEK", "PROFILE", "CKA_ID"].iter().chain(token).chain(&["STATE"]).map(|&name| name.into()).collect()
+}
+
 /// One row: name, profile, CKA_ID, the token where there are several, state.
-pub(crate) fn version_row(kek: &KekStatus, version: &KekVersionStatus, with_token: bool) -> Vec<String> {
+pub(crate) fn version_row(
+    kek: &KekStatus,
+    version: &KekVersionStatus,
+    with_token: bool,
+    unproved: &BTreeSet<KekVersion>,
+) -> Vec<String> {
     let mut row = vec![
         format!("{}/{}", kek.name, version.record.version),
         version.record.profile.to_string(),
@@ -284,11 +339,15 @@ pub(crate) fn version_row(kek: &KekStatus, version: &KekVersionStatus, with_toke
         row.push(version.record.token.to_string());
     }
     let state = trouble(version).unwrap_or_else(|| "ok".into());
-    row.push(match version.record.retired_unix {
+    let mut state = match version.record.retired_unix {
         Some(since) => format!("{state}, retired {}", utc(since)),
         None if version.current && kek.versions.len() > 1 => format!("{state}, wraps new AEKs"),
         None => state,
-    });
+    };
+    if unproved.contains(&KekVersion::new(kek.name.clone(), version.record.version)) {
+        state.push_str(", never proved");
+    }
+    row.push(state);
     row
 }
 
@@ -322,11 +381,14 @@ fn unaddressable_lines(keys: &[(&TokenName, UnaddressableKey)], with_token: bool
     heading + &columns(&rows)
 }
 
-fn list_lines(keks: &[KekStatus], unknown: &[(&TokenName, KekInfo)], with_token: bool) -> String {
-    let row = |kek, version| version_row(kek, version, with_token);
+fn list_lines(listed: &Listed<'_>, unknown: &[(&TokenName, KekInfo)], with_token: bool) -> String {
+    let keks = listed.keks;
+    let row = |kek, version| version_row(kek, version, with_token, listed.unproved);
     let rows = keks.iter().flat_map(|kek| kek.versions.iter().map(move |version| row(kek, version)));
-    let mut lines = columns(&rows.collect::<Vec<_>>());
-    if keks.is_empty() {
+    let mut lines = String::new();
+    if !keks.is_empty() {
+        lines.push_str(&fitted(&[&[heading(with_token)][..], &rows.collect::<Vec<_>>()].concat()));
+    } else {
         lines.push_str("no KEK in the store: make one with `keyleash kek create NAME`\n");
     }
     lines.push_str(&kek_warnings(keks));
@@ -343,7 +405,7 @@ fn list_lines(keks: &[KekStatus], unknown: &[(&TokenName, KekInfo)], with_token:
             }
             row
         };
-        lines.push_str(&columns(&unknown.iter().map(row).collect::<Vec<_>>()));
+        lines.push_str(&fitted(&unknown.iter().map(row).collect::<Vec<_>>()));
     }
     lines
 }

@@ -28,7 +28,7 @@ struct Target {
 }
 
 pub(crate) async fn run(args: KekSwitch, enabled: bool, setup: &Setup, output: Output) -> Result<(), Failure> {
-    let store = setup.store(Store::Existing).await?;
+    let store = setup.store(Store::Read).await?;
     let (name, mut targets) = targets(&args, &*store).await?;
     let standby = setup.standby_of(&name).filter(|_| args.token.is_none());
     let what = targets.iter().map(|target| target.words(enabled)).collect::<Vec<_>>().join("\n");

@@ -12,6 +12,7 @@ mod inspect;
 mod kek;
 mod kek_switch;
 mod lazy_token;
+mod man;
 mod out_file;
 mod output;
 mod progress;
@@ -53,7 +54,8 @@ fn main() -> ExitCode {
     let output = Output::new(cli.json).quiet(cli.quiet);
     // What panics is said in words of our own, by whoever waits for it.
     panic::set_hook(Box::new(move |panicked| {
-        if let Some(place) = panicked.location().filter(|_| !cli.json) {
+        // One of redb's is caught, and said as the damage that it is.
+        if let Some(place) = panicked.location().filter(|place| !cli.json && !place.file().contains("/redb-")) {
             output.note(&format!("keyleash: a fault of the program at {place}; please report it"));
         }
     }));
@@ -150,6 +152,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Schedule(args) => schedule::run(args, setup()?, output).await,
         Command::Drill(drill) => drill::run(drill, config.as_deref(), setup()?, output).await,
         Command::Completions { shell } => completions::run(shell, output),
+        Command::Man { directory } => man::run(&directory, output),
     };
     if let Some(setup) = made.get() {
         setup.settle().await;

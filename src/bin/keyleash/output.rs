@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use std::{
     borrow::Cow,
     fmt::Write as _,
-    io::{self, Write},
+    fs::File,
+    io::{self, IsTerminal, Write},
 };
 
 /// How results are shown.
@@ -69,7 +70,7 @@ impl Output {
     fn write(self, out: &mut impl Write, json: &Value, lines: &str) -> io::Result<()> {
         // In one piece: there is no buffer.
         if self.json {
-            out.write_all(format!("{json}\n").as_bytes())
+            out.write_all(format!("{}\n", harmless_json(&json.to_string())).as_bytes())
         } else {
             out.write_all(harmless(lines).as_bytes())
         }
@@ -84,9 +85,26 @@ pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
 
 /// Control characters, and those that have a terminal or an editor show text in another order, or break it into lines: what stands
 /// there is then not what is read.
-fn misleads(char: char) -> bool {
+pub(crate) fn misleads(char: char) -> bool {
     char.is_control()
-        || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(char, '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// JSON that says the same, in which such characters are escaped too. They stand in strings alone.
+fn harmless_json(json: &str) -> Cow<'_, str> {
+    if !json.contains(misleads) {
+        return json.into();
+    }
+    let mut out = String::with_capacity(2 * json.len());
+    for char in json.chars() {
+        match misleads(char) {
+            true => char.encode_utf16(&mut [0; 2]).iter().for_each(|unit| {
+                let _ = write!(out, "\\u{unit:04x}");
+            }),
+            false => out.push(char),
+        }
+    }
+    out.into()
 }
 
 fn spelled_out(text: &str, is_meant: impl Fn(char) -> bool) -> Cow<'_, str> {
@@ -123,6 +141,73 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
         }
         lines.push_str(line.trim_end());
         lines.push('\n');
+    }
+    lines
+}
+
+/// How wide the terminal is that standard output is shown in; `None` where it is none.
+pub(crate) fn terminal_columns() -> Option<usize> {
+    let output = Standard::Output.file().ok().filter(File::is_terminal)?;
+    let size = rustix::termios::tcgetwinsize(output).ok()?;
+    Some(usize::from(size.ws_col).max(COLUMNS_MIN))
+}
+
+/// What a terminal has at least: narrower ones wrap by themselves.
+const COLUMNS_MIN: usize = 80;
+/// A report, wherever it goes, is not wider.
+pub(crate) const REPORT_COLUMNS: usize = 100;
+/// The last column is not made narrower, but goes below the others.
+const LAST_MIN: usize = 24;
+
+/// As [`columns`], and in a terminal not wider than that. For a file and a pipe each row is a line.
+pub(crate) fn fitted(rows: &[Vec<String>]) -> String {
+    terminal_columns().map_or_else(|| columns(rows), |width| within(rows, width))
+}
+
+/// As [`columns`], and not wider than `width` where the last column can be broken into lines.
+pub(crate) fn within(rows: &[Vec<String>], width: usize) -> String {
+    let last = rows.iter().map(Vec::len).max().unwrap_or(0).saturating_sub(1);
+    let front = |row: &Vec<String>| row.iter().take(last).cloned().collect::<Vec<_>>();
+    let fronts: Vec<_> = columns(&rows.iter().map(front).collect::<Vec<_>>()).lines().map(str::to_owned).collect();
+    let indent = fronts.iter().map(|front| front.chars().count()).max().unwrap_or(0) + if last == 0 { 0 } else { 2 };
+    let mut lines = String::new();
+    for (front, row) in fronts.iter().zip(rows) {
+        let cell = row.get(last).map(|cell| spelled_out(cell, misleads)).unwrap_or_default();
+        let beside = width.saturating_sub(indent);
+        let (indent, is_beside) = match beside >= LAST_MIN || cell.chars().count() <= beside {
+            true => (indent, true),
+            false => (4, false),
+        };
+        let mut words = wrapped(&cell, width.saturating_sub(indent)).into_iter();
+        match words.next().filter(|_| is_beside) {
+            Some(first) => lines.push_str(format!("{front:<indent$}{first}").trim_end()),
+            None => {
+                lines.push_str(front);
+                words = wrapped(&cell, width.saturating_sub(indent)).into_iter();
+            }
+        }
+        lines.push('\n');
+        words.filter(|line| !line.is_empty()).for_each(|line| {
+            let _ = writeln!(lines, "{:indent$}{line}", "");
+        });
+    }
+    lines
+}
+
+/// Broken between words into lines of at most so many characters, where words are not longer; one line at least.
+pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let len = lines.last().map_or(0, |line| line.chars().count());
+        if len > 0 && len + 1 + word.chars().count() > width {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
     }
     lines
 }
@@ -168,6 +253,39 @@ mod tests {
         assert_eq!(columns(&rows), "label  a\\u{1b}[2Jb\\u{9b}31m\\r\\u{7}\\nstate  ok\n");
         assert_eq!(harmless("käse\n"), "käse\n");
         assert_eq!(harmless("a\u{202e}b\u{2066}c\u{2028}"), "a\\u{202e}b\\u{2066}c\\u{2028}");
+    }
+
+    #[test]
+    fn json_says_the_same_with_everything_that_misleads_escaped() {
+        let value = json!({ "a\u{202e}b": "c\u{9b}d\u{7f}\n", "plain": "käse" });
+        let text = value.to_string();
+        let harmless = harmless_json(&text);
+        assert!(
+            !harmless.contains(misleads) && harmless.contains("\\u202e") && harmless.contains("käse"),
+            "{harmless}"
+        );
+        assert_eq!(serde_json::from_str::<Value>(&harmless).unwrap(), value);
+    }
+
+    #[test]
+    fn a_table_is_as_wide_as_the_terminal_and_its_columns_stay_aligned() {
+        let row = |name: &str, state: &str| vec![name.to_owned(), "x".repeat(20), state.to_owned()];
+        let rows =
+            [row("a", "short"), row("bb", "a state of many words that does not fit into one line of the terminal")];
+        let table = within(&rows, 60);
+        let x = "x".repeat(20);
+        let expected = format!(
+            "a   {x}  short\nbb  {x}  a state of many words that does\n{0:26}not fit into one line of the\n{0:26}terminal\n",
+            ""
+        );
+        assert_eq!(table, expected);
+        assert_eq!(within(&rows, 200), columns(&rows));
+        assert_eq!(
+            within(&rows, 40).lines().last().unwrap(),
+            "    fit into one line of the terminal",
+            "no room beside the others"
+        );
+        assert!(within(&rows, 40).lines().all(|line| line.chars().count() <= 40));
     }
 
     #[test]

@@ -23,7 +23,7 @@ const NEXT_SHOWN_MAX: usize = 10;
 
 pub(crate) async fn run(args: ScheduleArgs, setup: &Setup, output: Output) -> Result<(), Failure> {
     let ScheduleArgs { run, limit } = args;
-    let engine = setup.engine(Store::Existing).await?;
+    let engine = setup.engine(if run { Store::Existing } else { Store::Read }).await?;
     if !run {
         let schedule = engine.schedule(limit.max(NEXT_SHOWN_MAX)).await?;
         for (_, error) in &schedule.failures {

@@ -7,7 +7,7 @@ use crate::{
     out_file::OutFile,
     output::{Output, hex},
     progress::Progress,
-    setup::{Setup, account_id},
+    setup::{Setup, Store, account_id},
     streams::{Standard, refuse_onto_itself, refuse_store},
 };
 use keyleash::{Account, Engine, Error, store::record::StoreRecord};
@@ -38,7 +38,7 @@ pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<()
             "a sealed file is no text: name a file with -o, or redirect standard output".into(),
         ));
     }
-    let (engine, store) = setup.engine_and_store_id().await?;
+    let (engine, store) = setup.engine_and_store_id(Store::Existing).await?;
     let account = engine.account(&id).await?;
     let mut ahead = Ahead {
         account: account.clone(),
@@ -112,7 +112,7 @@ impl Ahead {
 
 pub(crate) async fn open(args: Open, setup: &Setup, output: Output) -> Result<(), Failure> {
     let streams = Opened::new(args.streams, setup.store_path(), output).await?;
-    let (engine, store) = setup.engine_and_store_id().await?;
+    let (engine, store) = setup.engine_and_store_id(Store::Read).await?;
     streams.run(output, move |work| open_with(&engine, store, work)).await
 }
 

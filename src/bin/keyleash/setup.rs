@@ -46,6 +46,8 @@ pub(crate) enum Store {
     Create,
     /// It must exist: what is not mounted, or misspelt, is no empty store.
     Existing,
+    /// As that, and it is only read: on media that are read-only too.
+    Read,
     /// Nothing.
     None,
 }
@@ -95,12 +97,13 @@ impl Setup {
 
     pub(crate) async fn store(&self, need: Store) -> Result<Arc<dyn KeyStore>, Failure> {
         let path = self.config.store.clone();
-        let create = match need {
+        let opened = match need {
             Store::None => return Ok(Arc::new(MemoryStore::new())),
-            Store::Create => true,
-            Store::Existing => false,
+            Store::Create => SharedStore::open(path, true).await,
+            Store::Existing => SharedStore::open(path, false).await,
+            Store::Read => SharedStore::open_to_read(path).await,
         };
-        match SharedStore::open(path, create).await {
+        match opened {
             Ok(store) => {
                 if store.is_new() {
                     let path = self.store_path().display();
@@ -122,9 +125,15 @@ impl Setup {
         self.engine_over(store, CACHED_AEKS_MAX).await
     }
 
+    /// The same with its store.
+    pub(crate) async fn engine_and_store(&self, need: Store) -> Result<(Engine, Arc<dyn KeyStore>), Failure> {
+        let store = self.store(need).await?;
+        Ok((self.engine_over(store.clone(), CACHED_AEKS_MAX).await?, store))
+    }
+
     /// The same over a store that exists, and by what that is known.
-    pub(crate) async fn engine_and_store_id(&self) -> Result<(Engine, Option<StoreRecord>), Failure> {
-        let store = self.store(Store::Existing).await?;
+    pub(crate) async fn engine_and_store_id(&self, need: Store) -> Result<(Engine, Option<StoreRecord>), Failure> {
+        let store = self.store(need).await?;
         // It only makes errors say more: one that cannot be read is for `store check`.
         let found = store.get(&Key::Store).await?;
         let id = found.and_then(|found| StoreRecord::decode(&Key::Store, &found.value).ok());

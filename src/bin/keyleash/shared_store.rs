@@ -7,7 +7,13 @@ use keyleash::{
     clock::Clock,
     store::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, redb::RedbStore},
 };
-use std::{path::PathBuf, time::Duration};
+use rustix::io::Errno;
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::sync::{Mutex, MutexGuard};
 
 /// How long to wait while another process has the file open. A command has it for some milliseconds, a service for ever.
@@ -18,6 +24,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct SharedStore {
     store: RedbStore,
+    /// On a file system that nobody writes to; there is no need to make room.
+    stays_open: bool,
     clock: Clock,
     /// One operation at a time in this process: the file is closed behind each.
     turn: Mutex<()>,
@@ -28,10 +36,26 @@ impl SharedStore {
     /// Opens the store once, so that what is wrong with it is said before anything else is done, and so that all of it is
     /// verified once. Made if it is missing and `create` is true.
     pub(crate) async fn open(path: PathBuf, create: bool) -> Result<Self> {
+        Self::open_as(path, create, None).await
+    }
+
+    /// As [`SharedStore::open`], for a command that only reads: where this user may not write, or nobody may, it need not.
+    pub(crate) async fn open_to_read(path: PathBuf) -> Result<Self> {
+        let refused = rustix::fs::access(&path, rustix::fs::Access::WRITE_OK).err();
+        let refused = refused.filter(|why| [Errno::ROFS, Errno::ACCESS].contains(why));
+        Self::open_as(path, false, refused).await
+    }
+
+    /// For reading alone, if writing is `refused`.
+    async fn open_as(path: PathBuf, create: bool, refused: Option<Errno>) -> Result<Self> {
         let (clock, mut is_new) = (Clock::default(), false);
         let give_up = clock.now().plus(WAIT);
         loop {
-            let opened = match RedbStore::open(&path).await {
+            let opened = match refused {
+                Some(_) => RedbStore::open_read_only(&path).await,
+                None => RedbStore::open(&path).await,
+            };
+            let opened = match opened {
                 Err(Error::NotFound(_)) if create => {
                     is_new = true;
                     RedbStore::open_or_create(&path).await
@@ -40,11 +64,14 @@ impl SharedStore {
             };
             match opened {
                 Ok(store) => {
-                    store.rest();
-                    return Ok(Self { store, clock, turn: Mutex::default(), is_new });
+                    let stays_open = refused == Some(Errno::ROFS);
+                    if !stays_open {
+                        store.rest();
+                    }
+                    return Ok(Self { store, stays_open, clock, turn: Mutex::default(), is_new });
                 }
                 Err(Error::Store(_)) if clock.now() < give_up => tokio::time::sleep(PAUSE).await,
-                Err(error) => return Err(error),
+                Err(error) => return Err(with_holders(error, &path)),
             }
         }
     }
@@ -64,23 +91,56 @@ impl SharedStore {
         let give_up = self.clock.now().plus(WAIT);
         loop {
             match self.store.wake().await {
-                Ok(()) => return Ok(Turn { store: &self.store, _turn: turn }),
+                Ok(()) => return Ok(Turn { store: &self.store, stays_open: self.stays_open, _turn: turn }),
                 Err(Error::Store(_)) if self.clock.now() < give_up => tokio::time::sleep(PAUSE).await,
-                Err(error) => return Err(error),
+                Err(error) => return Err(with_holders(error, self.store.path())),
             }
         }
     }
 }
 
+/// Most processes that are named.
+const HOLDERS_MAX: usize = 3;
+
+/// Names who has the store open, where that is why it could not be used and where the system tells.
+fn with_holders(error: Error, path: &Path) -> Error {
+    let Error::Store(what) = &error else { return error };
+    let holders = holders(path);
+    if holders.is_empty() {
+        return error;
+    }
+    Error::Store(format!("{what}; open in {}", holders.join(", ")))
+}
+
+/// Other processes that have the file open, by name and number.
+fn holders(path: &Path) -> Vec<String> {
+    let (Ok(file), Ok(processes)) = (fs::metadata(path), fs::read_dir("/proc")) else { return Vec::new() };
+    let same = |other: &fs::Metadata| (other.dev(), other.ino()) == (file.dev(), file.ino());
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<u32>().ok();
+    let holds = |process: &u32| {
+        let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+        open.flatten().any(|open| fs::metadata(open.path()).is_ok_and(|other| same(&other)))
+    };
+    let named = |process: u32| {
+        let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+        format!("{} (process {process})", name.trim_end())
+    };
+    let others = processes.flatten().filter_map(number).filter(|process| *process != std::process::id());
+    others.filter(holds).take(HOLDERS_MAX).map(named).collect()
+}
+
 /// The open file, which is free when this is dropped, and before the next turn begins.
 struct Turn<'a> {
     store: &'a RedbStore,
+    stays_open: bool,
     _turn: MutexGuard<'a, ()>,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.store.rest();
+        if !self.stays_open {
+            self.store.rest();
+        }
     }
 }
 

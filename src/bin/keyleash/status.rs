@@ -1,9 +1,9 @@
 //! `status`.
 
 use crate::{
-    exit::Failure,
-    kek::{half, kek_json, kek_warnings, trouble, version_row},
-    output::{Output, columns, count},
+    exit::{Failure, ended},
+    kek::{Listed, half, heading, kek_warnings, trouble, unproved, version_row},
+    output::{Output, columns, count, fitted},
     setup::{Setup, Store},
     streams::Standard,
     token::{info_json, info_rows},
@@ -28,7 +28,10 @@ const LOOK_FOR_READER: Duration = Duration::from_secs(1);
 /// Shows everything, then ends as the first thing that is not granted: a monitor need look at the exit status alone. Or
 /// goes on and shows what changes.
 pub(crate) async fn run(watch: bool, setup: &Setup, output: Output) -> Result<(), Failure> {
-    let store = setup.store(Store::Existing).await?;
+    if watch {
+        warnings::with_times();
+    }
+    let store = setup.store(Store::Read).await?;
     let engine = setup.full_engine(store.clone()).await?;
     let mut events = engine.events();
     let keks = engine.keks().await?;
@@ -42,8 +45,9 @@ pub(crate) async fn run(watch: bool, setup: &Setup, output: Output) -> Result<()
             }
         }
     }
-    let status = engine.status().await;
-    output.result(&report_json(&status, &keks), &report_lines(&status, &keks))?;
+    let (status, unproved) = (engine.status().await, unproved(&*store, &keks).await?);
+    let listed = Listed { keks: &keks, unproved: &unproved };
+    output.result(&report_json(&status, &listed), &report_lines(&status, &listed, watch))?;
     if watch {
         // What the proofs themselves brought about is in the report.
         while events.try_next().is_some() {}
@@ -152,7 +156,7 @@ fn token_json(token: &TokenStatus) -> Value {
     })
 }
 
-fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
+fn report_json(status: &Status, listed: &Listed<'_>) -> Value {
     let tokens: Vec<_> = status.tokens.iter().map(token_json).collect();
     // The default token's, once more: fields are only added.
     let of_default = |field: &str| tokens.first().and_then(|token| token.get(field)).cloned();
@@ -161,7 +165,7 @@ fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
         "token_trouble": of_default("token_trouble"),
         "workers": of_default("workers"),
         "tokens": tokens,
-        "keks": keks.iter().map(kek_json).collect::<Vec<_>>(),
+        "keks": listed.json(),
         "leases": status.leases.iter().map(lease_json).collect::<Vec<_>>(),
         "store": status.store_silence.as_ref().map_or_else(|| json!({ "answers": true }), store_json),
         "cached_accounts": status.cached_accounts,
@@ -171,12 +175,14 @@ fn report_json(status: &Status, keks: &[KekStatus]) -> Value {
     })
 }
 
-fn report_lines(status: &Status, keks: &[KekStatus]) -> String {
+fn report_lines(status: &Status, listed: &Listed<'_>, goes_on: bool) -> String {
+    let (keks, with_token) = (listed.keks, status.tokens.len() > 1);
+    let said = |words: String| if goes_on { words } else { ended(words) };
     let mut lines = String::new();
     for token in &status.tokens {
         let mut rows = match &token.info {
             Ok(info) => info_rows(info),
-            Err(trouble) => vec![vec!["token".into(), format!("{trouble}; {}", trouble.remedy)]],
+            Err(trouble) => vec![vec!["token".into(), said(format!("{trouble}; {}", trouble.remedy))]],
         };
         let workers = token.workers;
         rows.push(vec![
@@ -193,30 +199,44 @@ fn report_lines(status: &Status, keks: &[KekStatus]) -> String {
     }
     let rows = keks.iter().flat_map(|kek| {
         kek.versions.iter().map(|version| {
-            let mut row = version_row(kek, version, status.tokens.len() > 1);
+            let mut row = version_row(kek, version, with_token, listed.unproved);
             let of_this =
                 |lease: &&LeaseStatus| lease.kek.name == kek.name && lease.kek.version == version.record.version;
             if trouble(version).is_none() || half(version).is_some() {
-                row.push(status.leases.iter().find(of_this).map_or_else(|| "no account yet".into(), lease_words));
+                row.push(
+                    status
+                        .leases
+                        .iter()
+                        .find(of_this)
+                        .map_or_else(|| "no account yet".into(), |lease| said(lease_words(lease))),
+                );
             }
             row
         })
     });
-    lines.push_str(&columns(&rows.collect::<Vec<_>>()));
+    let mut heading = heading(with_token);
+    heading.push("LEASE".into());
+    if !keks.is_empty() {
+        lines.push_str(&fitted(&[&[heading][..], &rows.collect::<Vec<_>>()].concat()));
+    }
     lines.push_str(&kek_warnings(keks));
     if keks.is_empty() {
         lines.push_str("no KEK in the store: make one with `keyleash kek create NAME`\n");
     }
     if let Some(StoreSilence { lasting, why, keys_last }) = &status.store_silence {
         let (lasting, left) = (lasting.as_secs(), keys_last.as_secs());
-        lines.push_str(&format!("store silent for {lasting} s ({why}), keys in use go on for {left} s\n"));
+        let silent = if lasting == 0 { "store silent".into() } else { format!("store silent for {lasting} s") };
+        lines.push_str(&format!("{silent} ({why}), keys in use go on for {left} s\n"));
     }
     status.warnings.iter().for_each(|warning| lines.push_str(&format!("\nwarning: {warning}\n")));
     lines
 }
 
 fn lease_words(lease: &LeaseStatus) -> String {
-    let phase = phase_name(lease.phase);
+    let phase = match lease.phase {
+        Phase::Unproven => "never proved",
+        phase => phase_name(phase),
+    };
     let trouble = lease.trouble.as_ref().map_or_else(String::new, |trouble| format!(", {trouble}"));
     let by = lease.on_standby.as_ref().map_or_else(String::new, |standby| format!(" by standby {standby}"));
     format!("lease {phase}{by}, ends in {} s{trouble}", lease.ends_in.as_secs())

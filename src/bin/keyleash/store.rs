@@ -37,17 +37,29 @@ pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Resu
         }
         Command::Check => {
             // Opening it verifies every page of the file; asks no token.
-            let found = check(&*setup.store(Store::Existing).await?).await?;
+            let found = check(&*setup.store(Store::Read).await?).await?;
             report(&format!("store {}", setup.store_path().display()), setup.store_path(), &found, output)
         }
         Command::Snapshot { file } => {
-            let store = SharedStore::open(setup.store_path().to_owned(), false).await?;
+            let opened = SharedStore::open_to_read(setup.store_path().to_owned()).await;
+            let store = opened.map_err(its_own_to_copy)?;
             store.snapshot(file.clone()).await?;
             // A copy that nobody looked at is none.
             let found = check(&RedbStore::open(&file).await?).await?;
             report(&format!("snapshot {}", file.display()), &file, &found, output)
         }
         Command::Restore { file, consent } => restore(&file, consent, setup, output).await,
+    }
+}
+
+/// What has the store open for good is a service: it can copy what nobody else can.
+fn its_own_to_copy(error: Error) -> Error {
+    match error {
+        Error::Store(what) => Error::Store(format!(
+            "{what}; a service copies the store that it has open by itself (RedbStore::snapshot), and a plain copy of the file beside it \
+             is none"
+        )),
+        error => error,
     }
 }
 

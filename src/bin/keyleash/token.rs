@@ -3,7 +3,7 @@
 use crate::{
     args::Token,
     exit::{Failure, ended},
-    output::{Output, columns},
+    output::{Output, REPORT_COLUMNS, within},
     setup::{Setup, Store, token_name},
 };
 use keyleash::{
@@ -143,21 +143,35 @@ fn report_lines(Checked { info, probes, problems, .. }: &Checked) -> String {
     let relevant = info.mechanisms.iter().map(String::as_str).filter(|name| RELEVANT.contains(name));
     let mut rows = info_rows(info);
     rows.push(vec!["mechanisms".into(), relevant.collect::<Vec<_>>().join(" ")]);
-    let mut lines = columns(&rows);
+    let mut lines = within(&rows, REPORT_COLUMNS);
     lines.push('\n');
     let row = |(profile, probe): &(Profile, Result<Probe, Error>)| {
         let outcome = match probe {
             Ok(probe) => format!("works: wrap {:.1?}, unwrap {:.1?}", probe.wrap, probe.unwrap),
-            Err(error) => format!("does not work: {error}"),
+            Err(error) => format!("does not work: {}", ended(error)),
         };
         vec![profile.to_string(), outcome]
     };
-    lines.push_str(&columns(&probes.iter().map(row).collect::<Vec<_>>()));
+    lines.push_str(&within(&probes.iter().map(row).collect::<Vec<_>>(), REPORT_COLUMNS));
+    lines.push_str(&format!("\n{}\n", sum(probes)));
     if problems.is_empty() {
-        lines.push_str("\nnothing is wrong with the set-up\n");
+        lines.push_str("nothing else is wrong with the set-up\n");
     } else {
-        lines.push_str("\nwhat to change:\n");
+        lines.push_str("what to change:\n");
         problems.iter().for_each(|problem| lines.push_str(&format!("- {problem}\n")));
     }
     lines
+}
+
+/// Every profile, by whether it works.
+fn sum(probes: &[(Profile, Result<Probe, Error>)]) -> String {
+    let named = |works: bool| {
+        let of_these = probes.iter().filter(|(_, probe)| probe.is_ok() == works);
+        of_these.map(|(profile, _)| profile.name()).collect::<Vec<_>>().join(", ")
+    };
+    match (named(true), named(false)) {
+        (works, fails) if fails.is_empty() => format!("every wrap profile works: {works}"),
+        (works, fails) if works.is_empty() => format!("no wrap profile works: {fails}"),
+        (works, fails) => format!("wrap profiles that work here: {works}; that do not: {fails}"),
+    }
 }

@@ -20,6 +20,7 @@ use tracing::{
 const OPENING: &str = "keyleash::token::pkcs11";
 
 static ENDED: AtomicBool = AtomicBool::new(false);
+static WITH_TIMES: AtomicBool = AtomicBool::new(false);
 static EVENTS_LEFT_OUT: AtomicBool = AtomicBool::new(false);
 
 /// Everything from `least` up, a line each; no spans.
@@ -37,6 +38,11 @@ pub(crate) fn show(verbose: bool) {
 /// The command is done, and its runtime is taken down: that something was still under way is no trouble.
 pub(crate) fn end() {
     ENDED.store(true, Ordering::SeqCst);
+}
+
+/// From here on each line says when it was: of what runs on for a while.
+pub(crate) fn with_times() {
+    WITH_TIMES.store(true, Ordering::SeqCst);
 }
 
 /// From here on events are shown by whoever called this, and nothing is said twice.
@@ -67,6 +73,9 @@ impl Subscriber for Warnings {
         let mut line = Line::default();
         event.record(&mut line);
         let line = match *event.metadata().level() <= Level::WARN {
+            true if WITH_TIMES.load(Ordering::SeqCst) => {
+                format!("keyleash: {}: warning: {}{}", utc(unix_now()), line.message, line.fields)
+            }
             true => format!("keyleash: warning: {}{}", line.message, line.fields),
             false => format!("keyleash: {}: {}{}", utc(unix_now()), line.message, line.fields),
         };

@@ -1,6 +1,7 @@
 //! Opening and making the file, and what is said when that fails.
 
 use super::pages::{Known, Pages};
+use super::read_only::ReadOnly;
 use crate::{
     error::{Corrupt, Error, Result},
     secret::fill_random,
@@ -67,6 +68,23 @@ pub(super) fn open(path: &Path, known: &Arc<Known>) -> Result<Database> {
                 )));
             }
             Ok(backend)
+        };
+        let database = verified(path, backend, known)?;
+        check_format(path, &database)?;
+        Ok(database)
+    })
+}
+
+/// Opens a store that is only read: neither the file nor its directory is written to.
+pub(super) fn open_read_only(path: &Path, known: &Arc<Known>) -> Result<Database> {
+    check_file(path)?;
+    // What redb writes is in memory alone, so that nothing that was known of it is true of the file.
+    known.forget();
+    guarded(path, || {
+        let backend = || {
+            let file = File::open(path).map_err(|error| io_failed(path, &error))?;
+            let backend = FileBackend::new(file).map_err(|error| failed(path, error.into()))?;
+            ReadOnly::new(backend).map_err(|error| io_failed(path, &error))
         };
         let database = verified(path, backend, known)?;
         check_format(path, &database)?;

@@ -47,6 +47,8 @@ pub(crate) enum Drill {
         old: PathBuf,
         /// The later report.
         new: PathBuf,
+        #[command(flatten)]
+        by: CompareBy,
     },
     /// Does an act in a process of its own.
     #[command(name = "__act", hide = true)]
@@ -54,6 +56,18 @@ pub(crate) enum Drill {
     /// The service that `restart` kills.
     #[command(name = "__serve", hide = true)]
     Serve(Serve),
+}
+
+/// What counts as worse, beside a promise that does not hold.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct CompareBy {
+    /// A time that is longer, or a rate that is lower, by more than this is worse too. Without it neither alone ever is: the polls are
+    /// drawn by lot.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) threshold: Option<u32>,
+    /// Compare the scenarios that both reports have: one that is missing in NEW is not worse.
+    #[arg(long)]
+    pub(crate) common: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -1,10 +1,11 @@
 //! `drill compare`: two reports side by side. What fails is a promise of the new one that does not hold, one that held and is not
-//! shown to hold any more, and what the new one says nothing of: a promise or a scenario that is missing. Never a time alone.
+//! shown to hold any more, and what the new one says nothing of: a promise or, but for `--common`, a scenario that is missing. A time or a
+//! rate alone only by a `--threshold`.
 
-use super::report::FORMAT;
+use super::{args::CompareBy, report::FORMAT};
 use crate::{
     exit::Failure,
-    output::{Output, columns},
+    output::{Output, REPORT_COLUMNS, within},
 };
 use keyleash::Error;
 use serde_json::{Value, json};
@@ -27,8 +28,8 @@ struct Row {
 /// The row of a scenario that only one report has.
 const PLAYED: &str = "played";
 
-pub(crate) fn run(old: &Path, new: &Path, output: Output) -> Result<(), Failure> {
-    let rows = compare(&read(old)?, &read(new)?);
+pub(crate) fn run(old: &Path, new: &Path, by: CompareBy, output: Output) -> Result<(), Failure> {
+    let rows = compare(&read(old)?, &read(new)?, by);
     let worse: Vec<_> =
         rows.iter().filter(|row| row.worse).map(|row| format!("{}: {}", row.scenario, row.name)).collect();
     let json: Vec<_> = rows
@@ -37,10 +38,13 @@ pub(crate) fn run(old: &Path, new: &Path, output: Output) -> Result<(), Failure>
         .collect();
     let mut lines = vec![["scenario", "what", "old", "new", "change"].map(String::from).to_vec()];
     lines.extend(rows.iter().map(line));
-    output.result(&json!({ "format": "keyleash.drill-compare.v1", "worse": worse, "rows": json }), &columns(&lines))?;
+    output.result(
+        &json!({ "format": "keyleash.drill-compare.v1", "worse": worse, "rows": json }),
+        &within(&lines, REPORT_COLUMNS),
+    )?;
     match worse.is_empty() {
         true => Ok(()),
-        false => Err(Failure::Broken(format!("does not hold, or is missing now: {}", worse.join("; ")))),
+        false => Err(Failure::Broken(format!("does not hold, is missing or is worse now: {}", worse.join("; ")))),
     }
 }
 
@@ -75,7 +79,7 @@ fn read(path: &Path) -> Result<Value, Failure> {
 }
 
 /// Every measurement and verdict of every scenario that either report has.
-fn compare(old: &Value, new: &Value) -> Vec<Row> {
+fn compare(old: &Value, new: &Value, by: CompareBy) -> Vec<Row> {
     let mut scenarios: Vec<&str> = Vec::new();
     for name in drills(old).chain(drills(new)).filter_map(|drill| drill.get("scenario").and_then(Value::as_str)) {
         if !scenarios.contains(&name) {
@@ -86,6 +90,9 @@ fn compare(old: &Value, new: &Value) -> Vec<Row> {
     for scenario in scenarios {
         let of = |report| drills(report).find(|drill| drill.get("scenario").and_then(Value::as_str) == Some(scenario));
         let (old, new) = (of(old), of(new));
+        if by.common && (old.is_none() || new.is_none()) {
+            continue;
+        }
         if old.is_some() != new.is_some() {
             let (old, new) = (json!(old.is_some()), json!(new.is_some()));
             let worse = new == false;
@@ -96,14 +103,22 @@ fn compare(old: &Value, new: &Value) -> Vec<Row> {
             &mut rows,
             scenario,
             names,
-            |_, _| false,
+            |name, old, new| by.threshold.is_some_and(|percent| is_slower(name, old, new, percent)),
             |name| (find(old, measurements, name), find(new, measurements, name)),
         );
         let names = keys(old, verdicts).into_iter().chain(keys(new, verdicts));
-        push(&mut rows, scenario, names, is_worse, |name| (find(old, verdicts, name), find(new, verdicts, name)));
+        push(
+            &mut rows,
+            scenario,
+            names,
+            |_, old, new| is_worse(old, new),
+            |name| (find(old, verdicts, name), find(new, verdicts, name)),
+        );
     }
     // What could not be played is not in the report's drills.
     let error = new.get("error").and_then(|error| error.get("scenario")).and_then(Value::as_str);
+    // Unless nobody asked for it.
+    let error = error.filter(|_| !by.common);
     if let Some(scenario) = error
         && !rows.iter().any(|row| row.scenario == scenario && row.worse)
     {
@@ -116,6 +131,19 @@ fn compare(old: &Value, new: &Value) -> Vec<Row> {
 /// A verdict that fails the comparison.
 fn is_worse(old: &Value, new: &Value) -> bool {
     new == "fail" || (old == "pass" && new != "pass") || (!old.is_null() && new.is_null())
+}
+
+/// A time that both have and that is longer, or a rate that is lower, by more than so many percent.
+fn is_slower(name: &str, old: &Value, new: &Value, percent: u32) -> bool {
+    let (Some(old), Some(new)) = (old.as_f64(), new.as_f64()) else { return false };
+    let factor = 1.0 + f64::from(percent) / 100.0;
+    match name {
+        // The machine's, not keyleash's.
+        "machine_delay_ms" => false,
+        time if time.ends_with("_ms") => new > old * factor,
+        rate if rate.ends_with("_per_s") || rate.ends_with("_percent") => new * factor < old,
+        _ => false,
+    }
 }
 
 type Pairs = Vec<(String, Value)>;
@@ -151,7 +179,7 @@ fn push(
     rows: &mut Vec<Row>,
     scenario: &str,
     names: impl Iterator<Item = String>,
-    is_worse: impl Fn(&Value, &Value) -> bool,
+    is_worse: impl Fn(&str, &Value, &Value) -> bool,
     values: impl Fn(&str) -> (Value, Value),
 ) {
     for name in names {
@@ -159,7 +187,7 @@ fn push(
             continue;
         }
         let (old, new) = values(&name);
-        let worse = is_worse(&old, &new);
+        let worse = is_worse(&name, &old, &new);
         rows.push(Row { scenario: scenario.into(), name, old, new, worse });
     }
 }
@@ -177,7 +205,11 @@ mod tests {
     }
 
     fn worse(old: &Value, new: &Value) -> Vec<String> {
-        let rows = compare(old, new);
+        worse_by(old, new, CompareBy::default())
+    }
+
+    fn worse_by(old: &Value, new: &Value, by: CompareBy) -> Vec<String> {
+        let rows = compare(old, new, by);
         rows.into_iter().filter(|row| row.worse).map(|row| format!("{}: {}", row.scenario, row.name)).collect()
     }
 
@@ -185,6 +217,28 @@ mod tests {
     fn a_slower_time_alone_is_not_worse() {
         let fast = report("outage", 1.0, "pass");
         assert_eq!(worse(&fast, &report("outage", 900.0, "pass")), [""; 0]);
+    }
+
+    #[test]
+    fn a_time_that_is_longer_by_more_than_the_threshold_is_worse() {
+        let old = report("outage", 100.0, "pass");
+        let by = |percent| CompareBy { threshold: Some(percent), common: false };
+        assert_eq!(worse_by(&old, &report("outage", 150.0, "pass"), by(50)), [""; 0]);
+        assert_eq!(worse_by(&old, &report("outage", 151.0, "pass"), by(50)), ["outage: last_success_ms"]);
+        assert_eq!(worse_by(&old, &report("outage", 20.0, "pass"), by(50)), [""; 0]);
+        assert!(is_slower("service_rate_percent", &json!(100.0), &json!(60.0), 50));
+        assert!(
+            !is_slower("machine_delay_ms", &json!(1.0), &json!(60.0), 50)
+                && !is_slower("refused", &json!(1), &json!(9), 50)
+        );
+    }
+
+    #[test]
+    fn of_two_reports_what_both_have_is_compared_where_that_is_asked_for() {
+        let (outage, hang) = (report("outage", 1.0, "pass"), report("hang", 1.0, "pass"));
+        let common = CompareBy { common: true, threshold: None };
+        assert_eq!(worse_by(&outage, &hang, common), [""; 0]);
+        assert_eq!(worse_by(&outage, &report("outage", 1.0, "fail"), common), ["outage: promise last-success"]);
     }
 
     #[test]

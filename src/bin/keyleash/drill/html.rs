@@ -5,6 +5,8 @@ use super::{
     promises::Verdict,
     report::{Report, bound_words, measured_words},
 };
+use crate::output::count;
+use keyleash::clock::utc;
 use std::fmt::Write as _;
 
 const STYLE: &str = "\
@@ -19,8 +21,8 @@ pub(crate) fn html(reports: &[Report]) -> String {
     let mut body = String::new();
     let _ = write!(
         body,
-        "<h1>keyleash drills</h1>\n<p>{passed} of {} drills kept every promise for certain.</p>\n<table>",
-        reports.len()
+        "<h1>keyleash drills</h1>\n<p>{passed} of {} kept every promise for certain.</p>\n<table>",
+        count(reports.len() as u64, "drill")
     );
     for report in reports {
         let name = report.finished.scenario.name();
@@ -50,13 +52,13 @@ fn section(body: &mut String, report: &Report) {
     let who = if finished.operator { "an operator" } else { "another process" };
     let _ = writeln!(
         body,
-        "<p class=\"mute\">Token {}, serial {} ({}); profile {}; acts by {who}; begun at {} s (Unix time). {}. What is over \
+        "<p class=\"mute\">Token {}, serial {} ({}); profile {}; acts by {who}; begun on {}. {}. What is over \
          its promise by no more than the machine's own delay is inconclusive; counts never are.</p>\n<table><tr><th></th><th>what</th><th>measured</th><th>promised</th></tr>",
         escape(&token.label),
         escape(&token.serial),
         escape(&token.model),
         finished.profile,
-        finished.started_unix,
+        utc(finished.started_unix),
         escape(&report.settings_words()),
     );
     for promise in &report.promises {
@@ -90,6 +92,7 @@ mod tests {
         for outside in ["src=", "href=\"http", "url(", "<script"] {
             assert!(!page.contains(outside), "{outside}");
         }
+        assert!(page.contains("begun on 1970-01-01T00:00:07Z") && !page.contains("Unix time"));
         assert!(page.contains("&lt;&amp;&quot;label&quot;&gt;") && !page.contains("<&"));
     }
 }

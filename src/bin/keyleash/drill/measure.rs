@@ -184,7 +184,9 @@ fn of(timeline: &Timeline) -> Measured {
     let refused = runs().filter(|run| run.outcome != Outcome::Ok && run.from >= act_ns && run.from < undoing_ns);
     measured.first_refusal_ms = refused.map(|run| run.first).min().map(|first| ms(act, first));
     let empty = timeline.lease.iter().find(|sample| sample.at > act && sample.at < undoing && sample.aeks == 0);
-    measured.wiped_ms = empty.map(|sample| ms(act, sample.at.as_nanos()));
+    // What succeeded used a key until it ended, whatever a sample says that was taken meanwhile.
+    let wiped = empty.map(|sample| ms(act, sample.at.as_nanos()));
+    measured.wiped_ms = wiped.map(|wiped| measured.last_success_ms.map_or(wiped, |last| wiped.max(last)));
     let in_grace = timeline.lease.iter().find(|sample| sample.at > act && sample.phase == "grace");
     measured.noticed_ms = in_grace.map(|sample| ms(act, sample.at.as_nanos()));
     measured.active_ms = active_again(timeline, undoing).map(|at| ms(undoing, at.as_nanos()));
@@ -260,6 +262,14 @@ pub(crate) mod tests {
         assert_eq!((measured.back_p50_ms, measured.all_back_ms), (Some(120.0), Some(120.0)));
         assert_eq!(measured.active_ms, Some(130.0));
         assert_eq!(measured.accounts_missing, 0);
+    }
+
+    #[test]
+    fn every_aek_is_wiped_no_earlier_than_the_last_success() {
+        let mut timeline = timeline();
+        timeline.lease[1].at = Instant::from_nanos(155 * MS); // a sample before the last success, at 160 ms, was written down
+        let measured = of(&timeline);
+        assert_eq!((measured.last_success_ms, measured.wiped_ms), (Some(60.0), Some(60.0)));
     }
 
     #[test]

@@ -26,9 +26,10 @@ mod serve;
 mod timeline;
 mod wait;
 
-use crate::{exit::Failure, out_file::OutFile, output::Output, setup::Setup};
+use crate::{exit::Failure, out_file::OutFile, output::Output, setup::Setup, warnings};
 use args::{Drill, Options};
 use ground::Ground;
+use keyleash::clock::{unix_now, utc};
 use promises::Verdict;
 use report::Report;
 use scenario::Scenario;
@@ -50,10 +51,11 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
         Drill::Fleet(options) => (&[Scenario::Fleet], options),
         Drill::Rotation(options) => (&[Scenario::Rotation], options),
         Drill::All(options) => (&Scenario::ALL, options),
-        Drill::Compare { old, new } => return compare::run(&old, &new, output),
+        Drill::Compare { old, new, by } => return compare::run(&old, &new, by, output),
         Drill::Act(act) => return act::act(act, setup).await,
         Drill::Serve(serve) => return serve::serve(serve, setup).await,
     };
+    warnings::with_times();
     let wait = Wait::new(output);
     // Before half an hour of drills is spent for nothing.
     let picture = options.picture.as_deref().map(|path| OutFile::create(path, true)).transpose()?;
@@ -61,7 +63,7 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
     let (mut reports, mut failed) = (Vec::new(), None);
     for scenario in scenarios {
         if scenarios.len() > 1 {
-            output.note(&format!("drill {} …", scenario.name()));
+            output.note(&format!("{} drill {} …", utc(unix_now()), scenario.name()));
         }
         let played = async {
             let (ground, customers) = Ground::prepare(*scenario, &options, setup, config).await?;

@@ -9,8 +9,9 @@ use super::{
     report::{Report, bound_words, measured_words, seconds},
     timeline::LeaseSample,
 };
+use crate::output::{count, misleads, wrapped};
 use keyleash::clock::Instant;
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 /// The picture is drawn in a space this wide, and scales: at 600 pixels its text is still 11 pixels high.
 const WIDTH: f64 = 1000.0;
@@ -31,6 +32,7 @@ const CHARS: usize = 98;
 const BARS_MAX: usize = 400;
 
 const STYLE: &str = "\
+.halo{stroke:#ffffff;stroke-width:4;stroke-linejoin:round;paint-order:stroke}\
 .bg{fill:#ffffff}.fg{fill:#1b1f24}.mute{fill:#57606a}.line{stroke:#57606a}.grid{stroke:#d8dee4}\
 .good{fill:#1a7f37}.bad{fill:#cf222e}.ok{fill:#2da44e}.denied{fill:#cf222e}.lapsed{fill:#8250df}\
 .unreachable{fill:#bf8700}.cold{fill:#0969da}.corrupt,.other{fill:#000000}\
@@ -40,7 +42,7 @@ const STYLE: &str = "\
 .grid{stroke:#30363d}.good{fill:#3fb950}.bad{fill:#ff7b72}.ok{fill:#2ea043}.denied{fill:#f85149}.lapsed{fill:#a371f7}\
 .unreachable{fill:#d29922}.cold{fill:#58a6ff}.corrupt,.other{fill:#ffffff}.active{fill:#1c5c30}.grace{fill:#6b5000}\
 .p-denied{fill:#8e1519}.p-lapsed{fill:#553098}.resuming{fill:#0c3d75}.unproven,.none{fill:#30363d}.flag{stroke:#e6edf3}\
-.aeks{fill:#56d364;fill-opacity:.4}.bound{stroke:#ff7b72}.boundtext{fill:#ff7b72}}";
+.aeks{fill:#56d364;fill-opacity:.4}.bound{stroke:#ff7b72}.boundtext{fill:#ff7b72}.halo{stroke:#0d1117}}";
 
 /// Something that happened, with its number.
 struct Flag {
@@ -75,13 +77,22 @@ struct Drawing<'a> {
     to_ms: f64,
     act_ms: f64,
     out: String,
+    /// Over all lines and areas.
+    words: String,
 }
 
 impl<'a> Drawing<'a> {
     fn new(report: &'a Report) -> Self {
         let timeline = &report.finished.timeline;
         let act_ms = timeline.act().map_or(0.0, |at| report.ms(at));
-        Self { report, from_ms: 0.0, to_ms: report.ms(timeline.end).max(1.0), act_ms, out: String::new() }
+        Self {
+            report,
+            from_ms: 0.0,
+            to_ms: report.ms(timeline.end).max(1.0),
+            act_ms,
+            out: String::new(),
+            words: String::new(),
+        }
     }
 
     fn x(&self, ms: f64) -> f64 {
@@ -105,7 +116,8 @@ impl<'a> Drawing<'a> {
         self.text(980.0, 36.0, class, 22.0, "end", verdict);
         let mut y = 36.0 + LINE;
         y = self.paragraph(y, "fg", finished.scenario.story());
-        let load = format!("{} accounts under load; {}", finished.accounts, self.report.settings_words());
+        let load =
+            format!("{} under load; {}", count(finished.accounts.into(), "account"), self.report.settings_words());
         y = self.paragraph(y, "mute", &load);
         let flags = self.flags();
         let rows = rows(&flags.iter().map(|flag| self.x(flag.at)).collect::<Vec<_>>());
@@ -150,6 +162,7 @@ impl<'a> Drawing<'a> {
             y = self.paragraph_at(50.0, y, text, &words);
         }
         y = self.paragraph(y, "mute", &self.report.count_words());
+        self.out.push_str(&self.words);
         (self.out, y + 8.0)
     }
 
@@ -227,20 +240,13 @@ impl<'a> Drawing<'a> {
         for (index, (from, phase)) in spans.iter().enumerate() {
             let to = spans.get(index + 1).map_or(self.to_ms, |next| next.0);
             let (x, width) = (self.x(*from), (self.x(to) - self.x(*from)).max(1.0));
-            let class = match phase.as_str() {
-                "denied" | "lapsed" => format!("p-{phase}"),
-                other => other.to_owned(),
-            };
+            let class = phase_class(phase);
             let _ = write!(
                 self.out,
                 "<rect class=\"{}\" x=\"{x:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"{BAND}\"/>",
                 escape(&class)
             );
-            let word = match phase.as_str() {
-                "none" => "no process".to_owned(),
-                "gone" => "no account needs it".to_owned(),
-                phase => phase.to_owned(),
-            };
+            let word = phase_words(phase).to_owned();
             // Where it does not fit, the colour says it.
             if width > 11.0 * word.len() as f64 {
                 words.push((x + width / 2.0, word));
@@ -374,6 +380,25 @@ impl<'a> Drawing<'a> {
             self.text(x + 22.0, y, "fg", TEXT, "start", outcome.name());
             x += 60.0 + 10.5 * outcome.name().len() as f64;
         }
+        self.text(x, y, "mute", TEXT, "start", "per second; up and down have scales of their own");
+        let (mut x, mut y) = (20.0, y + LINE);
+        let phases: BTreeSet<_> = self.report.finished.timeline.lease.iter().map(|sample| &*sample.phase).collect();
+        for phase in phases.into_iter().filter(|phase| *phase != "gone") {
+            let (class, words) = (phase_class(phase), format!("lease {}", phase_words(phase)));
+            let width = 44.0 + 10.0 * words.len() as f64;
+            if x + width > RIGHT {
+                (x, y) = (20.0, y + LINE);
+            }
+            let _ = write!(
+                self.out,
+                "<rect class=\"{}\" x=\"{x:.0}\" y=\"{:.0}\" width=\"16\" height=\"16\"/>",
+                escape(&class),
+                y - 14.0
+            );
+            self.text(x + 22.0, y, "fg", TEXT, "start", &words);
+            x += width;
+        }
+        (x, y) = (20.0, y + LINE);
         if self.report.finished.timeline.kek_versions().len() > 1 {
             let _ = write!(
                 self.out,
@@ -381,7 +406,7 @@ impl<'a> Drawing<'a> {
                 y - 14.0
             );
             self.text(x + 22.0, y, "fg", TEXT, "start", "AEKs in memory under the KEK version");
-            return y + LINE + 4.0;
+            x += 400.0;
         }
         let _ = write!(
             self.out,
@@ -410,7 +435,7 @@ impl<'a> Drawing<'a> {
     }
 
     fn paragraph_at(&mut self, x: f64, mut y: f64, class: &str, words: &str) -> f64 {
-        for line in wrap(words, CHARS) {
+        for line in wrapped(words, CHARS) {
             self.text(x, y, class, TEXT, "start", &line);
             y += LINE;
         }
@@ -419,10 +444,27 @@ impl<'a> Drawing<'a> {
 
     fn text(&mut self, x: f64, y: f64, class: &str, size: f64, anchor: &str, words: &str) {
         let words = escape(words);
+        // A number in a flag stands on its own ground.
+        let halo = if class == "bg" { "" } else { " halo" };
         let _ = writeln!(
-            self.out,
-            "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" text-anchor=\"{anchor}\">{words}</text>"
+            self.words,
+            "<text class=\"{class}{halo}\" x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" text-anchor=\"{anchor}\">{words}</text>"
         );
+    }
+}
+
+fn phase_class(phase: &str) -> String {
+    match phase {
+        "denied" | "lapsed" => format!("p-{phase}"),
+        other => other.to_owned(),
+    }
+}
+
+fn phase_words(phase: &str) -> &str {
+    match phase {
+        "none" => "no process",
+        "gone" => "no account needs it",
+        phase => phase,
     }
 }
 
@@ -438,23 +480,6 @@ fn rows(xs: &[f64]) -> Vec<usize> {
         rows.push(free);
     }
     rows
-}
-
-fn wrap(words: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in words.split_whitespace() {
-        let len = lines.last().map_or(0, |line| line.chars().count());
-        if len > 0 && len + 1 + word.chars().count() > width {
-            lines.push(String::new());
-        }
-        if let Some(line) = lines.last_mut() {
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
-    }
-    lines
 }
 
 /// A rate that is read at a glance.
@@ -477,6 +502,7 @@ pub(crate) fn escape(text: &str) -> String {
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
             letter if letter.is_control() => escaped.push(' '),
+            letter if misleads(letter) => escaped.extend(letter.escape_default()),
             letter => escaped.push(letter),
         }
     }
@@ -514,6 +540,17 @@ mod tests {
             assert_well_formed(&picture);
             assert!(!picture.contains("NaN") && !picture.contains("inf"), "{picture}");
             assert!(picture.contains(scenario.name()) && picture.contains("prefers-color-scheme:dark"));
+            let (areas, words) = picture.split_once("<text").unwrap();
+            let (words, next) = words.split_once("<g ").unwrap();
+            assert!(
+                areas.contains("<line") && !words.contains("<line") && !words.contains("<rect"),
+                "text lies on top"
+            );
+            assert!(next.contains("<text"));
+            for phase in report.finished.timeline.lease.iter().map(|sample| &*sample.phase) {
+                assert!(picture.contains(&format!(">lease {}<", phase_words(phase))), "{phase} has no legend");
+            }
+            assert!(picture.contains("promised, without the slack"));
         }
     }
 
@@ -537,6 +574,7 @@ mod tests {
 
     #[test]
     fn text_cannot_break_out() {
+        assert_eq!(escape("\u{202e}"), "\\u{202e}");
         assert_eq!(escape("<a href=\"x\">&'\n"), "&lt;a href=&quot;x&quot;&gt;&amp;&#39; ");
     }
 
@@ -547,6 +585,6 @@ mod tests {
 
     #[test]
     fn long_words_wrap() {
-        assert_eq!(wrap("aa bb cc", 5), ["aa bb", "cc"]);
+        assert_eq!(wrapped("aa bb cc", 5), ["aa bb", "cc"]);
     }
 }

@@ -6,7 +6,10 @@ use super::{
     outcome::Outcome,
     promises::{Promise, Relation, Unit, Verdict, judge},
 };
-use crate::{output::columns, token::info_json};
+use crate::{
+    output::{REPORT_COLUMNS, count, within, wrapped},
+    token::info_json,
+};
 use keyleash::clock::Instant;
 use serde_json::{Value, json};
 
@@ -137,17 +140,27 @@ impl Report {
     /// Settings, verdicts and counts for people.
     pub(crate) fn lines(&self) -> String {
         let Finished { scenario, accounts, threads, token, .. } = &self.finished;
-        let mut lines = format!("drill {}: {}\n", scenario.name(), scenario.story());
-        lines.push_str(&format!(
-            "  {accounts} accounts, {threads} threads, token {:?}; {}\n\n",
-            token.label,
-            self.settings_words()
-        ));
+        let mut lines = String::new();
+        let mut say = |indent: &str, words: String| {
+            for line in wrapped(&words, REPORT_COLUMNS - indent.len()) {
+                lines.push_str(&format!("{indent}{line}\n"));
+            }
+        };
+        say("", format!("drill {}: {}", scenario.name(), scenario.story()));
+        let (accounts, threads) = (count((*accounts).into(), "account"), count((*threads).into(), "thread"));
+        say("  ", format!("{accounts}, {threads}, token {:?}; {}", token.label, self.settings_words()));
+        lines.push('\n');
         let rows: Vec<_> = self.promises.iter().map(promise_row).collect();
-        lines.push_str(&columns(&rows));
-        lines.push_str(&format!("\n  {}\n", self.count_words()));
+        lines.push_str(&within(&rows, REPORT_COLUMNS));
+        lines.push('\n');
+        let mut say = |words: String| {
+            for line in wrapped(&words, REPORT_COLUMNS - 2) {
+                lines.push_str(&format!("  {line}\n"));
+            }
+        };
+        say(self.count_words());
         if let Some(example) = &self.finished.timeline.wrong_example {
-            lines.push_str(&format!("  a wrong outcome: {example}\n"));
+            say(format!("a wrong outcome: {example}"));
         }
         lines.push_str(&format!("{}: {}\n", scenario.name(), self.verdict().word()));
         lines
@@ -167,13 +180,13 @@ impl Report {
     pub(crate) fn count_words(&self) -> String {
         let measured = &self.measured;
         let mut words = format!(
-            "{} operations, {} refused; the machine itself stood still for at most {}",
-            measured.operations,
+            "{}, {} refused; the machine itself stood still for at most {}",
+            count(measured.operations, "operation"),
             measured.refused,
             seconds(measured.machine_delay_ms)
         );
         if let Some((served, failed)) = self.unwraps() {
-            words.push_str(&format!("; the token served {served} unwraps and refused {failed}"));
+            words.push_str(&format!("; the token served {} and refused {failed}", count(served, "unwrap")));
         }
         if let (Some(p50), Some(p99), Some(max)) = (measured.back_p50_ms, measured.back_p99_ms, measured.back_max_ms) {
             words.push_str(&format!(
@@ -186,9 +199,10 @@ impl Report {
         if let (Some(rewrap), Some(rate), Some(aeks)) =
             (measured.rewrap_ms, measured.rewrap_per_s, measured.aek_rotation_ms)
         {
-            let (accounts, longest) = (self.finished.accounts, measured.longest_ms.unwrap_or(0.0));
+            let (accounts, longest) =
+                (count(self.finished.accounts.into(), "account"), measured.longest_ms.unwrap_or(0.0));
             words.push_str(&format!(
-                "; {accounts} accounts re-wrapped in {} ({rate:.0}/s), their AEKs rotated in {}; the longest seal or open took {}",
+                "; {accounts} re-wrapped in {} ({rate:.0}/s), their AEKs rotated in {}; the longest seal or open took {}",
                 seconds(rewrap),
                 seconds(aeks),
                 seconds(longest)
@@ -324,6 +338,15 @@ pub(crate) mod tests {
         }
         assert_eq!(json["measurements"]["last_success_ms"], 60.0);
         assert_eq!(json["promises"][0]["verdict"], "pass");
+    }
+
+    #[test]
+    fn no_line_for_people_is_over_a_hundred_columns_and_one_is_one() {
+        for scenario in Scenario::ALL {
+            let lines = Report::new(Finished { accounts: 1, ..finished(scenario) }).lines();
+            assert!(lines.lines().all(|line| line.chars().count() <= REPORT_COLUMNS), "{lines}");
+            assert!(lines.contains("1 account, 1 thread,"), "{lines}");
+        }
     }
 
     #[test]
