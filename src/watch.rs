@@ -414,6 +414,10 @@ impl Question<'_> {
                 if let Some(verdict) = lease_verdict(leash, &trouble) {
                     keyring.feed(leash, voice, verdict, Some(&trouble));
                 }
+                if voice == Voice::First && trouble.verdict == Verdict::Replaced {
+                    let until = keyring.clock.now().plus(keyring.settings.poll_interval / 2);
+                    let _ = keyring.clock.until(until, keyring.ask_an_older(leash)).await;
+                }
             }
             Learned::Nothing(error) => {
                 tracing::warn!(kek = %leash.kek(), %error, "no record to prove the KEK with");

@@ -29,12 +29,15 @@ use crate::{
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 /// Most records that are tried, while each turns out to be damaged.
 const VOUCHERS_MAX: usize = 16;
 /// Pages in which the oldest record is looked for.
 const OLDEST_PAGES_MAX: usize = 16;
+/// How often an older one than a witness that is refused is looked for.
+const OLDER_LOOK_EVERY: Duration = Duration::from_secs(5 * 60);
 
 /// What vouches for a KEK version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub(crate) struct VouchNotes {
     young: Mutex<HashMap<AccountId, Young>>,
     /// By what a denial ends; with its wrapping, once that was read here.
     witness: Mutex<Option<(Witness, Option<WrappedAek>)>>,
+    /// When an older one was last looked for.
+    looked_for_older: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -118,6 +123,15 @@ impl VouchNotes {
     /// True unless it is known that another account proved first.
     pub(crate) fn may_prove_first(&self, account: &AccountId) -> bool {
         self.known_witness().as_ref().is_none_or(|(witness, wrapped)| wrapped.is_none() || witness.account == *account)
+    }
+
+    fn may_look_for_older(&self, now: Instant) -> bool {
+        let mut last = self.looked_for_older.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = last.is_none_or(|last| now.since(last) >= OLDER_LOOK_EVERY);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
     }
 
     fn read_witness(&self, account: &AccountId, wrapped: &WrappedAek) {
@@ -205,8 +219,29 @@ impl Keyring {
         let Some((id, wrapped)) = self.find_witness(leash).await? else { return Ok(bare) };
         match self.ask_one(leash, &id, &wrapped).await {
             Err(Error::Corrupt(_)) => Err(leash.why_not()),
+            Err(refused) if leash.trouble() == Some(Verdict::Replaced) => {
+                self.ask_an_older(leash).await.unwrap_or(Err(refused))
+            }
             outcome => outcome,
         }
+    }
+
+    /// After the witness was refused, as another key's: it may itself be what another key wrapped, where it was the first that this
+    /// process met. What is older, and unwraps, proves more. `None` where nobody looked, or nothing is older.
+    pub(crate) async fn ask_an_older(self: &Arc<Self>, leash: &Arc<Leash>) -> Option<Result<Vouched>> {
+        let (refused, wrapped) = leash.vouch.witness_record()?;
+        if !leash.vouch.may_look_for_older(self.clock.now()) {
+            return None;
+        }
+        let (id, oldest) = self.oldest(leash).await.ok().flatten()?;
+        if id == refused || oldest.created_unix >= wrapped.created_unix {
+            return None;
+        }
+        let outcome = self.ask_one(leash, &id, &oldest).await;
+        if outcome.is_ok() {
+            leash.vouch.read_witness(&id, &oldest);
+        }
+        Some(outcome)
     }
 
     /// The witness as the store has it; or where that is not there as it was, the oldest that is. `None` where the KEK version wraps

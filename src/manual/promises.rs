@@ -70,7 +70,8 @@
 //! - **A KEK version that wraps nothing yet** has no such record, and no data that a denial of it keeps. There a round trip counts: once the
 //!   token unwraps what it wrapped, a remembered denial ends. And where none of the records (16 are tried) can be unwrapped, nothing
 //!   new is wrapped under that version: restore the KEK or the records, or make a new version by `kek rotate`.
-//! - **Another key in the KEK's place is found by the next proof**, so for one poll new accounts can still be made under it. They stay under
+//! - **Another key in the KEK's place is found by the next proof**, which is by a record that was in use here before the proof before it was
+//!   asked, or by the first that ever proved here. So for one poll new accounts can still be made under it. They stay under
 //!   it: when the KEK is restored, they are corrupt by name, and what was sealed under them in that poll is lost with the impostor.
 //!   A re-wrap asks for such a record once more before it writes, because the old wrapping goes with that write.
 //! - **By what a denial ends.** By its *witness* alone: the first record that proved the KEK version in the process that noticed. The
@@ -79,8 +80,11 @@
 //!   changed since, or nobody knew of one, the oldest record that is left takes its place (by the date of its making, of the first
 //!   16,000 accounts that the KEK version wraps); while that does not unwrap, the denial stays, and says which account it is about.
 //!   Two limits: a process that opened an account of that poll first of all, while nobody had noticed yet, has that for its witness,
-//!   so that in it the return of the KEK is a denial until that account is purged (it is lost with the impostor anyway); and where the
-//!   oldest takes the witness's place, a host whose clock was behind by more than that one's age may have made a younger one.
+//!   so that to it the return of the KEK is a denial, and to whoever reads that in the store. A witness that is refused as another
+//!   key's gives way to the oldest record, if that is older and is unwrapped, for which is looked every 5 minutes; that process may go on to
+//!   take each use of that account for another key, until it is started again or the account is purged (it is lost with the impostor
+//!   anyway). And where the oldest takes the witness's place, a host whose clock was behind by more than that one's age may have made a
+//!   younger one.
 //! - **A denial that a newer release wrote** in a format that this one does not read is a denial as the process starts, until its
 //!   first proof, and is left in the store for that release to end; so it is one with every start.
 //! - **An account that another process re-wrapped** is followed by live handles: noticed by a proof, a refresh or an open,

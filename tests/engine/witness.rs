@@ -185,3 +185,30 @@ async fn another_key_is_found_by_the_next_proof_however_many_of_its_accounts_wer
         opened.iter().for_each(|b| assert!(matches!(seal(b), Err(Error::Denied(_)))));
     }
 }
+
+#[tokio::test]
+async fn who_met_an_account_of_an_impostor_first_resumes_by_an_older_record_and_so_does_every_other() {
+    let mut rig = Rig::new().await;
+    let y = rig.account("y").await;
+    just_proved(&rig, 1).await;
+    let (_, genuine) = anew(&rig);
+    rig.script.replace(&rig.kek_id);
+    drop((rig.account("b").await, y));
+    rig.restart(); // before anybody noticed
+    let late = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+    let b = late.account(&account_id("b")).await.unwrap();
+    rig.pass(20 * SECOND).await;
+    // The KEK comes back.
+    rig.script.destroy(&rig.kek_id);
+    genuine.clone_keks_to(&rig.script);
+    rig.pass(40 * SECOND).await;
+    let y = late.account(&account_id("y")).await.unwrap();
+    for _ in 0..4 {
+        rig.pass(16 * SECOND).await;
+        seal(&y).unwrap();
+        assert!(seal(&b).is_err(), "it is lost with the impostor");
+    }
+    assert!(!has_denial(&rig, 1).await);
+    let next = build(&rig.token, &rig.store, &rig.clock, Settings::default());
+    seal(&next.account(&account_id("y")).await.unwrap()).unwrap();
+}
