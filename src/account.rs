@@ -143,7 +143,7 @@ impl Account {
     ///
     /// # Errors
     /// [`Error::Denied`], [`Error::Lapsed`], [`Error::Unreachable`], [`Error::Cold`] when the key may not be used;
-    /// [`Error::Invalid`] over 64 MiB, and when the AEK version has sealed as much as one may
+    /// [`Error::TooLong`] over 64 MiB; [`Error::Exhausted`] when the AEK version has sealed as much as one may
     /// ([`AEK_BLOCKS_MAX`](crate::block::AEK_BLOCKS_MAX)); [`Error::Store`] when what was sealed could not be written down for
     /// very long. `buf` then still holds the plaintext. [`Error::Fatal`] when the cipher fails.
     pub fn seal_in_place(&self, address: impl Into<Address>, buf: &mut [u8]) -> Result<BlockHeader> {
@@ -498,7 +498,7 @@ impl Account {
     fn slot_of(&self, header: &BlockHeader) -> Result<&Arc<AekSlot>> {
         let aek_version = header.aek_version();
         self.keys.version(aek_version).ok_or_else(|| match aek_version > self.aek_version() {
-            true => Error::Cold { account: self.id().to_string() },
+            true => Error::Cold { account: self.id().clone() },
             false => self.keys.absent(aek_version),
         })
     }

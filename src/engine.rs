@@ -508,7 +508,7 @@ impl Engine {
 
 fn not_asked(error: &Error) -> TokenError {
     let (what, remedy) = (error.to_string(), "see the log".into());
-    TokenError { verdict: Verdict::Fatal, operation: "token info", what, remedy }
+    TokenError { verdict: Verdict::Fatal, operation: "token info", what, remedy, code: None }
 }
 
 impl fmt::Debug for Engine {
@@ -526,11 +526,15 @@ impl fmt::Debug for EngineBuilder {
 impl From<TokenError> for Error {
     /// For calls outside any lease. A denial of a KEK in use goes through its lease instead, which remembers it.
     fn from(trouble: TokenError) -> Self {
-        let refusal = |trouble: TokenError| crate::error::Refusal {
-            subject: "the token".into(),
-            lasting: None,
-            reason: format!("{}: {}", trouble.operation, trouble.what),
-            remedy: trouble.remedy,
+        let refusal = |trouble: TokenError| {
+            Box::new(crate::error::Refusal {
+                subject: "the token".into(),
+                kek: None,
+                code: trouble.code,
+                lasting: None,
+                reason: format!("{}: {}", trouble.operation, trouble.what),
+                remedy: trouble.remedy,
+            })
         };
         match trouble.verdict {
             Verdict::Denied | Verdict::Replaced => Self::Denied(refusal(trouble)),

@@ -3,9 +3,14 @@
 //! The kinds keep four things apart that other systems confuse: the token says no ([`Error::Denied`]),
 //! the token does not answer ([`Error::Unreachable`], and [`Error::Lapsed`] once that has lasted for the
 //! whole grace), the bytes are wrong ([`Error::Corrupt`]), and the request was wrong ([`Error::Invalid`]).
+//! [`Error::is_retryable`] and [`Error::retry_after`] say whether to try again, and when.
 //! No error carries a key, a PIN or plaintext.
 
+use crate::name::{AccountId, KekVersion};
 use std::{fmt, time::Duration};
+
+/// When an outage, of a token or of the key store, is worth another look: the engine notices its end within a `poll_interval`.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What `Result`s of this crate fail with.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -17,19 +22,19 @@ pub enum Error {
     /// The token says no: the KEK is disabled, deleted or replaced, or the login is refused.
     /// Sticky: it stays until the token grants again. Do not retry in a loop; the owner of the key acts.
     #[error("denied: {0}")]
-    Denied(Refusal),
+    Denied(Box<Refusal>),
     /// The token was silent for the whole grace. Fails closed until it answers and grants.
     #[error("lapsed: {0}")]
-    Lapsed(Refusal),
+    Lapsed(Box<Refusal>),
     /// The token does not answer, or has too much to do, and this account's key is not in memory. Retry; nothing is lost.
     #[error("unreachable: {0}")]
-    Unreachable(Refusal),
+    Unreachable(Box<Refusal>),
     /// The account's key is not in memory (not used for a TTL, evicted, or of an AEK version that another process made):
     /// await `Account::warm`, or `Account::warm_for` the header of a block that is to be opened, then retry.
     #[error("cold: the key of account {account} is not in memory; await warm() and try again")]
     Cold {
         /// The account.
-        account: String,
+        account: AccountId,
     },
     /// Bytes at rest were damaged, moved, truncated or forged. Retrying cannot help; restore from a copy.
     #[error("corrupt: {0}")]
@@ -43,6 +48,25 @@ pub enum Error {
     /// Somebody else changed the record in between: read again and decide anew.
     #[error("changed by somebody else meanwhile: {0}")]
     Conflict(String),
+    /// A limit that grows with use is reached: an AEK version has sealed as much as one may (rotate the account), or there are as
+    /// many AEK or KEK versions as there may be (retire some). Says which.
+    #[error("exhausted: {0}")]
+    Exhausted(String),
+    /// What was given is longer than anything of its kind may be.
+    #[error("too long: {what} has at most {max} bytes, this one has {len}: {remedy}")]
+    TooLong {
+        /// What it is: `a block`, `an address`.
+        what: &'static str,
+        /// Its bytes.
+        len: usize,
+        /// The most that there may be.
+        max: usize,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// What is to be undeleted or purged is not deleted.
+    #[error("not deleted: {0}")]
+    NotDeleted(String),
     /// The request breaks a limit or a rule. Says which, and what is allowed.
     #[error("invalid: {0}")]
     Invalid(String),
@@ -57,11 +81,45 @@ pub enum Error {
     Fatal(String),
 }
 
+impl Error {
+    /// True where the very same call may succeed later and nobody needs to change anything for it: keep what was to be written, wait for
+    /// [`Error::retry_after`], and call again. False for a denial: it may last for days, so what waits for its end is told to a human
+    /// and waits on [`Account::ready`](crate::Account::ready), which returns when it is over.
+    pub const fn is_retryable(&self) -> bool {
+        self.retry_after().is_some()
+    }
+
+    /// How long to wait before the same call is made again; `None` where another try is of no use by itself. Zero after
+    /// [`Error::Cold`], which [`Account::warm`](crate::Account::warm) is to be called for first, and after [`Error::Conflict`]. A loop
+    /// that waits for so long asks the token nothing that the engine did not ask anyway.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Cold { .. } | Self::Conflict(_) => Some(Duration::ZERO),
+            Self::Lapsed(_) | Self::Unreachable(_) | Self::Store(_) => Some(LOOK_AGAIN),
+            Self::Denied(_)
+            | Self::Corrupt(_)
+            | Self::NotFound(_)
+            | Self::Exists(_)
+            | Self::Exhausted(_)
+            | Self::TooLong { .. }
+            | Self::NotDeleted(_)
+            | Self::Invalid(_)
+            | Self::Misconfigured(_)
+            | Self::Fatal(_) => None,
+        }
+    }
+}
+
 /// Why a key may not be used, since when, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Refusal {
     /// The KEK version or the token that is concerned, as people name it.
     pub subject: String,
+    /// The KEK version whose lease refuses it; `None` where a token was asked outside of any lease.
+    pub kek: Option<KekVersion>,
+    /// The token's return code by its name (`CKR_PIN_LOCKED`), where one decided it.
+    pub code: Option<String>,
     /// How long it has been so, where that is known.
     pub lasting: Option<Duration>,
     /// What happened, in words, with the token's return code where there is one.

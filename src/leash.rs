@@ -42,6 +42,7 @@ fn no_fresh_proof(age: Duration) -> TokenError {
     TokenError {
         verdict: TokenVerdict::Unreachable,
         operation: FRESH_PROOF,
+        code: None,
         what: format!(
             "the module's context is {} s old and could not be renewed, so proofs from it count no more",
             age.as_secs()
@@ -599,11 +600,15 @@ impl<M: Member> Leash<M> {
 
     fn refusal(&self, inner: &Inner, now: Instant) -> Error {
         let trouble = inner.trouble.as_ref();
-        let refusal = |since: Option<Instant>, reason: &str, remedy: &str| Refusal {
-            subject: format!("KEK {}", self.kek),
-            lasting: since.map(|since| now.since(since)),
-            reason: trouble.map_or_else(|| reason.to_owned(), |trouble| format!("{reason} ({trouble})")),
-            remedy: trouble.map_or(remedy, |trouble| &trouble.remedy).to_owned(),
+        let refusal = |since: Option<Instant>, reason: &str, remedy: &str| {
+            Box::new(Refusal {
+                subject: format!("KEK {}", self.kek),
+                kek: Some(self.kek.clone()),
+                code: trouble.and_then(|trouble| trouble.code.clone()),
+                lasting: since.map(|since| now.since(since)),
+                reason: trouble.map_or_else(|| reason.to_owned(), |trouble| format!("{reason} ({trouble})")),
+                remedy: trouble.map_or(remedy, |trouble| &trouble.remedy).to_owned(),
+            })
         };
         match inner.lease.step(Verdict::Nothing, now).0.phase() {
             Phase::Denied { since } => Error::Denied(refusal(
@@ -974,10 +979,14 @@ mod tests {
             operation: "unwrap",
             what: "CKR_KEY_FUNCTION_NOT_PERMITTED".into(),
             remedy: "enable it".into(),
+            code: Some("CKR_KEY_FUNCTION_NOT_PERMITTED".into()),
         };
         leash.step(Voice::First, Verdict::Denied, Some(&trouble));
         manual.advance(Duration::from_secs(7));
         let text = leash.why_not().to_string();
+        let Error::Denied(refusal) = leash.why_not() else { panic!("{text}") };
+        assert_eq!(refusal.kek.unwrap().to_string(), "k/1");
+        assert_eq!(refusal.code.as_deref(), Some("CKR_KEY_FUNCTION_NOT_PERMITTED"));
         for part in ["denied", "KEK k/1", "for 7 s", "CKR_KEY_FUNCTION_NOT_PERMITTED", "enable it"] {
             assert!(text.contains(part), "{text}");
         }

@@ -16,14 +16,15 @@ impl AccountId {
     /// Checks and takes an id.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when it is empty, longer than 255 bytes, or has a control character.
+    /// [`Error::TooLong`] over 255 bytes; [`Error::Invalid`] when it is empty or has a control character.
     pub fn new(id: impl AsRef<str>) -> Result<Self> {
         let id = id.as_ref();
-        if id.is_empty() || id.len() > ACCOUNT_ID_BYTES_MAX {
-            return Err(Error::Invalid(format!(
-                "an account id has 1 to {ACCOUNT_ID_BYTES_MAX} bytes, this one has {}",
-                id.len()
-            )));
+        if id.is_empty() {
+            return Err(Error::Invalid(format!("an account id has 1 to {ACCOUNT_ID_BYTES_MAX} bytes, this one has 0")));
+        }
+        if id.len() > ACCOUNT_ID_BYTES_MAX {
+            let (len, max) = (id.len(), ACCOUNT_ID_BYTES_MAX);
+            return Err(Error::TooLong { what: "an account id", len, max, remedy: "use a hash of it" });
         }
         if id.chars().any(char::is_control) {
             return Err(Error::Invalid(format!("account id {id:?} has a control character: leave it out")));

@@ -179,12 +179,14 @@ mod acts {
         }
         let refuses = silent && is(Fault::RefusesInGrace) || is(Fault::RefusesAtTimes);
         if refuses && SEALS.fetch_add(1, Ordering::SeqCst) % REFUSED_EVERY == REFUSED_EVERY - 1 {
-            return Err(Error::Unreachable(Refusal {
+            return Err(Error::Unreachable(Box::new(Refusal {
                 subject: "a planted fault".into(),
                 lasting: None,
                 reason: "refused on purpose".into(),
                 remedy: "build without the feature planted-faults".into(),
-            }));
+                kek: None,
+                code: None,
+            })));
         }
         Ok(())
     }

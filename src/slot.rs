@@ -186,7 +186,7 @@ impl AekSlot {
     /// Its key is not in memory.
     #[cold]
     pub(crate) fn cold(&self) -> Error {
-        Error::Cold { account: self.account().to_string() }
+        Error::Cold { account: self.account().clone() }
     }
 
     /// Takes an AEK that the token gave in `epoch`, to be refreshed and to be used until the given instants.

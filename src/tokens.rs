@@ -68,6 +68,7 @@ impl Seat {
             verdict: Verdict::Busy,
             operation: "token info",
             what: "others wait for the token, who came before".into(),
+            code: None,
             remedy: "try again".into(),
         };
         clock.until(clock.now().plus(self.call_timeout * 2), asking).await.unwrap_or_else(|| Err(busy()))

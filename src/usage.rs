@@ -263,7 +263,7 @@ impl Meter {
     /// Counts a block that is about to be sealed by `thread`, as [`crate::in_flight::Operation::thread`] numbers it.
     ///
     /// # Errors
-    /// [`Error::Invalid`] at a limit of the suite; [`Error::Store`] when too much could not be written down.
+    /// [`Error::Exhausted`] at a limit of the suite; [`Error::Store`] when too much could not be written down.
     #[inline]
     pub(crate) fn count(&self, thread: usize, bytes: usize, now: impl FnOnce() -> Instant) -> Result<()> {
         if self.counts(thread, bytes as u64, now) { Ok(()) } else { Err(self.refusal()) }
@@ -314,7 +314,7 @@ impl Meter {
         let Self { aek: Counted { account, aek_version, .. }, ledger, .. } = self;
         if ledger.limits.reached(used) {
             let Limits { blocks, bytes } = ledger.limits;
-            return Error::Invalid(format!(
+            return Error::Exhausted(format!(
                 "AEK version {aek_version} of account {account} has sealed as much as one may, {blocks} blocks or {bytes} bytes: \
                  `keyleash account rotate {account}`"
             ));
@@ -494,7 +494,7 @@ mod tests {
         let (_, meter) = meter(limits, used(40, 0), NONE);
         assert_eq!(fill(&meter, 1), 60);
         let error = meter.count(0, 1, || at(1)).unwrap_err();
-        assert!(matches!(error, Error::Invalid(_)) && error.to_string().contains("account rotate a"), "{error}");
+        assert!(matches!(error, Error::Exhausted(_)) && error.to_string().contains("account rotate a"), "{error}");
         let taken = meter.take();
         assert_eq!(taken, used(60, 60));
         meter.wrote(used(100, 60), NONE);
@@ -507,7 +507,7 @@ mod tests {
         meter.count(0, 100, || at(1)).unwrap();
         meter.take();
         meter.wrote(used(1, 1000), NONE);
-        assert!(matches!(meter.count(0, 1, || at(1)), Err(Error::Invalid(_))));
+        assert!(matches!(meter.count(0, 1, || at(1)), Err(Error::Exhausted(_))));
     }
 
     #[test]

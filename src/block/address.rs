@@ -33,7 +33,7 @@ impl Address {
     /// An address of the service's own making: these bytes as they are. It may be empty.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when there are more than 64 bytes.
+    /// [`Error::TooLong`] when there are more than 64 bytes.
     pub fn new(address: &[u8]) -> Result<Self> {
         let mut bytes = [0; ADDRESS_BYTES_MAX];
         match (bytes.get_mut(..address.len()), u8::try_from(address.len())) {
@@ -41,10 +41,12 @@ impl Address {
                 front.copy_from_slice(address);
                 Ok(Self { bytes, len })
             }
-            _ => Err(Error::Invalid(format!(
-                "an address has at most {ADDRESS_BYTES_MAX} bytes, this one has {}: use a hash of it",
-                address.len()
-            ))),
+            _ => Err(Error::TooLong {
+                what: "an address",
+                len: address.len(),
+                max: ADDRESS_BYTES_MAX,
+                remedy: "use a hash of it",
+            }),
         }
     }
 

@@ -9,7 +9,7 @@
 //! [`Corrupt::Commitment`] or [`Corrupt::Block`], and the whole output
 //! buffer is zero: no byte that was not authenticated is left in it. In place that takes the ciphertext too, so whoever wants
 //! to try again (with another address, or another copy's header) opens into another buffer, which never writes to the
-//! ciphertext. A request that breaks a limit ([`Error::Invalid`]) leaves every buffer as it was.
+//! ciphertext. A request that breaks a limit ([`Error::Invalid`], [`Error::TooLong`]) leaves every buffer as it was.
 
 mod aad;
 mod address;
@@ -246,7 +246,7 @@ pub(crate) fn check_len(len: usize) -> Result<()> {
     if len <= BLOCK_BYTES_MAX {
         return Ok(());
     }
-    Err(Error::Invalid(format!("a block has at most {BLOCK_BYTES_MAX} bytes, this one has {len}: seal it in parts")))
+    Err(Error::TooLong { what: "a block", len, max: BLOCK_BYTES_MAX, remedy: "seal it in parts" })
 }
 
 pub(crate) fn pair<'i, 'o>(input: &'i [u8], output: &'o mut [u8]) -> Result<InOutBuf<'i, 'o, u8>> {

@@ -121,12 +121,14 @@ fn label_of(kek: &KekVersion, store: &StoreRecord) -> String {
 /// Names the key that a failure leaves behind: nobody else would.
 fn and_stays(error: Error, id: &KekId) -> Error {
     let stays = format!("the key with CKA_ID {id} stays in the token, and the next try takes it");
+    let said_too = |mut refusal: Box<Refusal>| {
+        refusal.remedy = format!("{}; {stays}", refusal.remedy);
+        refusal
+    };
     match error {
         Error::Misconfigured(what) => Error::Misconfigured(format!("{what}; {stays}")),
-        Error::Denied(refusal) => Error::Denied(Refusal { remedy: format!("{}; {stays}", refusal.remedy), ..refusal }),
-        Error::Unreachable(refusal) => {
-            Error::Unreachable(Refusal { remedy: format!("{}; {stays}", refusal.remedy), ..refusal })
-        }
+        Error::Denied(refusal) => Error::Denied(said_too(refusal)),
+        Error::Unreachable(refusal) => Error::Unreachable(said_too(refusal)),
         Error::Corrupt(what) => Error::Misconfigured(format!("{what}; {stays}")),
         other => other,
     }
@@ -349,6 +351,7 @@ impl Engine {
                 verdict: Verdict::Misconfigured,
                 operation: "find KEK",
                 what: format!("token {} is not configured", version.token),
+                code: None,
                 remedy: error.to_string(),
             }),
         }

@@ -296,6 +296,7 @@ impl Keyring {
             verdict: Verdict::Unreachable,
             operation: "standby",
             what: format!("not fit, {why}"),
+            code: None,
             remedy: format!(
                 "make token {} reachable; clone KEK {} to the standby with its CKA_ID, or configure no standby for it",
                 leash.route.first.name,
@@ -379,6 +380,7 @@ fn denied_elsewhere(kek: &KekVersion) -> TokenError {
         operation: "go over to the standby",
         what: format!("another process was denied KEK {kek} before the first token fell silent"),
         remedy: "make the first token reachable; if the key was not taken away, service resumes by itself then".into(),
+        code: None,
     }
 }
 
@@ -394,6 +396,7 @@ pub(crate) fn replaced(found: &str, account: &AccountId, aek_version: u32) -> To
             "restore the KEK in the token from its backup; never replace a KEK under its CKA_ID. (If it is the KEK, and account \
              {account} is what is wrong: purge that, or restore its record)"
         ),
+        code: None,
     }
 }
 
@@ -407,5 +410,6 @@ pub(crate) fn no_answer(seat: &Seat) -> TokenError {
         operation: "proof",
         what: format!("token {}: no answer within {} ms", seat.name, seat.proof_max().as_millis()),
         remedy: "see whether the token is reachable; service goes on until grace ends".into(),
+        code: None,
     }
 }

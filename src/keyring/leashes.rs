@@ -129,5 +129,6 @@ fn denied_before(why: &str) -> TokenError {
         operation: "remembered",
         what: format!("denied before this process had the KEK: {why}"),
         remedy: "the owner of the key must enable it again; service resumes by itself then".into(),
+        code: None,
     }
 }

@@ -18,7 +18,7 @@ impl Engine {
     /// that were sealed before open by the version in their header.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Invalid`] with [`AEK_VERSIONS_MAX`] versions: retire some; [`Error::Conflict`] when
+    /// [`Error::NotFound`]; [`Error::Exhausted`] with [`AEK_VERSIONS_MAX`] versions: retire some; [`Error::Conflict`] when
     /// others change the account all the time; [`Error::Store`]: nothing was acknowledged, and another try may add one
     /// more; what the token fails with.
     pub async fn rotate_account(&self, id: &AccountId) -> Result<u32> {
@@ -61,12 +61,12 @@ impl Engine {
                 return Ok((current.aek_version, false));
             }
             if record.versions.len() >= AEK_VERSIONS_MAX {
-                return Err(Error::Invalid(format!(
+                return Err(Error::Exhausted(format!(
                     "account {id} has {AEK_VERSIONS_MAX} AEK versions, which is the most: retire those that no block uses"
                 )));
             }
             let Some(next) = current.aek_version.checked_add(1) else {
-                return Err(Error::Invalid(format!("account {id} has no further AEK version number")));
+                return Err(Error::Exhausted(format!("account {id} has no further AEK version number")));
             };
             let target = self.target(&current.kek.name).await?;
             let (mut wrapped, proof) = self.new_aek(id, next, &target).await?;

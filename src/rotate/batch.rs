@@ -239,7 +239,15 @@ fn unless_it_died<T>(done: Result<T, tokio::task::JoinError>) -> T {
 
 /// Anything else would befall every account.
 pub(super) fn is_the_accounts_own(error: &Error) -> bool {
-    matches!(error, Error::Corrupt(_) | Error::Invalid(_) | Error::Conflict(_))
+    matches!(
+        error,
+        Error::Corrupt(_)
+            | Error::Invalid(_)
+            | Error::Exhausted(_)
+            | Error::TooLong { .. }
+            | Error::NotDeleted(_)
+            | Error::Conflict(_)
+    )
 }
 
 /// The AEKs that are to be moved. Never from a newer version of the target's KEK: somebody rotated it since, and the target may

@@ -53,14 +53,14 @@ impl Engine {
     /// Brings a deleted account back, with all its AEK versions. Handles that are still held work again once they are warmed.
     ///
     /// # Errors
-    /// [`Error::NotFound`], also for one that was purged; [`Error::Invalid`] when it is not deleted; [`Error::Store`],
+    /// [`Error::NotFound`], also for one that was purged; [`Error::NotDeleted`]; [`Error::Store`],
     /// [`Error::Conflict`].
     pub async fn undelete_account(&self, id: &AccountId) -> Result<()> {
         let id = id.clone();
         self.at_home(|engine| async move {
             let change = |record: &mut AccountRecord| match record.deleted.take() {
                 Some(_) => Ok(true),
-                None => Err(Error::Invalid(format!("account {id} is not deleted"))),
+                None => Err(Error::NotDeleted(format!("account {id}"))),
             };
             match engine.change_account(&id, change).await {
                 Err(Error::NotFound(_)) => Err(Error::NotFound(format!(
@@ -83,7 +83,7 @@ impl Engine {
     /// were written over: snapshots, the blocks of a copy-on-write file system, an SSD's spare ones.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Invalid`] when it is not deleted, when its retention is not over, or when
+    /// [`Error::NotFound`]; [`Error::NotDeleted`]; [`Error::Invalid`] when its retention is not over, or when
     /// [`When::Now`] is asked for under `purge_protection`; [`Error::Conflict`]; [`Error::Store`], also when the account is gone
     /// and the store could not make an end of what was freed, which is said.
     pub async fn purge_account(&self, id: &AccountId, when: When) -> Result<()> {
@@ -118,7 +118,7 @@ impl Engine {
     async fn refuse_to_purge(&self, record: &AccountRecord, when: When) -> Result<()> {
         let (keyring, id) = (self.keyring(), &record.account);
         let Some(deletion) = record.deleted else {
-            return Err(Error::Invalid(format!("account {id} is not deleted: `keyleash account delete {id}` first")));
+            return Err(Error::NotDeleted(format!("account {id}: `keyleash account delete {id}` first")));
         };
         // Asked for after the record was read.
         let Agreed { date_unix, purge_protection, .. } = keyring.agreed().await?;

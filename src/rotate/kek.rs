@@ -23,7 +23,7 @@ impl Engine {
     /// A key that a crash left behind between the token and the store is taken, so that trying again makes no second one.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Invalid`] with [`KEK_VERSIONS_MAX`] versions; [`Error::Conflict`] when somebody else
+    /// [`Error::NotFound`]; [`Error::Exhausted`] with [`KEK_VERSIONS_MAX`] versions; [`Error::Conflict`] when somebody else
     /// rotated it meanwhile to another key: then the new key stays in the token, unused, and the error names it; else as
     /// [`Engine::create_kek`].
     pub async fn rotate_kek(&self, name: &KekName) -> Result<KekVersionRecord> {
@@ -369,7 +369,7 @@ fn next_version(record: &KekRecord) -> Result<u32> {
     let last = record.versions.last().map_or(0, |version| version.version);
     let next = last.checked_add(1).filter(|_| record.versions.len() < KEK_VERSIONS_MAX);
     next.ok_or_else(|| {
-        Error::Invalid(format!(
+        Error::Exhausted(format!(
             "KEK {} has {KEK_VERSIONS_MAX} versions, which is the most: make another KEK, and move its accounts",
             record.name
         ))

@@ -4,7 +4,7 @@
 //! crash cut short is simply done again, by whoever comes next.
 
 use super::{
-    batch::{Pace, Which, move_aeks},
+    batch::{Pace, Which, is_the_accounts_own, move_aeks},
     hold::{Claim, STALLED_MAX, Stint},
     rewrap::is_this_accounts,
     schedule::{Due, aek_due, kek_due},
@@ -412,7 +412,7 @@ impl Pass {
     }
 
     fn not_rotated(&mut self, id: &AccountId, kek: KekName, error: Error) {
-        if matches!(error, Error::Invalid(_) | Error::Corrupt(_) | Error::Conflict(_) | Error::Store(_)) {
+        if is_the_accounts_own(&error) || matches!(error, Error::Store(_)) {
             self.failed(format!("account {id}"), error);
             return;
         }
@@ -425,7 +425,10 @@ impl Pass {
 
 /// So that a denial that lasts is not news with every second.
 fn without_time(error: Error) -> Error {
-    let timeless = |refusal| Refusal { lasting: None, ..refusal };
+    let timeless = |mut refusal: Box<Refusal>| {
+        refusal.lasting = None;
+        refusal
+    };
     match error {
         Error::Denied(refusal) => Error::Denied(timeless(refusal)),
         Error::Lapsed(refusal) => Error::Lapsed(timeless(refusal)),

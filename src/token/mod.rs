@@ -258,6 +258,15 @@ pub struct TokenError {
     pub what: String,
     /// What the operator should do.
     pub remedy: String,
+    /// The return code that decided it, by its name (`CKR_PIN_LOCKED`), where one did.
+    pub code: Option<String>,
+}
+
+impl TokenError {
+    /// One that no return code decided.
+    pub fn new(verdict: Verdict, operation: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { verdict, operation, what: what.into(), remedy: remedy.into(), code: None }
+    }
 }
 
 /// A token. Implementations run calls outside the async runtime's threads, and each call ends by its deadline: it has the

@@ -149,7 +149,7 @@ impl State {
 }
 
 fn error(verdict: Verdict, operation: &'static str, what: impl Into<String>) -> TokenError {
-    TokenError { verdict, operation, what: what.into(), remedy: "this token is scripted: change the script".into() }
+    TokenError::new(verdict, operation, what, "this token is scripted: change the script")
 }
 
 /// The hand that moves a [`ScriptedToken`]. Cheap to clone.

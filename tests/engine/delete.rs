@@ -50,7 +50,7 @@ async fn a_deleted_account_stops_at_once_here_and_within_one_ttl_elsewhere_and_u
         seal(handle).unwrap();
         opens(&rig, handle, &block).await;
     }
-    assert!(matches!(rig.engine.undelete_account(&id).await, Err(Error::Invalid(_))));
+    assert!(matches!(rig.engine.undelete_account(&id).await, Err(Error::NotDeleted(_))));
 }
 
 #[tokio::test]
@@ -118,7 +118,7 @@ async fn an_account_is_purged_after_its_retention_and_then_nothing_brings_it_bac
     let account = rig.account("a").await;
     let block = seal(&account).unwrap();
     let error = rig.engine.purge_account(&id, keyleash::When::Due).await.unwrap_err();
-    assert!(matches!(&error, Error::Invalid(what) if what.contains("account delete a")), "{error}");
+    assert!(matches!(&error, Error::NotDeleted(what) if what.contains("account delete a")), "{error}");
     let deletion = rig.engine.delete_account(&id).await.unwrap();
     assert_eq!(deletion.purge_after_unix - deletion.since_unix, 7 * 86_400);
     let again = rig.engine.delete_account(&id).await.unwrap();

@@ -71,7 +71,7 @@ impl Noted {
 }
 
 fn failed(verdict: Verdict, what: &str) -> TokenError {
-    TokenError { verdict, operation: "test", what: what.into(), remedy: "none".into() }
+    TokenError::new(verdict, "test", what, "none")
 }
 
 impl Noted {

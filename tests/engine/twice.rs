@@ -47,7 +47,7 @@ async fn a_batch_twice(plan: Vec<(Vec<u8>, Wrong, Wrong)>) {
     if let Some(bad) = is_first(Wrong::Item) {
         items[bad] = SealItem::new(bad as u64, &mut too_long);
         let BatchError { index, error } = account.seal_batch(&mut items).unwrap_err();
-        assert!(index == bad && matches!(error, Error::Invalid(_)), "{index}: {error}");
+        assert!(index == bad && matches!(error, Error::TooLong { .. }), "{index}: {error}");
         items[bad] = SealItem::new(bad as u64, &mut spare[bad]);
     }
     let done: Vec<_> = items.iter().map(|item| item.header().copied()).collect();

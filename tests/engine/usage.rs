@@ -128,7 +128,7 @@ async fn the_limit_of_the_suite_stops_sealing_whatever_the_policy_says_and_rotat
     seal(&account, 2);
     let mut buf = *b"data";
     let refused = account.seal_in_place(1_u64, &mut buf).unwrap_err();
-    assert!(matches!(refused, Error::Invalid(_)) && refused.to_string().contains("account rotate a"), "{refused}");
+    assert!(matches!(refused, Error::Exhausted(_)) && refused.to_string().contains("account rotate a"), "{refused}");
     assert_eq!(&buf, b"data");
     rig.engine.write_usage().await.unwrap();
     assert!(account.seal_in_place(1_u64, &mut buf).is_err());

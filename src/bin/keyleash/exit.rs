@@ -102,7 +102,7 @@ impl Failure {
                 Error::NotFound(_) => "not-found",
                 Error::Exists(_) => "exists",
                 Error::Conflict(_) => "conflict",
-                Error::Invalid(_) => "invalid",
+                Error::Invalid(_) | Error::Exhausted(_) | Error::TooLong { .. } | Error::NotDeleted(_) => "invalid",
                 Error::Misconfigured(_) => "misconfigured",
                 Error::Store(_) => "store",
                 Error::Fatal(_) => "fatal",
@@ -135,7 +135,8 @@ impl Failure {
 
 fn code_of(error: &Error) -> u8 {
     match error {
-        Error::Invalid(_) | Error::Misconfigured(_) => 2,
+        Error::Invalid(_) | Error::Exhausted(_) | Error::TooLong { .. } | Error::NotDeleted(_) => 2,
+        Error::Misconfigured(_) => 2,
         Error::Denied(_) => 3,
         Error::Unreachable(_) | Error::Lapsed(_) => 4,
         Error::Corrupt(_) => 5,
@@ -176,18 +177,21 @@ impl From<Error> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keyleash::Refusal;
+    use keyleash::token::{TokenError, Verdict};
 
     #[test]
     fn denied_unreachable_corrupt_and_the_rest_end_with_statuses_of_their_own() {
-        let refusal = || Refusal { subject: "".into(), lasting: None, reason: "".into(), remedy: "".into() };
+        let from = |verdict| Error::from(TokenError::new(verdict, "test", "", ""));
+        let Error::Unreachable(refusal) = from(Verdict::Unreachable) else { panic!("a silence") };
         let cases = [
             (Error::Fatal("".into()), 1, "fatal"),
             (Error::Invalid("".into()), 2, "invalid"),
+            (Error::Exhausted("".into()), 2, "invalid"),
+            (Error::NotDeleted("".into()), 2, "invalid"),
             (Error::Misconfigured("".into()), 2, "misconfigured"),
-            (Error::Denied(refusal()), 3, "denied"),
-            (Error::Unreachable(refusal()), 4, "unreachable"),
-            (Error::Lapsed(refusal()), 4, "lapsed"),
+            (from(Verdict::Denied), 3, "denied"),
+            (from(Verdict::Unreachable), 4, "unreachable"),
+            (Error::Lapsed(refusal), 4, "lapsed"),
             (Corrupt::Block.into(), 5, "corrupt"),
             (Error::NotFound("".into()), 6, "not-found"),
             (Error::Exists("".into()), 7, "exists"),

@@ -78,7 +78,7 @@ pub(super) fn error(verdict: Verdict, operation: &'static str, what: impl Into<S
         Verdict::Busy => "try again; where it comes often, give the token more workers, or ask less of it at once",
         Verdict::Fatal => "restart the process",
     };
-    TokenError { verdict, operation, what: what.into(), remedy: remedy.into() }
+    TokenError::new(verdict, operation, what, remedy)
 }
 
 pub(super) fn denied(operation: &'static str, what: impl Into<String>) -> TokenError {
@@ -108,7 +108,7 @@ pub(super) fn bad_record(operation: &'static str, what: impl Into<String>) -> To
 }
 
 pub(super) fn misconfigured(operation: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> TokenError {
-    TokenError { verdict: Verdict::Misconfigured, operation, what: what.into(), remedy: remedy.into() }
+    TokenError::new(Verdict::Misconfigured, operation, what, remedy)
 }
 
 pub(super) fn fatal(operation: &'static str, what: impl Into<String>) -> TokenError {
@@ -121,5 +121,10 @@ pub(super) fn concluded(verdict: Verdict, operation: &'static str, step: &str, c
     if verdict == Verdict::BadRecord {
         what.push_str(", while the KEK works");
     }
-    error(verdict, operation, what)
+    with_code(error(verdict, operation, what), code)
+}
+
+/// The same, decided by this code.
+pub(super) fn with_code(error: TokenError, code: RvError) -> TokenError {
+    TokenError { code: Some(verdict::name(code)), ..error }
 }

@@ -82,8 +82,8 @@ pub(super) fn log_in(
             Login::NoPin => Attempt::Withheld(no_user_pin(inside, slot)),
             // Whatever the token's flags say of somebody else's attempts.
             Login::NotCompared => Attempt::Withheld(Fault::Code { step: "C_Login", code }),
-            Login::WrongPin => Attempt::Refused(fault::denied("login", says())),
-            Login::Denied => Attempt::Denied { error: denied(says()), counted: false },
+            Login::WrongPin => Attempt::Refused(fault::with_code(fault::denied("login", says()), code)),
+            Login::Denied => Attempt::Denied { error: fault::with_code(denied(says()), code), counted: false },
             Login::Unclear => unclear(code, standing, before.ok(), count().ok()),
         };
         if !shared.refusals.are_kept() {
@@ -144,7 +144,8 @@ fn may_try(count: Result<Count, RvError>, standing: Standing, blindly_once: bool
 /// After a code that does not say whether it was the PIN.
 fn unclear(code: RvError, standing: Standing, before: Option<Count>, after: Option<Count>) -> Attempt {
     let counts = |count: Count| {
-        denied(format!("C_Login: {}, and the token counts wrong PINs ({})", verdict::name(code), count.flag()))
+        let what = format!("C_Login: {}, and the token counts wrong PINs ({})", verdict::name(code), count.flag());
+        fault::with_code(denied(what), code)
     };
     match (before, after) {
         // One that was never right may be what it counts.

@@ -78,5 +78,6 @@ pub(super) fn explain(profile: Profile, error: TokenError) -> TokenError {
                 .collect::<Vec<_>>()
                 .join(" or ")
         ),
+        ..error
     }
 }

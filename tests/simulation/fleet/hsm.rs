@@ -147,7 +147,7 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
 }
 
 pub(super) fn error(verdict: Verdict, operation: &'static str, what: &str) -> TokenError {
-    TokenError { verdict, operation, what: what.into(), remedy: "this token is simulated".into() }
+    TokenError::new(verdict, operation, what, "this token is simulated")
 }
 
 fn usable<'a>(view: &'a View, handle: &KekHandle, operation: &'static str) -> Result<&'a Key, TokenError> {
