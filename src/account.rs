@@ -363,7 +363,7 @@ impl Account {
     ///
     /// # Errors
     /// What waiting cannot heal: [`Error::NotFound`], [`Error::Corrupt`], [`Error::Conflict`], [`Error::Misconfigured`],
-    /// [`Error::Fatal`].
+    /// [`Error::Closed`], [`Error::Fatal`].
     pub async fn ready(&self) -> Result<()> {
         coop::consume_budget().await;
         let (keyring, id) = (self.keyring().clone(), self.id().clone());
@@ -373,6 +373,9 @@ impl Account {
                 tokio::pin!(changed);
                 // Enlist before the attempt, else a change during it would be missed.
                 changed.as_mut().enable();
+                if keyring.home.is_closed() {
+                    return Err(Error::Closed);
+                }
                 match keyring.open(&id).await {
                     Err(
                         Error::Denied(_)
@@ -449,6 +452,27 @@ impl Account {
         coop::consume_budget().await;
         // Through the index, so that an evicted account is counted again.
         self.is_of(&self.keyring().open_for_caller(self.id()).await?)
+    }
+
+    /// As [`Account::warm`], for a caller without a runtime: blocks the thread until the key is there, or `patience` is over. Not on a
+    /// thread of an executor.
+    ///
+    /// # Errors
+    /// As [`Account::warm`]; [`Error::Cold`] when `patience` is over.
+    pub fn warm_blocking(&self, patience: Duration) -> Result<()> {
+        let (keyring, id) = (self.keyring().clone(), self.id().clone());
+        let warmed = self.keyring().home.call_blocking(async move {
+            let give_up = keyring.clock.now().plus(patience);
+            keyring.clock.until(give_up, keyring.open(&id)).await.unwrap_or(Err(Error::Cold { account: id }))
+        });
+        self.is_of(&warmed?)
+    }
+
+    /// How many blocks are sealed under the current AEK version: what the account's record said when it was last read, of all
+    /// engines together, and what this engine sealed since. The end is at [`AEK_BLOCKS_MAX`](crate::block::AEK_BLOCKS_MAX), where
+    /// sealing is [`Error::Exhausted`]; an engine that does the scheduled work rotates at half of it. Not for the data path.
+    pub fn blocks_sealed(&self) -> u64 {
+        self.keys.current().meter().sealed().blocks
     }
 
     /// The keys of the account are its own, and not those of one that was made anew.

@@ -34,14 +34,17 @@ use crate::{
 use std::{
     fmt,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 use tokio::task::coop;
 
+mod close;
 mod keks;
 mod start_up;
 
 pub(crate) use self::{keks::Target, start_up::round_trip};
 
+pub use self::close::Closed;
 pub use self::keks::{KekOptions, KekStatus, KekVersionStatus};
 pub use crate::{key_memory::WaitingWipe, leash::LeaseStatus};
 
@@ -72,7 +75,7 @@ pub struct EngineBuilder {
 }
 
 impl EngineBuilder {
-    /// Intervals, grace, TTL and sizes; the defaults are those of DESIGN.md.
+    /// Intervals, grace, TTL and sizes.
     #[must_use]
     pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;
@@ -196,6 +199,16 @@ pub struct TokenStatus {
     pub workers: Workers,
     /// True when every worker hangs in the module: only a restart of the process brings the token back. Leases run out.
     pub restart_needed: bool,
+}
+
+/// A part of the list of accounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AccountPage {
+    /// The ids.
+    pub ids: Vec<AccountId>,
+    /// Give it to the next call; `None` when this was the last page, however few ids a page has.
+    pub next: Option<AccountId>,
 }
 
 /// A snapshot of the engine.
@@ -348,24 +361,29 @@ impl Engine {
         Ok(self.handle(keys))
     }
 
+    /// As [`Engine::account`], for a caller without a runtime: blocks the thread until the account is open, or `patience` is over. Not
+    /// on a thread of an executor.
+    ///
+    /// # Errors
+    /// As [`Engine::account`]; [`Error::Cold`] when `patience` is over; [`Error::Invalid`] for an engine on the current runtime.
+    pub fn account_blocking(&self, id: &AccountId, patience: Duration) -> Result<Account> {
+        let (engine, id) = (self.guest(), id.clone());
+        let keys = self.keyring().home.call_blocking(async move {
+            let keyring = engine.keyring();
+            let give_up = keyring.clock.now().plus(patience);
+            keyring.clock.until(give_up, keyring.open(&id)).await.unwrap_or(Err(Error::Cold { account: id }))
+        })?;
+        Ok(self.handle(keys))
+    }
+
     /// Writes down in the accounts' records what was sealed under them so far. The engine does so by itself, at the latest after
-    /// an hour; call this before the process ends, so that nothing of it is lost.
+    /// an hour, and as it is closed.
     ///
     /// # Errors
     /// [`Error::Store`], [`Error::Conflict`], [`Error::Corrupt`]: the first; all other accounts are written all the same, and
     /// what was not is kept for the next time.
     pub async fn write_usage(&self) -> Result<()> {
         self.at_home(|engine| async move { engine.keyring().write_all_usage().await }).await
-    }
-
-    /// Waits, for one `store_timeout` at most, until the store says of each KEK version whether it was denied last. For a process
-    /// that is about to end: a denial whose end was not written down is one for the next process, until its first proof.
-    pub async fn settle(&self) {
-        let settled = self.at_home(|engine| async move {
-            engine.keyring().settle().await;
-            Ok(())
-        });
-        drop(settled.await); // a child of a fork has nothing to settle
     }
 
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
@@ -406,16 +424,18 @@ impl Engine {
         .await
     }
 
-    /// A page of account ids, in the order of their bytes, after `after`.
+    /// A page of at most `limit` account ids (and [`PAGE_KEYS_MAX`](crate::store::PAGE_KEYS_MAX)), in the order of their bytes, after
+    /// `after`: [`AccountPage::next`] of the page before.
     ///
     /// # Errors
-    /// [`Error::Store`].
-    pub async fn accounts(&self, after: Option<&AccountId>, limit: usize) -> Result<Vec<AccountId>> {
+    /// [`Error::Store`]; [`Error::Invalid`] for a limit of 0.
+    pub async fn accounts(&self, after: Option<&AccountId>, limit: usize) -> Result<AccountPage> {
         let after = after.map(|id| Key::Account(id.clone()));
         let page = self
             .at_home(|engine| async move { engine.owner.0.store.list(&Filter::Accounts, after.as_ref(), limit).await });
         let page = page.await?;
-        Ok(page.keys.into_iter().filter_map(|key| if let Key::Account(id) = key { Some(id) } else { None }).collect())
+        let id_of = |key| if let Key::Account(id) = key { Some(id) } else { None };
+        Ok(AccountPage { ids: page.keys.into_iter().filter_map(id_of).collect(), next: page.next.and_then(id_of) })
     }
 
     /// Proves a wrap profile on the default token by a whole round trip with a key that does not outlive it.

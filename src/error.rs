@@ -3,8 +3,15 @@
 //! The kinds keep four things apart that other systems confuse: the token says no ([`Error::Denied`]),
 //! the token does not answer ([`Error::Unreachable`], and [`Error::Lapsed`] once that has lasted for the
 //! whole grace), the bytes are wrong ([`Error::Corrupt`]), and the request was wrong ([`Error::Invalid`]).
-//! [`Error::is_retryable`] and [`Error::retry_after`] say whether to try again, and when.
+//! The [service](self#a-service) below does the right thing after each, on threads and in tasks; a test takes it through a revocation,
+//! an outage, a store outage and a shutdown. [`Error::is_retryable`] and [`Error::retry_after`] say whether to try again, and when.
 //! No error carries a key, a PIN or plaintext.
+//!
+//! # A service
+//!
+//! ```ignore
+#![doc = include_str!("../examples/service.rs")]
+//! ```
 
 use crate::name::{AccountId, KekVersion};
 use std::{fmt, time::Duration};
@@ -20,17 +27,21 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The token says no: the KEK is disabled, deleted or replaced, or the login is refused.
-    /// Sticky: it stays until the token grants again. Do not retry in a loop; the owner of the key acts.
+    /// Sticky: it stays until the token grants again. Do not retry in a loop; the owner of the key acts. Keep what was to be written, and
+    /// wait on [`Account::ready`](crate::Account::ready): see [a service](self#a-service).
     #[error("denied: {0}")]
     Denied(Box<Refusal>),
-    /// The token was silent for the whole grace. Fails closed until it answers and grants.
+    /// The token was silent for the whole grace. Fails closed until it answers and grants. Nothing is lost: keep what was to be written
+    /// ([a service](self#a-service)).
     #[error("lapsed: {0}")]
     Lapsed(Box<Refusal>),
-    /// The token does not answer, or has too much to do, and this account's key is not in memory. Retry; nothing is lost.
+    /// The token does not answer, or has too much to do, and this account's key is not in memory. Retry, not
+    /// sooner than [`Error::retry_after`] ([a service](self#a-service)); nothing is lost.
     #[error("unreachable: {0}")]
     Unreachable(Box<Refusal>),
     /// The account's key is not in memory (not used for a TTL, evicted, or of an AEK version that another process made):
-    /// await `Account::warm`, or `Account::warm_for` the header of a block that is to be opened, then retry.
+    /// await `Account::warm`, or `Account::warm_for` the header of a block that is to be opened, then retry
+    /// ([a service](self#a-service)). The async forms do so by themselves.
     #[error("cold: the key of account {account} is not in memory; await warm() and try again")]
     Cold {
         /// The account.
@@ -73,9 +84,14 @@ pub enum Error {
     /// The token, the KEK or the configuration is set up in a way that keyleash refuses. Says what to change.
     #[error("misconfigured: {0}")]
     Misconfigured(String),
-    /// The key store failed: disk full, locked by another process, I/O error. Nothing was acknowledged.
+    /// The key store failed: disk full, locked by another process, I/O error. Nothing was acknowledged. Keys in
+    /// memory go on; retry what needs the store ([a service](self#a-service)).
     #[error("key store: {0}")]
     Store(String),
+    /// The engine was closed ([`Engine::close`](crate::Engine::close)): whoever still works with it ends too, and keeps
+    /// what it had not written ([a service](self#a-service)).
+    #[error("closed: the engine was closed, and does nothing any more")]
+    Closed,
     /// The process must be restarted: every token worker hangs, the module cannot be used, or the process was forked.
     #[error("fatal: {0}")]
     Fatal(String),
@@ -105,6 +121,7 @@ impl Error {
             | Self::NotDeleted(_)
             | Self::Invalid(_)
             | Self::Misconfigured(_)
+            | Self::Closed
             | Self::Fatal(_) => None,
         }
     }

@@ -13,7 +13,17 @@ use crate::{
     fork,
     store::KeyStore,
 };
-use std::{future::Future, sync::Arc, thread, time::Duration};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+    time::Duration,
+};
 use tokio::{
     runtime::{Builder, Handle},
     sync::Notify,
@@ -38,6 +48,8 @@ pub(crate) struct Home {
     store: Room,
     /// Wakes all who wait for a call, because it does not come.
     stuck: Notify,
+    /// Nothing begins any more.
+    closed: AtomicBool,
 }
 
 /// Something under way at home for a caller, and dropped with it.
@@ -62,6 +74,7 @@ impl Home {
             upkeep: room("keyleash-upkeep")?,
             store: room("keyleash-store")?,
             stuck: Notify::new(),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -74,7 +87,8 @@ impl Home {
             return Err(Error::Invalid("on_current_runtime: build the engine inside of a tokio runtime".into()));
         };
         let room = || Room { runtime: runtime.clone(), end: None };
-        Ok(Self { proofs: room(), calls: room(), upkeep: room(), store: room(), stuck: Notify::new() })
+        let (proofs, calls, upkeep, store) = (room(), room(), room(), room());
+        Ok(Self { proofs, calls, upkeep, store, stuck: Notify::new(), closed: AtomicBool::new(false) })
     }
 
     /// A key store that is asked on its own thread.
@@ -83,15 +97,53 @@ impl Home {
         Arc::new(HomeStore { store, room, clock, patience })
     }
 
+    /// From now on nothing begins.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// What is done though nothing begins any more: the end itself.
+    ///
+    /// # Errors
+    /// As [`Home::call`].
+    pub(crate) async fn last_call<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        fork::refuse_child()?;
+        self.wait(Call(self.calls.spawn(work))).await
+    }
+
+    /// As [`Home::call`], for a caller that blocks its thread.
+    ///
+    /// # Errors
+    /// As [`Home::call`]; [`Error::Invalid`] where the engine has no thread of its own that would do it.
+    pub(crate) fn call_blocking<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        if self.calls.end.is_none() {
+            return Err(Error::Invalid("an engine on the current runtime has no thread to wait for: await it".into()));
+        }
+        block_on(self.call(work))
+    }
+
     /// Begins what a caller waits for.
     ///
     /// # Errors
-    /// [`Error::Fatal`] in a forked child.
+    /// [`Error::Fatal`] in a forked child; [`Error::Closed`].
     pub(crate) fn begin<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<Call<T>> {
         fork::refuse_child()?;
+        if self.is_closed() {
+            return Err(Error::Closed);
+        }
         Ok(Call(self.calls.spawn(work)))
     }
 
@@ -173,6 +225,26 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// Unparks whoever blocks.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits on this thread, for what another one does.
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let (mut work, waker) = (pin!(work), Waker::from(Arc::new(Unpark(thread::current()))));
+    loop {
+        if let Poll::Ready(done) = work.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return done;
+        }
+        thread::park();
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     key_memory::KeyMemory,
     lease::{Actions, Phase, Verdict as LeaseVerdict},
     leash::Stepped,
-    name::{AccountId, KekVersion},
+    name::{AccountId, KekName, KekVersion},
     planted,
     slot::{AekSlot, Leash},
     standby::Voice,
@@ -393,6 +393,32 @@ impl Keyring {
         self.closed.load(Ordering::SeqCst)
     }
 
+    /// Lets nothing begin any more and wipes every key. Tasks go on, and admit none.
+    pub(crate) fn refuse_all(&self) {
+        self.home.close();
+        self.leashes().iter().for_each(|leash| leash.close());
+        self.changed.notify_waiters();
+    }
+
+    /// The engine's own tasks come to an end.
+    pub(crate) fn end_tasks(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.stir.notify_one();
+        self.stir_tend.notify_one();
+    }
+
+    /// Takes the keys of every account out of memory of which a version of this KEK wraps an AEK; how many accounts.
+    pub(crate) fn wipe_under(&self, kek: &KekName) -> usize {
+        self.count_news();
+        let leashes = self.leashes();
+        let under = leashes.iter().filter(|leash| leash.kek().name == *kek).flat_map(|leash| leash.living_members());
+        let mut accounts: Vec<_> = under.filter_map(|slot| self.alive(slot.account())).collect();
+        accounts.sort_by_key(Arc::as_ptr);
+        accounts.dedup_by_key(|keys| Arc::as_ptr(keys));
+        accounts.iter().for_each(|keys| keys.shut());
+        accounts.len()
+    }
+
     /// Wipes every key, whatever still runs: the engine and all its handles are gone. Denials on their way to the store get
     /// there; all else ends.
     pub(crate) fn close(self: &Arc<Self>) {
@@ -411,13 +437,15 @@ impl Keyring {
     }
 
     /// Waits, for one `store_timeout` at most, until the store says of each KEK version whether it was denied last.
-    pub(crate) async fn settle(&self) {
-        let settled = async {
-            for leash in self.leashes() {
-                leash.denial.settled().await;
-            }
-        };
-        self.clock.until(self.clock.now().plus(self.settings.store_timeout), settled).await;
+    async fn settle(&self) {
+        self.clock.until(self.clock.now().plus(self.settings.store_timeout), self.denials_settled()).await;
+    }
+
+    /// Returns when the store says of each KEK version whether it was denied last.
+    pub(crate) async fn denials_settled(&self) {
+        for leash in self.leashes() {
+            leash.denial.settled().await;
+        }
     }
 }
 

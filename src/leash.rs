@@ -593,6 +593,9 @@ impl<M: Member> Leash<M> {
     #[cold]
     pub(crate) fn why_refused(&self, now: Instant) -> Option<Error> {
         let inner = self.inner();
+        if inner.closed {
+            return Some(Error::Closed);
+        }
         let phase = inner.lease.step(Verdict::Nothing, now).0.phase();
         let cold = matches!(phase, Phase::Unproven | Phase::Active | Phase::Resuming { .. });
         (!cold).then(|| self.refusal(&inner, now))
@@ -886,8 +889,7 @@ mod tests {
     #[test]
     fn the_reason_of_a_denial_stands_until_a_proof_whatever_comes_late() {
         let (leash, manual, _slot) = leash();
-        let trouble =
-            |verdict, what: &str| TokenError { verdict, operation: "unwrap", what: what.into(), remedy: "see".into() };
+        let trouble = |verdict, what: &str| TokenError::new(verdict, "unwrap", what, "see");
         let (no, nothing) = (trouble(TokenVerdict::Denied, "no"), trouble(TokenVerdict::Unreachable, "nothing"));
         let epoch = prove(&leash);
         let asked = manual.now();

@@ -6,26 +6,31 @@
 //! goes dark within the hour, usually in seconds, whatever else fails; give it back and service resumes by itself.
 //!
 //! ```
-//! # use keyleash::{clock::Clock, token::scripted::ScriptedToken};
-//! use keyleash::{Engine, name::{AccountId, KekName}, store::memory::MemoryStore, token::Profile};
-//! use std::sync::Arc;
+//! use keyleash::clock::Clock;
+//! use keyleash::name::{AccountId, KekName};
+//! use keyleash::store::memory::MemoryStore; // in a service: `store::redb::RedbStore`, or one of your own
+//! use keyleash::token::{Profile, scripted::ScriptedToken}; // in a service: `token::pkcs11::Pkcs11Token`, over your HSM's module
+//! use std::{sync::Arc, time::Duration};
 //!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> keyleash::Result<()> {
-//! # // In a service: `Pkcs11Token` over your HSM's module (README.md), and `RedbStore`.
-//! # let (token, _) = ScriptedToken::new(Clock::default(), std::time::Duration::from_secs(5), 1);
-//! let engine = Engine::builder(token, Arc::new(MemoryStore::new())).build()?;
-//! let kek = KekName::new("tenant-keys")?;
-//! engine.create_kek(&kek, Profile::AesGcm).await?;
-//! let account = engine.create_account(&AccountId::new("tenant-7")?, &kek).await?;
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> keyleash::Result<()> {
+//!     let (token, _) = ScriptedToken::new(Clock::default(), Duration::from_secs(5), 1);
+//!     let engine = keyleash::Engine::builder(token, Arc::new(MemoryStore::new())).build()?;
+//!     let kek = KekName::new("tenant-keys")?;
+//!     engine.get_or_create_kek(&kek, Profile::AesGcm).await?;
+//!     let account = engine.get_or_create_account(&AccountId::new("tenant-7")?, &kek).await?;
 //!
-//! let mut block = *b"what the disk must not see";
-//! let header = account.seal_in_place(42_u64, &mut block)?; // no await, no lock, no allocation
-//! account.open_in_place(42_u64, &header, &mut block)?;
-//! assert_eq!(&block, b"what the disk must not see");
-//! # Ok(())
-//! # }
+//!     let mut block = *b"what the disk must not see";
+//!     let header = account.seal_in_place(42_u64, &mut block)?; // no await, no lock, no allocation
+//!     account.open_in_place(42_u64, &header, &mut block)?;
+//!     assert_eq!(&block, b"what the disk must not see");
+//!
+//!     engine.close(Duration::from_secs(10)).await?; // before the process ends
+//!     Ok(())
+//! }
 //! ```
+//!
+//! What a service does while a key is denied or a token away, and as it ends, shows [a service](error#a-service).
 //!
 //! Where to read on: [`manual::promises`] says what is promised and how each promise is enforced, [`manual::threats`]
 //! what is not protected, [`manual::format`] every byte at rest, [`manual::operations`] how to run it. In the code:

@@ -87,6 +87,10 @@ impl Seat {
         self.token.workers()
     }
 
+    pub(crate) fn in_flight(&self) -> usize {
+        self.token.in_flight()
+    }
+
     /// The longest that a proof may take: its wait for a single worker, or for other proofs, and its call.
     pub(crate) fn proof_max(&self) -> Duration {
         self.call_timeout * 2

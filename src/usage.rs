@@ -357,6 +357,11 @@ impl Meter {
         plus(minus(books.seen, ahead), minus(counted, taken))
     }
 
+    /// All that is known to be sealed.
+    pub(crate) fn sealed(&self) -> Usage {
+        self.used(&self.books())
+    }
+
     /// Blocks that may be sealed until a limit of the suite.
     fn room(&self, books: &Books) -> u64 {
         let Limits { blocks, .. } = self.ledger.limits;

@@ -173,6 +173,21 @@ async fn nor_does_one_whose_nonces_are_seeded_anew() {
 }
 
 #[tokio::test]
+async fn nor_does_a_block_whose_key_is_not_in_memory() {
+    let (token, _) = ScriptedToken::new(Clock::default(), Duration::from_secs(5), 1);
+    let engine = Engine::builder(token, Arc::new(MemoryStore::new())).build().unwrap();
+    let kek = KekName::new("kek").unwrap();
+    engine.create_kek(&kek, Profile::AesGcm).await.unwrap();
+    let account = engine.create_account(&AccountId::new("a").unwrap(), &kek).await.unwrap();
+    let mut buf = [7; 100];
+    account.seal_in_place(1_u64, &mut buf).unwrap();
+    engine.wipe_now(&kek);
+    let mut cold = || assert!(matches!(account.seal_in_place(1_u64, &mut buf), Err(keyleash::Error::Cold { .. })));
+    cold();
+    assert_eq!(calls(cold), (0, 0));
+}
+
+#[tokio::test]
 async fn nor_does_a_block_that_is_refused_but_for_the_first_on_a_thread() {
     for backend in Backend::available() {
         let account = account(*backend, Suite::default()).await;

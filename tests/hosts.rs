@@ -205,7 +205,7 @@ fn a_host_without_a_runtime_can_do_everything() {
         engine.set_aek_policy(&tenant, Default::default()).await.unwrap();
         assert_eq!(engine.keks().await.unwrap()[0].versions.len(), 2);
         assert!(engine.unknown_keks().await.unwrap().is_empty() && made.id != rotated.id);
-        assert_eq!(engine.accounts(None, 10).await.unwrap().len(), 1);
+        assert_eq!(engine.accounts(None, 10).await.unwrap().ids.len(), 1);
         engine.schedule(10).await.unwrap();
         engine.write_usage().await.unwrap();
         assert!(engine.status().await.tokens[0].info.is_ok());
@@ -217,7 +217,7 @@ fn a_host_without_a_runtime_can_do_everything() {
         assert!(events.next().await.is_some());
         engine.delete_account(&tenant).await.unwrap();
         engine.purge_account(&tenant, keyleash::When::Now).await.unwrap();
-        engine.settle().await;
+        assert!(engine.close(SECOND).await.unwrap().is_clean());
     });
 }
 
@@ -353,6 +353,25 @@ fn async_forms_in_a_loop_let_the_hosts_other_tasks_run() {
 }
 
 #[test]
+fn a_host_without_a_runtime_opens_and_warms_and_waits_no_longer_than_it_says() {
+    let settings = settings();
+    let mut host = Host::with(settings.clone());
+    drop(host.account("a"));
+    let (token, script) = ScriptedToken::new(Clock::default(), SECOND, 2);
+    host.script.clone_keks_to(&script);
+    host.restart(token, settings);
+    let account = host.engine.account_blocking(&id("a"), 30 * SECOND).unwrap();
+    account.seal_in_place(1_u64, &mut [0; 9]).unwrap();
+    assert_eq!(host.engine.wipe_now(&host.kek), 1);
+    account.warm_blocking(30 * SECOND).unwrap();
+    account.seal_in_place(1_u64, &mut [0; 9]).unwrap();
+    host.engine.wipe_now(&host.kek);
+    script.standing(Call::Unwrap, Act::Hang);
+    let late = account.warm_blocking(PAUSE / 10);
+    assert!(matches!(late, Err(Error::Cold { .. } | Error::Unreachable(_))), "{late:?}");
+}
+
+#[test]
 fn a_store_that_blocks_its_thread_delays_no_proof_and_whoever_waits_is_told() {
     let settings = settings();
     let mut host = Host::with(settings.clone());
@@ -408,7 +427,7 @@ fn is_refused_as_a_child(engine: &Engine, account: &Account) -> bool {
         && matches!(account.state(), State::Refused(Error::Fatal(_)))
         && engine.leases().is_empty()
         && engine.events().try_next().is_none()
-        && ask_once(engine.settle()).is_some();
+        && fatal(ask_once(engine.close(SECOND)).and_then(Result::err));
     drop((engine.clone(), account.clone()));
     refused
 }

@@ -10,6 +10,12 @@
 //! buffer is zero: no byte that was not authenticated is left in it. In place that takes the ciphertext too, so whoever wants
 //! to try again (with another address, or another copy's header) opens into another buffer, which never writes to the
 //! ciphertext. A request that breaks a limit ([`Error::Invalid`], [`Error::TooLong`]) leaves every buffer as it was.
+//!
+//! # Torn writes
+//! A write that is torn is for whoever writes: of a block that is overwritten in place and torn, neither the old nor the new one
+//! opens ([`Corrupt::Block`](crate::Corrupt::Block)). So write block and header to a new place, sync, and only then have the map name
+//! that place, as the example `block_store` does, or have a log that a block is written to first. Header and ciphertext belong
+//! together: they are written, moved and kept as one.
 
 mod aad;
 mod address;

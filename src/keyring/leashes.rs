@@ -61,8 +61,8 @@ impl Keyring {
         };
         let leash = leashes.entry(kek.clone()).or_insert_with(new).clone();
         drop(leashes);
-        if self.is_closed() {
-            leash.close(); // made by what was under way then, for an engine that is gone
+        if self.is_closed() || self.home.is_closed() {
+            leash.close(); // made by what was under way as the engine was closed, or for one that is gone
         }
         self.stir.notify_one();
         Ok(leash)

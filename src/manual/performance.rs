@@ -137,7 +137,7 @@
 //!
 //! # The peers
 //!
-//! `benches/peers` is a package of its own, with a lock file of its own, so that nobody who builds keyleash compiles them: the first
+//! `benches/peers`, in the repository, is a package of its own, with a lock file of its own, so that nobody who builds keyleash compiles them: the first
 //! build takes half an hour. Each does one block, authenticated and bound to an address, as its own documentation would have it; the
 //! table says with which version and what it does less or more.
 //!

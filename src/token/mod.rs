@@ -329,6 +329,12 @@ pub trait Token: Send + Sync + 'static {
     /// `poll_interval`, and always the same. Whoever wraps another token passes it on.
     fn call_timeout(&self) -> Duration;
 
+    /// Calls that are inside of the module, hanging ones too: an engine that is closed waits for their end. Answers at once. Whoever
+    /// wraps another token passes it on; 0 where a process may end in the midst of a call.
+    fn in_flight(&self) -> usize {
+        0
+    }
+
     /// The workers' health; answers at once.
     fn workers(&self) -> Workers;
 }

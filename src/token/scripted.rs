@@ -628,6 +628,10 @@ impl Token for ScriptedToken {
         self.call_timeout
     }
 
+    fn in_flight(&self) -> usize {
+        self.script.in_flight()
+    }
+
     fn workers(&self) -> Workers {
         self.room.health()
     }

@@ -49,7 +49,7 @@ async fn nothing_is_written_under_a_kek_version_that_was_retired_while_the_write
         rig.meanwhile(held).await.unwrap().unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(rig.engine.count_wrapped_by(&retired).await.unwrap(), 0, "{name}");
         let fresh = build(&rig.token, &rig.store, &rig.clock, Settings::default());
-        for id in fresh.accounts(None, 10).await.unwrap() {
+        for id in fresh.accounts(None, 10).await.unwrap().ids {
             let account = rig.meanwhile(fresh.account(&id)).await;
             assert!(account.is_ok(), "{name}, account {id}: {account:?}");
         }

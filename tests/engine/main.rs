@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
 mod admission;
+mod close;
 mod crowd;
 mod dates;
 mod delete;

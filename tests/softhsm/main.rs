@@ -14,6 +14,7 @@
 
 mod bench;
 mod conformance;
+mod example;
 mod isolation;
 mod known_answers;
 mod leash;

@@ -81,6 +81,10 @@ impl Token for LazyToken {
         self.settings.call_timeout
     }
 
+    fn in_flight(&self) -> usize {
+        self.opened.get().and_then(|opened| opened.as_ref().ok()).map_or(0, Token::in_flight)
+    }
+
     fn workers(&self) -> Workers {
         match self.opened.get() {
             Some(Ok(token)) => token.workers(),

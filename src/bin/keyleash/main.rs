@@ -155,7 +155,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Man { directory } => man::run(&directory, output),
     };
     if let Some(setup) = made.get() {
-        setup.settle().await;
+        setup.close().await;
     }
     outcome
 }

@@ -72,10 +72,11 @@ impl Setup {
     }
 
     /// Before the process ends: what the engine still writes down.
-    pub(crate) async fn settle(&self) {
+    pub(crate) async fn close(&self) {
         let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(engine) = engine {
-            engine.settle().await;
+            // What could not be written down was told where it mattered to the command.
+            let _ = engine.close(self.config.settings.store_timeout).await;
         }
     }
 
@@ -294,7 +295,7 @@ fn no_softhsm(module: &Path, trouble: &TokenError) -> Option<TokenError> {
 }
 
 fn misconfigured(what: String, remedy: &str) -> TokenError {
-    TokenError { verdict: Verdict::Misconfigured, operation: "open", what, remedy: remedy.into() }
+    TokenError::new(Verdict::Misconfigured, "open", what, remedy)
 }
 
 /// SoftHSM does not list a token while another process logs in to it, and a command has no second chance of its own.

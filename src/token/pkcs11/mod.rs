@@ -397,6 +397,10 @@ impl Token for Pkcs11Token {
         self.call_timeout
     }
 
+    fn in_flight(&self) -> usize {
+        self.pool.in_flight()
+    }
+
     fn workers(&self) -> Workers {
         self.pool.health()
     }

@@ -132,6 +132,10 @@ impl Token for CountingToken {
         self.token.call_timeout()
     }
 
+    fn in_flight(&self) -> usize {
+        self.token.in_flight()
+    }
+
     fn workers(&self) -> Workers {
         self.token.workers()
     }
