@@ -8,7 +8,6 @@ use keyleash::{
         Key, KeyStore, Put, StoreVersion, load_denial,
         record::{DenialRecord, RECORD_FORMAT},
     },
-    token::scripted::{Act, Call},
 };
 
 fn key(rig: &Rig) -> KekVersion {
@@ -203,25 +202,4 @@ async fn a_denial_that_is_heard_while_one_is_being_written_is_written_too() {
     let reason = record(&rig).await.unwrap().reason;
     assert!(reason.contains("for 2 s"), "the one before it is two seconds old: {reason}");
     assert!(matches!(again.await.unwrap(), Err(Error::Denied(_))));
-}
-
-#[tokio::test]
-async fn whoever_waits_for_a_key_while_a_denial_comes_and_goes_gets_it() {
-    let mut rig = Rig::new().await;
-    for id in ["a", "waits", "denied", "granted"] {
-        rig.account(id).await;
-    }
-    rig.restart();
-    rig.engine.account(&account_id("a")).await.unwrap();
-    rig.script.push(Call::Unwrap, Act::Delay(4 * SECOND));
-    let waits = open(&rig.engine, "waits");
-    settle().await;
-    rig.script.disable(&rig.kek_id);
-    let denied = rig.meanwhile(rig.engine.account(&account_id("denied"))).await;
-    assert!(matches!(denied, Err(Error::Denied(_))), "{denied:?}");
-    rig.script.enable(&rig.kek_id);
-    rig.pass(2 * SECOND).await;
-    rig.meanwhile(rig.engine.account(&account_id("granted"))).await.unwrap();
-    assert!(!waits.is_finished(), "the token answered too early for what is tested");
-    rig.meanwhile(waits).await.unwrap().unwrap();
 }
