@@ -394,8 +394,9 @@ impl Oracle {
         self.under.insert(record.account.clone(), under);
         for wrapped in &record.versions {
             let aek = (record.account.clone(), wrapped.aek_version);
-            self.counted.insert(aek.clone(), wrapped.used.blocks);
-            self.counts_are_kept(&aek);
+            if self.counted.insert(aek.clone(), wrapped.used.blocks) != Some(wrapped.used.blocks) {
+                self.counts_are_kept(&aek);
+            }
             let Some(kek) = self.kek(&wrapped.kek_id) else { continue };
             if others.contains(&kek) && !self.records.contains_key(&wrapped.wrapped.bytes) {
                 self.young.insert((process, kek, aek.clone()));

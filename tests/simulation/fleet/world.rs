@@ -245,7 +245,7 @@ impl World {
             let id = AccountId::new(format!("account-{n}")).unwrap();
             let handle = world.engine(0).create_account(&id, &world.keks[kek]).await.unwrap();
             if scheduled {
-                let policy = AekPolicy { max_blocks: world.rng.random_range(5..60), ..AekPolicy::default() };
+                let policy = AekPolicy { max_blocks: world.rng.random_range(100..400), ..AekPolicy::default() };
                 world.engine(0).set_aek_policy(&id, policy).await.unwrap();
             }
             world.customers.push(Customer { id, made: true, blocks: VecDeque::new() });
