@@ -18,7 +18,7 @@ const COUNTED: usize = 1000;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let (token, _) = ScriptedToken::new(Clock::default(), Duration::from_secs(60), 1);
+    let (token, _) = ScriptedToken::new(Clock::default(), Duration::from_secs(5), 1);
     let engine = Engine::builder(token, Arc::new(MemoryStore::new())).build()?;
     let kek = KekName::new("kek")?;
     engine.create_kek(&kek, Profile::AesGcm).await?;
