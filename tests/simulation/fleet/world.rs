@@ -605,6 +605,7 @@ impl World {
     /// Whatever was made opens on every host, and what was sealed. Tried once before that: of those who come to a KEK that was denied
     /// last, and that nobody uses, the first has it asked, and the others are refused until then.
     pub(crate) async fn open_everything(&mut self) {
+        let time = self.settings.store_timeout * 3 + Duration::from_secs(1);
         for what in [What::Open, What::Open, What::OpenBlock] {
             for host in 0..self.hosts.len() {
                 for customer in 0..self.customers.len() {
@@ -613,7 +614,6 @@ impl World {
                     }
                 }
             }
-            let time = self.settings.store_timeout * 3 + Duration::from_secs(1);
             self.pass(time).await;
             self.probe_all();
             self.all_well.get_or_insert(self.calls);
@@ -622,7 +622,6 @@ impl World {
             let (engine, status) = (self.engine(host), Arc::new(Mutex::new(None)));
             let told = status.clone();
             tokio::spawn(async move { *told.lock().unwrap() = Some(engine.status().await) });
-            let time = self.settings.store_timeout * 3;
             self.pass(time).await;
             let status = status.lock().unwrap().take().expect("a status, where all is well");
             assert_eq!(status.waiting_wipes, [], "promise 6: keys wait to be wiped that nobody uses");
