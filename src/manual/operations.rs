@@ -302,11 +302,14 @@
 //!
 //! # The end of the process
 //!
+//! A service ends its engine by [`Engine::close`](crate::Engine::close): no key is usable from then on, what was sealed is written into
+//! the accounts' records, and the calls under way are waited for, within the patience that it is given. What it left undone it says.
+//!
 //! Modules and what is under them (OpenSSL) have exit handlers, and a call that is still inside of the module crashes under
-//! them. So [`end_of_process`](crate::token::pkcs11::end_of_process) belongs to the end of `main`; where it says that calls are still inside,
-//! end by [`exit_at_once`](crate::token::pkcs11::exit_at_once). The command line does both, with a patience of 10 s. A program that calls
-//! neither is held by an exit handler of keyleash's for at most 5 s; a call that takes longer, the making of an RSA key on a busy
-//! machine for one, may then end it with a segmentation fault.
+//! them. Where `close` says that calls are still inside, end by [`exit_at_once`](crate::token::pkcs11::exit_at_once). A program that uses a
+//! token without an engine, as the command line does, asks [`end_of_process`](crate::token::pkcs11::end_of_process) instead at the end of
+//! `main`, with a patience of 10 s there. A program that calls neither is held by an exit handler of keyleash's for at most 5 s; a call
+//! that takes longer, the making of an RSA key on a busy machine for one, may then end it with a segmentation fault.
 //!
 //! # The standard streams of a command
 //!
