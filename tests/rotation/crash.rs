@@ -194,7 +194,7 @@ impl World {
         match outcome {
             Ok(()) | Err(Error::Store(_)) => {}
             // What is not there, is there already, or is still in use.
-            Err(Error::NotFound(_) | Error::Exists(_) | Error::Invalid(_)) => {}
+            Err(Error::NotFound(_) | Error::Exists(_) | Error::Invalid(_) | Error::NotDeleted(_)) => {}
             Err(error) => panic!("{op:?}: {error}"),
         }
     }

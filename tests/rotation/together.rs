@@ -26,6 +26,8 @@ const SEALERS: usize = 2;
 /// Of the blocks that are sealed, one in so many is kept to be opened at the end.
 const KEPT_EVERY: u64 = 500;
 const BLOCK_BYTES: usize = 1024;
+/// Of the token, and of the store.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `softhsm/with-token cargo test`"))
@@ -36,6 +38,7 @@ pub(crate) async fn token() -> Arc<Pkcs11Token> {
     let label = Selector::Label(variable("KEYLEASH_TOKEN_LABEL"));
     let mut settings = Pkcs11Settings::new(variable("KEYLEASH_MODULE"), label, pin);
     settings.workers = 2;
+    settings.call_timeout = CALL_TIMEOUT;
     Arc::new(Pkcs11Token::open(settings).await.unwrap())
 }
 
@@ -43,7 +46,7 @@ pub(crate) async fn token() -> Arc<Pkcs11Token> {
 pub(crate) fn settings() -> Settings {
     Settings::default()
         .poll_interval(Duration::from_secs(5))
-        .store_timeout(Duration::from_secs(3))
+        .store_timeout(CALL_TIMEOUT)
         .aek_ttl(Duration::from_secs(6))
         .resume_rate(1_000_000)
 }
