@@ -13,7 +13,7 @@
 //!
 //! # Torn writes
 //! A write that is torn is for whoever writes: of a block that is overwritten in place and torn, neither the old nor the new one
-//! opens ([`Corrupt::Block`](crate::Corrupt::Block)). So write block and header to a new place, sync, and only then have the map name
+//! opens ([`Corrupt::Block`]). So write block and header to a new place, sync, and only then have the map name
 //! that place, as the example `block_store` does, or have a log that a block is written to first. Header and ciphertext belong
 //! together: they are written, moved and kept as one.
 

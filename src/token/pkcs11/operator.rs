@@ -96,7 +96,7 @@ impl Operator {
     /// Destroys a KEK that was made destroyable, both halves. Without a backup nothing that it wrapped is ever opened again.
     ///
     /// # Errors
-    /// As [`Operator::set_enabled`].
+    /// As [`Operator::enable`].
     pub async fn destroy(&self, id: &KekId) -> Result<Instant, TokenError> {
         self.with_kek("destroy KEK", id, |context, kek| {
             let halves = [Some(kek.key), kek.wrapping.filter(|half| *half != kek.key)];
