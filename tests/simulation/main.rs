@@ -69,6 +69,9 @@ use world::Quiet;
 const SEEDS: u64 = 1000;
 /// So many seeds that fail end a run, where nothing is said.
 const FAILURES_MAX: u64 = 10;
+/// moka's housekeeping goes by real time too: where the machine stands still for 300 ms in the midst of a seed, two tasks of one instant
+/// may change places. What is drawn by lot differs again.
+const PAIRS_MAX: usize = 3;
 /// In real time: a seed takes milliseconds, unless it stands still.
 const SEED_MAX: Duration = Duration::from_secs(60);
 
@@ -210,9 +213,19 @@ fn one_seed_has_one_trace() {
     let (from, seeds) = (env("KEYLEASH_SIM_FROM").unwrap_or(0), env("KEYLEASH_SIM_TRACED").unwrap_or(40));
     let (mut happened, mut differ) = (0, Vec::new());
     for (of, seed) in [Of::One, Of::Fleet].into_iter().flat_map(|of| (from..from + seeds).map(move |seed| (of, seed))) {
-        let (one, other) = (run(of, seed, true), run(of, seed, true));
-        let line = one.trace.iter().zip(&other.trace).position(|(one, other)| one != other);
-        if let Some(line) = line.or((one.trace.len() != other.trace.len()).then_some(one.trace.len())) {
+        let (mut one, mut other) = (run(of, seed, true), run(of, seed, true));
+        let line_of = |one: &Report, other: &Report| {
+            let line = one.trace.iter().zip(&other.trace).position(|(one, other)| one != other);
+            line.or((one.trace.len() != other.trace.len()).then_some(one.trace.len()))
+        };
+        let mut line = line_of(&one, &other);
+        for _ in 1..PAIRS_MAX {
+            let Some(line_then) = line else { break };
+            println!("{of:?}: seed {seed}, line {line_then}: tried again");
+            (one, other) = (run(of, seed, true), run(of, seed, true));
+            line = line_of(&one, &other);
+        }
+        if let Some(line) = line {
             let (one, other) = (one.trace.get(line), other.trace.get(line));
             println!("{of:?}: seed {seed}, line {line}:\n  {one:?}\n  {other:?}");
             differ.push((of.name(), seed));
