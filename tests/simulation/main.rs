@@ -43,11 +43,12 @@
 //! | an AEK version is retired while others seal under it | 151, 158, 238 |
 //! | a count whose write was given up is lost | 217, 264, 534 |
 //!
-//! In 3,000 seeds of either kind these were not found: a key that is admitted on an old proof, and a store that is looked at once in each
-//! silence (the schedules of before found them at 5050 and 1382); a standby that speaks for a first token that denied; a grant that renewed nothing
-//! and takes the first token's denial back; what a token said in an epoch that is over, which renews; a rotation whose answer was lost, AEK
-//! versions whose retirement got no answer, and counts of what nobody has open any more. Each has its test:
-//! `tests/engine/admission.rs`, `a_denial_that_another_engine_hears_takes_this_one_off_the_standby_within_a_poll`,
+//! In 3,000 seeds of either kind, or of the last three in a minute, these were not found: a key that is admitted on an old proof,
+//! and a store that is looked at once in each silence (the schedules of before found them at 5050 and 1382); a standby that speaks
+//! for a first token that denied; a grant that renewed nothing and takes the first token's denial back; what a token said in an
+//! epoch that is over, which renews; a rotation whose answer was lost, AEK versions whose retirement got no answer, and counts of
+//! what nobody has open any more. Each has its test: `tests/engine/admission.rs`,
+//! `a_denial_that_another_engine_hears_takes_this_one_off_the_standby_within_a_poll`,
 //! `a_key_that_the_first_token_denied_is_never_asked_of_the_standby_whatever_comes_after`,
 //! `a_grant_that_renewed_nothing_ends_no_denial_by_the_first_token`, `a_late_success_of_an_old_proof_does_not_renew`,
 //! `tests/engine/held.rs`, `what_was_counted_when_the_last_handle_went_…` in `usage.rs`.
