@@ -460,12 +460,7 @@ impl Account {
     /// # Errors
     /// As [`Account::warm`]; [`Error::Cold`] when `patience` is over.
     pub fn warm_blocking(&self, patience: Duration) -> Result<()> {
-        let (keyring, id) = (self.keyring().clone(), self.id().clone());
-        let warmed = self.keyring().home.call_blocking(async move {
-            let give_up = keyring.clock.now().plus(patience);
-            keyring.clock.until(give_up, keyring.open(&id)).await.unwrap_or(Err(Error::Cold { account: id }))
-        });
-        self.is_of(&warmed?)
+        self.is_of(&self.keyring().open_blocking(self.id(), patience)?)
     }
 
     /// How many blocks are sealed under the current AEK version: what the account's record said when it was last read, of all

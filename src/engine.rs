@@ -367,13 +367,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::account`]; [`Error::Cold`] when `patience` is over; [`Error::Invalid`] for an engine on the current runtime.
     pub fn account_blocking(&self, id: &AccountId, patience: Duration) -> Result<Account> {
-        let (engine, id) = (self.guest(), id.clone());
-        let keys = self.keyring().home.call_blocking(async move {
-            let keyring = engine.keyring();
-            let give_up = keyring.clock.now().plus(patience);
-            keyring.clock.until(give_up, keyring.open(&id)).await.unwrap_or(Err(Error::Cold { account: id }))
-        })?;
-        Ok(self.handle(keys))
+        Ok(self.handle(self.keyring().open_blocking(id, patience)?))
     }
 
     /// Writes down in the accounts' records what was sealed under them so far. The engine does so by itself, at the latest after

@@ -188,6 +188,18 @@ impl Keyring {
         self.home.call(async move { keyring.open(&id).await }).await
     }
 
+    /// As [`Keyring::open_for_caller`], for one that blocks its thread.
+    ///
+    /// # Errors
+    /// [`Error::Cold`] when `patience` is over; as [`Home::call_blocking`].
+    pub(crate) fn open_blocking(self: &Arc<Self>, id: &AccountId, patience: Duration) -> Result<Arc<AccountKeys>> {
+        let (keyring, id) = (self.clone(), id.clone());
+        self.home.call_blocking(async move {
+            let give_up = keyring.clock.now().plus(patience);
+            keyring.clock.until(give_up, keyring.open(&id)).await.unwrap_or(Err(Error::Cold { account: id }))
+        })
+    }
+
     /// As [`Keyring::open_for_caller`], at home.
     pub(crate) async fn open(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
         self.agree().await?;

@@ -536,13 +536,13 @@ impl Given {
 
 const DURATION_FORM: &str = "write a whole number and a unit, \"100ms\", \"15s\", \"30 min\", \"1h\" or \"90d\"";
 
-/// What the upper one says goes over what the lower one says of the same; so do the ways to name a token, and those to a PIN.
 /// What was said of a key, among what was said.
 pub(super) fn said_in<'a>(said: &'a [Said], section: &str, key: &str) -> Option<&'a Said> {
     let named = ITEMS.iter().find(|named| (named.section, named.key) == (section, key))?;
     said.iter().find(|said| said.item == named.item)
 }
 
+/// What the upper one says goes over what the lower one says of the same; so do the ways to name a token, and those to a PIN.
 fn said_over(mut upper: Vec<Said>, lower: Vec<Said>) -> Vec<Said> {
     let group = |item: Item| match item {
         Item::Label | Item::Serial | Item::Slot => Item::Label,

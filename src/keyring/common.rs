@@ -169,6 +169,12 @@ struct Terms {
     purge_protection: bool,
 }
 
+impl Terms {
+    fn are_in(self, record: &CommonRecord) -> bool {
+        record.aek_overlap_secs >= self.aek_overlap_secs && (record.purge_protection || !self.purge_protection)
+    }
+}
+
 /// The record as it is to be written now, dated `date_unix`.
 fn written(date_unix: u64, terms: Terms, clock: &Clock) -> CommonRecord {
     let boot: [u8; BOOT_BYTES] = clock.boot().unwrap_or_default();
@@ -244,15 +250,9 @@ impl Keyring {
             return Ok(());
         }
         let own = Terms { aek_overlap_secs: whole_secs(self.settings.aek_overlap()), ..Terms::default() };
-        for _ in 0..CONFLICTS_MAX {
-            let sight = self.look().await?;
-            if sight.record.aek_overlap_secs >= own.aek_overlap_secs || self.write_common(&sight, own).await?.is_some()
-            {
-                is_agreed.store(true, Ordering::SeqCst);
-                return Ok(());
-            }
-        }
-        Err(again_and_again("the", Key::Common))
+        self.insist(own).await?;
+        is_agreed.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Sees to it, before anything is deleted, that nobody purges it before its retention is over, where this engine has it so.
@@ -260,13 +260,17 @@ impl Keyring {
     /// # Errors
     /// As [`Keyring::stamp`].
     pub(crate) async fn protect(&self) -> Result<()> {
-        let own = Terms { purge_protection: true, ..Terms::default() };
+        if !self.settings.purge_protection {
+            return Ok(());
+        }
+        self.insist(Terms { purge_protection: true, ..Terms::default() }).await
+    }
+
+    /// Sees to it that the store has these terms, or stricter ones.
+    async fn insist(&self, own: Terms) -> Result<()> {
         for _ in 0..CONFLICTS_MAX {
-            if !self.settings.purge_protection {
-                return Ok(());
-            }
             let sight = self.look().await?;
-            if sight.record.purge_protection || self.write_common(&sight, own).await?.is_some() {
+            if own.are_in(&sight.record) || self.write_common(&sight, own).await?.is_some() {
                 return Ok(());
             }
         }

@@ -330,14 +330,14 @@ impl<'a> Run<'a> {
         flights: &mut JoinSet<Vec<Landed>>,
         progress: &impl Fn(RewrapProgress),
     ) -> Result<()> {
-        let ids: Vec<_> = ids.iter().filter(|id| !planted::is_left_behind(id)).cloned().collect();
         for batch in ids.chunks(self.batch) {
             if flights.len() >= BATCHES_IN_FLIGHT_MAX
                 && let Some(landed) = flights.join_next().await
             {
                 self.land(landed, progress).await?;
             }
-            flights.spawn(self.flight(from, batch.to_vec()));
+            let batch = batch.iter().filter(|id| !planted::is_left_behind(id)).cloned().collect();
+            flights.spawn(self.flight(from, batch));
         }
         Ok(())
     }

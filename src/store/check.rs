@@ -1,7 +1,7 @@
 //! Reads a whole store, and names what is wrong in it.
 
 use super::{
-    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned,
+    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys,
     record::{AccountRecord, CommonRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord},
 };
 use crate::{
@@ -164,15 +164,7 @@ async fn differences(store: &dyn KeyStore, kek: &KekVersion, mut suspects: BTree
             break;
         }
         let before = read(store, &suspects).await?;
-        let (mut listed, mut after) = (BTreeSet::new(), None);
-        loop {
-            let page = store.list(&Filter::WrappedBy(kek.clone()), after.as_ref(), PAGE_KEYS_MAX).await?;
-            listed.extend(page.keys);
-            after = page.next;
-            if after.is_none() {
-                break;
-            }
-        }
+        let listed: BTreeSet<_> = all_keys(store, &Filter::WrappedBy(kek.clone())).await?.into_iter().collect();
         let now = read(store, &suspects).await?;
         let mut changed = BTreeSet::new();
         for ((key, before), now) in suspects.into_iter().zip(before).zip(now) {

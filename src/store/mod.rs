@@ -429,13 +429,22 @@ pub(crate) async fn store_id(store: &dyn KeyStore) -> Result<StoreRecord> {
 /// # Errors
 /// [`Error::Store`].
 pub(crate) async fn kek_names(store: &dyn KeyStore) -> Result<Vec<KekName>> {
-    let (mut names, mut after) = (Vec::new(), None);
+    let keys = all_keys(store, &Filter::Keks).await?;
+    Ok(keys.into_iter().filter_map(|key| if let Key::Kek(name) = key { Some(name) } else { None }).collect())
+}
+
+/// Every key that a filter lists, in their order.
+///
+/// # Errors
+/// [`Error::Store`].
+async fn all_keys(store: &dyn KeyStore, filter: &Filter) -> Result<Vec<Key>> {
+    let (mut keys, mut after) = (Vec::new(), None);
     loop {
-        let page = store.list(&Filter::Keks, after.as_ref(), PAGE_KEYS_MAX).await?;
-        names.extend(page.keys.into_iter().filter_map(|key| if let Key::Kek(name) = key { Some(name) } else { None }));
+        let page = store.list(filter, after.as_ref(), PAGE_KEYS_MAX).await?;
+        keys.extend(page.keys);
         after = page.next;
         if after.is_none() {
-            return Ok(names);
+            return Ok(keys);
         }
     }
 }

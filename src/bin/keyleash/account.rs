@@ -82,22 +82,14 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         Account::Retire { id, aek_version, now, consent } => {
             let id = account_id(&id)?;
             let engine = setup.engine(Store::Existing).await?;
-            let mut again = AGAIN_MAX;
-            let (what, lost, done) = loop {
-                again -= 1;
-                let record = engine.retirable_aeks(&id, &aek_version, when(now)).await?;
-                let gone = record.versions.iter().filter(|version| aek_version.contains(&version.aek_version));
-                let lost = Lost::of(gone);
-                let what = format!("account {id}: {lost}");
-                let done = consent.given(&format!("{what}, would be destroyed for good"), output).await?;
-                match done {
-                    true => match engine.retire_aeks_as_shown(&record, &aek_version, when(now)).await {
-                        Err(Error::Conflict(_)) if again > 0 && consent.is_for_whatever_there_is() => {}
-                        outcome => break outcome.map(|()| (what, lost, done))?,
-                    },
-                    false => break (what, lost, done),
-                }
+            let lost = |record: &AccountRecord| {
+                Lost::of(record.versions.iter().filter(|version| aek_version.contains(&version.aek_version)))
             };
+            let what = |record: &AccountRecord| format!("account {id}: {}", lost(record));
+            let look = async || engine.retirable_aeks(&id, &aek_version, when(now)).await;
+            let retire = async |shown: &_| engine.retire_aeks_as_shown(shown, &aek_version, when(now)).await;
+            let (shown, done) = consent.destroy(output, look, what, retire).await?;
+            let (what, lost) = (what(&shown), lost(&shown));
             let result = json!({
                 "account": id.as_str(), "dry_run": !done, "retired": aek_version, "sealed_blocks": lost.used.blocks,
                 "sealed_bytes": lost.used.bytes,
@@ -131,22 +123,15 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         Account::Purge { id, now, consent } => {
             let id = account_id(&id)?;
             let engine = setup.engine(Store::Existing).await?;
-            let mut again = AGAIN_MAX;
-            let (what, lost, done) = loop {
-                again -= 1;
-                let record = engine.purgeable_account(&id, when(now)).await?;
-                let lost = Lost::of(&record.versions);
+            let what = |record: &AccountRecord| {
                 let deleted = record.deleted.map_or_else(String::new, |deletion| utc(deletion.since_unix));
-                let what = format!("account {id} (made {}, deleted {deleted}): {lost}", utc(record.created_unix));
-                let done = consent.given(&format!("{what}, would be destroyed for good"), output).await?;
-                match done {
-                    true => match engine.purge_account_as_shown(&record, when(now)).await {
-                        Err(Error::Conflict(_)) if again > 0 && consent.is_for_whatever_there_is() => {}
-                        outcome => break outcome.map(|()| (what, lost, done))?,
-                    },
-                    false => break (what, lost, done),
-                }
+                let (made, lost) = (utc(record.created_unix), Lost::of(&record.versions));
+                format!("account {id} (made {made}, deleted {deleted}): {lost}")
             };
+            let look = async || engine.purgeable_account(&id, when(now)).await;
+            let purge = async |shown: &_| engine.purge_account_as_shown(shown, when(now)).await;
+            let (shown, done) = consent.destroy(output, look, what, purge).await?;
+            let (what, lost) = (what(&shown), Lost::of(&shown.versions));
             let line = match done {
                 true => format!("account {id}: purged; its blocks are shredded: {lost}\n"),
                 false => format!("{what}, would be destroyed for good\n"),
@@ -160,8 +145,6 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
     }
 }
 
-/// How often what was agreed to beforehand is looked at anew, where others change it meanwhile.
-const AGAIN_MAX: u32 = 32;
 /// Accounts that are made at once.
 const CREATIONS_MAX: usize = 16;
 /// Failures that are named in the result; all are told as they come.

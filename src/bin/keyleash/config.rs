@@ -3,7 +3,7 @@
 use crate::{
     args::ConfigCommand,
     exit::Failure,
-    output::{Output, fitted},
+    output::{Output, table},
     setup::{CONFIG_DEFAULT, read_config},
 };
 use keyleash::{
@@ -29,8 +29,8 @@ pub(crate) fn run(command: ConfigCommand, config: Option<&Path>, output: Output)
             let shown = file.shown();
             // After it is shown: what is wrong with it is easier to see then.
             let standbys = file.standbys();
-            let rows = shown.iter().map(row).chain(standbys.iter().map(standby_row)).collect::<Vec<_>>();
-            let lines = fitted(&[&[heading()][..], &rows].concat());
+            let rows = shown.iter().map(row).chain(standbys.iter().map(standby_row));
+            let lines = table(heading(), rows);
             let from = read.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
             let standbys: Vec<_> = standbys
                 .iter()

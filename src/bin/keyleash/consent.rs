@@ -2,10 +2,14 @@
 
 use crate::{exit::Failure, output::Output, streams::Standard};
 use clap::Args;
+use keyleash::Error;
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, IsTerminal, Write},
 };
+
+/// How often what was agreed to beforehand is looked at anew, where others change it meanwhile.
+const AGAIN_MAX: u32 = 32;
 
 /// What was said of it on the command line.
 #[derive(Debug, Clone, Copy, Args)]
@@ -19,9 +23,31 @@ pub(crate) struct Consent {
 }
 
 impl Consent {
-    /// Whether it was given before anything was shown: then it is for whatever there is.
-    pub(crate) const fn is_for_whatever_there_is(self) -> bool {
-        self.yes
+    /// Looks at what is there, and destroys it, as it was shown, where somebody agrees. What was agreed to before anything was shown is
+    /// for whatever there is: it is looked at anew where others change it meanwhile. Gives what was shown last, and whether it was
+    /// destroyed.
+    ///
+    /// # Errors
+    /// As [`Consent::given`], and what `look` and `destroy` fail with.
+    pub(crate) async fn destroy<S>(
+        self,
+        output: Output,
+        look: impl AsyncFn() -> Result<S, Error>,
+        what: impl Fn(&S) -> String,
+        destroy: impl AsyncFn(&S) -> Result<(), Error>,
+    ) -> Result<(S, bool), Failure> {
+        let mut again = AGAIN_MAX;
+        loop {
+            again -= 1;
+            let shown = look().await?;
+            if !self.given(&format!("{}, would be destroyed for good", what(&shown)), output).await? {
+                return Ok((shown, false));
+            }
+            match destroy(&shown).await {
+                Err(Error::Conflict(_)) if again > 0 && self.yes => {}
+                outcome => return Ok(outcome.map(|()| (shown, true))?),
+            }
+        }
     }
 
     /// Whether it is to be done; `false` for a dry run, of which the result says what would be. `what` is shown where

@@ -4,7 +4,7 @@ use crate::{
     args::Kek,
     exit::{Failure, ended},
     kek_switch,
-    output::{Output, columns, count, fitted},
+    output::{Output, columns, count, fitted, table},
     progress::Progress,
     schedule::{kek_policy, kek_policy_json, kek_policy_words},
     setup::{Setup, Store, kek_id, kek_name, kek_version, token_name},
@@ -387,7 +387,7 @@ fn list_lines(listed: &Listed<'_>, unknown: &[(&TokenName, KekInfo)], with_token
     let rows = keks.iter().flat_map(|kek| kek.versions.iter().map(move |version| row(kek, version)));
     let mut lines = String::new();
     if !keks.is_empty() {
-        lines.push_str(&fitted(&[&[heading(with_token)][..], &rows.collect::<Vec<_>>()].concat()));
+        lines.push_str(&table(heading(with_token), rows));
     } else {
         lines.push_str("no KEK in the store: make one with `keyleash kek create NAME`\n");
     }

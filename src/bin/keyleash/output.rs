@@ -164,6 +164,11 @@ pub(crate) fn fitted(rows: &[Vec<String>]) -> String {
     terminal_columns().map_or_else(|| columns(rows), |width| within(rows, width))
 }
 
+/// As [`fitted`], under a heading.
+pub(crate) fn table(heading: Vec<String>, rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    fitted(&[heading].into_iter().chain(rows).collect::<Vec<_>>())
+}
+
 /// As [`columns`], and not wider than `width` where the last column can be broken into lines.
 pub(crate) fn within(rows: &[Vec<String>], width: usize) -> String {
     let last = rows.iter().map(Vec::len).max().unwrap_or(0).saturating_sub(1);

@@ -3,7 +3,7 @@
 use crate::{
     exit::{Failure, ended},
     kek::{Listed, half, heading, kek_warnings, trouble, unproved, version_row},
-    output::{Output, columns, count, fitted},
+    output::{Output, columns, count, table},
     setup::{Setup, Store},
     streams::Standard,
     token::{info_json, info_rows},
@@ -217,7 +217,7 @@ fn report_lines(status: &Status, listed: &Listed<'_>, goes_on: bool) -> String {
     let mut heading = heading(with_token);
     heading.push("LEASE".into());
     if !keks.is_empty() {
-        lines.push_str(&fitted(&[&[heading][..], &rows.collect::<Vec<_>>()].concat()));
+        lines.push_str(&table(heading, rows));
     }
     lines.push_str(&kek_warnings(keks));
     if keks.is_empty() {

@@ -77,13 +77,18 @@ impl Standard {
     }
 }
 
+/// Whether the two are of one file.
+pub(crate) fn is_same_file(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
 /// Refuses to write to the end, or the beginning, of what is read: the one never comes to an end, the other destroys what was to be
 /// read next. A terminal and a socket are two streams under one name.
 pub(crate) fn refuse_onto_itself(input: &Metadata, source: &str, output: &Metadata) -> Result<(), Failure> {
-    let (kind, same) = (input.file_type(), |one: u64, other: u64| one == other);
+    let kind = input.file_type();
     let is_one = match () {
-        () if kind.is_file() || kind.is_fifo() => same(input.dev(), output.dev()) && same(input.ino(), output.ino()),
-        () if kind.is_block_device() => output.file_type().is_block_device() && same(input.rdev(), output.rdev()),
+        () if kind.is_file() || kind.is_fifo() => is_same_file(input, output),
+        () if kind.is_block_device() => output.file_type().is_block_device() && input.rdev() == output.rdev(),
         () => false,
     };
     if !is_one {
@@ -98,8 +103,7 @@ pub(crate) fn refuse_onto_itself(input: &Metadata, source: &str, output: &Metada
 /// Refuses the key store for IN or OUT: what would be written there destroys it, with all that was ever sealed; and a copy of it that is
 /// sealed with itself is one that nobody can open when it is needed.
 pub(crate) fn refuse_store(store: &Path, stream: &Metadata, name: &str) -> Result<(), Failure> {
-    let is_it = |store: Metadata| stream.is_file() && (store.dev(), store.ino()) == (stream.dev(), stream.ino());
-    if !fs::metadata(store).is_ok_and(is_it) {
+    if !fs::metadata(store).is_ok_and(|store| stream.is_file() && is_same_file(&store, stream)) {
         return Ok(());
     }
     Err(Failure::Usage(format!(

@@ -153,12 +153,12 @@ impl<S: Seat> Pool<S> {
         Ok(pool)
     }
 
-    /// The workers' health.
     /// Calls that a worker has taken to the module and not brought back.
     pub(super) fn in_flight(&self) -> usize {
         lock(&self.shared.state).running.len()
     }
 
+    /// The workers' health.
     pub(super) fn health(&self) -> Workers {
         let state = lock(&self.shared.state);
         Workers { alive: state.alive, hung: state.hung, hung_max: self.shared.hung_max }
