@@ -40,20 +40,12 @@
 //! `default-features = false, features = ["aws-lc"]`. Without `aws-lc` a pure-Rust back end makes the same bytes.
 
 pub mod account;
-mod account_keys;
 pub mod block;
-mod budget;
 pub mod clock;
 pub mod config;
-mod denial;
 pub mod engine;
 pub mod error;
-mod fork;
 mod home;
-mod in_flight;
-#[cfg(all(test, keyleash_loom))]
-mod interleavings;
-mod key_memory;
 mod keyring;
 pub mod lease;
 mod leash;
@@ -62,16 +54,11 @@ pub mod name;
 mod planted;
 pub mod rotate;
 pub mod secret;
-mod slot;
-mod standby;
+mod slots;
 pub mod store;
-mod store_word;
 mod sync;
 pub mod telemetry;
-mod tend;
 pub mod token;
-mod tokens;
-mod usage;
 mod watch;
 
 pub use account::Account;
@@ -79,7 +66,7 @@ pub use engine::{Engine, KekOptions};
 pub use error::{Corrupt, Error, Refusal, Result};
 pub use leash::LeaseStatus;
 pub use rotate::When;
-pub use store_word::StoreSilence;
+pub use store::word::StoreSilence;
 
 /// The README's example compiles and runs.
 #[cfg(doctest)]

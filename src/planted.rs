@@ -4,7 +4,7 @@
 
 #![cfg_attr(not(feature = "planted-faults"), allow(dead_code))]
 
-use crate::{error::Result, lease::Verdict, name::AccountId, slot::Leash};
+use crate::{error::Result, lease::Verdict, name::AccountId, slots::slot::Leash};
 
 /// What is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

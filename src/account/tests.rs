@@ -4,10 +4,9 @@ use super::*;
 use crate::{
     Engine,
     clock::{Clock, ManualClock},
-    lease::Verdict,
+    lease::{Verdict, standby::Voice},
     name::KekName,
-    slot::Leash,
-    standby::Voice,
+    slots::slot::Leash,
     store::memory::MemoryStore,
     token::{Profile, scripted::ScriptedToken},
 };

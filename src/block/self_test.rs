@@ -4,9 +4,8 @@
 use crate::{
     block::{Backend, BlockHeader, Sealer, Suite, address::Address, nonce::Nonce},
     error::{Corrupt, Error, Result},
-    in_flight::Operation,
     name::AccountId,
-    secret::{AEK_BYTES, Aek, KeySlot, MemlockPolicy, NewKey},
+    secret::{AEK_BYTES, Aek, KeySlot, MemlockPolicy, NewKey, in_flight::Operation},
 };
 use std::num::NonZeroU64;
 

@@ -3,9 +3,9 @@
 use super::Engine;
 use crate::{
     error::{Error, Result},
-    fork,
-    key_memory::WaitingWipe,
+    leash::key_memory::WaitingWipe,
     name::{AccountId, KekName},
+    secret::fork,
 };
 use std::time::Duration;
 

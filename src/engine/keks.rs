@@ -8,8 +8,10 @@ use crate::{
         self, Key, Put, StoreVersion,
         record::{KekPolicy, KekRecord, KekVersionRecord, StoreRecord},
     },
-    token::{KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, Token, TokenError, UnaddressableKey, Verdict},
-    tokens::Seat,
+    token::{
+        KekHandle, KekId, KekInfo, KekSpec, LABEL_PREFIX, Profile, Token, TokenError, UnaddressableKey, Verdict,
+        seats::Seat,
+    },
 };
 use std::{collections::HashSet, time::Duration};
 

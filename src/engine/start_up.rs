@@ -8,8 +8,7 @@ use crate::{
     secret::Aek,
     store::{self, Filter, Key, PAGE_KEYS_MAX, record::binding},
     telemetry::Event,
-    token::{KekHandle, Profile, Token, Verdict},
-    tokens::Seat,
+    token::{KekHandle, Profile, Token, Verdict, seats::Seat},
 };
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -2,18 +2,22 @@
 
 use super::{Keyring, Trouble, Vouched};
 use crate::{
-    budget::Place,
     clock::Instant,
     error::{Error, Result},
-    lease::Verdict as LeaseVerdict,
+    lease::{
+        Verdict as LeaseVerdict,
+        standby::{FirstWord, Voice},
+    },
     name::{AccountId, KekVersion},
     secret::Aek,
-    slot::Leash,
-    standby::{FirstWord, Voice},
+    slots::slot::Leash,
     store::record::{KekVersionRecord, WrappedAek, binding, check_matches, context},
     telemetry::Event,
-    token::{Binding, KekHandle, KekId, TokenError, Verdict, Wrapped},
-    tokens::{Right, Seat},
+    token::{
+        Binding, KekHandle, KekId, TokenError, Verdict, Wrapped,
+        budget::Place,
+        seats::{Right, Seat},
+    },
 };
 use std::{
     sync::{Arc, atomic::Ordering},

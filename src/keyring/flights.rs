@@ -1,6 +1,6 @@
 //! Unwraps under way: at most one for a slot, for all who want to wait for it.
 
-use crate::{error::Result, slot::AekSlot};
+use crate::{error::Result, slots::slot::AekSlot};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},

@@ -2,16 +2,17 @@
 
 use super::Keyring;
 use crate::{
-    denial::Seen,
     error::{Corrupt, Error, Result},
-    lease::{Lease, Phase},
+    keyring::denial::Seen,
+    lease::{
+        Lease, Phase,
+        standby::{FirstWord, Voice},
+    },
     leash::LeaseStatus,
     name::KekVersion,
-    slot::Leash,
-    standby::{FirstWord, Voice},
+    slots::slot::Leash,
     store::{self, Key, record::DenialRecord},
-    token::{TokenError, Verdict},
-    tokens::Route,
+    token::{TokenError, Verdict, seats::Route},
 };
 use std::sync::{Arc, PoisonError, atomic::Ordering};
 

@@ -1,6 +1,6 @@
 //! Every account with a handle or an index entry, so that one account never has two sets of slots.
 
-use crate::{account_keys::AccountKeys, name::AccountId};
+use crate::{name::AccountId, slots::account_keys::AccountKeys};
 use hashbrown::HashTable;
 use std::{
     hash::{BuildHasher, RandomState},

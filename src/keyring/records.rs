@@ -2,12 +2,14 @@
 
 use super::{Keyring, made_anew, unwrap::Ready};
 use crate::{
-    account_keys::{AccountKeys, ShutGuard},
     clock::Instant,
     error::{Corrupt, Error, Result},
     name::{AccountId, KekVersion},
     rotate::deleted,
-    slot::{AekSlot, Leash},
+    slots::{
+        account_keys::{AccountKeys, ShutGuard},
+        slot::{AekSlot, Leash},
+    },
     store::{
         self,
         record::{AccountRecord, WrappedAek},

@@ -1,6 +1,6 @@
 //! The bound on the keys in memory: for one more, one is wiped that was not used lately, whoever holds a handle of its account.
 
-use crate::{key_memory::KeyMemory, slot::AekSlot};
+use crate::{leash::key_memory::KeyMemory, slots::slot::AekSlot};
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering},

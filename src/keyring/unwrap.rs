@@ -6,14 +6,13 @@ use super::{
     records::{Found, Reading},
 };
 use crate::{
-    budget::Place,
     clock::Instant,
     config::REFRESH_PERCENT,
     error::{Corrupt, Error, Result},
     secret::Aek,
-    slot::AekSlot,
+    slots::slot::AekSlot,
     store::record::WrappedAek,
-    token::TokenError,
+    token::{TokenError, budget::Place},
 };
 use std::{sync::Arc, time::Duration};
 

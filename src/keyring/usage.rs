@@ -5,12 +5,14 @@ use crate::{
     error::{Error, Result},
     name::AccountId,
     rotate::aek_due,
-    slot::AekSlot,
+    slots::{
+        meter::{Counted, Meter, minus, plus},
+        slot::AekSlot,
+    },
     store::{
         self, CONFLICTS_MAX, again_and_again,
         record::{AccountRecord, AekPolicy, Usage, WrappedAek},
     },
-    usage::{Counted, Meter, minus, plus},
 };
 use std::{
     collections::BTreeSet,

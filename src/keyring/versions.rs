@@ -6,16 +6,17 @@ use super::{
     unwrap::Target,
 };
 use crate::{
-    account_keys::{AccountKeys, ShutGuard},
-    budget::Place,
     clock::Instant,
     error::{Corrupt, Error, Result},
     name::{AccountId, KekVersion},
     secret::Aek,
-    slot::{AekSlot, Leash},
+    slots::{
+        account_keys::{AccountKeys, ShutGuard},
+        slot::{AekSlot, Leash},
+    },
     store::record::{AccountRecord, WrappedAek},
     telemetry::Event,
-    token::Verdict,
+    token::{Verdict, budget::Place},
 };
 use std::sync::Arc;
 

@@ -17,9 +17,9 @@ use super::{
 use crate::{
     clock::Instant,
     error::{Corrupt, Error, Result},
+    lease::standby::Voice,
     name::{AccountId, KekVersion},
-    slot::Leash,
-    standby::Voice,
+    slots::slot::Leash,
     store::{
         self, Filter, Key, PAGE_KEYS_MAX,
         record::{AccountRecord, Witness, WrappedAek},

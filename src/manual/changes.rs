@@ -40,7 +40,7 @@
 //!   they cannot read: it denies as they start, until their first proof, and they leave it alone. So let engines of both releases run
 //!   side by side no longer than an update takes.
 //! - **A lease may be asked of two tokens**, the KEK's own and its standby. The state machine of the lease knows nothing of it: which
-//!   of the two may speak is a second, smaller one (`src/standby.rs`) beside it, under the same lock.
+//!   of the two may speak is a second, smaller one (`src/lease/standby.rs`) beside it, under the same lock.
 //! - **Budgets, deadlines and refreshes are each token's own**, so `resume_rate` counts for each. The deadline of a token's calls is
 //!   said by the token alone ([`Token::call_timeout`](crate::token::Token::call_timeout)); that of the store's is
 //!   [`Settings::store_timeout`](crate::config::Settings::store_timeout). In the file `call_timeout` sets both.

@@ -434,7 +434,7 @@
 //!   pass in which nothing at all is done for five minutes is told, and given up for another engine. What such an engine may still
 //!   have under way is written only while nobody else has taken the work: every write rests on the record of its holder.
 //! - **Dates.** Wall clocks decide nothing that is stored: one that is an hour behind or ahead, or begins in 1970, would rotate, retire
-//!   or purge at its own time. The store has a date (`src/keyring/common.rs`), which begins with a wall clock's and goes forward by
+//!   or purge at its own time. The store has a date (`src/keyring/common/mod.rs`), which begins with a wall clock's and goes forward by
 //!   what engines saw pass by CLOCK_BOOTTIME: every engine looks at it each minute and writes it every five, and commands of one boot
 //!   of one machine see the time that passed between them. While no engine of a store runs anywhere, and across the reboot of its
 //!   only machine, it stands still: what is due, retired or purged by age is so much later, and never early. `keyleash schedule` shows
@@ -503,9 +503,9 @@
 //! - `KEYLEASH_SIM_SEEDS=1000000 cargo test --release --test simulation`: the promises against a model, a million random
 //!   schedules of one engine and a million of fleets, instead of 1,000 (in CI 10,000); 8 ms of a processor for both. A seed that fails is printed; `KEYLEASH_SIM_SEED=n cargo test --test simulation of_a_fleet` (or `of_one_`) repeats it with its trace.
 //! - `.ci/mutants 60`: mutants of the lines that changed since the last landing, for an hour (in CI 4 minutes, where one that is missed is told; `KEYLEASH_MUTANTS=strict` fails), with cargo-mutants, which
-//!   it installs; `cargo mutants -f src/lease.rs --baseline=skip --timeout=120 -j1` tries those of a file. Which tests are run, and why
-//!   a mutant may live, stands in `.cargo/mutants.toml`. Of the files nearest to the promises, `lease.rs`, `leash.rs`, `slot.rs`,
-//!   `standby.rs`, `usage.rs`, `block/header.rs` and `token/pkcs11/verdict.rs` (whose command stands there), all were tried once:
+//!   it installs; `cargo mutants -f src/lease/mod.rs --baseline=skip --timeout=120 -j1` tries those of a file. Which tests are run, and why
+//!   a mutant may live, stands in `.cargo/mutants.toml`. Of the files nearest to the promises, `lease/mod.rs`, `leash/mod.rs`, `slots/slot/mod.rs`,
+//!   `lease/standby.rs`, `slots/meter.rs`, `block/header.rs` and `token/pkcs11/verdict.rs` (whose command stands there), all were tried once:
 //!   471 mutants, of which 95 do not compile, 371 are caught (368 by the tests of the library alone), and 5 live with a reason.
 //! - `cargo rustc --locked --profile test --lib --target-dir target/loom -- --cfg keyleash_loom`, then
 //!   `LOOM_MAX_PREEMPTIONS=3 target/loom/debug/deps/keyleash-* interleavings`: every order in which threads can fill, read and

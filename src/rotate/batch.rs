@@ -2,17 +2,17 @@
 
 use super::hold::{Claim, Stint};
 use crate::{
-    budget::{BACKGROUND_IN_FLIGHT_MAX, Place, Rate},
     engine::{Engine, Target},
     error::{Error, Result},
     keyring::{Keyring, gives_not_back},
     name::{AccountId, KekVersion},
     secret::Aek,
-    slot::Leash,
+    slots::slot::Leash,
     store::{
         CONFLICTS_MAX, Key, Put, StoreVersion, Versioned, again_and_again,
         record::{AccountRecord, WrappedAek, binding, check_value, context},
     },
+    token::budget::{BACKGROUND_IN_FLIGHT_MAX, Place, Rate},
 };
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;

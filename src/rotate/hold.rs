@@ -316,8 +316,7 @@ mod tests {
         config::Settings,
         home::Home,
         store::{KeyStore, load_work, memory::MemoryStore, record::RECORD_FORMAT},
-        token::scripted::ScriptedToken,
-        tokens::Tokens,
+        token::{scripted::ScriptedToken, seats::Tokens},
     };
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -6,13 +6,13 @@ use crate::{
     error::{Error, Result},
     name::{KekName, KekVersion},
     planted::{self, Fault},
-    slot::AekSlot,
+    slots::slot::AekSlot,
     store::{
         CONFLICTS_MAX, StoreVersion, again_and_again, kek_names, read_accounts,
         record::{KEK_VERSIONS_MAX, KekRecord, KekVersionRecord},
     },
-    tend,
     token::{KekHandle, KekId},
+    watch::tend,
 };
 use std::sync::Arc;
 

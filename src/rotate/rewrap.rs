@@ -6,12 +6,12 @@
 
 use super::batch::{Batch, Landed, Pace, Which, is_the_accounts_own, move_aeks};
 use crate::{
-    budget::Rate,
     engine::{Engine, Target},
     error::{Error, Result},
     name::{AccountId, KekName, KekVersion},
     planted,
     store::{Filter, Key, PAGE_KEYS_MAX, Page, read_accounts},
+    token::budget::Rate,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -2,12 +2,12 @@
 //!
 //! Cells that could be locked and cells that could not are kept apart, by what `mlock` said of their own pages: under
 //! [`MemlockPolicy::Refuse`] no key is ever in a cell that is not locked.
-#![allow(unsafe_code)] // part of `secret.rs`; each block says why it is sound
+#![allow(unsafe_code)] // part of the room `secret`; each block says why it is sound
 
 use crate::{
     error::{Error, Result},
-    fork,
     planted::{self, Fault},
+    secret::fork,
 };
 use rustix::{
     mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous, munmap},

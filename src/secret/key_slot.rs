@@ -3,7 +3,7 @@
 //! A slot points to the cell of its key. Whoever takes the key away lets the slot point to nothing, at once and without waiting;
 //! what was taken out is wiped when no operation uses it any more (`in_flight.rs`), and the slot can be filled anew meanwhile,
 //! with another cell. So one seal that is stuck keeps its own key's bytes in memory, and nothing else.
-#![allow(unsafe_code)] // part of `secret.rs`; each block says why it is sound
+#![allow(unsafe_code)] // part of the room `secret`; each block says why it is sound
 
 use super::{
     Aek, Schedule,
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    in_flight::{Operation, Use, Uses},
+    secret::in_flight::{Operation, Use, Uses},
     sync::{self, AtomicPtr, AtomicU64, Mutex, MutexGuard, Witness},
 };
 use std::{

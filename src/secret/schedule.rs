@@ -3,7 +3,7 @@
 //! It is set up, used and wiped where it stands, never moved: a move would leave a copy behind. With the feature `aws-lc`
 //! the cipher is AWS-LC's, whose assembly keeps round keys in registers; the `aes` crate spills them to the stack on some
 //! machines (all 15, fourfold, where it finds VAES), which the pure-Rust build answers by overwriting the stack more deeply.
-#![allow(unsafe_code)] // part of `secret.rs`; each block says why it is sound
+#![allow(unsafe_code)] // part of the room `secret`; each block says why it is sound
 
 use super::{AEK_BYTES, Aek};
 use std::fmt;

@@ -1,7 +1,7 @@
-//! Key memory and key slots; part of `secret.rs`, whose unsafe code these tests look under.
+//! Key memory and key slots; part of the room `secret`, whose unsafe code these tests look under.
 
 use super::*;
-use crate::in_flight::Operation;
+use crate::secret::in_flight::Operation;
 use std::num::NonZeroU64;
 
 const ONE: NonZeroU64 = NonZeroU64::MIN;
@@ -86,7 +86,7 @@ fn a_forked_child_wipes_without_waiting_for_operations_of_its_parents_threads() 
     });
     is_inside.recv().unwrap();
     // Else another test's thread might hold one of these locks, for ever in the child.
-    let still = (cells::hold_still(), crate::in_flight::hold_still());
+    let still = (cells::hold_still(), crate::secret::in_flight::hold_still());
     // SAFETY: the child has one thread; it wipes, takes no lock that another thread holds, and ends without running
     // destructors. An alarm ends it where it would wait.
     let child = unsafe { libc::fork() };

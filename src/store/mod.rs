@@ -15,6 +15,7 @@ pub mod check;
 pub mod memory;
 pub mod record;
 pub mod redb;
+pub(crate) mod word;
 
 /// Longest value, in bytes: below the limit of every store that is meant (etcd: 1.5 MiB).
 pub const VALUE_BYTES_MAX: usize = 256 * 1024;

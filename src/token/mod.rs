@@ -7,9 +7,11 @@ use crate::{clock::Instant, secret::Aek};
 use async_trait::async_trait;
 use std::{fmt, str::FromStr, time::Duration};
 
+pub(crate) mod budget;
 mod line;
 pub mod pkcs11;
 pub mod scripted;
+pub(crate) mod seats;
 
 /// Begins the CKA_LABEL of every KEK that keyleash makes; the rest is `NAME/VERSION`.
 pub(crate) const LABEL_PREFIX: &str = "keyleash/";

@@ -10,8 +10,7 @@ use crate::{
     name::{KekVersion, TokenName},
     store::{kek_names, load_kek, record::KekVersionRecord},
     telemetry::Event,
-    token::{KekId, KekInfo, LABEL_PREFIX},
-    tokens::Seat,
+    token::{KekId, KekInfo, LABEL_PREFIX, seats::Seat},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},

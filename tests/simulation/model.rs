@@ -15,11 +15,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 /// Unwraps in flight that the budget allows, proofs not counted.
 const IN_FLIGHT_MAX: usize = 16;
-/// As in watch.rs: a KEK version that was refused or silent for this long is asked less often …
+/// As in src/watch: a KEK version that was refused or silent for this long is asked less often …
 const BACK_OFF_AFTER: Duration = Duration::from_secs(10 * 60);
 /// … down to once in this time (or the poll interval, if that is longer).
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
-/// As in watch.rs: the records that a proof asks for before it takes the KEK for another key.
+/// As in src/watch: the records that a proof asks for before it takes the KEK for another key.
 const PROOF_RECORDS: usize = 4;
 /// The supervisor's and the tending's tick.
 const TICK: Duration = Duration::from_secs(1);

@@ -1,6 +1,9 @@
 use super::*;
 use crate::{
-    clock::ManualClock, home::Home, store::memory::MemoryStore, token::scripted::ScriptedToken, tokens::Tokens,
+    clock::ManualClock,
+    home::Home,
+    store::memory::MemoryStore,
+    token::{scripted::ScriptedToken, seats::Tokens},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use std::sync::Arc;

@@ -24,7 +24,7 @@ use std::{
 
 pub(crate) const FIRST: usize = 0;
 pub(crate) const STANDBY: usize = 1;
-/// As in watch.rs: a KEK version that was refused or silent for this long is asked less often …
+/// As in src/watch: a KEK version that was refused or silent for this long is asked less often …
 const BACK_OFF_AFTER: Duration = Duration::from_secs(10 * 60);
 /// … down to once in this time (or the poll interval, if that is longer).
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);

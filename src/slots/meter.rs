@@ -260,7 +260,7 @@ impl Meter {
         meter
     }
 
-    /// Counts a block that is about to be sealed by `thread`, as [`crate::in_flight::Operation::thread`] numbers it.
+    /// Counts a block that is about to be sealed by `thread`, as [`crate::secret::in_flight::Operation::thread`] numbers it.
     ///
     /// # Errors
     /// [`Error::Exhausted`] at a limit of the suite; [`Error::Store`] when too much could not be written down.
@@ -444,7 +444,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        if crate::fork::in_child() {
+        if crate::secret::fork::in_child() {
             return; // what was counted is the parent's to write down
         }
         let left = self.take();
@@ -600,7 +600,7 @@ mod tests {
                 let meter = meter.clone();
                 std::thread::spawn(move || {
                     for _ in 0..EACH {
-                        let operation = crate::in_flight::Operation::enter();
+                        let operation = crate::secret::in_flight::Operation::enter();
                         meter.count(operation.thread(), 3, || at(1)).unwrap();
                         provide_lanes();
                     }

@@ -3,13 +3,12 @@
 use crate::{
     clock::Instant,
     error::{Error, Result},
-    in_flight::Operation,
     lease::Phase,
     leash::{self, Member, NotAdmitted},
     name::AccountId,
-    secret::{Aek, KeySlot, Schedule},
+    secret::{Aek, KeySlot, Schedule, in_flight::Operation},
+    slots::meter::Meter,
     sync::{AtomicBool, AtomicU64},
-    usage::Meter,
 };
 use std::sync::{
     Arc,

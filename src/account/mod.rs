@@ -6,16 +6,17 @@
 //! opens, and looks at the lease again before it reports success.
 
 use crate::{
-    account_keys::AccountKeys,
     block::{self, Address, Backend, BlockHeader, Sealer, Suite},
     clock::Instant,
     error::{Corrupt, Error, Result},
-    fork,
-    in_flight::Operation,
     keyring::{Keyring, Owner, made_anew},
     name::AccountId,
     planted,
-    slot::{AekSlot, Selection},
+    secret::{fork, in_flight::Operation},
+    slots::{
+        account_keys::AccountKeys,
+        slot::{AekSlot, Selection},
+    },
     store::record::Usage,
 };
 use std::{fmt, sync::Arc, time::Duration};

@@ -10,17 +10,16 @@
 use crate::{
     clock::{Clock, Instant, ManualClock},
     config::Settings,
-    in_flight::Operation,
-    key_memory::KeyMemory,
-    lease::{Lease, Verdict},
-    leash::Member,
+    lease::{Lease, Verdict, standby::Voice},
+    leash::{Member, key_memory::KeyMemory},
     name::{AccountId, KekName, KekVersion},
-    secret::{Aek, KeySlot, MemlockPolicy, NewKey, TakenOut},
-    slot::{AekSlot, Leash},
-    standby::Voice,
+    secret::{Aek, KeySlot, MemlockPolicy, NewKey, TakenOut, in_flight::Operation},
+    slots::{
+        meter::{Counted, Ledger, Limits, Meter},
+        slot::{AekSlot, Leash},
+    },
     store::record::{AekPolicy, Usage},
-    tokens::Route,
-    usage::{Counted, Ledger, Limits, Meter},
+    token::seats::Route,
 };
 use loom::thread;
 use std::{num::NonZeroU64, sync::Arc};

@@ -13,10 +13,9 @@ use crate::{
     clock::Instant,
     error::{Corrupt, Error, Result},
     keyring::Keyring,
-    lease::{Change, Verdict},
+    lease::{Change, Verdict, standby::Voice},
     planted::{self, Fault},
-    slot::Leash,
-    standby::Voice,
+    slots::slot::Leash,
     store::{
         self, CONFLICTS_MAX, Key, StoreVersion, again_and_again,
         record::{DenialRecord, Witness},

@@ -2,33 +2,31 @@
 //!
 //! ```text
 //! service ── Account::seal / open ──▶ slot ◀── Keyring ──▶ Tokens (KEKs, which never leave them)
-//!               (account.rs)           │        (keyring.rs)  │
+//!                (account/)            │         (keyring/)   │
 //!                                    lease ◀── verdicts ──────┘
-//!                                  (leash.rs over lease.rs)
+//!                                (leash/ over lease/)
 //! ```
 
 use crate::{
     account::Account,
-    account_keys::AccountKeys,
     block::{self, Backend, Suite},
     clock::Clock,
     config::Settings,
     error::{Corrupt, Error, Result},
-    fork,
     home::Home,
     keyring::{Keyring, NewProof, Owner, gives_not_back},
     name::{AccountId, KekName, TokenName},
     planted,
     rotate::{start_work, utc},
-    secret::{self, Aek},
+    secret::{self, Aek, fork},
+    slots::account_keys::AccountKeys,
     store::{
         self, CONFLICTS_MAX, Filter, Key, KeyStore,
         record::{AccountRecord, Usage, WrappedAek, binding, check_value, context},
+        word::StoreSilence,
     },
-    store_word::StoreSilence,
     telemetry::Events,
-    token::{Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers},
-    tokens::Wiring,
+    token::{Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers, seats::Wiring},
     watch,
 };
 use std::{
@@ -46,7 +44,7 @@ pub(crate) use self::{keks::Target, start_up::round_trip};
 
 pub use self::close::Closed;
 pub use self::keks::{KekOptions, KekStatus, KekVersionStatus};
-pub use crate::{key_memory::WaitingWipe, leash::LeaseStatus};
+pub use crate::leash::{LeaseStatus, key_memory::WaitingWipe};
 
 /// The AEK version that an account begins with.
 const FIRST_AEK_VERSION: u32 = 1;

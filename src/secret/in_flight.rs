@@ -82,7 +82,7 @@ struct Claim(Seat);
 impl Claim {
     fn new() -> Self {
         #[cfg(not(keyleash_loom))]
-        if crate::fork::in_child() {
+        if crate::secret::fork::in_child() {
             // The list may be locked for good, and no key is here that a wipe would wait for.
             return Self(Seat { words: new_plain_words(), number: usize::MAX });
         }
@@ -102,7 +102,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         // loom takes its statics down before the locals of its main thread.
         #[cfg(not(keyleash_loom))]
-        if !crate::fork::in_child() {
+        if !crate::secret::fork::in_child() {
             registry().free.push(self.0);
         }
     }
@@ -205,7 +205,7 @@ impl Uses {
     pub(crate) fn now() -> Self {
         let mut uses = Vec::new();
         #[cfg(not(keyleash_loom))]
-        if crate::fork::in_child() {
+        if crate::secret::fork::in_child() {
             return Self(uses); // as for `Claim::new`
         }
         fence(Ordering::SeqCst);

@@ -1,29 +1,27 @@
 //! The keyring: which accounts' keys are in memory, and the one way in which they get there.
 //!
 //! moka is an index with single-flight; it enforces nothing. Use is bounded by the lease and the TTL on the data path
-//! (`account.rs`), the number of keys in memory by `room.rs`, and keys are taken out of their slots, wherever the index still points. It need not hear of
+//! (`account/`), the number of keys in memory by `room.rs`, and keys are taken out of their slots, wherever the index still points. It need not hear of
 //! every look-up: the keys that anybody has are found beside it (`living.rs`).
 
 use crate::{
-    account_keys::AccountKeys,
     clock::{Clock, Instant, Jitter},
     config::Settings,
     error::{Corrupt, Error, Result},
-    fork,
     home::Home,
-    key_memory::KeyMemory,
-    lease::{Actions, Phase, Verdict as LeaseVerdict},
-    leash::Stepped,
+    lease::{Actions, Phase, Verdict as LeaseVerdict, standby::Voice},
+    leash::{Stepped, key_memory::KeyMemory},
     name::{AccountId, KekName, KekVersion},
     planted,
-    slot::{AekSlot, Leash},
-    standby::Voice,
-    store::{KeyStore, record::WrappedAek},
-    store_word::StoreWord,
+    secret::fork,
+    slots::{
+        account_keys::AccountKeys,
+        meter::{Ledger, Limits},
+        slot::{AekSlot, Leash},
+    },
+    store::{KeyStore, record::WrappedAek, word::StoreWord},
     telemetry::{Event, Teller},
-    token::{TokenError, Verdict},
-    tokens::Tokens,
-    usage::{Ledger, Limits},
+    token::{TokenError, Verdict, seats::Tokens},
 };
 use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
 use std::{
@@ -38,6 +36,7 @@ use tokio::sync::Notify;
 
 mod ask;
 mod common;
+pub(crate) mod denial;
 mod flights;
 mod leashes;
 mod living;

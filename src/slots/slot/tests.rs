@@ -4,13 +4,12 @@ use super::*;
 use crate::{
     clock::{Clock, ManualClock},
     config::Settings,
-    key_memory::KeyMemory,
-    lease::{Lease, Terms, Verdict},
+    lease::{Lease, Terms, Verdict, standby::Voice},
+    leash::key_memory::KeyMemory,
     name::{KekName, KekVersion},
-    standby::Voice,
+    slots::meter::{Counted, Ledger, Limits},
     store::record::{AekPolicy, Usage},
-    tokens::Route,
-    usage::{Counted, Ledger, Limits},
+    token::seats::Route,
 };
 use std::time::Duration;
 

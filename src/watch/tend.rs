@@ -9,12 +9,13 @@ use crate::{
     clock::Instant,
     error::{Error, Result},
     keyring::{COMMON_LOOK_EVERY, For, Keyring, Placed, Start},
-    lease::{Phase, Verdict as LeaseVerdict},
+    lease::{Phase, Verdict as LeaseVerdict, standby::Voice},
     name::{KekVersion, TokenName},
-    slot::{AekSlot, Due, Leash},
-    standby::Voice,
+    slots::{
+        meter,
+        slot::{AekSlot, Due, Leash},
+    },
     telemetry::Event,
-    usage,
     watch::Beat,
 };
 use std::{
@@ -101,7 +102,7 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
 
 /// Wipes what was idle for a TTL, and lists what is to be refreshed, by token, and whose counts are to be written down.
 fn go_round(keyring: &Keyring) -> (ByToken, Vec<Arc<AekSlot>>) {
-    usage::provide_lanes();
+    meter::provide_lanes();
     let now = keyring.clock.now();
     let (mut due, mut counted) = (ByToken::new(), Vec::new());
     keyring.memory.wipe_waiting(); // where there is no thread that does

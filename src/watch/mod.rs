@@ -10,15 +10,12 @@ use crate::{
     keyring::{
         Keyring, Sample, Trouble, Unwrapped, Vouched, both_silent, is_silence, lease_verdict, no_answer, replaced,
     },
-    lease::{Phase, Verdict as LeaseVerdict},
+    lease::{Phase, Verdict as LeaseVerdict, standby::Voice},
     name::{AccountId, KekVersion},
-    slot::{AekSlot, Leash},
-    standby::Voice,
+    slots::slot::{AekSlot, Leash},
     store::record::WrappedAek,
     telemetry::Event,
-    tend,
-    token::{TokenError, Verdict},
-    tokens::Seat,
+    token::{TokenError, Verdict, seats::Seat},
 };
 use std::{
     collections::HashMap,
@@ -31,6 +28,7 @@ use std::{
 use tokio::task::{AbortHandle, Id, JoinSet};
 
 mod keks;
+pub(crate) mod tend;
 
 /// The watch looks at its leases at least this often, so that a lease that ends is wiped within this time.
 const TICK: Duration = Duration::from_secs(1);
@@ -548,8 +546,7 @@ mod tests {
             memory::MemoryStore,
             record::{Usage, WrappedAek},
         },
-        token::{KekId, Profile, Wrapped, scripted::ScriptedToken},
-        tokens::Tokens,
+        token::{KekId, Profile, Wrapped, scripted::ScriptedToken, seats::Tokens},
     };
     use std::sync::{Mutex, atomic::AtomicUsize, mpsc};
 

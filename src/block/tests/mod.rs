@@ -10,10 +10,7 @@ mod vectors;
 mod wycheproof;
 
 use super::*;
-use crate::{
-    in_flight::Operation,
-    secret::{Aek, KeySlot, MemlockPolicy, NewKey},
-};
+use crate::secret::{Aek, KeySlot, MemlockPolicy, NewKey, in_flight::Operation};
 use std::num::NonZeroU64;
 
 /// An AEK in a slot, as an engine holds it.

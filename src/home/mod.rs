@@ -10,7 +10,7 @@ use self::store::HomeStore;
 use crate::{
     clock::Clock,
     error::{Error, Result},
-    fork,
+    secret::fork,
     store::KeyStore,
 };
 use std::{

@@ -6,7 +6,7 @@ use crate::{
     error::{Corrupt, Error},
     name::AccountId,
     planted::{self, Fault},
-    slot::AekSlot,
+    slots::slot::AekSlot,
     store::record::{RetiredAek, was_retired},
 };
 use std::{
@@ -273,13 +273,15 @@ impl AccountKeys {
         use crate::{
             clock::{Clock, ManualClock},
             config::Settings,
-            key_memory::KeyMemory,
             lease::Lease,
+            leash::key_memory::KeyMemory,
             name::{KekName, KekVersion},
-            slot::Leash,
+            slots::{
+                meter::{Counted, Ledger, Limits, Meter},
+                slot::Leash,
+            },
             store::record::{AekPolicy, Usage},
-            tokens::Route,
-            usage::{Counted, Ledger, Limits, Meter},
+            token::seats::Route,
         };
         let (clock, settings) = (Clock::Manual(ManualClock::default()), Settings::default());
         let kek = KekVersion::new(KekName::new("k").unwrap(), 1);

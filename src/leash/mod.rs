@@ -1,24 +1,27 @@
 //! A lease in force: what every seal and open reads, and the slots that live under it.
 //!
-//! The state machine is `lease.rs`; this file publishes its outcome to the data path in three atomics, takes the keys out of
+//! The state machine is in `lease/`; this room publishes its outcome to the data path in three atomics, takes the keys out of
 //! their slots when it says so, and admits a freshly unwrapped key only in the epoch in which it was asked for.
 
 use crate::{
-    budget::{Budget, Place, Rate},
     clock::{Clock, Instant},
     config::Settings,
-    denial::DenialNotes,
     error::{Error, Refusal, Result},
-    key_memory::KeyMemory,
-    keyring::VouchNotes,
-    lease::{Actions, Lease, Phase, Verdict},
+    keyring::{VouchNotes, denial::DenialNotes},
+    lease::{
+        Actions, Lease, Phase, Verdict,
+        standby::{FirstWord, Voice},
+    },
+    leash::key_memory::KeyMemory,
     name::{AccountId, KekVersion, TokenName},
     secret::{Aek, KeySlot, NewKey, TakenOut},
-    standby::{FirstWord, Voice},
-    store_word::StoreWord,
+    store::word::StoreWord,
     sync::{AtomicBool, AtomicU64, Mutex, MutexGuard},
-    token::{TokenError, Verdict as TokenVerdict},
-    tokens::{Route, Seat},
+    token::{
+        TokenError, Verdict as TokenVerdict,
+        budget::{Budget, Place, Rate},
+        seats::{Route, Seat},
+    },
 };
 use std::{
     num::NonZeroU64,
@@ -28,6 +31,8 @@ use std::{
     },
     time::Duration,
 };
+
+pub(crate) mod key_memory;
 
 /// An instant that does not come: 584 years after boot.
 const NEVER_NS: u64 = u64::MAX;

@@ -1,4 +1,4 @@
-//! What the first token of a lease last said, which decides whether its standby may be asked: pure, as `lease.rs`.
+//! What the first token of a lease last said, which decides whether its standby may be asked: pure, as the lease.
 //!
 //! A standby speaks while the first token is silent, and no longer. Where the first one's last word was a denial it never
 //! does: else whoever takes the key away, and then the token, would hand the data to the standby (promise 4).

@@ -2,14 +2,16 @@
 //! denies the accounts of another.
 
 use crate::{
-    budget::{Budget, Place},
     clock::{Clock, Instant},
     config::Settings,
     error::{Error, Result},
     name::{KekName, KekVersion, TokenName},
     secret::Aek,
     store::record::KekVersionRecord,
-    token::{Binding, KekHandle, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped},
+    token::{
+        Binding, KekHandle, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped,
+        budget::{Budget, Place},
+    },
 };
 use std::{
     collections::BTreeMap,

@@ -14,6 +14,8 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
 mod cells;
+pub(crate) mod fork;
+pub(crate) mod in_flight;
 mod key_slot;
 mod schedule;
 

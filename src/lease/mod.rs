@@ -20,6 +20,8 @@
 use crate::clock::Instant;
 use std::{fmt, time::Duration};
 
+pub(crate) mod standby;
+
 /// Where a lease stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
