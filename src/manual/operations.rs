@@ -518,6 +518,8 @@
 //!   command on a module that fails as a control file says.
 //! - `.ci/instructions/check`: counts the instructions of a seal and an open of 4 KiB under valgrind, which it installs, and compares
 //!   those of keyleash with `.ci/instructions/expected`, whatever the processor; `--accept` after a change that is meant.
+//! - `.ci/api/check`: compares what is public of the library with the listing `.ci/api/expected`, so that no change of it goes unseen;
+//!   `--accept` after one that is meant.
 //! - `benches/report`: how fast it is, beside its targets; see [`performance`](super::performance). No test, and CI measures nothing.
 //! - `cargo test --features planted-faults --test planted -- --include-ignored`: what a drill prints is seen to fail, with an
 //!   engine that was built to break what it says. Some fifteen minutes; without `--include-ignored` four of them. Such a build says so
