@@ -1,6 +1,6 @@
 //! The benchmark report: every target of the project beside what was measured, as ratios of things that took turns.
 //!
-//! `benches/report` runs it; `src/manual/performance.rs` says how to read it. Writes `report.md`, `report.json` and the pictures
+//! `benches/report` runs it; `src/manual/performance.md` says how to read it. Writes `report.md`, `report.json` and the pictures
 //! to `target/report/`. Ends with 0 whether or not targets were missed: a time is not a test.
 
 // A benchmark that cannot go on must stop.

@@ -195,17 +195,17 @@ pub fn template() -> String {
 #[cfg(test)]
 fn manual() -> String {
     let mut page = String::from(
-        "//! Every key of `keyleash.toml`, its default and bounds. Written by `src/config/page.rs`, whose test says when it is not.\n//!\n\
-         //! | section | key | variable | default | allowed | what it is |\n//! | --- | --- | --- | --- | --- | --- |\n",
+        "# Every key of `keyleash.toml`, its default and bounds\n\nWritten by `src/config/page.rs`, whose test says when it is not.\n\n\
+         | section | key | variable | default | allowed | what it is |\n| --- | --- | --- | --- | --- | --- |\n",
     );
     for Key { section, key, variable, default, bounds, about } in keys() {
         let default = default.unwrap_or_else(|| "none".into()).replace(['[', ']'], "`");
-        let _ = writeln!(page, "//! | {section} | `{key}` | `{variable}` | {default} | {bounds} | {about} |");
+        let _ = writeln!(page, "| {section} | `{key}` | `{variable}` | {default} | {bounds} | {about} |");
     }
     page.push_str(
-        "//!\n//! A duration is a number and its unit: ms, s, min, h or d. `[[token]]` and `[[kek]]` are in\n\
-         //! [`operations`](mod@super::operations#several-tokens). `keyleash config show` says what is in force, and from where;\n\
-         //! `keyleash config init` writes a file with all of these.\n",
+        "\nA duration is a number and its unit: ms, s, min, h or d. `[[token]]` and `[[kek]]` are in [several tokens].\n\
+         `keyleash config show` says what is in force, and from where; `keyleash config init` writes a file with all of these.\n\n\
+         [several tokens]: operations.md#several-tokens\n",
     );
     page
 }
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn the_manual_has_every_key_as_it_is() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/manual/settings.rs");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/manual/settings.md");
         if std::env::var_os("KEYLEASH_TEST_WRITE_MANUAL").is_some() {
             std::fs::write(path, manual()).unwrap();
         }

@@ -1,4 +1,4 @@
-//! What a token says, for the tables of `src/manual/tokens.rs`: printed by `softhsm/token-matrix`, judged by nobody.
+//! What a token says, for the tables of `src/manual/tokens.md`: printed by `softhsm/token-matrix`, judged by nobody.
 
 use crate::bench::{MEASURED, alone, context, session, slot};
 use cryptoki::{
