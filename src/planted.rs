@@ -4,7 +4,11 @@
 
 #![cfg_attr(not(feature = "planted-faults"), allow(dead_code))]
 
-use crate::{error::Result, lease::Verdict, name::AccountId, slots::slot::Leash};
+use crate::{
+    error::Result,
+    lease::{Phase, Verdict},
+    name::AccountId,
+};
 
 /// What is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,13 +93,13 @@ pub(crate) fn is_some(account: &AccountId) -> bool {
 
 #[cfg(not(feature = "planted-faults"))]
 #[inline(always)]
-pub(crate) const fn heard(verdict: Verdict, _: &Leash) -> Option<Verdict> {
+pub(crate) fn heard(verdict: Verdict, _: impl Fn() -> Phase) -> Option<Verdict> {
     Some(verdict)
 }
 
 #[cfg(not(feature = "planted-faults"))]
 #[inline(always)]
-pub(crate) const fn on_seal(_: &Leash) -> Result<()> {
+pub(crate) fn on_seal(_: impl Fn() -> Phase) -> Result<()> {
     Ok(())
 }
 
@@ -108,11 +112,10 @@ pub(crate) use self::acts::{heard, on_opened, on_seal, stays_away};
 
 #[cfg(feature = "planted-faults")]
 mod acts {
-    use super::{AccountId, Fault, Leash, Result, Verdict, is, is_some};
+    use super::{AccountId, Fault, Phase, Result, Verdict, is, is_some};
     use crate::{
         clock::Clock,
         error::{Error, Refusal},
-        lease::Phase,
     };
     use std::{
         sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -136,9 +139,9 @@ mod acts {
         is(Fault::SomeStayAway) && WAS_DENIED.load(Ordering::SeqCst) && is_some(account)
     }
 
-    /// What a lease hears of a verdict.
-    pub(crate) fn heard(verdict: Verdict, leash: &Leash) -> Option<Verdict> {
-        let phase = leash.lease().phase();
+    /// What a lease in this phase hears of a verdict.
+    pub(crate) fn heard(verdict: Verdict, phase: impl Fn() -> Phase) -> Option<Verdict> {
+        let phase = phase();
         match verdict {
             Verdict::Denied if is(Fault::DenialIgnored) => return None,
             Verdict::Denied => {
@@ -166,9 +169,9 @@ mod acts {
         Some(verdict)
     }
 
-    /// Before a seal.
-    pub(crate) fn on_seal(leash: &Leash) -> Result<()> {
-        let silent = matches!(leash.lease().phase(), Phase::Grace { .. });
+    /// Before a seal under a lease in this phase.
+    pub(crate) fn on_seal(phase: impl Fn() -> Phase) -> Result<()> {
+        let silent = matches!(phase(), Phase::Grace { .. });
         let was_silent = WAS_SILENT.fetch_or(silent, Ordering::SeqCst);
         let after = was_silent && !silent;
         if silent && is(Fault::SealsBlockInGrace) || after && is(Fault::SealsBlockAfter) {

@@ -3,7 +3,7 @@
 use crate::{
     lease::Change,
     name::{AccountId, KekVersion, TokenName},
-    rotate::Due,
+    store::record::due::Due,
     token::{KekId, Profile, Workers},
 };
 use std::{fmt, time::Duration};

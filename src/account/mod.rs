@@ -526,7 +526,7 @@ impl Account {
     /// The key for a block of `bytes` bytes that is to be sealed now, which is counted.
     #[inline(always)]
     fn to_seal<'a>(&'a self, operation: &'a mut Operation, bytes: usize) -> Result<Selection<'a>, Unusable> {
-        planted::on_seal(&self.keys.current().leash)?;
+        planted::on_seal(|| self.keys.current().leash.lease().phase())?;
         let thread = operation.thread();
         let key = self.select(operation, self.keys.current())?;
         self.count(thread, &key, bytes)?;

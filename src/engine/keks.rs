@@ -422,7 +422,7 @@ impl Engine {
         for name in store::kek_names(&*self.owner.0.store).await?.into_iter().filter(of) {
             let record = self.kek_record(&name).await?;
             let tokens = &self.keyring().tokens;
-            let its = record.versions.into_iter().filter(|version| tokens.may_have(&seat.name, &name, version));
+            let its = record.versions.into_iter().filter(|version| tokens.may_have(&seat.name, &name, &version.token));
             known.extend(its.map(|version| version.id));
         }
         Ok(known)

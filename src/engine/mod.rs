@@ -10,14 +10,14 @@
 use crate::{
     account::Account,
     block::{self, Backend, Suite},
-    clock::Clock,
+    clock::{Clock, utc},
     config::Settings,
-    error::{Corrupt, Error, Result},
+    error::{Error, Result},
     home::Home,
     keyring::{Keyring, NewProof, Owner, gives_not_back},
     name::{AccountId, KekName, TokenName},
     planted,
-    rotate::{start_work, utc},
+    rotate::start_work,
     secret::{self, Aek, fork},
     slots::account_keys::AccountKeys,
     store::{
@@ -532,28 +532,5 @@ impl fmt::Debug for Engine {
 impl fmt::Debug for EngineBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EngineBuilder").field("settings", &self.settings).finish_non_exhaustive()
-    }
-}
-
-impl From<TokenError> for Error {
-    /// For calls outside any lease. A denial of a KEK in use goes through its lease instead, which remembers it.
-    fn from(trouble: TokenError) -> Self {
-        let refusal = |trouble: TokenError| {
-            Box::new(crate::error::Refusal {
-                subject: "the token".into(),
-                kek: None,
-                code: trouble.code,
-                lasting: None,
-                reason: format!("{}: {}", trouble.operation, trouble.what),
-                remedy: trouble.remedy,
-            })
-        };
-        match trouble.verdict {
-            Verdict::Denied | Verdict::Replaced => Self::Denied(refusal(trouble)),
-            Verdict::Unreachable | Verdict::Busy => Self::Unreachable(refusal(trouble)),
-            Verdict::BadRecord => Corrupt::WrappedAek(trouble.what).into(),
-            Verdict::Misconfigured => Self::Misconfigured(format!("{trouble}; {}", trouble.remedy)),
-            Verdict::Fatal => Self::Fatal(format!("{trouble}; {}", trouble.remedy)),
-        }
     }
 }

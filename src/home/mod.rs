@@ -30,6 +30,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub(crate) mod beat;
 mod store;
 
 /// A call of the store that nobody else gives up earlier is given up after this time, or one `aek_ttl` where that is longer.

@@ -1,6 +1,6 @@
 //! Asking a lease's tokens: the first, and where that is silent its standby.
 
-use super::{Keyring, Trouble, Vouched};
+use super::{Keyring, Trouble};
 use crate::{
     clock::Instant,
     error::{Error, Result},
@@ -8,6 +8,7 @@ use crate::{
         Verdict as LeaseVerdict,
         standby::{FirstWord, Voice},
     },
+    leash::vouch::Vouched,
     name::{AccountId, KekVersion},
     secret::Aek,
     slots::slot::Leash,

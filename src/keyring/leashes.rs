@@ -3,12 +3,11 @@
 use super::Keyring;
 use crate::{
     error::{Corrupt, Error, Result},
-    keyring::denial::Seen,
     lease::{
         Lease, Phase,
         standby::{FirstWord, Voice},
     },
-    leash::LeaseStatus,
+    leash::{LeaseStatus, denial::Seen},
     name::KekVersion,
     slots::slot::Leash,
     store::{self, Key, record::DenialRecord},
@@ -49,7 +48,7 @@ impl Keyring {
             // So that the fresh proofs of many KEK versions do not all come with one poll.
             let first = self.jitter.below(u64::from(self.settings.fresh_proof_every)) as usize;
             leash.proofs.store(first, Ordering::SeqCst);
-            if seen.as_ref().is_some_and(|seen| seen.by() == Voice::Standby) {
+            if seen.as_ref().is_some_and(|seen| seen.by == Voice::Standby) {
                 leash.note_first(|first, _| *first = FirstWord::new(false));
             }
             if let Some(why) = &trouble {

@@ -35,8 +35,9 @@ use std::{
 use tokio::sync::Notify;
 
 mod ask;
+pub(crate) mod background;
 mod common;
-pub(crate) mod denial;
+mod denial;
 mod flights;
 mod leashes;
 mod living;
@@ -53,7 +54,6 @@ pub(crate) use self::{
     records::{For, Placed, Reading, Sample},
     unwrap::{Start, Trouble},
     versions::{NewProof, gives_not_back},
-    vouch::{VouchNotes, Vouched},
 };
 use self::{common::Common, flights::Flights, living::Living, room::Room, usage::DueAccounts};
 
@@ -328,7 +328,7 @@ impl Keyring {
         verdict: LeaseVerdict,
         trouble: Option<&TokenError>,
     ) -> bool {
-        let Some(verdict) = planted::heard(verdict, leash) else { return false };
+        let Some(verdict) = planted::heard(verdict, || leash.lease().phase()) else { return false };
         let replaced = trouble.is_some_and(|trouble| trouble.verdict == Verdict::Replaced);
         if replaced && leash.trouble() != Some(Verdict::Replaced) {
             self.teller.tell(Event::KekReplaced { kek: leash.kek().clone() });

@@ -5,14 +5,13 @@ use crate::{
     clock::Instant,
     error::{Corrupt, Error, Result},
     name::{AccountId, KekVersion},
-    rotate::deleted,
     slots::{
         account_keys::{AccountKeys, ShutGuard},
         slot::{AekSlot, Leash},
     },
     store::{
         self,
-        record::{AccountRecord, WrappedAek},
+        record::{AccountRecord, WrappedAek, deleted},
     },
 };
 use std::{

@@ -4,14 +4,13 @@ use super::Keyring;
 use crate::{
     error::{Error, Result},
     name::AccountId,
-    rotate::aek_due,
     slots::{
         meter::{Counted, Meter, minus, plus},
         slot::AekSlot,
     },
     store::{
         self, CONFLICTS_MAX, again_and_again,
-        record::{AccountRecord, AekPolicy, Usage, WrappedAek},
+        record::{AccountRecord, AekPolicy, Usage, WrappedAek, due::aek_due},
     },
 };
 use std::{

@@ -1,13 +1,14 @@
 //! AEK versions that come and go while handles live, and unwraps that fill no slot.
 
 use super::{
-    Heard, Keyring, Trouble, Vouched, made_anew,
+    Heard, Keyring, Trouble, made_anew,
     records::{Reading, is_told, purged},
     unwrap::Target,
 };
 use crate::{
     clock::Instant,
     error::{Corrupt, Error, Result},
+    leash::vouch::Vouched,
     name::{AccountId, KekVersion},
     secret::Aek,
     slots::{

@@ -18,6 +18,7 @@ use crate::{
     clock::Instant,
     error::{Corrupt, Error, Result},
     lease::standby::Voice,
+    leash::vouch::Vouched,
     name::{AccountId, KekVersion},
     slots::slot::Leash,
     store::{
@@ -26,123 +27,12 @@ use crate::{
     },
     token::Verdict,
 };
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::sync::Arc;
 
 /// Most records that are tried, while each turns out to be damaged.
 const VOUCHERS_MAX: usize = 16;
 /// Pages in which the oldest record is looked for.
 const OLDEST_PAGES_MAX: usize = 16;
-/// How often an older one than a witness that is refused is looked for.
-const OLDER_LOOK_EVERY: Duration = Duration::from_secs(5 * 60);
-
-/// What vouches for a KEK version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Vouched {
-    /// A record that was there before was unwrapped.
-    ByRecord,
-    /// Nothing: it wrapped nothing at that time, in that epoch of its lease.
-    Bare { epoch: u64, at: Instant },
-}
-
-/// What one lease knows of it.
-#[derive(Debug, Default)]
-pub(crate) struct VouchNotes {
-    /// When the last attempt began, and what came of it. Held while one is under way.
-    attempt: tokio::sync::Mutex<Option<(Instant, Result<Vouched>)>>,
-    /// AEK versions that were wrapped here since the last proof by a record that was there before.
-    young: Mutex<HashMap<AccountId, Young>>,
-    /// By what a denial ends; with its wrapping, once that was read here.
-    witness: Mutex<Option<(Witness, Option<WrappedAek>)>>,
-    /// When an older one was last looked for.
-    looked_for_older: Mutex<Option<Instant>>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Young {
-    /// It and the newer ones.
-    from_version: u32,
-    at: Instant,
-}
-
-impl VouchNotes {
-    fn young(&self) -> MutexGuard<'_, HashMap<AccountId, Young>> {
-        // Nothing panics while it is held.
-        self.young.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// True when this was wrapped here, and no record that was there before has been unwrapped since: it proves nothing.
-    pub(crate) fn is_young(&self, account: &AccountId, aek_version: u32) -> bool {
-        self.young().get(account).is_some_and(|young| aek_version >= young.from_version)
-    }
-
-    pub(super) fn wrapped(&self, account: &AccountId, aek_version: u32, at: Instant) {
-        let mut young = self.young();
-        let from_version = young.get(account).map_or(aek_version, |young| young.from_version.min(aek_version));
-        young.insert(account.clone(), Young { from_version, at });
-    }
-
-    /// A proof by this record, that was asked then: what had been wrapped before was wrapped by the KEK, unless it was the standby that
-    /// was asked, which says nothing of what is in the first token.
-    pub(super) fn proved(&self, voice: Voice, asked: Instant, account: &AccountId, wrapped: &WrappedAek) {
-        if voice == Voice::First {
-            self.young().retain(|_, young| young.at >= asked);
-        }
-        // The first one stays. Any other may be what was wrapped since another key came in the KEK's place.
-        self.known_witness().get_or_insert_with(|| (Witness::of(account, wrapped), Some(wrapped.clone())));
-    }
-
-    fn known_witness(&self) -> MutexGuard<'_, Option<(Witness, Option<WrappedAek>)>> {
-        self.witness.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn witness(&self) -> Option<Witness> {
-        self.known_witness().as_ref().map(|(witness, _)| witness.clone())
-    }
-
-    /// The witness, if its wrapping is known here.
-    pub(crate) fn witness_record(&self) -> Option<(AccountId, WrappedAek)> {
-        self.known_witness().as_ref().and_then(|(witness, wrapped)| Some((witness.account.clone(), wrapped.clone()?)))
-    }
-
-    pub(super) fn is_witness(&self, account: &AccountId, wrapped: &WrappedAek) -> bool {
-        self.known_witness().as_ref().is_some_and(|(witness, _)| *witness == Witness::of(account, wrapped))
-    }
-
-    /// The one that a denial's record names.
-    pub(crate) fn adopt(&self, witness: &Witness) {
-        let mut known = self.known_witness();
-        if known.as_ref().is_none_or(|(known, _)| known != witness) {
-            *known = Some((witness.clone(), None));
-        }
-    }
-
-    /// True unless it is known that another account proved first.
-    pub(crate) fn may_prove_first(&self, account: &AccountId) -> bool {
-        self.known_witness().as_ref().is_none_or(|(witness, wrapped)| wrapped.is_none() || witness.account == *account)
-    }
-
-    fn may_look_for_older(&self, now: Instant) -> bool {
-        let mut last = self.looked_for_older.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = last.is_none_or(|last| now.since(last) >= OLDER_LOOK_EVERY);
-        if is_due {
-            *last = Some(now);
-        }
-        is_due
-    }
-
-    fn read_witness(&self, account: &AccountId, wrapped: &WrappedAek) {
-        *self.known_witness() = Some((Witness::of(account, wrapped), Some(wrapped.clone())));
-    }
-
-    /// These AEK versions are gone from the store.
-    pub(super) fn drop_witness(&self, is_gone: impl Fn(&AccountId, u32) -> bool) {
-        self.known_witness().take_if(|(witness, _)| is_gone(&witness.account, witness.aek_version));
-    }
-}
 
 impl Keyring {
     /// Sees to it that a record which the KEK version wrapped before was unwrapped within half a `poll_interval`. Asks for one else,

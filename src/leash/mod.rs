@@ -7,12 +7,10 @@ use crate::{
     clock::{Clock, Instant},
     config::Settings,
     error::{Error, Refusal, Result},
-    keyring::{VouchNotes, denial::DenialNotes},
     lease::{
         Actions, Lease, Phase, Verdict,
         standby::{FirstWord, Voice},
     },
-    leash::key_memory::KeyMemory,
     name::{AccountId, KekVersion, TokenName},
     secret::{Aek, KeySlot, NewKey, TakenOut},
     store::word::StoreWord,
@@ -32,7 +30,11 @@ use std::{
     time::Duration,
 };
 
+use self::{denial::DenialNotes, key_memory::KeyMemory, vouch::VouchNotes};
+
+pub(crate) mod denial;
 pub(crate) mod key_memory;
+pub(crate) mod vouch;
 
 /// An instant that does not come: 584 years after boot.
 const NEVER_NS: u64 = u64::MAX;

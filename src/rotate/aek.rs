@@ -1,14 +1,15 @@
 //! New AEK versions of an account, and their retirement.
 
-use super::{When, deleted, hold::Claim, not_as_shown, utc};
+use super::{When, hold::Claim, not_as_shown};
 use crate::{
+    clock::utc,
     engine::Engine,
     error::{Error, Result},
     keyring::Agreed,
     name::AccountId,
     store::{
         CONFLICTS_MAX, again_and_again,
-        record::{AEK_VERSIONS_MAX, AccountRecord, was_retired},
+        record::{AEK_VERSIONS_MAX, AccountRecord, deleted, was_retired},
     },
 };
 

@@ -200,12 +200,3 @@ pub(super) fn not_as_shown(id: &AccountId) -> Error {
         "account {id} is not as it was shown: nothing of it was destroyed; look at what there is now, and say so again"
     ))
 }
-
-/// What is said of a deleted account.
-pub(crate) fn deleted(id: &AccountId, deletion: Deletion) -> Error {
-    Error::NotFound(format!(
-        "account {id}: it was deleted on {}; `keyleash account undelete {id}` brings it back, until {} at least",
-        utc(deletion.since_unix),
-        utc(deletion.purge_after_unix)
-    ))
-}

@@ -4,6 +4,7 @@ use super::hold::{Claim, is_of_work};
 use crate::{
     engine::{Engine, round_trip},
     error::{Error, Result},
+    keyring::background::follow,
     name::{KekName, KekVersion},
     planted::{self, Fault},
     slots::slot::AekSlot,
@@ -12,7 +13,6 @@ use crate::{
         record::{KEK_VERSIONS_MAX, KekRecord, KekVersionRecord},
     },
     token::{KekHandle, KekId},
-    watch::tend,
 };
 use std::sync::Arc;
 
@@ -263,7 +263,7 @@ impl Engine {
         let Some(leash) = keyring.known_leash(kek).filter(|_| !planted::is(Fault::SomeLeftBehind)) else {
             return Ok(());
         };
-        let followed = keyring.home.upkeep.spawn(tend::follow(keyring.clone(), leash.clone()));
+        let followed = keyring.home.upkeep.spawn(follow(keyring.clone(), leash.clone()));
         if followed.await.is_err() {
             return Err(Error::Fatal("the task that follows moved accounts died, see the log: try again".into()));
         }

@@ -10,7 +10,6 @@
 //! | `batch.rs` | the AEKs of some accounts, re-wrapped and written together |
 //! | `aek.rs` | new AEK versions of an account, and their retirement |
 //! | `delete.rs` | soft deletion, undeletion, purge |
-//! | `schedule.rs` | what is due by schedule, pure |
 //! | `hold.rs` | who does the scheduled work of a store: one engine at a time |
 //! | `work.rs`, `pass.rs` | the scheduled work: when, and what |
 //! | `view.rs` | policies, and what is due by them, shown without doing it |
@@ -33,19 +32,19 @@ mod hold;
 mod kek;
 mod pass;
 mod rewrap;
-mod schedule;
 mod view;
 mod work;
 
-pub(crate) use self::delete::deleted;
 use self::delete::not_as_shown;
 pub use self::pass::{WORK_FAILURES_MAX, WorkReport};
 pub use self::rewrap::{REWRAP_FAILURES_MAX, RewrapFailure, RewrapOptions, RewrapProgress, RewrapReport};
-pub use self::schedule::{Due, POLICY_AGE_MAX, POLICY_AGE_MIN, aek_due, aek_due_at, kek_due, kek_due_at};
 pub use self::view::{AekSchedule, KekSchedule, Schedule, VIEW_ACCOUNTS_MAX};
 pub use self::work::PASS_EVERY;
 pub(crate) use self::work::start as start_work;
-pub use crate::clock::utc;
+pub use crate::{
+    clock::utc,
+    store::record::due::{Due, POLICY_AGE_MAX, POLICY_AGE_MIN, aek_due, aek_due_at, kek_due, kek_due_at},
+};
 
 /// What is done for one account among many is given up after so many waits …
 const ACCOUNT_WAITS: u32 = 12;

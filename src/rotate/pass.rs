@@ -7,7 +7,6 @@ use super::{
     batch::{Pace, Which, is_the_accounts_own, move_aeks},
     hold::{Claim, STALLED_MAX, Stint},
     rewrap::is_this_accounts,
-    schedule::{Due, aek_due, kek_due},
 };
 use crate::{
     clock::Instant,
@@ -17,7 +16,10 @@ use crate::{
     name::{AccountId, KekName, KekVersion},
     store::{
         Filter, Key, PAGE_KEYS_MAX, kek_names, load_account,
-        record::{KekRecord, WorkRecord},
+        record::{
+            KekRecord, WorkRecord,
+            due::{Due, aek_due, kek_due},
+        },
     },
     telemetry::Event,
 };

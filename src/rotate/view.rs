@@ -1,13 +1,15 @@
 //! Policies, and what is due by them, shown without doing it.
 
-use super::schedule::{Due, aek_due, aek_due_at, check_aek_policy, check_kek_policy, kek_due, kek_due_at};
 use crate::{
     engine::Engine,
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion},
     store::{
         Filter, Key, PAGE_KEYS_MAX, kek_names, load_account, load_work,
-        record::{AccountRecord, AekPolicy, KekPolicy, WorkRecord},
+        record::{
+            AccountRecord, AekPolicy, KekPolicy, WorkRecord,
+            due::{Due, aek_due, aek_due_at, check_aek_policy, check_kek_policy, kek_due, kek_due_at},
+        },
     },
 };
 use std::collections::BinaryHeap;

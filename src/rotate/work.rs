@@ -7,7 +7,8 @@ use super::{
 use crate::{
     engine::Engine,
     error::{Error, Result},
-    watch::{self, Beat},
+    home::beat::Beat,
+    watch,
 };
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::task::JoinSet;

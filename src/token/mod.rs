@@ -3,7 +3,11 @@
 //! [`Token`] is the seam. [`pkcs11`] stands on a real PKCS#11 module; [`scripted`] plays schedules that no
 //! real token can be made to follow, and is held to the real one's behaviour by the same conformance tests.
 
-use crate::{clock::Instant, secret::Aek};
+use crate::{
+    clock::Instant,
+    error::{Corrupt, Error, Refusal, Result},
+    secret::Aek,
+};
 use async_trait::async_trait;
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -49,12 +53,12 @@ impl fmt::Display for Profile {
 }
 
 impl FromStr for Profile {
-    type Err = crate::Error;
+    type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         Self::ALL.into_iter().find(|profile| profile.name() == name).ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|profile| profile.name()).collect();
-            crate::Error::Invalid(format!("unknown profile {name:?}: use one of {}", names.join(", ")))
+            Error::Invalid(format!("unknown profile {name:?}: use one of {}", names.join(", ")))
         })
     }
 }
@@ -70,11 +74,11 @@ impl KekId {
     /// Checks and takes an id.
     ///
     /// # Errors
-    /// [`crate::Error::Invalid`] when it is empty or longer than 64 bytes.
-    pub fn new(id: impl Into<Vec<u8>>) -> crate::Result<Self> {
+    /// [`Error::Invalid`] when it is empty or longer than 64 bytes.
+    pub fn new(id: impl Into<Vec<u8>>) -> Result<Self> {
         let id = id.into();
         if id.is_empty() || id.len() > Self::BYTES_MAX {
-            return Err(crate::Error::Invalid(format!(
+            return Err(Error::Invalid(format!(
                 "a CKA_ID has 1 to {} bytes, this one has {}",
                 Self::BYTES_MAX,
                 id.len()
@@ -339,4 +343,27 @@ pub trait Token: Send + Sync + 'static {
 
     /// The workers' health; answers at once.
     fn workers(&self) -> Workers;
+}
+
+impl From<TokenError> for Error {
+    /// For calls outside any lease. A denial of a KEK in use goes through its lease instead, which remembers it.
+    fn from(trouble: TokenError) -> Self {
+        let refusal = |trouble: TokenError| {
+            Box::new(Refusal {
+                subject: "the token".into(),
+                kek: None,
+                code: trouble.code,
+                lasting: None,
+                reason: format!("{}: {}", trouble.operation, trouble.what),
+                remedy: trouble.remedy,
+            })
+        };
+        match trouble.verdict {
+            Verdict::Denied | Verdict::Replaced => Self::Denied(refusal(trouble)),
+            Verdict::Unreachable | Verdict::Busy => Self::Unreachable(refusal(trouble)),
+            Verdict::BadRecord => Corrupt::WrappedAek(trouble.what).into(),
+            Verdict::Misconfigured => Self::Misconfigured(format!("{trouble}; {}", trouble.remedy)),
+            Verdict::Fatal => Self::Fatal(format!("{trouble}; {}", trouble.remedy)),
+        }
+    }
 }

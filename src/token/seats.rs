@@ -7,7 +7,6 @@ use crate::{
     error::{Error, Result},
     name::{KekName, KekVersion, TokenName},
     secret::Aek,
-    store::record::KekVersionRecord,
     token::{
         Binding, KekHandle, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped,
         budget::{Budget, Place},
@@ -204,9 +203,9 @@ impl Tokens {
         self.standbys.get(kek).and_then(|name| self.seat(name))
     }
 
-    /// True when this token has a KEK of the store, or as its standby a clone of it, in good order.
-    pub(crate) fn may_have(&self, token: &TokenName, kek: &KekName, record: &KekVersionRecord) -> bool {
-        record.token == *token || self.standbys.get(kek) == Some(token)
+    /// True when this token has a KEK of which the store says that it is in `holder`, or as its standby a clone of it, in good order.
+    pub(crate) fn may_have(&self, token: &TokenName, kek: &KekName, holder: &TokenName) -> bool {
+        holder == token || self.standbys.get(kek) == Some(token)
     }
 
     /// The way to a KEK version that is in the token of this seat.

@@ -80,7 +80,7 @@ async fn known(keyring: &Keyring, token: &TokenName) -> Result<(BTreeMap<KekId, 
     for name in kek_names(&*keyring.store).await? {
         // A damaged record is told by whoever needs it; without it its keys would pass for unknown ones.
         let Some((record, _)) = load_kek(&*keyring.store, &name).await? else { continue };
-        let may_have = |version: &KekVersionRecord| keyring.tokens.may_have(token, &name, version);
+        let may_have = |version: &KekVersionRecord| keyring.tokens.may_have(token, &name, &version.token);
         for version in record.versions.into_iter().filter(may_have) {
             if version.token != *token {
                 clones.insert(version.id);

@@ -4,13 +4,14 @@
 //! It makes revocation quick; it is not what makes it certain. Were this whole file dead, every lease would end by the
 //! clock on the data path. So a watch that dies or stalls is started again and reported, and cannot extend anything.
 
+use self::supervise::{STALL_MIN, supervised};
 use crate::{
     clock::Instant,
     error::{Corrupt, Error},
-    keyring::{
-        Keyring, Sample, Trouble, Unwrapped, Vouched, both_silent, is_silence, lease_verdict, no_answer, replaced,
-    },
+    home::beat::Beat,
+    keyring::{Keyring, Sample, Trouble, Unwrapped, both_silent, is_silence, lease_verdict, no_answer, replaced},
     lease::{Phase, Verdict as LeaseVerdict, standby::Voice},
+    leash::vouch::Vouched,
     name::{AccountId, KekVersion},
     slots::slot::{AekSlot, Leash},
     store::record::WrappedAek,
@@ -21,21 +22,22 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
-use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::task::{Id, JoinSet};
 
 mod keks;
-pub(crate) mod tend;
+mod supervise;
+mod tend;
+
+pub(crate) use self::supervise::supervise;
 
 /// The watch looks at its leases at least this often, so that a lease that ends is wiped within this time.
 const TICK: Duration = Duration::from_secs(1);
 /// The watch does not look more often than this, however many leases there are.
 const GRAIN: Duration = Duration::from_millis(5);
-/// A task that showed no sign of life for this long, beyond what a proof may take, is stalled.
-const STALL_MIN: Duration = Duration::from_secs(10);
 /// A proof is asked this much of the interval early at most, in thousandths, so that engines do not ask in step. Never
 /// late: promise 1 counts on the interval.
 const JITTER_PERMILLE: u64 = 200;
@@ -70,64 +72,6 @@ pub(crate) fn start(keyring: &Arc<Keyring>) {
         supervise(keyring, "keks", move |keyring, beat, _| {
             keyring.home.upkeep.spawn(keks::look_after(keyring.clone(), seat.clone(), beat)).abort_handle()
         });
-    }
-}
-
-/// When a task last showed life.
-#[derive(Debug, Default)]
-pub(crate) struct Beat(AtomicU64);
-
-impl Beat {
-    pub(crate) fn at(&self, now: Instant) {
-        self.0.store(now.as_nanos(), Ordering::SeqCst);
-    }
-
-    fn last(&self) -> Instant {
-        Instant::from_nanos(self.0.load(Ordering::SeqCst))
-    }
-}
-
-/// Runs a task of the upkeep for as long as the engine lives. Looked after from where the proofs are: it may be stuck.
-pub(crate) fn supervise(
-    keyring: &Arc<Keyring>,
-    name: &'static str,
-    start: impl Fn(&Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle + Send + 'static,
-) {
-    keyring.home.proofs.spawn(supervised(keyring.clone(), name, start));
-}
-
-/// Runs a task for as long as the engine lives, and starts it again when it died or stalled. There is never a second one
-/// beside it: one that is stuck in a call cannot be ended, and another would get stuck as well, until no thread is left.
-async fn supervised(keyring: Arc<Keyring>, name: &str, start: impl Fn(&Arc<Keyring>, Arc<Beat>, bool) -> AbortHandle) {
-    let stall = STALL_MIN.max(keyring.settings.poll_interval + keyring.tokens.proof_max());
-    let mut restarted = false;
-    loop {
-        let beat = Arc::new(Beat::default());
-        beat.at(keyring.clock.now());
-        let task = start(&keyring, beat.clone(), restarted);
-        restarted = true;
-        let mut stalled = false;
-        loop {
-            let now = keyring.clock.now();
-            keyring.clock.sleep_until(now.plus(TICK)).await;
-            if keyring.is_closed() {
-                task.abort();
-                return;
-            }
-            if task.is_finished() {
-                if !stalled {
-                    keyring.teller.tell(Event::WatchRestarted { why: format!("the task `{name}` died") });
-                }
-                break;
-            }
-            // After a suspend everybody is late: the task gets a tick to show life.
-            if !stalled && beat.last() < now && now.since(beat.last()) > stall {
-                task.abort();
-                stalled = true;
-                let why = format!("the task `{name}` stalled; it begins anew as soon as it can be ended");
-                keyring.teller.tell(Event::WatchRestarted { why });
-            }
-        }
     }
 }
 

@@ -7,16 +7,17 @@
 
 use crate::{
     clock::Instant,
-    error::{Error, Result},
-    keyring::{COMMON_LOOK_EVERY, For, Keyring, Placed, Start},
+    home::beat::Beat,
+    keyring::{
+        COMMON_LOOK_EVERY, Keyring,
+        background::{FLIGHTS_MAX, Why, follow, unwrap_in_background},
+    },
     lease::{Phase, Verdict as LeaseVerdict, standby::Voice},
     name::{KekVersion, TokenName},
     slots::{
         meter,
         slot::{AekSlot, Due, Leash},
     },
-    telemetry::Event,
-    watch::Beat,
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,9 +33,6 @@ const TICK: Duration = Duration::from_secs(1);
 const ROUNDS_PER_TTL: u32 = 50;
 /// … but not more often than this.
 const ROUND_MIN: Duration = Duration::from_millis(100);
-/// Background unwraps that one leash has under way at once; the budget bounds those of all together.
-const FLIGHTS_MAX: usize = 8;
-
 /// Slots that something is due for, by the token that they are asked of.
 type ByToken = BTreeMap<TokenName, Vec<Arc<AekSlot>>>;
 
@@ -155,18 +153,6 @@ async fn refresh(keyring: Arc<Keyring>, due: Vec<Arc<AekSlot>>) {
     while flights.join_next().await.is_some() {}
 }
 
-/// Reads the records of all that are in memory or wanted, and takes those that moved to the KEK versions that they name:
-/// before a denial of the old one can concern them, or, where it came first, out of it.
-pub(crate) async fn follow(keyring: Arc<Keyring>, leash: Arc<Leash>) {
-    let mut flights = JoinSet::new();
-    for slot in leash.living_members() {
-        if !slot.is_retired() && (slot.is_filled() || slot.is_wanted()) {
-            unwrap_in_background(&keyring, &mut flights, slot, Why::Moved).await;
-        }
-    }
-    while flights.join_next().await.is_some() {}
-}
-
 /// Brings back the accounts that a denial or lapse took away, in `epoch`; then the lease is active again.
 async fn resume(keyring: Arc<Keyring>, leash: Arc<Leash>, epoch: u64) {
     let mut flights = JoinSet::new();
@@ -188,72 +174,4 @@ async fn resume(keyring: Arc<Keyring>, leash: Arc<Leash>, epoch: u64) {
     } else {
         keyring.feed(&leash, Voice::First, LeaseVerdict::AllBack { epoch }, None);
     }
-}
-
-/// Why an account is unwrapped in the background.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Why {
-    /// It is wanted back, or due for a refresh.
-    Due,
-    /// Others of its KEK version moved to another one: only if it did too.
-    Moved,
-}
-
-/// Starts an unwrap; waits while too many are under way. The record is read first, so that a store that hangs holds no
-/// place of the budget.
-async fn unwrap_in_background(keyring: &Arc<Keyring>, flights: &mut JoinSet<()>, slot: Arc<AekSlot>, why: Why) {
-    if flights.len() >= FLIGHTS_MAX {
-        flights.join_next().await;
-    }
-    let keyring = keyring.clone();
-    flights.spawn(async move {
-        match attempt(&keyring, &slot, why).await {
-            Ok(()) => {}
-            // The lease says it already, and resumption or the next round will be back. A fatal error too: hung workers may
-            // come back, and a task that died says nothing about the account.
-            // And one whose TTL went by while it waited is tried again.
-            Err(
-                Error::Denied(_)
-                | Error::Lapsed(_)
-                | Error::Unreachable(_)
-                | Error::Store(_)
-                | Error::Fatal(_)
-                | Error::Cold { .. },
-            ) => {
-                if why == Why::Moved {
-                    keyring.note_move(&slot.leash); // and tried again
-                }
-            }
-            Err(error @ Error::NotFound(_)) => slot.shut_if_gone(&error),
-            Err(error) => {
-                slot.give_up();
-                if !slot.is_usable(keyring.clock.now()) {
-                    slot.wipe(); // past its TTL, and there will be no other unwrap
-                }
-                let account = slot.account().to_string();
-                keyring.teller.tell(Event::AccountFailed { account, error: error.to_string() });
-            }
-        }
-    });
-}
-
-async fn attempt(keyring: &Arc<Keyring>, slot: &Arc<AekSlot>, why: Why) -> Result<()> {
-    let mut found = keyring.find(slot).await?;
-    let ready = loop {
-        if found.moved() && why == Why::Due {
-            keyring.note_move(&slot.leash);
-        }
-        if !found.moved() && why == Why::Moved {
-            return Ok(());
-        }
-        found = match keyring.placed(slot, found, For::Nobody).await? {
-            Placed::Ready(ready) => break ready,
-            Placed::Changed(reading) => keyring.find_in(slot, reading).await?,
-        };
-    };
-    let is_due = || slot.is_wanted() && slot.leash.answers() || slot.due(keyring.clock.now()) == Due::Refresh;
-    if slot.is_retired() || !ready.found.moved() && !is_due() {
-        return Ok(()); // somebody who waited for it was faster, or it was taken away again
-    }
-    keyring.refill(slot, Start::Ready(ready)).await
 }

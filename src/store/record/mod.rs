@@ -16,6 +16,7 @@ use std::fmt;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+pub(crate) mod due;
 mod wire;
 
 pub use self::wire::RECORD_FORMAT;
@@ -287,6 +288,15 @@ impl AccountRecord {
             None => Ok(()),
         }
     }
+}
+
+/// What is said of a deleted account.
+pub(crate) fn deleted(id: &AccountId, deletion: Deletion) -> Error {
+    Error::NotFound(format!(
+        "account {id}: it was deleted on {}; `keyleash account undelete {id}` brings it back, until {} at least",
+        utc(deletion.since_unix),
+        utc(deletion.purge_after_unix)
+    ))
 }
 
 /// What is said of an AEK version that is missing before the current one: they count up by one and only retirement takes any out.

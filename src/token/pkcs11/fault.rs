@@ -1,7 +1,10 @@
 //! What can go wrong on the way to a verdict, and the words for it.
 
 use super::verdict::{self, Class};
-use crate::token::{TokenError, Verdict};
+use crate::{
+    error::Error,
+    token::{TokenError, Verdict},
+};
 use cryptoki::error::{Error as Cryptoki, RvError};
 
 /// A step that failed, before its meaning is decided.
@@ -45,9 +48,9 @@ impl From<TokenError> for Fault {
     }
 }
 
-impl From<crate::Error> for Fault {
+impl From<Error> for Fault {
     /// Only what `secret` fails with: no memory, no randomness.
-    fn from(error: crate::Error) -> Self {
+    fn from(error: Error) -> Self {
         Self::Settled(fatal("take key memory", error.to_string()))
     }
 }

@@ -3,10 +3,10 @@
 //! A rotation makes a version whose age and counts begin anew. So a schedule that was missed, however often, is caught up
 //! once; and what is due does not depend on who looks, nor on when anybody looked before.
 
+use super::{AccountRecord, AekPolicy, KekPolicy, KekRecord};
 use crate::{
     block::{AEK_BLOCKS_MAX, AEK_BYTES_MAX},
     error::{Error, Result},
-    store::record::{AccountRecord, AekPolicy, KekPolicy, KekRecord},
 };
 use std::{fmt, time::Duration};
 
@@ -83,12 +83,12 @@ fn age(created_unix: u64, max_age_secs: u64) -> Option<u64> {
 }
 
 /// Refuses an age that cannot be meant.
-pub(super) fn check_aek_policy(policy: AekPolicy) -> Result<()> {
+pub(crate) fn check_aek_policy(policy: AekPolicy) -> Result<()> {
     check_age(policy.max_age_secs)
 }
 
 /// As [`check_aek_policy`].
-pub(super) fn check_kek_policy(policy: KekPolicy) -> Result<()> {
+pub(crate) fn check_kek_policy(policy: KekPolicy) -> Result<()> {
     check_age(policy.max_age_secs)
 }
 
