@@ -157,6 +157,13 @@ fn faults(at: &Path, page: &Page, rustdoc: Option<&BTreeMap<String, String>>) ->
             (Some(there), Some(here)) if there != here => {
                 faults.push(format!("[{label}] is {here}, and {there} in links.txt"))
             }
+            (Some(there), None) => {
+                let file = fs::read_to_string(at.with_file_name(target)).unwrap_or_default();
+                let name = there.rsplit("::").next().unwrap_or(there);
+                if !file.contains(name) {
+                    faults.push(format!("{target} has no {name}"));
+                }
+            }
             _ => {}
         }
     }
@@ -258,6 +265,7 @@ fn each_kind_of_broken_link_is_told() {
         ("[promises]\n\n[promises]: promises.md#none", "promises.md#none: no such heading"),
         ("[promises]\n\n[promises]: threats.md", "is crate::manual::threats, and crate::manual::promises in links.txt"),
         ("[promises]\n\n[promises]: crate::manual::promises", "only rustdoc knows"),
+        ("[`KekInfo`]\n\n[`KekInfo`]: ../clock.rs", "../clock.rs has no KekInfo"),
         ("[mod](mod.rs)", "(mod.rs) leads nowhere in rustdoc"),
         ("[own]\n\n[own]: mod.rs", "[own] is not in links.txt"),
         ("[`Engine`]", "[`Engine`] has no definition"),

@@ -14,4 +14,6 @@ macro_rules! pages {
     )*};
 }
 
-pages! { changes drills format operations performance promises settings threats tokens }
+pages! {
+    backups changes development drills format modules operations performance promises revoking rotation settings threats tokens
+}

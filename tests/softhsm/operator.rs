@@ -61,7 +61,7 @@ fn init_pin() {
     session.init_pin(&AuthPin::from(PIN)).unwrap();
 }
 
-/// SoftHSM loses the new PIN when another process logs in at that instant and writes the old one back (`src/manual/operations.md`):
+/// SoftHSM loses the new PIN when another process logs in at that instant and writes the old one back (`src/manual/modules.md`):
 /// so until it is there.
 fn set_pin(old: &str, new: &str) {
     const TRIES_MAX: usize = 20;

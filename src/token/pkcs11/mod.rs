@@ -86,7 +86,7 @@ pub struct Pkcs11Settings {
 ///
 /// When somebody else ends the context between two calls, keyleash initialises the module where that is due and logs in again, once for
 /// each worker at most, whatever is chosen here; under a call it is a crash. The manual says what that costs and what it cannot
-/// mend: [operations](crate::manual::operations#others-that-use-the-module-in-the-process).
+/// mend: [modules](crate::manual::modules#others-that-use-the-module-in-the-process).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FreshContext {
     /// It may: nobody else in this process uses the module.

@@ -75,7 +75,7 @@ pub(crate) async fn act(act: Act, setup: &Setup) -> Result<(), Failure> {
 const PIN_CHANGES_MAX: usize = 10;
 
 /// Changes the token's PIN from what is in `old` to what is in `new`, by processes of this binary, and gives when. Once more where
-/// the new one turns out to be lost: SoftHSM does that when another process logs in at that instant (`src/manual/operations.md`), and
+/// the new one turns out to be lost: SoftHSM does that when another process logs in at that instant (`src/manual/modules.md`), and
 /// a PIN that was not changed denies nobody.
 pub(crate) fn set_pin(launch: &Launch, old: &Path, new: &Path) -> Result<Instant, Failure> {
     let with_pin = |pin: &Path, arguments| {
