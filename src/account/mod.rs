@@ -36,6 +36,18 @@ const READY_RETRY: Duration = Duration::from_secs(1);
 ///
 /// A handle outlives denial and resumption: while its key may not be used, every call says why
 /// ([`Error::Denied`], [`Error::Lapsed`], [`Error::Unreachable`], [`Error::Cold`]); afterwards the same handle works.
+///
+/// | what is sealed or opened | at once, on the data path | async: warms first where that takes it |
+/// | --- | --- | --- |
+/// | a buffer in place | [`seal_in_place`](Self::seal_in_place), [`open_in_place`](Self::open_in_place), [`reseal_in_place`](Self::reseal_in_place) | [`seal`](Self::seal), [`open`](Self::open), [`reseal`](Self::reseal) |
+/// | one buffer into another | [`seal_into`](Self::seal_into), [`open_into`](Self::open_into) | |
+/// | into one new `Vec`, the header in front | [`seal_to_vec`](Self::seal_to_vec), [`open_to_vec`](Self::open_to_vec) | |
+/// | many buffers in place | [`seal_batch`](Self::seal_batch), [`open_batch`](Self::open_batch) | |
+///
+/// There is no form for a plaintext in pieces, as the ciphers take one slice: read the pieces into one buffer, one behind the other, and
+/// seal it in place. And none writes to memory that was never written, which the pure-Rust cipher could not be given without
+/// `unsafe`, and of which a block that is refused would have to leave every byte zero: to spare the zeros of a new buffer, give the
+/// same one to `seal_into` or `open_into` again.
 #[derive(Clone)]
 pub struct Account {
     keys: Arc<AccountKeys>,
@@ -116,6 +128,7 @@ impl<'a> OpenItem<'a> {
 /// A batch stopped at an item; those before it are done, it and those after it are untouched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("block {index} of the batch: {error}")]
+#[non_exhaustive]
 pub struct BatchError {
     /// The item, counted from 0. To try it again, give the same batch again: what is done is passed over. To leave it out, go on
     /// with the rest of the batch from `index + 1`.
@@ -195,17 +208,23 @@ impl Account {
         self.explain(operation, slot, outcome)
     }
 
-    /// Moves a block to the current AEK version: opens it in place and seals it again, and returns the new header, or the
-    /// old one when it was current already. Store block and header anew only on success.
+    /// Moves a block to the current AEK version and to the engine's suite: opens it in place and seals it again, and returns the new
+    /// header, or the old one when it was of both already. Store block and header anew only on success. A header may be longer than
+    /// the one before: see [`Suite::header_len`].
     ///
     /// # Errors
     /// As [`Account::open_in_place`] and [`Account::seal_in_place`]. `buf` is then as it was: the caller may have no other copy
     /// of the block. But with [`Error::Corrupt`] and [`Error::Fatal`] it is zero.
-    pub fn reseal(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<BlockHeader> {
+    pub fn reseal_in_place(
+        &self,
+        address: impl Into<Address>,
+        header: &BlockHeader,
+        buf: &mut [u8],
+    ) -> Result<BlockHeader> {
         let address = address.into();
         let old = self.slot_of(header)?;
         let new = self.keys.current();
-        if new.aek_version == old.aek_version {
+        if new.aek_version == old.aek_version && header.suite() == self.suite {
             return Ok(*header);
         }
         let (mut to_new, mut of_old) = (Operation::enter(), Operation::enter());
@@ -425,6 +444,30 @@ impl Account {
             }
         }
         self.open_in_place(address, header, buf)
+    }
+
+    /// As [`Account::reseal_in_place`], and warms both of its AEK versions first when one is cold.
+    ///
+    /// # Errors
+    /// As [`Account::reseal_in_place`], [`Account::warm`] and [`Account::warm_for`]; [`Error::Cold`] as for [`Account::seal`].
+    pub async fn reseal(
+        &self,
+        address: impl Into<Address>,
+        header: &BlockHeader,
+        buf: &mut [u8],
+    ) -> Result<BlockHeader> {
+        let address = address.into();
+        take_part(buf).await;
+        for _ in 0..WARM_ROUNDS_MAX {
+            match self.reseal_in_place(address, header, buf) {
+                Err(Error::Cold { .. }) => {
+                    self.warm_for(header).await?;
+                    self.warm().await?;
+                }
+                settled => return settled,
+            }
+        }
+        self.reseal_in_place(address, header, buf)
     }
 
     fn keyring(&self) -> &Arc<Keyring> {

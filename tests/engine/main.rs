@@ -36,7 +36,7 @@ mod witness;
 
 use keyleash::{
     Account, Engine,
-    block::BlockHeader,
+    block::{BlockHeader, Suite},
     clock::{Clock, Instant, ManualClock},
     config::Settings,
     name::{AccountId, KekName},
@@ -141,6 +141,18 @@ fn build(token: &Arc<ScriptedToken>, store: &Arc<MemoryStore>, clock: &ManualClo
         .clock(Clock::Manual(clock.clone()))
         .jitter_seed(1)
         .start_up_proof(false) // so that a test counts its own calls
+        .build()
+        .unwrap()
+}
+
+/// Another engine over the same token and store, which seals in a suite of its own.
+fn of_suite(rig: &Rig, suite: Suite) -> Engine {
+    Engine::builder(rig.token.clone(), rig.store.clone())
+        .on_current_runtime()
+        .clock(Clock::Manual(rig.clock.clone()))
+        .jitter_seed(2)
+        .start_up_proof(false)
+        .suite(suite)
         .build()
         .unwrap()
 }

@@ -451,7 +451,7 @@ fn cut_short_by_a_lapse(form: impl Fn(&Account, &BlockHeader, &mut [u8]) -> keyl
 
 #[test]
 fn a_reseal_that_a_lapse_cuts_short_leaves_the_block_as_it_was() {
-    cut_short_by_a_lapse(|account, header, buf| account.reseal(1_u64, header, buf).map(drop));
+    cut_short_by_a_lapse(|account, header, buf| account.reseal_in_place(1_u64, header, buf).map(drop));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Rotation, re-wrap and moving, on the manual clock.
 
-use crate::{Rig, SECOND, account_id, build, settle};
+use crate::{Rig, SECOND, account_id, build, of_suite, settle};
 use keyleash::{
     Account, Corrupt, Engine, Error,
+    block::Suite,
     config::Settings,
     name::{KekName, KekVersion},
     rotate::{RewrapOptions, RewrapProgress, RewrapReport, utc},
@@ -306,22 +307,47 @@ async fn a_block_is_resealed_under_the_current_version() {
     let account = rig.account("a").await;
     let mut buf = b"data".to_vec();
     let old = account.seal_in_place(5_u64, &mut buf).unwrap();
-    assert_eq!(account.reseal(5_u64, &old, &mut buf).unwrap(), old, "it is current");
+    assert_eq!(account.reseal_in_place(5_u64, &old, &mut buf).unwrap(), old, "it is current");
     rig.engine.rotate_account(&account_id("a")).await.unwrap();
     let before = buf.clone();
-    let new = account.reseal(5_u64, &old, &mut buf).unwrap();
+    let new = account.reseal_in_place(5_u64, &old, &mut buf).unwrap();
     assert_eq!((new.aek_version(), old.aek_version()), (2, 1));
     assert_ne!(buf, before);
     let mut wrong = before.clone();
-    assert!(matches!(account.reseal(6_u64, &old, &mut wrong), Err(Error::Corrupt(Corrupt::Block))));
+    assert!(matches!(account.reseal_in_place(6_u64, &old, &mut wrong), Err(Error::Corrupt(Corrupt::Block))));
     assert!(wrong.iter().all(|byte| *byte == 0), "no plaintext of a block that was refused");
     account.open_in_place(5_u64, &new, &mut buf).unwrap();
     assert_eq!(buf, b"data");
     rig.script.disable(&rig.kek_id);
     rig.pass(20 * SECOND).await;
     let mut kept = before.clone();
-    assert!(matches!(account.reseal(5_u64, &old, &mut kept), Err(Error::Denied(_))));
+    assert!(matches!(account.reseal_in_place(5_u64, &old, &mut kept), Err(Error::Denied(_))));
     assert_eq!(kept, before, "a denied key leaves the buffer alone");
+}
+
+#[tokio::test]
+async fn a_reseal_changes_the_suite_too_and_its_async_form_warms_both_keys() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    let committing = of_suite(&rig, Suite::XaesGcmCommit);
+    let other = committing.account(&account_id("a")).await.unwrap();
+    let mut buf = b"data".to_vec();
+    let plain_header = account.seal_in_place(5_u64, &mut buf).unwrap();
+    let committed = other.reseal_in_place(5_u64, &plain_header, &mut buf).unwrap();
+    assert_eq!((committed.suite(), committed.aek_version()), (Suite::XaesGcmCommit, 1));
+    assert_eq!(other.reseal_in_place(5_u64, &committed, &mut buf).unwrap(), committed, "it is of both");
+    // The account has another AEK version since, which that engine has not heard of, and the key of neither.
+    rig.engine.rotate_account(&account_id("a")).await.unwrap();
+    let back = account.reseal_in_place(5_u64, &committed, &mut buf).unwrap();
+    assert_eq!((back.suite(), back.aek_version()), (Suite::XaesGcm, 2));
+    committing.wipe_now(&rig.kek);
+    let before = buf.clone();
+    assert!(matches!(other.reseal_in_place(5_u64, &back, &mut buf), Err(Error::Cold { .. })));
+    assert_eq!(buf, before);
+    let again = rig.meanwhile(other.reseal(5_u64, &back, &mut buf)).await.unwrap();
+    assert_eq!((again.suite(), again.aek_version()), (Suite::XaesGcmCommit, 2));
+    account.open_in_place(5_u64, &again, &mut buf).unwrap();
+    assert_eq!(buf, b"data");
 }
 
 #[tokio::test]

@@ -215,7 +215,7 @@ async fn what_was_under_way_as_the_denial_came_gives_nothing_and_leaves_its_buff
     let all: [(&str, &[u8], Work); 5] = [
         ("seal", &plain, Box::new(move |buf| one.seal_in_place(1_u64, buf).map(drop))),
         ("open", &sealed, Box::new(move |buf| two.open_in_place(1_u64, &header, buf))),
-        ("reseal", &sealed, Box::new(move |buf| three.reseal(1_u64, &header, buf).map(drop))),
+        ("reseal", &sealed, Box::new(move |buf| three.reseal_in_place(1_u64, &header, buf).map(drop))),
         ("seal into", &blank, Box::new(move |buf| four.seal_into(1_u64, &source, buf).map(drop))),
         ("open into", &blank, Box::new(move |buf| five.open_into(1_u64, &header, &ciphertext, buf))),
     ];

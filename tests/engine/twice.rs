@@ -1,10 +1,10 @@
 //! What can be called twice, is: a batch that stopped is given again as it is, which loses nothing and seals nothing twice.
 
-use crate::{Rig, SECOND};
+use crate::{Rig, SECOND, account_id, of_suite};
 use keyleash::{
     Account, Error,
     account::{BatchError, OpenItem, SealItem, State},
-    block::{BLOCK_BYTES_MAX, BlockHeader},
+    block::{BLOCK_BYTES_MAX, BlockHeader, Suite},
     error::Corrupt,
 };
 use proptest::prelude::*;
@@ -46,7 +46,7 @@ async fn a_batch_twice(plan: Vec<(Vec<u8>, Wrong, Wrong)>) {
     let is_first = |wrong| plan.iter().position(|(_, seal, _)| *seal == wrong);
     if let Some(bad) = is_first(Wrong::Item) {
         items[bad] = SealItem::new(bad as u64, &mut too_long);
-        let BatchError { index, error } = account.seal_batch(&mut items).unwrap_err();
+        let BatchError { index, error, .. } = account.seal_batch(&mut items).unwrap_err();
         assert!(index == bad && matches!(error, Error::TooLong { .. }), "{index}: {error}");
         items[bad] = SealItem::new(bad as u64, &mut spare[bad]);
     }
@@ -76,12 +76,12 @@ async fn a_batch_twice(plan: Vec<(Vec<u8>, Wrong, Wrong)>) {
     let mut items: Vec<_> = bufs.into_iter().enumerate().map(|(n, buf)| open(n, buf)).collect();
     if plan.iter().any(|(_, _, wrong)| *wrong == Wrong::Key) {
         take_away(&rig, &account).await;
-        let BatchError { index, error } = account.open_batch(&mut items).unwrap_err();
+        let BatchError { index, error, .. } = account.open_batch(&mut items).unwrap_err();
         assert!(index == 0 && matches!(error, Error::Denied(_)), "{index}: {error}");
         give_back(&rig, &account).await;
     }
     let mut replica = replica.iter_mut().enumerate();
-    while let Err(BatchError { index, error }) = account.open_batch(&mut items) {
+    while let Err(BatchError { index, error, .. }) = account.open_batch(&mut items) {
         assert!(is_bad(index) && error == Error::from(Corrupt::Block), "{index}: {error}");
         let (_, copy) = replica.find(|(n, _)| *n == index).unwrap();
         items[index] = open(index, copy);
@@ -92,11 +92,91 @@ async fn a_batch_twice(plan: Vec<(Vec<u8>, Wrong, Wrong)>) {
     }
 }
 
+/// What happens before a block is resealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Nothing,
+    Rotation,
+    /// No engine has the key in memory.
+    Wipe,
+    /// The key is denied as it is tried, and given back.
+    Denial,
+}
+
+/// Before it; by the engine of suite 2; by the async form.
+fn reseals() -> impl Strategy<Value = Vec<(Before, bool, bool)>> {
+    let before = prop_oneof![Just(Before::Nothing), Just(Before::Rotation), Just(Before::Wipe), Just(Before::Denial)];
+    prop::collection::vec((before, any::<bool>(), any::<bool>()), 1..6)
+}
+
+async fn reseals_twice(plain: Vec<u8>, steps: Vec<(Before, bool, bool)>) {
+    let rig = Rig::new().await;
+    let one = rig.account("a").await;
+    let committing = of_suite(&rig, Suite::XaesGcmCommit);
+    let two = committing.account(&account_id("a")).await.unwrap();
+    let mut buf = plain.clone();
+    let mut header = one.seal_in_place(1_u64, &mut buf).unwrap();
+    for (before, by_two, is_async) in steps {
+        let (account, suite) = if by_two { (&two, Suite::XaesGcmCommit) } else { (&one, Suite::XaesGcm) };
+        match before {
+            Before::Nothing => {}
+            Before::Rotation => drop(rig.meanwhile(rig.engine.rotate_account(account.id())).await.unwrap()),
+            Before::Wipe => {
+                rig.engine.wipe_now(&rig.kek);
+                committing.wipe_now(&rig.kek);
+            }
+            Before::Denial => {
+                take_away(&rig, &one).await;
+                take_away(&rig, &two).await;
+            }
+        }
+        let sealed = buf.clone();
+        let outcome = match is_async {
+            true => rig.meanwhile(account.reseal(1_u64, &header, &mut buf)).await,
+            false => account.reseal_in_place(1_u64, &header, &mut buf),
+        };
+        if before == Before::Denial {
+            give_back(&rig, &one).await;
+            give_back(&rig, &two).await;
+        }
+        header = match outcome {
+            Ok(resealed) => resealed,
+            Err(error) => {
+                let may = match error {
+                    Error::Denied(_) => before == Before::Denial,
+                    Error::Cold { .. } => !is_async,
+                    _ => false,
+                };
+                assert!(may && buf == sealed, "{error}, and the block is as it was: {}", buf == sealed);
+                rig.meanwhile(account.reseal(1_u64, &header, &mut buf)).await.unwrap()
+            }
+        };
+        assert_eq!((header.suite(), header.aek_version()), (suite, account.aek_version()));
+        let done = buf.clone();
+        assert_eq!(account.reseal_in_place(1_u64, &header, &mut buf).unwrap(), header);
+        assert_eq!(rig.meanwhile(account.reseal(1_u64, &header, &mut buf)).await.unwrap(), header);
+        assert!(buf == done, "resealed a second time");
+        for reader in [&one, &two] {
+            let mut opened = buf.clone();
+            rig.meanwhile(reader.open(1_u64, &header, &mut opened)).await.unwrap();
+            assert_eq!(opened, plain);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_batch_that_is_given_again_seals_and_opens_each_block_once(plan in items()) {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(a_batch_twice(plan));
+    }
+
+    #[test]
+    fn a_block_that_is_resealed_again_stays_as_it_is_and_one_that_was_refused_too(
+        plain in prop::collection::vec(any::<u8>(), 0..200),
+        steps in reseals(),
+    ) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(reseals_twice(plain, steps));
     }
 }

@@ -294,7 +294,7 @@ impl World {
         };
         account.warm().await?;
         account.warm_for(&block.header).await?;
-        block.header = account.reseal(ADDRESS, &block.header, &mut block.ciphertext)?;
+        block.header = account.reseal_in_place(ADDRESS, &block.header, &mut block.ciphertext)?;
         assert_eq!(block.header.aek_version(), account.aek_version());
         Ok(())
     }

@@ -146,7 +146,8 @@ async fn golden_blocks_of_an_old_store_open_after_three_rotations_of_each_kind()
         golden.assert_all_open(&live, "an AEK rotation").await;
         let file = BLOCKS[1];
         let (mut buf, address) = (bytes(file, "ciphertext"), Address::new(&bytes(file, "address")).unwrap());
-        let header = live.reseal(address, &BlockHeader::parse(&bytes(file, "header")).unwrap(), &mut buf).unwrap();
+        let header =
+            live.reseal_in_place(address, &BlockHeader::parse(&bytes(file, "header")).unwrap(), &mut buf).unwrap();
         assert_eq!(header.aek_version(), aek_version);
         resealed.push((header, buf));
 
