@@ -56,6 +56,7 @@ const MANUAL_UNIX_START: u64 = 1_700_000_000;
 
 /// Where time comes from. Cheap to clone.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub enum Clock {
     /// The machine's CLOCK_BOOTTIME.
     #[default]

@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 /// Events that a slow subscriber may lag behind before it misses some.
 const EVENTS_HELD_MAX: usize = 1024;
 
-/// Something that a service or its operators may want to act on.
+/// Something that a service or its operators may want to act on. Match fields with `..`: others may come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {

@@ -399,6 +399,7 @@ fn show(duration: Duration) -> String {
 
 /// What the command line works with: the file, with the environment over it, and defaults below.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Config {
     /// The default token and how to log in.
     pub token: TokenConfig,
@@ -414,6 +415,7 @@ pub struct Config {
 
 /// Which token, and how to log in. What is `None` was said nowhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TokenConfig {
     /// What the records of its KEKs call it.
     pub name: TokenName,

@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 
 /// A key of `keyleash.toml`, and the variable that goes over it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Key {
     /// Its section.
     pub section: &'static str,
@@ -28,6 +29,7 @@ pub struct Key {
 
 /// A key with what is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Shown {
     /// The key.
     pub key: Key,

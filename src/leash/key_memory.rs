@@ -31,6 +31,7 @@ const LOOK_MAX: Duration = Duration::from_millis(100);
 
 /// A key that was taken away and is not wiped yet, because a seal or open has not ended that uses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WaitingWipe {
     /// The KEK version that it is wrapped under.
     pub kek: KekVersion,

@@ -203,6 +203,7 @@ impl<M: Member> Drop for ThenWipe<'_, M> {
 
 /// What is told about a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LeaseStatus {
     /// The KEK version.
     pub kek: KekVersion,

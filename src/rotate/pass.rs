@@ -45,6 +45,7 @@ const REWRAP_AGAIN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What was done by schedule.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WorkReport {
     /// Another engine does the scheduled work, so nothing was done.
     pub held_by: Option<WorkRecord>,

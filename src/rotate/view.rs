@@ -19,6 +19,7 @@ pub const VIEW_ACCOUNTS_MAX: usize = 1000;
 
 /// A KEK that has a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KekSchedule {
     /// Its current version.
     pub kek: KekVersion,
@@ -32,6 +33,7 @@ pub struct KekSchedule {
 
 /// An account whose AEK is due, now or some day.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AekSchedule {
     /// The account.
     pub account: AccountId,
@@ -45,6 +47,7 @@ pub struct AekSchedule {
 
 /// What is scheduled for a store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Schedule {
     /// The store's date that it was made for, in seconds since 1970.
     pub now_unix: u64,

@@ -81,6 +81,7 @@ impl Free {
 
 /// Whether memory that cannot be locked is used with a warning (the default) or refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum MemlockPolicy {
     /// Warn, with the number to set.
     #[default]

@@ -18,6 +18,7 @@ pub const FINDINGS_MAX: usize = 1000;
 
 /// What is in a store, and what is wrong with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Check {
     /// Accounts, deleted ones that were not purged included.
     pub accounts: u64,

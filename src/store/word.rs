@@ -41,6 +41,7 @@ struct Silence {
 
 /// A silence of the key store, as it is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StoreSilence {
     /// How long it has lasted.
     pub lasting: Duration,

@@ -60,7 +60,7 @@ fn heading() -> Vec<String> {
     ["KEY", "IN FORCE", "FROM"].map(String::from).into()
 }
 
-fn row(Shown { key, token, value, origin }: &Shown) -> Vec<String> {
+fn row(Shown { key, token, value, origin, .. }: &Shown) -> Vec<String> {
     let default = || key.default.clone().unwrap_or_else(|| "-".into());
     let name = format!("{}.{}", key.section, key.key);
     // It is named already.
@@ -74,7 +74,7 @@ fn standby_row((kek, standby, origin): &(KekName, TokenName, String)) -> Vec<Str
     vec![format!("kek[{kek}].standby"), standby.to_string(), origin.to_owned()]
 }
 
-fn shown_json(Shown { key, token, value, origin }: &Shown) -> Value {
+fn shown_json(Shown { key, token, value, origin, .. }: &Shown) -> Value {
     json!({
         "section": key.section, "key": key.key, "variable": key.variable, "value": value, "default": key.default,
         "allowed": key.bounds, "from": origin, "token": token.as_ref().map(TokenName::as_str),

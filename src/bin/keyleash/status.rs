@@ -223,7 +223,7 @@ fn report_lines(status: &Status, listed: &Listed<'_>, goes_on: bool) -> String {
     if keks.is_empty() {
         lines.push_str("no KEK in the store: make one with `keyleash kek create NAME`\n");
     }
-    if let Some(StoreSilence { lasting, why, keys_last }) = &status.store_silence {
+    if let Some(StoreSilence { lasting, why, keys_last, .. }) = &status.store_silence {
         let (lasting, left) = (lasting.as_secs(), keys_last.as_secs());
         let silent = if lasting == 0 { "store silent".into() } else { format!("store silent for {lasting} s") };
         lines.push_str(&format!("{silent} ({why}), keys in use go on for {left} s\n"));

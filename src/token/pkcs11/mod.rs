@@ -88,6 +88,7 @@ pub struct Pkcs11Settings {
 /// each worker at most, whatever is chosen here; under a call it is a crash. The manual says what that costs and what it cannot
 /// mend: [modules](crate::manual::modules#others-that-use-the-module-in-the-process).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum FreshContext {
     /// It may: nobody else in this process uses the module.
     #[default]
