@@ -9,7 +9,7 @@
 use keyleash::{
     Account, Engine,
     account::{OpenItem, SealItem},
-    block::{Backend, Suite},
+    block::{Address, Backend, ObjectId, Suite},
     clock::Clock,
     name::{AccountId, KekName},
     store::memory::MemoryStore,
@@ -128,11 +128,18 @@ fn an_allocation_in_rust_and_one_in_c_are_counted() {
 }
 
 async fn account(backend: Backend, suite: Suite) -> Account {
+    both(backend, suite, suite).await.0
+}
+
+/// An account, and the same one of an engine that seals in another suite.
+async fn both(backend: Backend, suite: Suite, other: Suite) -> (Account, Account) {
     let (token, _) = ScriptedToken::new(Clock::default(), Duration::from_secs(5), 1);
-    let engine = Engine::builder(token, Arc::new(MemoryStore::new())).backend(backend).suite(suite).build().unwrap();
-    let kek = KekName::new("kek").unwrap();
+    let store = Arc::new(MemoryStore::new());
+    let build = |suite| Engine::builder(token.clone(), store.clone()).backend(backend).suite(suite).build().unwrap();
+    let (engine, other) = (build(suite), build(other));
+    let (kek, id) = (KekName::new("kek").unwrap(), AccountId::new("a").unwrap());
     engine.create_kek(&kek, Profile::AesGcm).await.unwrap();
-    engine.create_account(&AccountId::new("a").unwrap(), &kek).await.unwrap()
+    (engine.create_account(&id, &kek).await.unwrap(), other.account(&id).await.unwrap())
 }
 
 /// Every form of seal and open that returns no buffer of its own.
@@ -145,6 +152,9 @@ fn seal_and_open(account: &Account, plain: &mut [u8], other: &mut [u8]) {
     account.seal_batch(&mut items).unwrap();
     let (header, buf) = items.map(SealItem::sealed)[0].take().unwrap();
     account.open_batch(&mut [OpenItem::new(3_u64, &header, buf)]).unwrap();
+    let address = || Address::object(ObjectId::hashed(&[b"bucket", b"key"]), 4);
+    let header = account.seal_in_place(address(), plain).unwrap();
+    account.open_in_place(address(), &header, plain).unwrap();
 }
 
 #[tokio::test]
@@ -160,6 +170,24 @@ async fn a_seal_and_an_open_allocate_nothing() {
                 assert_eq!((rust, heap), (0, 0), "{backend} {suite:?}, {len} bytes");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn nor_does_a_reseal() {
+    for backend in Backend::available() {
+        let (account, committing) = both(*backend, Suite::XaesGcm, Suite::XaesGcmCommit).await;
+        let mut buf = [7; 4096];
+        let mut header = account.seal_in_place(1_u64, &mut buf).unwrap();
+        let mut there_and_back = || {
+            for account in [&committing, &account] {
+                let old = header;
+                header = account.reseal_in_place(1_u64, &old, &mut buf).unwrap();
+                assert_ne!(header.suite(), old.suite());
+            }
+        };
+        there_and_back();
+        assert_eq!(calls(there_and_back), (0, 0), "{backend}");
     }
 }
 

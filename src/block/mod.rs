@@ -27,7 +27,7 @@ mod self_test;
 #[cfg(test)]
 mod tests;
 
-pub use address::{ADDRESS_BYTES_MAX, Address};
+pub use address::{ADDRESS_BYTES_MAX, Address, ObjectId};
 pub use aead::Backend;
 pub use header::{BlockHeader, FORMAT_VERSION, HEADER_BYTES_MAX, SUITE_KNOWN_AFTER_BYTES, Suite};
 pub use nonce::NONCE_BYTES;

@@ -2,18 +2,24 @@
 
 use super::*;
 
-const GOLDEN: [&str; 6] = [
+const GOLDEN: [&str; 8] = [
     include_str!("../../../tests/compat/block-v1-suite1-empty.txt"),
     include_str!("../../../tests/compat/block-v1-suite1-short.txt"),
     include_str!("../../../tests/compat/block-v1-suite1-long.txt"),
+    include_str!("../../../tests/compat/block-v1-suite1-hashed.txt"),
     include_str!("../../../tests/compat/block-v1-suite2-empty.txt"),
     include_str!("../../../tests/compat/block-v1-suite2-short.txt"),
     include_str!("../../../tests/compat/block-v1-suite2-long.txt"),
+    include_str!("../../../tests/compat/block-v1-suite2-hashed.txt"),
 ];
 
-fn field<'a>(file: &'a str, name: &str) -> &'a str {
+fn find<'a>(file: &'a str, name: &str) -> Option<&'a str> {
     let mut fields = file.lines().filter_map(|line| line.split_once(" ="));
-    fields.find(|(key, _)| *key == name).unwrap().1.trim()
+    fields.find(|(key, _)| *key == name).map(|(_, value)| value.trim())
+}
+
+fn field<'a>(file: &'a str, name: &str) -> &'a str {
+    find(file, name).unwrap()
 }
 
 #[test]
@@ -36,5 +42,17 @@ fn golden_blocks_open_and_are_sealed_to_the_same_bytes() {
                 assert_eq!((sealed.unwrap().as_bytes(), &buf), (&bytes("header")[..], &ciphertext), "{backend}");
             });
         }
+    }
+}
+
+#[test]
+fn an_object_s_name_of_many_parts_is_hashed_to_the_same_address_for_ever() {
+    let named: Vec<_> = GOLDEN.iter().filter(|file| find(file, "parts").is_some()).collect();
+    assert_eq!(named.len(), 2);
+    for file in named {
+        let parts: Vec<_> = field(file, "parts").split(' ').map(|part| hex::decode(part).unwrap()).collect();
+        let parts: Vec<_> = parts.iter().map(Vec::as_slice).collect();
+        let address = Address::object(ObjectId::hashed(&parts), 9);
+        assert_eq!(hex::encode(address.as_bytes()), field(file, "address"));
     }
 }
