@@ -47,6 +47,9 @@ const FAREWELL: Duration = Duration::from_millis(500);
 const TOKEN_FAREWELL: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
+    if let Some(refused) = refuse_stores() {
+        return refused;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error),
@@ -81,6 +84,25 @@ fn main() -> ExitCode {
         }
         Err(error) => end(output, Err(Failure::io("starting threads", error))).into(),
     }
+}
+
+/// Before a word is written: none may go behind the end of a store, that of `--help` neither. It is said on the other stream.
+fn refuse_stores() -> Option<ExitCode> {
+    let [output, error] = [Standard::Output, Standard::Error].map(Standard::is_store);
+    let (stream, elsewhere) = match (output, error) {
+        (false, false) => return None,
+        (true, false) => (Standard::Output, Some(Standard::Error)),
+        (false, true) => (Standard::Error, Some(Standard::Output)),
+        (true, true) => (Standard::Error, None),
+    };
+    let failure = Failure::Usage(format!(
+        "{} is a key store: what is written behind its end damages it; redirect it elsewhere",
+        stream.name()
+    ));
+    if let Some(Ok(mut elsewhere)) = elsewhere.map(Standard::file) {
+        Output::new(env::args_os().any(|arg| arg == "--json")).failure_to(&mut elsewhere, &failure);
+    }
+    Some(ExitCode::from(failure.code()))
 }
 
 /// Says what failed, and gives the exit status.

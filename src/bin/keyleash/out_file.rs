@@ -167,9 +167,15 @@ impl OutFile {
 
     /// Makes the file durable, and puts it at its place.
     pub(crate) fn complete(&self) -> Result<(), Failure> {
+        self.complete_if(|| Ok(()))
+    }
+
+    /// As [`OutFile::complete`], if `at_last` agrees, which is asked when the file is durable: that takes a while.
+    pub(crate) fn complete_if(&self, at_last: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
         let failed = |error| Failure::io(self.place.display(), error);
         self.end_syncing().map_err(failed)?;
         self.file.sync_all().map_err(failed)?;
+        at_last()?;
         let mut making = self.making();
         match &*making {
             None => return Err(failed(io::Error::new(io::ErrorKind::Interrupted, "was abandoned"))),
@@ -417,6 +423,23 @@ mod tests {
         *out.syncing() = Some(Syncing { tell, thread });
         assert!(out.complete().unwrap_err().to_string().contains("the disk is gone"));
         assert!(!place.exists());
+    }
+
+    #[test]
+    fn does_not_appear_when_it_counts_no_more_once_it_is_durable() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("out");
+        let out = OutFile::create(&place, false).unwrap();
+        let mut writer = out.writer().unwrap();
+        writer.write_all(b"sealed").unwrap();
+        let ended = || out.syncing().is_none();
+        let refused = out.complete_if(|| {
+            assert!(ended() && !place.exists(), "asked between the last sync and the link");
+            Err(Failure::Usage("its AEK version was retired meanwhile".into()))
+        });
+        assert_eq!(refused.unwrap_err().kind(), "usage");
+        drop(out);
+        assert_eq!(names(directory.path()), [""; 0]);
     }
 
     #[test]

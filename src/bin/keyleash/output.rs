@@ -51,13 +51,18 @@ impl Output {
 
     /// Shows why a command failed.
     pub(crate) fn failure(self, failure: &Failure) {
+        self.failure_to(&mut io::stderr().lock(), failure);
+    }
+
+    /// As [`Output::failure`], where that is not standard error.
+    pub(crate) fn failure_to(self, stream: &mut impl Write, failure: &Failure) {
         if matches!(failure, Failure::Closed) && !self.json {
             return; // whoever closed it knows
         }
         let error = json!({ "kind": failure.kind(), "message": failure.to_string(), "exit": failure.code() });
         let lines = format!("keyleash: {failure}\n");
         // Nobody is left to be told.
-        let _ = self.write(&mut io::stderr().lock(), &json!({ "error": error }), &lines);
+        let _ = self.write(stream, &json!({ "error": error }), &lines);
     }
 
     /// Tells a person something that is no result.

@@ -8,12 +8,12 @@ use crate::{
     output::{Output, hex},
     progress::Progress,
     setup::{Setup, Store, account_id},
-    streams::{Standard, refuse_onto_itself, refuse_store},
+    streams::{OwnFiles, Standard, refuse_onto_itself},
 };
 use keyleash::{Account, Engine, Error, store::record::StoreRecord};
 use serde_json::json;
 use std::{
-    fs::{self, File, Metadata},
+    fs::{File, Metadata},
     io::{self, BufReader, BufWriter, IsTerminal, Read, Write},
     path::Path,
     sync::{
@@ -32,7 +32,7 @@ const BUFFER_BYTES: usize = 4 * BLOCK_BYTES;
 
 pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<(), Failure> {
     let id = account_id(&args.account)?;
-    let streams = Opened::new(args.streams, setup.store_path(), output).await?;
+    let streams = Opened::new(args.streams, setup.own_files(), output).await?;
     if streams.out.is_none() && Standard::Output.file()?.is_terminal() {
         return Err(Failure::Usage(
             "a sealed file is no text: name a file with -o, or redirect standard output".into(),
@@ -52,7 +52,7 @@ pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<()
         let runtime = Handle::current();
         let keys = Keys::new(account, runtime.clone()).of_store(store);
         // Past the buffer, in which plaintext would stay.
-        let sealed = file::seal(&keys, work.input.get_mut(), &mut work.output, |bytes| {
+        let (file, totals) = file::seal(&keys, work.input.get_mut(), &mut work.output, |bytes| {
             ahead.sealed();
             if ahead.is_used_up() {
                 runtime.block_on(ahead.count());
@@ -60,11 +60,10 @@ pub(crate) async fn seal(args: Seal, setup: &Setup, output: Output) -> Result<()
             work.step.done(bytes)
         })?;
         // Between two of its looks another process can have put another store in this one's place.
-        keys.confirm()?;
-        Ok(sealed)
+        Ok(Done { file, totals, at_last: Box::new(move || keys.confirm()) })
     });
     let sealed = sealed.await;
-    if let Err(error) = engine.write_usage().await {
+    if let (Err(error), Ok(())) = (engine.write_usage().await, &sealed) {
         // The file is whole all the same.
         output.note(&format!("keyleash: what was sealed is not counted in the account's record: {error}"));
     }
@@ -111,19 +110,19 @@ impl Ahead {
 }
 
 pub(crate) async fn open(args: Open, setup: &Setup, output: Output) -> Result<(), Failure> {
-    let streams = Opened::new(args.streams, setup.store_path(), output).await?;
+    let streams = Opened::new(args.streams, setup.own_files(), output).await?;
     let (engine, store) = setup.engine_and_store_id(Store::Read).await?;
     streams.run(output, move |work| open_with(&engine, store, work)).await
 }
 
-fn open_with(engine: &Engine, store: Option<StoreRecord>, work: &mut Work) -> Result<(FileHeader, Totals), Failure> {
+fn open_with(engine: &Engine, store: Option<StoreRecord>, work: &mut Work) -> Result<Done, Failure> {
     let file = FileHeader::read(&mut work.input)?;
     let runtime = Handle::current();
     let account = runtime.block_on(account_of(engine, &file, file.is_of(store.as_ref())))?;
     let keys = Keys::new(account, runtime).of_store(store);
     // Past the buffer, as when sealing.
     let totals = file::open(&file, &keys, &mut work.input, work.output.get_mut(), |bytes| work.step.done(bytes))?;
-    Ok((file, totals))
+    Ok(Done { file, totals, at_last: Box::new(|| Ok(())) })
 }
 
 /// The account that a file was sealed for.
@@ -160,6 +159,14 @@ struct Work {
     step: Step,
 }
 
+/// What was sealed or opened.
+struct Done {
+    file: FileHeader,
+    totals: Totals,
+    /// Asked when all of it is on the disk: then it counts, or does not appear.
+    at_last: Box<dyn FnOnce() -> Result<(), Failure>>,
+}
+
 /// Between two blocks: shows progress, and stops the work when it was interrupted.
 struct Step {
     progress: Progress,
@@ -194,19 +201,16 @@ impl Drop for Interrupt {
 
 impl Opened {
     /// Opens IN and begins OUT.
-    async fn new(streams: Streams, store: &Path, output: Output) -> Result<Self, Failure> {
-        let store = store.to_owned();
+    async fn new(streams: Streams, own: OwnFiles, output: Output) -> Result<Self, Failure> {
         // Opening a named pipe waits for its other end, and a signal must be heard meanwhile.
         let opening = tokio::task::spawn_blocking(move || {
             let source =
                 streams.input().map_or_else(|| Standard::Input.name().into(), |path| path.display().to_string());
             let (input, metadata) = open_input(streams.input())?;
-            refuse_store(&store, &metadata, &source)?;
+            own.refuse_store(&metadata, &source)?;
             let out = match streams.output() {
                 Some(place) => {
-                    if let Ok(there) = fs::metadata(place) {
-                        refuse_store(&store, &there, &place.display().to_string())?;
-                    }
+                    own.refuse_to_replace(place)?;
                     Some(Arc::new(OutFile::create(place, streams.force)?))
                 }
                 None => {
@@ -225,7 +229,7 @@ impl Opened {
     async fn run(
         self,
         output: Output,
-        work: impl FnOnce(&mut Work) -> Result<(FileHeader, Totals), Failure> + Send + 'static,
+        work: impl FnOnce(&mut Work) -> Result<Done, Failure> + Send + 'static,
     ) -> Result<(), Failure> {
         let Self { input, source, input_bytes, out, progress } = self;
         let stop = Arc::new(AtomicBool::new(false));
@@ -252,9 +256,12 @@ impl Opened {
                     .map_or_else(|| Standard::Output.name().into(), |out| out.place().display().to_string());
                 let named =
                     |failure: Failure| failure.of_stream(file::READING, &source).of_stream(file::WRITING, &place);
-                let done = outcome.map_err(named)?;
-                out.map_or(Ok(()), |out| out.complete())?;
-                Ok::<_, Failure>(done)
+                let Done { file, totals, at_last } = outcome.map_err(named)?;
+                match out {
+                    Some(out) => out.complete_if(at_last)?,
+                    None => at_last()?,
+                }
+                Ok::<_, Failure>((file, totals))
             }
         });
         let (file, totals) =

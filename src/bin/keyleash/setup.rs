@@ -3,10 +3,11 @@
 use crate::{
     exit::Failure,
     lazy_token::LazyToken,
+    out_file::OutFile,
     output::Output,
     refused_pins::RefusedPins,
     shared_store::SharedStore,
-    streams::{Standard, refuse_store},
+    streams::{OwnFiles, Standard},
 };
 use keyleash::{
     Engine, Error,
@@ -64,11 +65,12 @@ pub(crate) struct Setup {
 impl Setup {
     /// Reads the file and the environment.
     pub(crate) fn read(file: Option<&Path>, output: Output) -> Result<Self, Failure> {
-        let config = read_config(file)?.0.resolve()?;
+        let setup = Self { config: read_config(file)?.0.resolve()?, output, engine: Mutex::default() };
+        // Also one that is empty by now.
         if let Some(written) = Standard::Output.file().ok().and_then(|output| output.metadata().ok()) {
-            refuse_store(&config.store, &written, Standard::Output.name())?;
+            setup.own_files().refuse_store(&written, Standard::Output.name())?;
         }
-        Ok(Self { config, output, engine: Mutex::default() })
+        Ok(setup)
     }
 
     /// Before the process ends: what the engine still writes down.
@@ -94,6 +96,22 @@ impl Setup {
     /// Where the store is.
     pub(crate) fn store_path(&self) -> &Path {
         &self.config.store
+    }
+
+    /// What no OUT may take the place of.
+    pub(crate) fn own_files(&self) -> OwnFiles {
+        let Config { token, other_tokens, store, .. } = &self.config;
+        let pin = |token: &TokenConfig| match &token.pin {
+            Some(PinSource::File(path)) => Some(path.clone()),
+            _ => None,
+        };
+        OwnFiles { store: store.clone(), pins: other_tokens.iter().chain([token]).filter_map(pin).collect() }
+    }
+
+    /// Begins a report, in the place of an older one.
+    pub(crate) fn report(&self, place: &Path) -> Result<OutFile, Failure> {
+        self.own_files().refuse_to_replace(place)?;
+        OutFile::create(place, true)
     }
 
     pub(crate) async fn store(&self, need: Store) -> Result<Arc<dyn KeyStore>, Failure> {

@@ -9,13 +9,16 @@ use crate::exit::Failure;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     fs::{self, File, Metadata},
-    io,
+    io::{self, Read},
     os::{
-        fd::AsFd,
+        fd::{AsFd, AsRawFd},
         unix::fs::{FileTypeExt, MetadataExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
+
+/// What every store begins with: it is a file of redb.
+const STORE_MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 
 /// What a command needs of the standard streams. Asked before it does anything: what it did could not be told afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,19 @@ impl Standard {
             Self::Output | Self::Error => "redirect it (`/dev/null` throws away what is written)",
         };
         Err(Failure::io(self.name(), io::Error::new(io::ErrorKind::NotConnected, format!("it is closed: {remedy}"))))
+    }
+
+    /// Whether it goes behind the end of a store, any store, which opens no more then: whatever is to be said must not be said there.
+    pub(crate) fn is_store(self) -> bool {
+        let Ok(stream) = self.file() else { return false };
+        if !stream.metadata().is_ok_and(|stream| stream.is_file()) {
+            return false;
+        }
+        let mut begin = [0; STORE_MAGIC.len()];
+        // By a descriptor of its own: this one may be open for writing alone.
+        let read =
+            File::open(format!("/dev/fd/{}", stream.as_raw_fd())).and_then(|mut file| file.read_exact(&mut begin));
+        read.is_ok() && begin == STORE_MAGIC
     }
 
     /// Whether the other end of a pipe or socket was closed.
@@ -100,15 +116,41 @@ pub(crate) fn refuse_onto_itself(input: &Metadata, source: &str, output: &Metada
     )))
 }
 
-/// Refuses the key store for IN or OUT: what would be written there destroys it, with all that was ever sealed; and a copy of it that is
-/// sealed with itself is one that nobody can open when it is needed.
-pub(crate) fn refuse_store(store: &Path, stream: &Metadata, name: &str) -> Result<(), Failure> {
-    if !fs::metadata(store).is_ok_and(|store| stream.is_file() && is_same_file(&store, stream)) {
-        return Ok(());
+/// Files without which nothing that was sealed is ever opened again.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnFiles {
+    pub(crate) store: PathBuf,
+    pub(crate) pins: Vec<PathBuf>,
+}
+
+impl OwnFiles {
+    /// Refuses the key store for IN or OUT: what would be written there destroys it, with all that was ever sealed; and a copy of it that
+    /// is sealed with itself is one that nobody can open when it is needed.
+    pub(crate) fn refuse_store(&self, stream: &Metadata, name: &str) -> Result<(), Failure> {
+        if !is_at(&self.store, stream) {
+            return Ok(());
+        }
+        Err(Failure::Usage(format!(
+            "{name} is the key store: neither is it replaced by a file, nor sealed with itself; `keyleash store snapshot FILE` copies it"
+        )))
     }
-    Err(Failure::Usage(format!(
-        "{name} is the key store: neither is it replaced by a file, nor sealed with itself; `keyleash store snapshot FILE` copies it"
-    )))
+
+    /// Refuses what OUT must not take the place of: the key store, and the file of a PIN, which may stand nowhere else.
+    pub(crate) fn refuse_to_replace(&self, place: &Path) -> Result<(), Failure> {
+        let Ok(there) = fs::metadata(place) else { return Ok(()) };
+        self.refuse_store(&there, &place.display().to_string())?;
+        if !self.pins.iter().any(|pin| is_at(pin, &there)) {
+            return Ok(());
+        }
+        Err(Failure::Usage(format!(
+            "{}: a PIN of a token stands there, and is not replaced: name another file",
+            place.display()
+        )))
+    }
+}
+
+fn is_at(path: &Path, stream: &Metadata) -> bool {
+    stream.is_file() && fs::metadata(path).is_ok_and(|there| is_same_file(&there, stream))
 }
 
 /// Which descriptors were closed before the standard library opened them. One look, in the only place of the command line with

@@ -58,8 +58,8 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
     warnings::with_times();
     let wait = Wait::new(output);
     // Before half an hour of drills is spent for nothing.
-    let picture = options.picture.as_deref().map(|path| OutFile::create(path, true)).transpose()?;
-    let page = options.report.as_deref().map(|path| OutFile::create(path, true)).transpose()?;
+    let picture = options.picture.as_deref().map(|path| setup.report(path)).transpose()?;
+    let page = options.report.as_deref().map(|path| setup.report(path)).transpose()?;
     let (mut reports, mut failed) = (Vec::new(), None);
     for scenario in scenarios {
         if scenarios.len() > 1 {
