@@ -9,7 +9,7 @@ use crate::{
     planted::{self, Fault},
     slots::slot::AekSlot,
     store::{
-        CONFLICTS_MAX, StoreVersion, again_and_again, kek_names, read_accounts,
+        CONFLICTS_MAX, StoreVersion, again_and_again, kek_names, number_of, read_accounts,
         record::{KEK_VERSIONS_MAX, KekRecord, KekVersionRecord},
     },
     token::{KekHandle, KekId},
@@ -209,7 +209,13 @@ impl Engine {
     async fn retire_unused(&self, kek: &KekVersion, shown: Option<&KekVersionRecord>) -> Result<()> {
         self.refuse_while_named(kek).await?;
         if self.kek_record(&kek.name).await?.current != kek.version {
-            self.refuse_while_used(kek).await?;
+            if let Err(used) = self.refuse_while_used(kek).await {
+                if matches!(used, Error::Invalid(_)) {
+                    // By one that was cut off before its last look: a key that is told to be retired may be deleted by anybody.
+                    self.set_retired(kek, None, None).await?;
+                }
+                return Err(used);
+            }
             self.refuse_while_in_use(kek).await?;
         }
         self.set_retired(kek, Some(self.keyring().stamp().await?), shown).await?;
@@ -249,8 +255,9 @@ impl Engine {
         match self.count_under(kek).await? {
             0 => Ok(()),
             accounts => Err(Error::Invalid(format!(
-                "KEK {kek} still wraps AEKs of {accounts} accounts: `keyleash account list --kek {kek}` shows them, and \
+                "KEK {kek} still wraps AEKs of {}: `keyleash account list --kek {kek}` shows them, and \
                  `keyleash kek rewrap {}` moves them to the current version",
+                number_of(accounts, "account"),
                 kek.name
             ))),
         }

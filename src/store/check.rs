@@ -1,7 +1,7 @@
 //! Reads a whole store, and names what is wrong in it.
 
 use super::{
-    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys,
+    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys, number_of,
     record::{AccountRecord, CommonRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord},
 };
 use crate::{
@@ -49,6 +49,7 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
     let mut check = Check::default();
     // Which accounts each KEK version wraps, by the KEKs' records and by those of the accounts.
     let mut wraps = BTreeMap::<String, (KekVersion, Tally)>::new();
+    let mut retired = BTreeSet::new();
     let mut known = |kek: KekVersion, account: Option<&Key>| {
         let (_, tally) = wraps.entry(kek.to_string()).or_insert((kek, Tally::default()));
         account.into_iter().for_each(|account| tally.add(account));
@@ -56,9 +57,13 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
     each(store, &Filter::Keks, |key, value| {
         check.keks += 1;
         match value.and_then(|value| KekRecord::decode(key, &value)) {
-            Ok(record) => {
-                record.versions.iter().for_each(|kek| known(KekVersion::new(record.name.clone(), kek.version), None));
-            }
+            Ok(record) => record.versions.iter().for_each(|version| {
+                let kek = KekVersion::new(record.name.clone(), version.version);
+                if version.retired_unix.is_some() {
+                    retired.insert(kek.clone());
+                }
+                known(kek, None);
+            }),
             Err(error) => check.find(error),
         }
     })
@@ -94,6 +99,9 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
         }
     }
     for (kek, accounts) in wraps.into_values() {
+        if accounts.accounts > 0 {
+            check_kek(store, &kek, accounts.accounts, retired.contains(&kek), &mut check).await?;
+        }
         check_index(store, &kek, accounts, &mut check).await?;
     }
     Ok(check)
@@ -113,6 +121,39 @@ impl Tally {
         self.accounts += 1;
         self.hashes ^= hasher.finish();
     }
+}
+
+/// That a KEK version which wraps accounts is there, and is not told to be one whose key may be deleted. It was read as retired before the
+/// accounts were, or not; it is read again because others may have made it since, or have taken its retirement back.
+async fn check_kek(
+    store: &dyn KeyStore,
+    kek: &KekVersion,
+    accounts: u64,
+    was_retired: bool,
+    check: &mut Check,
+) -> Result<()> {
+    let key = Key::Kek(kek.name.clone());
+    let record = match store.get(&key).await {
+        Ok(found) => found.map(|found| KekRecord::decode(&key, &found.value)).transpose(),
+        Err(error) => Err(error),
+    };
+    let wrapped = number_of(accounts, "account");
+    let what = match record {
+        Err(error @ Error::Store(_)) => return Err(error),
+        // Found before.
+        Err(_) => return Ok(()),
+        Ok(record) => match record.as_ref().and_then(|record| record.version(kek.version)) {
+            None => format!("is missing, and wraps AEKs of {wrapped}; restore the store from a copy"),
+            Some(version) if was_retired && version.retired_unix.is_some() => format!(
+                "is retired, and still wraps AEKs of {wrapped}: see to it that its key is not deleted in the token, and \
+                 `keyleash kek rewrap {}` moves them",
+                kek.name
+            ),
+            Some(_) => return Ok(()),
+        },
+    };
+    check.find(Corrupt::Record { record: format!("KEK {kek}"), what }.into());
+    Ok(())
 }
 
 async fn check_index(store: &dyn KeyStore, kek: &KekVersion, accounts: Tally, check: &mut Check) -> Result<()> {
@@ -144,8 +185,9 @@ async fn check_index(store: &dyn KeyStore, kek: &KekVersion, accounts: Tally, ch
     let (lacks, strange) = differences(store, kek, suspects).await?;
     if lacks + strange > 0 {
         let what = format!(
-            "lacks {lacks} accounts that the KEK version wraps, and names {strange} that it does not; restore the store from a copy, \
-             or move the accounts to another KEK and back"
+            "lacks {} that the KEK version wraps, and names {strange} that it does not; restore the store from a copy, \
+             or move the accounts to another KEK and back",
+            number_of(lacks, "account")
         );
         check.find(Corrupt::Record { record: format!("index of KEK {kek}"), what }.into());
     }
@@ -226,11 +268,11 @@ async fn each(store: &dyn KeyStore, filter: &Filter, mut each: impl FnMut(&Key, 
 mod tests {
     use super::*;
     use crate::{
-        name::{AccountId, KekName},
+        name::{AccountId, KekName, TokenName},
         store::{
             Page, Put, StoreVersion,
             memory::MemoryStore,
-            record::{AekPolicy, Usage, WrappedAek},
+            record::{AekPolicy, KekPolicy, KekVersionRecord, Usage, WrappedAek},
         },
         token::{KekId, Profile, Wrapped},
     };
@@ -239,6 +281,39 @@ mod tests {
 
     fn kek(version: u32) -> KekVersion {
         KekVersion::new(KekName::new("k").unwrap(), version)
+    }
+
+    /// With a version for each of these dates of retirement, and one more.
+    fn kek_record(retired: &[Option<u64>]) -> KekRecord {
+        let versions = (1..).zip(retired.iter().chain([&None])).map(|(version, retired_unix)| {
+            let id = KekId::new(vec![version as u8]).unwrap();
+            let made = KekVersionRecord::new(0, version, id, Profile::AesGcm, TokenName::default());
+            KekVersionRecord { retired_unix: *retired_unix, ..made }
+        });
+        let (versions, current) = (versions.collect(), retired.len() as u32 + 1);
+        KekRecord { name: kek(1).name, versions, current, policy: KekPolicy::default() }
+    }
+
+    async fn create(store: &dyn KeyStore, key: Key, put: Result<Put>) {
+        store.create(&key, put.unwrap()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_kek_version_that_wraps_accounts_and_is_missing_or_told_to_be_free_for_deletion_is_named() {
+        for (retired, finding) in [
+            (&[Some(1)][..], "KEK k/1: is retired, and still wraps AEKs of 1 account:"),
+            (&[None], ""),
+            (&[], "KEK k/2: is missing, and wraps AEKs of 1 account;"),
+        ] {
+            let store = MemoryStore::new();
+            let (kek, [a, b]) = (kek_record(retired), [account("a", 1), account("b", 2)]);
+            create(&store, kek.key(), kek.put()).await;
+            create(&store, a.key(), a.put()).await;
+            create(&store, b.key(), b.put()).await;
+            let words: Vec<_> = check(&store).await.unwrap().findings.iter().map(ToString::to_string).collect();
+            assert_eq!(words.len(), usize::from(!finding.is_empty()), "{words:?}");
+            assert!(words.iter().all(|word| word.contains(finding)), "{words:?}");
+        }
     }
 
     fn account(id: &str, version: u32) -> AccountRecord {
@@ -306,9 +381,11 @@ mod tests {
     async fn what_others_move_meanwhile_is_no_damage_and_what_the_index_lacks_all_the_while_is() {
         for moves_max in 0..=40 {
             let busy = Busy { store: MemoryStore::new(), lists: AtomicU32::new(0), moves_max };
+            let keks = kek_record(&[None]);
+            create(&busy, keks.key(), keks.put()).await;
             for id in ["a", "b"] {
                 let record = account(id, 1);
-                busy.store.create(&record.key(), record.put().unwrap()).await.unwrap();
+                create(&busy, record.key(), record.put()).await;
             }
             assert_eq!(check(&busy).await.unwrap().findings, [], "{moves_max}");
             let lost = account("lost", 1);
@@ -318,7 +395,7 @@ mod tests {
             let found = check(&busy).await.unwrap();
             let words: Vec<_> = found.findings.iter().map(ToString::to_string).collect();
             assert!(
-                words.iter().any(|word| word.contains("index of KEK k/1: lacks 1 accounts")),
+                words.iter().any(|word| word.contains("index of KEK k/1: lacks 1 account that")),
                 "{moves_max} {words:?}"
             );
         }

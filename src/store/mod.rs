@@ -340,6 +340,11 @@ pub fn conflict(key: &Key) -> Error {
     Error::Conflict(key.to_string())
 }
 
+/// A number with its noun: `1 account`, `2 accounts`.
+pub(crate) fn number_of(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// What is said when somebody was faster [`CONFLICTS_MAX`] times.
 pub(crate) fn again_and_again(kind: &str, name: impl std::fmt::Display) -> Error {
     Error::Conflict(format!("{kind} {name}, again and again: see who changes it, and try again"))

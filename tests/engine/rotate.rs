@@ -90,6 +90,44 @@ async fn a_kek_version_that_still_wraps_or_is_current_is_not_retired() {
     assert_eq!(rig.engine.rotate_kek(&rig.kek).await.unwrap().version, 3);
 }
 
+/// By hand, as a process leaves it that is killed between its two looks, the second of which would have found an account.
+#[tokio::test]
+async fn a_retirement_that_was_cut_off_is_taken_back_where_the_version_is_used_after_all() {
+    let rig = Rig::new().await;
+    rig.account("a").await;
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    let key = Key::Kek(rig.kek.clone());
+    let found = rig.store.get(&key).await.unwrap().unwrap();
+    let mut record = KekRecord::decode(&key, &found.value).unwrap();
+    record.versions[0].retired_unix = Some(1_800_000_000);
+    rig.store.replace(&key, &found.version, record.put().unwrap()).await.unwrap();
+    let is_retired = async || rig.engine.kek(&rig.kek).await.unwrap().versions[0].record.retired_unix.is_some();
+    assert!(is_retired().await);
+    let error = rig.meanwhile(rig.engine.retire_kek(&version(&rig, 1))).await.unwrap_err().to_string();
+    assert!(error.contains("still wraps AEKs of 1 account:"), "{error}");
+    assert!(!is_retired().await, "its key may be deleted by whoever believes it");
+    rewrap(&rig).await;
+    rig.meanwhile(rig.engine.retire_kek(&version(&rig, 1))).await.unwrap();
+    assert!(is_retired().await);
+}
+
+#[tokio::test]
+async fn a_kek_version_that_is_another_key_than_was_shown_is_not_retired() {
+    let rig = Rig::new().await;
+    rig.account("a").await;
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    rewrap(&rig).await;
+    let shown = rig.engine.retirable_kek(&version(&rig, 1)).await.unwrap();
+    let mut another = shown.clone();
+    another.id = KekId::new([9, 9]).unwrap();
+    let refused = rig.meanwhile(rig.engine.retire_kek_as_shown(&rig.kek, &another)).await;
+    assert!(matches!(&refused, Err(Error::Conflict(what)) if what.contains("was not retired")), "{refused:?}");
+    let retired = async || rig.engine.kek(&rig.kek).await.unwrap().versions[0].record.retired_unix;
+    assert_eq!(retired().await, None);
+    rig.meanwhile(rig.engine.retire_kek_as_shown(&rig.kek, &shown)).await.unwrap();
+    assert!(retired().await.is_some());
+}
+
 #[tokio::test]
 async fn an_account_that_was_wrapped_while_its_kek_version_was_retired_is_moved_on() {
     let rig = Rig::new().await;

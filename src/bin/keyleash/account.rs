@@ -88,16 +88,14 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             let what = |record: &AccountRecord| format!("account {id}: {}", lost(record));
             let look = async || engine.retirable_aeks(&id, &aek_version, when(now)).await;
             let retire = async |shown: &_| engine.retire_aeks_as_shown(shown, &aek_version, when(now)).await;
-            let (shown, done) = consent.destroy(output, look, what, retire).await?;
+            let (shown, done) = consent.carry_out(output, look, |shown| would(what(shown)), retire).await?;
             let (what, lost) = (what(&shown), lost(&shown));
             let result = json!({
                 "account": id.as_str(), "dry_run": !done, "retired": aek_version, "sealed_blocks": lost.used.blocks,
                 "sealed_bytes": lost.used.bytes,
             });
-            output.result(
-                &result,
-                &format!("{what}, {}\n", if done { "is destroyed" } else { "would be destroyed for good" }),
-            )
+            let line = if done { format!("{what}, is destroyed\n") } else { would(what) + "\n" };
+            output.result(&result, &line)
         }
         Account::Move { id, kek } => {
             let (id, kek) = (account_id(&id)?, kek_name(&kek)?);
@@ -130,11 +128,11 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             };
             let look = async || engine.purgeable_account(&id, when(now)).await;
             let purge = async |shown: &_| engine.purge_account_as_shown(shown, when(now)).await;
-            let (shown, done) = consent.destroy(output, look, what, purge).await?;
+            let (shown, done) = consent.carry_out(output, look, |shown| would(what(shown)), purge).await?;
             let (what, lost) = (what(&shown), Lost::of(&shown.versions));
             let line = match done {
                 true => format!("account {id}: purged; its blocks are shredded: {lost}\n"),
-                false => format!("{what}, would be destroyed for good\n"),
+                false => would(what) + "\n",
             };
             let result = json!({
                 "account": id.as_str(), "dry_run": !done, "purged": done, "sealed_blocks": lost.used.blocks,
@@ -143,6 +141,10 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             output.result(&result, &line)
         }
     }
+}
+
+fn would(what: String) -> String {
+    format!("{what}, would be destroyed for good")
 }
 
 /// Accounts that are made at once.

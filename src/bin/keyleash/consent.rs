@@ -23,27 +23,27 @@ pub(crate) struct Consent {
 }
 
 impl Consent {
-    /// Looks at what is there, and destroys it, as it was shown, where somebody agrees. What was agreed to before anything was shown is
-    /// for whatever there is: it is looked at anew where others change it meanwhile. Gives what was shown last, and whether it was
-    /// destroyed.
+    /// Looks at what is there, and does to it, as it was shown, what `would` says in full, where somebody agrees. What was agreed to
+    /// before anything was shown is for whatever there is: it is looked at anew where others change it meanwhile. Gives what was shown
+    /// last, and whether it was done.
     ///
     /// # Errors
-    /// As [`Consent::given`], and what `look` and `destroy` fail with.
-    pub(crate) async fn destroy<S>(
+    /// As [`Consent::given`], and what `look` and `act` fail with.
+    pub(crate) async fn carry_out<S>(
         self,
         output: Output,
         look: impl AsyncFn() -> Result<S, Error>,
-        what: impl Fn(&S) -> String,
-        destroy: impl AsyncFn(&S) -> Result<(), Error>,
+        would: impl Fn(&S) -> String,
+        act: impl AsyncFn(&S) -> Result<(), Error>,
     ) -> Result<(S, bool), Failure> {
         let mut again = AGAIN_MAX;
         loop {
             again -= 1;
             let shown = look().await?;
-            if !self.given(&format!("{}, would be destroyed for good", what(&shown)), output).await? {
+            if !self.given(&would(&shown), output).await? {
                 return Ok((shown, false));
             }
-            match destroy(&shown).await {
+            match act(&shown).await {
                 Err(Error::Conflict(_)) if again > 0 && self.yes => {}
                 outcome => return Ok(outcome.map(|()| (shown, true))?),
             }
@@ -83,4 +83,38 @@ fn ask(input: File) -> io::Result<String> {
     let mut answer = String::new();
     BufReader::new(input).read_line(&mut answer)?;
     Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    const SAID_BEFOREHAND: Consent = Consent { yes: true, dry_run: false };
+
+    /// Of something that is another at each look: how it ends where it may be done from the look `done_from` on, and after how many looks.
+    async fn changing(consent: Consent, done_from: u32) -> (Result<(u32, bool), Failure>, u32) {
+        let looks = Cell::new(0);
+        let look = async || {
+            looks.set(looks.get() + 1);
+            Ok(looks.get())
+        };
+        let act = async |shown: &u32| match *shown < done_from {
+            true => Err(Error::Conflict("it is another by now".into())),
+            false => Ok(()),
+        };
+        (consent.carry_out(Output::new(false), look, u32::to_string, act).await, looks.get())
+    }
+
+    #[tokio::test]
+    async fn what_was_agreed_to_beforehand_is_done_to_what_there_is_by_then() {
+        assert!(matches!(changing(SAID_BEFOREHAND, 3).await, (Ok((3, true)), 3)));
+        let (given_up, looks) = changing(SAID_BEFOREHAND, u32::MAX).await;
+        assert!(matches!(given_up, Err(Failure::Engine(Error::Conflict(_)))) && looks == AGAIN_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_look_does_nothing() {
+        assert!(matches!(changing(Consent { yes: false, dry_run: true }, 0).await, (Ok((1, false)), 1)));
+    }
 }

@@ -113,23 +113,22 @@ pub(crate) async fn run(command: Kek, setup: &Setup, output: Output) -> Result<(
         Kek::Retire { version, consent } => {
             let kek = kek_version(&version)?;
             let engine = setup.engine(Store::Existing).await?;
-            let shown = engine.retirable_kek(&kek).await?;
-            let KekVersionRecord { id, created_unix, .. } = &shown;
-            let what = format!(
-                "KEK {kek} (CKA_ID {id}, made {}) would be retired for good: this store has nothing under it, and backups of the store \
-                 may still need it",
-                utc(*created_unix)
-            );
-            let done = consent.given(&what, output).await?;
+            let would = |KekVersionRecord { id, created_unix, .. }: &_| {
+                format!(
+                    "KEK {kek} (CKA_ID {id}, made {}) would be retired for good: this store has nothing under it, and backups of the \
+                     store may still need it",
+                    utc(*created_unix)
+                )
+            };
+            let look = async || engine.retirable_kek(&kek).await;
+            let retire = async |shown: &_| engine.retire_kek_as_shown(&kek.name, shown).await;
+            let (shown, done) = consent.carry_out(output, look, would, retire).await?;
             let line = match done {
-                true => {
-                    engine.retire_kek_as_shown(&kek.name, &shown).await?;
-                    format!(
-                        "KEK {kek}: retired; this store has nothing under it: if no other store and no backup needs it, it may be \
-                         deleted in the token\n"
-                    )
-                }
-                false => format!("{what}\n"),
+                true => format!(
+                    "KEK {kek}: retired; this store has nothing under it: if no other store and no backup needs it, it may be \
+                     deleted in the token\n"
+                ),
+                false => would(&shown) + "\n",
             };
             let result =
                 json!({ "kek": kek.name.as_str(), "kek_version": kek.version, "retired": done, "dry_run": !done });
