@@ -41,6 +41,7 @@ macro_rules! transcripts {
 transcripts! {
     accounts,
     damaged_files,
+    damaged_stores,
     denied_and_unreachable,
     full_disk,
     interrupted,

@@ -103,7 +103,7 @@ impl SharedStore {
 const HOLDERS_MAX: usize = 3;
 
 /// Names who has the store open, where that is why it could not be used and where the system tells.
-fn with_holders(error: Error, path: &Path) -> Error {
+pub(crate) fn with_holders(error: Error, path: &Path) -> Error {
     let Error::Store(what) = &error else { return error };
     let holders = holders(path);
     if holders.is_empty() {

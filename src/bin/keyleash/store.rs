@@ -5,17 +5,23 @@ use crate::{
     consent::Consent,
     exit::Failure,
     out_file::sync_directory_of,
-    output::{Output, count},
+    output::{Output, count, hex},
     setup::{Setup, Store},
-    shared_store::SharedStore,
+    shared_store::{SharedStore, with_holders},
+    streams::is_same_file,
 };
 use keyleash::{
     Error,
     clock::unix_now,
+    secret::fill_random,
     store::{
         check::{Check, check},
         redb::RedbStore,
     },
+};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
 };
 use serde_json::{Value, json};
 use std::{
@@ -103,16 +109,21 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
     }
     copy.diverge().await?;
     drop(copy);
-    // Held until the new one is in its place, so that nobody writes to it meanwhile.
-    let (held, was) = match RedbStore::open(place).await {
-        Ok(store) => {
-            let was = check(&store).await.map_or_else(|error| error.to_string(), |was| contents(&was));
-            (Some(store), Some(was))
+    // Held until the new one is in its place, so that nobody writes to it meanwhile; what does not open as well, for whoever had it open
+    // before writes on, and another restore may be under way.
+    let opened = RedbStore::open(place).await;
+    let locked = match &opened {
+        Err(Error::Corrupt(_) | Error::Misconfigured(_)) if place.is_file() => Some(lock(place)?),
+        _ => None,
+    };
+    let was = match &opened {
+        Ok(store) => Some(check(store).await.map_or_else(|error| error.to_string(), |was| contents(&was))),
+        Err(Error::NotFound(_)) => None,
+        Err(Error::Corrupt(what)) => Some(what.to_string()),
+        Err(Error::Misconfigured(what)) if locked.is_some() => {
+            Some(what.trim_start_matches(&format!("store {} ", place.display())).to_owned())
         }
-        Err(Error::NotFound(_)) => (None, None),
-        Err(Error::Corrupt(what)) => (None, Some(what.to_string())),
-        Err(Error::Misconfigured(_)) if place.is_file() => (None, Some("no store".into())),
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error.clone().into()),
     };
     let aside = was.as_ref().map(|_| free_place(place));
     let what = match (&was, &aside) {
@@ -138,7 +149,7 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
         }
         sync_directory_of(place).map_err(|error| Failure::io(place.display(), error))?;
     }
-    drop(held);
+    drop((opened, locked));
     let kept = aside.filter(|_| done).map(|aside| aside.display().to_string());
     let line = match (done, &kept) {
         (false, _) => format!("{what}\n"),
@@ -153,6 +164,25 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
         fields.insert("kept".into(), kept.into());
     }
     output.result(&result, &line)
+}
+
+/// Takes the lock that redb has on what it has open.
+fn lock(place: &Path) -> Result<File, Failure> {
+    let failed = |error| Failure::io(place.display(), error);
+    let file = File::open(place).map_err(failed)?;
+    let is_free = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => false,
+        // There are no such locks here, and redb has none either.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => true,
+        Err(error) => return Err(failed(error.into())),
+    };
+    let (opened, there) = (file.metadata().map_err(failed)?, fs::metadata(place).map_err(failed)?);
+    if is_free && is_same_file(&opened, &there) {
+        return Ok(file);
+    }
+    let what =
+        format!("{}: it is open in another process, which may still write to it; stop that one", place.display());
+    Err(with_holders(Error::Store(what), place).into())
 }
 
 /// The file itself, where the store is named by a link.
@@ -175,10 +205,12 @@ fn free_place(place: &Path) -> PathBuf {
 struct Staged(PathBuf);
 
 impl Staged {
-    /// Under a name that no other process takes.
+    /// Under a name that no other process takes, nor one that was killed has left.
     fn copy(from: &Path, place: &Path) -> Result<Self, Failure> {
         let mut source = File::open(from).map_err(|error| Failure::input(from, error))?;
-        let to = beside(place, &format!(".restoring-{}", std::process::id()));
+        let mut random = [0; 8];
+        fill_random(&mut random)?;
+        let to = beside(place, &format!(".restoring-{}", hex(&random)));
         let failed = |error| Failure::io(to.display(), error);
         let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(failed)?;
         let staged = Self(to.clone());

@@ -13,6 +13,7 @@ use ::redb::{
 use rustix::fs::OFlags;
 use std::{
     ffi::OsString,
+    fmt::Display,
     fs::{self, File, OpenOptions},
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -108,8 +109,7 @@ fn verified<B: StorageBackend>(name: &Path, backend: impl Fn() -> Result<B>, kno
 /// Should redb panic all the same: damage that checksums do not tell, which is of its own making. Whoever calls this gives up
 /// the database that it happened in.
 pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err(corrupt(path, "the file is damaged (redb failed over it); restore it from a copy")))
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(damaged(path, "redb failed over it")))
 }
 
 /// Closes the store. redb writes as it does so; nothing that was acknowledged rests on it.
@@ -162,7 +162,10 @@ fn check_file(path: &Path) -> Result<()> {
     file.take(REDB_MAGIC.len() as u64).read_to_end(&mut head).map_err(|error| io_failed(path, &error))?;
     if head.is_empty() {
         // Making it anew here would hide that a store was truncated.
-        return Err(misconfigured(path, "is empty; if it never held a store, delete it, else restore it from a copy"));
+        return Err(misconfigured(
+            path,
+            "is empty; if it never held a store, delete it, else restore it from a copy (`keyleash store restore FILE`)",
+        ));
     }
     if head != REDB_MAGIC {
         return Err(misconfigured(path, "is no store of keyleash (no redb file); name another file"));
@@ -187,7 +190,7 @@ fn check_format(path: &Path, database: &Database) -> Result<()> {
             path,
             &format!("has store format {other}, this release reads {FORMAT_VERSION}; use the release that wrote it"),
         )),
-        None => Err(corrupt(path, "the file does not say its format; restore it from a copy")),
+        None => Err(damaged(path, "it does not say its format")),
     }
 }
 
@@ -310,8 +313,9 @@ fn misconfigured(path: &Path, what: &str) -> Error {
     Error::Misconfigured(format!("store {} {what}", path.display()))
 }
 
-fn corrupt(path: &Path, what: &str) -> Error {
-    Corrupt::Record { record: format!("store {}", path.display()), what: what.into() }.into()
+fn damaged(path: &Path, why: impl Display) -> Error {
+    let what = format!("the file is damaged ({why}); restore it from a copy (`keyleash store restore FILE`)");
+    Corrupt::Record { record: format!("store {}", path.display()), what }.into()
 }
 
 pub(super) fn io_failed(path: &Path, error: &io::Error) -> Error {
@@ -327,9 +331,7 @@ pub(super) fn io_failed(path: &Path, error: &io::Error) -> Error {
         Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => {
             store("the disk is full; make room and try again, nothing that was acknowledged is lost")
         }
-        Kind::UnexpectedEof | Kind::InvalidData => {
-            corrupt(path, &format!("the file is damaged ({error}); restore it from a copy"))
-        }
+        Kind::UnexpectedEof | Kind::InvalidData => damaged(path, error),
         _ => store("I/O error; look at the disk, then try again"),
     }
 }
@@ -354,9 +356,7 @@ pub(super) fn failed(path: &Path, error: RedbError) -> Error {
         | RedbError::TableDoesNotExist(_)
         | RedbError::TableIsMultimap(_)
         | RedbError::TableIsNotMultimap(_)
-        | RedbError::TypeDefinitionChanged { .. } => {
-            corrupt(path, &format!("the file is damaged ({error}); restore it from a copy"))
-        }
+        | RedbError::TypeDefinitionChanged { .. } => damaged(path, error),
         other => Error::Store(format!("{}: {other}", path.display())),
     }
 }
