@@ -291,7 +291,8 @@ impl Teller {
     pub(crate) fn tell(&self, event: Event) {
         match &event {
             Event::Lease { kek, change, trouble } => {
-                tracing::info!(%kek, ?change, trouble = trouble.as_deref().unwrap_or_default(), "lease");
+                let trouble = trouble.as_deref();
+                tracing::info!(target: EVENTS_TARGET, %kek, %change, trouble, "{event}");
             }
             good @ (Event::AekRotated { .. }
             | Event::KekRotated { .. }

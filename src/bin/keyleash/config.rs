@@ -13,7 +13,7 @@ use keyleash::{
 };
 use serde_json::{Value, json};
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -45,7 +45,10 @@ pub(crate) fn run(command: ConfigCommand, config: Option<&Path>, output: Output)
         ConfigCommand::Init => {
             let place = config.unwrap_or_else(|| Path::new(CONFIG_DEFAULT));
             let opened = OpenOptions::new().write(true).create_new(true).mode(MODE).open(place);
-            let written = opened.and_then(|mut file| file.write_all(template().as_bytes()));
+            // Half of one would be in the way of the next.
+            let written = opened.and_then(|mut file| {
+                file.write_all(template().as_bytes()).inspect_err(|_| drop(fs::remove_file(place)))
+            });
             written.map_err(|error| match error.kind() {
                 io::ErrorKind::AlreadyExists => Error::Exists(place.display().to_string()).into(),
                 _ => Failure::io(place.display(), error),

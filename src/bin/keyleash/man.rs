@@ -8,7 +8,11 @@ use crate::{
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 use serde_json::json;
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::Path,
+};
 
 pub(crate) fn run(directory: &Path, output: Output) -> Result<(), Failure> {
     let mut written = Vec::new();
@@ -25,7 +29,10 @@ fn write(command: &Command, name: &str, directory: &Path, written: &mut Vec<Stri
     let mut text = Vec::new();
     let failed = |error| Failure::io(directory.join(&page).display(), error);
     Man::new(command.clone().display_name(name)).title(name).render(&mut text).map_err(failed)?;
-    fs::write(directory.join(&page), text).map_err(failed)?;
+    let place = directory.join(&page);
+    // Half a page is none.
+    let written_whole = |mut file: File| file.write_all(&text).inspect_err(|_| drop(fs::remove_file(&place)));
+    File::create(&place).and_then(written_whole).map_err(failed)?;
     written.push(page);
     let shown = |below: &&Command| !below.is_hide_set() && below.get_name() != "help";
     for below in command.get_subcommands().filter(shown) {

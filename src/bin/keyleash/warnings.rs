@@ -16,12 +16,16 @@ use tracing::{
     span,
 };
 
+/// Warns of the settings when an engine is built.
+const SET_UP: &str = "keyleash::engine";
+
 /// Warns that the token is unreachable while it is opened. A command fails then, and says more.
 const OPENING: &str = "keyleash::token::pkcs11";
 
 static ENDED: AtomicBool = AtomicBool::new(false);
 static WITH_TIMES: AtomicBool = AtomicBool::new(false);
 static EVENTS_LEFT_OUT: AtomicBool = AtomicBool::new(false);
+static SET_UP_LEFT_OUT: AtomicBool = AtomicBool::new(false);
 
 /// Everything from `least` up, a line each; no spans.
 struct Warnings {
@@ -50,6 +54,11 @@ pub(crate) fn leave_events_out() {
     EVENTS_LEFT_OUT.store(true, Ordering::SeqCst);
 }
 
+/// While an engine is built whose warnings the caller shows.
+pub(crate) fn leave_set_up_out(out: bool) {
+    SET_UP_LEFT_OUT.store(out, Ordering::SeqCst);
+}
+
 impl Subscriber for Warnings {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // In tracing's order the graver level is the smaller one.
@@ -66,12 +75,17 @@ impl Subscriber for Warnings {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let is_shown = event.metadata().target() == EVENTS_TARGET && EVENTS_LEFT_OUT.load(Ordering::SeqCst);
+        let left_out = [(EVENTS_TARGET, &EVENTS_LEFT_OUT), (SET_UP, &SET_UP_LEFT_OUT)];
+        let target = event.metadata().target();
+        let is_shown = left_out.iter().any(|(of, out)| target == *of && out.load(Ordering::SeqCst));
         if is_shown || ENDED.load(Ordering::SeqCst) {
             return;
         }
         let mut line = Line::default();
         event.record(&mut line);
+        if target == EVENTS_TARGET {
+            line.fields.clear(); // its words say all of it
+        }
         let line = match *event.metadata().level() <= Level::WARN {
             true if WITH_TIMES.load(Ordering::SeqCst) => {
                 format!("keyleash: {}: warning: {}{}", utc(unix_now()), line.message, line.fields)
