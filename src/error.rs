@@ -221,3 +221,66 @@ impl From<Corrupt> for Error {
         Self::Corrupt(corrupt)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::AccountId;
+
+    /// A number for each kind, 0 up. Who adds a kind gives it the next number, and then a row below.
+    fn number(error: &Error) -> usize {
+        match error {
+            Error::Denied(_) => 0,
+            Error::Lapsed(_) => 1,
+            Error::Unreachable(_) => 2,
+            Error::Cold { .. } => 3,
+            Error::Corrupt(_) => 4,
+            Error::NotFound(_) => 5,
+            Error::Exists(_) => 6,
+            Error::Conflict(_) => 7,
+            Error::Exhausted(_) => 8,
+            Error::TooLong { .. } => 9,
+            Error::NotDeleted(_) => 10,
+            Error::Invalid(_) => 11,
+            Error::Misconfigured(_) => 12,
+            Error::Store(_) => 13,
+            Error::Closed => 14,
+            Error::Fatal(_) => 15,
+        }
+    }
+
+    #[test]
+    fn each_kind_says_whether_and_when_the_same_call_may_succeed() {
+        let refusal = || {
+            let (subject, reason, remedy) = (String::new(), String::new(), String::new());
+            Box::new(Refusal { subject, kek: None, code: None, lasting: None, reason, remedy })
+        };
+        let what = String::new;
+        let (at_once, in_a_second) = (Some(Duration::ZERO), Some(Duration::from_secs(1)));
+        let rows = [
+            (Error::Denied(refusal()), None),
+            (Error::Lapsed(refusal()), in_a_second),
+            (Error::Unreachable(refusal()), in_a_second),
+            (Error::Cold { account: AccountId::new("a").unwrap() }, at_once),
+            (Corrupt::Block.into(), None),
+            (Error::NotFound(what()), None),
+            (Error::Exists(what()), None),
+            (Error::Conflict(what()), at_once),
+            (Error::Exhausted(what()), None),
+            (Error::TooLong { what: "", len: 2, max: 1, remedy: "" }, None),
+            (Error::NotDeleted(what()), None),
+            (Error::Invalid(what()), None),
+            (Error::Misconfigured(what()), None),
+            (Error::Store(what()), in_a_second),
+            (Error::Closed, None),
+            (Error::Fatal(what()), None),
+        ];
+        for (place, (error, retry_after)) in rows.iter().enumerate() {
+            assert_eq!(number(error), place, "a row for each kind, in their order: {error:?}");
+            assert_eq!((error.retry_after(), error.is_retryable()), (*retry_after, retry_after.is_some()), "{error:?}");
+        }
+        let kinds =
+            include_str!("error.rs").split("    fn number(").nth(1).unwrap().split("    #[test]").next().unwrap();
+        assert_eq!(rows.len(), kinds.matches("=>").count());
+    }
+}

@@ -106,6 +106,7 @@ impl Failure {
                 Error::Misconfigured(_) => "misconfigured",
                 Error::Store(_) => "store",
                 Error::Fatal(_) => "fatal",
+                Error::Closed => "closed",
                 _ => "other",
             },
             Self::Io { .. } => "io",
@@ -177,7 +178,28 @@ impl From<Error> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keyleash::token::{TokenError, Verdict};
+    use keyleash::{
+        name::AccountId,
+        token::{TokenError, Verdict},
+    };
+    use std::collections::BTreeSet;
+
+    /// By name, as Rust writes it.
+    fn kinds<'a>(errors: impl Iterator<Item = &'a Error>) -> BTreeSet<String> {
+        let name = |error| format!("{error:?}").split(|char: char| !char.is_alphanumeric()).next().unwrap().to_owned();
+        errors.map(name).collect()
+    }
+
+    /// No match here is refused for a kind that it lacks: other packages may not count on there being no others.
+    fn kinds_of_the_library() -> BTreeSet<String> {
+        let (_, kinds) = include_str!("../../error.rs").split_once("pub enum Error {").unwrap();
+        let (kinds, _) = kinds.split_once("\n}").unwrap();
+        let begins = kinds
+            .lines()
+            .filter_map(|line| line.strip_prefix("    "))
+            .filter(|line| line.starts_with(char::is_uppercase));
+        begins.map(|line| line.split(|char: char| !char.is_alphanumeric()).next().unwrap().to_owned()).collect()
+    }
 
     #[test]
     fn denied_unreachable_corrupt_and_the_rest_end_with_statuses_of_their_own() {
@@ -188,6 +210,7 @@ mod tests {
             (Error::Invalid("".into()), 2, "invalid"),
             (Error::Exhausted("".into()), 2, "invalid"),
             (Error::NotDeleted("".into()), 2, "invalid"),
+            (Error::TooLong { what: "", len: 2, max: 1, remedy: "" }, 2, "invalid"),
             (Error::Misconfigured("".into()), 2, "misconfigured"),
             (from(Verdict::Denied), 3, "denied"),
             (from(Verdict::Unreachable), 4, "unreachable"),
@@ -197,7 +220,10 @@ mod tests {
             (Error::Exists("".into()), 7, "exists"),
             (Error::Conflict("".into()), 7, "conflict"),
             (Error::Store("".into()), 8, "store"),
+            (Error::Cold { account: AccountId::new("a").unwrap() }, 1, "cold"),
+            (Error::Closed, 1, "closed"),
         ];
+        assert_eq!(kinds(cases.iter().map(|(error, ..)| error)), kinds_of_the_library(), "a case for each kind");
         for (error, code, kind) in cases {
             let failure = Failure::from(error);
             assert_eq!((failure.code(), failure.kind()), (code, kind));
