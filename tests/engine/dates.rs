@@ -129,6 +129,24 @@ async fn a_command_with_defaults_waits_for_a_service_whose_keys_live_longer() {
     command.retire_aeks(&id, &[1], keyleash::When::Due).await.unwrap();
 }
 
+/// Somebody puts the store back to what it was, under a service that goes on.
+#[tokio::test]
+async fn what_was_agreed_is_agreed_again_with_a_store_that_was_put_back() {
+    let rig = Rig::with(quiet()).await;
+    let id = account_id("a");
+    rig.account("a").await;
+    let (before, _) = load_common(&*rig.store).await.unwrap().unwrap();
+    let long = quiet().aek_ttl(30 * MINUTE);
+    let service = build(&rig.token, &rig.store, &rig.clock, long.clone());
+    let seals = service.account(&id).await.unwrap();
+    let (agreed, seen) = load_common(&*rig.store).await.unwrap().unwrap();
+    assert!(before.aek_overlap_secs < agreed.aek_overlap_secs);
+    rig.store.replace(&Key::Common, &seen, before.put().unwrap()).await.unwrap();
+    rig.pass_by(3 * MINUTE, 10 * SECOND).await;
+    assert_eq!(load_common(&*rig.store).await.unwrap().unwrap().0.aek_overlap_secs, long.aek_overlap().as_secs());
+    drop((service, seals));
+}
+
 fn over(rig: &Rig, store: Arc<dyn KeyStore>, clock: &ManualClock) -> Engine {
     Engine::builder(rig.token.clone(), store)
         .on_current_runtime()

@@ -249,10 +249,13 @@ impl Keyring {
         if is_agreed.load(Ordering::SeqCst) || self.settings.aek_overlap() <= Settings::default().aek_overlap() {
             return Ok(());
         }
-        let own = Terms { aek_overlap_secs: whole_secs(self.settings.aek_overlap()), ..Terms::default() };
-        self.insist(own).await?;
+        self.insist(self.own_overlap()).await?;
         is_agreed.store(true, Ordering::SeqCst);
         Ok(())
+    }
+
+    fn own_overlap(&self) -> Terms {
+        Terms { aek_overlap_secs: whole_secs(self.settings.aek_overlap()), ..Terms::default() }
     }
 
     /// Sees to it, before anything is deleted, that nobody purges it before its retention is over, where this engine has it so.
@@ -278,12 +281,16 @@ impl Keyring {
     }
 
     /// What an engine that stays does each minute: writes the date down when it was written long ago, so that what this engine saw
-    /// pass outlives it, and that nothing is purged early, where it has it so.
+    /// pass outlives it, and that nothing is purged early, where it has it so. What was agreed, again: a store that is put back to what
+    /// it was, under an engine that goes on, has forgotten it.
     ///
     /// # Errors
     /// As [`Keyring::stamp`].
     pub(crate) async fn keep_common(&self) -> Result<()> {
         self.protect().await?;
+        if self.common.is_agreed.load(Ordering::SeqCst) {
+            self.insist(self.own_overlap()).await?;
+        }
         self.kept().await.map(drop)
     }
 
