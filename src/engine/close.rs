@@ -3,11 +3,12 @@
 use super::Engine;
 use crate::{
     error::{Error, Result},
+    keyring::Keyring,
     leash::key_memory::WaitingWipe,
     name::{AccountId, KekName},
     secret::fork,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// How often it is looked whether the last operations and calls have ended.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -47,29 +48,8 @@ impl Engine {
     pub async fn close(&self, patience: Duration) -> Result<Closed> {
         fork::refuse_child()?;
         self.keyring().refuse_all();
-        let engine = self.guest();
-        self.keyring().home.last_call(async move { Ok(engine.end(patience).await) }).await
-    }
-
-    async fn end(&self, patience: Duration) -> Closed {
-        let (keyring, clock) = (self.keyring(), &self.keyring().clock);
-        let give_up = clock.now().plus(patience);
-        let unwritten = match clock.until(give_up, keyring.write_all_usage()).await {
-            Some(written) => written.err(),
-            None => Some(Error::Store(format!("no end of writing within {} s", patience.as_secs()))),
-        };
-        let denials_settled = clock.until(give_up, keyring.denials_settled()).await.is_some();
-        keyring.end_tasks();
-        loop {
-            keyring.memory.wipe_waiting();
-            let calls_inside = keyring.tokens.seats().map(|seat| seat.in_flight()).sum();
-            let waiting_wipes = keyring.memory.waiting();
-            let now = clock.now();
-            if now >= give_up || waiting_wipes.is_empty() && calls_inside == 0 {
-                return Closed { unwritten, denials_settled, waiting_wipes, calls_inside };
-            }
-            clock.sleep_until(now.plus(LOOK_EVERY).min(give_up)).await;
-        }
+        let keyring = self.keyring().clone();
+        self.keyring().home.last_call(async move { Ok(end(&keyring, patience).await) }).await
     }
 
     /// Takes an account's keys out of memory: its handles are [`Error::Cold`] until they are warmed, which asks the token. What was
@@ -79,8 +59,8 @@ impl Engine {
     /// [`Error::Fatal`] in a forked child, [`Error::Closed`].
     pub async fn evict(&self, id: &AccountId) -> Result<()> {
         let id = id.clone();
-        self.at_home(|engine| async move {
-            engine.keyring().shut(&id).await;
+        self.at_home(|keyring| async move {
+            keyring.shut(&id).await;
             Ok(())
         })
         .await
@@ -94,5 +74,26 @@ impl Engine {
             return 0; // its keys are gone, and a lock may be held for good
         }
         self.keyring().wipe_under(kek)
+    }
+}
+
+async fn end(keyring: &Arc<Keyring>, patience: Duration) -> Closed {
+    let clock = &keyring.clock;
+    let give_up = clock.now().plus(patience);
+    let unwritten = match clock.until(give_up, keyring.write_all_usage()).await {
+        Some(written) => written.err(),
+        None => Some(Error::Store(format!("no end of writing within {} s", patience.as_secs()))),
+    };
+    let denials_settled = clock.until(give_up, keyring.denials_settled()).await.is_some();
+    keyring.end_tasks();
+    loop {
+        keyring.memory.wipe_waiting();
+        let calls_inside = keyring.tokens.seats().map(|seat| seat.in_flight()).sum();
+        let waiting_wipes = keyring.memory.waiting();
+        let now = clock.now();
+        if now >= give_up || waiting_wipes.is_empty() && calls_inside == 0 {
+            return Closed { unwritten, denials_settled, waiting_wipes, calls_inside };
+        }
+        clock.sleep_until(now.plus(LOOK_EVERY).min(give_up)).await;
     }
 }

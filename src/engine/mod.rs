@@ -10,44 +10,32 @@
 use crate::{
     account::Account,
     block::{self, Backend, Suite},
-    clock::{Clock, utc},
+    clock::Clock,
     config::Settings,
     error::{Error, Result},
     home::Home,
-    keyring::{Keyring, NewProof, Owner, gives_not_back},
-    name::{AccountId, KekName, TokenName},
-    planted,
-    rotate::start_work,
-    secret::{self, Aek, fork},
+    keyring::{Keyring, Owner},
+    name::{KekName, TokenName},
+    planted, rotate,
+    secret::{self, fork},
     slots::account_keys::AccountKeys,
-    store::{
-        self, CONFLICTS_MAX, Filter, Key, KeyStore,
-        record::{AccountRecord, Usage, WrappedAek, binding, check_value, context},
-        word::StoreSilence,
-    },
+    store::{KeyStore, word::StoreSilence},
     telemetry::Events,
     token::{Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers, seats::Wiring},
     watch,
 };
-use std::{
-    fmt,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
-use tokio::task::coop;
+use std::{fmt, sync::Arc};
 
+mod accounts;
 mod close;
 mod keks;
+mod schedule;
 mod start_up;
 
-pub(crate) use self::{keks::Target, start_up::round_trip};
-
+pub use self::accounts::AccountPage;
 pub use self::close::Closed;
 pub use self::keks::{KekOptions, KekStatus, KekVersionStatus};
 pub use crate::leash::{LeaseStatus, key_memory::WaitingWipe};
-
-/// The AEK version that an account begins with.
-const FIRST_AEK_VERSION: u32 = 1;
 
 /// The engine. Cheap to clone; clones share everything. It lives on threads of its own: what awaits may be awaited on any
 /// executor.
@@ -176,10 +164,16 @@ impl EngineBuilder {
         for seat in keyring.tokens.seats().filter(|_| self.start_up_proof) {
             keyring.home.upkeep.spawn(start_up::prove_profiles(keyring.clone(), seat.clone()));
         }
-        let engine =
-            Engine { owner: Owner::new(keyring), backend: self.backend, suite: self.suite, warnings: warnings.into() };
+        let engine = Engine {
+            owner: Arc::new(Owner(keyring)),
+            backend: self.backend,
+            suite: self.suite,
+            warnings: warnings.into(),
+        };
         if engine.keyring().settings.scheduled_work {
-            start_work(&engine);
+            watch::supervise(engine.keyring(), "work", |keyring, beat, _| {
+                keyring.home.upkeep.spawn(rotate::work(keyring.clone(), beat)).abort_handle()
+            });
         }
         Ok(engine)
     }
@@ -197,16 +191,6 @@ pub struct TokenStatus {
     pub workers: Workers,
     /// True when every worker hangs in the module: only a restart of the process brings the token back. Leases run out.
     pub restart_needed: bool,
-}
-
-/// A part of the list of accounts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AccountPage {
-    /// The ids.
-    pub ids: Vec<AccountId>,
-    /// Give it to the next call; `None` when this was the last page, however few ids a page has.
-    pub next: Option<AccountId>,
 }
 
 /// A snapshot of the engine.
@@ -245,129 +229,6 @@ impl Engine {
         }
     }
 
-    /// Makes an account: a new AEK, wrapped by the current version of `kek`, unwrapped again and compared. It is durable
-    /// in the store before this returns, and so before its first block can be sealed.
-    ///
-    /// # Errors
-    /// [`Error::Exists`]; [`Error::NotFound`] for the KEK; [`Error::Denied`], [`Error::Unreachable`],
-    /// [`Error::Misconfigured`] from the token; [`Error::Store`]: then nothing was acknowledged.
-    pub async fn create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
-        let (id, kek) = (id.clone(), kek.clone());
-        let keys = self.at_home(|engine| async move { engine.create(&id, &kek).await }).await?;
-        Ok(self.handle(keys))
-    }
-
-    /// Opens an account, and makes it first, under `kek`, where there is none of this id. Of several that do so at once, in whatever
-    /// engine, one makes it. Of an account that is there `kek` is not looked at: it may have been moved to another since.
-    ///
-    /// # Errors
-    /// As [`Engine::account`] of one that is there, [`Error::NotFound`] of one that was deleted too: it is not made anew. Else as
-    /// [`Engine::create_account`].
-    pub async fn get_or_create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
-        match self.account(id).await {
-            Err(Error::NotFound(_)) => {}
-            found => return found,
-        }
-        match self.create_account(id, kek).await {
-            Err(Error::Exists(_)) => self.account(id).await, // somebody else was faster, or it was deleted, which this says
-            made => made,
-        }
-    }
-
-    async fn create(&self, id: &AccountId, kek: &KekName) -> Result<Arc<AccountKeys>> {
-        let (key, keys) = (Key::Account(id.clone()), self.owner.0.alive(id));
-        let exists = || Error::Exists(format!("account {id}"));
-        if let Some((record, _)) = store::load_account(&*self.owner.0.store, id).await? {
-            return Err(match record.deleted {
-                None => exists(),
-                Some(deletion) => Error::Exists(format!(
-                    "account {id}, deleted on {}: undelete it, or purge it to make it anew",
-                    utc(deletion.since_unix)
-                )),
-            });
-        }
-        // What was in memory under this id is of an account that was purged.
-        self.owner.0.forget_account(id, keys).await;
-        self.owner.0.agree().await?;
-        for _ in 0..CONFLICTS_MAX {
-            let target = self.target(kek).await?;
-            let (wrapped, proof) = self.new_aek(id, FIRST_AEK_VERSION, &target).await?;
-            let record = AccountRecord::new(wrapped.created_unix, id.clone(), wrapped);
-            match self.owner.0.store.create(&key, target.guard(record.put()?)).await {
-                Err(Error::Exists(_)) => return Err(exists()),
-                Err(Error::Conflict(_)) => continue, // the KEK was changed meanwhile, and this version of it perhaps retired
-                other => other?,
-            };
-            // Denied in between: the account exists, and opening it will say so.
-            let Some(wrapped) = record.versions.first() else { return self.owner.0.open(id).await };
-            return self.owner.0.admit_new(&record, wrapped, &proof).await;
-        }
-        Err(store::again_and_again("KEK", kek))
-    }
-
-    /// A new AEK version for `id`, wrapped by `target`, unwrapped again and compared. Not stored yet.
-    pub(crate) async fn new_aek(
-        &self,
-        id: &AccountId,
-        aek_version: u32,
-        target: &Target,
-    ) -> Result<(WrappedAek, NewProof)> {
-        let Target { kek, record: current, .. } = target;
-        if aek_version == FIRST_AEK_VERSION {
-            self.check_recoverable(kek, current).await?;
-        }
-        let aek = Aek::generate()?;
-        let context = context(kek, id, aek_version);
-        let created_unix = self.keyring().stamp().await?;
-        let vouched = self.owner.0.vouch(kek).await?;
-        let place = self.owner.0.leash(kek).await?.on_demand().await;
-        let (wrapped, place) = self.owner.0.wrap(kek, current, &aek, &binding(&context), vouched, place).await?;
-        let wrapped = WrappedAek {
-            aek_version,
-            kek: kek.clone(),
-            kek_id: current.id.clone(),
-            profile: current.profile,
-            wrapped,
-            check: check_value(&aek, &context),
-            created_unix,
-            used: Usage::default(),
-        };
-        let proof = self.owner.0.prove_new(id, &wrapped, vouched, place).await?;
-        if proof.aek != aek {
-            return Err(gives_not_back(&wrapped.kek));
-        }
-        Ok((wrapped, proof))
-    }
-
-    /// Opens an account: its key is unwrapped if it is not in memory. However many open one cold account at once, the
-    /// token is asked once.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`]; [`Error::Denied`], [`Error::Unreachable`], [`Error::Lapsed`]; [`Error::Corrupt`] when the
-    /// record or the wrapped AEK was damaged; [`Error::Store`]; [`Error::Cold`] when an unwrap, with the wait for its turn, took
-    /// longer than an `aek_ttl`, several times: the token is overloaded.
-    pub async fn account(&self, id: &AccountId) -> Result<Account> {
-        coop::consume_budget().await;
-        let keys = self.owner.0.open_for_caller(id).await?;
-        let leash = &keys.current().leash;
-        if leash.of_retired_kek.load(Ordering::SeqCst) {
-            // Left there by a release whose writes did not rest on the KEK's record. What is sealed from now on must not hang on a
-            // key that may be deleted in the token.
-            let (id, kek) = (id.clone(), leash.kek().name.clone());
-            self.at_home(|engine| async move { engine.relocate(&id, &kek).await }).await?;
-        }
-        Ok(self.handle(keys))
-    }
-
-    /// As [`Engine::account`], for a caller without a runtime: blocks the thread until the account is open, or `patience` is over. Not
-    /// on a thread of an executor.
-    ///
-    /// # Errors
-    /// As [`Engine::account`]; [`Error::Cold`] when `patience` is over; [`Error::Invalid`] for an engine on the current runtime.
-    pub fn account_blocking(&self, id: &AccountId, patience: Duration) -> Result<Account> {
-        Ok(self.handle(self.keyring().open_blocking(id, patience)?))
-    }
-
     /// Writes down in the accounts' records what was sealed under them so far. The engine does so by itself, at the latest after
     /// an hour, and as it is closed.
     ///
@@ -375,59 +236,25 @@ impl Engine {
     /// [`Error::Store`], [`Error::Conflict`], [`Error::Corrupt`]: the first; all other accounts are written all the same, and
     /// what was not is kept for the next time.
     pub async fn write_usage(&self) -> Result<()> {
-        self.at_home(|engine| async move { engine.keyring().write_all_usage().await }).await
+        self.at_home(|keyring| async move { keyring.write_all_usage().await }).await
     }
 
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
         &self.owner.0
     }
 
-    /// The same engine for a task of its own, which does not keep it alive.
-    pub(crate) fn guest(&self) -> Self {
-        Self { owner: self.owner.guest(), ..self.clone() }
-    }
-
     /// Does what a caller waits for on the engine's own thread, so that nothing that others need is held by an executor of the
     /// host's, which may stand still or go away. Dropped with the caller.
-    pub(crate) async fn at_home<T, W>(&self, work: impl FnOnce(Self) -> W) -> Result<T>
+    pub(crate) async fn at_home<T, W>(&self, work: impl FnOnce(Arc<Keyring>) -> W) -> Result<T>
     where
         T: Send + 'static,
         W: Future<Output = Result<T>> + Send + 'static,
     {
-        self.keyring().home.call(work(self.guest())).await
+        self.keyring().home.call(work(self.keyring().clone())).await
     }
 
     fn handle(&self, keys: Arc<AccountKeys>) -> Account {
         Account::new(keys, self.owner.clone(), self.backend, self.suite)
-    }
-
-    /// The record of an account: everything but secrets.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Corrupt`], [`Error::Store`].
-    pub async fn account_record(&self, id: &AccountId) -> Result<AccountRecord> {
-        let id = id.clone();
-        self.at_home(|engine| async move {
-            match store::load_account(&*engine.owner.0.store, &id).await? {
-                Some((record, _)) => Ok(record),
-                None => Err(Error::NotFound(format!("account {id}"))),
-            }
-        })
-        .await
-    }
-
-    /// A page of at most `limit` account ids (and [`PAGE_KEYS_MAX`](crate::store::PAGE_KEYS_MAX)), in the order of their bytes, after
-    /// `after`: [`AccountPage::next`] of the page before.
-    ///
-    /// # Errors
-    /// [`Error::Store`]; [`Error::Invalid`] for a limit of 0.
-    pub async fn accounts(&self, after: Option<&AccountId>, limit: usize) -> Result<AccountPage> {
-        let after = after.map(|id| Key::Account(id.clone()));
-        let page = self
-            .at_home(|engine| async move { engine.owner.0.store.list(&Filter::Accounts, after.as_ref(), limit).await });
-        let page = page.await?;
-        let id_of = |key| if let Key::Account(id) = key { Some(id) } else { None };
-        Ok(AccountPage { ids: page.keys.into_iter().filter_map(id_of).collect(), next: page.next.and_then(id_of) })
     }
 
     /// Proves a wrap profile on the default token by a whole round trip with a key that does not outlive it.

@@ -3,26 +3,13 @@
 
 use crate::{
     error::{Error, Result},
-    keyring::Keyring,
+    keyring::{Keyring, keks::round_trip},
     name::{KekVersion, TokenName},
-    secret::Aek,
-    store::{self, Filter, Key, PAGE_KEYS_MAX, record::binding},
+    store::{self, Filter, Key, PAGE_KEYS_MAX},
     telemetry::Event,
-    token::{KekHandle, Profile, Token, Verdict, seats::Seat},
+    token::{KekHandle, Profile, Verdict, seats::Seat},
 };
 use std::{collections::BTreeMap, sync::Arc};
-
-/// Wraps and unwraps a key that is thrown away.
-pub(crate) async fn round_trip(token: &dyn Token, kek: &KekVersion, handle: &KekHandle) -> Result<()> {
-    let aek = Aek::generate()?;
-    let binding = binding(kek.name.as_str().as_bytes());
-    let wrapped = token.wrap(handle, &aek, &binding).await?;
-    let back = token.unwrap(handle, &wrapped, &binding).await?;
-    if back == aek {
-        return Ok(());
-    }
-    Err(Error::Misconfigured(format!("KEK {kek} does not give back what it wrapped: do not use this token")))
-}
 
 /// Proves every wrap profile that a KEK of the token has, once, as soon as it answers, and tells what fails. Denials are the
 /// leases' business; nothing here grants or takes anything.

@@ -37,10 +37,13 @@ use tokio::sync::Notify;
 mod ask;
 pub(crate) mod background;
 mod common;
+mod create;
 mod denial;
 mod flights;
+pub(crate) mod keks;
 mod leashes;
 mod living;
+mod make_kek;
 mod records;
 mod room;
 mod unwrap;
@@ -460,33 +463,13 @@ impl Keyring {
     }
 }
 
-/// What handles hold: when the last of them goes, every key is wiped, whatever task still runs.
-pub(crate) struct Owner(pub(crate) Arc<Keyring>, Ends);
-
-/// Whether the keyring ends with its holder.
-#[derive(PartialEq, Eq)]
-enum Ends {
-    Keyring,
-    /// The engine's own tasks keep nothing alive.
-    Nothing,
-}
-
-impl Owner {
-    pub(crate) fn new(keyring: Arc<Keyring>) -> Arc<Self> {
-        Arc::new(Self(keyring, Ends::Keyring))
-    }
-
-    /// For a task of the engine itself.
-    pub(crate) fn guest(&self) -> Arc<Self> {
-        Arc::new(Self(self.0.clone(), Ends::Nothing))
-    }
-}
+/// What handles hold: when the last of them goes, every key is wiped, whatever task still runs. The engine's own tasks have the keyring
+/// alone, which keeps nothing alive.
+pub(crate) struct Owner(pub(crate) Arc<Keyring>);
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        if self.1 == Ends::Keyring {
-            self.0.close();
-        }
+        self.0.close();
     }
 }
 

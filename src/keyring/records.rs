@@ -10,7 +10,7 @@ use crate::{
         slot::{AekSlot, Leash},
     },
     store::{
-        self,
+        self, StoreVersion,
         record::{AccountRecord, WrappedAek, deleted},
     },
 };
@@ -100,6 +100,13 @@ impl Found {
 }
 
 impl Keyring {
+    /// The record of an account, for whoever named it.
+    pub(crate) async fn load_account(&self, id: &AccountId) -> Result<(AccountRecord, StoreVersion)> {
+        let found = store::load_account(&*self.store, id).await?;
+        let (record, seen) = found.ok_or_else(|| Error::NotFound(format!("account {id}")))?;
+        Ok((record, seen))
+    }
+
     /// What the unwrap for somebody who waits needs, with the slot's shut guard held. `reading` is what the account's keys were
     /// just made of.
     pub(super) async fn prepare(self: &Arc<Self>, slot: &Arc<AekSlot>, reading: Option<Reading>) -> Result<Ready> {

@@ -2,9 +2,9 @@
 
 use super::hold::{Claim, Stint};
 use crate::{
-    engine::{Engine, Target},
+    clock::Clock,
     error::{Error, Result},
-    keyring::{Keyring, gives_not_back},
+    keyring::{Keyring, gives_not_back, keks::Target},
     name::{AccountId, KekVersion},
     secret::Aek,
     slots::slot::Leash,
@@ -37,14 +37,19 @@ impl Which<'_> {
 }
 
 /// The pace of token calls, and whether there may be any.
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// A rate of its own, in calls per second.
-    pub(super) own: Option<(u32, Rate)>,
+    pub(crate) own: Option<(u32, Rate)>,
     /// Of scheduled work: it stops when its holder is another engine.
     pub(super) stint: Option<Arc<Stint>>,
 }
 
 impl Pace {
+    /// Of work that somebody asked for: a rate of its own, in calls per second, or the engine's.
+    pub(crate) fn of(own: Option<u32>, clock: &Clock) -> Self {
+        Self { own: own.map(|rate| (rate, Rate::new(rate, clock.clone()))), stint: None }
+    }
+
     /// Of scheduled work.
     pub(super) fn held(stint: Arc<Stint>) -> Self {
         Self { own: None, stint: Some(stint) }
@@ -76,7 +81,7 @@ impl Pace {
 /// Accounts that are re-wrapped together.
 #[derive(Clone)]
 pub(super) struct Batch {
-    pub(super) engine: Engine,
+    pub(super) keyring: Arc<Keyring>,
     /// The pass that it is of.
     pub(super) from: KekVersion,
     pub(super) target: Target,
@@ -128,7 +133,7 @@ impl Batch {
                 }
             }
         }
-        let keyring = self.engine.keyring();
+        let keyring = &self.keyring;
         // The old wrappings go with this write, for good: so the target is vouched for since, not only before the new ones.
         let vouched = match changes.is_empty() {
             true => Ok(()),
@@ -147,7 +152,7 @@ impl Batch {
                     self.pace.claim().met_conflict(&what);
                     self.move_again(&id).await
                 }
-                Err(Error::Store(_)) if self.engine.store_answers().await => self.move_again(&id).await,
+                Err(Error::Store(_)) if self.keyring.store_answers().await => self.move_again(&id).await,
                 Err(error) => Err(error),
             };
             self.pace.progressed();
@@ -157,7 +162,7 @@ impl Batch {
     }
 
     async fn write(&self, changes: Vec<Change>) -> Vec<Result<StoreVersion>> {
-        let (keyring, many) = (self.engine.keyring(), changes.len());
+        let (keyring, many) = (&self.keyring, changes.len());
         let mut guarded = Vec::with_capacity(many);
         for (key, seen, put) in changes {
             match self.pace.claim().guard(put).await {
@@ -165,30 +170,30 @@ impl Batch {
                 Err(lost) => return vec![Err(lost); many],
             }
         }
-        let written = self.engine.in_patience(keyring.store.replace_many(guarded)).await;
+        let written = self.keyring.in_patience(keyring.store.replace_many(guarded)).await;
         written.unwrap_or_else(|| vec![Err(Error::Store("no answer in time, for accounts together".into())); many])
     }
 
     /// On what the account is by now, and to where its KEK's AEKs are moved by now.
     async fn move_again(&self, id: &AccountId) -> Result<u64> {
         let again = async {
-            let target = self.engine.target(&self.target.kek.name).await?;
-            move_aeks(&self.engine, id, &target, self.which(), &self.pace).await
+            let target = self.keyring.target(&self.target.kek.name).await?;
+            move_aeks(&self.keyring, id, &target, self.which(), &self.pace).await
         };
-        self.engine.in_account_time(again).await
+        self.keyring.in_account_time(again).await
     }
 
     async fn read(&self, ids: Vec<AccountId>) -> Vec<(AccountId, Result<Option<(AccountRecord, StoreVersion)>>)> {
         let keys: Vec<_> = ids.iter().cloned().map(Key::Account).collect();
-        let keyring = self.engine.keyring();
-        let together = self.engine.in_patience(keyring.store.get_many(&keys)).await;
+        let keyring = &self.keyring;
+        let together = self.keyring.in_patience(keyring.store.get_many(&keys)).await;
         let mut found = together.unwrap_or_else(|| {
             keys.iter().map(|_| Err(Error::Store("no answer in time, for accounts together".into()))).collect()
         });
         // By itself: of those that it was read with one may be the store's trouble.
-        if found.iter().any(|found| matches!(found, Err(Error::Store(_)))) && self.engine.store_answers().await {
+        if found.iter().any(|found| matches!(found, Err(Error::Store(_)))) && self.keyring.store_answers().await {
             for (key, found) in keys.iter().zip(&mut found).filter(|(_, found)| matches!(found, Err(Error::Store(_)))) {
-                *found = self.engine.in_account_time(keyring.store.get(key)).await;
+                *found = self.keyring.in_account_time(keyring.store.get(key)).await;
                 self.pace.progressed();
             }
         }
@@ -215,7 +220,7 @@ impl Batch {
 
     /// The change to an account's record, and how many AEKs it moves; `None` when there is nothing to move.
     async fn change(&self, mut record: AccountRecord, seen: StoreVersion) -> Result<Option<(Change, u64)>> {
-        let left = rewrap_all(self.engine.keyring(), &mut record, &self.target, self.which(), &self.pace).await?;
+        let left = rewrap_all(&self.keyring, &mut record, &self.target, self.which(), &self.pace).await?;
         if left.is_empty() {
             return Ok(None);
         }
@@ -262,13 +267,12 @@ fn left_behind<'a>(record: &'a AccountRecord, target: &Target, which: Which<'_>)
 
 /// Moves AEKs of one account, and says how many.
 pub(super) async fn move_aeks(
-    engine: &Engine,
+    keyring: &Arc<Keyring>,
     id: &AccountId,
     target: &Target,
     which: Which<'_>,
     pace: &Pace,
 ) -> Result<u64> {
-    let keyring = engine.keyring();
     let mut target = target.clone();
     for _ in 0..CONFLICTS_MAX {
         let Some((mut record, seen)) = crate::store::load_account(&*keyring.store, id).await? else {
@@ -293,7 +297,7 @@ pub(super) async fn move_aeks(
             // On what it is by now, and to where it is moved by now.
             Err(Error::Conflict(what)) => {
                 pace.claim().met_conflict(&what);
-                target = engine.target(&target.kek.name).await?;
+                target = keyring.target(&target.kek.name).await?;
             }
             Err(Error::NotFound(_)) if matches!(which, Which::OfThisKek(_)) => return Ok(0),
             Err(error) => return Err(error),

@@ -2,9 +2,8 @@
 
 use super::hold::{Claim, is_of_work};
 use crate::{
-    engine::{Engine, round_trip},
     error::{Error, Result},
-    keyring::background::follow,
+    keyring::{Keyring, background::follow, keks::round_trip},
     name::{KekName, KekVersion},
     planted::{self, Fault},
     slots::slot::AekSlot,
@@ -16,36 +15,19 @@ use crate::{
 };
 use std::sync::Arc;
 
-impl Engine {
-    /// Makes the next version of a KEK in the token, of the same profile, proves it and makes it current: new AEKs are
-    /// wrapped by it. Older versions stay as they are, and so does what they wrap, until [`Engine::rewrap_kek`].
-    ///
-    /// A key that a crash left behind between the token and the store is taken, so that trying again makes no second one.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`]; [`Error::Exhausted`] with [`KEK_VERSIONS_MAX`] versions; [`Error::Conflict`] when somebody else
-    /// rotated it meanwhile to another key: then the new key stays in the token, unused, and the error names it; else as
-    /// [`Engine::create_kek`].
-    pub async fn rotate_kek(&self, name: &KekName) -> Result<KekVersionRecord> {
-        let name = name.clone();
-        self.at_home(|engine| async move {
-            let (record, seen) = engine.load_kek(&name).await?;
-            engine.next_kek(record, &seen, Claim::NONE).await
-        })
-        .await
+impl Keyring {
+    /// As [`Engine::rotate_kek`](crate::Engine::rotate_kek), at home.
+    pub(crate) async fn rotate_kek(&self, name: &KekName) -> Result<KekVersionRecord> {
+        let (record, seen) = self.load_kek(name).await?;
+        self.next_kek(record, &seen, Claim::NONE).await
     }
 
-    /// As [`Engine::rotate_kek`], if the current version is `expected`; `None` when it is another one by now. However many
-    /// rotate one version at once, one does.
-    ///
-    /// # Errors
-    /// As [`Engine::rotate_kek`].
-    pub async fn rotate_kek_from(&self, name: &KekName, expected: u32) -> Result<Option<KekVersionRecord>> {
-        let name = name.clone();
-        self.at_home(|engine| async move { engine.rotate_kek_held(&name, expected, Claim::NONE).await }).await
+    /// As [`Engine::rotate_kek_from`](crate::Engine::rotate_kek_from), at home.
+    pub(crate) async fn rotate_kek_from(&self, name: &KekName, expected: u32) -> Result<Option<KekVersionRecord>> {
+        self.rotate_kek_held(name, expected, Claim::NONE).await
     }
 
-    /// As [`Engine::rotate_kek_from`]. Every write rests on the claim.
+    /// As [`Keyring::rotate_kek_from`]. Every write rests on the claim.
     pub(super) async fn rotate_kek_held(
         &self,
         name: &KekName,
@@ -68,33 +50,23 @@ impl Engine {
     async fn next_kek(&self, record: KekRecord, seen: &StoreVersion, claim: Claim<'_>) -> Result<KekVersionRecord> {
         let (name, current) = self.current_kek(&record.name).await?;
         let next = KekVersion::new(name.name, next_version(&record)?);
-        let seat = self.keyring().tokens.holder(&next, &current.token)?;
+        let seat = self.tokens.holder(&next, &current.token)?;
         let old = seat.token(&seat.budget.on_demand(None).await).find_kek(&current.id).await?;
         let destroyable = old.is_some_and(|info| info.destroyable == Some(true));
         let known: Vec<_> = record.versions.iter().map(|version| version.id.clone()).collect();
-        let now = self.keyring().stamp().await?;
+        let now = self.stamp().await?;
         claim.check()?;
         let info = self.make_kek(seat, &next, current.profile, destroyable, &known).await?;
         let version = KekVersionRecord::new(now, next.version, info.id, current.profile, current.token);
         self.add_version(record, seen, version, claim).await
     }
 
-    /// Makes a key that an operator made in the token the next version of a KEK, and its current one.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] for the KEK or the key; [`Error::Misconfigured`] when keyleash refuses the key, naming the
-    /// attribute, or it is of another profile than the KEK; [`Error::Exists`] when it is a version of a KEK already;
-    /// [`Error::Conflict`] when somebody else rotated the KEK meanwhile; what the token fails with.
-    pub async fn adopt_kek(&self, name: &KekName, id: &KekId) -> Result<KekVersionRecord> {
-        let (name, id) = (name.clone(), id.clone());
-        self.at_home(|engine| async move { engine.adopt(&name, &id).await }).await
-    }
-
-    async fn adopt(&self, name: &KekName, id: &KekId) -> Result<KekVersionRecord> {
+    /// As [`Engine::adopt_kek`](crate::Engine::adopt_kek), at home.
+    pub(crate) async fn adopt_kek(&self, name: &KekName, id: &KekId) -> Result<KekVersionRecord> {
         let (record, seen) = self.load_kek(name).await?;
         let (_, current) = self.current_kek(name).await?;
         let next = KekVersion::new(name.clone(), next_version(&record)?);
-        for known in kek_names(&*self.keyring().store).await? {
+        for known in kek_names(&*self.store).await? {
             let kek = self.kek_record(&known).await?;
             let is_it = |version: &&KekVersionRecord| version.id == *id && version.token == current.token;
             if let Some(version) = kek.versions.iter().find(is_it) {
@@ -102,7 +74,7 @@ impl Engine {
                 return Err(Error::Exists(format!("the key with CKA_ID {id} is KEK {known}")));
             }
         }
-        let seat = self.keyring().tokens.holder(&next, &current.token)?;
+        let seat = self.tokens.holder(&next, &current.token)?;
         let place = seat.budget.on_demand(None).await;
         let Some(info) = seat.token(&place).find_kek(id).await? else {
             return Err(Error::NotFound(format!(
@@ -128,7 +100,7 @@ impl Engine {
             )));
         }
         round_trip(seat.token(&place), &next, &KekHandle { id: id.clone(), profile: current.profile }).await?;
-        let now = self.keyring().stamp().await?;
+        let now = self.stamp().await?;
         let version = KekVersionRecord::new(now, next.version, id.clone(), current.profile, current.token);
         self.add_version(record, &seen, version, Claim::NONE).await
     }
@@ -144,7 +116,7 @@ impl Engine {
         record.versions.push(version.clone());
         for _ in 0..CONFLICTS_MAX {
             let put = claim.guard(record.put()?).await?;
-            match self.keyring().store.replace(&record.key(), seen, put).await {
+            match self.store.replace(&record.key(), seen, put).await {
                 Ok(_) => return Ok(version),
                 Err(Error::Conflict(what)) if is_of_work(&what) => claim.met_conflict(&what),
                 Err(Error::Conflict(_)) => return self.see_whose_key_counts(&record.name, version).await,
@@ -167,46 +139,18 @@ impl Engine {
         }
     }
 
-    /// Retires a version of a KEK that wraps nothing any more: from then on the key may be deleted in the token, which
-    /// keyleash does not do. What other stores wrap by it, and what backups of this one need it for, is not known here.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`]; [`Error::Invalid`] when it is the current one, or AEKs are wrapped by it, with their number and
-    /// how to see them, when its key is that of another KEK as well, or while keys that this engine has in memory cannot be taken along to the versions that wrap them now;
-    /// [`Error::Corrupt`] when any account's record cannot be read, for it may be wrapped by it;
-    /// [`Error::Store`], [`Error::Conflict`].
-    pub async fn retire_kek(&self, kek: &KekVersion) -> Result<()> {
-        let kek = kek.clone();
-        self.at_home(|engine| async move { engine.retire_unused(&kek, None).await }).await
+    /// As [`Engine::retirable_kek`](crate::Engine::retirable_kek), at home.
+    pub(crate) async fn retirable_kek(&self, kek: &KekVersion) -> Result<KekVersionRecord> {
+        self.refuse_while_named(kek).await?;
+        let mut record = self.kek_record(&kek.name).await?;
+        refuse_current(&record, kek)?;
+        let version = version_mut(&mut record, kek)?.clone();
+        self.refuse_while_used(kek).await?;
+        Ok(version)
     }
 
-    /// As [`Engine::retire_kek`], of what [`Engine::retirable_kek`] gave and somebody agreed to.
-    ///
-    /// # Errors
-    /// As [`Engine::retire_kek`]; [`Error::Conflict`] also when the version is another key by now, in a store that was restored say.
-    pub async fn retire_kek_as_shown(&self, name: &KekName, shown: &KekVersionRecord) -> Result<()> {
-        let (kek, shown) = (KekVersion::new(name.clone(), shown.version), shown.clone());
-        self.at_home(|engine| async move { engine.retire_unused(&kek, Some(&shown)).await }).await
-    }
-
-    /// What [`Engine::retire_kek`] would retire. Changes nothing.
-    ///
-    /// # Errors
-    /// As [`Engine::retire_kek`].
-    pub async fn retirable_kek(&self, kek: &KekVersion) -> Result<KekVersionRecord> {
-        let kek = kek.clone();
-        self.at_home(|engine| async move {
-            engine.refuse_while_named(&kek).await?;
-            let mut record = engine.kek_record(&kek.name).await?;
-            refuse_current(&record, &kek)?;
-            let version = version_mut(&mut record, &kek)?.clone();
-            engine.refuse_while_used(&kek).await?;
-            Ok(version)
-        })
-        .await
-    }
-
-    async fn retire_unused(&self, kek: &KekVersion, shown: Option<&KekVersionRecord>) -> Result<()> {
+    /// As [`Engine::retire_kek`](crate::Engine::retire_kek), at home; of what was shown, if it was.
+    pub(crate) async fn retire_kek(self: &Arc<Self>, kek: &KekVersion, shown: Option<&KekVersionRecord>) -> Result<()> {
         self.refuse_while_named(kek).await?;
         if self.kek_record(&kek.name).await?.current != kek.version {
             if let Err(used) = self.refuse_while_used(kek).await {
@@ -218,7 +162,7 @@ impl Engine {
             }
             self.refuse_while_in_use(kek).await?;
         }
-        self.set_retired(kek, Some(self.keyring().stamp().await?), shown).await?;
+        self.set_retired(kek, Some(self.stamp().await?), shown).await?;
         // Whoever wrapped under it has written that down before, and is seen here. A write that comes now rests on the KEK's
         // record as it was, and is refused.
         if let Err(used) = self.refuse_while_used(kek).await {
@@ -232,7 +176,7 @@ impl Engine {
     async fn refuse_while_named(&self, kek: &KekVersion) -> Result<()> {
         let record = self.kek_record(&kek.name).await?;
         let Some(retires) = record.version(kek.version) else { return Ok(()) };
-        for name in kek_names(&*self.keyring().store).await? {
+        for name in kek_names(&*self.store).await? {
             let is_it = |other: &&KekVersionRecord| {
                 let is_another = name != kek.name || other.version != kek.version;
                 is_another && other.id == retires.id && other.token == retires.token && other.retired_unix.is_none()
@@ -252,7 +196,7 @@ impl Engine {
         if planted::is(Fault::SomeLeftBehind) {
             return Ok(());
         }
-        match self.count_under(kek).await? {
+        match self.count_wrapped_by(kek).await? {
             0 => Ok(()),
             accounts => Err(Error::Invalid(format!(
                 "KEK {kek} still wraps AEKs of {}: `keyleash account list --kek {kek}` shows them, and \
@@ -265,12 +209,11 @@ impl Engine {
 
     /// Takes what this engine has in memory to the KEK versions that the records name by now, and refuses while anything is left
     /// under this one: the key's deletion in the token would deny it.
-    async fn refuse_while_in_use(&self, kek: &KekVersion) -> Result<()> {
-        let keyring = self.keyring();
-        let Some(leash) = keyring.known_leash(kek).filter(|_| !planted::is(Fault::SomeLeftBehind)) else {
+    async fn refuse_while_in_use(self: &Arc<Self>, kek: &KekVersion) -> Result<()> {
+        let Some(leash) = self.known_leash(kek).filter(|_| !planted::is(Fault::SomeLeftBehind)) else {
             return Ok(());
         };
-        let followed = keyring.home.upkeep.spawn(follow(keyring.clone(), leash.clone()));
+        let followed = self.home.upkeep.spawn(follow(self.clone(), leash.clone()));
         if followed.await.is_err() {
             return Err(Error::Fatal("the task that follows moved accounts died, see the log: try again".into()));
         }
@@ -303,19 +246,10 @@ impl Engine {
         self.change_kek(&kek.name, change).await.map(drop)
     }
 
-    /// How many accounts have an AEK that this KEK version wraps. Reads every account's record, and no index.
-    ///
-    /// # Errors
-    /// [`Error::Store`]; [`Error::Corrupt`] when an account's record cannot be read, for it may be wrapped by it.
-    pub async fn count_wrapped_by(&self, kek: &KekVersion) -> Result<u64> {
-        let kek = kek.clone();
-        self.at_home(|engine| async move { engine.count_under(&kek).await }).await
-    }
-
-    /// As [`Engine::count_wrapped_by`], at home.
-    pub(super) async fn count_under(&self, kek: &KekVersion) -> Result<u64> {
+    /// As [`Engine::count_wrapped_by`](crate::Engine::count_wrapped_by), at home.
+    pub(crate) async fn count_wrapped_by(&self, kek: &KekVersion) -> Result<u64> {
         let mut accounts = 0;
-        read_accounts(&*self.keyring().store, |_, record| {
+        read_accounts(&*self.store, |_, record| {
             accounts += u64::from(record?.versions.iter().any(|aek| aek.kek == *kek));
             Ok(())
         })
@@ -323,43 +257,14 @@ impl Engine {
         Ok(accounts)
     }
 
-    /// Writes down that an operator has a backup of a KEK version and knows how to restore it.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Store`], [`Error::Conflict`].
-    pub async fn attest_backup(&self, kek: &KekVersion) -> Result<()> {
-        let kek = kek.clone();
-        self.at_home(|engine| async move {
-            let now = engine.keyring().stamp().await?;
-            let change = |record: &mut KekRecord| {
-                version_mut(record, &kek)?.backup_attested_unix = Some(now);
-                Ok(true)
-            };
-            engine.change_kek(&kek.name, change).await.map(drop)
-        })
-        .await
-    }
-
-    /// Refuses a KEK version whose loss could not be undone, where the settings ask for that.
-    pub(crate) async fn check_recoverable(&self, kek: &KekVersion, record: &KekVersionRecord) -> Result<()> {
-        if !self.keyring().settings.require_recoverable {
-            return Ok(());
-        }
-        let seat = self.keyring().tokens.holder(kek, &record.token)?;
-        let info = seat.token(&seat.budget.on_demand(None).await).find_kek(&record.id).await?;
-        let lacks = match (info.and_then(|info| info.destroyable), record.backup_attested_unix) {
-            (Some(false), Some(_)) => return Ok(()),
-            (Some(false), None) => {
-                format!("no backup of it is attested: make one, and `keyleash kek attest-backup {kek}`")
-            }
-            (Some(true), _) => {
-                "CKA_DESTROYABLE is true, and so it will be of versions that keyleash makes: adopt a key of which it is false \
-                 (`kek rotate --adopt`), or make another KEK"
-                    .into()
-            }
-            (None, _) => "the token does not say that CKA_DESTROYABLE is false".into(),
+    /// As [`Engine::attest_backup`](crate::Engine::attest_backup), at home.
+    pub(crate) async fn attest_backup(&self, kek: &KekVersion) -> Result<()> {
+        let now = self.stamp().await?;
+        let change = |record: &mut KekRecord| {
+            version_mut(record, kek)?.backup_attested_unix = Some(now);
+            Ok(true)
         };
-        Err(Error::Misconfigured(format!("KEK {kek} is not recoverable, and require_recoverable is set: {lacks}")))
+        self.change_kek(&kek.name, change).await.map(drop)
     }
 }
 

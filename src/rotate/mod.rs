@@ -1,6 +1,6 @@
 //! Rotation, re-wrap, moving and shredding, while the blocks keep flowing.
 //!
-//! Everything here is `impl Engine`, and changes records by compare-and-put alone: another process, a crash or a
+//! Everything here works on the keyring, and changes records by compare-and-put alone: another process, a crash or a
 //! conflict in between leaves the record before or the record after, never a third one. No call here touches a block.
 //!
 //! | file | what |
@@ -15,13 +15,10 @@
 //! | `view.rs` | policies, and what is due by them, shown without doing it |
 
 use crate::{
-    engine::Engine,
     error::{Error, Result},
-    name::{AccountId, KekName},
-    store::{
-        self, CONFLICTS_MAX, StoreVersion, again_and_again,
-        record::{AccountRecord, KekRecord},
-    },
+    keyring::Keyring,
+    name::KekName,
+    store::{CONFLICTS_MAX, again_and_again, record::KekRecord},
 };
 use std::time::Duration;
 
@@ -40,7 +37,7 @@ pub use self::pass::{WORK_FAILURES_MAX, WorkReport};
 pub use self::rewrap::{REWRAP_FAILURES_MAX, RewrapFailure, RewrapOptions, RewrapProgress, RewrapReport};
 pub use self::view::{AekSchedule, KekSchedule, Schedule, VIEW_ACCOUNTS_MAX};
 pub use self::work::PASS_EVERY;
-pub(crate) use self::work::start as start_work;
+pub(crate) use self::{batch::Pace, work::work};
 pub use crate::{
     clock::utc,
     store::record::due::{Due, POLICY_AGE_MAX, POLICY_AGE_MIN, aek_due, aek_due_at, kek_due, kek_due_at},
@@ -62,7 +59,7 @@ pub enum When {
     Now,
 }
 
-impl Engine {
+impl Keyring {
     /// Does something for one account among many, in time.
     async fn in_account_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         self.in_patience(work).await.unwrap_or_else(|| {
@@ -74,7 +71,7 @@ impl Engine {
     }
 
     async fn in_patience<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let (clock, mut work) = (&self.keyring().clock, std::pin::pin!(work));
+        let (clock, mut work) = (&self.clock, std::pin::pin!(work));
         for _ in 0..ACCOUNT_WAITS {
             if let Some(done) = clock.until(clock.now().plus(ACCOUNT_WAIT), &mut work).await {
                 return Some(done);
@@ -86,9 +83,8 @@ impl Engine {
     /// True when the store works for other records than the one that it failed for: it takes a write, which it does not when its disk
     /// is full.
     async fn store_answers(&self) -> bool {
-        let keyring = self.keyring();
-        let give_up = keyring.clock.now().plus(keyring.settings.store_timeout);
-        let written = keyring.clock.until(give_up, keyring.write_date()).await;
+        let give_up = self.clock.now().plus(self.settings.store_timeout);
+        let written = self.clock.until(give_up, self.write_date()).await;
         written.is_some_and(|written| !matches!(written, Err(Error::Store(_))))
     }
 
@@ -99,7 +95,7 @@ impl Engine {
         name: &KekName,
         mut change: impl FnMut(&mut KekRecord) -> Result<bool>,
     ) -> Result<KekRecord> {
-        let store = &self.keyring().store;
+        let store = &self.store;
         for _ in 0..CONFLICTS_MAX {
             let (mut record, seen) = self.load_kek(name).await?;
             if !change(&mut record)? {
@@ -112,11 +108,5 @@ impl Engine {
             }
         }
         Err(again_and_again("KEK", name))
-    }
-
-    async fn load_account(&self, id: &AccountId) -> Result<(AccountRecord, StoreVersion)> {
-        let found = store::load_account(&*self.keyring().store, id).await?;
-        let (record, seen) = found.ok_or_else(|| Error::NotFound(format!("account {id}")))?;
-        Ok((record, seen))
     }
 }

@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{
     clock::Instant,
-    engine::Engine,
     error::{Corrupt, Error, Refusal, Result},
     keyring::Keyring,
     name::{AccountId, KekName, KekVersion},
@@ -125,7 +124,7 @@ struct Landed {
 
 /// A pass under way.
 pub(super) struct Pass {
-    engine: Engine,
+    keyring: Arc<Keyring>,
     stint: Arc<Stint>,
     /// Of a task that tells its engine's subscribers what fails; whoever runs a single pass reads its report.
     notes: Option<Arc<Notes>>,
@@ -136,9 +135,9 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    pub(super) fn new(engine: Engine, stint: Arc<Stint>, notes: Option<Arc<Notes>>) -> Self {
+    pub(super) fn new(keyring: Arc<Keyring>, stint: Arc<Stint>, notes: Option<Arc<Notes>>) -> Self {
         let (troubled, flights, report) = Default::default();
-        Self { engine, stint, notes, troubled, flights, report }
+        Self { keyring, stint, notes, troubled, flights, report }
     }
 
     /// Everything that is due.
@@ -180,7 +179,7 @@ impl Pass {
     }
 
     fn tell(&self, event: Event) {
-        self.engine.keyring().teller.tell(event);
+        self.keyring.teller.tell(event);
     }
 
     fn succeeded(&self, subject: &str) {
@@ -203,13 +202,13 @@ impl Pass {
     }
 
     async fn keks(&mut self) -> Result<()> {
-        for name in kek_names(&*self.engine.keyring().store).await? {
+        for name in kek_names(&*self.keyring.store).await? {
             self.check()?;
             self.stint.progressed();
             let subject = format!("KEK {name}");
             match self.kek(&name).await {
                 Ok(()) => self.succeeded(&subject),
-                Err(error @ Error::Store(_)) if !self.engine.store_answers().await => return Err(error),
+                Err(error @ Error::Store(_)) if !self.keyring.store_answers().await => return Err(error),
                 Err(error) => {
                     self.check()?; // lost meanwhile: that is why
                     self.failed(subject, error);
@@ -220,19 +219,19 @@ impl Pass {
     }
 
     async fn kek(&mut self, name: &KekName) -> Result<()> {
-        let mut record = self.engine.in_account_time(self.engine.kek_record(name)).await?;
+        let mut record = self.keyring.in_account_time(self.keyring.kek_record(name)).await?;
         self.leave_retired(&record).await?;
         if record.policy.max_age_secs == 0 {
             return Ok(());
         }
-        if let Some(why) = kek_due(&record, self.engine.keyring().date().await?) {
-            let made = self.engine.rotate_kek_held(name, record.current, Claim(Some(&self.stint))).await?;
+        if let Some(why) = kek_due(&record, self.keyring.date().await?) {
+            let made = self.keyring.rotate_kek_held(name, record.current, Claim(Some(&self.stint))).await?;
             if let Some(made) = made {
                 let kek = KekVersion::new(name.clone(), made.version);
                 self.report.keks.push((kek.clone(), why));
                 self.tell(Event::KekRotated { kek, why });
             }
-            record = self.engine.kek_record(name).await?;
+            record = self.keyring.kek_record(name).await?;
         }
         self.rewrap(&record).await
     }
@@ -243,20 +242,20 @@ impl Pass {
         for retired in record.versions.iter().filter(|version| version.retired_unix.is_some()) {
             let from = KekVersion::new(record.name.clone(), retired.version);
             let filter = Filter::WrappedBy(from.clone());
-            let page = self.engine.keyring().store.list(&filter, None, PAGE_KEYS_MAX).await?;
+            let page = self.keyring.store.list(&filter, None, PAGE_KEYS_MAX).await?;
             for key in page.keys {
                 let Key::Account(id) = key else { continue };
-                let (target, pace) = (self.engine.target(&record.name).await?, Pace::held(self.stint.clone()));
-                let moved = move_aeks(&self.engine, &id, &target, Which::OfThisKek(&from), &pace);
-                let moved = self.engine.in_account_time(moved).await;
+                let (target, pace) = (self.keyring.target(&record.name).await?, Pace::held(self.stint.clone()));
+                let moved = move_aeks(&self.keyring, &id, &target, Which::OfThisKek(&from), &pace);
+                let moved = self.keyring.in_account_time(moved).await;
                 self.stint.progressed();
                 match moved {
                     Ok(0) => {}
                     Ok(_) => {
                         self.report.rewrapped += 1;
-                        self.engine.keyring().note_moved(&from);
+                        self.keyring.note_moved(&from);
                     }
-                    Err(error) if is_this_accounts(&self.engine, &error).await => {
+                    Err(error) if is_this_accounts(&self.keyring, &error).await => {
                         self.check()?;
                         self.failed(format!("account {id}"), error);
                     }
@@ -269,18 +268,18 @@ impl Pass {
 
     /// Moves what other versions of a KEK still wrap, whoever rotated it: a holder that a crash took away, too.
     async fn rewrap(&mut self, record: &KekRecord) -> Result<()> {
-        let keyring = self.engine.keyring().clone();
+        let keyring = self.keyring.clone();
         let to = KekVersion::new(record.name.clone(), record.current);
         let now = keyring.clock.now();
         let too_soon = self.notes.as_ref().is_some_and(|notes| {
             notes.noted().left_behind.get(&to).is_some_and(|tried| now.since(*tried) < REWRAP_AGAIN_AFTER)
         });
-        if too_soon || !self.engine.has_left_behind(record).await? {
+        if too_soon || !self.keyring.has_left_behind(record).await? {
             return Ok(());
         }
         self.check_standby(record).await?;
         let pace = Pace::held(self.stint.clone());
-        let done = self.engine.rewrap_at(&record.name, false, pace, |_| {}).await?;
+        let done = self.keyring.rewrap_at(&record.name, false, pace, |_| {}).await?;
         self.report.rewrapped += done.accounts;
         self.report.failed += done.failed - (done.failures.len() as u64).min(done.failed);
         // What the store did not answer for may be done with the next pass.
@@ -301,7 +300,7 @@ impl Pass {
     /// Nothing is moved to where an outage of the first token would find no standby: the new version is cloned by an operator,
     /// and until then the older ones have theirs.
     async fn check_standby(&self, record: &KekRecord) -> Result<()> {
-        let standby = self.engine.keyring().tokens.standby_of(&record.name);
+        let standby = self.keyring.tokens.standby_of(&record.name);
         let (Some(standby), Some(current)) = (standby, record.current()) else { return Ok(()) };
         match standby.token(&standby.guests.background(None).await).find_kek(&current.id).await {
             Ok(Some(_)) => Ok(()),
@@ -318,10 +317,10 @@ impl Pass {
     }
 
     async fn accounts(&mut self) -> Result<()> {
-        let (mut after, clock) = (None, self.engine.keyring().clock.clone());
+        let (mut after, clock) = (None, self.keyring.clock.clone());
         loop {
             let began = clock.now();
-            let page = self.engine.keyring().store.list(&Filter::Accounts, after.as_ref(), PAGE_KEYS_MAX).await?;
+            let page = self.keyring.store.list(&Filter::Accounts, after.as_ref(), PAGE_KEYS_MAX).await?;
             let accounts = page.keys.into_iter().filter_map(|key| match key {
                 Key::Account(id) => Some(id),
                 _ => None,
@@ -339,15 +338,15 @@ impl Pass {
     }
 
     async fn some(&mut self, accounts: Vec<AccountId>) -> Result<()> {
-        let keyring = self.engine.keyring().clone();
+        let keyring = self.keyring.clone();
         for id in accounts {
             self.check()?;
             self.stint.progressed();
-            let read = self.engine.in_account_time(load_account(&*keyring.store, &id)).await;
+            let read = self.keyring.in_account_time(load_account(&*keyring.store, &id)).await;
             let record = match read {
                 Ok(Some((record, _))) => record,
                 Ok(None) => continue, // purged since it was listed
-                Err(error @ Error::Store(_)) if !self.engine.store_answers().await => return Err(error),
+                Err(error @ Error::Store(_)) if !self.keyring.store_answers().await => return Err(error),
                 Err(error) => {
                     self.check()?; // lost meanwhile: that is why
                     self.failed(format!("account {id}"), error);
@@ -375,10 +374,10 @@ impl Pass {
                     continue;
                 }
             }
-            let (engine, stint) = (self.engine.clone(), self.stint.clone());
+            let (keyring, stint) = (self.keyring.clone(), self.stint.clone());
             self.flights.spawn(async move {
-                let rotation = engine.rotate_aek(&id, expected, Claim(Some(&stint)));
-                let rotated = engine.in_account_time(rotation).await;
+                let rotation = keyring.rotate_aek(&id, expected, Claim(Some(&stint)));
+                let rotated = keyring.in_account_time(rotation).await;
                 Landed { id, kek, rotated, why }
             });
         }
@@ -401,7 +400,7 @@ impl Pass {
             }
             // Rotated, deleted or purged by somebody else.
             Ok((_, false)) | Err(Error::NotFound(_)) => self.succeeded(&subject),
-            Err(error @ Error::Store(_)) if !self.engine.store_answers().await => {
+            Err(error @ Error::Store(_)) if !self.keyring.store_answers().await => {
                 self.report.stopped.get_or_insert(error);
             }
             Err(error) => {
@@ -440,12 +439,12 @@ fn without_time(error: Error) -> Error {
     }
 }
 
-impl Engine {
+impl Keyring {
     /// True when another version of a KEK than the current one wraps an AEK.
     async fn has_left_behind(&self, record: &KekRecord) -> Result<bool> {
         for version in record.versions.iter().filter(|version| version.version != record.current) {
             let filter = Filter::WrappedBy(KekVersion::new(record.name.clone(), version.version));
-            if !self.keyring().store.list(&filter, None, 1).await?.keys.is_empty() {
+            if !self.store.list(&filter, None, 1).await?.keys.is_empty() {
                 return Ok(true);
             }
         }

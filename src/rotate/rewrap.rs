@@ -6,19 +6,17 @@
 
 use super::batch::{Batch, Landed, Pace, Which, is_the_accounts_own, move_aeks};
 use crate::{
-    engine::{Engine, Target},
     error::{Error, Result},
+    keyring::{Keyring, keks::Target},
     name::{AccountId, KekName, KekVersion},
     planted,
     store::{Filter, Key, PAGE_KEYS_MAX, Page, read_accounts},
-    token::budget::Rate,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::pin,
     sync::Arc,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::task::JoinSet;
 
 /// Accounts that are read together and written together, in one commit of the store each …
 const BATCH_MAX: usize = 128;
@@ -107,45 +105,10 @@ pub struct RewrapReport {
     pub stopped: Option<Error>,
 }
 
-impl Engine {
-    /// Moves every AEK that an older version of `kek` wraps to its current version. Several accounts are under way at
-    /// once; the engine's on-demand unwraps go first. Live handles follow, undisturbed. Safe beside other engines and
-    /// processes on the same store, account creation and rotation included; after a crash at any instant call it again.
-    ///
-    /// An account whose record or wrapped AEK is damaged is reported and left as it is. An outage and a store that fails stop it,
-    /// and so does a denial, for what that KEK version wraps: [`RewrapReport::stopped`].
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Store`], [`Error::Corrupt`] for the KEK itself.
-    pub async fn rewrap_kek(
-        &self,
-        kek: &KekName,
-        options: RewrapOptions,
-        progress: impl Fn(RewrapProgress) + Send,
-    ) -> Result<RewrapReport> {
-        let own = options.rate.map(|rate| (rate, Rate::new(rate, self.keyring().clock.clone())));
-        let (engine, kek) = (self.guest(), kek.clone());
-        // What the caller does with its progress holds up the caller alone.
-        let (tell, mut told) = mpsc::unbounded_channel(); // one for each batch
-        let rewrap = self.keyring().home.call_without_end(async move {
-            let progress = |progress| {
-                let _ = tell.send(progress); // nobody hears it when the caller is about to go
-            };
-            engine.rewrap_at(&kek, options.dry_run, Pace { own, stint: None }, progress).await
-        });
-        let mut rewrap = pin!(rewrap);
-        loop {
-            tokio::select! {
-                biased;
-                Some(news) = told.recv() => progress(news),
-                report = &mut rewrap => return report,
-            }
-        }
-    }
-
-    /// As [`Engine::rewrap_kek`], at a given pace.
-    pub(super) async fn rewrap_at(
-        &self,
+impl Keyring {
+    /// As [`Engine::rewrap_kek`](crate::Engine::rewrap_kek), at home and at a given pace.
+    pub(crate) async fn rewrap_at(
+        self: &Arc<Self>,
         kek: &KekName,
         dry_run: bool,
         pace: Pace,
@@ -195,26 +158,17 @@ impl Engine {
         Ok(run.report)
     }
 
-    /// Moves an account, all its AEKs, to the current version of `kek`: another KEK, profile or token, or the KEK that it is
-    /// under. The old wrapping is gone from the store when this returns. True when anything was to be moved.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] for the account or the KEK; [`Error::Corrupt`]; [`Error::Denied`], [`Error::Unreachable`] and
-    /// the like from either KEK: then the account is as it was; [`Error::Store`], [`Error::Conflict`].
-    pub async fn move_account(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
-        let (id, kek) = (id.clone(), kek.clone());
-        self.at_home(|engine| async move {
-            let (version, record) = engine.current_kek(&kek).await?;
-            engine.check_recoverable(&version, &record).await?;
-            engine.relocate(&id, &kek).await
-        })
-        .await
+    /// As [`Engine::move_account`](crate::Engine::move_account), at home.
+    pub(crate) async fn move_account(self: &Arc<Self>, id: &AccountId, kek: &KekName) -> Result<bool> {
+        let (version, record) = self.current_kek(kek).await?;
+        self.check_recoverable(&version, &record).await?;
+        self.relocate(id, kek).await
     }
 
-    /// As [`Engine::move_account`], without asking whether the KEK is good enough for a new account.
-    pub(crate) async fn relocate(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
+    /// As [`Keyring::move_account`], without asking whether the KEK is good enough for a new account.
+    pub(crate) async fn relocate(self: &Arc<Self>, id: &AccountId, kek: &KekName) -> Result<bool> {
         let target = self.target(kek).await?;
-        Ok(move_aeks(self, id, &target, Which::All, &Pace { own: None, stint: None }).await? > 0)
+        Ok(move_aeks(self, id, &target, Which::All, &Pace::of(None, &self.clock)).await? > 0)
     }
 
     /// How many accounts the index finds under a KEK version: for who wants to see how far it is.
@@ -222,7 +176,7 @@ impl Engine {
         let filter = Filter::WrappedBy(kek.clone());
         let (mut count, mut after) = (0, None);
         loop {
-            let page = self.keyring().store.list(&filter, after.as_ref(), PAGE_KEYS_MAX).await?;
+            let page = self.store.list(&filter, after.as_ref(), PAGE_KEYS_MAX).await?;
             count += page.keys.len() as u64;
             after = page.next;
             if after.is_none() {
@@ -241,7 +195,7 @@ impl Engine {
 
 /// A re-wrap under way.
 struct Run<'a> {
-    engine: &'a Engine,
+    keyring: &'a Arc<Keyring>,
     target: Target,
     pace: Arc<Pace>,
     dry_run: bool,
@@ -255,8 +209,8 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(engine: &'a Engine, target: Target, pace: Pace, dry_run: bool) -> Self {
-        let rate = pace.rate(engine.keyring());
+    fn new(keyring: &'a Arc<Keyring>, target: Target, pace: Pace, dry_run: bool) -> Self {
+        let rate = pace.rate(keyring);
         let batch = usize::try_from(rate / CALLS_PER_AEK / BATCHES_PER_SECOND).unwrap_or(BATCH_MAX).clamp(1, BATCH_MAX);
         let report = RewrapReport {
             to: target.kek.clone(),
@@ -267,7 +221,7 @@ impl<'a> Run<'a> {
             stopped: None,
         };
         Self {
-            engine,
+            keyring,
             target,
             pace: Arc::new(pace),
             dry_run,
@@ -282,7 +236,7 @@ impl<'a> Run<'a> {
     /// Meanwhile the KEK may have been rotated again, accounts been made under what was current before, and that been
     /// retired: looked at before each page, so that a crash leaves no more than one page under it.
     async fn retarget(&mut self) -> Result<()> {
-        self.target = self.engine.target(&self.target.kek.name).await?;
+        self.target = self.keyring.target(&self.target.kek.name).await?;
         self.report.to = self.target.kek.clone();
         Ok(())
     }
@@ -317,7 +271,7 @@ impl<'a> Run<'a> {
             stopped = stopped.or(landed.err());
         }
         if !self.dry_run {
-            self.engine.keyring().note_moved(from);
+            self.keyring.note_moved(from);
         }
         stopped.map_or(Ok(()), Err)
     }
@@ -346,7 +300,7 @@ impl<'a> Run<'a> {
     async fn unindexed(&mut self, progress: &impl Fn(RewrapProgress)) -> Result<usize> {
         let mut found = BTreeMap::<KekVersion, Vec<AccountId>>::new();
         let (mut many, mut unreadable) = (0, Vec::new());
-        read_accounts(&*self.engine.keyring().store, |id, record| {
+        read_accounts(&*self.keyring.store, |id, record| {
             if self.failed.contains(id) {
                 return Ok(());
             }
@@ -374,7 +328,7 @@ impl<'a> Run<'a> {
         let (mut flights, mut outcome) = (JoinSet::new(), Ok(()));
         for (from, ids) in &found {
             outcome = outcome.and(self.take_off(from, ids, &mut flights, progress).await);
-            self.engine.keyring().note_moved(from);
+            self.keyring.note_moved(from);
         }
         while let Some(landed) = flights.join_next().await {
             outcome = self.land(landed, progress).await.and(outcome);
@@ -392,12 +346,12 @@ impl<'a> Run<'a> {
 
     async fn page(&mut self, from: &KekVersion, after: Option<&Key>) -> Result<Page> {
         self.retarget().await?;
-        self.engine.keyring().store.list(&Filter::WrappedBy(from.clone()), after, PAGE_KEYS_MAX).await
+        self.keyring.store.list(&Filter::WrappedBy(from.clone()), after, PAGE_KEYS_MAX).await
     }
 
     fn flight(&self, from: &KekVersion, ids: Vec<AccountId>) -> impl Future<Output = Vec<Landed>> + Send + use<> {
-        let (engine, target, pace) = (self.engine.clone(), self.target.clone(), self.pace.clone());
-        let batch = Batch { engine, from: from.clone(), target, pace };
+        let (keyring, target, pace) = (self.keyring.clone(), self.target.clone(), self.pace.clone());
+        let batch = Batch { keyring, from: from.clone(), target, pace };
         let dry_run = self.dry_run;
         async move { if dry_run { batch.would_move(ids).await } else { batch.move_all(ids).await } }
     }
@@ -419,7 +373,7 @@ impl<'a> Run<'a> {
                     self.report.accounts += 1;
                     self.report.aeks += aeks;
                 }
-                Err(error) if is_held.is_ok() && is_this_accounts(self.engine, &error).await => {
+                Err(error) if is_held.is_ok() && is_this_accounts(self.keyring, &error).await => {
                     self.fail(account, error);
                 }
                 Err(error) => {
@@ -439,6 +393,6 @@ fn account_of(key: Key) -> Option<AccountId> {
 }
 
 /// True for what concerns one account alone; of a store that fails it is where it answers for others.
-pub(super) async fn is_this_accounts(engine: &Engine, error: &Error) -> bool {
-    is_the_accounts_own(error) || matches!(error, Error::Store(_)) && engine.store_answers().await
+pub(super) async fn is_this_accounts(keyring: &Keyring, error: &Error) -> bool {
+    is_the_accounts_own(error) || matches!(error, Error::Store(_)) && keyring.store_answers().await
 }

@@ -1,13 +1,13 @@
 //! Policies, and what is due by them, shown without doing it.
 
 use crate::{
-    engine::Engine,
     error::{Corrupt, Error, Result},
+    keyring::Keyring,
     name::{AccountId, KekName, KekVersion},
     store::{
         Filter, Key, PAGE_KEYS_MAX, kek_names, load_account, load_work,
         record::{
-            AccountRecord, AekPolicy, KekPolicy, WorkRecord,
+            AccountRecord, AekPolicy, KekPolicy, KekRecord, WorkRecord,
             due::{Due, aek_due, aek_due_at, check_aek_policy, check_kek_policy, kek_due, kek_due_at},
         },
     },
@@ -95,51 +95,24 @@ impl Schedule {
     }
 }
 
-impl Engine {
-    /// Sets when an account's AEK is rotated by schedule; [`AekPolicy::default`] is never.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`]; [`Error::Invalid`] for an age out of [`POLICY_AGE_MIN`](super::POLICY_AGE_MIN) and
-    /// [`POLICY_AGE_MAX`](super::POLICY_AGE_MAX); [`Error::Store`], [`Error::Conflict`].
-    pub async fn set_aek_policy(&self, id: &AccountId, policy: AekPolicy) -> Result<()> {
+impl Keyring {
+    /// As [`Engine::set_aek_policy`](crate::Engine::set_aek_policy), at home.
+    pub(crate) async fn set_aek_policy(&self, id: &AccountId, policy: AekPolicy) -> Result<()> {
         check_aek_policy(policy)?;
-        let id = id.clone();
-        self.at_home(|engine| async move {
-            let change = |record: &mut crate::store::record::AccountRecord| {
-                Ok(std::mem::replace(&mut record.policy, policy) != policy)
-            };
-            engine.change_account(&id, change).await.map(drop)
-        })
-        .await
+        let change = |record: &mut AccountRecord| Ok(std::mem::replace(&mut record.policy, policy) != policy);
+        self.change_account(id, change).await.map(drop)
     }
 
-    /// Sets when a KEK is rotated, and what it wraps re-wrapped, by schedule; [`KekPolicy::default`] is never.
-    ///
-    /// # Errors
-    /// As [`Engine::set_aek_policy`].
-    pub async fn set_kek_policy(&self, name: &KekName, policy: KekPolicy) -> Result<()> {
+    /// As [`Engine::set_kek_policy`](crate::Engine::set_kek_policy), at home.
+    pub(crate) async fn set_kek_policy(&self, name: &KekName, policy: KekPolicy) -> Result<()> {
         check_kek_policy(policy)?;
-        let name = name.clone();
-        self.at_home(|engine| async move {
-            let change = |record: &mut crate::store::record::KekRecord| {
-                Ok(std::mem::replace(&mut record.policy, policy) != policy)
-            };
-            engine.change_kek(&name, change).await.map(drop)
-        })
-        .await
+        let change = |record: &mut KekRecord| Ok(std::mem::replace(&mut record.policy, policy) != policy);
+        self.change_kek(name, change).await.map(drop)
     }
 
-    /// What is due now, what comes next, and who does it. Changes nothing and asks the token nothing; reads every record of the
-    /// store once, and names at most `accounts_max` accounts (and [`VIEW_ACCOUNTS_MAX`]) each.
-    ///
-    /// # Errors
-    /// [`Error::Store`]; [`Corrupt::NewerRecord`] when a newer release does the scheduled work.
-    pub async fn schedule(&self, accounts_max: usize) -> Result<Schedule> {
-        self.at_home(|engine| async move { engine.view(accounts_max).await }).await
-    }
-
-    async fn view(&self, accounts_max: usize) -> Result<Schedule> {
-        let (store, now_unix) = (&*self.keyring().store, self.keyring().date().await?);
+    /// As [`Engine::schedule`](crate::Engine::schedule), at home.
+    pub(crate) async fn schedule(&self, accounts_max: usize) -> Result<Schedule> {
+        let (store, now_unix) = (&*self.store, self.date().await?);
         let mut schedule = Schedule { now_unix, ..Schedule::default() };
         match load_work(store).await {
             Ok(found) => schedule.holder = found.map(|(record, _)| record),
@@ -154,7 +127,7 @@ impl Engine {
     }
 
     async fn view_keks(&self, schedule: &mut Schedule) -> Result<()> {
-        for name in kek_names(&*self.keyring().store).await? {
+        for name in kek_names(&*self.store).await? {
             let record = match self.kek_record(&name).await {
                 Ok(record) => record,
                 Err(error @ Error::Store(_)) => return Err(error),
@@ -174,7 +147,7 @@ impl Engine {
     async fn view_accounts(&self, schedule: &mut Schedule, accounts_max: usize) -> Result<()> {
         // The latest of those that come next is on top, and goes when there are too many.
         let mut next = BinaryHeap::new();
-        let (store, mut after) = (&*self.keyring().store, None);
+        let (store, mut after) = (&*self.store, None);
         loop {
             let page = store.list(&Filter::Accounts, after.as_ref(), PAGE_KEYS_MAX).await?;
             for key in page.keys {

@@ -5,10 +5,9 @@ use super::{
     pass::{Notes, Pass, WorkReport},
 };
 use crate::{
-    engine::Engine,
     error::{Error, Result},
     home::beat::Beat,
-    watch,
+    keyring::Keyring,
 };
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::task::JoinSet;
@@ -22,16 +21,8 @@ const TICK: Duration = Duration::from_secs(5);
 /// How often a pass that is done once looks whether it is its turn.
 const TURN_EVERY: Duration = Duration::from_millis(500);
 
-/// Starts the scheduled work of an engine. It ends with the engine.
-pub(crate) fn start(engine: &Engine) {
-    let (keyring, guest) = (engine.keyring().clone(), engine.guest());
-    watch::supervise(&keyring, "work", move |keyring, beat, _| {
-        keyring.home.upkeep.spawn(work(guest.clone(), beat)).abort_handle()
-    });
-}
-
-async fn work(engine: Engine, beat: Arc<Beat>) {
-    let keyring = engine.keyring().clone();
+/// The scheduled work of an engine, for as long as it lives.
+pub(crate) async fn work(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     let hold = match Hold::new(SERVICE_LEASE) {
         Ok(hold) => Arc::new(hold),
         Err(error) => {
@@ -73,7 +64,7 @@ async fn work(engine: Engine, beat: Arc<Beat>) {
         }
         if passes.is_empty() && hold.check(keyring.clock.now()).is_ok() {
             let began = stint.insert(Stint::new(hold.clone(), keyring.clock.clone())).clone();
-            let pass = Pass::new(engine.clone(), began, Some(notes.clone()));
+            let pass = Pass::new(keyring.clone(), began, Some(notes.clone()));
             if now >= next_pass {
                 next_pass = now.plus(PASS_EVERY);
                 keyring.due.take(); // they are among all
@@ -95,23 +86,13 @@ async fn work(engine: Engine, beat: Arc<Beat>) {
     }
 }
 
-impl Engine {
-    /// Does the scheduled work of the store once, for a command or a timer: waits until no other engine does it, rotates what is
-    /// due, re-wraps what a rotated KEK left behind, and gives the work up. When another engine turns out to be alive and at
-    /// work, nothing is done here: [`WorkReport::held_by`].
-    ///
-    /// # Errors
-    /// [`Error::Store`], [`Error::Fatal`]; [`Error::Corrupt`] when a newer release does the work. What fails later is in the report.
-    pub async fn run_schedule(&self) -> Result<WorkReport> {
-        let engine = self.guest();
-        self.keyring().home.call_without_end(async move { engine.work_once().await }).await
-    }
-
-    async fn work_once(&self) -> Result<WorkReport> {
-        let keyring = self.keyring().clone();
+impl Keyring {
+    /// As [`Engine::run_schedule`](crate::Engine::run_schedule), at home.
+    pub(crate) async fn run_schedule(self: &Arc<Self>) -> Result<WorkReport> {
+        let keyring = self;
         let hold = Arc::new(Hold::new(ONCE_LEASE)?);
         loop {
-            match hold.look(&keyring).await? {
+            match hold.look(keyring).await? {
                 Standing::Ours => break,
                 Standing::Busy(holder) => return Ok(WorkReport { held_by: Some(holder), ..WorkReport::default() }),
                 Standing::Waiting(_) => keyring.clock.sleep_until(keyring.clock.now().plus(TURN_EVERY)).await,
@@ -125,7 +106,7 @@ impl Engine {
                 if stint.is_stalled() {
                     return; // it runs out by itself
                 }
-                match hold.look(&keyring).await {
+                match hold.look(keyring).await {
                     Ok(Standing::Ours) => {}
                     Ok(_) => return, // the pass finds out, and says what it had done
                     // It runs out by itself, and every write asks.
@@ -138,7 +119,7 @@ impl Engine {
             () = keep => pass.as_mut().await,
             report = &mut pass => report,
         };
-        hold.release(&keyring).await;
+        hold.release(keyring).await;
         Ok(report)
     }
 }
