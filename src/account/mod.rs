@@ -8,8 +8,8 @@
 use crate::{
     block::{self, Address, Backend, BlockHeader, Sealer, Suite},
     clock::Instant,
-    error::{Corrupt, Error, Result},
-    keyring::{Keyring, Owner, made_anew},
+    error::{Error, Result},
+    keyring::{Keyring, Owner},
     name::AccountId,
     planted,
     secret::{fork, in_flight::Operation},
@@ -17,20 +17,20 @@ use crate::{
         account_keys::AccountKeys,
         slot::{AekSlot, Selection},
     },
-    store::record::Usage,
 };
-use std::{fmt, sync::Arc, time::Duration};
-use tokio::task::coop;
+use std::{fmt, sync::Arc};
+
+mod batch;
+mod warm;
+
+pub use self::{
+    batch::{BatchError, OpenItem, SealItem},
+    warm::State,
+};
 
 /// From this length on a block takes long enough for the clock to be read again before success is reported. A shorter
 /// one counts as of its first look at the clock; a denial that arrived meanwhile is seen in both cases.
 const SECOND_LOOK_BYTES_MIN: usize = 64 * 1024;
-
-/// How often the async forms warm an account that goes cold again at once (others took its room, or a TTL shorter than an unwrap)
-/// before they say [`Error::Cold`].
-const WARM_ROUNDS_MAX: usize = 8;
-/// How long [`Account::ready`] waits before it tries again without having heard of a change.
-const READY_RETRY: Duration = Duration::from_secs(1);
 
 /// An account's handle. Cheap to clone; seals and opens from any thread without awaiting.
 ///
@@ -63,78 +63,6 @@ impl Selection<'_> {
         let runs = |now: Instant| self.leash.runs_at(now);
         self.leash.epoch() == self.epoch && (bytes < SECOND_LOOK_BYTES_MIN || runs(keyring.clock.now()))
     }
-}
-
-/// Whether an account can be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum State {
-    /// Blocks can be sealed.
-    Ready,
-    /// The key is not in memory; [`Account::warm`] brings it there.
-    Cold,
-    /// Denied, lapsed, or cold while the token is unreachable: says since when, why, and what to do.
-    Refused(Error),
-}
-
-/// One block of a batch to be sealed in place. It is sealed once, however often the batch is tried: one that has its header is
-/// passed over, so that a batch that stopped can be given again as it is.
-#[derive(Debug)]
-pub struct SealItem<'a> {
-    address: Address,
-    buf: &'a mut [u8],
-    /// There when `buf` holds the ciphertext. Set by the seal alone: with one of somebody else's, plaintext would be passed over.
-    header: Option<BlockHeader>,
-}
-
-impl<'a> SealItem<'a> {
-    /// `address` is what the service says the block is, `buf` its plaintext.
-    pub fn new(address: impl Into<Address>, buf: &'a mut [u8]) -> Self {
-        Self { address: address.into(), buf, header: None }
-    }
-
-    /// The header that opens it again; `None` until it is sealed.
-    pub fn header(&self) -> Option<&BlockHeader> {
-        self.header.as_ref()
-    }
-
-    /// Header and ciphertext; `None` when it is not sealed.
-    pub fn sealed(self) -> Option<(BlockHeader, &'a mut [u8])> {
-        Some((self.header?, self.buf))
-    }
-}
-
-/// One block of a batch to be opened in place. It is opened once, however often the batch is tried.
-#[derive(Debug)]
-pub struct OpenItem<'a> {
-    address: Address,
-    header: &'a BlockHeader,
-    buf: &'a mut [u8],
-    opened: bool,
-}
-
-impl<'a> OpenItem<'a> {
-    /// `address` is what the service says the block is, `header` the block's, `buf` its ciphertext.
-    pub fn new(address: impl Into<Address>, header: &'a BlockHeader, buf: &'a mut [u8]) -> Self {
-        Self { address: address.into(), header, buf, opened: false }
-    }
-
-    /// The plaintext; `None` when it is not opened.
-    pub fn opened(self) -> Option<&'a mut [u8]> {
-        self.opened.then_some(self.buf)
-    }
-}
-
-/// A batch stopped at an item; those before it are done, it and those after it are untouched.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("block {index} of the batch: {error}")]
-#[non_exhaustive]
-pub struct BatchError {
-    /// The item, counted from 0. To try it again, give the same batch again: what is done is passed over. To leave it out, go on
-    /// with the rest of the batch from `index + 1`.
-    pub index: usize,
-    /// Why it was refused.
-    pub error: Error,
 }
 
 impl Account {
@@ -337,223 +265,8 @@ impl Account {
         Ok(plaintext)
     }
 
-    /// Seals many blocks in place. Each asks the lease for itself. Those that are sealed already are passed over.
-    ///
-    /// # Errors
-    /// [`BatchError`] at the first item that fails: those before it have their headers, it and the rest still hold plaintext.
-    pub fn seal_batch(&self, items: &mut [SealItem<'_>]) -> Result<(), BatchError> {
-        for (index, item) in items.iter_mut().enumerate().filter(|(_, item)| item.header.is_none()) {
-            item.header =
-                Some(self.seal_in_place(item.address, item.buf).map_err(|error| BatchError { index, error })?);
-        }
-        Ok(())
-    }
-
-    /// Opens many blocks in place. Each asks the lease for itself. Those that are opened already are passed over.
-    ///
-    /// # Errors
-    /// [`BatchError`] at the first item that fails: those before it hold plaintext, it is as [`Account::open_in_place`]
-    /// says, the rest are untouched.
-    pub fn open_batch(&self, items: &mut [OpenItem<'_>]) -> Result<(), BatchError> {
-        for (index, item) in items.iter_mut().enumerate().filter(|(_, item)| !item.opened) {
-            self.open_in_place(item.address, item.header, item.buf).map_err(|error| BatchError { index, error })?;
-            item.opened = true;
-        }
-        Ok(())
-    }
-
-    /// Whether new blocks can be sealed now, and if not, why.
-    pub fn state(&self) -> State {
-        let slot = self.keys.current();
-        let now = self.keyring().clock.now();
-        if slot.is_usable(now) {
-            return State::Ready;
-        }
-        if let Err(forked) = fork::refuse_child() {
-            return State::Refused(forked);
-        }
-        match slot.why_not(now) {
-            Error::Cold { .. } => State::Cold,
-            refused => State::Refused(refused),
-        }
-    }
-
-    /// Resolves when the account can be used again: warms it when it is cold, and waits through denial, lapse and outage
-    /// for as long as they last. Put a time-out around it.
-    ///
-    /// # Errors
-    /// What waiting cannot heal: [`Error::NotFound`], [`Error::Corrupt`], [`Error::Conflict`], [`Error::Misconfigured`],
-    /// [`Error::Closed`], [`Error::Fatal`].
-    pub async fn ready(&self) -> Result<()> {
-        coop::consume_budget().await;
-        let (keyring, id) = (self.keyring().clone(), self.id().clone());
-        let keys = self.keyring().home.call_without_end(async move {
-            loop {
-                let changed = keyring.changed.notified();
-                tokio::pin!(changed);
-                // Enlist before the attempt, else a change during it would be missed.
-                changed.as_mut().enable();
-                if keyring.home.is_closed() {
-                    return Err(Error::Closed);
-                }
-                match keyring.open(&id).await {
-                    Err(
-                        Error::Denied(_)
-                        | Error::Lapsed(_)
-                        | Error::Unreachable(_)
-                        | Error::Cold { .. }
-                        | Error::Store(_),
-                    ) => {}
-                    settled => return settled,
-                }
-                let again = keyring.clock.now().plus(READY_RETRY);
-                keyring.clock.until(again, changed).await;
-            }
-        });
-        self.is_of(&keys.await?)
-    }
-
-    /// As [`Account::seal_in_place`], and warms the account first when it is cold.
-    ///
-    /// # Errors
-    /// As [`Account::seal_in_place`] and [`Account::warm`]. [`Error::Cold`] also when more accounts are used at once than there is
-    /// room for keys, and others took this one's room again and again: try again.
-    pub async fn seal(&self, address: impl Into<Address>, buf: &mut [u8]) -> Result<BlockHeader> {
-        let address = address.into();
-        take_part(buf).await;
-        for _ in 0..WARM_ROUNDS_MAX {
-            match self.seal_in_place(address, buf) {
-                Err(Error::Cold { .. }) => self.warm().await?,
-                settled => return settled,
-            }
-        }
-        self.seal_in_place(address, buf)
-    }
-
-    /// As [`Account::open_in_place`], and warms the account first when it is cold.
-    ///
-    /// # Errors
-    /// As [`Account::open_in_place`] and [`Account::warm`]; [`Error::Cold`] as for [`Account::seal`].
-    pub async fn open(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
-        let address = address.into();
-        take_part(buf).await;
-        for _ in 0..WARM_ROUNDS_MAX {
-            match self.open_in_place(address, header, buf) {
-                Err(Error::Cold { .. }) => self.warm_for(header).await?,
-                settled => return settled,
-            }
-        }
-        self.open_in_place(address, header, buf)
-    }
-
-    /// As [`Account::reseal_in_place`], and warms both of its AEK versions first when one is cold.
-    ///
-    /// # Errors
-    /// As [`Account::reseal_in_place`], [`Account::warm`] and [`Account::warm_for`]; [`Error::Cold`] as for [`Account::seal`].
-    pub async fn reseal(
-        &self,
-        address: impl Into<Address>,
-        header: &BlockHeader,
-        buf: &mut [u8],
-    ) -> Result<BlockHeader> {
-        let address = address.into();
-        take_part(buf).await;
-        for _ in 0..WARM_ROUNDS_MAX {
-            match self.reseal_in_place(address, header, buf) {
-                Err(Error::Cold { .. }) => {
-                    self.warm_for(header).await?;
-                    self.warm().await?;
-                }
-                settled => return settled,
-            }
-        }
-        self.reseal_in_place(address, header, buf)
-    }
-
     fn keyring(&self) -> &Arc<Keyring> {
         &self.owner.0
-    }
-
-    /// Writes down in the account's record that so many blocks, of so many plaintext bytes, are sealed under its current AEK version,
-    /// ahead of their being sealed by this engine, which then does not count them again. For a process that may be killed at any
-    /// moment and ends soon: whatever it had sealed by then is counted. [`Engine::write_usage`](crate::Engine::write_usage) takes off
-    /// again what was not sealed.
-    ///
-    /// # Errors
-    /// [`Error::Store`], [`Error::Conflict`], [`Error::Corrupt`]: nothing is counted ahead, and sealing counts as ever.
-    pub async fn count_ahead(&self, blocks: u64, bytes: u64) -> Result<()> {
-        let (keyring, slot) = (self.keyring().clone(), self.keys.current().clone());
-        let used = Usage { blocks, bytes };
-        self.keyring().home.call(async move { keyring.count_ahead(&slot, used).await }).await
-    }
-
-    /// Brings the key into memory, so that new blocks can be sealed: at once when it is there, else after one unwrap.
-    /// Call it when a seal says [`Error::Cold`].
-    ///
-    /// # Errors
-    /// As [`crate::Engine::account`]; [`Error::NotFound`] also when the account was purged and made anew under the handle.
-    pub async fn warm(&self) -> Result<()> {
-        coop::consume_budget().await;
-        // Through the index, so that an evicted account is counted again.
-        self.is_of(&self.keyring().open_for_caller(self.id()).await?)
-    }
-
-    /// As [`Account::warm`], for a caller without a runtime: blocks the thread until the key is there, or `patience` is over. Not on a
-    /// thread of an executor.
-    ///
-    /// # Errors
-    /// As [`Account::warm`]; [`Error::Cold`] when `patience` is over.
-    pub fn warm_blocking(&self, patience: Duration) -> Result<()> {
-        self.is_of(&self.keyring().open_blocking(self.id(), patience)?)
-    }
-
-    /// How many blocks are sealed under the current AEK version: what the account's record said when it was last read, of all
-    /// engines together, and what this engine sealed since. The end is at [`AEK_BLOCKS_MAX`](crate::block::AEK_BLOCKS_MAX), where
-    /// sealing is [`Error::Exhausted`]; an engine that does the scheduled work rotates at half of it. Not for the data path.
-    pub fn blocks_sealed(&self) -> u64 {
-        self.keys.current().meter().sealed().blocks
-    }
-
-    /// The keys of the account are its own, and not those of one that was made anew.
-    fn is_of(&self, keys: &Arc<AccountKeys>) -> Result<()> {
-        if Arc::ptr_eq(keys, &self.keys) { Ok(()) } else { Err(made_anew(self.id())) }
-    }
-
-    /// As [`Account::warm`], for opening the block that `header` belongs to, which may be of an older AEK version.
-    ///
-    /// # Errors
-    /// As [`Account::warm`]; [`Error::NotFound`] when that AEK version was retired; [`Error::Corrupt`] when the account never had it.
-    pub async fn warm_for(&self, header: &BlockHeader) -> Result<()> {
-        coop::consume_budget().await;
-        if matches!(self.slot_of(header), Err(Error::Cold { .. })) {
-            let (keyring, id) = (self.keyring().clone(), self.id().clone());
-            self.keyring().home.call(async move { keyring.learn(&id).await }).await?;
-        }
-        let aek_version = header.aek_version();
-        let slot = self.keys.version(aek_version).ok_or_else(|| self.keys.absent(aek_version))?;
-        self.keyring().warm_for_caller(slot).await.map_err(|error| match error {
-            Error::Corrupt(Corrupt::AekVersion(aek_version)) => self.keys.absent(aek_version),
-            error => error,
-        })
-    }
-
-    /// Makes sure that a block that was sealed with this handle can be opened from what the store has now: reads the account's record
-    /// anew, and unwraps the AEK version that sealed it. For a process that does not have its store to itself, as the command line
-    /// does not: while it seals, another one may put an older copy of the store in its place, or destroy AEK versions.
-    /// While the token does not answer, the record alone is looked at.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] when the account or the AEK version is not there any more, or is another one; [`Error::Corrupt`];
-    /// [`Error::Store`] when that cannot be seen; [`Error::Denied`].
-    pub async fn confirm(&self, header: &BlockHeader) -> Result<()> {
-        let aek_version = header.aek_version();
-        let slot = self.keys.version(aek_version).ok_or_else(|| self.keys.absent(aek_version))?.clone();
-        let keyring = self.keyring().clone();
-        let confirmed = self.keyring().home.call(async move { keyring.confirm(&slot).await }).await;
-        confirmed.map_err(|error| match error {
-            Error::Corrupt(Corrupt::AekVersion(aek_version)) => self.keys.absent(aek_version),
-            error => error,
-        })
     }
 
     /// Of a version that is newer than all that are known, only the store can say whether there is one.
@@ -624,14 +337,6 @@ pub struct StuckOperation {
     // Dropped in this order: the last handle waits for nobody.
     _operation: Operation,
     _of: Account,
-}
-
-/// Takes part in the host's cooperative scheduling: what never waits would never let another task run. A big block counts as
-/// many small ones.
-async fn take_part(buf: &[u8]) {
-    for _ in 0..=buf.len() / SECOND_LOOK_BYTES_MIN {
-        coop::consume_budget().await;
-    }
 }
 
 /// Why an operation ended without success; the reason for a revocation is looked up after the operation was left.

@@ -10,7 +10,7 @@ use crate::{
     store::memory::MemoryStore,
     token::{Profile, scripted::ScriptedToken},
 };
-use std::cell::RefCell;
+use std::{cell::RefCell, time::Duration};
 
 const PLAIN: [u8; 64] = [7; 64];
 

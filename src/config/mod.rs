@@ -12,6 +12,7 @@ use crate::{
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 mod file;
+mod given;
 pub mod page;
 mod tokens;
 

@@ -2,7 +2,8 @@
 
 use super::{
     PinSource, TokenConfig, TokenSelector, WORKERS_DEFAULT,
-    file::{Given, Item, Said, bad, in_order, near, two_pins},
+    file::{Item, Said, in_order, near, two_pins},
+    given::{Given, bad},
 };
 use crate::{
     error::{Error, Result},

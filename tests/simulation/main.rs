@@ -51,7 +51,7 @@
 //! `a_denial_that_another_engine_hears_takes_this_one_off_the_standby_within_a_poll`,
 //! `a_key_that_the_first_token_denied_is_never_asked_of_the_standby_whatever_comes_after`,
 //! `a_grant_that_renewed_nothing_ends_no_denial_by_the_first_token`, `a_late_success_of_an_old_proof_does_not_renew`,
-//! `tests/engine/held.rs`, `what_was_counted_when_the_last_handle_went_…` in `usage.rs`.
+//! `tests/engine/held.rs`, `what_was_counted_when_the_last_handle_went_…` in `slots/meter/tests.rs`.
 //!
 //! A key that is filled in an epoch that is over breaks nothing: it is of no use in another one, and a denial leaves no young proof that it could
 //! be admitted on (`a_denial_wipes_and_an_unwrap_that_began_before_it_does_not_readmit`). Another AEK under the same version comes from who

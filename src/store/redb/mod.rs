@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use std::{
     ops::Bound,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    sync::{Arc, PoisonError, RwLock},
     thread,
 };
 use tokio::sync::oneshot;
@@ -25,6 +25,7 @@ mod envelope;
 mod file;
 mod header;
 mod pages;
+mod queue;
 mod read_only;
 mod shred;
 mod write;
@@ -32,10 +33,8 @@ mod write;
 use self::envelope::Envelope;
 use self::file::{INDEX, RECORDS};
 use self::pages::Known;
+use self::queue::{Queue, Writer};
 use self::write::{Job, Outcome, Write};
-
-/// Most writes that share a transaction: bounds its memory, and how long the first of them waits.
-const WRITES_PER_COMMIT_MAX: usize = 1000;
 
 /// A key store in a redb file. Shared by reference or `Arc`; the file is free again when the last one is dropped.
 pub struct RedbStore {
@@ -219,77 +218,6 @@ impl RedbStore {
             outcomes.push(answer.await.unwrap_or_else(|_| Err(given_up())));
         }
         outcomes
-    }
-}
-
-/// Writes that are to be done. Apart from the database, which is closed when the last store is dropped, and not a moment later.
-#[derive(Default)]
-struct Queue(Mutex<Waiting>);
-
-#[derive(Default)]
-struct Waiting {
-    jobs: Vec<Job>,
-    /// A thread is there that does them.
-    has_writer: bool,
-}
-
-impl Queue {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What is queued; where nothing is, there is no writer from then on.
-    fn take(&self) -> Option<Vec<Job>> {
-        let mut waiting = self.waiting();
-        waiting.has_writer = !waiting.jobs.is_empty();
-        waiting.has_writer.then(|| std::mem::take(&mut waiting.jobs))
-    }
-}
-
-/// The one that does the writes of a store, while there are any.
-struct Writer {
-    queue: Arc<Queue>,
-    shared: Weak<Shared>,
-    is_done: bool,
-}
-
-impl Writer {
-    fn write(mut self) {
-        while let Some(mut jobs) = self.queue.take() {
-            // Nobody waits for it any more: done now, it would come after whatever its caller did instead.
-            jobs.retain(|job| !job.reply.is_closed());
-            while !jobs.is_empty() {
-                let later = jobs.split_off(jobs.len().min(WRITES_PER_COMMIT_MAX));
-                self.write_together(jobs);
-                jobs = later;
-            }
-        }
-        self.is_done = true;
-    }
-
-    fn write_together(&self, jobs: Vec<Job>) {
-        let (writes, replies): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.write, job.reply)).unzip();
-        // Whoever waits has the store.
-        let Some(shared) = self.shared.upgrade() else { return };
-        let outcomes = match shared.with_database(|database| write::commit(database, &writes)) {
-            Ok(outcomes) => outcomes,
-            Err(error) => writes.iter().map(|_| Err(error.clone())).collect(),
-        };
-        drop(shared); // before anybody hears of it who drops the store then
-        for (reply, outcome) in replies.into_iter().zip(outcomes) {
-            // Whoever asked may have stopped waiting.
-            let _ = reply.send(outcome);
-        }
-    }
-}
-
-impl Drop for Writer {
-    /// It panicked, or there was no thread for it: what is queued is given up, and the next write finds another.
-    fn drop(&mut self) {
-        if !self.is_done {
-            *self.queue.waiting() = Waiting::default();
-        }
     }
 }
 
@@ -519,90 +447,4 @@ fn version_of(revision: u64) -> StoreVersion {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::name::KekName;
-    use std::{
-        future::Future,
-        pin::{Pin, pin},
-        task::{Context, Poll, Wake, Waker},
-    };
-
-    struct Unpark(thread::Thread);
-
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-
-    /// As an executor that is none of tokio's does it.
-    fn block_on<T>(future: impl Future<Output = T>) -> T {
-        let mut future = pin!(future);
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        loop {
-            match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-                Poll::Ready(output) => return output,
-                Poll::Pending => thread::park(),
-            }
-        }
-    }
-
-    fn key(name: &str) -> Key {
-        Key::Kek(KekName::new(name).unwrap())
-    }
-
-    /// Polls it once.
-    fn begin<T>(write: Pin<&mut (impl Future<Output = T> + ?Sized)>) {
-        let _ = write.poll(&mut Context::from_waker(Waker::noop()));
-    }
-
-    async fn store(directory: &tempfile::TempDir) -> RedbStore {
-        RedbStore::open_or_create(directory.path().join("store.redb")).await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_write_that_was_given_up_is_not_done_later() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = store(&directory).await;
-        let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new(), guards: Vec::new() };
-        let (first, given_up) = (key("first"), key("given-up"));
-        let mut write = pin!(store.create(&first, put.clone()));
-        {
-            let busy = store.shared.database.write().unwrap();
-            begin(write.as_mut());
-            while !store.queue.waiting().jobs.is_empty() {
-                thread::yield_now(); // until the writer has taken it
-            }
-            begin(pin!(store.create(&given_up, put.clone())));
-            drop(busy);
-        }
-        write.await.unwrap();
-        store.create(&key("other"), put).await.unwrap();
-        assert_eq!(store.get(&given_up).await.unwrap(), None);
-    }
-
-    #[tokio::test]
-    async fn writes_that_are_polled_no_more_hold_up_no_others() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = store(&directory).await;
-        let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new(), guards: Vec::new() };
-        let names: Vec<_> = (0..5).map(|n| key(&format!("frozen-{n}"))).collect();
-        let mut frozen: Vec<_> = names.iter().map(|name| store.create(name, put.clone())).collect();
-        frozen.iter_mut().for_each(|write| begin(write.as_mut()));
-        store.create(&key("other"), put).await.unwrap();
-    }
-
-    #[test]
-    fn a_store_needs_no_runtime_and_its_file_is_free_when_it_is_dropped() {
-        let directory = tempfile::tempdir().unwrap();
-        for n in 0..20 {
-            let put = Put { value: b"x".to_vec(), wrapped_by: Vec::new(), guards: Vec::new() };
-            block_on(async {
-                let store = store(&directory).await;
-                store.create(&key(&n.to_string()), put).await.unwrap();
-                assert!(store.get(&key("0")).await.unwrap().is_some());
-            });
-        }
-    }
-}
+mod tests;
