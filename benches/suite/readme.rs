@@ -4,7 +4,7 @@ use std::{error::Error, fs, path::Path};
 
 const BEGIN: &str = "<!-- benches/report --readme: begin -->";
 const END: &str = "<!-- benches/report --readme: end -->";
-/// The picture that the manual shows.
+/// The picture that benches/README.md shows.
 const PICTURE: &str = "throughput.svg";
 
 /// Puts a text between the marks of a README of the repository.

@@ -1,4 +1,4 @@
-//! Links of everything that is written in Markdown, on a code host and in rustdoc: what neither of them says is broken.
+//! What is broken in Markdown and neither a code host nor rustdoc tells: links, names of files, tables without a head.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,6 +28,8 @@ struct Page {
     definitions: BTreeMap<String, String>,
     /// What follows `#` in a link to a heading: the same on GitHub, GitLab and in rustdoc.
     headings: BTreeSet<String>,
+    /// The first line of each table that has no line of `| --- |` below it, and is shown as text.
+    headless: Vec<String>,
 }
 
 impl Page {
@@ -48,6 +50,11 @@ impl Page {
             }
         }
         page.links = links(&prose);
+        let lines: Vec<_> = prose.lines().collect();
+        let begins = |at: usize| lines[at].starts_with('|') && (at == 0 || !lines[at - 1].starts_with('|'));
+        let headed = |at: usize| lines.get(at + 1).is_some_and(|line| line.starts_with("| ---"));
+        let headless = (0..lines.len()).filter(|at| begins(*at) && !headed(*at));
+        page.headless = headless.map(|at| lines[at].to_owned()).collect();
         page
     }
 }
@@ -123,7 +130,7 @@ fn bracketed(text: &str) -> Option<(&str, &str)> {
 
 /// What is wrong with `page`, which stands at `at`; `rustdoc` holds what its links are there, where it is a page of the manual.
 fn faults(at: &Path, page: &Page, rustdoc: Option<&BTreeMap<String, String>>) -> Vec<String> {
-    let mut faults = Vec::new();
+    let mut faults: Vec<_> = page.headless.iter().map(|line| format!("a table without a head: {line}")).collect();
     let mut used = BTreeSet::new();
     for link in &page.links {
         match link {
@@ -272,6 +279,7 @@ fn each_kind_of_broken_link_is_told() {
         ("[the\nengine][`Engine`]", "[`Engine`] has no definition"),
         ("[promises]: promises.md", "[promises] is not used"),
         ("`src/none.rs`", "`src/none.rs` is not there"),
+        ("| a |\n| --- |\n| b |\n\n| c |\n| d |", "a table without a head: | c |"),
     ] {
         assert!(told(text).iter().any(|fault| fault.contains(words)), "{text}: {:?}", told(text));
     }
