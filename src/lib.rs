@@ -36,13 +36,16 @@
 //! what is not protected, [`manual::format`] every byte at rest, [`manual::operations`] how to run it. In the code:
 //! [`engine`], then [`account`], then [`lease`].
 //!
-//! Features: `aws-lc` (default) is the fast AEAD back end, `cli` (default) the command line; a service names
+//! Features: `aws-lc` (default) is the fast AEAD back end, `cli` (default) the command line, `drill` (with it) the rehearsals
+//! that a service can play in its own tests; a service names
 //! `default-features = false, features = ["aws-lc"]`. Without `aws-lc` a pure-Rust back end makes the same bytes.
 
 pub mod account;
 pub mod block;
 pub mod clock;
 pub mod config;
+#[cfg(feature = "drill")]
+pub mod drill;
 pub mod engine;
 pub mod error;
 mod home;

@@ -299,6 +299,11 @@ impl Engine {
         &self.warnings
     }
 
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.keyring().settings
+    }
+
     /// What happens to leases, workers and the watch, from now on.
     pub fn events(&self) -> Events {
         if fork::in_child() { Events::of_child() } else { self.owner.0.teller.subscribe() }

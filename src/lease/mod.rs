@@ -53,6 +53,20 @@ pub enum Phase {
     },
 }
 
+impl Phase {
+    /// Its name in a word, as `keyleash status` has it; stable.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unproven => "unproven",
+            Self::Active => "active",
+            Self::Grace { .. } => "grace",
+            Self::Denied { .. } => "denied",
+            Self::Lapsed { .. } => "lapsed",
+            Self::Resuming { .. } => "resuming",
+        }
+    }
+}
+
 /// What was learned from the token, or that nothing was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {

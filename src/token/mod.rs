@@ -188,7 +188,7 @@ pub struct UnaddressableKey {
 }
 
 /// What the token says about itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct TokenInfo {
     /// Module path and library description.
     pub module: String,

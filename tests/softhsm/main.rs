@@ -23,6 +23,8 @@ mod modules;
 mod operator;
 mod passing;
 mod pins;
+#[cfg(feature = "drill")]
+mod rehearsal;
 mod service;
 mod setup;
 mod shim;

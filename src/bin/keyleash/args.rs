@@ -3,9 +3,10 @@
 use crate::{
     consent::Consent,
     exit::{self, Failure},
+    profiles::profiles,
     streams::Standard,
 };
-use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser, builder::TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 use keyleash::token::Profile;
 use std::{
     ffi::OsString,
@@ -498,11 +499,6 @@ fn bytes(text: &str) -> Result<u64, String> {
     let (_, factor) = UNITS.into_iter().find(|(name, _)| *name == unit.trim()).ok_or_else(wrong)?;
     let number: u64 = number.parse().map_err(|_| wrong())?;
     number.checked_mul(factor).filter(|bytes| *bytes > 0).ok_or_else(wrong)
-}
-
-/// Parses the name of a wrap profile.
-pub(crate) fn profiles() -> impl TypedValueParser<Value = Profile> {
-    PossibleValuesParser::new(Profile::ALL.map(Profile::name)).try_map(|name| name.parse::<Profile>())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What the command ends with, so that a script can tell failures apart. The numbers never change their meaning.
 
-use keyleash::{Corrupt, Error};
+use keyleash::{Corrupt, Error, drill};
 use std::{fmt, io, path::Path};
 
 /// Every exit status and when it comes; shown by `--help`.
@@ -172,6 +172,16 @@ pub(crate) fn ended(error: impl fmt::Display) -> String {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Engine(error)
+    }
+}
+
+impl From<drill::Error> for Failure {
+    fn from(error: drill::Error) -> Self {
+        match error {
+            drill::Error::Engine(error) => Self::Engine(error),
+            drill::Error::Io { what, error, .. } => Self::Io { what, error },
+            other => Self::io("the drill", io::Error::other(other)),
+        }
     }
 }
 

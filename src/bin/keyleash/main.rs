@@ -15,6 +15,7 @@ mod lazy_token;
 mod man;
 mod out_file;
 mod output;
+mod profiles;
 mod progress;
 mod quickstart;
 mod refused_pins;
@@ -26,6 +27,8 @@ mod signals;
 mod status;
 mod store;
 mod streams;
+#[path = "../../drill/text.rs"]
+mod text;
 mod token;
 mod warnings;
 

@@ -122,25 +122,13 @@ fn event_json(event: &Event) -> Value {
     }
 }
 
-/// One word for where a lease stands.
-pub(crate) fn phase_name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Unproven => "unproven",
-        Phase::Active => "active",
-        Phase::Grace { .. } => "grace",
-        Phase::Denied { .. } => "denied",
-        Phase::Lapsed { .. } => "lapsed",
-        Phase::Resuming { .. } => "resuming",
-    }
-}
-
 fn lease_json(lease: &LeaseStatus) -> Value {
     json!({
         "kek": lease.kek.name.as_str(),
         "kek_version": lease.kek.version,
         "token": lease.token.as_str(),
         "on_standby": lease.on_standby.as_ref().map(TokenName::as_str),
-        "phase": phase_name(lease.phase),
+        "phase": lease.phase.name(),
         "proved_ago_s": lease.proved_ago.map(|ago| ago.as_secs_f64()),
         "fresh_ago_s": lease.fresh_ago.map(|ago| ago.as_secs_f64()),
         "ends_in_s": lease.ends_in.as_secs_f64(),
@@ -250,7 +238,7 @@ fn report_lines(status: &Status, listed: &Listed<'_>, goes_on: bool) -> String {
 fn lease_words(lease: &LeaseStatus) -> String {
     let phase = match lease.phase {
         Phase::Unproven => "never proved",
-        phase => phase_name(phase),
+        phase => phase.name(),
     };
     let trouble = lease.trouble.as_ref().map_or_else(String::new, |trouble| format!(", {trouble}"));
     let by = lease.on_standby.as_ref().map_or_else(String::new, |standby| format!(" by standby {standby}"));

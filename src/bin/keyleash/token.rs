@@ -118,14 +118,7 @@ fn report_json(Checked { name, info, probes, problems }: &Checked) -> Value {
 
 /// What the token says about itself, as `token check` and `status` give it.
 pub(crate) fn info_json(info: &TokenInfo) -> Value {
-    json!({
-        "module": info.module,
-        "slot": info.slot,
-        "label": info.label,
-        "serial": info.serial,
-        "model": info.model,
-        "mechanisms": info.mechanisms,
-    })
+    json!(info)
 }
 
 /// The same for people.

@@ -5,7 +5,7 @@
 
 use super::{
     args::{Act, Deed},
-    ground::{may_move, may_touch},
+    guard::{may_move, may_touch},
 };
 use crate::{
     exit::Failure,

@@ -1,5 +1,6 @@
 //! The command line of the drills.
 
+use crate::profiles::profiles;
 use clap::{Args, Subcommand};
 use keyleash::token::Profile;
 use std::path::PathBuf;
@@ -82,7 +83,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) threads: u32,
     /// How the drill's KEK wraps.
-    #[arg(long, default_value = Profile::ALL[0].name(), value_parser = crate::args::profiles())]
+    #[arg(long, default_value = Profile::ALL[0].name(), value_parser = profiles())]
     pub(crate) profile: Profile,
     /// The most that the machine's own delay, which is measured, makes inconclusive instead of failed, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=60_000))]
@@ -114,12 +115,12 @@ pub(crate) struct Act {
 pub(crate) enum Deed {
     Enable {
         id: String,
-        #[arg(value_parser = crate::args::profiles())]
+        #[arg(value_parser = profiles())]
         profile: Profile,
     },
     Disable {
         id: String,
-        #[arg(value_parser = crate::args::profiles())]
+        #[arg(value_parser = profiles())]
         profile: Profile,
     },
     Destroy {

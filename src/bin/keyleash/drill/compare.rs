@@ -2,12 +2,12 @@
 //! shown to hold any more, and what the new one says nothing of: a promise or, but for `--common`, a scenario that is missing. A time or a
 //! rate alone only by a `--threshold`.
 
-use super::{args::CompareBy, report::FORMAT};
+use super::args::CompareBy;
 use crate::{
     exit::Failure,
     output::{Output, REPORT_COLUMNS, within},
 };
-use keyleash::Error;
+use keyleash::{Error, drill::FORMAT};
 use serde_json::{Value, json};
 use std::{fs::File, io::Read, path::Path};
 

@@ -1,41 +1,35 @@
 //! `drill`: rehearses the day the key is taken away, on a real token, and holds what it measures against the promises.
 //!
-//! `scenario` says what each drill is, `conduct` plays it on the ground that `ground` prepares: a real load (`load`), acts
-//! done by another process (`act`), everything written down (`timeline`), the machine's own delays (`machine`) and where keys stand
-//! in memory (`keys`) too. What was measured (`measure`) is judged
-//! (`promises`) and told (`report`, `picture`, `html`); two reports are compared (`compare`).
+//! [`keyleash::drill`] plays, measures and judges. Here is what it plays with: the ground of its own (`ground`), a real load (`load`),
+//! the deeds of an operator (`deeds`), which another process does (`act`) where it may (`guard`), and the service that `restart` kills
+//! (`serve`). Two reports are compared (`compare`).
+
+pub(crate) mod args;
 
 mod act;
-pub(crate) mod args;
+mod bar;
 mod compare;
-mod conduct;
+mod deeds;
 mod ground;
-mod html;
-mod keys;
+mod guard;
 mod load;
-mod machine;
-mod measure;
-mod outcome;
-mod picture;
-mod promises;
-mod report;
-mod restart;
-mod rotation;
-mod scenario;
 mod serve;
-mod timeline;
-mod wait;
+mod terms;
 
 use crate::{exit::Failure, out_file::OutFile, output::Output, setup::Setup, warnings};
 use args::{Drill, Options};
+use bar::bar;
+use deeds::Deeds;
 use ground::Ground;
-use keyleash::clock::{unix_now, utc};
-use promises::Verdict;
-use report::Report;
-use scenario::Scenario;
-use serde_json::json;
-use std::{io::Write, path::Path};
-use wait::Wait;
+use keyleash::{
+    clock::{unix_now, utc},
+    drill::{self, Report, Scenario, Verdict},
+};
+use serde_json::{Value, json};
+use std::{io::Write, path::Path, time::Duration};
+
+/// A fast drill gives up on an end that does not come; another one waits for as long as is promised.
+const FAST_PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, output: Output) -> Result<(), Failure> {
     let (scenarios, options): (&[Scenario], Options) = match drill {
@@ -56,7 +50,6 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
         Drill::Serve(serve) => return serve::serve(serve, setup).await,
     };
     warnings::with_times();
-    let wait = Wait::new(output);
     // Before half an hour of drills is spent for nothing.
     let picture = options.picture.as_deref().map(|path| setup.report(path)).transpose()?;
     let page = options.report.as_deref().map(|path| setup.report(path)).transpose()?;
@@ -65,12 +58,8 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
         if scenarios.len() > 1 {
             output.note(&format!("{} drill {} …", utc(unix_now()), scenario.name()));
         }
-        let played = async {
-            let (ground, customers) = Ground::prepare(*scenario, &options, setup, config).await?;
-            conduct::conduct(*scenario, &options, ground, customers, &wait).await
-        };
-        match played.await {
-            Ok(finished) => reports.push(Report::new(finished)),
+        match play(*scenario, &options, setup, config, output).await {
+            Ok(report) => reports.push(report),
             Err(failure) if reports.is_empty() => return Err(failure),
             Err(failure) => {
                 // What was measured until then is not lost.
@@ -80,22 +69,67 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
         }
     }
     let passed = failed.is_none() && reports.iter().all(Report::passed);
-    let drills: Vec<_> = reports.iter().map(Report::json).collect();
+    let drills: Vec<_> = reports.iter().map(|report| with_fast(report, options.fast)).collect();
     let error =
         failed.as_ref().map(|(scenario, failure)| json!({ "scenario": scenario, "message": failure.to_string() }));
-    let json = json!({ "format": report::FORMAT, "passed": passed, "drills": drills, "error": error });
-    let lines: Vec<_> = reports.iter().map(Report::lines).collect();
+    let json = json!({ "format": drill::FORMAT, "passed": passed, "drills": drills, "error": error });
+    let lines: Vec<_> = reports.iter().map(Report::to_string).collect();
     output.result(&json, &lines.join("\n"))?;
     if let Some(file) = picture {
-        write(&file, &picture::svg(&reports.iter().collect::<Vec<_>>()))?;
+        write(&file, &drill::svg(&reports))?;
     }
     if let Some(file) = page {
-        write(&file, &html::html(&reports))?;
+        write(&file, &drill::html(&reports))?;
     }
     match failed {
         Some((_, failure)) => Err(failure),
         None => verdict(&reports),
     }
+}
+
+/// Plays one drill, and leaves nothing of it.
+async fn play(
+    scenario: Scenario,
+    options: &Options,
+    setup: &Setup,
+    config: Option<&Path>,
+    output: Output,
+) -> Result<Report, Failure> {
+    let (mut ground, engine, customers) = Ground::prepare(scenario, options, setup, config).await?;
+    if scenario == Scenario::Restart {
+        serve::keep(&ground.directory, &customers)?;
+    }
+    let (threads, slack) = (options.threads as usize, Duration::from_millis(options.slack.into()));
+    let mut drill =
+        drill::Drill::new(&engine, &ground.tap, &ground.name).threads(threads).slack(slack).on_wait(bar(output));
+    if options.fast {
+        drill = drill.patience(FAST_PATIENCE);
+    }
+    let accounts = customers.len();
+    for customer in customers {
+        drill = drill.account(customer.id.clone(), customer.serve(&engine));
+    }
+    drop(engine);
+    let played = drill.run(scenario, &mut Deeds::new(&mut ground, options, scenario, accounts)).await;
+    if played.is_ok() && scenario == Scenario::PinChanged && ground.actor.is_operator() {
+        // What is cleaned up after the drill logs in with the PIN of the settings.
+        ground.act("change the token's user PIN back to what it was", Vec::new()).await?;
+    }
+    // Undoing what is left starts processes.
+    act::blocking(move || {
+        drop(ground);
+        Ok(())
+    })
+    .await?;
+    played
+}
+
+/// The report for programs, with what the command line says of its settings.
+fn with_fast(report: &Report, fast: bool) -> Value {
+    let mut json = json!(report);
+    let settings = json.get_mut("settings").and_then(Value::as_object_mut);
+    settings.into_iter().for_each(|settings| drop(settings.insert("fast".into(), fast.into())));
+    json
 }
 
 fn write(file: &OutFile, text: &str) -> Result<(), Failure> {
@@ -107,8 +141,8 @@ fn write(file: &OutFile, text: &str) -> Result<(), Failure> {
 fn verdict(reports: &[Report]) -> Result<(), Failure> {
     let with = |verdict| {
         let of = |report: &Report| {
-            let scenario = report.finished.scenario.name();
-            let promises = report.promises.iter().filter(|promise| promise.verdict == verdict);
+            let scenario = report.scenario().name();
+            let promises = report.promises().iter().filter(|promise| promise.verdict == verdict);
             promises.map(|promise| format!("{scenario}: {}", promise.what)).collect::<Vec<_>>()
         };
         reports.iter().flat_map(of).collect::<Vec<_>>().join("; ")

@@ -1,24 +1,26 @@
 //! The report: as JSON (described in `manual::drills`) and as lines.
 
 use super::{
-    conduct::Finished,
+    finished::Finished,
     measure::{Measured, measure},
+    operator::Who,
     outcome::Outcome,
     promises::{Promise, Relation, Unit, Verdict, judge},
+    scenario::Scenario,
+    text::{REPORT_COLUMNS, count, within, wrapped},
 };
-use crate::{
-    output::{REPORT_COLUMNS, count, within, wrapped},
-    token::info_json,
-};
-use keyleash::clock::Instant;
+use crate::clock::Instant;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
+use std::fmt;
 
-/// Names the format, and its version.
-pub(crate) const FORMAT: &str = "keyleash.drill.v1";
+/// Names the format of reports as JSON, and its version.
+pub const FORMAT: &str = "keyleash.drill.v1";
 
-/// A drill with its measurements and verdicts.
+/// A drill with its measurements and verdicts: what [`Display`](fmt::Display) shows to people, and what it serializes to for programs
+/// (`drills[]` of [`manual::drills`](crate::manual::drills#the-json)).
 #[derive(Debug, Clone)]
-pub(crate) struct Report {
+pub struct Report {
     pub(crate) finished: Finished,
     pub(crate) measured: Measured,
     pub(crate) promises: Vec<Promise>,
@@ -31,12 +33,28 @@ impl Report {
         Self { finished, measured, promises }
     }
 
+    /// What was rehearsed.
+    pub fn scenario(&self) -> Scenario {
+        self.finished.scenario
+    }
+
+    /// What was measured.
+    pub fn measured(&self) -> &Measured {
+        &self.measured
+    }
+
+    /// Every line of the verdict.
+    pub fn promises(&self) -> &[Promise] {
+        &self.promises
+    }
+
     /// The worst of its lines.
-    pub(crate) fn verdict(&self) -> Verdict {
+    pub fn verdict(&self) -> Verdict {
         self.promises.iter().map(|promise| promise.verdict).max().unwrap_or(Verdict::Pass)
     }
 
-    pub(crate) fn passed(&self) -> bool {
+    /// Every promise was kept for certain.
+    pub fn passed(&self) -> bool {
         self.verdict() == Verdict::Pass
     }
 
@@ -45,7 +63,7 @@ impl Report {
         at.since(self.finished.timeline.origin).as_secs_f64() * 1e3
     }
 
-    pub(crate) fn json(&self) -> Value {
+    fn json(&self) -> Value {
         let Finished { scenario, settings, timeline, .. } = &self.finished;
         let acts = timeline
             .acts
@@ -65,15 +83,14 @@ impl Report {
             "scenario": scenario.name(),
             "passed": self.passed(),
             "started_unix": self.finished.started_unix,
-            "operator": self.finished.operator,
-            "token": info_json(&self.finished.token),
+            "operator": self.finished.who == Who::Person,
+            "token": self.finished.token,
             "settings": {
-                "fast": self.finished.fast,
                 "accounts": self.finished.accounts,
                 "threads": self.finished.threads,
                 "profile": self.finished.profile.name(),
                 "poll_interval_ms": ms(settings.poll_interval),
-                "call_timeout_ms": ms(settings.store_timeout),
+                "call_timeout_ms": ms(self.finished.timeout),
                 "grace_ms": ms(settings.grace),
                 "aek_ttl_ms": ms(settings.aek_ttl),
                 "resume_rate": settings.resume_rate,
@@ -138,7 +155,7 @@ impl Report {
     }
 
     /// Settings, verdicts and counts for people.
-    pub(crate) fn lines(&self) -> String {
+    fn lines(&self) -> String {
         let Finished { scenario, accounts, threads, token, .. } = &self.finished;
         let mut lines = String::new();
         let mut say = |indent: &str, words: String| {
@@ -171,7 +188,7 @@ impl Report {
         format!(
             "poll_interval {}, call_timeout {}, grace {}, slack at most {}",
             seconds(ms(settings.poll_interval)),
-            seconds(ms(settings.store_timeout)),
+            seconds(ms(self.finished.timeout)),
             seconds(ms(settings.grace)),
             seconds(ms(self.finished.slack)),
         )
@@ -209,6 +226,18 @@ impl Report {
             ));
         }
         words
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.lines())
+    }
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.json().serialize(serializer)
     }
 }
 
@@ -286,9 +315,8 @@ pub(crate) fn seconds(ms: f64) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::drill::{measure, scenario::Scenario};
-    use keyleash::{
-        config::Settings,
+    use crate::{
+        drill::{measure, scenario::tests::fast},
         token::{Profile, TokenInfo},
     };
     use std::time::Duration;
@@ -297,9 +325,9 @@ pub(crate) mod tests {
     pub(crate) fn finished(scenario: Scenario) -> Finished {
         Finished {
             scenario,
-            settings: scenario.settings(&Settings::default(), true, 2),
-            fast: true,
-            operator: false,
+            settings: fast(),
+            timeout: fast().store_timeout,
+            who: Who::Process,
             accounts: 2,
             threads: 1,
             profile: Profile::AesGcm,

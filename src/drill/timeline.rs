@@ -1,11 +1,8 @@
 //! What happened when: operations per interval, runs per account, phases of the lease, acts. Written while a drill runs, read
 //! when it is over.
 
-use super::{
-    load::Listener,
-    outcome::{Outcome, Outcomes, Run, append},
-};
-use keyleash::clock::{Clock, Instant};
+use super::outcome::{Outcome, Outcomes, Run, append};
+use crate::clock::{Clock, Instant};
 use std::{
     collections::BTreeSet,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -17,9 +14,6 @@ const RUNS_MAX: usize = 10_000;
 
 /// A load thread that is without a success for less is not said to be.
 pub(crate) const GAP_MIN: Duration = Duration::from_millis(10);
-
-/// The KEK version that every drill begins with.
-pub(crate) const FIRST_KEK_VERSION: u32 = 1;
 
 /// An act on the token or on the process, and what an operator would call it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,6 +156,11 @@ impl Timeline {
             append(runs, run);
         }
     }
+}
+
+/// Where the load tells what it learned.
+pub(crate) trait Listener: Send + Sync {
+    fn absorb(&self, chunk: Chunk);
 }
 
 /// The pen: shared by all who write a timeline.

@@ -1,13 +1,8 @@
 //! The scenarios: what each rehearses and which end it owes.
 
-use keyleash::config::Settings;
+use crate::config::Settings;
 use std::time::Duration;
 
-/// Accounts where nothing is said.
-const ACCOUNTS: u32 = 50;
-const FLEET_ACCOUNTS: u32 = 10_000;
-/// Enough for a re-wrap to take a while.
-const ROTATION_ACCOUNTS: u32 = 1000;
 /// An outage shorter than grace takes this part of it, in percent.
 const OUTAGE_PERCENT: u32 = 60;
 /// A hang lasts for so many poll intervals: each may cost the token a worker, of which it has eight to lose.
@@ -15,18 +10,33 @@ const HANG_POLLS: u32 = 4;
 /// How often flapping goes away and comes back.
 pub(crate) const FLAPS: u32 = 4;
 
+/// What is rehearsed: what the operator takes away and gives back, and what is owed in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scenario {
+#[non_exhaustive]
+pub enum Scenario {
+    /// The KEK is disabled in the token, then enabled again: denied within `poll_interval + call_timeout`.
     Revocation,
+    /// The KEK is destroyed in the token, then restored: the same.
     Destroy,
+    /// The token vanishes from its module, for longer than grace, then comes back: service until grace ends, then lapsed.
     TokenRemoved,
+    /// The user PIN is changed, then the service is given the new one: denied within
+    /// `fresh_proof_every × poll_interval + poll_interval + call_timeout`.
     PinChanged,
+    /// The token is unreachable for 60 % of grace: service all the time.
     Outage,
+    /// The token is unreachable for longer than grace: service until grace ends, then lapsed.
     LongOutage,
+    /// The token goes away and comes back, four times: service all the time.
     Flapping,
+    /// Calls into the module hang for four poll intervals: service all the time.
     Hang,
+    /// The process of the service is killed and started while active, denied, denied and unreachable, and unreachable: what was owed
+    /// before it. Needs [`Operator::start`](super::Operator::start) and [`Operator::reach`](super::Operator::reach).
     Restart,
+    /// As [`Scenario::Revocation`], of many accounts.
     Fleet,
+    /// The KEK is rotated, every AEK re-wrapped and rotated, the old KEK version retired and destroyed: service all the time.
     Rotation,
 }
 
@@ -44,7 +54,8 @@ pub(crate) enum Owed {
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 11] = [
+    /// Every scenario.
+    pub const ALL: [Self; 11] = [
         Self::Revocation,
         Self::Destroy,
         Self::TokenRemoved,
@@ -58,7 +69,8 @@ impl Scenario {
         Self::Rotation,
     ];
 
-    pub(crate) const fn name(self) -> &'static str {
+    /// As the command line names it; stable.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Revocation => "revocation",
             Self::Destroy => "destroy",
@@ -75,7 +87,7 @@ impl Scenario {
     }
 
     /// What happens, for somebody who was not there.
-    pub(crate) const fn story(self) -> &'static str {
+    pub const fn story(self) -> &'static str {
         match self {
             Self::Revocation => "The KEK is disabled in the token by another process, then enabled again.",
             Self::Destroy => {
@@ -100,21 +112,9 @@ impl Scenario {
         }
     }
 
-    pub(crate) const fn accounts(self) -> u32 {
-        match self {
-            Self::Fleet => FLEET_ACCOUNTS,
-            Self::Rotation => ROTATION_ACCOUNTS,
-            _ => ACCOUNTS,
-        }
-    }
-
-    /// True for what could cost more than the drill's own KEK for a while.
-    pub(crate) const fn is_destructive(self) -> bool {
-        matches!(self, Self::Destroy | Self::TokenRemoved | Self::PinChanged)
-    }
-
-    pub(crate) fn owed(self, settings: &Settings) -> Owed {
-        let answer = settings.poll_interval + settings.store_timeout;
+    /// `timeout` is the token's call timeout.
+    pub(crate) fn owed(self, settings: &Settings, timeout: Duration) -> Owed {
+        let answer = settings.poll_interval + timeout;
         match self {
             Self::Revocation | Self::Destroy | Self::Restart | Self::Fleet => Owed::Denied(answer),
             // A context that is open does not notice; the next fresh proof does.
@@ -126,44 +126,25 @@ impl Scenario {
             Self::Rotation => Owed::Undisturbed,
         }
     }
-
-    /// The settings of the drill: those in force, or the fast ones.
-    pub(crate) fn settings(self, in_force: &Settings, fast: bool, accounts: u32) -> Settings {
-        // Room for the drill's accounts, in two AEK versions, not for a service's: less memory to lock.
-        let mut settings = in_force.clone().max_cached_aeks(2 * u64::from(accounts) + 64);
-        // Its KEK is destroyed in the end.
-        settings.require_recoverable = false;
-        if fast {
-            settings.poll_interval = Duration::from_secs(1);
-            settings.store_timeout = Duration::from_secs(1);
-            settings.grace = Duration::from_secs(10);
-            settings.aek_ttl = settings.grace;
-            if self == Self::PinChanged {
-                settings.fresh_proof_every = 3;
-            }
-            if self == Self::Fleet {
-                // A TTL of seconds refreshes a fleet every few seconds.
-                settings.resume_rate = 5000;
-            }
-        }
-        settings
-    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
+    /// Polls every second, and lets an outage last for ten.
+    pub(crate) fn fast() -> Settings {
+        let second = Duration::from_secs(1);
+        let settings = Settings::default().poll_interval(second).store_timeout(second);
+        settings.grace(10 * second).aek_ttl(10 * second).fresh_proof_every(3)
+    }
+
     #[test]
-    fn every_scenario_has_valid_settings_and_an_outage_ends_before_grace_may() {
-        for scenario in Scenario::ALL {
-            for (fast, in_force) in [(true, Settings::default()), (false, Settings::default())] {
-                let settings = scenario.settings(&in_force, fast, 50);
-                settings.validate().unwrap();
-                if let Owed::Service(away) = scenario.owed(&settings) {
-                    let least = settings.grace - settings.poll_interval - settings.store_timeout;
-                    assert!(scenario == Scenario::Flapping || away < least, "{scenario:?} {away:?}");
-                }
+    fn an_outage_ends_before_grace_may() {
+        for (scenario, settings) in Scenario::ALL.into_iter().flat_map(|it| [(it, fast()), (it, Settings::default())]) {
+            if let Owed::Service(away) = scenario.owed(&settings, settings.store_timeout) {
+                let least = settings.grace - settings.poll_interval - settings.store_timeout;
+                assert!(scenario == Scenario::Flapping || away < least, "{scenario:?} {away:?}");
             }
         }
     }

@@ -1,76 +1,87 @@
 //! What was measured: times in milliseconds from the act or from the undoing, and counts. Pure.
 
 use super::{
-    conduct::Finished,
+    finished::Finished,
     outcome::{Outcome, Run},
     scenario::Owed,
     timeline::Timeline,
 };
-use keyleash::{clock::Instant, config::Settings};
+use crate::clock::Instant;
 use std::time::Duration;
 
 /// How a phase was served, in which everything had to work.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Service {
-    /// The longest that a load thread was without a success, and when that began.
-    pub(crate) gap_ms: f64,
-    pub(crate) gap_from: Instant,
+#[non_exhaustive]
+pub struct Service {
+    /// The longest that a load thread was without a success, in milliseconds.
+    pub gap_ms: f64,
+    /// When that began.
+    pub gap_from: Instant,
     /// Successes in a second, where they were fewest for a poll interval, in percent of those before the act; `None` where there
     /// was nothing to compare.
-    pub(crate) rate_percent: Option<f64>,
+    pub rate_percent: Option<f64>,
     /// The part of that poll interval for which the machine itself stood still.
-    pub(crate) lost: f64,
+    pub lost: f64,
 }
 
 /// The measurements of one drill. Times are `None` when what they time did not happen.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Measured {
+#[non_exhaustive]
+pub struct Measured {
     /// Last success after the act and before the undoing; `None` when nothing succeeded after the act.
-    pub(crate) last_success_ms: Option<f64>,
+    pub last_success_ms: Option<f64>,
     /// First refusal after the act, up to the undoing.
-    pub(crate) first_refusal_ms: Option<f64>,
+    pub first_refusal_ms: Option<f64>,
     /// When the lease was first in grace after the act: the silence of the token was noticed.
-    pub(crate) noticed_ms: Option<f64>,
+    pub noticed_ms: Option<f64>,
     /// When no AEK was left in memory, after the act.
-    pub(crate) wiped_ms: Option<f64>,
+    pub wiped_ms: Option<f64>,
     /// First success after the undoing, by an account that had been refused.
-    pub(crate) first_success_ms: Option<f64>,
+    pub first_success_ms: Option<f64>,
     /// When every account worked again, after the undoing.
-    pub(crate) all_back_ms: Option<f64>,
-    /// The same per account.
-    pub(crate) back_p50_ms: Option<f64>,
-    pub(crate) back_p99_ms: Option<f64>,
-    pub(crate) back_max_ms: Option<f64>,
+    pub all_back_ms: Option<f64>,
+    /// The same per account: the median, …
+    pub back_p50_ms: Option<f64>,
+    /// … the 99th of a hundred, …
+    pub back_p99_ms: Option<f64>,
+    /// … and the last.
+    pub back_max_ms: Option<f64>,
     /// When the lease was active again, after the undoing.
-    pub(crate) active_ms: Option<f64>,
-    /// From the act to the undoing, or to where the promise ends, and from the undoing to the end.
-    pub(crate) service: Option<Service>,
-    pub(crate) service_after: Option<Service>,
+    pub active_ms: Option<f64>,
+    /// From the act to the undoing, or to where the promise ends, where everything had to work.
+    pub service: Option<Service>,
+    /// The same from the undoing to the end.
+    pub service_after: Option<Service>,
     /// Places in the memory in which an AEK or a round key stood after the wipe; `None` where the search found none before it either.
-    pub(crate) keys_left: Option<u64>,
+    pub keys_left: Option<u64>,
     /// The longest that the machine kept a thread from running that only looks at the clock.
-    pub(crate) machine_delay_ms: f64,
+    pub machine_delay_ms: f64,
     /// Accounts that did not work when the drill ended.
-    pub(crate) accounts_missing: u64,
-    /// Operations in all, those that succeeded, and those that were refused.
-    pub(crate) operations: u64,
-    pub(crate) succeeded: u64,
-    pub(crate) refused: u64,
+    pub accounts_missing: u64,
+    /// Operations in all, …
+    pub operations: u64,
+    /// … those that succeeded, …
+    pub succeeded: u64,
+    /// … and those that were refused.
+    pub refused: u64,
     /// Operations whose outcome was not right at their time.
-    pub(crate) wrong: u64,
-    pub(crate) unverified_bytes: u64,
+    pub wrong: u64,
+    /// Bytes that came out other than they went in.
+    pub unverified_bytes: u64,
     /// Operations that waited for an unwrap of their own.
-    pub(crate) warmed: u64,
+    pub warmed: u64,
     /// The longest operation, where each was timed.
-    pub(crate) longest_ms: Option<f64>,
-    /// Of `rotation`: how long the re-wrap of all accounts took, how many it moved in a second, …
-    pub(crate) rewrap_ms: Option<f64>,
-    pub(crate) rewrap_per_s: Option<f64>,
+    pub longest_ms: Option<f64>,
+    /// Of `rotation`: how long the re-wrap of all accounts took, …
+    pub rewrap_ms: Option<f64>,
+    /// … how many it moved in a second, …
+    pub rewrap_per_s: Option<f64>,
     /// … how long every AEK took to be rotated …
-    pub(crate) aek_rotation_ms: Option<f64>,
-    /// … and the accounts that were not moved, or seal under the old AEK version.
-    pub(crate) left_behind: Option<u64>,
-    pub(crate) not_rotated: Option<u64>,
+    pub aek_rotation_ms: Option<f64>,
+    /// … the accounts that were not moved …
+    pub left_behind: Option<u64>,
+    /// … and those that do not seal under their new AEK version.
+    pub not_rotated: Option<u64>,
 }
 
 fn ms(from: Instant, to_ns: u64) -> f64 {
@@ -94,8 +105,8 @@ pub(crate) fn measure(finished: &Finished) -> Measured {
 }
 
 /// For how long an outage has to be served at least: the last proof was so much before it began.
-pub(crate) fn least_service(settings: &Settings) -> Duration {
-    settings.grace.saturating_sub(settings.poll_interval + settings.store_timeout)
+pub(crate) fn least_service(finished: &Finished) -> Duration {
+    finished.settings.grace.saturating_sub(finished.settings.poll_interval + finished.timeout)
 }
 
 /// How the phases were served in which everything has to work.
@@ -103,10 +114,10 @@ fn services(finished: &Finished) -> (Option<Service>, Option<Service>) {
     let (timeline, settings) = (&finished.timeline, &finished.settings);
     let Some(act) = timeline.act() else { return (None, None) };
     let service = |from, to| Some(service(timeline, settings.poll_interval, act, from, to));
-    match (finished.scenario.owed(settings), timeline.undoing()) {
+    match (finished.scenario.owed(settings, finished.timeout), timeline.undoing()) {
         (Owed::Service(_), Some(undoing)) => (service(act, undoing), service(undoing, timeline.end)),
         (Owed::Undisturbed, _) => (service(act, timeline.end), None),
-        (Owed::Lapsed, _) => (service(act, act.plus(least_service(settings))), None),
+        (Owed::Lapsed, _) => (service(act, act.plus(least_service(finished))), None),
         _ => (None, None),
     }
 }

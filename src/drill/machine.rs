@@ -1,9 +1,8 @@
 //! The machine's own delay: a thread that does nothing but look at the clock, and tells when it was kept from that. What is late
 //! by no more than that says nothing of the service.
 
-use super::timeline::Recorder;
-use crate::exit::Failure;
-use keyleash::clock::Clock;
+use super::{error::Error, timeline::Recorder};
+use crate::clock::Clock;
 use std::{
     sync::{
         Arc,
@@ -24,7 +23,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn watch(recorder: Arc<Recorder>) -> Result<Self, Failure> {
+    pub(crate) fn watch(recorder: Arc<Recorder>) -> Result<Self, Error> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let look = move || {
@@ -42,7 +41,7 @@ impl Machine {
             }
         };
         let thread = thread::Builder::new().name("drill-machine".into()).spawn(look);
-        Ok(Self { stop, thread: Some(thread.map_err(|error| Failure::io("starting a thread", error))?) })
+        Ok(Self { stop, thread: Some(thread.map_err(|error| Error::io("starting a thread", error))?) })
     }
 }
 

@@ -7,10 +7,10 @@ use super::{
     outcome::Outcome,
     promises::{Relation, Unit, Verdict},
     report::{Report, bound_words, measured_words, seconds},
+    text::{count, misleads, wrapped},
     timeline::LeaseSample,
 };
-use crate::output::{count, misleads, wrapped};
-use keyleash::clock::Instant;
+use crate::clock::Instant;
 use std::{collections::BTreeSet, fmt::Write as _};
 
 /// The picture is drawn in a space this wide, and scales: at 600 pixels its text is still 11 pixels high.
@@ -52,8 +52,9 @@ struct Flag {
     verdict: Option<(String, Verdict)>,
 }
 
-/// All drills, one under the other.
-pub(crate) fn svg(reports: &[&Report]) -> String {
+/// The timelines of the reports as one SVG, one under the other, in light and dark.
+#[must_use]
+pub fn svg(reports: &[Report]) -> String {
     let mut body = String::new();
     let mut top = 0.0;
     for report in reports {
@@ -536,7 +537,7 @@ mod tests {
     fn the_picture_of_every_scenario_is_well_formed_and_names_what_happened() {
         for scenario in Scenario::ALL {
             let report = Report::new(finished(scenario));
-            let picture = svg(&[&report, &report]);
+            let picture = svg(&[report.clone(), report.clone()]);
             assert_well_formed(&picture);
             assert!(!picture.contains("NaN") && !picture.contains("inf"), "{picture}");
             assert!(picture.contains(scenario.name()) && picture.contains("prefers-color-scheme:dark"));
@@ -558,7 +559,7 @@ mod tests {
     fn a_promise_that_does_not_hold_is_seen_at_once() {
         let mut finished = finished(Scenario::Revocation);
         finished.timeline.unverified_bytes = 7;
-        let picture = svg(&[&Report::new(finished)]);
+        let picture = svg(&[Report::new(finished)]);
         assert!(picture.contains("A PROMISE DID NOT HOLD") && picture.contains("bytes that did not verify: 7"));
     }
 
@@ -567,7 +568,7 @@ mod tests {
         let mut finished = finished(Scenario::Rotation);
         let sample = LeaseSample { kek_version: 2, ..finished.timeline.lease[0].clone() };
         finished.timeline.lease.push(sample);
-        let picture = svg(&[&Report::new(finished)]);
+        let picture = svg(&[Report::new(finished)]);
         assert!(picture.contains("KEK version 1") && picture.contains("KEK version 2"));
         assert_eq!(picture.matches("<path class=\"aeks\"").count(), 2);
     }

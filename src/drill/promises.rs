@@ -4,12 +4,12 @@
 //! are never that.
 
 use super::{
-    conduct::Finished,
+    finished::Finished,
     measure::{Measured, Service, least_service},
     scenario::{Owed, Scenario},
     timeline::{Act, Timeline},
 };
-use keyleash::{clock::Instant, config::RESUMPTION_MAX};
+use crate::{clock::Instant, config::RESUMPTION_MAX};
 use std::time::Duration;
 
 /// Successes in a second that are owed in a phase, in percent of those before the act. A machine that others use too is slower for
@@ -18,23 +18,27 @@ const RATE_PERCENT_MIN: f64 = 5.0;
 
 /// How a measurement is held against its bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Relation {
+pub enum Relation {
+    /// It may not be over it.
     AtMost,
+    /// It may not be below it.
     AtLeast,
 }
 
 /// What a line, a drill or all of them come to; the worst counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Verdict {
+pub enum Verdict {
+    /// The promise was kept.
     Pass,
-    /// Over the promise, but by no more than the machine's own delay.
+    /// Over the promise, but by no more than the machine's own delay: run it again.
     Inconclusive,
+    /// The promise was broken.
     Fail,
 }
 
 impl Verdict {
     /// For programs; stable.
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Pass => "pass",
             Self::Inconclusive => "inconclusive",
@@ -43,7 +47,7 @@ impl Verdict {
     }
 
     /// For people.
-    pub(crate) const fn word(self) -> &'static str {
+    pub const fn word(self) -> &'static str {
         match self {
             Self::Pass => "pass",
             Self::Inconclusive => "INCONCLUSIVE",
@@ -62,30 +66,38 @@ impl Verdict {
 
 /// A line of the verdict.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Promise {
+#[non_exhaustive]
+pub struct Promise {
     /// For programs; stable.
-    pub(crate) name: &'static str,
-    /// Which of the six promises of `manual::promises` it belongs to.
-    pub(crate) promise: u8,
+    pub name: &'static str,
+    /// Which of the promises of [`manual::promises`](crate::manual::promises) it belongs to.
+    pub promise: u8,
     /// For people.
-    pub(crate) what: &'static str,
+    pub what: &'static str,
     /// How the bound comes about.
-    pub(crate) formula: &'static str,
-    pub(crate) unit: Unit,
-    pub(crate) relation: Relation,
+    pub formula: &'static str,
+    /// Of bound and measurement.
+    pub unit: Unit,
+    /// Which side of the bound is right.
+    pub relation: Relation,
     /// Without the slack.
-    pub(crate) bound: f64,
+    pub bound: f64,
     /// The machine's own delay meanwhile, in the unit of the bound: what is over the bound by no more is inconclusive.
-    pub(crate) slack: f64,
+    pub slack: f64,
     /// `None` when it did not happen.
-    pub(crate) measured: Option<f64>,
-    pub(crate) verdict: Verdict,
+    pub measured: Option<f64>,
+    /// Whether it was kept.
+    pub verdict: Verdict,
 }
 
+/// What a bound counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unit {
+pub enum Unit {
+    /// Milliseconds.
     Ms,
+    /// Things.
     Count,
+    /// Percent.
     Percent,
 }
 
@@ -188,8 +200,8 @@ pub(crate) fn judge(finished: &Finished, measured: &Measured) -> Vec<Promise> {
     let timeline = &finished.timeline;
     let (act, undoing) = (timeline.taking(), timeline.giving());
     let mut lines = Lines { lines: Vec::new(), timeline, slack_max: finished.slack };
-    let (poll, timeout, grace) = (settings.poll_interval, settings.store_timeout, settings.grace);
-    match finished.scenario.owed(settings) {
+    let (poll, timeout, grace) = (settings.poll_interval, finished.timeout, settings.grace);
+    match finished.scenario.owed(settings, timeout) {
         Owed::Denied(within) => {
             let formula = match finished.scenario {
                 Scenario::PinChanged => "fresh_proof_every × poll_interval + poll_interval + call_timeout",
@@ -206,7 +218,7 @@ pub(crate) fn judge(finished: &Finished, measured: &Measured) -> Vec<Promise> {
             noticed(&mut lines, poll + timeout, act, measured);
             let formula = "grace − poll_interval − call_timeout";
             let first = ("served-in-outage", 3, "first refusal in the outage, not earlier than", formula);
-            let (least, refusal) = (least_service(settings).as_secs_f64() * 1e3, measured.first_refusal_ms);
+            let (least, refusal) = (least_service(finished).as_secs_f64() * 1e3, measured.first_refusal_ms);
             // The last proof before the act may have been late.
             let slack = act.map_or(0.0, |act| {
                 let before = (poll + timeout).as_nanos() as u64;
@@ -288,9 +300,9 @@ mod tests {
         let mut finished = finished(scenario);
         let at = finished.timeline.act().unwrap().plus(Duration::from_millis(600));
         finished.timeline.late = vec![(at, Duration::from_millis(300))];
-        let (last, refusal) = match scenario.owed(&finished.settings) {
+        let (last, refusal) = match scenario.owed(&finished.settings, finished.timeout) {
             Owed::Denied(within) => (within, within),
-            _ => (finished.settings.grace, least_service(&finished.settings)),
+            _ => (finished.settings.grace, least_service(&finished)),
         };
         let (last, refusal) = (Some(last.as_secs_f64() * 1e3), Some(refusal.as_secs_f64() * 1e3));
         let measured = Measured {

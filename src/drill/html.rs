@@ -4,9 +4,9 @@ use super::{
     picture::{escape, svg},
     promises::Verdict,
     report::{Report, bound_words, measured_words},
+    text::count,
 };
-use crate::output::count;
-use keyleash::clock::utc;
+use crate::clock::utc;
 use std::fmt::Write as _;
 
 const STYLE: &str = "\
@@ -15,8 +15,9 @@ table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6
 .pass{color:#1a7f37}.fail{color:#cf222e;font-weight:bold}.inconclusive{color:#9a6700;font-weight:bold}svg{width:100%;height:auto}.mute{opacity:.7}\
 @media(prefers-color-scheme:dark){.pass{color:#3fb950}.fail{color:#ff7b72}}";
 
-/// The page.
-pub(crate) fn html(reports: &[Report]) -> String {
+/// The reports as one HTML page that needs no network.
+#[must_use]
+pub fn html(reports: &[Report]) -> String {
     let passed = reports.iter().filter(|report| report.passed()).count();
     let mut body = String::new();
     let _ = write!(
@@ -48,8 +49,8 @@ fn section(body: &mut String, report: &Report) {
     let finished = &report.finished;
     let name = finished.scenario.name();
     let token = &finished.token;
-    let _ = writeln!(body, "<h2 id=\"{name}\">{name}</h2>\n{}", svg(&[report]));
-    let who = if finished.operator { "an operator" } else { "another process" };
+    let _ = writeln!(body, "<h2 id=\"{name}\">{name}</h2>\n{}", svg(std::slice::from_ref(report)));
+    let who = finished.who.words();
     let _ = writeln!(
         body,
         "<p class=\"mute\">Token {}, serial {} ({}); profile {}; acts by {who}; begun on {}. {}. What is over \

@@ -1,8 +1,8 @@
 //! Where the keys are: a search through the memory of the process that serves, for the AEKs that the drill's token gave or took and
 //! for every round key of their schedules. What the engine says of itself is not asked.
 
-use crate::exit::Failure;
-use keyleash::secret::Aek;
+use super::error::Error;
+use crate::secret::Aek;
 use std::{
     collections::HashSet,
     fs::{self, File},
@@ -37,7 +37,7 @@ impl Keys {
     ///
     /// # Errors
     /// When the system does not let this process read that one's memory.
-    pub(crate) fn find(&self, process: u32) -> Result<u64, Failure> {
+    pub(crate) fn find(&self, process: u32) -> Result<u64, Error> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut sift = vec![false; 1 << SIFT_BITS];
         for key in &known {
@@ -45,7 +45,7 @@ impl Keys {
             sift.get_mut(place(plain)).into_iter().for_each(|there| *there = true);
         }
         let path = |file: &str| format!("/proc/{process}/{file}");
-        let failed = |error| Failure::io(format!("searching the memory of process {process}"), error);
+        let failed = |error| Error::io(format!("searching the memory of process {process}"), error);
         let memory = File::open(path("mem")).map_err(failed)?;
         let maps = fs::read_to_string(path("maps")).map_err(failed)?;
         // Where it reads to, the search would find what it has just read elsewhere.
@@ -158,7 +158,7 @@ fn sbox() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keyleash::secret::fill_random;
+    use crate::secret::fill_random;
 
     /// FIPS 197, A.3.
     #[test]

@@ -1,6 +1,6 @@
 //! What came of an operation, and runs of the same.
 
-use keyleash::Error;
+use crate::error::Error;
 
 /// What came of one seal or open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,15 +20,14 @@ impl Outcome {
     pub(crate) const ALL: [Self; Self::COUNT] =
         [Self::Ok, Self::Denied, Self::Lapsed, Self::Unreachable, Self::Cold, Self::Corrupt, Self::Other];
 
-    pub(crate) fn of<T>(result: &Result<T, Error>) -> Self {
-        match result {
-            Ok(_) => Self::Ok,
-            Err(Error::Denied(_)) => Self::Denied,
-            Err(Error::Lapsed(_)) => Self::Lapsed,
-            Err(Error::Unreachable(_)) => Self::Unreachable,
-            Err(Error::Cold { .. }) => Self::Cold,
-            Err(Error::Corrupt(_)) => Self::Corrupt,
-            Err(_) => Self::Other,
+    pub(crate) const fn of(error: &Error) -> Self {
+        match error {
+            Error::Denied(_) => Self::Denied,
+            Error::Lapsed(_) => Self::Lapsed,
+            Error::Unreachable(_) => Self::Unreachable,
+            Error::Cold { .. } => Self::Cold,
+            Error::Corrupt(_) => Self::Corrupt,
+            _ => Self::Other,
         }
     }
 
