@@ -4,7 +4,6 @@ use super::error::Error;
 use crate::{
     Engine,
     clock::{Clock, Instant},
-    error,
     name::{KekName, KekVersion},
     token::KekId,
 };
