@@ -30,6 +30,8 @@ use std::{io::Write, path::Path, time::Duration};
 
 /// A fast drill gives up on an end that does not come; another one waits for as long as is promised.
 const FAST_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the engine may take to come to its end; what hangs in the token is left behind.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, output: Output) -> Result<(), Failure> {
     let (scenarios, options): (&[Scenario], Options) = match drill {
@@ -109,8 +111,13 @@ async fn play(
     for customer in customers {
         drill = drill.account(customer.id.clone(), customer.serve(&engine));
     }
-    drop(engine);
+    // Of `restart` the store belongs to the service, a process at a time.
+    let engine = Some(engine).filter(|_| scenario != Scenario::Restart);
     let played = drill.run(scenario, &mut Deeds::new(&mut ground, options, scenario, accounts)).await;
+    if let Some(engine) = engine {
+        // No call of its own meets the undoing: SoftHSM would lose the PIN that is changed back while somebody logs in.
+        engine.close(FAREWELL).await?;
+    }
     if played.is_ok() && scenario == Scenario::PinChanged && ground.actor.is_operator() {
         // What is cleaned up after the drill logs in with the PIN of the settings.
         ground.act("change the token's user PIN back to what it was", Vec::new()).await?;
