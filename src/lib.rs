@@ -34,7 +34,7 @@
 //!
 //! Where to read on: [`manual::promises`] says what is promised and how each promise is enforced, [`manual::threats`]
 //! what is not protected, [`manual::format`] every byte at rest, [`manual::operations`] how to run it. In the code:
-//! [`engine`], then [`account`], then [`lease`].
+//! [`engine`], then [`account`], then [`lease`]; [`manual::architecture`] draws the house.
 //!
 //! Features: `aws-lc` (default) is the fast AEAD back end, `cli` (default) the command line, `drill` (with it) the rehearsals
 //! that a service can play in its own tests; a service names

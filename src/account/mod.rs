@@ -1,4 +1,4 @@
-//! The handle of an account: seal and open. This file is the data path.
+//! The handle of an account: seal and open. This file is the data path; what waits for anything is in `warm.rs`.
 //!
 //! Nothing here awaits, allocates (but what the caller asked for), or takes a lock that another core contends for.
 //! Every seal and open, in this order: enters as an operation in flight, compares CLOCK_BOOTTIME with the end of its

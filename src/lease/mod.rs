@@ -1,5 +1,7 @@
 //! The lease of one KEK version: a pure state machine. No I/O, no clock, no locks.
 //!
+//! It decides when a seal or an open stops working: at [`Lease::end`].
+//!
 //! Time comes in as an argument, what is to be done goes out as a value. A lease is renewed by a proof alone,
 //! and a proof counts from the instant at which it was *asked*, because the token may have decided then. Some modules show a
 //! context the token as it was when the context was initialised. So a proof counts from no later than `fresh_span` after that:

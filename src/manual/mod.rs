@@ -4,6 +4,8 @@
 #![doc = include_str!("README.md")]
 
 #[cfg(test)]
+mod floors;
+#[cfg(test)]
 mod links;
 
 macro_rules! pages {
@@ -15,5 +17,6 @@ macro_rules! pages {
 }
 
 pages! {
-    backups changes development drills format modules operations performance promises revoking rotation settings threats tokens
+    architecture backups changes development drills format modules operations performance promises revoking rotation settings
+    threats tokens
 }

@@ -1,7 +1,8 @@
 //! The key store: where wrapped AEKs and the names of KEKs are kept.
 //!
 //! [`KeyStore`] is the seam: keys and bounded values with compare-and-put, so that etcd, PostgreSQL or an
-//! object store with conditional put fit behind it. What the bytes mean is [`record`]'s business.
+//! object store with conditional put fit behind it. What the bytes mean is [`record`]'s business; whether
+//! a store of one's own keeps the contract is said by [`check`].
 
 use self::record::{AEK_VERSIONS_MAX, AccountRecord, CommonRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord};
 use crate::{
