@@ -78,11 +78,6 @@ pub struct BlockHeader {
 }
 
 impl BlockHeader {
-    /// Length in bytes of a header of `suite`.
-    pub const fn len_of_suite(suite: Suite) -> usize {
-        suite.header_len()
-    }
-
     /// Length in bytes of the header of a contiguous block, from its first [`SUITE_KNOWN_AFTER_BYTES`] bytes or more.
     ///
     /// # Errors

@@ -38,10 +38,7 @@ pub use self::rewrap::{REWRAP_FAILURES_MAX, RewrapFailure, RewrapOptions, Rewrap
 pub use self::view::{AekSchedule, KekSchedule, Schedule, VIEW_ACCOUNTS_MAX};
 pub use self::work::PASS_EVERY;
 pub(crate) use self::{batch::Pace, work::work};
-pub use crate::{
-    clock::utc,
-    store::record::due::{Due, POLICY_AGE_MAX, POLICY_AGE_MIN, aek_due, aek_due_at, kek_due, kek_due_at},
-};
+pub use crate::store::record::due::{Due, POLICY_AGE_MAX, POLICY_AGE_MIN, aek_due, aek_due_at, kek_due, kek_due_at};
 
 /// What is done for one account among many is given up after so many waits …
 const ACCOUNT_WAITS: u32 = 12;

@@ -25,7 +25,7 @@ use std::{
 use zeroize::Zeroize;
 
 /// Size of a cell in bytes: an epoch and an AES-256 schedule with its CMAC subkey.
-pub const CELL_BYTES: usize = 272;
+pub(super) const CELL_BYTES: usize = 272;
 pub(super) const CELL_ALIGN: usize = 16;
 /// Pages are mapped and locked in chunks of this many bytes.
 const CHUNK_BYTES: usize = 256 * 1024;

@@ -19,15 +19,12 @@ pub(crate) mod in_flight;
 mod key_slot;
 mod schedule;
 
-use self::cells::Cell;
+use self::cells::{CELL_BYTES, Cell};
+pub use self::cells::{MemlockPolicy, check_memlock, unlocked_bytes};
 pub(crate) use self::{
     cells::Refuser,
     key_slot::{KeySlot, NewKey, TakenOut},
-    schedule::scrub_stack,
-};
-pub use self::{
-    cells::{CELL_BYTES, MemlockPolicy, check_memlock, unlocked_bytes},
-    schedule::Schedule,
+    schedule::{Schedule, scrub_stack},
 };
 
 /// Length of an AEK in bytes.

@@ -25,7 +25,7 @@ pub(crate) fn scrub_stack() {
 
 /// An AES-256 encryption schedule with its CMAC subkey K1 (NIST SP 800-38B). At most 260 bytes, no pointers; wiped on drop.
 #[repr(C)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     cipher: cipher::Cipher,
     k1: [u8; 16],
 }
@@ -67,13 +67,13 @@ impl Schedule {
 
     /// AES-256 of one block under the AEK.
     #[inline]
-    pub fn encrypt_block(&self, block: &mut [u8; 16]) {
+    pub(crate) fn encrypt_block(&self, block: &mut [u8; 16]) {
         self.cipher.encrypt_block(block);
     }
 
     /// The CMAC subkey K1.
     #[inline]
-    pub fn k1(&self) -> &[u8; 16] {
+    pub(crate) fn k1(&self) -> &[u8; 16] {
         &self.k1
     }
 }

@@ -4,9 +4,10 @@ use crate::{Rig, SECOND, account_id, build, of_suite, settle};
 use keyleash::{
     Account, Corrupt, Engine, Error,
     block::Suite,
+    clock::utc,
     config::Settings,
     name::{KekName, KekVersion},
-    rotate::{RewrapOptions, RewrapProgress, RewrapReport, utc},
+    rotate::{RewrapOptions, RewrapProgress, RewrapReport},
     store::{
         Filter, Key, KeyStore, Put,
         memory::MemoryStore,

@@ -10,8 +10,8 @@ use crate::{
 };
 use keyleash::{
     Error, When,
+    clock::utc,
     name::{AccountId, KekName, KekVersion},
-    rotate::utc,
     store::{
         self, Filter, Key, KeyStore, PAGE_KEYS_MAX,
         record::{AccountRecord, AekPolicy, Deletion, RetiredAek, Usage, WrappedAek},

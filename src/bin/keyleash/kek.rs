@@ -11,9 +11,10 @@ use crate::{
 };
 use keyleash::{
     Error, KekOptions,
+    clock::utc,
     engine::{KekStatus, KekVersionStatus},
     name::{KekName, KekVersion, TokenName},
-    rotate::{RewrapFailure, RewrapOptions, RewrapProgress, utc},
+    rotate::{RewrapFailure, RewrapOptions, RewrapProgress},
     store::{
         Filter, KeyStore,
         record::{KekPolicy, KekVersionRecord},

@@ -8,8 +8,9 @@ use crate::{
 };
 use keyleash::{
     Error,
+    clock::utc,
     name::KekVersion,
-    rotate::{AekSchedule, KekSchedule, Schedule, WorkReport, utc},
+    rotate::{AekSchedule, KekSchedule, Schedule, WorkReport},
     store::{
         self,
         record::{AekPolicy, KekPolicy, WorkRecord},

@@ -11,11 +11,10 @@ use crate::{
 };
 use keyleash::{
     Account, Engine, Error, StoreSilence,
-    clock::unix_now,
+    clock::{unix_now, utc},
     engine::{KekStatus, LeaseStatus, Status, TokenStatus},
     lease::Phase,
     name::{KekVersion, TokenName},
-    rotate::utc,
     store::{Filter, KeyStore, PAGE_KEYS_MAX, record::AccountRecord},
     telemetry::Event,
 };

@@ -28,7 +28,7 @@ fn a_header_comes_back_as_it_was_written() {
     for suite in SUITES {
         let written = header(suite);
         let mut block = written.as_bytes().to_vec();
-        assert_eq!(block.len(), BlockHeader::len_of_suite(suite));
+        assert_eq!(block.len(), suite.header_len());
         assert_eq!(BlockHeader::parse(&block).unwrap(), written);
         block.extend(b"ciphertext");
         assert_eq!(BlockHeader::split(&block).unwrap(), (written, &b"ciphertext"[..]));

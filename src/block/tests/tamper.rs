@@ -68,7 +68,7 @@ fn an_untouched_block_opens() {
 fn every_bit_of_the_header_is_refused_with_its_own_error() {
     for suite in SUITES {
         let committed = suite == Suite::XaesGcmCommit;
-        for bit in 0..BlockHeader::len_of_suite(suite) * 8 {
+        for bit in 0..suite.header_len() * 8 {
             let mut block = sealed(suite);
             let mut bytes = block.header_bytes();
             let at = bit / 8;
