@@ -111,7 +111,7 @@ impl Engine {
     /// that were sealed before open by the version in their header.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Exhausted`] with [`AEK_VERSIONS_MAX`] versions: retire some; [`Error::Conflict`] when
+    /// [`Error::NotFound`]; [`Error::Exhausted`] with [`AEK_VERSIONS_MAX`](crate::store::record::AEK_VERSIONS_MAX) versions: retire some; [`Error::Conflict`] when
     /// others change the account all the time; [`Error::Store`]: nothing was acknowledged, and another try may add one
     /// more; what the token fails with.
     pub async fn rotate_account(&self, id: &AccountId) -> Result<u32> {

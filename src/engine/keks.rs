@@ -164,7 +164,7 @@ impl Engine {
     /// A key that a crash left behind between the token and the store is taken, so that trying again makes no second one.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Exhausted`] with [`KEK_VERSIONS_MAX`] versions; [`Error::Conflict`] when somebody else
+    /// [`Error::NotFound`]; [`Error::Exhausted`] with [`KEK_VERSIONS_MAX`](crate::store::record::KEK_VERSIONS_MAX) versions; [`Error::Conflict`] when somebody else
     /// rotated it meanwhile to another key: then the new key stays in the token, unused, and the error names it; else as
     /// [`Engine::create_kek`].
     pub async fn rotate_kek(&self, name: &KekName) -> Result<KekVersionRecord> {

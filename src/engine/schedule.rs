@@ -12,8 +12,8 @@ impl Engine {
     /// Sets when an account's AEK is rotated by schedule; [`AekPolicy::default`] is never.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Invalid`] for an age out of [`POLICY_AGE_MIN`](super::POLICY_AGE_MIN) and
-    /// [`POLICY_AGE_MAX`](super::POLICY_AGE_MAX); [`Error::Store`], [`Error::Conflict`].
+    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Invalid`](crate::Error::Invalid) for an age out of [`POLICY_AGE_MIN`](crate::rotate::POLICY_AGE_MIN) and
+    /// [`POLICY_AGE_MAX`](crate::rotate::POLICY_AGE_MAX); [`Error::Store`](crate::Error::Store), [`Error::Conflict`](crate::Error::Conflict).
     pub async fn set_aek_policy(&self, id: &AccountId, policy: AekPolicy) -> Result<()> {
         let id = id.clone();
         self.at_home(|keyring| async move { keyring.set_aek_policy(&id, policy).await }).await
@@ -29,10 +29,10 @@ impl Engine {
     }
 
     /// What is due now, what comes next, and who does it. Changes nothing and asks the token nothing; reads every record of the
-    /// store once, and names at most `accounts_max` accounts (and [`VIEW_ACCOUNTS_MAX`]) each.
+    /// store once, and names at most `accounts_max` accounts (and [`VIEW_ACCOUNTS_MAX`](crate::rotate::VIEW_ACCOUNTS_MAX)) each.
     ///
     /// # Errors
-    /// [`Error::Store`]; [`Corrupt::NewerRecord`] when a newer release does the scheduled work.
+    /// [`Error::Store`](crate::Error::Store); [`Corrupt::NewerRecord`](crate::Corrupt::NewerRecord) when a newer release does the scheduled work.
     pub async fn schedule(&self, accounts_max: usize) -> Result<Schedule> {
         self.at_home(|keyring| async move { keyring.schedule(accounts_max).await }).await
     }
@@ -42,7 +42,7 @@ impl Engine {
     /// work, nothing is done here: [`WorkReport::held_by`].
     ///
     /// # Errors
-    /// [`Error::Store`], [`Error::Fatal`]; [`Error::Corrupt`] when a newer release does the work. What fails later is in the report.
+    /// [`Error::Store`](crate::Error::Store), [`Error::Fatal`](crate::Error::Fatal); [`Error::Corrupt`](crate::Error::Corrupt) when a newer release does the work. What fails later is in the report.
     pub async fn run_schedule(&self) -> Result<WorkReport> {
         let keyring = self.keyring().clone();
         self.keyring().home.call_without_end(async move { keyring.run_schedule().await }).await

@@ -86,7 +86,7 @@ pub struct WrappedAek {
     pub profile: Profile,
     /// What the token gave.
     pub wrapped: Wrapped,
-    /// [`check_value`] of the AEK and its [`context`].
+    /// [`check_value`](super::check_value) of the AEK and its [`context`](super::context()).
     pub check: [u8; CHECK_BYTES],
     /// When the AEK version was made, in seconds since 1970.
     pub created_unix: u64,
@@ -109,7 +109,7 @@ impl AccountRecord {
     /// Its bytes.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when a rule of the fields is broken or it is longer than [`super::VALUE_BYTES_MAX`].
+    /// [`Error::Invalid`] when a rule of the fields is broken or it is longer than [`VALUE_BYTES_MAX`](crate::store::VALUE_BYTES_MAX).
     pub fn encode(&self) -> Result<Vec<u8>> {
         self.check().map_err(|what| Error::Invalid(format!("{}: {what}", self.key())))?;
         wire::encode_account(self)
@@ -126,7 +126,7 @@ impl AccountRecord {
     /// Reads what was found under `key`.
     ///
     /// # Errors
-    /// [`Corrupt::Record`], also when it is another account's record.
+    /// [`Corrupt::Record`](crate::Corrupt::Record), also when it is another account's record.
     pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self> {
         let Record::Account(record) = wire::decode(key, bytes)? else { return other_kind(key) };
         record.check().map_err(|what| corrupt(key, what))?;

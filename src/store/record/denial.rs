@@ -73,7 +73,7 @@ impl DenialRecord {
     /// Reads what was found under `key`.
     ///
     /// # Errors
-    /// [`Corrupt::Record`], also when it is the denial of another KEK version. A caller that cannot read a denial takes
+    /// [`Corrupt::Record`](crate::Corrupt::Record), also when it is the denial of another KEK version. A caller that cannot read a denial takes
     /// the KEK version as denied.
     pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self> {
         let Record::Denial(record) = wire::decode(key, bytes)? else { return other_kind(key) };

@@ -85,7 +85,7 @@ impl KekRecord {
     /// Reads what was found under `key`.
     ///
     /// # Errors
-    /// [`Corrupt::Record`], also when it is another KEK's record.
+    /// [`Corrupt::Record`](crate::Corrupt::Record), also when it is another KEK's record.
     pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self> {
         let Record::Kek(record) = wire::decode(key, bytes)? else { return other_kind(key) };
         record.check().map_err(|what| corrupt(key, what))?;

@@ -88,7 +88,7 @@ impl State {
     }
 }
 
-/// The hand that moves a [`ScriptedToken`]. Cheap to clone.
+/// The hand that moves a [`ScriptedToken`](super::ScriptedToken). Cheap to clone.
 #[derive(Clone)]
 pub struct Script {
     pub(super) state: Arc<Mutex<State>>,
