@@ -117,6 +117,12 @@ impl Keyring {
                 Err(error) => {
                     // They may be gone all the same: whoever uses one next reads the record.
                     self.shut_versions(id, aek_versions);
+                    let is_left =
+                        |now: &AccountRecord| aek_versions.iter().any(|version| now.version(*version).is_some());
+                    if self.load_account(id).await.is_ok_and(|(now, _)| !is_left(&now)) {
+                        // Nobody who tries again finds out what is to be shredded.
+                        self.shred(&gone, format!("AEK versions of account {id} are retired")).await?;
+                    }
                     return Err(error);
                 }
             }

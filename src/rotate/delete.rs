@@ -7,7 +7,7 @@ use crate::{
     keyring::{Agreed, Keyring},
     name::AccountId,
     store::{
-        CONFLICTS_MAX, StoreVersion, again_and_again,
+        self, CONFLICTS_MAX, StoreVersion, again_and_again,
         record::{AccountRecord, Deletion, WrappedAek},
     },
 };
@@ -97,7 +97,14 @@ impl Keyring {
                     return self.shred(&record.versions, format!("account {id} is purged")).await;
                 }
                 Err(Error::Conflict(_)) => {} // undeleted, perhaps
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // It may be gone all the same, and nobody who tries again finds out what is to be shredded.
+                    if let Ok(None) = store::load_account(&*self.store, id).await {
+                        self.forget_account(id, keys).await;
+                        self.shred(&record.versions, format!("account {id} is purged")).await?;
+                    }
+                    return Err(error);
+                }
             }
         }
         Err(again_and_again("account", id))

@@ -30,6 +30,7 @@ pub(crate) struct HandStore {
     deletes: Mutex<bool>,
     done_deletes: Mutex<bool>,
     lost_acks: Mutex<bool>,
+    shredded: Mutex<Vec<Vec<u8>>>,
     away: Mutex<bool>,
     let_go: Arc<Notify>,
     accounts_read: AtomicU64,
@@ -99,9 +100,14 @@ impl HandStore {
         *self.done_deletes.lock().unwrap() = true;
     }
 
-    /// Replaces are done, and say that the store failed.
+    /// Replaces and deletes are done, and say that the store failed.
     pub(crate) fn lose_acks(&self) {
         *self.lost_acks.lock().unwrap() = true;
+    }
+
+    /// Of what an end was to be made.
+    pub(crate) fn shredded(&self) -> Vec<Vec<u8>> {
+        self.shredded.lock().unwrap().clone()
     }
 
     /// Reads fail at once, or do not any more.
@@ -126,6 +132,10 @@ impl HandStore {
         *self.lost_acks.lock().unwrap() = false;
         self.let_go.notify_waiters();
     }
+}
+
+fn lost() -> Error {
+    Error::Store("the answer was lost".into())
 }
 
 #[async_trait]
@@ -164,7 +174,7 @@ impl KeyStore for HandStore {
             self.let_go.notified().await;
         }
         let done = self.inner.replace(key, expected, put).await;
-        if *self.lost_acks.lock().unwrap() { Err(Error::Store("the answer was lost".into())) } else { done }
+        if *self.lost_acks.lock().unwrap() { Err(lost()) } else { done }
     }
 
     async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {
@@ -175,7 +185,7 @@ impl KeyStore for HandStore {
             if held {
                 self.let_go.notified().await;
             }
-            return done;
+            return if *self.lost_acks.lock().unwrap() { Err(lost()) } else { done };
         }
         let (inner, let_go) = (self.inner.clone(), self.let_go.clone());
         let (key, expected) = (key.clone(), expected.clone());
@@ -187,7 +197,8 @@ impl KeyStore for HandStore {
         .unwrap()
     }
 
-    async fn shred(&self, _: Vec<Vec<u8>>) -> Result<()> {
+    async fn shred(&self, remains: Vec<Vec<u8>>) -> Result<()> {
+        self.shredded.lock().unwrap().extend(remains);
         Ok(())
     }
 

@@ -103,3 +103,24 @@ async fn an_aek_version_is_not_retired_while_this_engine_has_not_heard_of_its_su
     assert_eq!(account.seal_in_place(2_u64, &mut buf).unwrap().aek_version(), 2);
     engine.retire_aeks(&id, &[1], When::Now).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_was_destroyed_is_shredded_also_where_the_store_did_not_say_so() {
+    let rig = Rig::new().await;
+    drop(rig.account("a").await);
+    let (engine, hand) = held_up(&rig);
+    let id = account_id("a");
+    engine.rotate_account(&id).await.unwrap();
+    let record = engine.account_record(&id).await.unwrap();
+    let [first, second] = &record.versions[..] else { panic!("{record:?}") };
+    hand.lose_acks();
+    assert!(matches!(engine.retire_aeks(&id, &[1], When::Now).await, Err(Error::Store(_))));
+    assert_eq!(hand.shredded(), std::slice::from_ref(&first.wrapped.bytes));
+    hand.let_go();
+    engine.delete_account(&id).await.unwrap();
+    hand.lose_acks();
+    assert!(matches!(engine.purge_account(&id, When::Now).await, Err(Error::Store(_))));
+    assert_eq!(&hand.shredded()[1..], std::slice::from_ref(&second.wrapped.bytes));
+    hand.let_go();
+    assert!(matches!(engine.purge_account(&id, When::Now).await, Err(Error::NotFound(_))));
+}
