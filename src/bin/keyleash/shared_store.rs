@@ -17,8 +17,8 @@ use std::{
 use tokio::sync::{Mutex, MutexGuard};
 
 /// How long to wait while another process has the file open. A command has it for some milliseconds, a service for ever.
-const WAIT: Duration = Duration::from_secs(3);
-const PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const WAIT: Duration = Duration::from_secs(3);
+pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 
 /// The store at a path.
 #[derive(Debug)]

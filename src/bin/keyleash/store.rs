@@ -7,12 +7,12 @@ use crate::{
     out_file::sync_directory_of,
     output::{Output, count, hex},
     setup::{Setup, Store},
-    shared_store::{SharedStore, with_holders},
+    shared_store::{PAUSE, SharedStore, WAIT, with_holders},
     streams::is_same_file,
 };
 use keyleash::{
     Error,
-    clock::unix_now,
+    clock::{Clock, unix_now},
     secret::fill_random,
     store::{
         check::{Check, check},
@@ -109,21 +109,14 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
     }
     copy.diverge().await?;
     drop(copy);
-    // Held until the new one is in its place, so that nobody writes to it meanwhile; what does not open as well, for whoever had it open
-    // before writes on, and another restore may be under way.
-    let opened = RedbStore::open(place).await;
-    let locked = match &opened {
-        Err(Error::Corrupt(_) | Error::Misconfigured(_)) if place.is_file() => Some(lock(place)?),
-        _ => None,
-    };
-    let was = match &opened {
-        Ok(store) => Some(check(store).await.map_or_else(|error| error.to_string(), |was| contents(&was))),
-        Err(Error::NotFound(_)) => None,
-        Err(Error::Corrupt(what)) => Some(what.to_string()),
-        Err(Error::Misconfigured(what)) if locked.is_some() => {
-            Some(what.trim_start_matches(&format!("store {} ", place.display())).to_owned())
+    // Until the new one is in its place. Another command may be at it for a moment.
+    let clock = Clock::default();
+    let give_up = clock.now().plus(WAIT);
+    let (held, was) = loop {
+        match hold(place).await {
+            Err(Error::Store(_)) if clock.now() < give_up => tokio::time::sleep(PAUSE).await,
+            outcome => break outcome.map_err(|error| with_holders(error, place))?,
         }
-        Err(error) => return Err(error.clone().into()),
     };
     let aside = was.as_ref().map(|_| free_place(place));
     let what = match (&was, &aside) {
@@ -149,7 +142,7 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
         }
         sync_directory_of(place).map_err(|error| Failure::io(place.display(), error))?;
     }
-    drop((opened, locked));
+    drop(held);
     let kept = aside.filter(|_| done).map(|aside| aside.display().to_string());
     let line = match (done, &kept) {
         (false, _) => format!("{what}\n"),
@@ -166,9 +159,35 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
     output.result(&result, &line)
 }
 
+/// What keeps others from writing to what is at a place.
+#[allow(dead_code)] // it is held, and not looked at
+enum Held {
+    Store(RedbStore),
+    File(File),
+    Nothing,
+}
+
+/// Holds what is at the place, and says what that is: what does not open as well, for whoever had it open before writes on, and another
+/// restore may be under way.
+async fn hold(place: &Path) -> Result<(Held, Option<String>), Error> {
+    let what = match RedbStore::open(place).await {
+        Ok(store) => {
+            let was = check(&store).await.map_or_else(|error| error.to_string(), |was| contents(&was));
+            return Ok((Held::Store(store), Some(was)));
+        }
+        Err(Error::NotFound(_)) => return Ok((Held::Nothing, None)),
+        Err(Error::Corrupt(what)) => what.to_string(),
+        Err(Error::Misconfigured(what)) if place.is_file() => {
+            what.trim_start_matches(&format!("store {} ", place.display())).to_owned()
+        }
+        Err(error) => return Err(error),
+    };
+    Ok((Held::File(lock(place)?), Some(what)))
+}
+
 /// Takes the lock that redb has on what it has open.
-fn lock(place: &Path) -> Result<File, Failure> {
-    let failed = |error| Failure::io(place.display(), error);
+fn lock(place: &Path) -> Result<File, Error> {
+    let failed = |error: io::Error| Error::Misconfigured(format!("store {}: {error}", place.display()));
     let file = File::open(place).map_err(failed)?;
     let is_free = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => false,
@@ -180,9 +199,10 @@ fn lock(place: &Path) -> Result<File, Failure> {
     if is_free && is_same_file(&opened, &there) {
         return Ok(file);
     }
-    let what =
-        format!("{}: it is open in another process, which may still write to it; stop that one", place.display());
-    Err(with_holders(Error::Store(what), place).into())
+    Err(Error::Store(format!(
+        "{}: it is open in another process, which may still write to it; stop that one",
+        place.display()
+    )))
 }
 
 /// The file itself, where the store is named by a link.
