@@ -35,10 +35,20 @@ mod warnings;
 use args::{Cli, Command, Open, Seal};
 use clap::{Parser, error::ErrorKind};
 use exit::Failure;
-use keyleash::token::pkcs11::{end_of_process, exit_at_once};
+use keyleash::{
+    Error,
+    token::pkcs11::{end_of_process, exit_at_once},
+};
 use output::Output;
 use setup::Setup;
-use std::{cell::OnceCell, env, io::Write, panic, process::ExitCode, time::Duration};
+use std::{
+    cell::OnceCell,
+    env,
+    io::{self, Write},
+    panic::{self, AssertUnwindSafe},
+    process::ExitCode,
+    time::Duration,
+};
 use streams::Standard;
 use tokio::runtime::{Builder, Runtime};
 
@@ -73,9 +83,16 @@ fn main() -> ExitCode {
         std::io::stderr(),
         "keyleash: THIS BUILD BREAKS ITS PROMISES ON PURPOSE (Cargo feature planted-faults): it must serve nobody"
     );
-    match Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build() {
+    // tokio panics where there are no descriptors for it.
+    let built =
+        panic::catch_unwind(|| Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build());
+    match built.unwrap_or_else(|_| Err(io::Error::other("there is too little of something: descriptors, it may be"))) {
         Ok(runtime) => {
-            let outcome = run_to_end(&runtime, cli, output);
+            // A status of the table, and a line where lines are read, also of what was never to happen.
+            let outcome =
+                panic::catch_unwind(AssertUnwindSafe(|| run_to_end(&runtime, cli, output))).unwrap_or_else(|_| {
+                    Err(Error::Fatal("a fault of the program ended the command; please report it".into()).into())
+                });
             warnings::end();
             runtime.shutdown_timeout(FAREWELL);
             let all_left = end_of_process(TOKEN_FAREWELL);
