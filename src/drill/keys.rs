@@ -2,9 +2,9 @@
 //! for every round key of their schedules. What the engine says of itself is not asked.
 
 use super::error::Error;
-use crate::secret::Aek;
+use crate::{secret::Aek, token::KekId};
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::{self, File},
     os::unix::fs::FileExt,
     sync::{Mutex, PoisonError},
@@ -19,26 +19,30 @@ const WORD: usize = 8;
 /// Places are told apart by so many bits first, which needs no look into the set.
 const SIFT_BITS: u32 = 20;
 
-/// Round keys, every byte inverted, so that knowing them is not what the search finds.
+/// Round keys, by the KEK that wraps their AEKs, every byte inverted, so that knowing them is not what the search finds.
 #[derive(Default)]
-pub(crate) struct Keys(Mutex<HashSet<[u8; ROUND_KEY]>>);
+pub(crate) struct Keys(Mutex<HashMap<KekId, HashSet<[u8; ROUND_KEY]>>>);
 
 impl Keys {
     /// From now on it is searched for.
-    pub(crate) fn learn(&self, aek: &Aek) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn learn(&self, kek: &KekId, aek: &Aek) {
+        let mut keks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = keks.entry(kek.clone()).or_default();
         let first = inverted(aek.expose());
         if !known.contains(&first) {
             known.extend(schedule(aek.expose()));
         }
     }
 
-    /// In how many places of the process's writable memory one of them stands.
+    /// In how many places of the process's writable memory one of those of these KEKs stands.
     ///
     /// # Errors
     /// When the system does not let this process read that one's memory.
-    pub(crate) fn find(&self, process: u32) -> Result<u64, Error> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    pub(crate) fn find(&self, keks: &[KekId], process: u32) -> Result<u64, Error> {
+        let known: HashSet<_> = {
+            let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            keks.iter().filter_map(|kek| known.get(kek)).flatten().copied().collect()
+        };
         let mut sift = vec![false; 1 << SIFT_BITS];
         for key in &known {
             let plain = u32::from_ne_bytes([!key[0], !key[1], !key[2], !key[3]]);
@@ -175,17 +179,19 @@ mod tests {
     fn a_key_is_found_where_it_stands_at_any_alignment_until_it_is_wiped() {
         let keys = Keys::default();
         let aek = Aek::generate().unwrap();
-        keys.learn(&aek);
+        let (kek, other) = (KekId::new([1]).unwrap(), KekId::new([2]).unwrap());
+        keys.learn(&kek, &aek);
+        let find = |kek: &KekId| keys.find(std::slice::from_ref(kek), std::process::id()).unwrap();
         let mut copy = vec![0_u8; 64];
         fill_random(&mut copy).unwrap();
         copy[11..27].copy_from_slice(&aek.expose()[16..]);
-        let own = std::process::id();
-        let both = keys.find(own).unwrap();
+        let both = find(&kek);
         copy.fill(1);
-        let alone = keys.find(own).unwrap();
+        let alone = find(&kek);
+        assert_eq!(find(&other), 0, "under another KEK it may stay");
         assert!(alone > 0 && both > alone, "{both} {alone}");
         drop(aek);
-        assert_eq!(keys.find(own).unwrap(), 0);
+        assert_eq!(find(&kek), 0);
         drop(copy);
     }
 }

@@ -120,7 +120,6 @@ use crate::{
     clock::{Clock, unix_now},
     config::RESUMPTION_MAX,
     name::{AccountId, KekName},
-    store::record::KekVersionRecord,
     token::Token,
 };
 use std::{sync::Arc, time::Duration};
@@ -210,7 +209,11 @@ impl Drill {
         let patience = self.patience.unwrap_or(RESUMPTION_MAX + self.slack);
         let terms = Terms { settings, timeout: self.tap.call_timeout(), slack: self.slack, patience };
         let token = self.tap.info().await.map_err(Error::from)?;
-        let current = self.current().await?;
+        let versions = self.engine.kek(&self.kek).await.map_err(Error::from)?.versions;
+        let keks: Vec<_> = versions.iter().map(|version| version.record.id.clone()).collect();
+        let current = versions.into_iter().find(|version| version.current).map(|version| version.record);
+        let none = || crate::error::Error::NotFound(format!("the current version of KEK {}", self.kek));
+        let current = current.ok_or_else(none).map_err(Error::from)?;
         let Self { engine, tap, kek, ids, accounts, threads, wait, .. } = self;
         let clock = Clock::default();
         let started_unix = unix_now();
@@ -219,7 +222,7 @@ impl Drill {
         recorder.expect(clock.now(), OK);
         let machine = Machine::watch(recorder.clone())?;
         let who = operator.who();
-        let mut stage = Stage { operator, recorder: &recorder, tap: &tap, terms: &terms, wait: &wait };
+        let mut stage = Stage { operator, recorder: &recorder, tap: &tap, keks: &keks, terms: &terms, wait: &wait };
         let (mut rotated, mut unwraps) = (None, (0, 0));
         let end;
         if scenario == Scenario::Restart {
@@ -291,13 +294,5 @@ impl Drill {
         }
         drop(look);
         load.stop().await
-    }
-
-    /// The current version of the KEK.
-    async fn current(&self) -> Result<KekVersionRecord, Error> {
-        let kek = self.engine.kek(&self.kek).await?;
-        let current = kek.versions.into_iter().find(|version| version.current);
-        let none = || crate::error::Error::NotFound(format!("the current version of KEK {}", self.kek));
-        Ok(current.ok_or_else(none)?.record)
     }
 }

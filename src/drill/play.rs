@@ -14,6 +14,7 @@ use crate::{
     clock::{Clock, Instant},
     config::Settings,
     name::KekName,
+    token::KekId,
 };
 use std::{io, sync::Arc, time::Duration};
 
@@ -80,6 +81,8 @@ pub(crate) struct Stage<'a, O> {
     pub(crate) operator: &'a mut O,
     pub(crate) recorder: &'a Arc<Recorder>,
     pub(crate) tap: &'a Arc<Tap>,
+    /// Every version of the KEK.
+    pub(crate) keks: &'a [KekId],
     pub(crate) terms: &'a Terms,
     pub(crate) wait: &'a Wait,
 }
@@ -165,10 +168,10 @@ impl<O: Operator> Stage<'_, O> {
         self.recorder.act("step", what, at);
     }
 
-    /// Places in a process's memory where an AEK of the drill, or a round key of one, stands.
+    /// Places in a process's memory where an AEK under the KEK, or a round key of one, stands.
     pub(crate) async fn keys_in(&self, process: u32) -> Result<u64, Error> {
-        let tap = self.tap.clone();
-        blocking(move || tap.keys.find(process)).await?
+        let (tap, keks) = (self.tap.clone(), self.keks.to_vec());
+        blocking(move || tap.keys.find(&keks, process)).await?
     }
 }
 

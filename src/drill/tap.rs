@@ -39,8 +39,8 @@ impl Tap {
         (self.served.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
     }
 
-    fn count(&self, result: Result<Aek, TokenError>) -> Result<Aek, TokenError> {
-        result.iter().for_each(|aek| self.keys.learn(aek));
+    fn count(&self, kek: &KekHandle, result: Result<Aek, TokenError>) -> Result<Aek, TokenError> {
+        result.iter().for_each(|aek| self.keys.learn(&kek.id, aek));
         let counter = if result.is_ok() { &self.served } else { &self.failed };
         counter.fetch_add(1, Ordering::Relaxed);
         result
@@ -54,16 +54,16 @@ impl Token for Tap {
     }
 
     async fn wrap(&self, kek: &KekHandle, aek: &Aek, binding: &Binding) -> Result<Wrapped, TokenError> {
-        self.keys.learn(aek);
+        self.keys.learn(&kek.id, aek);
         self.token.wrap(kek, aek, binding).await
     }
 
     async fn unwrap(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
-        self.count(self.token.unwrap(kek, wrapped, binding).await)
+        self.count(kek, self.token.unwrap(kek, wrapped, binding).await)
     }
 
     async fn prove(&self, kek: &KekHandle, wrapped: &Wrapped, binding: &Binding) -> Result<Aek, TokenError> {
-        self.count(self.token.prove(kek, wrapped, binding).await)
+        self.count(kek, self.token.prove(kek, wrapped, binding).await)
     }
 
     async fn probe(&self, profile: Profile) -> Result<Probe, TokenError> {

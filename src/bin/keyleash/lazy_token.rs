@@ -1,7 +1,7 @@
 //! A token that is opened when it is first asked: where several are configured, trouble with one (a PIN that it refuses, a module
 //! that is missing) is no trouble of a command that does not need it.
 
-use crate::setup::open;
+use crate::open_token::open;
 use async_trait::async_trait;
 use keyleash::{
     clock::Instant,

@@ -13,6 +13,7 @@ mod kek;
 mod kek_switch;
 mod lazy_token;
 mod man;
+mod open_token;
 mod out_file;
 mod output;
 mod profiles;

@@ -3,6 +3,7 @@
 use crate::{
     exit::Failure,
     lazy_token::LazyToken,
+    open_token::open,
     out_file::OutFile,
     output::Output,
     refused_pins::RefusedPins,
@@ -11,20 +12,18 @@ use crate::{
 };
 use keyleash::{
     Engine, Error,
-    clock::Clock,
     config::{Config, ConfigFile, PinSource, Settings, TokenConfig, TokenSelector},
     name::{AccountId, KekName, KekVersion, TokenName},
     secret::{MemlockPolicy, check_memlock},
     store::{Key, KeyStore, memory::MemoryStore, record::StoreRecord},
     token::{
-        KekId, Token, TokenError, Verdict,
+        KekId, Token,
         pkcs11::{self, Pkcs11Settings, Pkcs11Token, Selector},
     },
 };
 use std::{
     env,
     ffi::OsStr,
-    fs::File,
     os::unix::ffi::OsStrExt,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -35,10 +34,6 @@ use std::{
 pub(crate) const CONFIG_DEFAULT: &str = "keyleash.toml";
 /// A command uses few accounts: a limit made for a service would ask for locked memory that it never needs.
 const CACHED_AEKS_MAX: u64 = 64;
-
-/// How long a command waits for a token that is not listed.
-const PATIENCE: Duration = Duration::from_secs(1);
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// What a command needs of the key store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -269,63 +264,6 @@ pub(crate) fn read_config(file: Option<&Path>) -> Result<(ConfigFile, Option<&Pa
     let said = path.map(ConfigFile::read).transpose()?.unwrap_or_default();
     let names = env::vars_os().map(|(name, _)| name);
     Ok((said.overlay(names, |name| env::var_os(name))?, path))
-}
-
-/// Opens a token for a command, which has no later: what a service waits for, because it may come back, is here a set-up that is wrong.
-///
-/// # Errors
-/// As [`Pkcs11Token::open`]; misconfigured, where others are listed and the token is not.
-pub(crate) async fn open(settings: Pkcs11Settings) -> Result<Pkcs11Token, TokenError> {
-    let module = settings.module.clone();
-    let selector = settings.token.to_string();
-    let token = Pkcs11Token::open(settings).await?;
-    wait_until_listed(&token).await;
-    match token.info().await {
-        Err(trouble) if trouble.verdict == Verdict::Unreachable => {
-            misnamed(&token, &selector).or_else(|| no_softhsm(&module, &trouble)).map_or(Ok(token), Err)
-        }
-        _ => Ok(token),
-    }
-}
-
-fn misnamed(token: &Pkcs11Token, selector: &str) -> Option<TokenError> {
-    let listed = token.lists_instead()?;
-    Some(misconfigured(
-        format!("no token with {selector}; the module lists {listed}"),
-        "choose the token by a label, serial or slot that is listed, or connect it",
-    ))
-}
-
-/// SoftHSM without its configuration has no tokens, or fails with a code that says nothing.
-fn no_softhsm(module: &Path, trouble: &TokenError) -> Option<TokenError> {
-    const VARIABLE: &str = "SOFTHSM2_CONF";
-    if !module.file_name()?.to_string_lossy().contains("softhsm") {
-        return None;
-    }
-    let remedy = "set it to the softhsm2.conf that names the token's directory";
-    match env::var_os(VARIABLE) {
-        None => Some(misconfigured(format!("{VARIABLE} is not set, and without it: {}", trouble.what), remedy)),
-        Some(conf) => {
-            let error = File::open(&conf).err()?;
-            Some(misconfigured(format!("{VARIABLE} names {}: {error}", Path::new(&conf).display()), remedy))
-        }
-    }
-}
-
-fn misconfigured(what: String, remedy: &str) -> TokenError {
-    TokenError::new(Verdict::Misconfigured, "open", what, remedy)
-}
-
-/// SoftHSM does not list a token while another process logs in to it, and a command has no second chance of its own.
-/// Whoever is still unreachable then says so at the first use.
-pub(crate) async fn wait_until_listed(token: &dyn Token) {
-    let clock = Clock::default();
-    let give_up = clock.now().plus(PATIENCE);
-    while let Err(TokenError { verdict: Verdict::Unreachable, .. }) = token.info().await
-        && clock.now() < give_up
-    {
-        tokio::time::sleep(PAUSE).await;
-    }
 }
 
 /// An account id from the command line.

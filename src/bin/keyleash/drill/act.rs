@@ -7,11 +7,7 @@ use super::{
     args::{Act, Deed},
     guard::{may_move, may_touch},
 };
-use crate::{
-    exit::Failure,
-    setup::{Setup, wait_until_listed},
-    streams::Standard,
-};
+use crate::{exit::Failure, open_token::wait_until_listed, setup::Setup, streams::Standard};
 use keyleash::{
     Error,
     clock::{Clock, Instant},

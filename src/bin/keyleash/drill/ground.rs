@@ -7,10 +7,7 @@ use super::{
     load::Customer,
     terms::{accounts, in_force},
 };
-use crate::{
-    exit::Failure,
-    setup::{Setup, wait_until_listed},
-};
+use crate::{exit::Failure, open_token::wait_until_listed, setup::Setup};
 use keyleash::{
     Engine, Error,
     clock::Instant,
@@ -92,6 +89,9 @@ impl Ground {
             token_settings.pin = own_pin(&token_settings.pin, &directory)?;
         }
         let token = Pkcs11Token::open(token_settings).await.map_err(Error::from)?;
+        wait_until_listed(&token).await;
+        // The module's context may be that of the drill before, from which it hides the PIN that was changed back since.
+        token.renew_context().await.map_err(Error::from)?;
         wait_until_listed(&token).await;
         let info = token.info().await.map_err(Error::from)?;
         let with_token = with_token_directory(&info);
