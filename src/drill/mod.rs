@@ -116,9 +116,9 @@ use self::{
     wait::Wait,
 };
 use crate::{
-    Engine,
     clock::{Clock, unix_now},
     config::RESUMPTION_MAX,
+    engine::Engine,
     name::{AccountId, KekName},
     token::Token,
 };

@@ -2,8 +2,8 @@
 
 use super::error::Error;
 use crate::{
-    Engine,
     clock::{Clock, Instant},
+    engine::Engine,
     name::{KekName, KekVersion},
     token::KekId,
 };

@@ -10,9 +10,9 @@ use super::{
     wait::Wait,
 };
 use crate::{
-    Engine,
     clock::{Clock, Instant},
     config::Settings,
+    engine::Engine,
     name::KekName,
     token::KekId,
 };

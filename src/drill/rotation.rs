@@ -10,8 +10,8 @@ use super::{
     timeline::Sealed,
 };
 use crate::{
-    Engine,
     clock::Instant,
+    engine::Engine,
     error,
     name::{AccountId, KekName, KekVersion},
     rotate::RewrapOptions,

@@ -90,9 +90,6 @@ impl Ground {
         }
         let token = Pkcs11Token::open(token_settings).await.map_err(Error::from)?;
         wait_until_listed(&token).await;
-        // The module's context may be that of the drill before, from which it hides the PIN that was changed back since.
-        token.renew_context().await.map_err(Error::from)?;
-        wait_until_listed(&token).await;
         let info = token.info().await.map_err(Error::from)?;
         let with_token = with_token_directory(&info);
         may_act(scenario, options, &info, with_token.as_deref())?;
