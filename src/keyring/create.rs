@@ -36,9 +36,10 @@ impl Keyring {
         self.agree().await?;
         for _ in 0..CONFLICTS_MAX {
             let target = self.target(kek).await?;
-            let (wrapped, proof) = self.new_aek(id, FIRST_AEK_VERSION, &target).await?;
+            let (wrapped, mut proof) = self.new_aek(id, FIRST_AEK_VERSION, &target).await?;
             let record = AccountRecord::new(wrapped.created_unix, id.clone(), wrapped);
-            match self.store.create(&key, target.guard(record.put()?)).await {
+            let write = self.store.create(&key, target.guard(record.put()?));
+            match self.hold(&mut proof, write).await {
                 Err(Error::Exists(_)) => return Err(exists()),
                 Err(Error::Conflict(_)) => continue, // the KEK was changed meanwhile, and this version of it perhaps retired
                 other => other?,
@@ -78,7 +79,7 @@ impl Keyring {
             used: Usage::default(),
         };
         let proof = self.prove_new(id, &wrapped, vouched, place).await?;
-        if proof.aek != aek {
+        if proof.aek.as_ref() != Some(&aek) {
             return Err(gives_not_back(&wrapped.kek));
         }
         Ok((wrapped, proof))

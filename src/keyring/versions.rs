@@ -25,12 +25,45 @@ use std::sync::Arc;
 pub(crate) struct NewProof {
     /// Held, so that the epoch stays one of this lease.
     pub(crate) leash: Arc<Leash>,
-    pub(crate) aek: Aek,
+    /// Until its lease is denied, or lapses, while something else is waited for.
+    pub(crate) aek: Option<Aek>,
     pub(crate) epoch: u64,
     pub(crate) asked: Instant,
 }
 
+impl NewProof {
+    /// Into the slot that the record came into the store for.
+    fn admit(&self, keyring: &Keyring, slot: &Arc<AekSlot>) -> Result<()> {
+        match &self.aek {
+            Some(aek) => keyring.admit(slot, aek, self.epoch, self.asked),
+            None if self.leash.refuses() => Err(self.leash.why_not()),
+            None => Err(slot.cold()),
+        }
+    }
+}
+
 impl Keyring {
+    /// Waits for the store while there is a new AEK that is in no slot yet. A denial or a lapse takes it away, as it does every other
+    /// key: the store may take its time.
+    pub(crate) async fn hold<T>(&self, proof: &mut NewProof, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Enlist before the look.
+            changed.as_mut().enable();
+            if proof.leash.epoch() != proof.epoch || self.is_closed() || self.home.is_closed() {
+                proof.aek = None;
+                return work.await;
+            }
+            tokio::select! {
+                biased; // a simulation sees the same again
+                outcome = &mut work => return outcome,
+                () = changed => {}
+            }
+        }
+    }
+
     /// The keys of an account that was just created, its slot filled with the AEK that the token gave back; by now it may have to
     /// be asked again first, because the store took long.
     pub(crate) async fn admit_new(
@@ -41,7 +74,7 @@ impl Keyring {
     ) -> Result<Arc<AccountKeys>> {
         let id = &record.account;
         let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped));
-        let admitted = self.admit(&slot, &proof.aek, proof.epoch, proof.asked);
+        let admitted = proof.admit(self, &slot);
         let is_cold = matches!(admitted, Err(Error::Cold { .. }));
         if !is_cold {
             admitted?;
@@ -103,7 +136,7 @@ impl Keyring {
                         leash.vouch.wrapped(account, wrapped.aek_version, asked);
                     }
                 }
-                Ok(NewProof { leash, aek: unwrapped.aek, epoch, asked })
+                Ok(NewProof { leash, aek: Some(unwrapped.aek), epoch, asked })
             }
             Err(Trouble::OtherKey) => Err(gives_not_back(&wrapped.kek)),
             Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => Err(gives_not_back(&wrapped.kek)),
@@ -123,7 +156,7 @@ impl Keyring {
         self.count_news();
         self.add_absent(keys, record, wrapped.aek_version).await;
         let slot = AekSlot::new(proof.leash.clone(), self.meter(record, wrapped));
-        match self.admit(&slot, &proof.aek, proof.epoch, proof.asked) {
+        match proof.admit(self, &slot) {
             // The store took long, and the token is asked again first: new blocks must not find it cold.
             Err(Error::Cold { .. }) => return self.learn(&keys.id).await,
             // Refused by a denial in between: new blocks are sealed under it all the same, so its lease's word counts.

@@ -14,7 +14,7 @@ use keyleash::{
     config::Settings,
     name::{AccountId, KekName},
     secret::Aek,
-    store::memory::MemoryStore,
+    store::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, memory::MemoryStore},
     token::{
         Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, Workers, Wrapped,
         scripted::{Script, ScriptedToken},
@@ -25,6 +25,7 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+use tokio::sync::Notify;
 
 /// A token that remembers what it wrapped, inverted.
 struct Witness {
@@ -70,7 +71,42 @@ impl Token for Witness {
     }
 }
 
+/// A store whose creations wait while they are held up.
+#[derive(Default)]
+struct Held {
+    inner: MemoryStore,
+    is_held: Mutex<bool>,
+    let_go: Notify,
+}
+
+#[async_trait]
+impl KeyStore for Held {
+    async fn get(&self, key: &Key) -> keyleash::Result<Option<Versioned>> {
+        self.inner.get(key).await
+    }
+    async fn create(&self, key: &Key, put: Put) -> keyleash::Result<StoreVersion> {
+        let is_held = matches!(key, Key::Account(_)) && *self.is_held.lock().unwrap();
+        if is_held {
+            self.let_go.notified().await;
+        }
+        self.inner.create(key, put).await
+    }
+    async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> keyleash::Result<StoreVersion> {
+        self.inner.replace(key, expected, put).await
+    }
+    async fn delete(&self, key: &Key, expected: &StoreVersion) -> keyleash::Result<()> {
+        self.inner.delete(key, expected).await
+    }
+    async fn shred(&self, remains: Vec<Vec<u8>>) -> keyleash::Result<()> {
+        self.inner.shred(remains).await
+    }
+    async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> keyleash::Result<Page> {
+        self.inner.list(filter, after, limit).await
+    }
+}
+
 struct Rig {
+    store: Arc<Held>,
     engine: Engine,
     witness: Arc<Witness>,
     script: Script,
@@ -84,7 +120,8 @@ impl Rig {
         let clock = ManualClock::new(Instant::from_nanos(1_000_000_000));
         let (token, script) = ScriptedToken::new(Clock::Manual(clock.clone()), settings.store_timeout, 3);
         let witness = Arc::new(Witness { token, wrapped: Mutex::default() });
-        let engine = Engine::builder(witness.clone(), Arc::new(MemoryStore::new()))
+        let store = Arc::<Held>::default();
+        let engine = Engine::builder(witness.clone(), store.clone())
             .on_current_runtime()
             .settings(settings)
             .clock(Clock::Manual(clock.clone()))
@@ -92,7 +129,7 @@ impl Rig {
             .unwrap();
         let kek = KekName::new("kek").unwrap();
         let kek_id = engine.create_kek(&kek, Profile::AesGcm).await.unwrap().id;
-        Self { engine, witness, script, clock, kek, kek_id }
+        Self { store, engine, witness, script, clock, kek, kek_id }
     }
 
     /// Makes an account and uses it for blocks of many sizes.
@@ -143,6 +180,22 @@ async fn no_key_outlives_its_lease_eviction_or_handle_anywhere_in_memory() {
     rig.pass(31 * 60).await;
     assert!(matches!(account.seal_in_place(1_u64, &mut [0; 9]), Err(Error::Lapsed(_))));
     assert_eq!(rig.found(1), 0, "after the lapse");
+
+    let rig = Rig::new(Settings::default()).await;
+    let _polled = rig.account("polled").await;
+    *rig.store.is_held.lock().unwrap() = true;
+    let creation = tokio::spawn({
+        let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
+        async move { engine.create_account(&AccountId::new("new").unwrap(), &kek).await }
+    });
+    rig.pass(1).await;
+    assert!(rig.found(2) > 0 && !creation.is_finished(), "its record is being written");
+    rig.script.disable(&rig.kek_id);
+    rig.pass(20).await;
+    assert!(!creation.is_finished());
+    assert_eq!(rig.found(2), 0, "after denial, while its record is being written");
+    rig.store.let_go.notify_waiters();
+    assert!(matches!(creation.await.unwrap(), Err(Error::Denied(_))));
 
     let rig = Rig::new(Settings::default().max_cached_aeks(1)).await;
     let first = rig.account("evicted").await;
