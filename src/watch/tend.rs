@@ -41,6 +41,7 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     let mut work = JoinSet::new();
     let mut resuming: HashMap<KekVersion, (u64, Id)> = HashMap::new();
     let mut following: HashMap<KekVersion, (Instant, Option<Id>)> = HashMap::new();
+    let mut refused: HashMap<KekVersion, Instant> = HashMap::new();
     let mut refreshing: HashMap<TokenName, Id> = HashMap::new();
     let (mut writing, mut keeping) = (None, None);
     let mut next_round = keyring.clock.now();
@@ -57,6 +58,13 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
             if matches!(lease.phase(), Phase::Resuming { .. }) && !begun {
                 let task = work.spawn(resume(keyring.clone(), leash.clone(), lease.epoch()));
                 resuming.insert(leash.kek().clone(), (lease.epoch(), task.id()));
+            }
+            if !leash.refuses() {
+                refused.remove(leash.kek());
+            } else if now >= refused.entry(leash.kek().clone()).or_insert(now).plus(keyring.settings.aek_ttl) {
+                // Nothing is refreshed meanwhile, which would find what was moved elsewhere.
+                refused.insert(leash.kek().clone(), now);
+                leash.moved.store(true, Ordering::SeqCst);
             }
             let may_follow = following.get(leash.kek()).is_none_or(|(next, task)| task.is_none() && now >= *next);
             if may_follow && leash.moved.swap(false, Ordering::SeqCst) {

@@ -104,6 +104,35 @@ async fn handles_that_were_denied_come_back_by_themselves_under_the_kek_that_the
     accounts.iter().for_each(|account| seal(account).unwrap());
 }
 
+/// In turn it would take as many proofs as there are accounts.
+#[tokio::test]
+async fn an_account_that_was_moved_alone_while_its_kek_is_denied_comes_back_within_a_ttl_or_with_the_next_open() {
+    for opened in [true, false] {
+        let ttl = 60 * SECOND;
+        let rig = Rig::with(Settings::default().aek_ttl(ttl)).await;
+        let mut accounts = Vec::new();
+        for n in 0..100 {
+            accounts.push(rig.account(&format!("a{n}")).await);
+        }
+        accounts.iter().for_each(|account| seal(account).unwrap());
+        let (_, puts) = prepare(&rig, &["a60"]).await;
+        rig.script.disable(&rig.kek_id);
+        rig.pass(16 * SECOND).await;
+        rewrap(&rig, puts).await;
+        let moved = accounts.remove(60);
+        assert!(matches!(seal(&moved), Err(Error::Denied(_))));
+        if opened {
+            // A caller has the token asked once in a second, whoever else comes.
+            rig.pass(2 * SECOND).await;
+            rig.meanwhile(rig.engine.account(&account_id("a60"))).await.unwrap();
+        } else {
+            rig.pass(ttl + 30 * SECOND).await;
+        }
+        seal(&moved).unwrap();
+        assert!(accounts.iter().all(|account| matches!(seal(account), Err(Error::Denied(_)))));
+    }
+}
+
 #[tokio::test]
 async fn a_rewrapped_account_is_opened_and_warmed_on_demand() {
     let rig = Rig::new().await;
