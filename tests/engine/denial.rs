@@ -71,6 +71,27 @@ async fn a_delete_that_comes_late_does_not_take_the_next_denial_with_it() {
     assert!(matches!(error, Error::Denied(_)), "{error}");
 }
 
+/// A paused machine, say: the write of a denial was given up, the token granted since, and then it happens.
+#[tokio::test]
+async fn a_denial_that_comes_into_the_store_after_the_grant_denies_nobody_and_ends_with_the_next_that_meets_its_kek() {
+    let mut rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.pass(16 * SECOND).await;
+    write(&rig, 0).await;
+    for _ in 0..8 {
+        rig.pass(15 * SECOND).await;
+        seal(&account).unwrap();
+    }
+    drop(account);
+    rig.script.set_unreachable(true);
+    let error = opens(&mut rig).await.unwrap_err();
+    assert!(matches!(error, Error::Denied(_)), "until the token was asked nobody can know that it is over: {error}");
+    rig.script.set_unreachable(false);
+    opens(&mut rig).await.unwrap();
+    rig.pass(SECOND).await;
+    assert!(record(&rig).await.is_none());
+}
+
 #[tokio::test]
 async fn a_proof_does_not_clear_the_denial_that_another_process_saw_after_it_whatever_its_clock_says() {
     for since_unix in [1, u64::MAX / 2] {

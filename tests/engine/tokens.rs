@@ -60,6 +60,25 @@ fn both(rig: &Rig, other: &Arc<ScriptedToken>, settings: Settings) -> keyleash::
 }
 
 #[tokio::test]
+async fn a_listing_of_keys_that_hangs_in_the_token_ends_by_its_deadline_and_holds_up_no_proof() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.script.standing(Call::ListKeks, Act::Hang);
+    let began = rig.clock.now();
+    let listed = rig.meanwhile(rig.engine.unknown_keks()).await;
+    assert!(matches!(listed, Err(Error::Unreachable(_))), "{listed:?}");
+    assert!(rig.clock.now().since(began) <= Settings::default().store_timeout + SECOND);
+    // The engine lists them too, every 20 polls.
+    for _ in 0..40 {
+        rig.pass(15 * SECOND).await;
+        seal(&account).unwrap();
+    }
+    rig.script.disable(&rig.kek_id);
+    rig.pass(20 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))));
+}
+
+#[tokio::test]
 async fn each_kek_is_asked_of_the_token_that_it_is_in_and_rotated_there() {
     let two = Two::new().await;
     let (one, other) = (two.rig.account("a").await, two.account("b").await);
