@@ -103,14 +103,11 @@ impl Keyring {
         place: Place,
     ) -> Heard {
         if let Some(standby) = leash.standby_to_ask().cloned() {
+            self.renew_for_life(leash, &standby).await;
             let outcome = self.unwrap_by_standby(leash, &standby, Right::Place(&place), account, wrapped).await;
             return Heard { voice: Voice::Standby, outcome };
         }
-        let is_old = |seat: &Seat| self.is_fresh_proof_overdue(seat, Duration::ZERO) || self.may_hide(seat, leash);
-        if !leash.runs_at(self.clock.now()) && is_old(&leash.route.first) {
-            // What an old context says would bring nothing to life. Where it cannot be renewed, that is told.
-            let _ = self.renew_context(&leash.route.first).await;
-        }
+        self.renew_for_life(leash, &leash.route.first).await;
         let outcome = self.unwrap_at(&leash.route.first, Right::Place(&place), account, wrapped).await;
         let Some(standby) = leash.route.standby.clone() else { return Heard { voice: Voice::First, outcome } };
         let silent = match &outcome {
@@ -126,6 +123,7 @@ impl Keyring {
             return Heard { voice: Voice::First, outcome };
         }
         let place = standby.guests.instead_of(place).await; // which those need who are at home in a silent token
+        self.renew_for_life(leash, &standby).await;
         let outcome = match self.unwrap_by_standby(leash, &standby, Right::Place(&place), account, wrapped).await {
             Err(Trouble::Token(trouble)) if is_silence(trouble.verdict) => {
                 Err(Trouble::Token(both_silent(silent, &standby, &trouble)))
@@ -133,6 +131,14 @@ impl Keyring {
             outcome => outcome,
         };
         Heard { voice: Voice::Standby, outcome }
+    }
+
+    /// What an old context says would bring no lease to life, or not for long. Where it cannot be renewed, that is told.
+    async fn renew_for_life(&self, leash: &Leash, seat: &Seat) {
+        let is_old = self.is_fresh_proof_overdue(seat, Duration::ZERO) || self.may_hide(seat, leash);
+        if is_old && !leash.runs_at(self.clock.now()) {
+            let _ = self.renew_context(seat).await;
+        }
     }
 
     /// Asks one token for an AEK and verifies that it is the one.

@@ -381,6 +381,23 @@ async fn a_denial_that_the_store_tells_of_ends_by_no_proof_out_of_a_context_from
 }
 
 #[tokio::test]
+async fn a_denial_that_the_store_tells_of_stays_while_no_context_can_be_renewed_and_ends_with_the_first_that_can() {
+    let (rig, token, engine) = hidden(1).await;
+    rig.pass(20 * SECOND).await;
+    token.contexts(|contexts| contexts.stuck = u32::MAX);
+    write_denial(&rig).await;
+    for _ in 0..3 {
+        rig.pass(16 * SECOND).await;
+        let opened = rig.meanwhile(engine.account(&account_id("cold-0"))).await;
+        assert!(matches!(opened, Err(Error::Denied(_))), "{opened:?}");
+    }
+    token.contexts(|contexts| contexts.stuck = 0);
+    rig.pass(16 * SECOND).await;
+    seal(&rig.meanwhile(engine.account(&account_id("cold-0"))).await.unwrap()).unwrap();
+    assert!(!has_denial(&rig, 1).await);
+}
+
+#[tokio::test]
 async fn a_denial_ends_by_no_proof_out_of_a_context_that_began_while_the_store_told_of_it() {
     let (rig, token, _) = hidden(1).await;
     let store = HandStore::over(&rig.store);
@@ -444,4 +461,33 @@ async fn a_denial_that_the_store_told_of_ends_by_no_old_context_though_the_token
     token.contexts(|contexts| (contexts.stuck, contexts.revoked) = (0, None));
     rig.pass(2 * SECOND).await;
     seal(&rig.meanwhile(engine.account(&account_id("cold-0"))).await.unwrap()).unwrap();
+}
+
+/// Nobody asks a standby for a KEK that nobody uses: its context is as old as the process.
+#[tokio::test]
+async fn what_nobody_had_open_is_opened_by_the_standby_and_stays_open_however_old_the_standbys_context_is() {
+    let rig = Rig::new().await;
+    let (twin, script) = ScriptedToken::new(Clock::Manual(rig.clock.clone()), 5 * SECOND, 9);
+    rig.script.clone_keks_to(&script);
+    let (first, standby) = (Noted::with_contexts(&rig), Noted::over(twin, &rig));
+    let name = TokenName::new("standby").unwrap();
+    let build = Engine::builder(first.clone(), rig.store.clone() as Arc<dyn KeyStore>)
+        .token(name.clone(), standby.clone())
+        .standby(rig.kek.clone(), name);
+    let build = build.settings(settings()).on_current_runtime().start_up_proof(false).jitter_seed(1);
+    let engine = build.clock(Clock::Manual(rig.clock.clone())).build().unwrap();
+    drop(rig.account("a").await);
+    for minutes in [5, 10] {
+        rig.pass_by(minutes * 60 * SECOND, SECOND).await;
+        rig.script.set_unreachable(true);
+        let account = rig.meanwhile(engine.account(&account_id("a"))).await.unwrap();
+        for _ in 0..60 {
+            seal(&account).unwrap();
+            rig.pass(SECOND).await;
+        }
+        rig.script.set_unreachable(false);
+        drop(account);
+        engine.evict(&account_id("a")).await.unwrap();
+        engine.status().await; // runs the index's maintenance
+    }
 }
