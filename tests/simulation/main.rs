@@ -4,8 +4,8 @@
 //!
 //! There are two kinds of worlds. *One* engine over one token is judged to the millisecond, against a model of what it was told
 //! (`model.rs`). A *fleet* (`fleet/`) has all that is unkind: two hosts with clocks of their own, a standby, contexts that answer from
-//! memory, calls that hang for ever, storms, impostors, a store whose writes are held and whose answers are lost; its oracle knows when the
-//! tokens would have denied, and reads the promises as a person does.
+//! memory, calls that hang for ever, storms, impostors, a token that is silent to one host alone, a store whose writes are held and whose
+//! answers are lost; its oracle knows when the tokens would have denied, and reads the promises as a person does.
 //!
 //! `KEYLEASH_SIM_SEEDS=1000000 cargo test --release --test simulation` runs that many; `KEYLEASH_SIM_FROM` says where to
 //! begin, `KEYLEASH_SIM_SEED=n cargo test --test simulation of_a_fleet` (or `of_one_`) runs one and prints its trace.
@@ -14,44 +14,48 @@
 //!
 //! `tests/simulation/faults/list` has faults that are put back by hand, each as the place and what takes its place; and
 //! `tests/simulation/faults/run [NAME …]` builds them into a copy, tries one after the other, and prints this table: the first seeds of
-//! fleets (or of one engine) that find each.
+//! fleets (or of one engine) that find each. CI sees that each can still be put back (`run --check`).
 //!
 //! | fault | seeds |
 //! | --- | --- |
-//! | ordinary proofs from an old context renew for ever | 398, 538, 624 |
-//! | what was just wrapped proves a KEK, an impostor too | 79, 87, 97 |
-//! | what was found bare long ago proves | 900, 1409, 2800 |
-//! | a re-wrap goes to an impostor that came since the target was vouched for | 87, 97, 174 |
-//! | any record ends a denial, and not its witness alone | 114 |
-//! | a denial that repeats another ends no epoch | 463 |
-//! | a denial is not written down | 0, 2, 11 |
-//! | a denial that repeats another is no new version | 0, 2, 11 |
-//! | a denial in the store is deleted without its proof | 192, 374, 606 |
-//! | a denial in the store ends by a proof that was asked before it was read | 192, 209, 264 |
-//! | a call that did not come to the token is its silence | 56, 193, 223 |
-//! | an outage of the store stops all I/O after one TTL | 8, 299, 397 |
-//! | a renewal that failed is tried again when the next fresh proof is due | 146, 594, 1344 |
-//! | a stuck seal holds up every revocation | stands still |
-//! | more keys in memory than max_cached_aeks | of one 23, 26, 27 |
-//! | the data path does not look at the lease | 10, 32, 34 |
-//! | a TTL does not bind | of one 3, 22, 24 |
-//! | the watch is too slow | 0, 17, 19 |
-//! | another store's key is taken for one that a crash left | 1, 8, 13 |
-//! | a write that was held brings an account under a retired KEK | 93, 116, 251 |
-//! | who retires a KEK version looks before alone, and not after | 834 |
-//! | who retires a KEK version believes the index | 619 |
-//! | an AEK version is retired while others seal under it | 151, 158, 238 |
-//! | a count whose write was given up is lost | 217, 264, 534 |
+//! | ordinary proofs from an old context renew for ever | 30, 72, 294 |
+//! | what was just wrapped proves a KEK, an impostor too | 79, 87, 97 † |
+//! | what was found bare long ago proves | 900, 1409, 2800 † |
+//! | a re-wrap goes to an impostor that came since the target was vouched for | 87, 97, 174 † |
+//! | any record ends a denial, and not its witness alone | 114 † |
+//! | a denial that repeats another ends no epoch | 463 † |
+//! | a denial is not written down | 0, 2, 11 † |
+//! | a denial that repeats another is no new version | 0, 2, 11 † |
+//! | a denial in the store is deleted without its proof | 192, 374, 606 † |
+//! | a denial in the store ends by a proof that was asked before it was read | 192, 209, 264 † |
+//! | a call that did not come to the token is its silence | 56, 193, 223 † |
+//! | an outage of the store stops all I/O after one TTL | 8, 299, 397 † |
+//! | a renewal that failed is tried again when the next fresh proof is due | 146, 594, 1344 † |
+//! | a stuck seal holds up every revocation | stands still † |
+//! | more keys in memory than max_cached_aeks | of one 23, 26, 27 † |
+//! | the data path does not look at the lease | 10, 32, 34 † |
+//! | a TTL does not bind | of one 3, 22, 24 † |
+//! | the watch is too slow | 0, 17, 19 † |
+//! | another store's key is taken for one that a crash left | 1, 8, 13 † |
+//! | a write that was held brings an account under a retired KEK | 93, 116, 251 † |
+//! | who retires a KEK version looks before alone, and not after | 834 † |
+//! | who retires a KEK version believes the index | 619 † |
+//! | an AEK version is retired while others seal under it | 151, 158, 238 † |
+//! | a count whose write was given up is lost | 217, 264, 534 † |
+//! | a key is admitted on an old proof | 146, 428, 635 |
+//! | the store is looked at once in each silence | 131, 341, 1007 |
+//! | a standby speaks for a first token that denied | 18, 108, 654 † |
+//! | a grant that renewed nothing takes the first token's denial back | 1194 |
+//! | what a token said in an epoch that is over renews | 268, 306, 1194 |
+//! | a rotation whose answer was lost is not looked at | 93, 233, 448 † |
+//! | AEK versions whose retirement got no answer stay in use | 38, 217, 868 † |
+//! | a count of what nobody has open any more is lost with its write | 136, 262, 456 † |
 //!
-//! In 3,000 seeds of either kind, or of the last three in a minute, these were not found: a key that is admitted on an old proof,
-//! and a store that is looked at once in each silence (the schedules of before found them at 5050 and 1382); a standby that speaks
-//! for a first token that denied; a grant that renewed nothing and takes the first token's denial back; what a token said in an
-//! epoch that is over, which renews; a rotation whose answer was lost, AEK versions whose retirement got no answer, and counts of
-//! what nobody has open any more. Each has its test: `tests/engine/admission.rs`,
-//! `a_denial_that_another_engine_hears_takes_this_one_off_the_standby_within_a_poll`,
-//! `a_key_that_the_first_token_denied_is_never_asked_of_the_standby_whatever_comes_after`,
-//! `a_grant_that_renewed_nothing_ends_no_denial_by_the_first_token`, `a_late_success_of_an_old_proof_does_not_renew`,
-//! `tests/engine/held.rs`, `what_was_counted_when_the_last_handle_went_…` in `slots/meter/tests.rs`.
+//! What has a † was found by the schedules before the last that were changed, and has other seeds by now, which `run` prints.
+//!
+//! Where two lines stand one behind the other, a fault takes both out, since one alone breaks no promise: what a first token denied is
+//! in the store too, which is looked into before a standby is asked; and who was not told of its own rotation is refused the retirement
+//! of what it seals under.
 //!
 //! A key that is filled in an epoch that is over breaks nothing: it is of no use in another one, and a denial leaves no young proof that it could
 //! be admitted on (`a_denial_wipes_and_an_unwrap_that_began_before_it_does_not_readmit`). Another AEK under the same version comes from who

@@ -65,6 +65,8 @@ pub(crate) struct Hsm {
     view: View,
     /// It answers nobody.
     pub(crate) away: bool,
+    /// Hosts that it does not answer, as when a network is cut in two.
+    pub(crate) cut_off: BTreeSet<usize>,
     pub(crate) latency: Duration,
     /// Contexts go on with what they saw when they were initialised.
     pub(crate) hides: bool,
@@ -84,6 +86,7 @@ impl Hsm {
         Self {
             view: View { keys: BTreeMap::new(), pin_good: true },
             away: false,
+            cut_off: BTreeSet::new(),
             latency: Duration::ZERO,
             hides,
             dates,
@@ -106,6 +109,17 @@ impl Hsm {
     fn draw(&mut self, what: &str) -> [u8; 32] {
         self.drawn += 1;
         hash(&[&self.seed.to_be_bytes(), &self.drawn.to_be_bytes(), what.as_bytes()])
+    }
+
+    /// It does not answer this host.
+    pub(crate) fn is_away(&self, host: usize) -> bool {
+        self.away || self.cut_off.contains(&host)
+    }
+
+    /// It answers everybody again.
+    pub(crate) fn comes_back(&mut self) {
+        self.away = false;
+        self.cut_off.clear();
     }
 
     /// What is true now, whatever a context thinks.
@@ -202,6 +216,7 @@ struct Line {
 
 /// A process's connection to one token.
 pub(crate) struct Connection {
+    host: usize,
     pub(crate) process: usize,
     pub(crate) hsm: usize,
     pub(crate) shared: Shared,
@@ -224,7 +239,7 @@ struct Found<T> {
 impl Connection {
     pub(crate) fn new(
         shared: &Shared,
-        process: usize,
+        (host, process): (usize, usize),
         hsm: usize,
         (clock, real): (Clock, ManualClock),
         call_timeout: Duration,
@@ -237,6 +252,7 @@ impl Connection {
         let (began, began_here) = (real.now(), clock.now());
         let line = Line { context, began, began_here, worked: BTreeSet::new() };
         Arc::new(Self {
+            host,
             process,
             hsm,
             shared: shared.clone(),
@@ -320,7 +336,7 @@ impl Connection {
         serve: impl FnOnce(&View) -> Result<T, TokenError>,
     ) -> Found<T> {
         let hsm = &stage.hsms[self.hsm];
-        let (takes, away, hides) = (hsm.latency, hsm.away, hsm.hides);
+        let (takes, away, hides) = (hsm.latency, hsm.is_away(self.host), hsm.hides);
         let answer = match (away, hides) {
             (true, _) => Err(error(Verdict::Unreachable, operation, "CKR_DEVICE_REMOVED")),
             (false, true) => {
@@ -523,7 +539,7 @@ impl Token for Seam {
         let mut stage = lock(&line.shared);
         stage.note(|| format!("process {} has a fresh context of token {}", line.process, line.hsm));
         let hsm = &stage.hsms[line.hsm];
-        if hsm.away {
+        if hsm.is_away(line.host) {
             if line.hsm == FIRST {
                 stage.oracle.silent(line.process);
             }

@@ -72,7 +72,8 @@ struct Kek {
 
 /// The truth of one token.
 struct Reach {
-    away: Since,
+    /// From each host.
+    away: Vec<Since>,
     /// It is fast enough that no queue in front of it, of what an engine may ask at once, costs anybody a deadline.
     prompt: Since,
     /// The longest that a call ever waited behind as many as an engine may have under way.
@@ -83,6 +84,7 @@ struct Reach {
 
 /// The truth of one process.
 struct Process {
+    host: usize,
     started: Instant,
     woke: Instant,
     /// Until when a fault of its own may delay what it hears.
@@ -185,6 +187,10 @@ pub(crate) struct Oracle {
     records: BTreeMap<Vec<u8>, (Aek, usize)>,
     /// The AEK versions that the store has of each account.
     stored: BTreeMap<AccountId, BTreeSet<u32>>,
+    /// Those that it has no more, and whose write took them out, when.
+    gone: BTreeMap<Aek, (usize, Instant)>,
+    /// The process that took them out was told so, or that it may have.
+    known_gone: BTreeSet<Aek>,
     /// Wrappings that an impostor made, and whether it had been there for so long that it was to be known.
     false_wraps: BTreeMap<Vec<u8>, bool>,
     /// AEKs that an impostor wrapped before anybody could know it, and the process that stored them: nobody can open them any more.
@@ -206,9 +212,9 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    pub(crate) fn new(settings: Settings, hsms: &[Hsm], now: Instant) -> Self {
+    pub(crate) fn new(settings: Settings, hosts: usize, hsms: &[Hsm], now: Instant) -> Self {
         let reach = |hsm: &Hsm| Reach {
-            away: Since::new(false, now),
+            away: vec![Since::new(false, now); hosts],
             prompt: Since::new(true, now),
             queue_max: Duration::ZERO,
             hides: hsm.hides,
@@ -230,6 +236,8 @@ impl Oracle {
             strangers: BTreeSet::new(),
             records: BTreeMap::new(),
             stored: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            known_gone: BTreeSet::new(),
             false_wraps: BTreeMap::new(),
             lost: BTreeMap::new(),
             counted: BTreeMap::new(),
@@ -253,9 +261,10 @@ impl Oracle {
         self.order
     }
 
-    pub(crate) fn process_started(&mut self, now: Instant) -> usize {
+    pub(crate) fn process_started(&mut self, host: usize, now: Instant) -> usize {
         let none = Instant::default();
         self.processes.push(Process {
+            host,
             started: now,
             woke: none,
             disturbed: none,
@@ -383,8 +392,10 @@ impl Oracle {
             Some(_) => _ = self.due.entry(record.account.clone()).or_insert(now),
             None => _ = self.due.remove(&record.account),
         }
-        let versions = record.versions.iter().map(|wrapped| wrapped.aek_version).collect();
-        self.stored.insert(record.account.clone(), versions);
+        let versions: BTreeSet<_> = record.versions.iter().map(|wrapped| wrapped.aek_version).collect();
+        let before = self.stored.insert(record.account.clone(), versions.clone()).unwrap_or_default();
+        let gone = before.difference(&versions).map(|version| ((record.account.clone(), *version), (process, now)));
+        self.gone.extend(gone);
         let others: BTreeSet<_> = self.under.values().flatten().copied().collect();
         let under: BTreeSet<_> = record.versions.iter().filter_map(|wrapped| self.kek(&wrapped.kek_id)).collect();
         if let Some(kek) = under.intersection(&self.retired).next() {
@@ -427,12 +438,14 @@ impl Oracle {
 
     /// The scheduled work is done by somebody, whoever of those that did it crashed, stood still or waits for what never comes.
     pub(crate) fn what_is_due_is_done(&mut self, now: Instant) {
-        let is_well =
-            self.tokens.iter().all(|token| !token.away.is && token.prompt.is) && self.reads.is && self.writes.is;
+        let is_well = self.tokens.iter().all(|token| token.away.iter().all(|away| !away.is) && token.prompt.is)
+            && self.reads.is
+            && self.writes.is;
         if !is_well || self.processes.iter().any(|process| process.hangs) {
             return;
         }
-        let tokens = self.tokens.iter().flat_map(|token| [token.away.turned, token.prompt.turned]);
+        let tokens =
+            self.tokens.iter().flat_map(|token| token.away.iter().chain([&token.prompt])).map(|since| since.turned);
         let processes = self.processes.iter().flat_map(|process| [process.started, process.woke, process.disturbed]);
         let well = tokens.chain(processes).chain([self.reads.turned, self.writes.turned]).max().unwrap_or_default();
         let late = self.due.iter().find(|(account, since)| {
@@ -488,6 +501,41 @@ impl Oracle {
         self.lost.keys().any(|(lost, _)| lost == account) || self.under.get(account).is_some_and(is_disputed)
     }
 
+    /// A process was told how its retirement of AEK versions ended.
+    pub(crate) fn retirement_ended(&mut self, process: usize, account: &AccountId) {
+        let of_it = self.gone.iter().filter(|((of, _), (by, _))| of == account && *by == process);
+        self.known_gone.extend(of_it.map(|(aek, _)| aek.clone()));
+    }
+
+    /// A block was opened whose AEK version the store does not have any more. By whoever took it out, that was told; by others as long
+    /// as they may not have heard of it: a TTL after the last silence, and one in which what passed its TTL in that is refreshed.
+    pub(crate) fn opened_gone(&mut self, process: usize, aek: &Aek, now: Instant) {
+        let Settings { aek_ttl, store_timeout: call_timeout, .. } = self.settings;
+        let Some((by, since)) = self.gone.get(aek).copied() else { return };
+        if by == process && self.known_gone.contains(aek) {
+            self.broken(format!("process {process} opens under {aek:?} at {now:?}, which it retired itself"));
+        }
+        let own = &self.processes[process];
+        let is_well = self.aways(process).all(|away| !away.is)
+            && self.reads.is
+            && !own.hangs
+            && self.tokens.iter().all(|token| token.prompt.is);
+        let turns =
+            self.aways(process).map(|away| away.turned).chain(self.tokens.iter().map(|token| token.prompt.turned));
+        let well = turns.chain([self.reads.turned, own.disturbed, own.woke]).fold(since, Instant::max);
+        if is_well && now > well.plus(aek_ttl * 2 + call_timeout * 4 + TICK) {
+            self.broken(format!(
+                "process {process} opens under {aek:?} at {now:?}, which the store has no more since {since:?}"
+            ));
+        }
+    }
+
+    /// A process is to take an account out of memory: nothing of it is owed.
+    pub(crate) fn evicted(&mut self, process: usize, account: &AccountId) {
+        let of_it = self.owns.iter_mut().filter(|((by, (of, _)), _)| *by == process && of == account);
+        of_it.for_each(|(_, own)| own.used = false);
+    }
+
     /// True when the store has it: what was sealed under it can be opened.
     pub(crate) fn is_stored(&self, (account, aek_version): &Aek) -> bool {
         self.stored.get(account).is_some_and(|versions| versions.contains(aek_version))
@@ -502,6 +550,11 @@ impl Oracle {
         self.false_wraps.insert(wrapped.to_vec(), known);
     }
 
+    /// A KEK version that wraps nothing has no record that could prove it, and nothing that its denial keeps.
+    fn is_bare(&self, kek: usize) -> bool {
+        !self.under.values().any(|keks| keks.contains(&kek))
+    }
+
     /// A denial was written down, or deleted.
     pub(crate) fn denial_stored(&mut self, process: usize, kek: &KekVersion, is_there: bool, now: Instant) {
         let Some(kek) = self.keks.iter().position(|known| known.kek == *kek) else { return };
@@ -512,7 +565,8 @@ impl Oracle {
             self.lines.iter_mut().filter(|((_, of), _)| *of == kek).for_each(|(_, line)| line.unwritten = None);
             return;
         }
-        let Some(noted) = self.noted.remove(&kek).filter(|_| !self.disputed.contains(&kek)) else { return };
+        let noted = self.noted.remove(&kek).filter(|_| !self.is_bare(kek) && !self.disputed.contains(&kek));
+        let Some(noted) = noted else { return };
         let granted = |line: &Line| if noted.by_first { line.granted_by_first.0 } else { line.granted.0 };
         // An answer from memory is no proof that the denial is over, but out of a context that is younger than that.
         let hides = self.tokens.iter().any(|token| token.hides);
@@ -531,7 +585,7 @@ impl Oracle {
     pub(crate) fn look(&mut self, hsms: &[Hsm], shelves: &Shelves, now: Instant) {
         for (hsm, token) in hsms.iter().zip(&mut self.tokens) {
             let queue = hsm.latency * QUEUE_MAX / u32::try_from(hsm.workers).unwrap();
-            token.away.see(hsm.away, now);
+            token.away.iter_mut().enumerate().for_each(|(host, away)| away.see(hsm.is_away(host), now));
             token.queue_max = token.queue_max.max(queue);
             token.prompt.see(queue <= self.settings.store_timeout / 2, now);
         }
@@ -592,7 +646,8 @@ impl Oracle {
                 }
                 line.fresh = line.fresh.max(context);
                 if hsm == FIRST {
-                    self.lines.iter_mut().filter(|((_, of), _)| *of == kek).for_each(|(_, line)| line.unwritten = None);
+                    let of_it = self.lines.iter_mut().filter(|((_, of), _)| *of == kek).map(|(_, line)| line);
+                    of_it.filter(|line| order > line.denied_by_first).for_each(|line| line.unwritten = None);
                 }
                 if let Some(aek) = aek {
                     let own = self.owns.entry((process, aek)).or_default();
@@ -626,6 +681,16 @@ impl Oracle {
 }
 
 impl Oracle {
+    /// Whether a token answers a process, and since when.
+    fn away(&self, process: usize, token: usize) -> Since {
+        self.tokens[token].away[self.processes[process].host]
+    }
+
+    /// The same, of each token.
+    fn aways(&self, process: usize) -> impl Iterator<Item = Since> {
+        (0..self.tokens.len()).map(move |token| self.away(process, token))
+    }
+
     fn line(&self, process: usize, kek: usize) -> Line {
         self.lines.get(&(process, kek)).cloned().unwrap_or_default()
     }
@@ -636,11 +701,12 @@ impl Oracle {
         let Settings { poll_interval: poll, store_timeout: timeout, fresh_proof_every, .. } = self.settings;
         let (own, kek, first) = (&self.processes[process], &self.keks[kek], &self.tokens[FIRST]);
         let since = own.disturbed.max(own.started);
-        if !first.away.is {
+        let first_away = self.away(process, FIRST);
+        if !first_away.is {
             if kek.grants[FIRST].is || !first.prompt.is {
                 return None;
             }
-            let from = since.max(kek.grants[FIRST].turned).max(first.away.turned).max(first.prompt.turned);
+            let from = since.max(kek.grants[FIRST].turned).max(first_away.turned).max(first.prompt.turned);
             let asked = match first.hides {
                 // Heard by a fresh proof alone; one that could not be made is made at the next poll.
                 true if own.hangs => return None,
@@ -650,10 +716,11 @@ impl Oracle {
             return Some(asked.max(own.woke).plus(timeout));
         }
         let (standby, grants) = (self.tokens.get(STANDBY)?, kek.grants.get(STANDBY)?);
-        if standby.away.is || !standby.prompt.is || standby.hides || !kek.disabled[STANDBY] || !self.reads.is {
+        let standby_away = self.away(process, STANDBY);
+        if standby_away.is || !standby.prompt.is || standby.hides || !kek.disabled[STANDBY] || !self.reads.is {
             return None;
         }
-        let from = since.max(grants.turned).max(first.away.turned).max(standby.away.turned).max(standby.prompt.turned);
+        let from = since.max(grants.turned).max(first_away.turned).max(standby_away.turned).max(standby.prompt.turned);
         // The proof that meets the silence waits for the first one's deadline, for the store's, and for the standby's.
         Some(from.max(self.reads.turned).plus(poll).max(own.woke).plus(timeout * 3))
     }
@@ -679,7 +746,7 @@ impl Oracle {
         if line.is_fooled || self.disputed.contains(&kek) {
             return None;
         }
-        let Settings { poll_interval, store_timeout: call_timeout, grace, .. } = self.settings;
+        let Settings { poll_interval, store_timeout: call_timeout, .. } = self.settings;
         let until = self.may_until(process, kek);
         if now >= until {
             return Some(format!("promise 1: no proof of the token lets it work after {until:?}: {line:?}"));
@@ -703,8 +770,7 @@ impl Oracle {
         let from = noted.since.max(self.reads.turned).max(own.started).max(own.disturbed);
         let read_by = from.plus(poll_interval).max(own.woke).plus(call_timeout * 3);
         let hides = self.tokens.iter().any(|token| token.hides);
-        let only_standby =
-            line.granted.0 > line.granted_by_first.0 && now >= line.granted_by_first.1.plus(grace) && !hides;
+        let only_standby = line.granted.0 > line.granted_by_first.0 && !hides;
         let proved_anew = self.lines.iter().any(|((_, of), line)| *of == kek && line.granted_by_first.0 > noted.heard);
         (only_standby && !proved_anew && self.reads.is && now > read_by)
             .then(|| format!("promise 4: it goes by the standby alone, after the first token's denial that the store has: {noted:?} {line:?}"))
@@ -728,7 +794,7 @@ impl Oracle {
             let is_missing = !self.noted.contains_key(kek) && now > by;
             // Each is a new one: that a record from before a grant stays there says nothing of it.
             let is_old = line.unwritten.is_some_and(|unwritten| now > since.max(unwritten).plus(within));
-            let is_clear = !line.is_fooled && !self.disputed.contains(kek);
+            let is_clear = !line.is_fooled && !self.is_bare(*kek) && !self.disputed.contains(kek);
             is_clear && line.denied_by_first > granted(*kek) && (is_missing || is_old)
         });
         if let Some(kek) = late {
@@ -748,6 +814,17 @@ impl Oracle {
             self.broken(format!(
                 "promise 6: process {process} has keys in memory at {now:?} of what is over: {lease:?}"
             ));
+        }
+    }
+
+    /// Promise 4: whom the first token denied last, counted from when it was asked for what it granted, that is told so.
+    pub(crate) fn denials_are_told(&mut self, process: usize, lease: &LeaseStatus, now: Instant) {
+        let Some(kek) = self.keks.iter().position(|known| known.kek == lease.kek) else { return };
+        let line = self.line(process, kek);
+        let is_denied = line.denied_by_first > line.granted.0 && line.denied_by_first == line.denied;
+        let is_clear = !line.is_fooled && !self.is_bare(kek) && !self.disputed.contains(&kek);
+        if is_denied && is_clear && !matches!(lease.phase, Phase::Denied { .. }) {
+            self.broken(format!("promise 4: process {process} was denied, and at {now:?} says {lease:?}: {line:?}"));
         }
     }
 
@@ -845,23 +922,23 @@ impl Oracle {
         // Of an account that was made here the store may have said nothing yet.
         let words = &self.processes[process].words;
         let word = words.get(account).or_else(|| words.values().max()).copied();
-        let (first, line) = (&self.tokens[FIRST], self.line(process, kek));
-        let is_ill = first.away.is || !self.reads.is || !self.writes.is;
+        let (first_away, line) = (self.away(process, FIRST), self.line(process, kek));
+        let is_ill = first_away.is || !self.reads.is || !self.writes.is;
         // What has stopped was judged as it did (the store was silent for longer than grace, say); to bring it back is promise 2.
         if !is_ill || !self.is_steady(process, kek) || !own.used || own.failed.is_some() {
             return None;
         }
-        let turns = [first.away.turned, self.reads.turned, self.writes.turned];
+        let turns = [first_away.turned, self.reads.turned, self.writes.turned];
         let since = turns.into_iter().fold(self.steady_since(process, kek), Instant::max);
         // Writes alone are ill, or reads are slow: TTLs bind as ever.
-        let reads_on = !first.away.is && (self.reads.is || self.processes[process].heard > since);
+        let reads_on = !first_away.is && (self.reads.is || self.processes[process].heard > since);
         if reads_on && (is_tolerated || self.is_used_late(own)) {
             return None;
         }
         let noticed = since.plus(poll_interval + call_timeout * 3 + TICK);
         // While the token is silent no word of the store, however late, makes anything cold: the lease alone ends keys then.
         let late =
-            self.processes[process].late_words.get(account).filter(|_| !first.away.is).copied().unwrap_or_default();
+            self.processes[process].late_words.get(account).filter(|_| !first_away.is).copied().unwrap_or_default();
         own.worked.filter(|worked| *worked >= noticed && *worked >= late)?;
         let mut until = line.proved.plus(grace);
         if !self.reads.is {
@@ -876,11 +953,11 @@ impl Oracle {
 
     /// Promise 2: where everything has been well for long enough, what was in use works.
     fn owed_in_health(&self, process: usize, kek: usize, own: &Own, now: Instant) -> Option<String> {
-        let is_well = self.tokens.iter().all(|token| !token.away.is) && self.reads.is && self.writes.is;
+        let is_well = self.aways(process).all(|away| !away.is) && self.reads.is && self.writes.is;
         if !is_well || !self.is_steady(process, kek) || !own.used {
             return None;
         }
-        let turns = self.tokens.iter().map(|token| token.away.turned).chain([self.reads.turned, self.writes.turned]);
+        let turns = self.aways(process).map(|away| away.turned).chain([self.reads.turned, self.writes.turned]);
         let since = turns.fold(self.steady_since(process, kek), Instant::max).max(self.line(process, kek).came_late);
         let since = if self.is_used_late(own) { since.max(own.used_from) } else { since };
         let by = since.plus(self.recovery(process, kek, now));

@@ -17,7 +17,7 @@ use rand::RngExt;
 use std::time::Duration;
 
 /// A schedule ends after this many moves of the clock …
-const MOVES_MAX: usize = 150;
+const MOVES_MAX: usize = 300;
 /// … or this many happenings.
 const HAPPENINGS_MAX: usize = 30;
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -115,7 +115,7 @@ const KINDS: [(Kind, u32, u32); 32] = [
     (Kind::Suspend, 3, 20),
     (Kind::Vanish, 6, 25),
     (Kind::Again, 5, 20),
-    (Kind::Overheard, 5, 20),
+    (Kind::Overheard, 10, 40),
     (Kind::Calls, 20, 100),
     (Kind::Heals, 18, 100),
 ];
@@ -206,12 +206,11 @@ async fn happen(world: &mut World, kind: Kind) {
         }
         Kind::Impostor => world.change(|stage| stage.hsms[hsm].replace(&kek, true)),
         Kind::Pin => world.change(|stage| stage.hsms[hsm].set_pin_good(false)),
-        Kind::Away => world.change(|stage| stage.hsms[hsm].away = true),
+        Kind::Away => silence(world, hsm),
         Kind::Latency => {
-            let workers = u32::try_from(lock(&world.shared).hsms[hsm].workers).unwrap();
             let latency = match world.rng.random_range(0..4) {
                 0 => Duration::ZERO,
-                1..=2 => timeout * workers / 2 / QUEUE_MAX,
+                1..=2 => world.queued_latency(),
                 _ => between(&mut world.rng, MILLISECOND, timeout),
             };
             world.note(|_| format!("it takes {latency:?}"));
@@ -251,8 +250,7 @@ async fn happen(world: &mut World, kind: Kind) {
         Kind::Storm => {
             let name = any_name(world);
             storm(world, host, &name);
-            let workers = u32::try_from(lock(&world.shared).hsms[FIRST].workers).unwrap();
-            let latency = timeout * workers / 2 / QUEUE_MAX;
+            let latency = world.queued_latency();
             world.note(|_| format!("each call takes {latency:?}"));
             world.change(|stage| stage.hsms[FIRST].latency = latency);
         }
@@ -294,13 +292,23 @@ async fn happen(world: &mut World, kind: Kind) {
         }
         Kind::Swapped => swapped(world, host).await,
         Kind::Unanswered => unanswered(world, host, customer).await,
-        Kind::Counts => match world.rng.random_bool(0.3) {
-            true => {
-                let blocks = world.rng.random_range(1..20);
-                world.call(host, Some(customer), What::CountAhead(blocks));
+        Kind::Counts => {
+            match world.rng.random_range(0..10) {
+                0..=2 => {
+                    let blocks = world.rng.random_range(1..20);
+                    return world.call(host, Some(customer), What::CountAhead(blocks));
+                }
+                3..=6 => {
+                    world.forget(host, customer);
+                    world.pass(timeout).await;
+                    let held = hold_writes(world);
+                    world.call(host, None, What::WriteCounts);
+                    let_writes_go(world, held).await;
+                }
+                _ => {}
             }
-            false => world.call(host, None, What::WriteCounts),
-        },
+            world.call(host, None, What::WriteCounts);
+        }
         Kind::RetireKek => retire(world, host, &kek),
         Kind::Overtaken => overtaken(world, host).await,
         Kind::Index => {
@@ -339,18 +347,65 @@ async fn happen(world: &mut World, kind: Kind) {
                 world.wake(host).await;
             }
         }
-        Kind::Vanish => {
-            world.change(|stage| stage.hsms[FIRST].change(&kek, |key| key.enabled = false));
-            let poll = world.settings.poll_interval;
-            let time = between(&mut world.rng, MILLISECOND, poll + timeout * 2);
-            world.pass(time).await;
-            world.change(|stage| stage.hsms[FIRST].away = true);
-        }
+        Kind::Vanish => vanish(world, host, &kek).await,
         Kind::Again => again(world, &kek).await,
         Kind::Overheard => overheard(world, host, customer).await,
         Kind::Calls => calls(world, host, customer),
         Kind::Heals => heal(world, hsm, &kek),
     }
+}
+
+/// A token falls silent, to everybody or to one host alone.
+fn silence(world: &mut World, hsm: usize) {
+    let host = world.rng.random_range(0..world.hosts.len());
+    let alone = world.hosts.len() > 1 && world.rng.random_bool(0.3);
+    world.change(|stage| match alone {
+        true => _ = stage.hsms[hsm].cut_off.insert(host),
+        false => stage.hsms[hsm].away = true,
+    });
+}
+
+/// For so long the next write comes later, or the store takes none at all; or neither.
+fn hold_writes(world: &mut World) -> Duration {
+    let poll = world.settings.poll_interval;
+    let held = between(&mut world.rng, poll, poll * 6);
+    let how = world.rng.random_range(0..6);
+    world.change(|stage| match how {
+        0 => stage.shelves.fates.push_back(Fate::Held(held)),
+        1 => stage.shelves.writes = Health::Hangs,
+        2 => stage.shelves.writes = Health::Fails,
+        _ => {}
+    });
+    if how < 3 { held } else { Duration::ZERO }
+}
+
+/// After that time it is as it should be.
+async fn let_writes_go(world: &mut World, held: Duration) {
+    if held.is_zero() {
+        return;
+    }
+    world.pass(held).await;
+    world.change(|stage| {
+        stage.shelves.writes = Health::Healthy;
+        stage.shelves.changed.notify_waiters();
+    });
+    world.pass(world.settings.poll_interval + world.settings.store_timeout * 4).await;
+}
+
+async fn vanish(world: &mut World, host: usize, kek: &KekId) {
+    let (poll, timeout) = (world.settings.poll_interval, world.settings.store_timeout);
+    if world.hosts.len() > 1 && world.rng.random_bool(0.3) {
+        // One host does not hear what the others do.
+        world.change(|stage| _ = stage.hsms[FIRST].cut_off.insert(host));
+        let time = between(&mut world.rng, MILLISECOND, poll * 4);
+        world.pass(time).await;
+    }
+    let held = hold_writes(world);
+    grants(world, kek, false);
+    let time = between(&mut world.rng, MILLISECOND, poll + timeout * 2);
+    world.pass(time).await;
+    silence(world, FIRST);
+    let_writes_go(world, held).await;
 }
 
 fn storm(world: &mut World, host: usize, name: &KekName) {
@@ -426,7 +481,7 @@ async fn again(world: &mut World, kek: &KekId) {
     let time = between(&mut world.rng, MILLISECOND, poll + timeout * 2);
     world.pass(time).await;
     if world.rng.random_bool(0.5) {
-        world.change(|stage| stage.hsms[FIRST].away = true);
+        silence(world, FIRST);
     }
     world.pass(held).await;
 }
@@ -434,11 +489,14 @@ async fn again(world: &mut World, kek: &KekId) {
 async fn overheard(world: &mut World, host: usize, customer: usize) {
     let (poll, timeout) = (world.settings.poll_interval, world.settings.store_timeout);
     let all = lock(&world.shared).oracle.kek_ids();
-    if world.rng.random_bool(0.5) {
+    let from_the_start = world.rng.random_bool(0.5);
+    let mut held = if from_the_start { hold_writes(world) } else { Duration::ZERO };
+    let before = world.rng.random_range(0..3);
+    if before == 0 {
         all.iter().for_each(|kek| grants(world, kek, false));
         world.pass(poll + timeout * 2).await;
         all.iter().for_each(|kek| grants(world, kek, true));
-    } else {
+    } else if before == 1 {
         let killed = world.rng.random_bool(0.5);
         world.restart(host, killed).await;
     }
@@ -449,15 +507,42 @@ async fn overheard(world: &mut World, host: usize, customer: usize) {
         let other = world.rng.random_range(0..world.customers.len());
         world.call(host, Some(other), What::Open);
     }
-    let time_max = if world.rng.random_bool(0.5) { MILLISECOND * 2 } else { poll };
-    let time = between(&mut world.rng, MILLISECOND, time_max);
-    world.pass(time).await;
-    all.iter().for_each(|kek| grants(world, kek, false));
-    world.pass(takes.max(poll / 2)).await;
     if world.rng.random_bool(0.5) {
-        world.change(|stage| stage.hsms[FIRST].away = true);
+        // Until it strikes somebody, a proof perhaps.
+        for _ in 0..20 {
+            if lock(&world.shared).hsms[FIRST].faults.is_empty() {
+                break;
+            }
+            world.pass(poll / 16).await;
+        }
+    } else {
+        let time_max = if world.rng.random_bool(0.5) { MILLISECOND * 2 } else { poll };
+        let time = between(&mut world.rng, MILLISECOND, time_max);
+        world.pass(time).await;
+    }
+    if !from_the_start {
+        held = hold_writes(world);
+    }
+    all.iter().for_each(|kek| grants(world, kek, false));
+    // Somebody may ask beside that call, and hear it.
+    for _ in 0..world.rng.random_range(0..4) {
+        match world.rng.random_range(0..3) {
+            0 => create(world, host),
+            1 => world.call(host, Some(customer), What::RotateAccount),
+            _ => {
+                let other = world.rng.random_range(0..world.customers.len());
+                world.call(host, Some(other), What::Open);
+            }
+        }
+    }
+    // It ends in a silence then, or before that.
+    let time = if world.rng.random_bool(0.5) { takes / 4 } else { takes.max(poll / 2) };
+    world.pass(time).await;
+    if world.rng.random_bool(0.7) {
+        silence(world, FIRST);
     }
     world.pass(poll + timeout).await;
+    let_writes_go(world, held).await;
 }
 
 async fn unanswered(world: &mut World, host: usize, customer: usize) {
@@ -482,6 +567,7 @@ async fn unanswered(world: &mut World, host: usize, customer: usize) {
     for _ in 0..6 {
         world.pass(timeout / 4).await;
         world.probe(host, customer, true);
+        world.probe(host, customer, false);
     }
     world.change(|stage| {
         stage.shelves.writes = Health::Healthy;
@@ -503,10 +589,16 @@ fn create_under(world: &mut World, host: usize, name: KekName) {
 /// What is made waits for the store, and meanwhile the KEK is revoked, or an impostor's.
 async fn late(world: &mut World, host: usize, customer: usize, kek: &KekId) {
     let (timeout, poll) = (world.settings.store_timeout, world.settings.poll_interval);
-    let held = between(&mut world.rng, poll, (poll + timeout) * 10);
+    let name = lock(&world.shared).oracle.kek_version(kek).name;
+    // Of one that nobody has anything under nobody asks meanwhile.
+    let newest = if world.rng.random_bool(0.5) { newest(world, host, &name).await } else { None };
+    let kek = newest.as_ref().unwrap_or(kek);
+    let held_max =
+        if world.rng.random_bool(0.5) { world.settings.aek_ttl.max(poll * 2) } else { (poll + timeout) * 10 };
+    let held = between(&mut world.rng, poll, held_max);
     lock(&world.shared).shelves.fates.push_back(Fate::Held(held));
     if world.rng.random_bool(0.6) {
-        create(world, host);
+        create_under(world, host, name);
     } else {
         world.call(host, Some(customer), What::RotateAccount);
     }
@@ -520,6 +612,9 @@ async fn late(world: &mut World, host: usize, customer: usize, kek: &KekId) {
             stage.hsms.iter_mut().for_each(|hsm| hsm.change(&id, |key| key.enabled = false));
         }
     });
+    if world.rng.random_bool(0.5) {
+        silence(world, FIRST);
+    }
     world.pass(held + MILLISECOND).await;
 }
 
@@ -564,6 +659,7 @@ async fn overtaken(world: &mut World, host: usize) {
 
 fn calls(world: &mut World, host: usize, customer: usize) {
     match world.rng.random_range(0..10) {
+        0 if world.rng.random_bool(0.5) => world.forget(host, customer),
         0 => world.drop_handle(host, customer),
         1..=3 => {
             for customer in 0..world.customers.len() {
@@ -596,7 +692,7 @@ fn heal(world: &mut World, hsm: usize, kek: &KekId) {
             }
         }
         3..=4 => {
-            stage.hsms[hsm].away = false;
+            stage.hsms[hsm].comes_back();
             stage.hsms[hsm].set_pin_good(true);
         }
         5 => {
@@ -628,7 +724,8 @@ async fn calm(world: &mut World) {
         stage.shelves.index_lost = false;
         for hsm in &mut stage.hsms {
             hsm.set_pin_good(true);
-            (hsm.away, hsm.latency) = (false, latency);
+            hsm.comes_back();
+            hsm.latency = latency;
             hsm.faults.clear();
             hsm.released.notify_waiters();
             for id in stage.oracle.kek_ids() {

@@ -3,7 +3,7 @@
 
 use super::{
     hsm::{Connection, Fault, Hsm, Seam},
-    oracle::{FIRST, Oracle, STANDBY},
+    oracle::{FIRST, Oracle, QUEUE_MAX, STANDBY},
     shelf::{Shelf, Shelves},
     stage::{Shared, Stage, lock},
 };
@@ -34,6 +34,8 @@ use std::{
 
 /// Blocks of an account that are kept for opening.
 const BLOCKS_KEPT_MAX: usize = 4;
+/// Those of AEK versions that are gone: of these nobody needs any, and none may open.
+const GONE_KEPT_MAX: usize = 2;
 /// Accounts that are used; a storm makes more.
 const CUSTOMERS_MAX: usize = 10;
 /// So far at most are the hosts' clocks apart.
@@ -51,6 +53,13 @@ pub(crate) struct Customer {
     /// Somebody was told that it exists.
     pub(crate) made: bool,
     blocks: VecDeque<Block>,
+    gone: VecDeque<Block>,
+}
+
+impl Customer {
+    fn new(id: AccountId, made: bool) -> Self {
+        Self { id, made, blocks: VecDeque::new(), gone: VecDeque::new() }
+    }
 }
 
 /// A machine.
@@ -82,6 +91,8 @@ pub(crate) enum What {
     Seal,
     /// Opens the block that was kept first.
     OpenBlock,
+    /// Takes it out of memory.
+    Evict(AccountId),
     Create(KekName),
     /// Makes so many accounts, one after the other, and keeps none.
     Storm(KekName, u32),
@@ -101,7 +112,7 @@ pub(crate) enum What {
 
 impl What {
     fn is_a_command(&self) -> bool {
-        !matches!(self, Self::Open | Self::Warm | Self::Seal | Self::OpenBlock)
+        !matches!(self, Self::Open | Self::Warm | Self::Seal | Self::OpenBlock | Self::Evict(_))
     }
 }
 
@@ -177,12 +188,13 @@ impl World {
         let settings = settings(&mut rng, has_standby, scheduled);
         let hides = rng.random_bool(0.25);
         let contexts = (hides, hides || rng.random_bool(0.7));
-        let workers = rng.random_range(1..=2);
+        // With three a call may overtake a proof that is slow.
+        let workers = rng.random_range(1..=3);
         let hsms: Vec<_> =
             (0..=u64::from(has_standby)).map(|hsm| Hsm::new(seed ^ (hsm << 32), workers, contexts)).collect();
         let real = ManualClock::new(Instant::from_nanos(1_000_000_000_000));
         let stage = Stage {
-            oracle: Oracle::new(settings.clone(), &hsms, real.now()),
+            oracle: Oracle::new(settings.clone(), hosts, &hsms, real.now()),
             hsms,
             shelves: Shelves::default(),
             killed: BTreeSet::new(),
@@ -216,10 +228,10 @@ impl World {
         // Else it draws a number of its own, which is in the labels of its keys.
         let of_this_store = StoreRecord { id: seed.to_be_bytes() };
         world.store.create(&Key::Store, of_this_store.put().unwrap()).await.unwrap();
-        for _ in 0..hosts {
+        for host in 0..hosts {
             let skew = between(&mut world.rng, Duration::from_millis(1), SKEW_MAX);
             let clock = ManualClock::new(world.real.now().plus(skew));
-            let (process, engine) = world.process(&clock);
+            let (process, engine) = world.process(host, &clock);
             let events = engine.events();
             let (handles, told) = (Vec::new(), Vec::new());
             world.hosts.push(Host { clock, process, engine: Some(engine), events, handles, told, lag: None });
@@ -248,12 +260,24 @@ impl World {
                 let policy = AekPolicy { max_blocks: world.rng.random_range(100..400), ..AekPolicy::default() };
                 world.engine(0).set_aek_policy(&id, policy).await.unwrap();
             }
-            world.customers.push(Customer { id, made: true, blocks: VecDeque::new() });
+            world.customers.push(Customer::new(id, true));
             world.hosts.iter_mut().for_each(Host::welcome);
             world.hosts[0].handles[n] = Some(handle);
         }
         world.settle().await;
+        if world.rng.random_bool(0.5) {
+            // Nothing that waits for a token is over in no time, as it were.
+            let most = world.queued_latency();
+            let latency = between(&mut world.rng, Duration::from_millis(1), most);
+            lock(&world.shared).hsms.iter_mut().for_each(|hsm| hsm.latency = latency);
+        }
         world
+    }
+
+    /// The latency at which no queue in front of a token costs anybody a deadline.
+    pub(crate) fn queued_latency(&self) -> Duration {
+        let workers = u32::try_from(lock(&self.shared).hsms[FIRST].workers).unwrap();
+        self.settings.store_timeout * workers / 2 / QUEUE_MAX
     }
 
     pub(crate) fn note(&self, what: impl FnOnce(&Self) -> String) {
@@ -269,11 +293,11 @@ impl World {
     }
 
     /// A new process on a host with this clock.
-    fn process(&mut self, clock: &ManualClock) -> (usize, Engine) {
+    fn process(&mut self, host: usize, clock: &ManualClock) -> (usize, Engine) {
         let (process, tokens) = {
             let mut stage = lock(&self.shared);
             let now = stage.now();
-            let process = stage.oracle.process_started(now);
+            let process = stage.oracle.process_started(host, now);
             if self.settings.scheduled_work {
                 stage.oracle.command(process, true); // for as long as it lives
             }
@@ -282,7 +306,7 @@ impl World {
         let clock = Clock::Manual(clock.clone());
         let connect = |hsm| {
             let clocks = (clock.clone(), self.real.clone());
-            Arc::new(Seam(Connection::new(&self.shared, process, hsm, clocks, self.settings.store_timeout)))
+            Arc::new(Seam(Connection::new(&self.shared, (host, process), hsm, clocks, self.settings.store_timeout)))
         };
         let (inner, shared, real) = (self.store.clone(), self.shared.clone(), self.real.clone());
         let shelf = Shelf { inner, shared, process, real };
@@ -313,7 +337,7 @@ impl World {
         }
         self.hosts[host].handles.iter_mut().for_each(|handle| *handle = None);
         let clock = self.hosts[host].clock.clone();
-        let (process, engine) = self.process(&clock);
+        let (process, engine) = self.process(host, &clock);
         let events = engine.events();
         let host = &mut self.hosts[host];
         (host.process, host.engine, host.events) = (process, Some(engine), events);
@@ -353,6 +377,9 @@ impl World {
                     stage.hsms.iter_mut().for_each(is_gone);
                 });
             }
+            if let (What::Retire(_), Some(customer)) = (&what, customer) {
+                lock(&self.shared).oracle.retirement_ended(process, &self.customers[customer].id);
+            }
             if let (What::WriteCounts, Ok(_)) = (&what, &outcome) {
                 lock(&self.shared).oracle.counts_written(process, order);
             }
@@ -385,6 +412,7 @@ impl World {
                 stage.oracle.denials_are_written_down(host.process, now);
                 for lease in host.engine.iter().flat_map(Engine::leases) {
                     stage.oracle.keys_are_wiped(host.process, &lease, (host.clock.now(), now));
+                    stage.oracle.denials_are_told(host.process, &lease, now);
                 }
             }
             if self.hosts.iter().all(|host| host.lag.is_none()) {
@@ -472,9 +500,27 @@ impl World {
             return;
         };
         self.probes += 1;
-        let kept = &mut self.customers[customer].blocks;
+        let Customer { blocks: kept, gone, .. } = &mut self.customers[customer];
         // Of a version that was retired since: whoever retires it knows that nobody needs them.
-        kept.retain(|block| lock(&self.shared).oracle.is_stored(&(handle.id().clone(), block.header.aek_version())));
+        let is_gone =
+            |block: &Block| !lock(&self.shared).oracle.is_stored(&(handle.id().clone(), block.header.aek_version()));
+        let (lost, stored): (VecDeque<_>, VecDeque<_>) = std::mem::take(kept).into_iter().partition(is_gone);
+        (*kept, _) = (stored, gone.extend(lost));
+        gone.drain(..gone.len().saturating_sub(GONE_KEPT_MAX));
+        if !seals && !gone.is_empty() && self.rng.random_bool(0.3) {
+            let block = &gone[self.rng.random_range(0..gone.len())];
+            let mut buf = block.ciphertext.clone();
+            let outcome = handle.open_in_place(block.address, &block.header, &mut buf);
+            let mut stage = lock(&self.shared);
+            let (process, now) = (self.hosts[host].process, stage.now());
+            if outcome.is_ok() {
+                assert_eq!(buf, block.plaintext, "an opened block is byte for byte right");
+                let aek = (handle.id().clone(), block.header.aek_version());
+                stage.oracle.worked(process, &aek, false, now);
+                stage.oracle.opened_gone(process, &aek, now);
+            }
+            return;
+        }
         let seals = seals || kept.is_empty() || self.rng.random_bool(0.4);
         let (aek_version, outcome) = if seals {
             let address: u64 = self.rng.random();
@@ -526,7 +572,7 @@ impl World {
             return None;
         }
         let id = AccountId::new(format!("account-{}", self.customers.len())).unwrap();
-        self.customers.push(Customer { id, made: false, blocks: VecDeque::new() });
+        self.customers.push(Customer::new(id, false));
         self.hosts.iter_mut().for_each(Host::welcome);
         Some(self.customers.len() - 1)
     }
@@ -566,6 +612,11 @@ impl World {
                     outcome
                 }
                 (What::RotateAccount, handle) => engine.rotate_account(&id).await.map(|_| handle),
+                (What::Evict(id), _) => {
+                    let outcome = engine.evict(id).await.map(|()| None);
+                    engine.status().await; // runs the index's maintenance, which lets go of it
+                    outcome
+                }
                 (What::WriteCounts, _) => engine.write_usage().await.map(|()| None),
                 (What::CountAhead(blocks), Some(handle)) => handle.count_ahead(*blocks, 0).await.map(|()| None),
                 (What::Retire(when), _) => {
@@ -630,6 +681,14 @@ impl World {
 
     pub(crate) fn drop_handle(&mut self, host: usize, customer: usize) {
         self.hosts[host].handles[customer] = None;
+    }
+
+    /// Nobody has it open on a host any more, nor does the engine.
+    pub(crate) fn forget(&mut self, host: usize, customer: usize) {
+        self.drop_handle(host, customer);
+        let id = self.customers[customer].id.clone();
+        lock(&self.shared).oracle.evicted(self.hosts[host].process, &id);
+        self.call(host, None, What::Evict(id));
     }
 
     /// Calls that have not ended.
