@@ -107,9 +107,10 @@ pub async fn rehearse(open: impl AsyncFn() -> Result<Pkcs11Token, TokenError>) -
         drill = drill.account(id, Tenant { account, disk: BTreeMap::new() }.serve());
     }
     let mut owner = Owner { operator: Operator::new(open().await?), kek: made.id };
-    let report = drill.run(Scenario::Revocation, &mut owner).await?;
+    let report = drill.run(Scenario::Revocation, &mut owner).await;
+    // However it ended: a KEK that stays in the token is somebody's to explain.
     owner.operator.destroy(&owner.kek).await?;
-    Ok(report)
+    report
 }
 
 #[allow(dead_code)] // in the test that takes this file in

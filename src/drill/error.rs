@@ -23,6 +23,9 @@ pub enum Error {
     /// The load panicked: what it would have shown is not known. What it said is on standard error.
     #[error("the load of the drill panicked")]
     Load,
+    /// What the drill was given cannot show that a promise is kept. Nothing was taken.
+    #[error("the drill would show nothing: {0}")]
+    Nothing(String),
     /// The operator is asked for what it does not do.
     #[error("the operator of the drill {0}")]
     Operator(&'static str),

@@ -34,6 +34,12 @@ impl Keys {
         }
     }
 
+    /// Whether one of these KEKs is known.
+    pub(crate) fn is_any(&self, keks: &[KekId]) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        keks.iter().any(|kek| known.contains_key(kek))
+    }
+
     /// In how many places of the process's writable memory one of those of these KEKs stands.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use std::{
 
 const REFUSED_PAUSE: Duration = Duration::from_millis(1);
 /// How long a thread may take to end: what one that is stuck in an operation did not do is recorded, and it is left behind.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const STOP_PAUSE: Duration = Duration::from_millis(5);
 /// One that panicked is noticed so soon.
 const BROKEN_PAUSE: Duration = Duration::from_millis(100);
@@ -37,12 +37,15 @@ pub(crate) type Serve = Box<dyn FnMut(&mut Hand) + Send>;
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    /// The accounts of each.
+    numbers: Vec<Vec<usize>>,
 }
 
 impl Load {
     /// Starts; the accounts are dealt out to the threads, and keep their numbers.
     pub(crate) fn start(accounts: Vec<Serve>, threads: usize, listener: &Arc<dyn Listener>) -> Result<Self, Error> {
-        let mut hands: Vec<Vec<(usize, Serve)>> = (0..threads.max(1)).map(|_| Vec::new()).collect();
+        let threads = threads.clamp(1, accounts.len().max(1));
+        let mut hands: Vec<Vec<(usize, Serve)>> = (0..threads).map(|_| Vec::new()).collect();
         let count = hands.len();
         for (number, account) in accounts.into_iter().enumerate() {
             if let Some(hand) = hands.get_mut(number % count) {
@@ -50,7 +53,7 @@ impl Load {
             }
         }
         hands.retain(|hand| !hand.is_empty());
-        let mut load = Self { stop: Arc::default(), threads: Vec::new() };
+        let mut load = Self { stop: Arc::default(), threads: Vec::new(), numbers: Vec::new() };
         for (thread, accounts) in hands.into_iter().enumerate() {
             let began = Clock::default().now().as_nanos();
             // Told here, because one that is stuck in its first operation tells nothing.
@@ -68,6 +71,7 @@ impl Load {
                 succeeded: false,
                 chunk: Chunk::default(),
             };
+            load.numbers.push(hand.numbers.clone());
             let stop = load.stop.clone();
             let spawned = thread::Builder::new().name("drill-load".into()).spawn(move || hand.work(accounts, &stop));
             load.threads.push(spawned.map_err(|error| Error::io("starting a thread", error))?);
@@ -75,24 +79,30 @@ impl Load {
         Ok(load)
     }
 
-    /// Resolves when a thread has ended that was not told to: it panicked.
-    pub(crate) async fn broken(&self) {
+    /// Resolves when a thread has ended that was not told to: it panicked. Not in the midst of an act.
+    pub(crate) async fn broken(&self, acting: &AtomicBool) {
         let clock = Clock::default();
-        while !self.threads.iter().any(JoinHandle::is_finished) {
+        while acting.load(Ordering::SeqCst) || !self.threads.iter().any(JoinHandle::is_finished) {
             clock.sleep_until(clock.now().plus(BROKEN_PAUSE)).await;
         }
     }
 
-    /// Ends the threads, and waits until they have told everything.
-    pub(crate) async fn stop(mut self) -> Result<(), Error> {
+    /// Ends the threads, and waits until they have told everything. Gives the accounts of those that did not end in time.
+    pub(crate) async fn stop(mut self, patience: Duration) -> Result<Vec<usize>, Error> {
         self.stop.store(true, Ordering::SeqCst);
         let clock = Clock::default();
-        let give_up = clock.now().plus(STOP_PATIENCE);
+        let give_up = clock.now().plus(patience);
         while self.threads.iter().any(|thread| !thread.is_finished()) && clock.now() < give_up {
             clock.sleep_until(clock.now().plus(STOP_PAUSE)).await;
         }
-        let mut ended = self.threads.drain(..).filter(JoinHandle::is_finished);
-        ended.try_for_each(|thread| thread.join().map_err(|_| Error::Load))
+        let mut stuck = Vec::new();
+        for (thread, numbers) in self.threads.drain(..).zip(self.numbers.drain(..)) {
+            match thread.is_finished() {
+                true => thread.join().map_err(|_| Error::Load)?,
+                false => stuck.extend(numbers),
+            }
+        }
+        Ok(stuck)
     }
 }
 
@@ -134,8 +144,9 @@ impl Hand {
         result.ok()
     }
 
-    /// Holds what came out against what went in.
+    /// Holds what came out against what went in. A drill of which nothing was held so has not shown that it comes out right, and fails.
     pub fn verify(&mut self, got: &[u8], plain: &[u8]) {
+        self.chunk.compared_bytes += got.len().max(plain.len()) as u64;
         if got != plain {
             let differ = got.iter().zip(plain).filter(|(one, other)| one != other).count();
             self.chunk.unverified_bytes += (differ + got.len().abs_diff(plain.len())) as u64;
@@ -255,7 +266,7 @@ mod tests {
         while !recorder.all_are(Outcome::Ok, Instant::default()) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        load.stop().await.unwrap();
+        load.stop(STOP_PATIENCE).await.unwrap();
         let gaps = recorder.read(Clock::default().now()).gaps;
         let longest = gaps.iter().map(|(from, to)| Duration::from_nanos(to - from)).max();
         assert!(longest.is_some_and(|gap| gap >= LATENCY), "{gaps:?}");
@@ -266,7 +277,22 @@ mod tests {
         let listener: Arc<dyn Listener> = Arc::new(Recorder::new(Instant::default(), Duration::from_millis(100), 2));
         let serve: [Serve; 2] = [Box::new(|_| panic!("on purpose")), Box::new(|_| {})];
         let load = Load::start(serve.into(), 2, &listener).unwrap();
-        load.broken().await;
-        assert!(matches!(load.stop().await, Err(Error::Load)));
+        load.broken(&AtomicBool::new(false)).await;
+        assert!(matches!(load.stop(STOP_PATIENCE).await, Err(Error::Load)));
+    }
+
+    #[tokio::test]
+    async fn the_accounts_of_a_thread_that_does_not_end_are_told() {
+        let listener: Arc<dyn Listener> = Arc::new(Recorder::new(Instant::default(), Duration::from_millis(100), 3));
+        let (_held, waits) = std::sync::mpsc::channel::<()>();
+        let (tell, in_it) = std::sync::mpsc::channel();
+        let hangs = Box::new(move |_: &mut Hand| {
+            let _ = tell.send(());
+            let _ = waits.recv();
+        });
+        let serve: [Serve; 3] = [Box::new(|_| {}), hangs, Box::new(|_| {})];
+        let load = Load::start(serve.into(), usize::MAX, &listener).unwrap();
+        in_it.recv().unwrap();
+        assert!(load.stop(Duration::from_millis(200)).await.unwrap().contains(&1));
     }
 }

@@ -4,7 +4,7 @@ use super::{
     finished::Finished,
     outcome::{Outcome, Run},
     scenario::Owed,
-    timeline::Timeline,
+    timeline::{RUNS_MAX, Timeline},
 };
 use crate::clock::Instant;
 use std::time::Duration;
@@ -56,6 +56,8 @@ pub struct Measured {
     pub keys_left: Option<u64>,
     /// The longest that the machine kept a thread from running that only looks at the clock.
     pub machine_delay_ms: f64,
+    /// Accounts of which no operation was refused between the act and the undoing; `None` without either.
+    pub never_refused: Option<u64>,
     /// Accounts that did not work when the drill ended.
     pub accounts_missing: u64,
     /// Operations in all, …
@@ -66,8 +68,8 @@ pub struct Measured {
     pub refused: u64,
     /// Operations whose outcome was not right at their time.
     pub wrong: u64,
-    /// Bytes that came out other than they went in.
-    pub unverified_bytes: u64,
+    /// Bytes that came out other than they went in; `None` where the load held nothing that came out against what went in.
+    pub unverified_bytes: Option<u64>,
     /// Operations that waited for an unwrap of their own.
     pub warmed: u64,
     /// The longest operation, where each was timed.
@@ -176,7 +178,7 @@ fn of(timeline: &Timeline) -> Measured {
         succeeded,
         refused: operations - succeeded,
         wrong: timeline.wrong.iter().sum(),
-        unverified_bytes: timeline.unverified_bytes,
+        unverified_bytes: (timeline.compared_bytes > 0).then_some(timeline.unverified_bytes),
         warmed: timeline.warmed,
         // A search that found nothing while keys were in use is blind.
         keys_left: timeline.keys_before.filter(|found| *found > 0).and(timeline.keys_left),
@@ -185,15 +187,23 @@ fn of(timeline: &Timeline) -> Measured {
         ..Measured::default()
     };
     let is_ok = |run: &&Run| run.outcome == Outcome::Ok;
-    let missing = timeline.runs.iter().filter(|runs| runs.last().as_ref().is_none_or(|last| !is_ok(last))).count();
+    let is_missing = |(number, runs): &(usize, &Vec<Run>)| {
+        // What is not written down any more, or did not end, is not known to work.
+        runs.len() >= RUNS_MAX
+            || timeline.stuck.contains(number)
+            || runs.last().as_ref().is_none_or(|last| !is_ok(last))
+    };
+    let missing = timeline.runs.iter().enumerate().filter(is_missing).count();
     measured.accounts_missing = missing as u64;
     let (Some(act), Some(undoing)) = (timeline.act(), timeline.undoing()) else { return measured };
     let (act_ns, undoing_ns) = (act.as_nanos(), undoing.as_nanos());
     let runs = || timeline.runs.iter().flatten();
     let last = runs().filter(is_ok).filter(|run| run.from < undoing_ns).map(|run| run.to.min(undoing_ns)).max();
     measured.last_success_ms = last.filter(|last| *last > act_ns).map(|last| ms(act, last));
-    let refused = runs().filter(|run| run.outcome != Outcome::Ok && run.from >= act_ns && run.from < undoing_ns);
-    measured.first_refusal_ms = refused.map(|run| run.first).min().map(|first| ms(act, first));
+    let refusal = |run: &&Run| run.outcome != Outcome::Ok && run.from >= act_ns && run.from < undoing_ns;
+    measured.first_refusal_ms = runs().filter(refusal).map(|run| run.first).min().map(|first| ms(act, first));
+    let never = timeline.runs.iter().filter(|runs| !runs.iter().any(|run| refusal(&run))).count();
+    measured.never_refused = Some(never as u64);
     let empty = timeline.lease.iter().find(|sample| sample.at > act && sample.at < undoing && sample.aeks == 0);
     // What succeeded used a key until it ended, whatever a sample says that was taken meanwhile.
     let wiped = empty.map(|sample| ms(act, sample.at.as_nanos()));
@@ -259,6 +269,7 @@ pub(crate) mod tests {
             ],
             end: at(400),
             interval: Duration::from_millis(50),
+            compared_bytes: 64,
             ..Timeline::default()
         }
     }
@@ -272,7 +283,30 @@ pub(crate) mod tests {
         assert_eq!(measured.first_success_ms, Some(110.0));
         assert_eq!((measured.back_p50_ms, measured.all_back_ms), (Some(120.0), Some(120.0)));
         assert_eq!(measured.active_ms, Some(130.0));
-        assert_eq!(measured.accounts_missing, 0);
+        assert_eq!((measured.never_refused, measured.accounts_missing), (Some(0), 0));
+    }
+
+    #[test]
+    fn an_account_that_nobody_tried_while_the_key_was_away_was_never_refused() {
+        let mut timeline = timeline();
+        timeline.runs[1] = vec![run(Outcome::Ok, 0, 90), run(Outcome::Ok, 319, 400)];
+        assert_eq!(of(&timeline).never_refused, Some(1));
+    }
+
+    #[test]
+    fn an_account_that_hangs_in_the_end_or_flaps_too_often_to_be_written_down_does_not_work() {
+        let hangs = Timeline { stuck: vec![1], ..timeline() };
+        let mut flaps = timeline();
+        flaps.runs[0] = vec![run(Outcome::Ok, 0, 150); RUNS_MAX];
+        for timeline in [hangs, flaps] {
+            assert_eq!((of(&timeline).accounts_missing, of(&timeline).all_back_ms), (1, None));
+        }
+    }
+
+    #[test]
+    fn nothing_is_known_of_bytes_that_nobody_looked_at() {
+        assert_eq!(of(&timeline()).unverified_bytes, Some(0));
+        assert_eq!(of(&Timeline { compared_bytes: 0, ..timeline() }).unverified_bytes, None);
     }
 
     #[test]

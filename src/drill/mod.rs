@@ -107,7 +107,7 @@ pub use self::{
 
 use self::{
     finished::Finished,
-    load::{Load, Serve},
+    load::{Load, STOP_PATIENCE, Serve},
     machine::Machine,
     play::{Look, OK, Stage, Terms},
     restart::Teller,
@@ -122,7 +122,10 @@ use crate::{
     name::{AccountId, KekName},
     token::Token,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 /// The most that the machine's own delay excuses, where nothing is said.
 const SLACK: Duration = Duration::from_secs(1);
@@ -161,7 +164,7 @@ impl Drill {
     }
 
     /// An account under the KEK, and what the service does for it. It is called again and again, on a thread of the drill, and says by
-    /// [`Hand::operation`] what it does; a panic ends the drill.
+    /// [`Hand::operation`] what it does and by [`Hand::verify`] what came out; a panic ends the drill.
     #[must_use]
     pub fn account(mut self, id: AccountId, serve: impl FnMut(&mut Hand) + Send + 'static) -> Self {
         self.ids.push(id);
@@ -202,11 +205,11 @@ impl Drill {
     /// store that belongs to one process wants the caller to do so too.
     ///
     /// # Errors
-    /// What the operator's acts fail with; [`Error`] when the KEK is not there, the load panicked, the system does not let the
-    /// process search its own memory, or a rotation failed.
+    /// What the operator's acts fail with; [`Error`] when the KEK is not there, the drill would show nothing of it, the load panicked, the
+    /// system does not let the process search its own memory, or a rotation failed.
     pub async fn run<O: Operator>(self, scenario: Scenario, operator: &mut O) -> Result<Report, O::Error> {
         let settings = self.engine.settings().clone();
-        let patience = self.patience.unwrap_or(RESUMPTION_MAX + self.slack);
+        let patience = self.patience.unwrap_or(RESUMPTION_MAX.saturating_add(self.slack));
         let terms = Terms { settings, timeout: self.tap.call_timeout(), slack: self.slack, patience };
         let token = self.tap.info().await.map_err(Error::from)?;
         let versions = self.engine.kek(&self.kek).await.map_err(Error::from)?.versions;
@@ -214,6 +217,7 @@ impl Drill {
         let current = versions.into_iter().find(|version| version.current).map(|version| version.record);
         let none = || crate::error::Error::NotFound(format!("the current version of KEK {}", self.kek));
         let current = current.ok_or_else(none).map_err(Error::from)?;
+        self.shows().await?;
         let Self { engine, tap, kek, ids, accounts, threads, wait, .. } = self;
         let clock = Clock::default();
         let started_unix = unix_now();
@@ -222,14 +226,27 @@ impl Drill {
         recorder.expect(clock.now(), OK);
         let machine = Machine::watch(recorder.clone())?;
         let who = operator.who();
-        let mut stage = Stage { operator, recorder: &recorder, tap: &tap, keks: &keks, terms: &terms, wait: &wait };
+        let mut stage = Stage {
+            operator,
+            recorder: &recorder,
+            tap: &tap,
+            keks: &keks,
+            terms: &terms,
+            wait: &wait,
+            acting: Arc::default(),
+            taken: false,
+            away: false,
+        };
         let (mut rotated, mut unwraps) = (None, (0, 0));
         let end;
         if scenario == Scenario::Restart {
             // The store belongs to one process at a time.
             drop((engine, accounts));
             // Nobody counts unwraps: the processes that are killed take theirs with them.
-            stage.restarts().await?;
+            if let Err(error) = stage.restarts().await {
+                stage.give_back().await;
+                return Err(error);
+            }
             end = clock.now();
         } else {
             let before = tap.unwraps();
@@ -237,6 +254,7 @@ impl Drill {
             let leases = recorder.clone();
             let look = Look::start(&engine, &kek, ids.len(), move |at, told| leases.leases(at, told));
             let load = Load::start(accounts, threads, &listener)?;
+            let acting = stage.acting.clone();
             let played = async {
                 if scenario == Scenario::Rotation {
                     let of = Rotation { engine: &engine, kek: &kek, ids: &ids, current: &current };
@@ -245,13 +263,20 @@ impl Drill {
                     stage.play(scenario).await.map(|()| None)
                 }
             };
-            rotated = tokio::select! {
-                played = played => played?,
-                () = load.broken() => return Err(Error::Load.into()),
+            let played = tokio::select! {
+                played = played => played,
+                () = load.broken(&acting) => Err(Error::Load.into()),
+            };
+            rotated = match played {
+                Ok(rotated) => rotated,
+                Err(error) => {
+                    stage.give_back().await;
+                    return Err(error);
+                }
             };
             // Before the load ends: what it does not do after this is no trouble.
             end = clock.now();
-            load.stop().await?;
+            recorder.stuck(load.stop(STOP_PATIENCE).await?);
             drop(look);
             let after = tap.unwraps();
             unwraps = (after.0 - before.0, after.1 - before.1);
@@ -288,11 +313,27 @@ impl Drill {
         let listener: Arc<dyn Listener> = teller.clone();
         let look = Look::start(&self.engine, &self.kek, self.ids.len(), move |at, told| teller.leases(at, told));
         let load = Load::start(self.accounts, self.threads, &listener)?;
+        let acting = AtomicBool::new(false);
         tokio::select! {
             () = until => {}
-            () = load.broken() => return Err(Error::Load),
+            () = load.broken(&acting) => return Err(Error::Load),
         }
         drop(look);
-        load.stop().await
+        load.stop(STOP_PATIENCE).await.map(drop)
+    }
+
+    /// # Errors
+    /// [`Error::Nothing`] when there is no account, or one that has nothing to do with the KEK.
+    async fn shows(&self) -> Result<(), Error> {
+        if self.ids.is_empty() {
+            return Err(Error::Nothing("it has no account (Drill::account)".into()));
+        }
+        for id in &self.ids {
+            let record = self.engine.account_record(id).await?;
+            if record.versions.last().is_none_or(|current| current.kek.name != self.kek) {
+                return Err(Error::Nothing(format!("account {id} is not under the KEK {}", self.kek)));
+            }
+        }
+        Ok(())
     }
 }

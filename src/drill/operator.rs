@@ -54,8 +54,9 @@ impl Who {
     }
 }
 
-/// Does to the token what a scenario says, as somebody would who does not ask the service. What a drill that ended early left undone
-/// is the operator's to undo.
+/// Does to the token what a scenario says, as somebody would who does not ask the service. A drill that breaks, because the load
+/// panics or the engine fails, has it give back what was taken, and warns (`tracing`) when that fails. What is left of an act that failed
+/// itself, and of a drill that is dropped, is the operator's to undo.
 #[async_trait]
 pub trait Operator: Send {
     /// What its acts fail with, and the drill with it. [`Error`] where there is nothing to add.

@@ -16,7 +16,14 @@ use crate::{
     name::KekName,
     token::KekId,
 };
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 pub(crate) const OK: Outcomes = Outcomes::of(&[Outcome::Ok]);
 /// While accounts come back one after the other, each says why it is not back yet.
@@ -85,6 +92,11 @@ pub(crate) struct Stage<'a, O> {
     pub(crate) keks: &'a [KekId],
     pub(crate) terms: &'a Terms,
     pub(crate) wait: &'a Wait,
+    /// An act is being done, and is not left in its midst.
+    pub(crate) acting: Arc<AtomicBool>,
+    /// What was taken, and not given back.
+    pub(crate) taken: bool,
+    pub(crate) away: bool,
 }
 
 impl<O: Operator> Stage<'_, O> {
@@ -95,6 +107,7 @@ impl<O: Operator> Stage<'_, O> {
         let owed = scenario.owed(&terms.settings, terms.timeout);
         let begun = now();
         self.wait.until(begun.plus(terms.patience), || recorder.all_are(Outcome::Ok, begun)).await;
+        self.is_tapped()?;
         // A proof or two of the watch, as in a service that has run for a while.
         self.wait.rest("load", poll_interval * 2).await;
         match owed {
@@ -142,24 +155,49 @@ impl<O: Operator> Stage<'_, O> {
 
     /// How long is waited for what is promised after this long.
     pub(crate) fn late(&self, promised: Duration) -> Duration {
-        promised + self.terms.slack + LATE
+        promised.saturating_add(self.terms.slack).saturating_add(LATE)
     }
 
     /// Takes the key away. From then on `right` is right.
     pub(crate) async fn take(&mut self, right: Outcomes) -> Result<Instant, O::Error> {
         self.recorder.expect(now(), right);
-        let done = self.operator.take().await?;
+        self.acting.store(true, Ordering::SeqCst);
+        let done = self.operator.take().await;
+        self.acting.store(false, Ordering::SeqCst);
+        let done = done?;
+        self.taken = true;
         Ok(self.note("act", done))
     }
 
     /// Gives the key back.
     pub(crate) async fn give(&mut self, right: Outcomes) -> Result<Instant, O::Error> {
         self.recorder.expect(now(), right);
-        let done = self.operator.give().await?;
-        Ok(self.note("undoing", done))
+        self.acting.store(true, Ordering::SeqCst);
+        self.taken = false;
+        let done = self.operator.give().await;
+        self.acting.store(false, Ordering::SeqCst);
+        Ok(self.note("undoing", done?))
+    }
+
+    /// A drill that broke gives back what it took. What cannot be given back is the operator's to tell.
+    pub(crate) async fn give_back(&mut self) {
+        if std::mem::take(&mut self.away) && self.operator.reach(true).await.is_err() {
+            tracing::warn!("a drill broke, and its operator could not make the token reachable again");
+        }
+        if std::mem::take(&mut self.taken) && self.operator.give().await.is_err() {
+            tracing::warn!("a drill broke, and its operator could not give back what it had taken away");
+        }
+    }
+
+    /// All has been served, so keys came through the tap, if the engine is built over it.
+    pub(crate) fn is_tapped(&self) -> Result<(), Error> {
+        let none = "no AEK went through the Tap: build the engine over it, and have the load work before the drill's patience ends";
+        self.tap.keys.is_any(self.keks).then_some(()).ok_or_else(|| Error::Nothing(none.into()))
     }
 
     pub(crate) fn note(&self, kind: &'static str, Done { what, at }: Done) -> Instant {
+        // One that is told as yet to come would make every time shorter.
+        let at = at.min(now());
         self.recorder.act(kind, what, at);
         at
     }

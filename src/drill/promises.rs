@@ -211,6 +211,7 @@ pub(crate) fn judge(finished: &Finished, measured: &Measured) -> Vec<Promise> {
             lines.time(last, within, act, measured.last_success_ms, Absent::Kept);
             let first = ("first-refusal", 1, "first refusal after the act", formula);
             lines.time(first, within, act, measured.first_refusal_ms, Absent::Broken);
+            never_refused(&mut lines, measured);
             wiped(&mut lines, (within, formula), act, measured);
             resumption(&mut lines, poll, undoing, measured);
         }
@@ -230,6 +231,7 @@ pub(crate) fn judge(finished: &Finished, measured: &Measured) -> Vec<Promise> {
             lines.service(IN_TROUBLE, timeout, measured.service);
             let last = ("last-success", 1, "last success after the act", "grace");
             lines.time(last, grace, act, measured.last_success_ms, Absent::Kept);
+            never_refused(&mut lines, measured);
             wiped(&mut lines, (grace, "grace"), act, measured);
             resumption(&mut lines, poll, undoing, measured);
         }
@@ -258,8 +260,13 @@ pub(crate) fn judge(finished: &Finished, measured: &Measured) -> Vec<Promise> {
     };
     let promise = if finished.scenario == Scenario::Restart { 4 } else { 3 };
     lines.none("wrong-outcomes", promise, wrong, Some(measured.wrong));
-    lines.none("unverified-bytes", 5, "bytes that did not verify", Some(measured.unverified_bytes));
+    lines.none("unverified-bytes", 5, "bytes that did not verify", measured.unverified_bytes);
     lines.lines
+}
+
+/// No success is what is owed, and what an account shows, too, that nobody tried.
+fn never_refused(lines: &mut Lines<'_>, measured: &Measured) {
+    lines.none("never-refused", 1, "accounts that were not seen to be refused after the act", measured.never_refused);
 }
 
 /// When the engine says that it wiped everything, and whether that is true.
@@ -328,10 +335,12 @@ mod tests {
 
     /// Each breaks the promise that it is named after, by more than the machine was late for.
     type Fault = (&'static str, fn(&mut Measured));
-    const FAULTS: [Fault; 24] = [
+    const FAULTS: [Fault; 27] = [
         ("last-success", |m| m.last_success_ms = m.last_success_ms.map(|ms| ms + 301.0)),
         ("first-refusal", |m| m.first_refusal_ms = m.first_refusal_ms.map(|ms| ms + 301.0)),
         ("first-refusal", |m| m.first_refusal_ms = None),
+        ("never-refused", |m| m.never_refused = Some(1)),
+        ("never-refused", |m| m.never_refused = None),
         ("wiped", |m| m.wiped_ms = m.wiped_ms.map(|ms| ms + 301.0)),
         ("wiped", |m| m.wiped_ms = None),
         ("keys-left", |m| m.keys_left = Some(1)),
@@ -352,7 +361,8 @@ mod tests {
         ("accounts-not-rotated", |m| m.not_rotated = None),
         ("accounts-missing", |m| m.accounts_missing = 1),
         ("wrong-outcomes", |m| m.wrong = 1),
-        ("unverified-bytes", |m| m.unverified_bytes = 1),
+        ("unverified-bytes", |m| m.unverified_bytes = None),
+        ("unverified-bytes", |m| m.unverified_bytes = Some(1)),
     ];
 
     #[test]

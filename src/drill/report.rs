@@ -125,6 +125,7 @@ impl Report {
             "account_back_p99_ms": time(measured.back_p99_ms),
             "account_back_max_ms": time(measured.back_max_ms),
             "active_ms": time(measured.active_ms),
+            "accounts_never_refused": measured.never_refused,
             "accounts_missing": measured.accounts_missing,
             "operations": measured.operations,
             "succeeded": measured.succeeded,

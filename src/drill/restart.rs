@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! r ACCOUNT OUTCOME FROM FIRST TO COUNT    a run of operations
+//! v BYTES                                  bytes that were looked at
 //! b BYTES                                  bytes that came out wrong
 //! x OUTCOME WORDS                          a refusal in words
 //! w COUNT                                  operations that waited for an unwrap
@@ -21,6 +22,7 @@ use std::{
     fmt::Write as _,
     io::{BufRead, BufReader},
     process::Child,
+    sync::atomic::Ordering,
     thread,
 };
 
@@ -129,7 +131,11 @@ impl<O: Operator> Stage<'_, O> {
     /// Moves the token away, or back.
     async fn reach(&mut self, reachable: bool, right: Outcomes) -> Result<Instant, O::Error> {
         self.recorder.expect(now(), right);
-        let done = self.operator.reach(reachable).await?;
+        self.acting.store(true, Ordering::SeqCst);
+        let done = self.operator.reach(reachable).await;
+        self.acting.store(false, Ordering::SeqCst);
+        let done = done?;
+        self.away = !reachable;
         Ok(self.note("step", done))
     }
 }
@@ -155,6 +161,9 @@ impl<T: Fn(&str) + Send + Sync> Listener for Teller<T> {
         for (account, run) in chunk.runs {
             let Run { outcome, from, first, to, count } = run;
             let _ = writeln!(lines, "r {account} {} {from} {first} {to} {count}", outcome as usize);
+        }
+        if chunk.compared_bytes > 0 {
+            let _ = writeln!(lines, "v {}", chunk.compared_bytes);
         }
         if chunk.unverified_bytes > 0 {
             let _ = writeln!(lines, "b {}", chunk.unverified_bytes);
@@ -188,6 +197,7 @@ fn parse(line: &str, examples: &mut Vec<(Outcome, String)>, recorder: &Recorder)
             let run = Run { outcome, from: number()?, first: number()?, to: number()?, count: number()? };
             Some(Chunk { runs: vec![(account, run)], examples: examples.clone(), ..Chunk::default() })
         }
+        "v" => Some(Chunk { compared_bytes: number()?, ..Chunk::default() }),
         "b" => Some(Chunk { unverified_bytes: number()?, ..Chunk::default() }),
         "w" => Some(Chunk { warmed: number()?, ..Chunk::default() }),
         "x" => {
@@ -214,11 +224,11 @@ mod tests {
     #[test]
     fn what_a_process_tells_is_written_down_and_a_cut_line_is_not() {
         let recorder = Recorder::new(Instant::default(), Duration::from_nanos(10), 2);
-        let told = "l 5 2 active\nr 0 0 1 2 3 4\nr 1 1 1 2 3 7\nx 1 denied: why\nb 3\nr 0 1 9";
+        let told = "l 5 2 active\nr 0 0 1 2 3 4\nr 1 1 1 2 3 7\nx 1 denied: why\nv 9\nb 3\nr 0 1 9";
         listen(told.as_bytes(), &recorder);
         let timeline = recorder.read(Instant::from_nanos(20));
         assert_eq!(timeline.runs[0], [Run { outcome: Outcome::Ok, from: 1, first: 2, to: 3, count: 4 }]);
         assert_eq!(timeline.operations(Outcome::Denied), 7);
-        assert_eq!((timeline.unverified_bytes, timeline.lease.len()), (3, 1));
+        assert_eq!((timeline.compared_bytes, timeline.unverified_bytes, timeline.lease.len()), (9, 3, 1));
     }
 }

@@ -39,6 +39,7 @@ impl<O: Operator> Stage<'_, O> {
         let (poll, recorder, patience) = (self.terms.settings.poll_interval, self.recorder, self.terms.patience);
         let begun = now();
         self.wait.until(begun.plus(patience), || recorder.all_are(Outcome::Ok, begun)).await;
+        self.is_tapped()?;
         self.wait.rest("load", poll).await;
         let old = KekVersion::new(of.kek.clone(), of.current.version);
         let at = now();
@@ -147,7 +148,7 @@ mod tests {
         clock::{Clock, ManualClock},
         config::Settings,
         drill::{
-            load::{Hand, Load},
+            load::{Hand, Load, STOP_PATIENCE},
             timeline::{Listener, Recorder},
         },
         store::memory::MemoryStore,
@@ -189,7 +190,7 @@ mod tests {
 
         assert_eq!(engine.rotate_account(&id).await.unwrap(), version + 1);
         assert_eq!(judged(now()), 0);
-        load.stop().await.unwrap();
+        load.stop(STOP_PATIENCE).await.unwrap();
         assert_eq!(not_rotated(&ids, &versions, &recorder.sealed(), now()), 1, "nothing was sealed since");
     }
 }

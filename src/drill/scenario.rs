@@ -7,6 +7,9 @@ use std::time::Duration;
 const OUTAGE_PERCENT: u32 = 60;
 /// A hang lasts for so many poll intervals: each may cost the token a worker, of which it has eight to lose.
 const HANG_POLLS: u32 = 4;
+/// Neither takes more than this part of the time for which grace owes service, in percent: a short grace beside a long poll interval
+/// would end before they do.
+const OWED_PERCENT: u32 = 75;
 /// How often flapping goes away and comes back.
 pub(crate) const FLAPS: u32 = 4;
 
@@ -115,13 +118,14 @@ impl Scenario {
     /// `timeout` is the token's call timeout.
     pub(crate) fn owed(self, settings: &Settings, timeout: Duration) -> Owed {
         let answer = settings.poll_interval + timeout;
+        let most = settings.grace.saturating_sub(answer) * OWED_PERCENT / 100;
         match self {
             Self::Revocation | Self::Destroy | Self::Restart | Self::Fleet => Owed::Denied(answer),
             // A context that is open does not notice; the next fresh proof does.
             Self::PinChanged => Owed::Denied(settings.poll_interval * settings.fresh_proof_every + answer),
             Self::TokenRemoved | Self::LongOutage => Owed::Lapsed,
-            Self::Outage => Owed::Service(settings.grace * OUTAGE_PERCENT / 100),
-            Self::Hang => Owed::Service(settings.poll_interval * HANG_POLLS),
+            Self::Outage => Owed::Service(most.min(settings.grace * OUTAGE_PERCENT / 100)),
+            Self::Hang => Owed::Service(most.min(settings.poll_interval * HANG_POLLS)),
             Self::Flapping => Owed::Service(settings.poll_interval * 3 * FLAPS),
             Self::Rotation => Owed::Undisturbed,
         }
@@ -141,7 +145,13 @@ pub(crate) mod tests {
 
     #[test]
     fn an_outage_ends_before_grace_may() {
-        for (scenario, settings) in Scenario::ALL.into_iter().flat_map(|it| [(it, fast()), (it, Settings::default())]) {
+        let second = Duration::from_secs(1);
+        // The token's deadline stands where the store's does, as in a service that says nothing of either.
+        let (tight, slow) =
+            (fast().store_timeout(5 * second), Settings::default().poll_interval(60 * second).grace(240 * second));
+        let all = [fast(), Settings::default(), tight, slow];
+        for (scenario, settings) in Scenario::ALL.into_iter().flat_map(|it| all.clone().map(|settings| (it, settings)))
+        {
             if let Owed::Service(away) = scenario.owed(&settings, settings.store_timeout) {
                 let least = settings.grace - settings.poll_interval - settings.store_timeout;
                 assert!(scenario == Scenario::Flapping || away < least, "{scenario:?} {away:?}");

@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-/// Runs that are kept per account; what flaps more often than that is counted, not kept.
-const RUNS_MAX: usize = 10_000;
+/// Runs that are kept per account; what flaps more often than that is counted, not kept, and the account said not to work.
+pub(crate) const RUNS_MAX: usize = 10_000;
 
 /// A load thread that is without a success for less is not said to be.
 pub(crate) const GAP_MIN: Duration = Duration::from_millis(10);
@@ -62,8 +62,12 @@ pub(crate) struct Timeline {
     pub(crate) wrong: [u64; Outcome::COUNT],
     /// The first of them, in words.
     pub(crate) wrong_example: Option<String>,
-    /// Bytes that came out other than they went in.
+    /// Bytes that were held against what went in, …
+    pub(crate) compared_bytes: u64,
+    /// … and those that came out other.
     pub(crate) unverified_bytes: u64,
+    /// Accounts whose load thread was still in an operation after the end.
+    pub(crate) stuck: Vec<usize>,
     /// Operations that waited for an unwrap of their own.
     pub(crate) warmed: u64,
     /// The longest that an operation took; zero where nobody timed each.
@@ -172,6 +176,7 @@ pub(crate) struct Recorder(Mutex<Timeline>);
 pub(crate) struct Chunk {
     /// Account and run, in the order of time per account.
     pub(crate) runs: Vec<(usize, Run)>,
+    pub(crate) compared_bytes: u64,
     pub(crate) unverified_bytes: u64,
     pub(crate) warmed: u64,
     pub(crate) longest: Duration,
@@ -218,6 +223,11 @@ impl Recorder {
     /// … and when all was refused.
     pub(crate) fn keys_left(&self, found: u64) {
         self.lock().keys_left = Some(found);
+    }
+
+    /// Accounts whose load thread did not end.
+    pub(crate) fn stuck(&self, accounts: Vec<usize>) {
+        self.lock().stuck = accounts;
     }
 
     /// The newest block that each account sealed.
@@ -283,6 +293,7 @@ impl Recorder {
 impl Listener for Recorder {
     fn absorb(&self, chunk: Chunk) {
         let mut timeline = self.lock();
+        timeline.compared_bytes += chunk.compared_bytes;
         timeline.unverified_bytes += chunk.unverified_bytes;
         timeline.warmed += chunk.warmed;
         timeline.longest = timeline.longest.max(chunk.longest);

@@ -36,7 +36,7 @@ async fn rehearsed(bench: Bench) {
     let measured = report.measured();
     assert!(measured.first_refusal_ms.is_some() && measured.all_back_ms.is_some(), "{measured:?}");
     assert!(measured.succeeded > 0 && measured.refused > 0, "{measured:?}");
-    assert_eq!((measured.unverified_bytes, measured.accounts_missing, measured.keys_left), (0, 0, Some(0)));
+    assert_eq!((measured.unverified_bytes, measured.accounts_missing, measured.keys_left), (Some(0), 0, Some(0)));
     for name in ["last-success", "wiped", "keys-left", "first-success", "all-back", "wrong-outcomes"] {
         assert!(report.promises().iter().any(|promise| promise.name == name), "{name}: {report}");
     }
