@@ -137,8 +137,9 @@ impl Account {
     }
 
     /// Moves a block to the current AEK version and to the engine's suite: opens it in place and seals it again, and returns the new
-    /// header, or the old one when it was of both already. Store block and header anew only on success. A header may be longer than
-    /// the one before: see [`Suite::header_len`].
+    /// header, or the old one when it was of both already: then nothing is opened, and neither the block nor its address nor the lease
+    /// is looked at. Store block and header anew only on success. A header may be longer than the one before: see
+    /// [`Suite::header_len`].
     ///
     /// # Errors
     /// As [`Account::open_in_place`] and [`Account::seal_in_place`]. `buf` is then as it was: the caller may have no other copy
