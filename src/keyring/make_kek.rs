@@ -99,13 +99,19 @@ impl Keyring {
                      {remedy} that key"
                 )));
             }
-            [kek]
-                if kek.profile == Some(profile)
-                    && kek.refused.is_none()
-                    && kek.half.is_none()
-                    && kek.destroyable != Some(!destroyable) =>
+            [left]
+                if left.profile == Some(profile)
+                    && left.refused.is_none()
+                    && left.half.is_none()
+                    && left.destroyable != Some(!destroyable) =>
             {
-                kek.clone()
+                tracing::warn!(
+                    %kek,
+                    id = %left.id,
+                    "no key is made: the token has one that this store made for it, and that its record never came to know, \
+                     by a crash, or because a snapshot of the store was put back or is in use elsewhere"
+                );
+                left.clone()
             }
             [kek] => {
                 return Err(Error::Misconfigured(format!(
