@@ -336,7 +336,7 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn kek_stored(&mut self, record: &KekRecord) {
+    pub(crate) fn kek_stored(&mut self, record: &KekRecord, now: Instant) {
         for version in &record.versions {
             if self.keks.iter().any(|kek| kek.id == version.id) {
                 continue;
@@ -344,13 +344,14 @@ impl Oracle {
             if self.strangers.contains(&version.id) {
                 self.violations.push(format!("promise 5: KEK {} is another store's key", record.name));
             }
-            let never = Since::new(false, Instant::default());
+            // Where its token has been denying for a while, behind a context that hides it, it has denied this one from now on.
+            let not_yet = Since::new(false, now);
             self.keks.push(Kek {
                 id: version.id.clone(),
                 kek: KekVersion::new(record.name.clone(), version.version),
-                grants: vec![never; self.tokens.len()],
+                grants: vec![not_yet; self.tokens.len()],
                 disabled: vec![false; self.tokens.len()],
-                impostor: never,
+                impostor: Since::new(false, Instant::default()),
             });
         }
     }

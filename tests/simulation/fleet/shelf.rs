@@ -163,7 +163,7 @@ impl Shelf {
                 }
                 (Key::Kek(_), Some(value)) => {
                     let record = KekRecord::decode(key, value).expect("a record of the engine's");
-                    stage.oracle.kek_stored(&record);
+                    stage.oracle.kek_stored(&record, now);
                     stage.look();
                 }
                 (Key::Denial(kek), value) => stage.oracle.denial_stored(self.process, kek, value.is_some(), now),
