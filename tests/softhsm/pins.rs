@@ -1,7 +1,6 @@
 //! Which PINs are tried, and when: through the fault shim, with SoftHSM's own count of wrong ones as the witness.
 
-use crate::bench::{Bench, LABEL, PIN, alone, alone_with_shim, context, eventually, operator, slot};
-use cryptoki::session::SessionState;
+use crate::bench::{Bench, LABEL, PIN, alone_with_shim, context, operator, slot};
 use keyleash::{
     secret::Aek,
     token::{
@@ -211,32 +210,6 @@ fn a_locked_or_expired_pin_serves_once_the_token_takes_it_again() {
             bench.fail("");
             account.comes_back(&token, &[Verdict::Denied]).await;
         }
-    });
-}
-
-#[test]
-fn a_pin_that_another_process_changed_is_taken_by_whoever_opens_the_token_again() {
-    let name = "pins::a_pin_that_another_process_changed_is_taken_by_whoever_opens_the_token_again";
-    alone(name, |bench| async move {
-        let is_logged_out = || {
-            // keyleash began this context, and may begin the next one.
-            let pkcs11 = context();
-            let session = pkcs11.open_ro_session(slot(&pkcs11)).unwrap();
-            session.get_session_info().unwrap().session_state() == SessionState::RoPublic
-        };
-        let mut was = PIN;
-        for pin in [PIN, "another pin", PIN] {
-            if pin != was {
-                operator(&["set-pin", was, pin]);
-            }
-            let token = Pkcs11Token::open(Source::new(pin).settings(&bench)).await.unwrap();
-            let account = Account::new(&token).await;
-            account.unwrap(&token).await.unwrap();
-            drop(token);
-            eventually("the last session is closed", is_logged_out).await;
-            was = pin;
-        }
-        assert!(!counted(&bench));
     });
 }
 

@@ -116,13 +116,8 @@ pub(super) fn find_slot(shared: &Shared, inside: &Inside<'_>) -> Result<Place, F
     }
 }
 
-/// Opens a session and logs in, with a PIN that is new only in a context that began since `fresh`.
-pub(super) fn connect(
-    shared: &Shared,
-    inside: &Inside<'_>,
-    fresh: Option<Instant>,
-    deadline: Instant,
-) -> Result<Open, Fault> {
+/// Opens a session and logs in.
+pub(super) fn connect(shared: &Shared, inside: &Inside<'_>, deadline: Instant) -> Result<Open, Fault> {
     let Place { slot, told, doubt } = find_slot(shared, inside)?;
     let session = open_session(inside.pkcs11(), slot).map_err(at("C_OpenSession"))?;
     let (number, anothers) = inside.numbers().take(session.handle());
@@ -132,7 +127,7 @@ pub(super) fn connect(
     let entered = match doubt {
         // Into whatever token is there no PIN goes.
         Some(words) if !is_logged_in(&session) => Err(Fault::NotListed(words)),
-        _ => log_in(shared, inside, slot, &session, fresh, deadline),
+        _ => log_in(shared, inside, slot, &session, deadline),
     };
     match entered {
         Ok(()) => Ok(Open { session, number, slot, told, generation: inside.generation }),

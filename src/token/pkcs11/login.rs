@@ -31,7 +31,6 @@ pub(super) fn log_in(
     inside: &Inside<'_>,
     slot: Slot,
     session: &Session,
-    fresh: Option<Instant>,
     deadline: Instant,
 ) -> Result<(), Fault> {
     if is_logged_in(session) {
@@ -65,12 +64,6 @@ pub(super) fn log_in(
             && let Some(error) = shared.refusals.refusal(&key, pin, before.ok())
         {
             return Attempt::Withheld(error.into());
-        }
-        // SoftHSM compares with what it read when the context began: the right PIN, set by another process since, would be refused for
-        // good. What the token took or failed with before is asked again in fresh contexts anyway.
-        let is_new = !standing.accepted && standing.failures == 0;
-        if is_new && fresh.is_some_and(|fresh| shared.module.context_began().is_some_and(|began| began < fresh)) {
-            return Attempt::Withheld(Fault::OldContext);
         }
         // Wiped on drop.
         let raw = RawAuthPin::new(Box::new(pin.expose().to_vec()));

@@ -296,8 +296,6 @@ pub(super) struct Worker {
     open: Option<Open>,
     /// When whoever is served now asked.
     asked: Instant,
-    /// A new PIN is tried in a context only that began since; `None` where none can be had.
-    fresh: Option<Instant>,
     /// Their KEK was found since then.
     found: bool,
 }
@@ -319,7 +317,7 @@ impl Seat for Worker {
 
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: None, asked: Instant::default(), fresh: None, found: false }
+        Self { shared, open: None, asked: Instant::default(), found: false }
     }
 
     /// Gives the module a fresh context. Holds no session while it waits; the old one dies with the old context.
@@ -336,7 +334,7 @@ impl Worker {
         mut op: impl FnMut(&Context<'_>) -> Result<T, Fault>,
     ) -> Result<T, TokenError> {
         let shared = self.shared.clone();
-        (self.asked, self.fresh, self.found) = (about.asked, Some(about.asked), false);
+        (self.asked, self.found) = (about.asked, false);
         let (mut retried, mut confirmed, mut reinitialised) = (false, false, 0);
         loop {
             let inside = shared.module.enter(about.operation, deadline)?;
@@ -354,14 +352,6 @@ impl Worker {
                 }
                 Err(fault) => fault,
             };
-            if matches!(fault, Fault::OldContext) {
-                drop(inside);
-                self.fresh = None;
-                if let Err(error) = shared.module.renew(about.operation, deadline) {
-                    tracing::debug!(%error, "a new PIN is tried in the context that there is");
-                }
-                continue;
-            }
             let moved = matches!(fault, Fault::HandlesMoved);
             if fault.loses_session() || moved && was_open {
                 // By its number the session may be somebody else's by now: not ours to close.
@@ -418,7 +408,7 @@ impl Worker {
     ) -> Result<T, Fault> {
         let (open, is_new) = match self.open.take() {
             Some(open) => (open, false),
-            None => (connect(&self.shared, inside, self.fresh, deadline)?, true),
+            None => (connect(&self.shared, inside, deadline)?, true),
         };
         let open = self.open.insert(open);
         let context = Context {
@@ -460,15 +450,13 @@ impl Worker {
             // token whose directory is away before it forgets the token.
             Fault::KekMissing => ("find KEK", RvError::ObjectHandleInvalid),
             Fault::HandlesMoved => ("C_GetAttributeValue of CKA_ID", RvError::KeyHandleInvalid),
-            // `call` makes it anew before it comes to this.
-            Fault::OldContext => ("C_Login", RvError::UserNotLoggedIn),
             Fault::Code { step, code } => (step, code),
         };
         let facts = match self.diagnose(inside, about, deadline, code) {
             Ok(facts) => facts,
             Err(Fault::NotListed(_)) => Facts { listed: Some(false), ..Facts::default() },
             Err(Fault::Settled(error) | Fault::LoginPaused(error) | Fault::ContextInDoubt(error)) => return error,
-            Err(Fault::KekMissing | Fault::HandlesMoved | Fault::OldContext | Fault::Code { .. }) => Facts::default(),
+            Err(Fault::KekMissing | Fault::HandlesMoved | Fault::Code { .. }) => Facts::default(),
         };
         if facts.listed == Some(true) && facts.kek_found == Some(false) {
             let id = about.kek.map_or_else(String::new, |kek| format!(" {}", kek.id));
