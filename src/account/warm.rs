@@ -90,14 +90,7 @@ impl Account {
     /// room for keys, and others took this one's room again and again: try again.
     pub async fn seal(&self, address: impl Into<Address>, buf: &mut [u8]) -> Result<BlockHeader> {
         let address = address.into();
-        take_part(buf).await;
-        for _ in 0..WARM_ROUNDS_MAX {
-            match self.seal_in_place(address, buf) {
-                Err(Error::Cold { .. }) => self.warm().await?,
-                settled => return settled,
-            }
-        }
-        self.seal_in_place(address, buf)
+        warming(buf, || self.warm(), |buf| self.seal_in_place(address, buf)).await
     }
 
     /// As [`Account::open_in_place`], and warms the account first when it is cold.
@@ -106,14 +99,7 @@ impl Account {
     /// As [`Account::open_in_place`] and [`Account::warm`]; [`Error::Cold`] as for [`Account::seal`].
     pub async fn open(&self, address: impl Into<Address>, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
         let address = address.into();
-        take_part(buf).await;
-        for _ in 0..WARM_ROUNDS_MAX {
-            match self.open_in_place(address, header, buf) {
-                Err(Error::Cold { .. }) => self.warm_for(header).await?,
-                settled => return settled,
-            }
-        }
-        self.open_in_place(address, header, buf)
+        warming(buf, || self.warm_for(header), |buf| self.open_in_place(address, header, buf)).await
     }
 
     /// As [`Account::reseal_in_place`], and warms both of its AEK versions first when one is cold.
@@ -127,17 +113,11 @@ impl Account {
         buf: &mut [u8],
     ) -> Result<BlockHeader> {
         let address = address.into();
-        take_part(buf).await;
-        for _ in 0..WARM_ROUNDS_MAX {
-            match self.reseal_in_place(address, header, buf) {
-                Err(Error::Cold { .. }) => {
-                    self.warm_for(header).await?;
-                    self.warm().await?;
-                }
-                settled => return settled,
-            }
-        }
-        self.reseal_in_place(address, header, buf)
+        let warm = || async move {
+            self.warm_for(header).await?;
+            self.warm().await
+        };
+        warming(buf, warm, |buf| self.reseal_in_place(address, header, buf)).await
     }
 
     /// Brings the key into memory, so that new blocks can be sealed: at once when it is there, else after one unwrap.
@@ -229,4 +209,20 @@ async fn take_part(buf: &[u8]) {
     for _ in 0..=buf.len() / SECOND_LOOK_BYTES_MIN {
         coop::consume_budget().await;
     }
+}
+
+/// Tries, and warms what is cold in between. However often that was, the last try says how it stands.
+async fn warming<T, W: Future<Output = Result<()>>>(
+    buf: &mut [u8],
+    warm: impl Fn() -> W,
+    attempt: impl Fn(&mut [u8]) -> Result<T>,
+) -> Result<T> {
+    take_part(buf).await;
+    for _ in 0..WARM_ROUNDS_MAX {
+        match attempt(buf) {
+            Err(Error::Cold { .. }) => warm().await?,
+            settled => return settled,
+        }
+    }
+    attempt(buf)
 }

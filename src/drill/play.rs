@@ -161,10 +161,7 @@ impl<O: Operator> Stage<'_, O> {
     /// Takes the key away. From then on `right` is right.
     pub(crate) async fn take(&mut self, right: Outcomes) -> Result<Instant, O::Error> {
         self.recorder.expect(now(), right);
-        self.acting.store(true, Ordering::SeqCst);
-        let done = self.operator.take().await;
-        self.acting.store(false, Ordering::SeqCst);
-        let done = done?;
+        let done = whole(&self.acting, self.operator.take()).await?;
         self.taken = true;
         Ok(self.note("act", done))
     }
@@ -172,11 +169,9 @@ impl<O: Operator> Stage<'_, O> {
     /// Gives the key back.
     pub(crate) async fn give(&mut self, right: Outcomes) -> Result<Instant, O::Error> {
         self.recorder.expect(now(), right);
-        self.acting.store(true, Ordering::SeqCst);
         self.taken = false;
-        let done = self.operator.give().await;
-        self.acting.store(false, Ordering::SeqCst);
-        Ok(self.note("undoing", done?))
+        let done = whole(&self.acting, self.operator.give()).await?;
+        Ok(self.note("undoing", done))
     }
 
     /// A drill that broke gives back what it took. What cannot be given back is the operator's to tell.
@@ -211,6 +206,14 @@ impl<O: Operator> Stage<'_, O> {
         let (tap, keks) = (self.tap.clone(), self.keks.to_vec());
         blocking(move || tap.keys.find(&keks, process)).await?
     }
+}
+
+/// Does an act, of which it is known meanwhile that it is being done.
+pub(crate) async fn whole<T>(acting: &AtomicBool, act: impl Future<Output = T>) -> T {
+    acting.store(true, Ordering::SeqCst);
+    let done = act.await;
+    acting.store(false, Ordering::SeqCst);
+    done
 }
 
 /// Does on a thread of its own what takes long.

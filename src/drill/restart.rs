@@ -14,7 +14,7 @@ use super::{
     error::Error,
     operator::Operator,
     outcome::{Outcome, Outcomes, Run},
-    play::{OK, RESUMING, Stage, blocking, now},
+    play::{OK, RESUMING, Stage, blocking, now, whole},
     timeline::{Chunk, Listener, Recorder},
 };
 use crate::clock::Instant;
@@ -22,7 +22,6 @@ use std::{
     fmt::Write as _,
     io::{BufRead, BufReader},
     process::Child,
-    sync::atomic::Ordering,
     thread,
 };
 
@@ -131,10 +130,7 @@ impl<O: Operator> Stage<'_, O> {
     /// Moves the token away, or back.
     async fn reach(&mut self, reachable: bool, right: Outcomes) -> Result<Instant, O::Error> {
         self.recorder.expect(now(), right);
-        self.acting.store(true, Ordering::SeqCst);
-        let done = self.operator.reach(reachable).await;
-        self.acting.store(false, Ordering::SeqCst);
-        let done = done?;
+        let done = whole(&self.acting, self.operator.reach(reachable)).await?;
         self.away = !reachable;
         Ok(self.note("step", done))
     }
