@@ -363,11 +363,17 @@ impl Module {
             } else if gate.initialised {
                 gate.inside += 1;
                 return Ok(Inside { module: self, generation: gate.generation });
-            } else {
-                if self.clock.now() < gate.pause.not_before {
+            } else if let left = gate.pause.not_before.since(self.clock.now())
+                && !left.is_zero()
+            {
+                if left > PAUSE_WAITED_MAX || gate.pause.not_before >= before(&self.clock, deadline) {
                     let code = gate.last_refusal.map_or_else(|| "it failed".into(), verdict::name);
                     return Err(fault::unreachable(operation, format!("C_Initialize: {code} a moment ago")));
                 }
+                // A proof may come a little less than the longest pause after the one before.
+                let end = gate.pause.not_before;
+                (gate, _) = wait_until(&self.changed, gate, &self.clock, end);
+            } else {
                 gate = self.initialise(gate, operation)?;
             }
         }
