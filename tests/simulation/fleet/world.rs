@@ -504,8 +504,10 @@ impl World {
         // Of a version that was retired since: whoever retires it knows that nobody needs them.
         let is_gone =
             |block: &Block| !lock(&self.shared).oracle.is_stored(&(handle.id().clone(), block.header.aek_version()));
-        let (lost, stored): (VecDeque<_>, VecDeque<_>) = std::mem::take(kept).into_iter().partition(is_gone);
-        (*kept, _) = (stored, gone.extend(lost));
+        if kept.iter().any(is_gone) {
+            let (lost, stored): (VecDeque<_>, VecDeque<_>) = std::mem::take(kept).into_iter().partition(is_gone);
+            (*kept, _) = (stored, gone.extend(lost));
+        }
         gone.drain(..gone.len().saturating_sub(GONE_KEPT_MAX));
         if !seals && !gone.is_empty() && self.rng.random_bool(0.3) {
             let block = &gone[self.rng.random_range(0..gone.len())];
