@@ -109,6 +109,71 @@ impl fmt::Debug for KekName {
     }
 }
 
+/// Longest name of a secret, in bytes.
+pub const SECRET_NAME_BYTES_MAX: usize = 128;
+
+/// The name of a secret within its account: 1 to 128 of `A-Z a-z 0-9 . _ - /`, beginning with a letter or digit. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SecretName(Arc<str>);
+
+impl SecretName {
+    /// Checks and takes a name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when a rule above is broken.
+    pub fn new(name: impl AsRef<str>) -> Result<Self> {
+        let name = name.as_ref();
+        let begins_well = name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
+        let all_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte));
+        if begins_well && all_well && name.len() <= SECRET_NAME_BYTES_MAX {
+            return Ok(Self(name.into()));
+        }
+        Err(Error::Invalid(format!(
+            "secret name {name:?}: use 1 to {SECRET_NAME_BYTES_MAX} of A-Z a-z 0-9 . _ - / and begin with a letter or digit"
+        )))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SecretName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for SecretName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretName({})", &*self.0)
+    }
+}
+
+/// Which secret: a name, and the account that it is a name in. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SecretId {
+    /// Whose it is.
+    pub account: AccountId,
+    /// What it is called there.
+    pub name: SecretName,
+}
+
+impl SecretId {
+    /// The secret of this name of this account.
+    pub const fn new(account: AccountId, name: SecretName) -> Self {
+        Self { account, name }
+    }
+}
+
+/// `NAME of account ID`.
+impl fmt::Display for SecretId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of account {}", self.name, self.account)
+    }
+}
+
 /// What the only token of a set-up is called where nobody named it.
 const TOKEN_NAME_DEFAULT: &str = "default";
 

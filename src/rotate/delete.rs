@@ -61,6 +61,11 @@ impl Keyring {
         let Some(deletion) = record.deleted else {
             return Err(Error::NotDeleted(format!("account {id}: `keyleash account delete {id}` first")));
         };
+        self.refuse_early(&format!("account {id}"), deletion, when).await
+    }
+
+    /// Refuses to purge what is kept for longer.
+    pub(crate) async fn refuse_early(&self, what: &str, deletion: Deletion, when: When) -> Result<()> {
         // Asked for after the record was read.
         let Agreed { date_unix, purge_protection, .. } = self.agreed().await?;
         let may_be_early = when == When::Now && !purge_protection;
@@ -75,7 +80,7 @@ impl Keyring {
                 (false, _) => "`--now` purges it before that",
             };
             return Err(Error::Invalid(format!(
-                "account {id} is kept until {until} by the store's date, which is {date}: {remedy}"
+                "{what} is kept until {until} by the store's date, which is {date}: {remedy}"
             )));
         }
         Ok(())
@@ -84,16 +89,25 @@ impl Keyring {
     /// As [`Engine::purge_account`](crate::Engine::purge_account), at home; of what was shown, if it was.
     pub(crate) async fn purge_account(&self, id: &AccountId, when: When, shown: Option<&AccountRecord>) -> Result<()> {
         for _ in 0..CONFLICTS_MAX {
-            let (record, seen) = self.load_account(id).await?;
+            // Before the account is looked for: what is found of one that is gone is not of one that is made anew meanwhile.
+            let secrets = self.secrets_records(id).await?;
+            let (record, seen) = match self.load_account(id).await {
+                // The last purge was killed, or could not remove them.
+                Err(Error::NotFound(_)) if !secrets.is_empty() => return self.remove_secrets(id, secrets).await,
+                loaded => loaded?,
+            };
             self.refuse_to_purge(&record, when).await?;
             if shown.is_some_and(|shown| *shown != record) {
                 return Err(not_as_shown(id));
             }
+            // None comes after this: what a secret is set with rests on the account's record as it was before it was deleted.
+            let secrets = if secrets.is_empty() { secrets } else { self.secrets_records(id).await? };
             // Whatever is alive now is of the account that is deleted; if it is another one's by then, so is the record.
             let keys = self.to_tell(id);
             match self.store.delete(&record.key(), &seen).await {
                 Ok(()) => {
                     self.forget_account(id, keys).await;
+                    self.remove_secrets(id, secrets).await?;
                     return self.shred(&record.versions, format!("account {id} is purged")).await;
                 }
                 Err(Error::Conflict(_)) => {} // undeleted, perhaps
@@ -101,6 +115,7 @@ impl Keyring {
                     // It may be gone all the same, and nobody who tries again finds out what is to be shredded.
                     if let Ok(None) = store::load_account(&*self.store, id).await {
                         self.forget_account(id, keys).await;
+                        self.remove_secrets(id, secrets).await?;
                         self.shred(&record.versions, format!("account {id} is purged")).await?;
                     }
                     return Err(error);

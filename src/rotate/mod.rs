@@ -10,6 +10,7 @@
 //! | `batch.rs` | the AEKs of some accounts, re-wrapped and written together |
 //! | `aek.rs` | new AEK versions of an account, and their retirement |
 //! | `delete.rs` | soft deletion, undeletion, purge |
+//! | `secrets.rs` | what secrets ask of the retirement of AEK versions and of a purge |
 //! | `hold.rs` | who does the scheduled work of a store: one engine at a time |
 //! | `work.rs`, `pass.rs` | the scheduled work: when, and what |
 //! | `view.rs` | policies, and what is due by them, shown without doing it |
@@ -29,6 +30,7 @@ mod hold;
 mod kek;
 mod pass;
 mod rewrap;
+mod secrets;
 mod view;
 mod work;
 

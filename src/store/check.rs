@@ -1,8 +1,10 @@
 //! Reads a whole store, and names what is wrong in it.
 
 use super::{
-    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys, number_of,
-    record::{AccountRecord, CommonRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord},
+    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys, load_secret, number_of,
+    record::{
+        AccountRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, SecretValueRecord, StoreRecord, WorkRecord,
+    },
 };
 use crate::{
     error::{Corrupt, Error, Result},
@@ -15,6 +17,8 @@ use std::{
 
 /// Findings that are named. More are counted.
 pub const FINDINGS_MAX: usize = 1000;
+/// Values of secrets that are in memory at once: each may have 64 KiB.
+const VALUES_AT_ONCE: usize = 64;
 
 /// What is in a store, and what is wrong with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub struct Check {
     pub keks: u64,
     /// Denials that are remembered.
     pub denials: u64,
+    /// Secrets, deleted ones that were not purged included.
+    pub secrets: u64,
     /// How many things are wrong.
     pub found: u64,
     /// The first [`FINDINGS_MAX`] of them: each says what and what to do.
@@ -83,6 +89,7 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
         }
     })
     .await?;
+    check_secrets(store, &mut check).await?;
     for (key, decode) in [
         (Key::Work, (|key, value| WorkRecord::decode(key, value).map(drop)) as fn(&Key, &[u8]) -> Result<()>),
         (Key::Store, |key, value| StoreRecord::decode(key, value).map(drop)),
@@ -105,6 +112,43 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
         check_index(store, &kek, accounts, &mut check).await?;
     }
     Ok(check)
+}
+
+/// That every version of a secret has its value. A value that no head names was not acknowledged, and is no fault.
+async fn check_secrets(store: &dyn KeyStore, check: &mut Check) -> Result<()> {
+    let mut named = BTreeSet::new();
+    each(store, &Filter::Secrets, |key, value| {
+        check.secrets += 1;
+        match value.and_then(|value| SecretRecord::decode(key, &value)) {
+            Ok(record) => {
+                let values = record.versions.iter().map(|of| Key::SecretValue(record.id.clone(), of.version));
+                named.extend(values);
+            }
+            Err(error) => check.find(error),
+        }
+    })
+    .await?;
+    each(store, &Filter::SecretValues, |key, value| {
+        if let Err(error) = value.and_then(|value| SecretValueRecord::decode(key, &value)) {
+            check.find(error);
+        }
+        named.remove(key);
+    })
+    .await?;
+    // Others may have taken versions away meanwhile.
+    for key in named {
+        let Key::SecretValue(id, version) = &key else { continue };
+        let head = match load_secret(store, id).await {
+            Err(error @ Error::Store(_)) => return Err(error),
+            head => head.ok().flatten(), // what cannot be read by now is for the next time
+        };
+        let is_named = head.is_some_and(|(head, _)| head.version(*version).is_some());
+        if is_named && matches!(store.get(&key).await, Ok(None)) {
+            let what = "is missing; restore the store from a copy".into();
+            check.find(Corrupt::Record { record: key.to_string(), what }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Tells one set of accounts from another, by a chance of 2^-64 wrongly.
@@ -247,14 +291,17 @@ async fn read(store: &dyn KeyStore, keys: &BTreeSet<Key>) -> Result<Vec<Result<O
 /// Every key that a filter lists, with what it holds.
 async fn each(store: &dyn KeyStore, filter: &Filter, mut each: impl FnMut(&Key, Result<Vec<u8>>) + Send) -> Result<()> {
     let mut after = None;
+    let at_once = if *filter == Filter::SecretValues { VALUES_AT_ONCE } else { PAGE_KEYS_MAX };
     loop {
         let page = store.list(filter, after.as_ref(), PAGE_KEYS_MAX).await?;
-        for (key, found) in page.keys.iter().zip(store.get_many(&page.keys).await) {
-            match found {
-                Err(error @ Error::Store(_)) => return Err(error),
-                Err(error) => each(key, Err(error)),
-                Ok(Some(found)) => each(key, Ok(found.value)),
-                Ok(None) => {} // deleted since it was listed
+        for keys in page.keys.chunks(at_once) {
+            for (key, found) in keys.iter().zip(store.get_many(keys).await) {
+                match found {
+                    Err(error @ Error::Store(_)) => return Err(error),
+                    Err(error) => each(key, Err(error)),
+                    Ok(Some(found)) => each(key, Ok(found.value)),
+                    Ok(None) => {} // deleted since it was listed
+                }
             }
         }
         after = page.next;

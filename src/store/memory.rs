@@ -85,9 +85,12 @@ impl State {
         version
     }
 
-    fn keys_of_kind(&self, kind: u8, after: Option<&Key>, limit: usize) -> Vec<Key> {
-        let first = after.map_or(Bound::Included(vec![kind]), |key| Bound::Excluded(key.to_bytes().max(vec![kind])));
-        let range = self.values.range((first, Bound::Unbounded)).take_while(|(bytes, _)| bytes.first() == Some(&kind));
+    fn keys_behind(&self, prefix: Vec<u8>, after: Option<&Key>, limit: usize) -> Vec<Key> {
+        let first = match after {
+            Some(after) => Bound::Excluded(after.to_bytes().max(prefix.clone())),
+            None => Bound::Included(prefix.clone()),
+        };
+        let range = self.values.range((first, Bound::Unbounded)).take_while(|(bytes, _)| bytes.starts_with(&prefix));
         range.take(limit).map(|(_, value)| value.key.clone()).collect()
     }
 
@@ -143,7 +146,7 @@ impl KeyStore for MemoryStore {
         // One more than asked for tells whether there is a next page.
         let keys = match filter {
             Filter::WrappedBy(kek) => state.keys_wrapped_by(kek, after, limit + 1),
-            kind => state.keys_of_kind(kind.kind(), after, limit + 1),
+            filter => state.keys_behind(filter.prefix(), after, limit + 1),
         };
         Ok(Page::of(keys, limit))
     }

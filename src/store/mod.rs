@@ -4,10 +4,12 @@
 //! object store with conditional put fit behind it. What the bytes mean is [`record`]'s business; whether
 //! a store of one's own keeps the contract is said by [`check`].
 
-use self::record::{AEK_VERSIONS_MAX, AccountRecord, CommonRecord, DenialRecord, KekRecord, StoreRecord, WorkRecord};
+use self::record::{
+    AEK_VERSIONS_MAX, AccountRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, StoreRecord, WorkRecord,
+};
 use crate::{
     error::{Corrupt, Error, Result},
-    name::{AccountId, KekName, KekVersion},
+    name::{AccountId, KekName, KekVersion, SecretId, SecretName},
 };
 use async_trait::async_trait;
 use std::fmt;
@@ -37,6 +39,8 @@ const DENIAL_KIND: u8 = b'd';
 const WORK_KIND: u8 = b'w';
 const STORE_KIND: u8 = b's';
 const COMMON_KIND: u8 = b'c';
+const SECRET_KIND: u8 = b'x';
+const SECRET_VALUE_KIND: u8 = b'v';
 
 /// What a record is about. The byte form (`kind as u8 ‖ name`) is the key in stores that want bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,6 +58,10 @@ pub enum Key {
     Store,
     /// What all engines of the store must agree on. There is one.
     Common,
+    /// A secret: its versions, without their values.
+    Secret(SecretId),
+    /// The sealed value of one version of a secret.
+    SecretValue(SecretId, u32),
 }
 
 impl Key {
@@ -66,6 +74,11 @@ impl Key {
             Self::Work => (WORK_KIND, String::new()),
             Self::Store => (STORE_KIND, String::new()),
             Self::Common => (COMMON_KIND, String::new()),
+            // No name has a NUL. Numbers of one length have the order of their bytes.
+            Self::Secret(SecretId { account, name }) => (SECRET_KIND, format!("{account}\0{name}")),
+            Self::SecretValue(SecretId { account, name }, version) => {
+                (SECRET_VALUE_KIND, format!("{account}\0{name}\0{version:010}"))
+            }
         };
         let mut bytes = vec![kind];
         bytes.extend_from_slice(name.as_bytes());
@@ -79,7 +92,8 @@ impl Key {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let bad = || Corrupt::Record {
             record: format!("key {}", bytes.escape_ascii()),
-            what: "is no name of an account, a KEK, a denial, the scheduled work, the store or its date".into(),
+            what: "is no name of an account, a KEK, a denial, the scheduled work, the store, its date or a secret"
+                .into(),
         };
         let (kind, name) = bytes.split_first().ok_or_else(bad)?;
         let name = std::str::from_utf8(name).map_err(|_| bad())?;
@@ -94,6 +108,11 @@ impl Key {
             WORK_KIND if name.is_empty() => Self::Work,
             STORE_KIND if name.is_empty() => Self::Store,
             COMMON_KIND if name.is_empty() => Self::Common,
+            SECRET_KIND => Self::Secret(secret_id(name).ok_or_else(bad)?),
+            SECRET_VALUE_KIND => {
+                let (secret, version) = name.rsplit_once('\0').ok_or_else(bad)?;
+                Self::SecretValue(secret_id(secret).ok_or_else(bad)?, version.parse().map_err(|_| bad())?)
+            }
             _ => return Err(bad().into()),
         };
         // `01` parses as `1`: two byte forms of one key would be two values of it.
@@ -110,8 +129,15 @@ impl fmt::Display for Key {
             Self::Work => f.write_str("holder of the scheduled work"),
             Self::Store => f.write_str("id of the store"),
             Self::Common => f.write_str("date of the store"),
+            Self::Secret(id) => write!(f, "secret {id}"),
+            Self::SecretValue(id, version) => write!(f, "value of secret {id}, version {version}"),
         }
     }
+}
+
+fn secret_id(text: &str) -> Option<SecretId> {
+    let (account, name) = text.split_once('\0')?;
+    Some(SecretId::new(AccountId::new(account).ok()?, SecretName::new(name).ok()?))
 }
 
 /// The store's version of a value: opaque, changed by every write (a revision, an ETag, a row version). At most 64 bytes.
@@ -161,15 +187,29 @@ pub enum Filter {
     Denials,
     /// Accounts with an AEK that is wrapped by this KEK version.
     WrappedBy(KekVersion),
+    /// All secrets.
+    Secrets,
+    /// The secrets of one account.
+    SecretsOf(AccountId),
+    /// The values of all secrets.
+    SecretValues,
+    /// The values of one account's secrets.
+    SecretValuesOf(AccountId),
 }
 
 impl Filter {
-    /// The first byte of the keys that it lets through.
-    fn kind(&self) -> u8 {
+    /// What the byte form of every key begins with that it lets through. But for [`Filter::WrappedBy`] it lets all of those through, and a
+    /// store needs to know no more of it.
+    pub fn prefix(&self) -> Vec<u8> {
+        let of = |kind: u8, account: &AccountId| [&[kind], account.as_str().as_bytes(), &[0]].concat();
         match self {
-            Self::Accounts | Self::WrappedBy(_) => ACCOUNT_KIND,
-            Self::Keks => KEK_KIND,
-            Self::Denials => DENIAL_KIND,
+            Self::Accounts | Self::WrappedBy(_) => vec![ACCOUNT_KIND],
+            Self::Keks => vec![KEK_KIND],
+            Self::Denials => vec![DENIAL_KIND],
+            Self::Secrets => vec![SECRET_KIND],
+            Self::SecretsOf(account) => of(SECRET_KIND, account),
+            Self::SecretValues => vec![SECRET_VALUE_KIND],
+            Self::SecretValuesOf(account) => of(SECRET_VALUE_KIND, account),
         }
     }
 }
@@ -391,6 +431,14 @@ pub async fn load_common(store: &dyn KeyStore) -> Result<Option<(CommonRecord, S
     load(store, Key::Common, CommonRecord::decode).await
 }
 
+/// Reads the head of a secret; `None` when there is none.
+///
+/// # Errors
+/// As [`load_account`].
+pub async fn load_secret(store: &dyn KeyStore, id: &SecretId) -> Result<Option<(SecretRecord, StoreVersion)>> {
+    load(store, Key::Secret(id.clone()), SecretRecord::decode).await
+}
+
 /// The newest date that any account or KEK holds, in seconds since 1970; `None` when there is none.
 ///
 /// # Errors
@@ -444,7 +492,7 @@ pub(crate) async fn kek_names(store: &dyn KeyStore) -> Result<Vec<KekName>> {
 ///
 /// # Errors
 /// [`Error::Store`].
-async fn all_keys(store: &dyn KeyStore, filter: &Filter) -> Result<Vec<Key>> {
+pub(crate) async fn all_keys(store: &dyn KeyStore, filter: &Filter) -> Result<Vec<Key>> {
     let (mut keys, mut after) = (Vec::new(), None);
     loop {
         let page = store.list(filter, after.as_ref(), PAGE_KEYS_MAX).await?;

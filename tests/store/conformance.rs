@@ -3,10 +3,14 @@
 use crate::{account, kek, put, stores};
 use keyleash::{
     Error,
-    name::KekName,
+    name::{AccountId, KekName, SecretId, SecretName},
     store::{Filter, Key, KeyStore, PAGE_KEYS_MAX, Put, StoreVersion, VALUE_BYTES_MAX, WRAPPED_BY_MAX},
 };
 use std::{collections::BTreeSet, sync::Arc};
+
+fn secret_id(account: &str, name: &str) -> SecretId {
+    SecretId::new(AccountId::new(account).unwrap(), SecretName::new(name).unwrap())
+}
 
 async fn all_keys(store: &dyn KeyStore, filter: &Filter, limit: usize) -> Vec<Key> {
     let (mut keys, mut after) = (Vec::new(), None);
@@ -160,14 +164,31 @@ async fn listings_are_complete_ordered_and_of_one_kind() {
         accounts.sort_by_key(Key::to_bytes);
         let keks: Vec<_> = ["a", "d", "k"].map(|name| Key::Kek(KekName::new(name).unwrap())).to_vec();
         let denials: Vec<_> = [1, 10, 2].map(|version| Key::Denial(kek("a", version))).to_vec();
-        for key in keks.iter().chain(&denials) {
+        // Of an account whose id another's begins with.
+        let secrets: Vec<_> = [("a", "n"), ("a", "n.b"), ("aa", "n")]
+            .map(|(account, name)| Key::Secret(secret_id(account, name)))
+            .to_vec();
+        let values: Vec<_> = [("a", "n", 9), ("a", "n", 10), ("a", "n.b", 1), ("aa", "n", u32::MAX)]
+            .map(|(account, name, version)| Key::SecretValue(secret_id(account, name), version))
+            .to_vec();
+        let of_a = AccountId::new("a").unwrap();
+        for key in keks.iter().chain(&denials).chain(&secrets).chain(&values) {
             store.create(key, put([], &[])).await.unwrap();
         }
         for limit in [1, 2, 3, accounts.len(), accounts.len() + 1, PAGE_KEYS_MAX] {
             assert_eq!(all_keys(&*store, &Filter::Accounts, limit).await, accounts, "limit {limit}");
             assert_eq!(all_keys(&*store, &Filter::Keks, limit).await, keks);
             assert_eq!(all_keys(&*store, &Filter::Denials, limit).await, denials);
+            assert_eq!(all_keys(&*store, &Filter::Secrets, limit).await, secrets);
+            assert_eq!(all_keys(&*store, &Filter::SecretsOf(of_a.clone()), limit).await, secrets[..2]);
+            assert_eq!(all_keys(&*store, &Filter::SecretValues, limit).await, values);
+            assert_eq!(all_keys(&*store, &Filter::SecretValuesOf(of_a.clone()), limit).await, values[..3]);
+            assert_eq!(all_keys(&*store, &Filter::SecretsOf(AccountId::new("ü").unwrap()), limit).await, []);
         }
+        // Those of one secret are behind its version 0.
+        let after = Key::SecretValue(secret_id("a", "n"), 0);
+        let of_n = store.list(&Filter::SecretValuesOf(of_a), Some(&after), 2).await.unwrap();
+        assert_eq!((of_n.keys.as_slice(), of_n.next), (&values[..2], Some(values[1].clone())));
         assert_eq!(all_keys(&*store, &Filter::WrappedBy(kek("a", 1)), 10).await, []);
         // A place to go on from need not exist, nor be of the kind.
         let page = store.list(&Filter::Keks, Some(&Key::Kek(KekName::new("b").unwrap())), 10).await.unwrap();

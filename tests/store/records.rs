@@ -4,15 +4,16 @@ use crate::kek;
 use hmac::{Hmac, KeyInit, Mac};
 use keyleash::{
     Corrupt, Error, Result,
-    name::{AccountId, KekName, KekVersion, TokenName},
+    name::{AccountId, KekName, KekVersion, SecretId, SecretName, TokenName},
     secret::Aek,
     store::{
         self, Key, KeyStore, VALUE_BYTES_MAX,
         memory::MemoryStore,
         record::{
             AEK_VERSIONS_MAX, AccountRecord, AekPolicy, CommonRecord, Deletion, DenialRecord, KEK_VERSIONS_MAX,
-            KekPolicy, KekRecord, KekVersionRecord, REASON_BYTES_MAX, RetiredAek, StoreRecord, Usage, Witness,
-            WorkRecord, WrappedAek, binding, check_matches, check_value, context,
+            KekPolicy, KekRecord, KekVersionRecord, Making, REASON_BYTES_MAX, RetiredAek, Rotation, SecretRecord,
+            SecretValueRecord, SecretVersion, StoreRecord, Usage, Witness, WorkRecord, WrappedAek, binding,
+            check_matches, check_value, context,
         },
     },
     token::{KekId, Profile, Wrapped},
@@ -32,6 +33,8 @@ const PROTECTED_COMMON: &str = include_str!("../compat/records/common-v3.hex");
 const STANDBY_DENIAL: &str = include_str!("../compat/records/denial-v2.hex");
 const WITNESSED_DENIAL: &str = include_str!("../compat/records/denial-v3.hex");
 const WORK: &str = include_str!("../compat/records/work-v1.hex");
+const SECRET: &str = include_str!("../compat/records/secret-v3.hex");
+const SECRET_VALUE: &str = include_str!("../compat/records/secret-value-v3.hex");
 
 fn golden(text: &str) -> Vec<u8> {
     let digits = text.lines().flat_map(|line| line.split('#').next()).flat_map(str::split_whitespace);
@@ -557,4 +560,122 @@ proptest! {
             decode_all(&key, &mutated);
         }
     }
+}
+
+fn secret() -> SecretRecord {
+    let version =
+        |version, enabled, not_before_unix, expires_unix, content_type: &str, tags: &[(&str, &str)]| SecretVersion {
+            version,
+            created_unix: 1_700_000_000,
+            not_before_unix,
+            expires_unix,
+            enabled,
+            content_type: content_type.into(),
+            tags: tags.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+        };
+    SecretRecord {
+        id: SecretId::new(AccountId::new("alice").unwrap(), SecretName::new("db/password").unwrap()),
+        account_created_unix: 1_700_000_000,
+        versions: vec![
+            version(1, false, None, Some(1_700_086_400), "", &[]),
+            version(3, true, Some(250), None, "text/plain", &[("owner", "ops"), ("tier", "")]),
+        ],
+        deleted: Some(Deletion { since_unix: 1_700_086_400, purge_after_unix: 1_700_717_952 }),
+        rotation: Some(Rotation {
+            every_secs: 2_592_000,
+            overlap_secs: 86_400,
+            timeout_secs: 60,
+            hook: "/opt/swap".into(),
+            proof: bytes(0x40..0x48),
+            due_unix: 1 << 33,
+            failures: 2,
+            making: Some(Making { version: 4, run: 3, until_unix: 1_700_000_070 }),
+        }),
+    }
+}
+
+fn secret_value() -> SecretValueRecord {
+    // Of suite 1, and five bytes of ciphertext.
+    let header = [&[1, 1, 0, 0, 0, 0, 0, 7][..], &bytes(0x10..0x28), &bytes(0x30..0x40)].concat();
+    SecretValueRecord { id: secret().id, version: 3, block: [header, bytes(0xa0..0xa5)].concat() }
+}
+
+#[test]
+fn the_bytes_of_secrets_never_change_and_nothing_else_is_read_for_them() {
+    let (secret, value) = (secret(), secret_value());
+    assert_eq!(hex::encode(secret.put().unwrap().value), hex::encode(golden(SECRET)));
+    assert_eq!(SecretRecord::decode(&secret.key(), &golden(SECRET)).unwrap(), secret);
+    assert_eq!(hex::encode(value.put().unwrap().value), hex::encode(golden(SECRET_VALUE)));
+    assert_eq!(SecretValueRecord::decode(&value.key(), &golden(SECRET_VALUE)).unwrap(), value);
+    for len in 0..golden(SECRET).len() {
+        refused(&secret.key(), SecretRecord::decode(&secret.key(), &golden(SECRET)[..len]));
+    }
+    for len in 0..golden(SECRET_VALUE).len() {
+        refused(&value.key(), SecretValueRecord::decode(&value.key(), &golden(SECRET_VALUE)[..len]));
+    }
+    let of =
+        |account: &str, name: &str| SecretId::new(AccountId::new(account).unwrap(), SecretName::new(name).unwrap());
+    for id in [of("alice", "db/passwore"), of("alicf", "db/password")] {
+        let (head, sealed) = (Key::Secret(id.clone()), Key::SecretValue(id, 3));
+        assert!(refused(&head, SecretRecord::decode(&head, &golden(SECRET))).contains("moved or exchanged"));
+        assert!(
+            refused(&sealed, SecretValueRecord::decode(&sealed, &golden(SECRET_VALUE))).contains("moved or exchanged")
+        );
+    }
+    let other = Key::SecretValue(value.id.clone(), 4);
+    assert!(refused(&other, SecretValueRecord::decode(&other, &golden(SECRET_VALUE))).contains("version 3"));
+    assert!(
+        refused(&secret.key(), SecretRecord::decode(&secret.key(), &golden(SECRET_VALUE))).contains("another kind")
+    );
+}
+
+#[test]
+fn a_secret_that_breaks_a_rule_is_not_written() {
+    let bad = |words: &str, change: &dyn Fn(&mut SecretRecord)| {
+        let mut record = secret();
+        change(&mut record);
+        let error = record.put().unwrap_err().to_string();
+        assert!(error.contains("secret db/password of account alice") && error.contains(words), "{error}");
+    };
+    bad("0 secret versions", &|record| record.versions.clear());
+    bad("secret version 1 follows 1", &|record| record.versions[1].version = 1);
+    bad("expires after it begins", &|record| record.versions[1].expires_unix = Some(250));
+    bad("control character", &|record| record.versions[1].content_type = "a\nb".into());
+    bad("at most 128 bytes", &|record| record.versions[1].content_type = "a".repeat(129));
+    bad("each another", &|record| record.versions[1].tags[1].0 = "owner".into());
+    bad("each another", &|record| record.versions[1].tags[0].0.clear());
+    bad("at most 16 tags", &|record| {
+        record.versions[1].tags = (0..17).map(|tag| (format!("{tag:02}"), String::new())).collect();
+    });
+    bad("at most 196608", &|record| {
+        record.versions[1].tags = (0..16).map(|tag| (format!("{tag:02}"), "v".repeat(256))).collect();
+        let version = record.versions[1].clone();
+        record.versions = (1..=60).map(|number| SecretVersion { version: number, ..version.clone() }).collect();
+        record.rotation = None;
+    });
+    bad("is absolute", &|record| record.rotation.as_mut().unwrap().hook = "swap".into());
+    bad("version 3 is being made", &|record| {
+        record.rotation.as_mut().unwrap().making.as_mut().unwrap().version = 3;
+    });
+    let long = SecretValueRecord { block: [&secret_value().block[..48], &vec![0; 65_537]].concat(), ..secret_value() };
+    assert!(long.put().unwrap_err().to_string().contains("65537 bytes, at most 65536"));
+    assert!(SecretValueRecord { version: 0, ..secret_value() }.put().is_err());
+    assert!(SecretValueRecord { block: vec![1; 47], ..secret_value() }.put().is_err());
+}
+
+/// The largest of both, so that what may be set can be stored.
+#[test]
+fn the_largest_secret_is_written_and_read() {
+    let mut record = secret();
+    let version = SecretVersion {
+        content_type: "c".repeat(128),
+        tags: (0..2).map(|tag| (format!("{tag}{}", "n".repeat(63)), "v".repeat(256))).collect(),
+        ..record.versions[1].clone()
+    };
+    record.rotation = None;
+    record.versions =
+        (0..256).map(|back| SecretVersion { version: u32::MAX - 255 + back, ..version.clone() }).collect();
+    assert_eq!(SecretRecord::decode(&record.key(), &record.put().unwrap().value).unwrap(), record);
+    let value = SecretValueRecord { block: [&secret_value().block[..48], &[9; 65_536]].concat(), ..secret_value() };
+    assert_eq!(SecretValueRecord::decode(&value.key(), &value.put().unwrap().value).unwrap(), value);
 }

@@ -15,6 +15,7 @@ mod context;
 mod denial;
 pub(crate) mod due;
 mod kek;
+mod secret;
 mod wire;
 
 pub(crate) use self::account::{deleted, was_retired};
@@ -24,6 +25,11 @@ pub use self::{
     context::{CHECK_BYTES, binding, check_matches, check_value, context},
     denial::{DenialRecord, REASON_BYTES_MAX, WITNESS_BYTES, Witness},
     kek::{KEK_VERSIONS_MAX, KekPolicy, KekRecord, KekVersionRecord},
+    secret::{
+        CONTENT_TYPE_BYTES_MAX, HOOK_BYTES_MAX, Making, Rotation, SECRET_BYTES_MAX, SECRET_VERSIONS_MAX,
+        SECRET_WORDS_BYTES_MAX, SecretRecord, SecretValueRecord, SecretVersion, TAG_NAME_BYTES_MAX,
+        TAG_VALUE_BYTES_MAX, TAGS_MAX,
+    },
     wire::RECORD_FORMAT,
 };
 

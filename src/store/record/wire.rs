@@ -6,8 +6,8 @@
 
 use super::{
     AccountRecord, AekPolicy, CHECK_BYTES, CommonRecord, Deletion, DenialRecord, HOLDER_BYTES, KekPolicy, KekRecord,
-    KekVersionRecord, REASON_BYTES_MAX, RetiredAek, STORE_ID_BYTES, StoreRecord, Usage, WITNESS_BYTES, Witness,
-    WorkRecord, WrappedAek, corrupt, refuse,
+    KekVersionRecord, REASON_BYTES_MAX, RetiredAek, STORE_ID_BYTES, SecretRecord, SecretValueRecord, StoreRecord,
+    Usage, WITNESS_BYTES, Witness, WorkRecord, WrappedAek, corrupt, refuse,
 };
 use crate::{
     clock::BOOT_BYTES,
@@ -18,8 +18,12 @@ use crate::{
 };
 use bincode::{Decode, Encode, config};
 
-/// Newest format version of records: accounts that remember retired AEK versions, denials with a witness and dates of stores under
-/// purge protection are written in it; other accounts, KEKs, other denials by a standby and ids and other dates of stores in 2, all
+mod secret;
+
+use self::secret::{SecretValueWire, SecretWire};
+
+/// Newest format version of records: accounts that remember retired AEK versions, denials with a witness, dates of stores under
+/// purge protection and secrets are written in it; other accounts, KEKs, other denials by a standby and ids and other dates of stores in 2, all
 /// others in 1. Every one from 1 on is read.
 pub const RECORD_FORMAT: u8 = 3;
 
@@ -35,6 +39,8 @@ pub(super) enum Record {
     Work(WorkRecord),
     Store(StoreRecord),
     Common(CommonRecord),
+    Secret(SecretRecord),
+    SecretValue(SecretValueRecord),
 }
 
 pub(super) fn encode_account(record: &AccountRecord) -> Result<Vec<u8>> {
@@ -78,6 +84,14 @@ pub(super) fn encode_common(record: &CommonRecord) -> Result<Vec<u8>> {
         false => encode(&Key::Common, &Wire2::Common(common)),
         true => encode(&Key::Common, &Wire3::ProtectedCommon(common)),
     }
+}
+
+pub(super) fn encode_secret(record: &SecretRecord) -> Result<Vec<u8>> {
+    encode(&record.key(), &Wire3::Secret(record.into()))
+}
+
+pub(super) fn encode_secret_value(record: &SecretValueRecord) -> Result<Vec<u8>> {
+    encode(&record.key(), &Wire3::SecretValue(record.into()))
 }
 
 /// Reads what was found under `key`, in any format version.
@@ -164,8 +178,8 @@ enum Wire2 {
     Common(CommonWire),
 }
 
-/// Format version 3: accounts that remember retired AEK versions, denials that name a witness, and the date of a store under
-/// purge protection.
+/// Format version 3: accounts that remember retired AEK versions, denials that name a witness, the date of a store under
+/// purge protection, secrets and their values.
 #[derive(Encode, Decode)]
 enum Wire3 {
     /// As in format version 2, and what is behind it.
@@ -173,6 +187,8 @@ enum Wire3 {
     Denial(WitnessedDenialWire),
     /// As in format version 2, of a store in which nobody purges early.
     ProtectedCommon(CommonWire),
+    Secret(SecretWire),
+    SecretValue(SecretValueWire),
 }
 
 impl Wire for Wire1 {
@@ -399,6 +415,8 @@ impl TryFrom<Wire3> for Record {
                 return Ok(Self::Denial(denial_of(denial, by_standby, Some(witness))?));
             }
             Wire3::ProtectedCommon(common) => return Ok(Self::Common(common_of(common, true))),
+            Wire3::Secret(wire) => return Ok(Self::Secret(wire.try_into()?)),
+            Wire3::SecretValue(wire) => return Ok(Self::SecretValue(wire.try_into()?)),
         };
         if retired.is_empty() {
             return Err("is in format version 3 and remembers no retired AEK version: keyleash did not write it".into());

@@ -402,7 +402,7 @@ impl KeyStore for RedbStore {
                 let skip = prefix.len();
                 (prefix, skip)
             }
-            kind => (vec![kind.kind()], 0),
+            filter => (filter.prefix(), 0),
         };
         let after = after.map(|key| [prefix.get(..skip).unwrap_or_default(), &key.to_bytes()].concat());
         let found = self.read(move |database| {
