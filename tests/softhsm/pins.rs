@@ -1,6 +1,7 @@
 //! Which PINs are tried, and when: through the fault shim, with SoftHSM's own count of wrong ones as the witness.
 
-use crate::bench::{Bench, LABEL, PIN, alone_with_shim, context, operator, slot};
+use crate::bench::{Bench, LABEL, PIN, alone, alone_with_shim, context, eventually, operator, slot};
+use cryptoki::session::SessionState;
 use keyleash::{
     secret::Aek,
     token::{
@@ -210,6 +211,65 @@ fn a_locked_or_expired_pin_serves_once_the_token_takes_it_again() {
             bench.fail("");
             account.comes_back(&token, &[Verdict::Denied]).await;
         }
+    });
+}
+
+#[test]
+fn a_pin_that_another_process_changed_is_taken_by_whoever_opens_the_token_again() {
+    let name = "pins::a_pin_that_another_process_changed_is_taken_by_whoever_opens_the_token_again";
+    alone(name, |bench| async move {
+        let is_logged_out = || {
+            // keyleash began this context, and may begin the next one.
+            let pkcs11 = context();
+            let session = pkcs11.open_ro_session(slot(&pkcs11)).unwrap();
+            session.get_session_info().unwrap().session_state() == SessionState::RoPublic
+        };
+        let mut was = PIN;
+        for pin in [PIN, "another pin", PIN] {
+            if pin != was {
+                operator(&["set-pin", was, pin]);
+            }
+            let token = Pkcs11Token::open(Source::new(pin).settings(&bench)).await.unwrap();
+            let account = Account::new(&token).await;
+            account.unwrap(&token).await.unwrap();
+            drop(token);
+            eventually("the last session is closed", is_logged_out).await;
+            was = pin;
+        }
+        assert!(!counted(&bench));
+    });
+}
+
+#[test]
+fn the_right_pin_that_an_old_context_refused_is_taken_as_soon_as_a_fresh_one_may_begin() {
+    let name = "pins::the_right_pin_that_an_old_context_refused_is_taken_as_soon_as_a_fresh_one_may_begin";
+    alone_with_shim(name, |bench| async move {
+        bench.add_token("busy");
+        let (busy, source) = (Source::new(PIN), Source::new(PIN));
+        let (mut busy, mut settings) = (busy.settings(&bench), source.settings(&bench));
+        busy.token = Selector::Label("busy".into());
+        (busy.call_timeout, settings.call_timeout) = (Duration::from_secs(60), Duration::from_secs(60));
+        let (busy, token) = (Pkcs11Token::open(busy).await.unwrap(), Pkcs11Token::open(settings).await.unwrap());
+        let (there, here) = (Account::new(&busy).await, Account::new(&token).await);
+        operator(&["set-pin", PIN, "another pin"]);
+        source.becomes("another pin");
+
+        // While a call is in the module nobody may begin a context in which the PIN would be taken.
+        bench.fail("C_Decrypt hang");
+        let busy = Arc::new(busy);
+        let call = tokio::spawn({
+            let busy = busy.clone();
+            async move { there.unwrap(&busy).await }
+        });
+        eventually("the call is in the module", || busy.in_flight() == 1).await;
+        let pkcs11 = context();
+        pkcs11.open_ro_session(slot(&pkcs11)).unwrap().logout().unwrap();
+        let refused = here.unwrap(&token).await.unwrap_err();
+        assert!(refused.verdict == Verdict::Denied && refused.what.contains("CKR_PIN_INCORRECT"), "{refused:?}");
+
+        bench.fail("");
+        call.await.unwrap().unwrap();
+        here.comes_back(&token, &[Verdict::Denied]).await;
     });
 }
 

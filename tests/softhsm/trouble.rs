@@ -1,6 +1,6 @@
 //! Outages, hangs and forks. Nothing here measures time: the promised deadline is given several times over.
 
-use crate::bench::{PIN, alone, context, eventually, hold_lock, operator, session};
+use crate::bench::{PIN, alone, alone_with_shim, context, eventually, hold_lock, operator, session};
 use keyleash::{
     secret::Aek,
     token::{
@@ -67,6 +67,33 @@ fn an_engine_may_start_while_the_token_is_away() {
         assert_eq!(token.unwrap(&kek, &wrapped, &BINDING).await.unwrap_err().verdict, Verdict::Unreachable);
         std::fs::rename(&away, bench.tokens()).unwrap();
         assert_eq!(until_it_unwraps(&token, &kek, &wrapped).await, aek);
+    });
+}
+
+#[test]
+fn a_proof_takes_no_answer_that_is_older_than_itself() {
+    alone_with_shim("trouble::a_proof_takes_no_answer_that_is_older_than_itself", |bench| async move {
+        let token = bench.open().await;
+        let (kek, aek, wrapped) = account(&token).await;
+        let is_back = async || {
+            bench.fail("");
+            assert_eq!(token.prove(&kek, &wrapped, &BINDING).await.unwrap(), aek);
+        };
+        // What others try meanwhile begins a pause each time, and a longer one.
+        bench.fail("C_Decrypt rv=0x30\nC_Initialize rv=0x5");
+        let mut tried = 0;
+        while tried < 6 {
+            let error = token.unwrap(&kek, &wrapped, &BINDING).await.unwrap_err();
+            assert_eq!(error.verdict, Verdict::Unreachable, "{error}");
+            tried += u32::from(error.what.contains("C_Initialize") && !error.what.contains("a moment ago"));
+        }
+        is_back().await;
+
+        token.renew_context().await.unwrap();
+        bench.fail("C_Login rv=0x30");
+        let error = token.unwrap(&kek, &wrapped, &BINDING).await.unwrap_err();
+        assert!(error.verdict == Verdict::Unreachable && error.what.contains("C_Login"), "{error}");
+        is_back().await;
     });
 }
 

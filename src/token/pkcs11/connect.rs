@@ -1,12 +1,11 @@
 //! To the token: its slot, and a session there.
 
 use super::fault::{self, Fault, at, code_of};
-use super::login::{is_logged_in, log_in};
+use super::login::{Entry, is_logged_in, log_in};
 use super::module::{Inside, lock};
 use super::select::{Listed, ListedToken, NoChoice, Selector, select};
 use super::session::{Open, Shared};
 use super::told::{Told, told};
-use crate::clock::Instant;
 use crate::token::TokenError;
 use cryptoki::{context::Pkcs11, error::RvError, session::Session, slot::Slot};
 
@@ -117,7 +116,7 @@ pub(super) fn find_slot(shared: &Shared, inside: &Inside<'_>) -> Result<Place, F
 }
 
 /// Opens a session and logs in.
-pub(super) fn connect(shared: &Shared, inside: &Inside<'_>, deadline: Instant) -> Result<Open, Fault> {
+pub(super) fn connect(shared: &Shared, inside: &Inside<'_>, entry: &Entry) -> Result<Open, Fault> {
     let Place { slot, told, doubt } = find_slot(shared, inside)?;
     let session = open_session(inside.pkcs11(), slot).map_err(at("C_OpenSession"))?;
     let (number, anothers) = inside.numbers().take(session.handle());
@@ -127,7 +126,7 @@ pub(super) fn connect(shared: &Shared, inside: &Inside<'_>, deadline: Instant) -
     let entered = match doubt {
         // Into whatever token is there no PIN goes.
         Some(words) if !is_logged_in(&session) => Err(Fault::NotListed(words)),
-        _ => log_in(shared, inside, slot, &session, deadline),
+        _ => log_in(shared, inside, slot, &session, entry),
     };
     match entered {
         Ok(()) => Ok(Open { session, number, slot, told, generation: inside.generation }),

@@ -26,6 +26,8 @@ pub(super) enum Fault {
     LoginPaused(TokenError),
     /// The module contradicts itself on what the token holds: no new session tells which is true, but a fresh context does.
     ContextInDoubt(TokenError),
+    /// A PIN is about to be tried for the first time, in a context that may hide that it was changed.
+    OldContext,
     /// The meaning is known already: no retry and no diagnosis can change it.
     Settled(TokenError),
 }

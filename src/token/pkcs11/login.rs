@@ -1,7 +1,7 @@
 //! The login: whether a PIN may be tried at all, and what its failure says of it.
 
 use super::fault::{self, Fault, code_of};
-use super::module::Inside;
+use super::module::{Caller, Inside};
 use super::pin::{Attempt, Standing};
 use super::refusals::TokenKey;
 use super::select::Selector;
@@ -21,6 +21,15 @@ use std::sync::atomic::Ordering;
 /// How often in a row a PIN that the token took before may fail without its flags to be had. One that it never took: once.
 const BLIND_MAX: u32 = 2;
 
+/// Who wants to be let in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) caller: Caller,
+    pub(super) asked: Instant,
+    /// A new PIN is not tried in a context that began before they asked: they see to a younger one first.
+    pub(super) sees_to_context: bool,
+}
+
 pub(super) fn is_logged_in(session: &Session) -> bool {
     let state = session.get_session_info().map(|info| info.session_state());
     matches!(state, Ok(SessionState::RoUser | SessionState::RwUser))
@@ -31,7 +40,7 @@ pub(super) fn log_in(
     inside: &Inside<'_>,
     slot: Slot,
     session: &Session,
-    deadline: Instant,
+    entry: &Entry,
 ) -> Result<(), Fault> {
     if is_logged_in(session) {
         return Ok(());
@@ -43,7 +52,7 @@ pub(super) fn log_in(
     };
     let count = || tells().map(|token| token.count());
     let counts_none = || count() == Ok(Count::Clear);
-    shared.pins.login(deadline, counts_none, |pin, standing| {
+    shared.pins.login(&entry.caller, counts_none, |pin, standing| {
         // Another worker may have logged the process in while this one waited.
         if is_logged_in(session) {
             return Attempt::NotNeeded;
@@ -65,6 +74,14 @@ pub(super) fn log_in(
         {
             return Attempt::Withheld(error.into());
         }
+        // SoftHSM compares with what it read when the context began: it would refuse the right PIN, which another process has set since.
+        let is_old = shared.module.context_began().is_some_and(|began| began < entry.asked);
+        let is_doubtful = is_old && !standing.accepted && (standing.failures == 0 || standing.doubted);
+        if is_doubtful && entry.sees_to_context {
+            return Attempt::Withheld(Fault::OldContext);
+        } else if is_doubtful && standing.doubted {
+            return Attempt::Withheld(doubted("the token refused this PIN, ".into()).into());
+        }
         // Wiped on drop.
         let raw = RawAuthPin::new(Box::new(pin.expose().to_vec()));
         let login = session.login_with_raw(UserType::User, &raw);
@@ -82,6 +99,7 @@ pub(super) fn log_in(
             Login::NoPin => Attempt::Withheld(no_user_pin(inside, slot)),
             // Whatever the token's flags say of somebody else's attempts.
             Login::NotCompared => Attempt::Withheld(Fault::Code { step: "C_Login", code }),
+            Login::WrongPin if is_doubtful => Attempt::Doubted(fault::with_code(doubted(says() + ", "), code)),
             Login::WrongPin => Attempt::Refused(fault::with_code(fault::denied("login", says()), code)),
             Login::Denied => Attempt::Denied { error: fault::with_code(denied(says()), code), counted: false },
             Login::Unclear => unclear(code, standing, before.ok(), count().ok()),
@@ -155,6 +173,13 @@ fn unclear(code: RvError, standing: Standing, before: Option<Count>, after: Opti
     }
 }
 
+/// Refused where the module may have compared with a PIN that is no more.
+fn doubted(mut what: String) -> TokenError {
+    what.push_str("in a context that is older than the PIN may be, for calls in the module left no moment to begin another one");
+    let remedy = "nothing where it is the right one: it is tried once more in a fresh context; else correct it";
+    TokenError { remedy: remedy.into(), ..fault::denied("login", what) }
+}
+
 fn denied(what: String) -> TokenError {
     let remedy =
         "unlock or renew the user PIN on the token, or correct the one that keyleash has; it tries again by itself";
@@ -186,7 +211,7 @@ mod tests {
     use super::*;
 
     const NEVER_TAKEN: Standing =
-        Standing { accepted: false, failures: 0, denied: false, counted: false, rested: false };
+        Standing { accepted: false, failures: 0, denied: false, doubted: false, counted: false, rested: false };
     const TAKEN: Standing = Standing { accepted: true, ..NEVER_TAKEN };
     const FAILED: Standing = Standing { failures: 1, ..TAKEN };
     const COUNTED: Standing = Standing { denied: true, counted: true, ..FAILED };

@@ -42,7 +42,7 @@ use async_trait::async_trait;
 use attributes::Attributes;
 use dates::today;
 use fault::at;
-use module::Module;
+use module::{Caller, Module};
 use pin::Pins;
 use refusals::Refusals;
 use session::{About, Context, Shared, Worker};
@@ -207,7 +207,8 @@ impl Pkcs11Token {
     ) -> Result<T, TokenError> {
         let asked = Clock::Boottime.now();
         let call = move |worker: &mut Worker, deadline| {
-            worker.call(About { operation, kek: kek.as_ref(), unwraps: false, asked }, deadline, op)
+            let lane = Lane::Other;
+            worker.call(About { operation, kek: kek.as_ref(), unwraps: false, lane, asked }, deadline, op)
         };
         self.pool.call(operation, Lane::Other, timeout, call).await
     }
@@ -222,7 +223,7 @@ impl Pkcs11Token {
         let (kek, wrapped, binding) = (kek.clone(), wrapped.clone(), *binding);
         let asked = Clock::Boottime.now();
         let call = move |worker: &mut Worker, deadline| {
-            let about = About { operation: "unwrap", kek: Some(&kek), unwraps: true, asked };
+            let about = About { operation: "unwrap", kek: Some(&kek), unwraps: true, lane, asked };
             worker.call(about, deadline, |context| context.unwrap(&kek, &wrapped, &binding))
         };
         self.pool.call("unwrap", lane, self.call_timeout, call).await
@@ -386,7 +387,10 @@ impl Token for Pkcs11Token {
     /// [`Verdict::Fatal`], with nothing done, while calls hang in the module or do not end.
     async fn renew_context(&self) -> Result<(), TokenError> {
         const OPERATION: &str = "renew context";
-        let renew = |worker: &mut Worker, deadline| worker.renew(OPERATION, deadline);
+        let asked = Clock::Boottime.now();
+        let renew = move |worker: &mut Worker, deadline| {
+            worker.renew(&Caller { operation: OPERATION, deadline, proof: Some(asked) })
+        };
         self.pool.call(OPERATION, Lane::Proof, self.call_timeout, renew).await
     }
 

@@ -35,10 +35,12 @@ use std::{
 
 /// Shortest pause between two initialisations; doubles with each that does not help.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// Longest pause: below the shortest poll interval (1 s − 10 %), so that every poll finds a token that is back.
+/// Longest pause, of all but proofs ([`Caller::proof`]).
 const BACKOFF_MAX: Duration = Duration::from_millis(800);
 /// A pause that a call sits out, so that trouble of a moment is over within the call; in a long outage calls fail at once.
 const PAUSE_WAITED_MAX: Duration = Duration::from_millis(100);
+/// For how long a moment is looked for in which nobody is inside.
+const QUIET_WAIT_MAX: Duration = Duration::from_millis(100);
 /// How long re-initialisation waits for calls that are under way.
 const GATE_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Who waits at the gate, or for another's login, gives up this long before the deadline, so that the worker answers for itself and is not taken for
@@ -140,27 +142,56 @@ pub(super) struct Module {
 #[derive(Default)]
 pub(super) struct Pauses(Mutex<Pause>);
 
-#[derive(Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Pause {
     vain: u32,
+    /// When the last attempt began.
+    tried: Instant,
+    /// When it had failed.
+    failed: Instant,
     not_before: Instant,
 }
 
 impl Pause {
-    fn back_off(&mut self, now: Instant) {
+    fn back_off(&mut self, tried: Instant, failed: Instant) {
         let pause = BACKOFF_MIN.saturating_mul(1 << self.vain.min(8)).min(BACKOFF_MAX);
-        self.vain = self.vain.saturating_add(1);
-        self.not_before = now.plus(pause);
+        *self = Self { vain: self.vain.saturating_add(1), tried, failed, not_before: failed.plus(pause) };
+    }
+
+    fn end(&self, caller: &Caller) -> Instant {
+        match caller.goes_by(self.tried) {
+            true => self.not_before,
+            false => self.not_before.min(self.failed.plus(BACKOFF_MIN)),
+        }
+    }
+}
+
+/// Who calls.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Caller {
+    pub(super) operation: &'static str,
+    /// Until when they wait.
+    pub(super) deadline: Instant,
+    /// When they asked, where it is for a proof. A proof takes no answer that is older than itself: what failed before it was asked for
+    /// is tried again for it, however long others pause, whoever tried it and however often. Else a pause that ends just after a proof
+    /// would let a token that is back be found a poll late.
+    pub(super) proof: Option<Instant>,
+}
+
+impl Caller {
+    /// Whether an attempt that was begun then, and failed, is their answer too.
+    pub(super) fn goes_by(&self, tried: Instant) -> bool {
+        self.proof.is_none_or(|asked| asked <= tried)
     }
 }
 
 impl Pauses {
-    fn not_before(&self) -> Instant {
-        lock(&self.0).not_before
+    fn end_for(&self, caller: &Caller) -> Instant {
+        lock(&self.0).end(caller)
     }
 
     fn back_off(&self, now: Instant) {
-        lock(&self.0).back_off(now);
+        lock(&self.0).back_off(now, now);
     }
 
     fn end(&self) {
@@ -181,6 +212,8 @@ struct Gate {
     ours: bool,
     /// Calls that are inside.
     inside: usize,
+    /// Those who look for a moment in which nobody is.
+    seekers: usize,
     /// Somebody initialises or finalizes: nobody enters.
     closed: bool,
     /// The process ends: nobody enters any more.
@@ -227,7 +260,7 @@ impl Drop for Inside<'_> {
 impl Gate {
     /// True when somebody may wait for those inside to leave.
     fn awaited(&self) -> bool {
-        self.closed || self.shut
+        self.closed || self.shut || self.seekers > 0
     }
 }
 
@@ -281,6 +314,7 @@ impl Module {
                 began: Instant::default(),
                 ours: false,
                 inside: 0,
+                seekers: 0,
                 closed: false,
                 shut: false,
                 pause: Pause::default(),
@@ -345,8 +379,9 @@ impl Module {
         })
     }
 
-    /// Enters, having initialised the module where that is due; waits at most until `deadline`.
-    pub(super) fn enter(&self, operation: &'static str, deadline: Instant) -> Result<Inside<'_>, TokenError> {
+    /// Enters, having initialised the module where that is due; waits at most until the caller's deadline.
+    pub(super) fn enter(&self, caller: &Caller) -> Result<Inside<'_>, TokenError> {
+        let Caller { operation, deadline, .. } = *caller;
         let mut gate = lock(&self.gate);
         loop {
             if gate.shut {
@@ -363,15 +398,14 @@ impl Module {
             } else if gate.initialised {
                 gate.inside += 1;
                 return Ok(Inside { module: self, generation: gate.generation });
-            } else if let left = gate.pause.not_before.since(self.clock.now())
+            } else if let end = gate.pause.end(caller)
+                && let left = end.since(self.clock.now())
                 && !left.is_zero()
             {
-                if left > PAUSE_WAITED_MAX || gate.pause.not_before >= before(&self.clock, deadline) {
+                if left > PAUSE_WAITED_MAX || end >= before(&self.clock, deadline) {
                     let code = gate.last_refusal.map_or_else(|| "it failed".into(), verdict::name);
                     return Err(fault::unreachable(operation, format!("C_Initialize: {code} a moment ago")));
                 }
-                // A proof may come a little less than the longest pause after the one before.
-                let end = gate.pause.not_before;
                 (gate, _) = wait_until(&self.changed, gate, &self.clock, end);
             } else {
                 gate = self.initialise(gate, operation)?;
@@ -417,7 +451,7 @@ impl Module {
             }
             Err(code) => {
                 gate.last_refusal = Some(code);
-                gate.pause.back_off(self.clock.now());
+                gate.pause.back_off(began, self.clock.now());
                 let what = format!("C_Initialize: {}", verdict::name(code));
                 Err(match verdict::class(code) {
                     Class::Fatal => fault::fatal(operation, what),
@@ -449,13 +483,14 @@ impl Module {
     ///
     /// # Errors
     /// In words, why not now: a call hangs, calls do not end, it was done a moment ago, or the context is not ours.
-    pub(super) fn reinitialise(&self, token: &Pauses, seen: u64, ended: bool, deadline: Instant) -> Result<(), String> {
+    pub(super) fn reinitialise(&self, token: &Pauses, seen: u64, ended: bool, caller: &Caller) -> Result<(), String> {
+        let deadline = caller.deadline;
         let mut gate = lock(&self.gate);
         loop {
             if gate.generation != seen || !gate.initialised {
                 return Ok(());
             }
-            let not_before = gate.pause.not_before.max(token.not_before());
+            let not_before = gate.pause.end(caller).max(token.end_for(caller));
             if gate.closed {
                 let in_time;
                 (gate, in_time) = self.wait_at_gate(gate, deadline);
@@ -473,7 +508,8 @@ impl Module {
         if !self.may_finalize(&gate) {
             // Should its owner have finalized it, the next to enter initialises it; else that changes nothing.
             gate.initialised = false;
-            gate.pause.back_off(self.clock.now());
+            let now = self.clock.now();
+            gate.pause.back_off(now, now);
             gate.pause.not_before = Instant::default();
             if ended {
                 // Should its owner begin another one at once, no session of ours is of that.
@@ -487,31 +523,67 @@ impl Module {
     }
 
     /// C_Finalize and C_Initialize, so that what comes next does not see through an old context. The caller is not inside.
-    /// Nothing to do where the context is not keyleash's to end, or not older than a moment.
+    /// Nothing to do where the context is not keyleash's to end, or began since the caller asked.
     ///
     /// # Errors
     /// Unreachable when C_Initialize fails or does not end; fatal when calls hang or do not end, or C_Finalize fails.
-    pub(super) fn renew(&self, operation: &'static str, deadline: Instant) -> Result<(), TokenError> {
+    pub(super) fn renew(&self, caller: &Caller) -> Result<(), TokenError> {
+        let Caller { operation, deadline, proof } = *caller;
         let mut gate = lock(&self.gate);
-        let seen = gate.generation;
-        while gate.closed {
+        let now = loop {
+            let (now, end) = (self.clock.now(), gate.pause.end(caller));
             let in_time;
-            (gate, in_time) = self.wait_at_gate(gate, deadline);
-            if !in_time {
-                return Err(fault::unreachable(operation, "the module was being re-initialised until the deadline"));
+            if gate.closed {
+                (gate, in_time) = self.wait_at_gate(gate, deadline);
+                if !in_time {
+                    return Err(fault::unreachable(
+                        operation,
+                        "the module was being re-initialised until the deadline",
+                    ));
+                }
+            } else if !gate.initialised || proof.is_some_and(|asked| gate.began >= asked) {
+                return Ok(());
+            } else if !self.may_finalize(&gate) {
+                tracing::debug!(module = %self.path.display(), "no fresh context: the module is shared with the host");
+                return Ok(());
+            } else if now >= end {
+                break now;
+            } else if end.since(now) > PAUSE_WAITED_MAX || end >= before(&self.clock, deadline) {
+                return Ok(());
+            } else {
+                (gate, _) = wait_until(&self.changed, gate, &self.clock, end);
             }
-        }
-        let now = self.clock.now();
-        if gate.generation != seen || !gate.initialised || now < gate.pause.not_before {
-            return Ok(());
-        }
-        if !self.may_finalize(&gate) {
-            tracing::debug!(module = %self.path.display(), "no fresh context: the module is shared with the host");
-            return Ok(());
-        }
+        };
         // Most of the time is for the proof that comes next.
         let patience = GATE_WAIT_MAX.min(deadline.since(now) / 4);
         self.restart(gate, now.plus(patience)).map_err(|error| TokenError { operation, ..error })
+    }
+
+    /// As [`Module::renew`], but keeps nobody out who would enter meanwhile: only in a moment in which nobody is inside, which is looked for
+    /// with the gate open. Where none comes, a call hangs, or the new context fails, the caller goes on as it can.
+    pub(super) fn renew_between_calls(&self, caller: &Caller, asked: Instant) {
+        let looked_until = before(&self.clock, caller.deadline).min(self.clock.now().plus(QUIET_WAIT_MAX));
+        let mut gate = lock(&self.gate);
+        gate.seekers += 1;
+        let is_quiet = loop {
+            let is_needed = gate.initialised && gate.began < asked && self.may_finalize(&gate);
+            if gate.shut || !gate.closed && !is_needed || self.hung.load(Ordering::SeqCst) > 0 {
+                break false;
+            }
+            let (now, end) = (self.clock.now(), gate.pause.end(caller));
+            if !gate.closed && gate.inside == 0 && now >= end {
+                break true;
+            }
+            let next = if now < end { end.min(looked_until) } else { looked_until };
+            (gate, _) = wait_until(&self.changed, gate, &self.clock, next);
+            if self.clock.now() >= looked_until {
+                break false;
+            }
+        };
+        gate.seekers -= 1;
+        if is_quiet && let Err(error) = self.restart(gate, self.clock.now()) {
+            tracing::debug!(%error, "no fresh context");
+        }
     }
 
     /// When the context began that a call from now on is made in, or that before it; `None` where it is not keyleash's to end.
@@ -565,10 +637,12 @@ impl Module {
         }
         gate.initialised = false;
         // Nothing pauses the C_Initialize that follows, but the next round of both.
-        gate.pause.back_off(self.clock.now());
-        let not_before = std::mem::take(&mut gate.pause.not_before);
+        let now = self.clock.now();
+        gate.pause.back_off(now, now);
+        let pause = gate.pause;
+        gate.pause.not_before = Instant::default();
         let mut gate = self.initialise(gate, "re-initialise")?;
-        gate.pause.not_before = not_before;
+        gate.pause = pause;
         tracing::info!(module = %self.path.display(), generation = gate.generation, ?finalized, "module re-initialised");
         Ok(())
     }

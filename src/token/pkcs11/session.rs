@@ -6,8 +6,8 @@ use super::dates::{Term, today};
 use super::fault::{self, Fault, at};
 use super::handles::{Handles, KEKS_KEPT_MAX};
 use super::kek::{self, Kek};
-use super::login::{is_logged_in, no_pin_denied};
-use super::module::{Inside, Module, Pauses, lock};
+use super::login::{Entry, is_logged_in, no_pin_denied};
+use super::module::{Caller, Inside, Module, Pauses, lock};
 use super::numbers::Number;
 use super::pin::Pins;
 use super::refusals::Refusals;
@@ -18,7 +18,7 @@ use super::workers::Seat;
 use super::wrap;
 use crate::clock::{Clock, Instant};
 use crate::secret::Aek;
-use crate::token::{Binding, KekHandle, TokenError, Verdict, Wrapped};
+use crate::token::{Binding, KekHandle, TokenError, Verdict, Wrapped, line::Lane};
 use cryptoki::{error::RvError, session::Session, slot::Slot};
 use std::{
     cell::Cell,
@@ -269,6 +269,7 @@ pub(super) struct About<'a> {
     pub(super) kek: Option<&'a KekHandle>,
     /// It gives a record to the token, which the token may refuse.
     pub(super) unwraps: bool,
+    pub(super) lane: Lane,
     /// When the caller asked.
     pub(super) asked: Instant,
 }
@@ -294,8 +295,8 @@ fn is_hint(about: About<'_>, fault: &Fault) -> bool {
 pub(super) struct Worker {
     shared: Arc<Shared>,
     open: Option<Open>,
-    /// When whoever is served now asked.
-    asked: Instant,
+    /// Whoever is served now.
+    entry: Entry,
     /// Their KEK was found since then.
     found: bool,
 }
@@ -304,10 +305,10 @@ impl Seat for Worker {
     fn leave(&mut self) {
         let Some(open) = &self.open else { return };
         // Never waits long: at worst the module closes the session with the process.
-        let soon = self.shared.clock.now().plus(Duration::from_millis(100));
+        let deadline = self.shared.clock.now().plus(Duration::from_millis(100));
         let generation = open.generation;
         let module = self.shared.module.clone();
-        if let Ok(inside) = module.enter("close session", soon)
+        if let Ok(inside) = module.enter(&Caller { operation: "close session", deadline, proof: None })
             && inside.generation == generation
         {
             self.close(&inside);
@@ -317,12 +318,14 @@ impl Seat for Worker {
 
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: None, asked: Instant::default(), found: false }
+        let nobody = Caller { operation: "", deadline: Instant::default(), proof: None };
+        let entry = Entry { caller: nobody, asked: Instant::default(), sees_to_context: false };
+        Self { shared, open: None, entry, found: false }
     }
 
     /// Gives the module a fresh context. Holds no session while it waits; the old one dies with the old context.
-    pub(super) fn renew(&mut self, operation: &'static str, deadline: Instant) -> Result<(), TokenError> {
-        self.shared.module.renew(operation, deadline)
+    pub(super) fn renew(&mut self, caller: &Caller) -> Result<(), TokenError> {
+        self.shared.module.renew(caller)
     }
 
     /// Makes the call: on the session that is there, once more on a new one, and again after re-initialisation where the
@@ -334,10 +337,12 @@ impl Worker {
         mut op: impl FnMut(&Context<'_>) -> Result<T, Fault>,
     ) -> Result<T, TokenError> {
         let shared = self.shared.clone();
-        (self.asked, self.found) = (about.asked, false);
+        let proof = (about.lane == Lane::Proof).then_some(about.asked);
+        let caller = Caller { operation: about.operation, deadline, proof };
+        (self.entry, self.found) = (Entry { caller, asked: about.asked, sees_to_context: true }, false);
         let (mut retried, mut confirmed, mut reinitialised) = (false, false, 0);
         loop {
-            let inside = shared.module.enter(about.operation, deadline)?;
+            let inside = shared.module.enter(&caller)?;
             let generation = inside.generation;
             // A session of a past generation is dropped without a call.
             self.open.take_if(|open| open.generation != generation);
@@ -345,13 +350,19 @@ impl Worker {
                 shared.handles.lose();
             }
             let was_open = self.open.is_some();
-            let fault = match self.attempt(&inside, deadline, &mut op) {
+            let fault = match self.attempt(&inside, &mut op) {
                 Ok(value) => {
                     shared.module.works(&shared.pauses);
                     return Ok(value);
                 }
                 Err(fault) => fault,
             };
+            if matches!(fault, Fault::OldContext) {
+                drop(inside);
+                shared.module.renew_between_calls(&caller, about.asked);
+                self.entry.sees_to_context = false;
+                continue;
+            }
             let moved = matches!(fault, Fault::HandlesMoved);
             if fault.loses_session() || moved && was_open {
                 // By its number the session may be somebody else's by now: not ours to close.
@@ -378,7 +389,7 @@ impl Worker {
             }
             let coded = matches!(fault, Fault::Code { .. });
             let ended = matches!(fault, Fault::Code { code: RvError::CryptokiNotInitialized, .. });
-            let mut error = self.settle(&inside, about, deadline, fault);
+            let mut error = self.settle(&inside, about, fault);
             if error.verdict == Verdict::BadRecord && coded && !confirmed {
                 // The token may have come back between this record and the one that worked.
                 confirmed = true;
@@ -393,7 +404,7 @@ impl Worker {
                 return Err(error);
             }
             reinitialised += 1;
-            if let Err(why) = shared.module.reinitialise(&shared.pauses, generation, ended, deadline) {
+            if let Err(why) = shared.module.reinitialise(&shared.pauses, generation, ended, &caller) {
                 error.what.push_str(&format!(" (re-initialisation: {why})"));
                 return Err(error);
             }
@@ -403,12 +414,11 @@ impl Worker {
     fn attempt<T>(
         &mut self,
         inside: &Inside<'_>,
-        deadline: Instant,
         op: &mut impl FnMut(&Context<'_>) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let (open, is_new) = match self.open.take() {
             Some(open) => (open, false),
-            None => (connect(&self.shared, inside, deadline)?, true),
+            None => (connect(&self.shared, inside, &self.entry)?, true),
         };
         let open = self.open.insert(open);
         let context = Context {
@@ -417,7 +427,7 @@ impl Worker {
             slot: open.slot,
             told_before: open.told.as_ref().filter(|_| is_new),
             shared: &self.shared,
-            asked: self.asked,
+            asked: self.entry.asked,
             spoiled: Cell::new(false),
             found: Cell::new(false),
         };
@@ -441,7 +451,7 @@ impl Worker {
     }
 
     /// Diagnoses and judges. Leaves no session in which anything failed.
-    fn settle(&mut self, inside: &Inside<'_>, about: About<'_>, deadline: Instant, fault: Fault) -> TokenError {
+    fn settle(&mut self, inside: &Inside<'_>, about: About<'_>, fault: Fault) -> TokenError {
         let operation = about.operation;
         let (step, code) = match fault {
             Fault::Settled(error) | Fault::LoginPaused(error) | Fault::ContextInDoubt(error) => return error,
@@ -450,13 +460,15 @@ impl Worker {
             // token whose directory is away before it forgets the token.
             Fault::KekMissing => ("find KEK", RvError::ObjectHandleInvalid),
             Fault::HandlesMoved => ("C_GetAttributeValue of CKA_ID", RvError::KeyHandleInvalid),
+            // Only where a PIN is another one by now than the one that was let in.
+            Fault::OldContext => ("C_Login", RvError::UserNotLoggedIn),
             Fault::Code { step, code } => (step, code),
         };
-        let facts = match self.diagnose(inside, about, deadline, code) {
+        let facts = match self.diagnose(inside, about, code) {
             Ok(facts) => facts,
             Err(Fault::NotListed(_)) => Facts { listed: Some(false), ..Facts::default() },
             Err(Fault::Settled(error) | Fault::LoginPaused(error) | Fault::ContextInDoubt(error)) => return error,
-            Err(Fault::KekMissing | Fault::HandlesMoved | Fault::Code { .. }) => Facts::default(),
+            Err(Fault::KekMissing | Fault::HandlesMoved | Fault::OldContext | Fault::Code { .. }) => Facts::default(),
         };
         if facts.listed == Some(true) && facts.kek_found == Some(false) {
             let id = about.kek.map_or_else(String::new, |kek| format!(" {}", kek.id));
@@ -473,13 +485,7 @@ impl Worker {
         error
     }
 
-    fn diagnose(
-        &mut self,
-        inside: &Inside<'_>,
-        about: About<'_>,
-        deadline: Instant,
-        code: RvError,
-    ) -> Result<Facts, Fault> {
+    fn diagnose(&mut self, inside: &Inside<'_>, about: About<'_>, code: RvError) -> Result<Facts, Fault> {
         let mut facts = Facts::default();
         // A denial was heard twice, the second time by a key that was found for it on a new session. To look for that once more would
         // change nothing, and takes as long again: a denial that comes after the deadline is a silence.
@@ -491,7 +497,7 @@ impl Worker {
             return Ok(facts);
         };
         // Connects anew, so it tells whether the token is listed and takes the login.
-        let found = self.attempt(inside, deadline, &mut |context| {
+        let found = self.attempt(inside, &mut |context| {
             let found = kek::find(context.session, &handle.id)?;
             // Listed before and after: else it may have gone away in between, and took the KEK along.
             if found.is_none() {
@@ -510,9 +516,9 @@ impl Worker {
             return Ok(facts);
         }
         (facts.good, facts.differs_in) = match known {
-            Some(known) => self.compare(inside, deadline, handle, &known),
+            Some(known) => self.compare(inside, handle, &known),
             // Where this fails, perhaps only wrapping is off.
-            None if self.makes_round_trip(inside, deadline, handle) => (Good::Unwraps, None),
+            None if self.makes_round_trip(inside, handle) => (Good::Unwraps, None),
             None => (Good::Unknown, None),
         };
         Ok(facts)
@@ -522,7 +528,6 @@ impl Worker {
     fn compare(
         &mut self,
         inside: &Inside<'_>,
-        deadline: Instant,
         handle: &KekHandle,
         known: &GoodRecord,
     ) -> (Good, Option<&'static str>) {
@@ -531,18 +536,18 @@ impl Worker {
         for shown in 0..ANOTHER_KEY_SHOWN {
             let began = self.shared.clock.now();
             // What is said after the deadline is silence, and a token that is so slow would hide another key behind it.
-            if shown > 0 && deadline.since(began) < round.saturating_mul(2) {
+            if shown > 0 && self.entry.caller.deadline.since(began) < round.saturating_mul(2) {
                 break;
             }
-            let again = self.attempt(inside, deadline, &mut |context| {
+            let again = self.attempt(inside, &mut |context| {
                 context.unwrap(handle, &known.wrapped, &known.binding).map(drop)
             });
             if self.closed_on_error(inside, again).is_ok() {
                 return (Good::Unwraps, None);
             }
-            differs_in = self.differs_in(inside, deadline, handle, &known.attributes);
+            differs_in = self.differs_in(inside, handle, &known.attributes);
             // One that may not wrap makes no round trip, whosever it is.
-            if differs_in.is_none() && !self.makes_round_trip(inside, deadline, handle) {
+            if differs_in.is_none() && !self.makes_round_trip(inside, handle) {
                 return (Good::Refused, None);
             }
             round = self.shared.clock.now().since(began);
@@ -554,11 +559,10 @@ impl Worker {
     fn differs_in(
         &mut self,
         inside: &Inside<'_>,
-        deadline: Instant,
         handle: &KekHandle,
         known: &Attributes,
     ) -> Option<&'static str> {
-        let found = self.attempt(inside, deadline, &mut |context| {
+        let found = self.attempt(inside, &mut |context| {
             context.expect_own_token()?;
             kek::find(context.session, &handle.id)
         });
@@ -566,8 +570,8 @@ impl Worker {
         found.attributes.other_than(known)
     }
 
-    fn makes_round_trip(&mut self, inside: &Inside<'_>, deadline: Instant, handle: &KekHandle) -> bool {
-        let fresh = self.attempt(inside, deadline, &mut |context| context.round_trip(handle));
+    fn makes_round_trip(&mut self, inside: &Inside<'_>, handle: &KekHandle) -> bool {
+        let fresh = self.attempt(inside, &mut |context| context.round_trip(handle));
         self.closed_on_error(inside, fresh).is_ok()
     }
 

@@ -10,7 +10,7 @@
 //! hangs, perhaps for good: it counts as one that failed, and the next has its turn.
 
 use super::fault::{self, Fault};
-use super::module::{before, wait_until};
+use super::module::{Caller, before, wait_until};
 use super::verdict;
 use crate::clock::{Clock, Instant};
 use crate::secret::Pin;
@@ -29,8 +29,7 @@ pub use self::source::{PinCallback, PinSource};
 /// How long a PIN waits after a C_Login that failed with whatever code; doubles while it fails.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// As long waits a PIN that the token took before and says that it did not count: below the shortest poll interval (1 s − 10 %), so that
-/// every poll finds a token that is back.
+/// As long waits a PIN that the token took before and says that it did not count. A proof does not wait then ([`Caller::proof`]).
 const PAUSE_UNCOUNTED: Duration = Duration::from_millis(800);
 /// A PIN that nothing was tried with for so long has rested.
 const REST: Duration = Duration::from_secs(600);
@@ -54,6 +53,7 @@ struct State {
 /// The login that is under way.
 struct Busy {
     number: u64,
+    began: Instant,
     /// When its caller gives up.
     until: Instant,
     /// What it has given to the token.
@@ -64,12 +64,17 @@ struct Busy {
 struct Failed {
     /// Itself, in locked memory: a digest of so few bytes would give it away just as well.
     pin: Pin,
+    /// When the last one began.
+    tried: Instant,
+    /// When it had failed.
     at: Instant,
     pause: Duration,
     /// How often in a row.
     times: u32,
     /// The token counted a wrong PIN meanwhile.
     counted: bool,
+    /// The last one was refused, in a context that may be older than the PIN.
+    doubted: bool,
     /// What the last one failed with.
     error: TokenError,
 }
@@ -83,6 +88,8 @@ pub(super) struct Standing {
     pub(super) failures: u32,
     /// The last of these was a denial.
     pub(super) denied: bool,
+    /// The last of these was a refusal, in a context that may be older than the PIN.
+    pub(super) doubted: bool,
     /// The token counted a wrong PIN during one of these.
     pub(super) counted: bool,
     /// The last of these was 10 minutes ago.
@@ -103,6 +110,8 @@ pub(super) enum Attempt {
     NotNeeded,
     /// The token refused this PIN: it is not tried again.
     Refused(TokenError),
+    /// As refused, by a context that may be older than the PIN: it is tried again, once, in a fresh one.
+    Doubted(TokenError),
     /// No PIN was compared, because the token's flags forbid an attempt or it has none to compare with: nothing is known of this PIN.
     Withheld(Fault),
     /// The token lets nobody in, for now, or counted a wrong PIN that may have been this one: not this PIN's end.
@@ -116,6 +125,14 @@ pub(super) enum Attempt {
         /// The token took this PIN before, and says that it counted none.
         uncounted: bool,
     },
+}
+
+/// How a login failed that does not end its PIN.
+struct Failure {
+    error: TokenError,
+    counted: bool,
+    doubted: bool,
+    pause_max: Duration,
 }
 
 impl Pins {
@@ -144,11 +161,11 @@ impl Pins {
     /// `counts_none` asks the token whether it says that it counted no wrong PIN.
     pub(super) fn login(
         &self,
-        deadline: Instant,
+        caller: &Caller,
         counts_none: impl Fn() -> bool,
         attempt: impl FnOnce(&Pin, Standing) -> Attempt,
     ) -> Result<(), Fault> {
-        let turn = self.take_turn(deadline)?;
+        let turn = self.take_turn(caller.deadline)?;
         let pin = match self.source.read() {
             Ok(pin) => pin,
             Err(error) => {
@@ -168,8 +185,9 @@ impl Pins {
             return Err(error.into());
         }
         let standing = self.standing(&pin);
-        self.check_pause(&pin, standing.accepted, counts_none)?;
+        self.check_pause(&pin, caller, standing.accepted, counts_none)?;
         turn.tries(&pin)?;
+        let note = |pin, failure| self.note_failure(pin, standing, turn.began, failure);
         let result = match attempt(&pin, standing) {
             Attempt::NotNeeded => Ok(()),
             Attempt::Accepted => {
@@ -196,12 +214,17 @@ impl Pins {
             Attempt::Withheld(fault) => Err(fault),
             Attempt::Denied { error, counted } => {
                 // The token compared nothing that it could count, so that there is no reason to wait ever longer.
-                self.note_failure(pin, standing, error.clone(), counted, PAUSE_MIN);
+                note(pin, Failure { error: error.clone(), counted, doubted: false, pause_max: PAUSE_MIN });
+                Err(error.into())
+            }
+            Attempt::Doubted(error) => {
+                note(pin, Failure { error: error.clone(), counted: false, doubted: true, pause_max: PAUSE_MIN });
                 Err(error.into())
             }
             Attempt::Failed { code, uncounted } => {
                 let error = fault::unreachable("login", format!("C_Login: {}", verdict::name(code)));
-                self.note_failure(pin, standing, error, false, if uncounted { PAUSE_UNCOUNTED } else { PAUSE_MAX });
+                let pause_max = if uncounted { PAUSE_UNCOUNTED } else { PAUSE_MAX };
+                note(pin, Failure { error, counted: false, doubted: false, pause_max });
                 Err(Fault::Code { step: "C_Login", code })
             }
         };
@@ -218,13 +241,15 @@ impl Pins {
                 accepted,
                 failures: failed.times,
                 denied: failed.error.verdict == Verdict::Denied,
+                doubted: failed.doubted,
                 counted: failed.counted,
                 rested: self.clock.now().since(failed.at) >= REST,
             },
         }
     }
 
-    fn note_failure(&self, pin: Pin, before: Standing, error: TokenError, counted: bool, pause_max: Duration) {
+    fn note_failure(&self, pin: Pin, before: Standing, tried: Instant, failure: Failure) {
+        let Failure { error, counted, doubted, pause_max } = failure;
         let mut state = self.lock();
         let again = state.failed.take().filter(|failed| is_same(&failed.pin, &pin));
         // One that hung, and was noted as it was passed over, may come back after others have failed.
@@ -232,19 +257,30 @@ impl Pins {
         let times = before.failures.max(failures).saturating_add(1);
         let counted = before.counted || was_counted || counted;
         let pause = again.map_or(PAUSE_MIN, |failed| failed.pause.saturating_mul(2)).min(pause_max);
-        state.failed = Some(Failed { pin, at: self.clock.now(), pause, times, counted, error });
+        state.failed = Some(Failed { pin, tried, at: self.clock.now(), pause, times, counted, doubted, error });
     }
 
-    fn check_pause(&self, pin: &Pin, accepted: bool, counts_none: impl Fn() -> bool) -> Result<(), Fault> {
-        let (at, pause, mut error) = {
+    fn check_pause(
+        &self,
+        pin: &Pin,
+        caller: &Caller,
+        accepted: bool,
+        counts_none: impl Fn() -> bool,
+    ) -> Result<(), Fault> {
+        let (tried, at, pause, mut error) = {
             let state = self.lock();
             let Some(failed) = state.failed.as_ref().filter(|failed| is_same(&failed.pin, pin)) else { return Ok(()) };
-            (failed.at, failed.pause, failed.error.clone())
+            (failed.tried, failed.at, failed.pause, failed.error.clone())
         };
         let mut left = at.plus(pause).since(self.clock.now());
         // One that hung, or whose flags were not to be had then, may not have been counted either.
-        if !left.is_zero() && accepted && error.verdict == Verdict::Unreachable && counts_none() {
-            left = at.plus(pause.min(PAUSE_UNCOUNTED)).since(self.clock.now());
+        if !left.is_zero() && accepted && counts_none() {
+            let pause = match (caller.goes_by(tried), error.verdict) {
+                (false, _) => Duration::ZERO,
+                (true, Verdict::Unreachable) => pause.min(PAUSE_UNCOUNTED),
+                (true, _) => pause,
+            };
+            left = at.plus(pause).since(self.clock.now());
         }
         if left.is_zero() {
             return Ok(());
@@ -270,13 +306,15 @@ impl Pins {
         }
         state.turns += 1;
         let number = state.turns;
-        let hangs = state.busy.replace(Busy { number, until: deadline, tried: None });
+        let began = self.clock.now();
+        let hangs = state.busy.replace(Busy { number, began, until: deadline, tried: None });
         drop(state);
-        if let Some(pin) = hangs.and_then(|busy| busy.tried) {
+        if let Some(Busy { began, tried: Some(pin), .. }) = hangs {
             let error = fault::unreachable("login", "C_Login did not come back");
-            self.note_failure(pin, Standing::default(), error, false, PAUSE_MAX);
+            let failure = Failure { error, counted: false, doubted: false, pause_max: PAUSE_MAX };
+            self.note_failure(pin, Standing::default(), began, failure);
         }
-        Ok(Turn { pins: self, number })
+        Ok(Turn { pins: self, number, began })
     }
 }
 
@@ -301,6 +339,7 @@ pub(super) fn hint(pin: &Pin) -> &'static str {
 struct Turn<'a> {
     pins: &'a Pins,
     number: u64,
+    began: Instant,
 }
 
 impl Turn<'_> {
