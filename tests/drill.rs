@@ -118,6 +118,25 @@ fn a_drill_keeps_its_hands_off_a_token_that_with_token_did_not_make() {
     assert_eq!(words.matches("--token-serial").count(), 3, "{words}");
 }
 
+#[test]
+fn a_drill_whose_report_goes_nowhere_is_no_success_and_all_is_undone_and_written_that_can_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = r#"place=$(dirname "$SOFTHSM2_CONF")
+        for json in "" --json; do
+            "$0" drill revocation --fast --slack 3000 --accounts 5 --report r$json.html --picture p$json.svg $json > /dev/full
+            [ $? = 1 ] || exit 2
+            [ "$(ls "$place"/tokens/*/*.object)" = "$(ls "$place"/tokens/*/token.object)" ] || exit 3
+            grep -q '</html>' r$json.html && grep -q '</svg>' p$json.svg || exit 4
+        done"#;
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/softhsm/with-token"))
+        .args(["bash", "-c", script, env!("CARGO_BIN_EXE_keyleash")])
+        .current_dir(directory.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{:?}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+}
+
 /// The hidden acts, started by hand.
 #[test]
 fn an_act_keeps_its_hands_off_what_the_drill_itself_may_not_touch() {

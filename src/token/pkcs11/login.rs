@@ -175,7 +175,9 @@ fn unclear(code: RvError, standing: Standing, before: Option<Count>, after: Opti
 
 /// Refused where the module may have compared with a PIN that is no more.
 fn doubted(mut what: String) -> TokenError {
-    what.push_str("in a context that is older than the PIN may be, for calls in the module left no moment to begin another one");
+    what.push_str(
+        "in a context that is older than the PIN may be, for calls in the module left no moment to begin another one",
+    );
     let remedy = "nothing where it is the right one: it is tried once more in a fresh context; else correct it";
     TokenError { remedy: remedy.into(), ..fault::denied("login", what) }
 }

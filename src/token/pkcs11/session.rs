@@ -525,12 +525,7 @@ impl Worker {
     }
 
     /// Whether the KEK is still the one that unwrapped `known`, and where it is not, an attribute that says so.
-    fn compare(
-        &mut self,
-        inside: &Inside<'_>,
-        handle: &KekHandle,
-        known: &GoodRecord,
-    ) -> (Good, Option<&'static str>) {
+    fn compare(&mut self, inside: &Inside<'_>, handle: &KekHandle, known: &GoodRecord) -> (Good, Option<&'static str>) {
         let mut differs_in = None;
         let mut round = Duration::ZERO;
         for shown in 0..ANOTHER_KEY_SHOWN {
@@ -539,9 +534,8 @@ impl Worker {
             if shown > 0 && self.entry.caller.deadline.since(began) < round.saturating_mul(2) {
                 break;
             }
-            let again = self.attempt(inside, &mut |context| {
-                context.unwrap(handle, &known.wrapped, &known.binding).map(drop)
-            });
+            let again =
+                self.attempt(inside, &mut |context| context.unwrap(handle, &known.wrapped, &known.binding).map(drop));
             if self.closed_on_error(inside, again).is_ok() {
                 return (Good::Unwraps, None);
             }
@@ -556,12 +550,7 @@ impl Worker {
     }
 
     /// What tells the key that is there now from the one that is known.
-    fn differs_in(
-        &mut self,
-        inside: &Inside<'_>,
-        handle: &KekHandle,
-        known: &Attributes,
-    ) -> Option<&'static str> {
+    fn differs_in(&mut self, inside: &Inside<'_>, handle: &KekHandle, known: &Attributes) -> Option<&'static str> {
         let found = self.attempt(inside, &mut |context| {
             context.expect_own_token()?;
             kek::find(context.session, &handle.id)

@@ -17,7 +17,7 @@ use keyleash::{
     secret::fill_random,
     store::redb::RedbStore,
     token::{
-        KekId, KekInfo, Token,
+        KekId, KekInfo, Profile, Token,
         pkcs11::{PinSource, Pkcs11Settings, Pkcs11Token},
     },
 };
@@ -34,6 +34,8 @@ use tokio::task::JoinSet;
 
 /// Accounts that are made at once: the store writes them together.
 const MADE_AT_ONCE: usize = 64;
+/// How often the KEK is asked for at most.
+const MAKE_TRIES: u32 = 3;
 /// The store, in the drill's directory.
 pub(crate) const STORE: &str = "keys.redb";
 /// The drill's KEK in that store.
@@ -100,7 +102,7 @@ impl Ground {
         let engine = Engine::builder(tap.clone(), store).settings(settings).build()?;
         // Its label tells an operator of a real HSM which one it is.
         let name = kek_name(&directory)?;
-        let kek = engine.create_kek(&name, keyleash::KekOptions::new(options.profile).destroyable()).await?;
+        let kek = made(&engine, &name, options.profile).await?;
         destroy_at_the_end(&mut undo, &launch, &kek.id);
         let customers = customers(&engine, &name, count).await?;
         let ground = Self { directory, tap, name, kek, actor, launch, with_token, undo };
@@ -118,6 +120,18 @@ impl Ground {
     /// Does an act, through a process or a person.
     pub(crate) async fn act(&self, words: &str, command: Vec<OsString>) -> Result<Instant, Failure> {
         self.actor.act(words, command).await
+    }
+}
+
+/// The deadline of its calls is the service's in the drill, which is short for a token that has to write a key to a busy disk; what is
+/// prepared is not measured, and what a call has made that came too late is taken by the next one.
+async fn made(engine: &Engine, name: &KekName, profile: Profile) -> Result<KekInfo, Error> {
+    let mut tries = 1;
+    loop {
+        match engine.create_kek(name, keyleash::KekOptions::new(profile).destroyable()).await {
+            Err(Error::Unreachable(_)) if tries < MAKE_TRIES => tries += 1,
+            made => return made,
+        }
     }
 }
 

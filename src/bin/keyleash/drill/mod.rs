@@ -76,17 +76,22 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
         failed.as_ref().map(|(scenario, failure)| json!({ "scenario": scenario, "message": failure.to_string() }));
     let json = json!({ "format": drill::FORMAT, "passed": passed, "drills": drills, "error": error });
     let lines: Vec<_> = reports.iter().map(Report::to_string).collect();
-    output.result(&json, &lines.join("\n"))?;
-    if let Some(file) = picture {
-        write(&file, &drill::svg(&reports))?;
-    }
-    if let Some(file) = page {
-        write(&file, &drill::html(&reports))?;
-    }
-    match failed {
+    // Where one cannot be written the others are: a drill is not to be had again at once.
+    let written = [
+        output.result(&json, &lines.join("\n")),
+        picture.map_or(Ok(()), |file| write(&file, &drill::svg(&reports))),
+        page.map_or(Ok(()), |file| write(&file, &drill::html(&reports))),
+    ];
+    let ended = match failed {
         Some((_, failure)) => Err(failure),
         None => verdict(&reports),
+    };
+    // Nothing hides that a promise is broken; that it went nowhere is told as well.
+    if matches!(ended, Err(Failure::Broken(_))) {
+        written.into_iter().filter_map(Result::err).for_each(|failure| output.note(&failure.to_string()));
+        return ended;
     }
+    written.into_iter().collect::<Result<(), _>>().and(ended)
 }
 
 /// Plays one drill, and leaves nothing of it.

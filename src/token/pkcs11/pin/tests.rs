@@ -127,11 +127,14 @@ fn a_denial_that_is_not_the_pin_s_fault_is_asked_again_after_a_pause_that_does_n
     let far = Instant::from_nanos(u64::MAX);
     for _ in 0..8 {
         let locked = fault::denied("login", "C_Login: CKR_PIN_LOCKED");
-        let Err(Fault::Settled(_)) = pins.login(&by(far), unknown, |_, _| Attempt::Denied { error: locked, counted: false })
+        let Err(Fault::Settled(_)) =
+            pins.login(&by(far), unknown, |_, _| Attempt::Denied { error: locked, counted: false })
         else {
             panic!()
         };
-        let Err(Fault::LoginPaused(error)) = pins.login(&by(far), unknown, |_, _| panic!("tried at once")) else { panic!() };
+        let Err(Fault::LoginPaused(error)) = pins.login(&by(far), unknown, |_, _| panic!("tried at once")) else {
+            panic!()
+        };
         assert_eq!(error.verdict, Verdict::Denied, "{error}");
         clock.advance(PAUSE_MIN);
     }
@@ -243,10 +246,14 @@ fn a_proof_takes_no_failure_of_a_login_that_is_older_than_itself_unless_the_toke
             clock.advance(Duration::from_millis(1));
             let next = Caller { proof: Some(clock.now()), ..by(far) };
             let mut tried = false;
-            let _ = pins.login(&next, || counts_none, |_, _| {
-                tried = true;
-                fail()
-            });
+            let _ = pins.login(
+                &next,
+                || counts_none,
+                |_, _| {
+                    tried = true;
+                    fail()
+                },
+            );
             assert_eq!(tried, counts_none);
         }
     }
@@ -324,7 +331,9 @@ fn a_login_that_never_returns_keeps_nobody_out_and_counts_as_one_that_failed() {
     let (far, second) = (Instant::from_nanos(u64::MAX), Duration::from_secs(1));
     let late = pins.login(&by(clock.now().plus(second)), unknown, |_, _| {
         clock.advance(second);
-        let Err(Fault::LoginPaused(error)) = pins.login(&by(far), unknown, |_, _| panic!("tried at once")) else { panic!() };
+        let Err(Fault::LoginPaused(error)) = pins.login(&by(far), unknown, |_, _| panic!("tried at once")) else {
+            panic!()
+        };
         assert!(error.verdict == Verdict::Unreachable && error.what.contains("did not come back"), "{error}");
         clock.advance(second);
         let next = pins.login(&by(far), unknown, |_, standing| {
