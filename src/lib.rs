@@ -37,7 +37,7 @@
 //! [`engine`], then [`account`], then [`lease`]; [`manual::architecture`] draws the house.
 //!
 //! Features: `aws-lc` (default) is the fast AEAD back end, `cli` (default) the command line, `drill` (with it) the rehearsals
-//! that a service can play in its own tests; a service names
+//! that a service can play in its own tests, `secrets` (with it) credentials kept in versions; a service names
 //! `default-features = false, features = ["aws-lc"]`. Without `aws-lc` a pure-Rust back end makes the same bytes.
 
 pub mod account;
@@ -57,6 +57,8 @@ pub mod name;
 mod planted;
 pub mod rotate;
 pub mod secret;
+#[cfg(feature = "secrets")]
+pub mod secrets;
 mod slots;
 pub mod store;
 mod sync;

@@ -57,6 +57,7 @@ transcripts! {
     rotation,
     rotation_trouble,
     schedule,
+    secrets,
     set_up_wrong,
     settings,
     stores,

@@ -17,6 +17,6 @@ macro_rules! pages {
 }
 
 pages! {
-    architecture backups changes development drills format modules operations performance promises revoking rotation settings
+    architecture backups changes development drills format modules operations performance promises revoking rotation secrets settings
     threats tokens
 }

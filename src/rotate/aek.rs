@@ -98,7 +98,7 @@ impl Keyring {
         for _ in 0..CONFLICTS_MAX {
             let (mut record, seen) = self.load_account(id).await?;
             self.refuse_to_retire(&record, aek_versions, when).await?;
-            self.refuse_for_secrets(id, aek_versions).await?;
+            self.refuse_for_secrets(&record, aek_versions).await?;
             let is_as_shown = |shown: &AccountRecord| {
                 shown.created_unix == record.created_unix
                     && aek_versions.iter().all(|version| shown.version(*version) == record.version(*version))

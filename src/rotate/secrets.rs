@@ -7,14 +7,15 @@ use crate::{
     name::AccountId,
     store::{
         self, Filter, Key, StoreVersion, Versioned,
-        record::{SecretRecord, SecretValueRecord},
+        record::{AccountRecord, SecretRecord, SecretValueRecord},
     },
 };
 
 impl Keyring {
     /// Refuses to retire an AEK version that a value of a secret is sealed under. A value that is stored later is sealed under the
     /// version that was current when `refuse_to_retire` read the account, or a newer one: its head rests on the account's record.
-    pub(super) async fn refuse_for_secrets(&self, id: &AccountId, aek_versions: &[u32]) -> Result<()> {
+    pub(super) async fn refuse_for_secrets(&self, account: &AccountRecord, aek_versions: &[u32]) -> Result<()> {
+        let id = &account.account;
         let refuse = |what: String, aek_version: u32| {
             Err(Error::Invalid(format!(
                 "{what} is sealed under AEK version {aek_version} of account {id}: `keyleash secret reseal --account {id}` moves what is \
@@ -24,6 +25,9 @@ impl Keyring {
         for key in store::all_keys(&*self.store, &Filter::SecretsOf(id.clone())).await? {
             let Some(Versioned { value, .. }) = self.store.get(&key).await? else { continue };
             let record = SecretRecord::decode(&key, &value)?;
+            if record.account_created_unix != account.created_unix {
+                continue; // of an account of this id that was purged
+            }
             for version in &record.versions {
                 let key = Key::SecretValue(record.id.clone(), version.version);
                 let Some(Versioned { value, .. }) = self.store.get(&key).await? else { continue };

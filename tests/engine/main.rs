@@ -23,6 +23,8 @@ mod reading;
 mod room;
 mod rotate;
 mod schedule;
+#[cfg(feature = "secrets")]
+mod secrets;
 mod standby;
 mod start_up;
 mod storm;

@@ -2,7 +2,7 @@
 //! memory; while it is there, it is in locked pages that are left out of core dumps and wiped on fork.
 //!
 //! The search goes through every writable mapping of the process. To know what to look for without keeping it in memory,
-//! the test holds each AEK and its round keys inverted. One test function, because a search sees the whole process.
+//! the test holds each AEK and its round keys inverted. One test at a time, because a search sees the whole process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
 mod search;
@@ -25,7 +25,10 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as Turn, Notify};
+
+/// Where one search reads to, another would find what it has just read.
+static SEARCHING: Turn<()> = Turn::const_new(());
 
 /// A token that remembers what it wrapped, inverted.
 struct Witness {
@@ -161,6 +164,7 @@ impl Rig {
 
 #[tokio::test]
 async fn no_key_outlives_its_lease_eviction_or_handle_anywhere_in_memory() {
+    let _turn = SEARCHING.lock().await;
     let rig = Rig::new(Settings::default()).await;
     assert_eq!(rig.found(0), 0, "the key of the KEK's round trip");
 
@@ -211,4 +215,34 @@ async fn no_key_outlives_its_lease_eviction_or_handle_anywhere_in_memory() {
     assert!(witness.wrapped.lock().unwrap()[2].find() > 0, "a handle still holds it");
     drop((first, _second));
     assert_eq!(witness.wrapped.lock().unwrap()[2].find(), 0, "after the last handle was dropped");
+}
+
+#[cfg(feature = "secrets")]
+#[tokio::test]
+async fn no_secret_stays_anywhere_in_memory_once_it_was_set_nor_once_what_was_given_out_is_dropped() {
+    use keyleash::{
+        name::{SecretId, SecretName},
+        secret::fill_random,
+        secrets::{SecretValue, SetOptions},
+    };
+    let _turn = SEARCHING.lock().await;
+    let rig = Rig::new(Settings::default()).await;
+    let _account = rig.account("a").await;
+    let (secrets, name) = (rig.engine.secrets(), SecretName::new("n").unwrap());
+    let id = SecretId::new(AccountId::new("a").unwrap(), name);
+    let mut bytes = vec![0; search::VALUE_BYTES];
+    fill_random(&mut bytes).unwrap();
+    let needle = Needle::of_value(&bytes);
+    assert!(needle.find() > 0, "there, so the search must find it: else it finds nothing ever");
+    secrets.set(&id, SecretValue::new(bytes).unwrap(), SetOptions::default()).await.unwrap();
+    assert_eq!(needle.find(), 0, "once it was set");
+    let given = secrets.get(&id, None).await.unwrap();
+    assert!(needle.find() > 0, "given out");
+    drop(given);
+    assert_eq!(needle.find(), 0, "once it was dropped");
+
+    let refused = secrets.get(&id, Some(9)).await.unwrap_err();
+    rig.engine.rotate_account(&id.account).await.unwrap();
+    assert_eq!(secrets.reseal(&id.account).await.unwrap(), 1);
+    assert_eq!(needle.find(), 0, "once it was resealed, {refused}");
 }

@@ -7,6 +7,9 @@ use std::{
 
 const ROUND_KEY: usize = 16;
 const ROUNDS: usize = 15;
+/// Of what [`Needle::of_value`] takes.
+#[cfg(feature = "secrets")]
+pub(crate) const VALUE_BYTES: usize = ROUNDS * ROUND_KEY;
 
 /// An AEK and its AES-256 round keys (FIPS 197), every byte inverted, so that holding them is not what the search finds.
 pub(crate) struct Needle([[u8; ROUND_KEY]; ROUNDS]);
@@ -37,6 +40,16 @@ impl Needle {
             key.copy_from_slice(words.concat().as_slice());
         }
         Self(keys)
+    }
+
+    /// Of a value that is no AEK, in pieces.
+    #[cfg(feature = "secrets")]
+    pub(crate) fn of_value(value: &[u8]) -> Self {
+        let mut pieces = [[0; ROUND_KEY]; ROUNDS];
+        for (inverted, byte) in pieces.as_flattened_mut().iter_mut().zip(value) {
+            *inverted = !*byte;
+        }
+        Self(pieces)
     }
 
     /// How many round keys stand somewhere in writable memory, at any alignment.

@@ -87,7 +87,11 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             };
             let what = |record: &AccountRecord| format!("account {id}: {}", lost(record));
             let look = async || engine.retirable_aeks(&id, &aek_version, when(now)).await;
-            let retire = async |shown: &_| engine.retire_aeks_as_shown(shown, &aek_version, when(now)).await;
+            let retire = async |shown: &_| {
+                // Nothing that keyleash keeps itself is lost by it.
+                engine.secrets().reseal(&id).await?;
+                engine.retire_aeks_as_shown(shown, &aek_version, when(now)).await
+            };
             let (shown, done) = consent.carry_out(output, look, |shown| would(what(shown)), retire).await?;
             let (what, lost) = (what(&shown), lost(&shown));
             let result = json!({
@@ -126,7 +130,13 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
                 let (made, lost) = (utc(record.created_unix), Lost::of(&record.versions));
                 format!("account {id} (made {made}, deleted {deleted}): {lost}")
             };
-            let look = async || engine.purgeable_account(&id, when(now)).await;
+            let look = async || match engine.purgeable_account(&id, when(now)).await {
+                // What is left where a purge was killed is of an account that is destroyed.
+                Err(Error::NotFound(_)) if engine.purge_account(&id, when(now)).await.is_ok() => Err(Error::NotFound(
+                    format!("account {id}: it was purged; what was left of its secrets is removed now"),
+                )),
+                found => found,
+            };
             let purge = async |shown: &_| engine.purge_account_as_shown(shown, when(now)).await;
             let (shown, done) = consent.carry_out(output, look, |shown| would(what(shown)), purge).await?;
             let (what, lost) = (what(&shown), Lost::of(&shown.versions));

@@ -105,6 +105,9 @@ pub(crate) enum Command {
     /// Accounts: make, list, rotate, move, delete.
     #[command(subcommand)]
     Account(Account),
+    /// Secrets of an account (credentials, keys, certificates): set, get, list, delete.
+    #[command(subcommand)]
+    Secret(crate::secret::args::Secret),
     /// Look at the store.
     #[command(subcommand)]
     Store(Store),

@@ -22,6 +22,7 @@ mod quickstart;
 mod refused_pins;
 mod schedule;
 mod seal;
+mod secret;
 mod setup;
 mod shared_store;
 mod signals;
@@ -186,6 +187,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Token(command) => token::run(command, setup()?, output).await,
         Command::Kek(command) => kek::run(command, setup()?, output).await,
         Command::Account(command) => account::run(command, setup()?, output).await,
+        Command::Secret(command) => secret::run(command, setup()?, output).await,
         Command::Store(command) => store::run(command, setup()?, output).await,
         Command::Seal(args) => seal::seal(args, setup()?, output).await,
         Command::Open(args) => seal::open(args, setup()?, output).await,

@@ -281,7 +281,7 @@ impl Opened {
 }
 
 /// The stream, and what it is.
-fn open_input(path: Option<&Path>) -> Result<(Box<dyn Read + Send>, Metadata), Failure> {
+pub(crate) fn open_input(path: Option<&Path>) -> Result<(Box<dyn Read + Send>, Metadata), Failure> {
     let Some(path) = path else {
         let input = Standard::Input.file()?;
         let metadata = input.metadata().map_err(|error| Failure::io(Standard::Input.name(), error))?;

@@ -88,14 +88,15 @@ fn report_json(path: &Path, found: &Check) -> Value {
     let findings: Vec<_> = found.findings.iter().map(ToString::to_string).collect();
     json!({
         "store": path.display().to_string(), "accounts": found.accounts, "keks": found.keks, "denials": found.denials,
-        "found": found.found, "findings": findings,
+        "secrets": found.secrets, "found": found.found, "findings": findings,
     })
 }
 
 fn contents(found: &Check) -> String {
     let [accounts, keks, denials] = [(found.accounts, "account"), (found.keks, "KEK"), (found.denials, "denial")]
         .map(|(number, noun)| count(number, noun));
-    format!("{accounts}, {keks}, {denials}")
+    let secrets = if found.secrets > 0 { format!(", {}", count(found.secrets, "secret")) } else { String::new() };
+    format!("{accounts}, {keks}, {denials}{secrets}")
 }
 
 /// Puts a verified copy of the snapshot in the store's place. What was there stays beside it, whatever it was.

@@ -1,0 +1,338 @@
+//! Versions of a secret: set, given out, switched, and moved to another AEK version.
+
+use super::{
+    Access, OpenedSecret, SecretValue, Secrets, SetOptions,
+    records::{Seen, refuse_deleted},
+};
+use crate::{
+    block::{Address, BlockHeader, ObjectId},
+    clock::{unix_now, utc},
+    error::{Corrupt, Error, Result},
+    name::{AccountId, SecretId},
+    store::{
+        CONFLICTS_MAX, Key, Put, StoreVersion, Versioned, again_and_again,
+        record::{Making, SECRET_VERSIONS_MAX, SECRET_WORDS_BYTES_MAX, SecretRecord, SecretValueRecord, SecretVersion},
+    },
+};
+
+impl Secrets {
+    /// Sets a secret: its next version, which is made current, and the secret itself where there is none of this name. Returns the
+    /// version's number. Durable when it returns. The versions before stay as they are.
+    ///
+    /// Where [`SECRET_VERSIONS_MAX`] versions are there, the oldest that is expired makes room.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when a rule of the options is broken; [`Error::NotFound`] for the account, and for a secret that is deleted;
+    /// what [`Account::seal`](crate::Account::seal) fails with; [`Error::Exhausted`] when there are as many versions, or as many bytes of
+    /// content types and tags, as there may be; [`Error::Conflict`] while a hook makes the next version, and when others change the
+    /// secret all the time; [`Error::Store`]: nothing was acknowledged, and another try may add one more.
+    pub async fn set(&self, id: &SecretId, value: SecretValue, options: SetOptions) -> Result<u32> {
+        self.permit(&id.account, Access::Set).await?;
+        let SetOptions { content_type, not_before_unix, expires_unix, enabled, mut tags } = options;
+        tags.sort();
+        let wanted =
+            SecretVersion { version: 0, created_unix: 0, not_before_unix, expires_unix, enabled, content_type, tags };
+        wanted.check().map_err(|what| Error::Invalid(format!("secret {id}: {what}")))?;
+        let mut taken = 0;
+        for _ in 0..CONFLICTS_MAX {
+            let seen = self.look(id).await?;
+            let (date, earliest) = self.dates().await?;
+            let mut head = seen.head.clone().unwrap_or_else(|| SecretRecord {
+                id: id.clone(),
+                account_created_unix: seen.account.created_unix,
+                versions: Vec::new(),
+                deleted: None,
+                rotation: None,
+            });
+            refuse_deleted(&head)?;
+            refuse_while_making(&mut head, date, earliest)?;
+            let version = next_after(id, head.newest().max(taken))?;
+            push(&mut head, SecretVersion { version, created_unix: date, ..wanted.clone() })?;
+            match self.store_version(&seen, &head, &value).await? {
+                Stored::Done => return Ok(version),
+                // Of somebody who was killed before the head named it, or is about to write that head: the number is not used again.
+                Stored::Taken => taken = version,
+                Stored::Changed => {}
+            }
+        }
+        Err(again_and_again("secret", id))
+    }
+
+    /// The store's date for what is written now, and the earliest that it can be.
+    pub(super) async fn dates(&self) -> Result<(u64, u64)> {
+        self.engine
+            .at_home(|keyring| async move { Ok((keyring.stamp().await?, keyring.agreed().await?.date_unix)) })
+            .await
+    }
+
+    /// Seals and stores the value of the newest version in `head`, and then the head.
+    pub(super) async fn store_version(&self, seen: &Seen, head: &SecretRecord, value: &SecretValue) -> Result<Stored> {
+        let (id, version) = (&head.id, head.newest());
+        let account = self.engine.account(&id.account).await?;
+        let mut buf = SecretValue::buffer(value.as_bytes());
+        let header = account.seal(address(id, version), &mut buf).await?;
+        if Some(header.aek_version()) != seen.account.current().map(|current| current.aek_version) {
+            // Another engine rotated it. Under the version before nothing may be stored that its retirement does not know of.
+            let of = id.account.clone();
+            self.engine.at_home(|keyring| async move { keyring.learn(&of).await }).await?;
+            return Ok(Stored::Changed);
+        }
+        let block = [header.as_bytes(), &buf].concat();
+        let sealed = SecretValueRecord { id: id.clone(), version, block };
+        let key = sealed.key();
+        let value_version = match self.create(key.clone(), seen.on_account(sealed.put()?)).await {
+            Ok(version) => version,
+            Err(Error::Exists(_)) => return Ok(Stored::Taken),
+            Err(Error::Conflict(_)) => return Ok(Stored::Changed),
+            Err(error) => return Err(error),
+        };
+        self.name(seen, head, key, value_version).await
+    }
+
+    /// Writes the head that names a value which was just stored.
+    pub(super) async fn name(
+        &self,
+        seen: &Seen,
+        head: &SecretRecord,
+        key: Key,
+        value_version: StoreVersion,
+    ) -> Result<Stored> {
+        let rest = |put: Put| put.resting_on(key.clone(), value_version.clone());
+        match self.put_head(seen, head, rest).await {
+            Ok(_) => {
+                // The next one that sets it does what cannot be done now.
+                let _ = self.sweep(head).await;
+                Ok(Stored::Done)
+            }
+            Err(Error::Conflict(_) | Error::Exists(_) | Error::NotFound(_)) => {
+                let _ = self.remove(key, value_version).await;
+                Ok(Stored::Changed)
+            }
+            // The head may be there all the same, so the value stays.
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes values that no head will name any more: numbers only go up, so that those before the newest are named by now or never.
+    async fn sweep(&self, head: &SecretRecord) -> Result<()> {
+        for number in self.numbers(&head.id).await? {
+            let key = Key::SecretValue(head.id.clone(), number);
+            if number < head.newest()
+                && head.version(number).is_none()
+                && let Some(Versioned { version, .. }) = self.read(key.clone()).await?
+            {
+                self.remove(key, version).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives out a version of a secret, or the current one: the newest that is enabled, and inside of its not-before and expiry by the
+    /// wall clock here. The value is wiped when what is returned is dropped, and no copy of it stays.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for the account, the secret and the version, also when it is deleted, disabled, expired, or not valid yet,
+    /// and says which; what [`Account::open`](crate::Account::open) fails with, [`Error::Denied`] above all; [`Error::Corrupt`] naming the
+    /// secret and the version, when one of its records was damaged, exchanged or is missing; [`Error::Store`].
+    pub async fn get(&self, id: &SecretId, version: Option<u32>) -> Result<OpenedSecret> {
+        self.permit(&id.account, Access::Get).await?;
+        let mut again = true;
+        loop {
+            let seen = self.look(id).await?;
+            let version = choose(seen.live(id)?, version, unix_now())?.clone();
+            let key = Key::SecretValue(id.clone(), version.version);
+            match self.read(key.clone()).await? {
+                Some(found) => {
+                    let value = self.open(id, &SecretValueRecord::decode(&key, &found.value)?).await?;
+                    return Ok(OpenedSecret { value, version });
+                }
+                // Its head may be another one by now.
+                None if again => again = false,
+                None => return Err(missing(&key)),
+            }
+        }
+    }
+
+    pub(super) async fn open(&self, id: &SecretId, sealed: &SecretValueRecord) -> Result<SecretValue> {
+        let account = self.engine.account(&id.account).await?;
+        let (header, ciphertext) = BlockHeader::split(&sealed.block)?;
+        let mut buf = SecretValue::buffer(ciphertext);
+        match account.open(address(id, sealed.version), &header, &mut buf).await {
+            Ok(()) => SecretValue::new(std::mem::take(&mut *buf)),
+            Err(Error::Corrupt(what)) => {
+                Err(Corrupt::Record { record: sealed.key().to_string(), what: what.to_string() }.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Enables a version, or disables it, so that it is not given out.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Store`], [`Error::Conflict`].
+    pub async fn set_enabled(&self, id: &SecretId, version: u32, enabled: bool) -> Result<()> {
+        self.permit(&id.account, Access::Set).await?;
+        let change = |head: &mut SecretRecord| {
+            refuse_deleted(head)?;
+            let found = head.versions.iter_mut().find(|known| known.version == version);
+            found.ok_or_else(|| no_version(id, version))?.enabled = enabled;
+            Ok(())
+        };
+        self.change(id, change).await.map(drop)
+    }
+
+    /// Seals every value of an account's secrets, deleted ones included, under the account's current AEK version, so that older ones can
+    /// be retired. Returns how many it moved. `keyleash account retire` does it by itself.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for the account; what opening and sealing fail with, [`Error::Corrupt`] above all: those before are moved;
+    /// [`Error::Store`], [`Error::Conflict`].
+    pub async fn reseal(&self, account: &AccountId) -> Result<u64> {
+        self.permit(account, Access::Set).await?;
+        let mut moved = 0;
+        for id in self.heads(Some(account)).await? {
+            let Some(head) = self.look(&id).await?.head else { continue };
+            for version in &head.versions {
+                moved += u64::from(self.reseal_value(&id, version.version).await?);
+            }
+        }
+        Ok(moved)
+    }
+
+    async fn reseal_value(&self, id: &SecretId, version: u32) -> Result<bool> {
+        let key = Key::SecretValue(id.clone(), version);
+        for _ in 0..CONFLICTS_MAX {
+            let seen = self.look(id).await?;
+            let Some(found) = self.read(key.clone()).await? else {
+                match seen.head.is_some_and(|head| head.version(version).is_some()) {
+                    true => return Err(missing(&key)),
+                    false => return Ok(false), // purged meanwhile
+                }
+            };
+            let sealed = SecretValueRecord::decode(&key, &found.value)?;
+            let current = seen.account.current().map(|current| current.aek_version);
+            if Some(sealed.aek_version()?) == current {
+                return Ok(false);
+            }
+            let value = self.open(id, &sealed).await?;
+            let mut buf = SecretValue::buffer(value.as_bytes());
+            let header = self.engine.account(&id.account).await?.seal(address(id, version), &mut buf).await?;
+            if Some(header.aek_version()) != current {
+                let of = id.account.clone();
+                self.engine.at_home(|keyring| async move { keyring.learn(&of).await }).await?;
+                continue;
+            }
+            let block = [header.as_bytes(), &buf].concat();
+            let put = seen.on_account(SecretValueRecord { id: id.clone(), version, block }.put()?);
+            match self.replace(key.clone(), found.version, put).await {
+                Ok(_) => return Ok(true),
+                Err(Error::Conflict(_) | Error::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(again_and_again("secret", id))
+    }
+}
+
+/// How the write of a new version ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stored {
+    Done,
+    /// There is a value of this number.
+    Taken,
+    /// Something that it rests on is another by now: look again.
+    Changed,
+}
+
+/// The block that a value is: bound to the secret's name and the version, beside the account that every block is bound to.
+fn address(id: &SecretId, version: u32) -> Address {
+    ObjectId::hashed(&[b"keyleash.secret.v1", id.name.as_str().as_bytes(), &version.to_be_bytes()]).into()
+}
+
+/// The version that is given out.
+pub(super) fn choose(head: &SecretRecord, wanted: Option<u32>, now: u64) -> Result<&SecretVersion> {
+    let id = &head.id;
+    if let Some(wanted) = wanted {
+        let version = head.version(wanted).ok_or_else(|| no_version(id, wanted))?;
+        return match why_not(version, now) {
+            None => Ok(version),
+            Some(why) => Err(Error::NotFound(format!("version {wanted} of secret {id} {why}"))),
+        };
+    }
+    if let Some(current) = head.versions.iter().rev().find(|version| why_not(version, now).is_none()) {
+        return Ok(current);
+    }
+    let newest = head.versions.last().and_then(|version| why_not(version, now)).unwrap_or_default();
+    Err(Error::NotFound(format!(
+        "secret {id} has no version that is given out now: the newest, version {}, {newest}; see `keyleash secret show {} --account {}`",
+        head.newest(),
+        id.name,
+        id.account
+    )))
+}
+
+/// Why a version is not given out; `None` where it is.
+fn why_not(version: &SecretVersion, now: u64) -> Option<String> {
+    match version {
+        SecretVersion { enabled: false, .. } => Some("is disabled".into()),
+        SecretVersion { not_before_unix: Some(from), .. } if now < *from => {
+            Some(format!("is not valid before {}, and it is {}", utc(*from), utc(now)))
+        }
+        SecretVersion { expires_unix: Some(until), .. } if now >= *until => Some(format!("expired on {}", utc(*until))),
+        _ => None,
+    }
+}
+
+fn no_version(id: &SecretId, version: u32) -> Error {
+    Error::NotFound(format!(
+        "version {version} of secret {id}: `keyleash secret show {} --account {}` shows those that there are",
+        id.name, id.account
+    ))
+}
+
+fn missing(key: &Key) -> Error {
+    Corrupt::Record { record: key.to_string(), what: "is missing; restore the store from a copy".into() }.into()
+}
+
+/// The number behind one.
+pub(super) fn next_after(id: &SecretId, newest: u32) -> Result<u32> {
+    newest.checked_add(1).ok_or_else(|| Error::Exhausted(format!("secret {id} has no further version number")))
+}
+
+/// A version set by hand takes the place of one that a hook was begun for and has not made, but not while a hook is at it.
+fn refuse_while_making(head: &mut SecretRecord, date: u64, earliest: u64) -> Result<()> {
+    let Some(rotation) = &mut head.rotation else { return Ok(()) };
+    if let Some(Making { version, until_unix, .. }) = rotation.making
+        && earliest < until_unix
+    {
+        return Err(Error::Conflict(format!(
+            "secret {}: its hook is making version {version}, until {} by the store's date at most; set it after that",
+            head.id,
+            utc(until_unix)
+        )));
+    }
+    (rotation.making, rotation.failures) = (None, 0);
+    rotation.due_unix = date.saturating_add(rotation.every_secs);
+    Ok(())
+}
+
+/// Adds a version. Of as many as there may be, the oldest that has expired makes room.
+pub(super) fn push(head: &mut SecretRecord, version: SecretVersion) -> Result<()> {
+    let now = unix_now();
+    if head.versions.len() >= SECRET_VERSIONS_MAX
+        && let Some(at) = head.versions.iter().position(|old| old.expires_unix.is_some_and(|until| until <= now))
+    {
+        head.versions.remove(at);
+    }
+    head.versions.push(version);
+    let words: usize = head.versions.iter().map(SecretVersion::words_bytes).sum();
+    if head.versions.len() > SECRET_VERSIONS_MAX || words > SECRET_WORDS_BYTES_MAX {
+        return Err(Error::Exhausted(format!(
+            "secret {} has {} versions, with {words} bytes of content types and tags; at most {SECRET_VERSIONS_MAX} and \
+             {SECRET_WORDS_BYTES_MAX} are kept, of which none has expired that could make room: set it under a new name",
+            head.id,
+            head.versions.len() - 1
+        )));
+    }
+    Ok(())
+}
