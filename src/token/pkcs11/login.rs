@@ -1,7 +1,8 @@
 //! The login: whether a PIN may be tried at all, and what its failure says of it.
 
 use super::fault::{self, Fault, code_of};
-use super::module::{Caller, Inside};
+use super::module::Inside;
+use super::pauses::Caller;
 use super::pin::{Attempt, Standing};
 use super::refusals::TokenKey;
 use super::select::Selector;

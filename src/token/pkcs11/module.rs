@@ -16,6 +16,7 @@
 
 use super::fault;
 use super::numbers::Numbers;
+use super::pauses::{Caller, PAUSE_WAITED_MAX, Pause, Pauses};
 use super::raw::{self, Origin, Raw};
 use super::threads::THREADS;
 use super::verdict::{self, Class};
@@ -33,12 +34,6 @@ use std::{
     time::Duration,
 };
 
-/// Shortest pause between two initialisations; doubles with each that does not help.
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// Longest pause, of all but proofs ([`Caller::proof`]).
-const BACKOFF_MAX: Duration = Duration::from_millis(800);
-/// A pause that a call sits out, so that trouble of a moment is over within the call; in a long outage calls fail at once.
-const PAUSE_WAITED_MAX: Duration = Duration::from_millis(100);
 /// For how long a moment is looked for in which nobody is inside.
 const QUIET_WAIT_MAX: Duration = Duration::from_millis(100);
 /// How long re-initialisation waits for calls that are under way.
@@ -135,71 +130,6 @@ pub(super) struct Module {
     /// The host uses the module as well, outside the gate: never C_Finalize.
     shared_with_host: AtomicBool,
     initialised_before: AtomicBool,
-}
-
-/// The pauses of one token between re-initialisations for its sake. Those of another one on the module, which works, do not end
-/// them: each re-initialisation costs that one its sessions.
-#[derive(Default)]
-pub(super) struct Pauses(Mutex<Pause>);
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Pause {
-    vain: u32,
-    /// When the last attempt began.
-    tried: Instant,
-    /// When it had failed.
-    failed: Instant,
-    not_before: Instant,
-}
-
-impl Pause {
-    fn back_off(&mut self, tried: Instant, failed: Instant) {
-        let pause = BACKOFF_MIN.saturating_mul(1 << self.vain.min(8)).min(BACKOFF_MAX);
-        *self = Self { vain: self.vain.saturating_add(1), tried, failed, not_before: failed.plus(pause) };
-    }
-
-    fn end(&self, caller: &Caller) -> Instant {
-        match caller.goes_by(self.tried) {
-            true => self.not_before,
-            false => self.not_before.min(self.failed.plus(BACKOFF_MIN)),
-        }
-    }
-}
-
-/// Who calls.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Caller {
-    pub(super) operation: &'static str,
-    /// Until when they wait.
-    pub(super) deadline: Instant,
-    /// When they asked, where it is for a proof. A proof takes no answer that is older than itself: what failed before it was asked for
-    /// is tried again for it, however long others pause, whoever tried it and however often. Else a pause that ends just after a proof
-    /// would let a token that is back be found a poll late.
-    pub(super) proof: Option<Instant>,
-}
-
-impl Caller {
-    /// Whether an attempt that was begun then, and failed, is their answer too.
-    pub(super) fn goes_by(&self, tried: Instant) -> bool {
-        self.proof.is_none_or(|asked| asked <= tried)
-    }
-}
-
-impl Pauses {
-    fn end_for(&self, caller: &Caller) -> Instant {
-        lock(&self.0).end(caller)
-    }
-
-    fn back_off(&self, now: Instant) {
-        lock(&self.0).back_off(now, now);
-    }
-
-    fn end(&self) {
-        let mut pause = lock(&self.0);
-        if pause.vain > 0 {
-            *pause = Pause::default();
-        }
-    }
 }
 
 struct Gate {

@@ -10,7 +10,8 @@
 //! hangs, perhaps for good: it counts as one that failed, and the next has its turn.
 
 use super::fault::{self, Fault};
-use super::module::{Caller, before, wait_until};
+use super::module::{before, wait_until};
+use super::pauses::Caller;
 use super::verdict;
 use crate::clock::{Clock, Instant};
 use crate::secret::Pin;
