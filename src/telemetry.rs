@@ -2,7 +2,7 @@
 
 use crate::{
     lease::Change,
-    name::{AccountId, KekVersion, TokenName},
+    name::{AccountId, KekVersion, SecretId, TokenName},
     store::record::due::Due,
     token::{KekId, Profile, Workers},
 };
@@ -196,6 +196,13 @@ pub enum Event {
         /// The KEK version.
         kek: KekVersion,
     },
+    /// A hook made a new version of a secret, which is given out from now on.
+    SecretRotated {
+        /// The secret.
+        secret: SecretId,
+        /// The version.
+        version: u32,
+    },
     /// The subscriber was too slow and missed this many events.
     Missed(u64),
 }
@@ -273,6 +280,7 @@ impl fmt::Display for Event {
                 write!(f, "KEK {kek}{current} is in its token no more, and not retired")
             }
             Self::KekBack { kek } => write!(f, "KEK {kek} is in its token again"),
+            Self::SecretRotated { secret, version } => write!(f, "secret {secret}: a hook made version {version}"),
             Self::Missed(1) => f.write_str("1 event was missed"),
             Self::Missed(missed) => write!(f, "{missed} events were missed"),
         }
@@ -297,6 +305,7 @@ impl Teller {
             good @ (Event::AekRotated { .. }
             | Event::KekRotated { .. }
             | Event::KekBack { .. }
+            | Event::SecretRotated { .. }
             | Event::ContextRenewed { .. }
             | Event::StoreAnswers
             | Event::WipeDone { .. }

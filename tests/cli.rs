@@ -57,6 +57,7 @@ transcripts! {
     rotation,
     rotation_trouble,
     schedule,
+    secret_hooks,
     secrets,
     set_up_wrong,
     settings,

@@ -10,6 +10,8 @@
 //! | --- | --- |
 //! | `versions.rs` | versions set and given out, resealing |
 //! | `life.rs` | listing, deletion, undeletion, purge |
+//! | `rotation.rs` | policies, and whose turn it is to run a hook |
+//! | `hook.rs` | a hook while it runs |
 //! | `records.rs` | how the records are read and changed |
 //! | `value.rs` | a value in memory |
 
@@ -20,11 +22,14 @@ use crate::{
     store::record::SecretVersion,
 };
 
+mod hook;
 mod life;
 mod records;
+mod rotation;
 mod value;
 mod versions;
 
+pub use self::rotation::{HOOK_TIMEOUT_MAX, ROTATION_MAX, ROTATION_MIN, RotationPolicy, SecretsReport};
 pub use self::value::SecretValue;
 
 /// The secrets of an engine's accounts. Cheap to clone; made by [`Engine::secrets`].

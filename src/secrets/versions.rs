@@ -3,6 +3,7 @@
 use super::{
     Access, OpenedSecret, SecretValue, Secrets, SetOptions,
     records::{Seen, refuse_deleted},
+    rotation::refuse_while_running,
 };
 use crate::{
     block::{Address, BlockHeader, ObjectId},
@@ -11,7 +12,7 @@ use crate::{
     name::{AccountId, SecretId},
     store::{
         CONFLICTS_MAX, Key, Put, StoreVersion, Versioned, again_and_again,
-        record::{Making, SECRET_VERSIONS_MAX, SECRET_WORDS_BYTES_MAX, SecretRecord, SecretValueRecord, SecretVersion},
+        record::{SECRET_VERSIONS_MAX, SECRET_WORDS_BYTES_MAX, SecretRecord, SecretValueRecord, SecretVersion},
     },
 };
 
@@ -45,10 +46,10 @@ impl Secrets {
                 rotation: None,
             });
             refuse_deleted(&head)?;
-            refuse_while_making(&mut head, date, earliest)?;
+            take_over(&mut head, date, earliest)?;
             let version = next_after(id, head.newest().max(taken))?;
             push(&mut head, SecretVersion { version, created_unix: date, ..wanted.clone() })?;
-            match self.store_version(&seen, &head, &value).await? {
+            match self.store_version(&seen, &head, &value, false).await? {
                 Stored::Done => return Ok(version),
                 // Of somebody who was killed before the head named it, or is about to write that head: the number is not used again.
                 Stored::Taken => taken = version,
@@ -65,8 +66,14 @@ impl Secrets {
             .await
     }
 
-    /// Seals and stores the value of the newest version in `head`, and then the head.
-    pub(super) async fn store_version(&self, seen: &Seen, head: &SecretRecord, value: &SecretValue) -> Result<Stored> {
+    /// Seals and stores the value of the newest version in `head`, and then the head. A number that is `kept` for this is nobody else's.
+    pub(super) async fn store_version(
+        &self,
+        seen: &Seen,
+        head: &SecretRecord,
+        value: &SecretValue,
+        kept: bool,
+    ) -> Result<Stored> {
         let (id, version) = (&head.id, head.newest());
         let account = self.engine.account(&id.account).await?;
         let mut buf = SecretValue::buffer(value.as_bytes());
@@ -80,23 +87,22 @@ impl Secrets {
         let block = [header.as_bytes(), &buf].concat();
         let sealed = SecretValueRecord { id: id.clone(), version, block };
         let key = sealed.key();
-        let value_version = match self.create(key.clone(), seen.on_account(sealed.put()?)).await {
+        let put = seen.on_account(sealed.put()?);
+        let value_version = match self.create(key.clone(), put.clone()).await {
+            Err(Error::Exists(_)) if kept => self.replace_orphan(seen, key.clone(), put).await,
+            stored => stored,
+        };
+        let value_version = match value_version {
             Ok(version) => version,
             Err(Error::Exists(_)) => return Ok(Stored::Taken),
-            Err(Error::Conflict(_)) => return Ok(Stored::Changed),
+            Err(Error::Conflict(_) | Error::NotFound(_)) => return Ok(Stored::Changed),
             Err(error) => return Err(error),
         };
         self.name(seen, head, key, value_version).await
     }
 
     /// Writes the head that names a value which was just stored.
-    pub(super) async fn name(
-        &self,
-        seen: &Seen,
-        head: &SecretRecord,
-        key: Key,
-        value_version: StoreVersion,
-    ) -> Result<Stored> {
+    async fn name(&self, seen: &Seen, head: &SecretRecord, key: Key, value_version: StoreVersion) -> Result<Stored> {
         let rest = |put: Put| put.resting_on(key.clone(), value_version.clone());
         match self.put_head(seen, head, rest).await {
             Ok(_) => {
@@ -111,6 +117,17 @@ impl Secrets {
             // The head may be there all the same, so the value stays.
             Err(error) => Err(error),
         }
+    }
+
+    /// Puts a value in the place of one of a number that the head keeps for a hook's run, and that somebody who was killed has left: if
+    /// the head is as it was seen, in the same step, so that no head names what is replaced, nor will one.
+    async fn replace_orphan(&self, seen: &Seen, key: Key, put: Put) -> Result<StoreVersion> {
+        let (Some(found), Some(head)) = (self.read(key.clone()).await?, seen.head_version.clone()) else {
+            return Err(Error::Conflict(key.to_string()));
+        };
+        let Key::SecretValue(id, _) = &key else { return Err(Error::Conflict(key.to_string())) };
+        let put = put.resting_on(Key::Secret(id.clone()), head);
+        self.replace(key, found.version, put).await
     }
 
     /// Removes values that no head will name any more: numbers only go up, so that those before the newest are named by now or never.
@@ -195,6 +212,7 @@ impl Secrets {
             for version in &head.versions {
                 moved += u64::from(self.reseal_value(&id, version.version).await?);
             }
+            self.reseal_policy(&id).await?;
         }
         Ok(moved)
     }
@@ -300,17 +318,9 @@ pub(super) fn next_after(id: &SecretId, newest: u32) -> Result<u32> {
 }
 
 /// A version set by hand takes the place of one that a hook was begun for and has not made, but not while a hook is at it.
-fn refuse_while_making(head: &mut SecretRecord, date: u64, earliest: u64) -> Result<()> {
+fn take_over(head: &mut SecretRecord, date: u64, earliest: u64) -> Result<()> {
+    refuse_while_running(head, earliest)?;
     let Some(rotation) = &mut head.rotation else { return Ok(()) };
-    if let Some(Making { version, until_unix, .. }) = rotation.making
-        && earliest < until_unix
-    {
-        return Err(Error::Conflict(format!(
-            "secret {}: its hook is making version {version}, until {} by the store's date at most; set it after that",
-            head.id,
-            utc(until_unix)
-        )));
-    }
     (rotation.making, rotation.failures) = (None, 0);
     rotation.due_unix = date.saturating_add(rotation.every_secs);
     Ok(())

@@ -473,7 +473,7 @@ impl Streams {
 }
 
 /// Parses an age. humantime's own errors show `10sec` and `10ms`, neither of which is allowed here.
-fn age(text: &str) -> Result<Duration, String> {
+pub(crate) fn age(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "write a number and its unit, as in 90d, 12h or 1y 6months".into())
 }
 

@@ -9,8 +9,9 @@ use crate::{
 use keyleash::{
     Error,
     clock::utc,
-    name::KekVersion,
+    name::{KekVersion, SecretId},
     rotate::{AekSchedule, KekSchedule, Schedule, WorkReport},
+    secrets::SecretsReport,
     store::{
         self,
         record::{AekPolicy, KekPolicy, WorkRecord},
@@ -40,18 +41,24 @@ pub(crate) async fn run(args: ScheduleArgs, setup: &Setup, output: Output) -> Re
         };
     }
     let report = engine.run_schedule().await?;
+    // Who is at work elsewhere does these as well. What fails of them is an event, which is shown as it comes.
+    let secrets = match report.held_by {
+        Some(_) => SecretsReport::default(),
+        None => engine.secrets().run_schedule().await?,
+    };
     for (subject, error) in &report.failures {
         output.note(&format!("keyleash: {subject}: {}", ended(error)));
     }
-    output.result(&report_json(&report), &report_lines(&report))?;
+    output.result(&report_json(&report, &secrets), &report_lines(&report, &secrets))?;
+    let failed = report.failed + secrets.failures.len() as u64;
     match report.stopped {
         Some(error) => Err(error.into()),
-        None if report.failed > 0 => Err(Failure::partial(
+        None if failed > 0 => Err(Failure::partial(
             format!(
                 "{} by schedule not done, and left as they were: see what was said of each",
-                count(report.failed, "thing")
+                count(failed, "thing")
             ),
-            report.failures.first().map(|(_, error)| error),
+            report.failures.first().map(|(_, error)| error).or(secrets.failures.first().map(|(_, error)| error)),
         )),
         None => Ok(()),
     }
@@ -128,7 +135,7 @@ pub(crate) fn kek_policy_words(policy: KekPolicy) -> String {
 }
 
 /// In whole days where it is; humantime would write years of 365.25 days.
-fn age(secs: u64) -> String {
+pub(crate) fn age(secs: u64) -> String {
     const DAY: u64 = 24 * 60 * 60;
     if secs.is_multiple_of(DAY) {
         return count(secs / DAY, "day");
@@ -216,7 +223,10 @@ fn failure_json((subject, error): &(String, Error)) -> Value {
     json!({ "what": subject, "error": error.to_string() })
 }
 
-fn report_json(report: &WorkReport) -> Value {
+fn report_json(report: &WorkReport, secrets: &SecretsReport) -> Value {
+    let secret = |(id, version): &(SecretId, u32)| json!({ "account": id.account.as_str(), "secret": id.name.as_str(), "version": version });
+    let secret_failures =
+        secrets.failures.iter().map(|(id, error)| failure_json(&(format!("secret {id}"), error.clone())));
     json!({
         "held_by": report.held_by.as_ref().map(holder_json),
         "keks": report.keks.iter().map(|(kek, _)| kek_json(kek)).collect::<Vec<_>>(),
@@ -224,11 +234,13 @@ fn report_json(report: &WorkReport) -> Value {
         "rewrapped": report.rewrapped,
         "failed": report.failed,
         "failures": report.failures.iter().map(failure_json).collect::<Vec<_>>(),
+        "secrets": secrets.rotated.iter().map(secret).collect::<Vec<_>>(),
+        "secret_failures": secret_failures.collect::<Vec<_>>(),
         "stopped": report.stopped.as_ref().map(ToString::to_string),
     })
 }
 
-fn report_lines(report: &WorkReport) -> String {
+fn report_lines(report: &WorkReport, secrets: &SecretsReport) -> String {
     if let Some(holder) = &report.held_by {
         return format!(
             "scheduled work is done by {} (fence {}); nothing was done here\n",
@@ -246,5 +258,8 @@ fn report_lines(report: &WorkReport) -> String {
         report.rewrapped,
         report.failed
     ));
+    for (id, version) in &secrets.rotated {
+        lines.push_str(&format!("secret {id}: its hook made version {version}\n"));
+    }
     lines
 }

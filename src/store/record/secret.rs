@@ -89,7 +89,7 @@ pub struct Rotation {
 pub struct Making {
     /// The number that it shall have, behind all that are there.
     pub version: u32,
-    /// Counts the runs for this number: the fence. What an earlier run brings is not taken.
+    /// Which run of the hook, drawn at random: the fence. What an earlier run brings is not taken.
     pub run: u64,
     /// Until when nobody else runs the hook, in seconds since 1970 by the store's date; 0 when it has ended and failed.
     pub until_unix: u64,

@@ -1,9 +1,13 @@
 //! The command line of `secret`.
 
-use crate::consent::Consent;
+use crate::{args::age, consent::Consent};
 use clap::{Args, Subcommand};
 use keyleash::clock::unix_now;
-use std::{ffi::OsString, path::PathBuf, time::UNIX_EPOCH};
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    time::{Duration, UNIX_EPOCH},
+};
 
 const SET_EXAMPLES: &str = "\
 Examples:
@@ -12,6 +16,18 @@ Examples:
 
 The value is taken byte for byte, a line end behind it too. It is never an
 argument: those of a command are shown to every user of the machine.";
+
+const POLICY_HELP: &str = "\
+Example:
+  keyleash secret policy db/password --account alice --every 30d --hook /etc/keyleash/new-password
+
+The hook gets the current value on standard input, and SECRET_ACCOUNT,
+SECRET_NAME, SECRET_VERSION and SECRET_NEXT_VERSION in an environment that has
+beside them PATH alone. What it prints is the next version, byte for byte. It is
+run by `keyleash schedule --run`, from a timer, or by a service. If it ends with
+another status than 0, prints nothing or more than 64 KiB, or takes too long,
+nothing changes, and it is run again later, for the same next version: one that
+was killed may have done its work, and must be able to do it again.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secret {
@@ -35,6 +51,11 @@ pub(crate) enum Secret {
     Enable(OneVersion),
     /// Give a version out no more, until it is enabled.
     Disable(OneVersion),
+    /// Set how a secret is rotated by a hook, by schedule; show it without options.
+    #[command(after_help = POLICY_HELP)]
+    Policy(Policy),
+    /// Run a secret's hook now, due or not.
+    Rotate(Which),
     /// Delete a secret so that it can be brought back during its retention.
     Delete(Which),
     /// Bring a deleted secret back.
@@ -112,6 +133,27 @@ pub(crate) struct Get {
     /// Replace OUT if it exists.
     #[arg(long, requires = "output")]
     pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Policy {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// From one version to the next, with its unit: 1 second to 100 years.
+    #[arg(long, value_name = "AGE", value_parser = age, requires = "hook")]
+    pub(crate) every: Option<Duration>,
+    /// What makes the next version: the absolute path of a program.
+    #[arg(long, value_name = "PATH", requires = "every")]
+    pub(crate) hook: Option<PathBuf>,
+    /// For how long the version before stays valid.
+    #[arg(long, value_name = "TIME", value_parser = age, default_value = "1d", requires = "every")]
+    pub(crate) overlap: Duration,
+    /// How long the hook may take, up to 1 hour.
+    #[arg(long, value_name = "TIME", value_parser = age, default_value = "60s", requires = "every")]
+    pub(crate) timeout: Duration,
+    /// Not by schedule.
+    #[arg(long, conflicts_with_all = ["every", "hook"])]
+    pub(crate) none: bool,
 }
 
 /// Seconds since 1970.

@@ -4,6 +4,7 @@ use crate::{
     exit::Failure,
     out_file::OutFile,
     output::{Output, columns, count, terminal_columns},
+    schedule::age,
     seal::open_input,
     setup::{Setup, Store, account_id},
     streams::{OwnFiles, Standard},
@@ -12,10 +13,10 @@ use keyleash::{
     Error, When,
     clock::utc,
     name::{AccountId, SecretId, SecretName},
-    secrets::{OpenedSecret, SecretValue, SetOptions},
+    secrets::{OpenedSecret, RotationPolicy, SecretValue, SetOptions},
     store::{
         self, Filter, KeyStore, PAGE_KEYS_MAX,
-        record::{Deletion, SECRET_BYTES_MAX, SecretRecord, SecretVersion},
+        record::{Deletion, Rotation, SECRET_BYTES_MAX, SecretRecord, SecretVersion},
     },
 };
 use serde_json::{Map, Value, json};
@@ -27,7 +28,7 @@ use zeroize::Zeroizing;
 
 pub(crate) mod args;
 
-use args::{Get, OneVersion, Secret, Set, Which};
+use args::{Get, OneVersion, Policy, Secret, Set, Which};
 
 pub(crate) async fn run(command: Secret, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
@@ -42,6 +43,15 @@ pub(crate) async fn run(command: Secret, setup: &Setup, output: Output) -> Resul
         }
         Secret::Enable(one) => enable(&one, true, setup, output).await,
         Secret::Disable(one) => enable(&one, false, setup, output).await,
+        Secret::Policy(args) => policy(args, setup, output).await,
+        Secret::Rotate(which) => {
+            let id = secret_id(&which)?;
+            let version = setup.engine(Store::Existing).await?.secrets().rotate(&id).await?;
+            output.result(
+                &with_id(&id, json!({ "version": version })),
+                &format!("secret {id}: its hook made version {version}\n"),
+            )
+        }
         Secret::Delete(which) => {
             let id = secret_id(&which)?;
             let deletion = setup.engine(Store::Existing).await?.secrets().delete(&id).await?;
@@ -194,6 +204,48 @@ async fn enable(one: &OneVersion, enabled: bool, setup: &Setup, output: Output) 
     output.result(&with_id(&id, json!({ "version": version, "enabled": enabled })), &line)
 }
 
+/// Sets what was given, and shows how the secret is rotated.
+async fn policy(args: Policy, setup: &Setup, output: Output) -> Result<(), Failure> {
+    let Policy { which, every, hook, overlap, timeout, none } = args;
+    let id = secret_id(&which)?;
+    let policy =
+        every.zip(hook).map(|(every, hook)| RotationPolicy::new(every, hook).overlap(overlap).timeout(timeout));
+    if policy.is_some() || none {
+        setup.engine(Store::Existing).await?.secrets().set_rotation(&id, policy).await?;
+    }
+    let record = record(&*setup.store(Store::Read).await?, &id).await?;
+    let words = record.rotation.as_ref().map_or_else(|| "not rotated by schedule".into(), rotation_words);
+    let rotation = record.rotation.as_ref().map(rotation_json);
+    output.result(&with_id(&id, json!({ "rotation": rotation })), &format!("secret {id}: {words}\n"))
+}
+
+fn rotation_words(rotation: &Rotation) -> String {
+    let Rotation { every_secs, overlap_secs, timeout_secs, hook, due_unix, failures, making, .. } = rotation;
+    let tried = match (making, failures) {
+        (Some(making), 0) => format!("; version {} is being made", making.version),
+        (Some(making), _) => {
+            format!("; version {} is to be made, after {}", making.version, count(u64::from(*failures), "failure"))
+        }
+        (None, _) => String::new(),
+    };
+    format!(
+        "rotated every {} by {hook} in {} at most, the version before stays valid for {}; due {}{tried}",
+        age(*every_secs),
+        age(*timeout_secs),
+        age(*overlap_secs),
+        utc(*due_unix)
+    )
+}
+
+fn rotation_json(rotation: &Rotation) -> Value {
+    let Rotation { every_secs, overlap_secs, timeout_secs, hook, due_unix, failures, making, .. } = rotation;
+    let making = making.map(|making| json!({ "version": making.version, "until_unix": making.until_unix }));
+    json!({
+        "every_s": every_secs, "overlap_s": overlap_secs, "timeout_s": timeout_secs, "hook": hook, "due_unix": due_unix,
+        "failures": failures, "making": making,
+    })
+}
+
 fn secret_id(which: &Which) -> Result<SecretId, Failure> {
     let name = SecretName::new(which.name.to_string_lossy())?;
     Ok(SecretId::new(account_id(&which.account)?, name))
@@ -243,7 +295,9 @@ fn record_json(record: &SecretRecord) -> Value {
         })
     };
     let versions: Vec<_> = record.versions.iter().map(version).collect();
-    with_id(&record.id, json!({ "versions": versions, "deleted": record.deleted.map(deletion_json) }))
+    let rotation = record.rotation.as_ref().map(rotation_json);
+    let deleted = record.deleted.map(deletion_json);
+    with_id(&record.id, json!({ "versions": versions, "deleted": deleted, "rotation": rotation }))
 }
 
 fn record_lines(record: &SecretRecord) -> String {
@@ -251,6 +305,9 @@ fn record_lines(record: &SecretRecord) -> String {
     if let Some(deletion) = record.deleted {
         let (since, until) = (utc(deletion.since_unix), utc(deletion.purge_after_unix));
         lines.push_str(&format!("deleted {since}, may be purged from {until} on\n"));
+    }
+    if let Some(rotation) = &record.rotation {
+        lines.push_str(&format!("{}\n", rotation_words(rotation)));
     }
     for version in &record.versions {
         lines.push_str(&format!("version {}{}\n", version.version, if version.enabled { "" } else { ", disabled" }));
