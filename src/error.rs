@@ -13,7 +13,7 @@
 #![doc = include_str!("../examples/service.rs")]
 //! ```
 
-use crate::name::{AccountId, KekVersion};
+use crate::name::{AccountId, CallerId, KekVersion};
 use std::{fmt, time::Duration};
 
 /// When an outage, of a token or of the key store, is worth another look: the engine notices its end within a `poll_interval`.
@@ -50,6 +50,10 @@ pub enum Error {
     /// Bytes at rest were damaged, moved, truncated or forged. Retrying cannot help; restore from a copy.
     #[error("corrupt: {0}")]
     Corrupt(Corrupt),
+    /// The caller has no grant for it ([`Engine::caller`](crate::Engine::caller)). Nothing was done, and nothing is said of what there
+    /// is: what does not exist is forbidden in the same words. Whoever has `grant.write` acts.
+    #[error("forbidden: {0}")]
+    Forbidden(Box<Forbidden>),
     /// What was named does not exist.
     #[error("not found: {0}")]
     NotFound(String),
@@ -113,6 +117,7 @@ impl Error {
             Self::Cold { .. } | Self::Conflict(_) => Some(Duration::ZERO),
             Self::Lapsed(_) | Self::Unreachable(_) | Self::Store(_) => Some(LOOK_AGAIN),
             Self::Denied(_)
+            | Self::Forbidden(_)
             | Self::Corrupt(_)
             | Self::NotFound(_)
             | Self::Exists(_)
@@ -152,6 +157,31 @@ impl fmt::Display for Refusal {
             write!(f, " (for {secs} s)")?;
         }
         write!(f, "; {}", self.remedy)
+    }
+}
+
+/// Which grant a caller lacks. Of the policy it says nothing more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Forbidden {
+    /// Who asked; `None` for a call without a caller.
+    pub caller: Option<CallerId>,
+    /// The operation that is not granted, as grants name it.
+    pub operation: &'static str,
+    /// To what: as the caller named it.
+    pub on: String,
+}
+
+impl fmt::Display for Forbidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { caller, operation, on } = self;
+        match caller {
+            Some(caller) => write!(
+                f,
+                "caller {caller} has no grant of {operation} that covers {on}; whoever has grant.write gives it: `keyleash grant add`"
+            ),
+            None => write!(f, "{operation} of {on} by a caller without a name: say who asks, by Engine::caller"),
+        }
     }
 }
 
@@ -246,6 +276,7 @@ mod tests {
             Error::Store(_) => 13,
             Error::Closed => 14,
             Error::Fatal(_) => 15,
+            Error::Forbidden(_) => 16,
         }
     }
 
@@ -274,6 +305,7 @@ mod tests {
             (Error::Store(what()), in_a_second),
             (Error::Closed, None),
             (Error::Fatal(what()), None),
+            (Error::Forbidden(Box::new(Forbidden { caller: None, operation: "get", on: what() })), None),
         ];
         for (place, (error, retry_after)) in rows.iter().enumerate() {
             assert_eq!(number(error), place, "a row for each kind, in their order: {error:?}");

@@ -40,6 +40,7 @@
 //! that a service can play in its own tests, `secrets` (with it) credentials kept in versions; a service names
 //! `default-features = false, features = ["aws-lc"]`. Without `aws-lc` a pure-Rust back end makes the same bytes.
 
+pub mod access;
 pub mod account;
 pub mod block;
 pub mod clock;
@@ -68,7 +69,7 @@ mod watch;
 
 pub use account::Account;
 pub use engine::{Engine, KekOptions};
-pub use error::{Corrupt, Error, Refusal, Result};
+pub use error::{Corrupt, Error, Forbidden, Refusal, Result};
 pub use leash::LeaseStatus;
 pub use rotate::When;
 pub use store::word::StoreSilence;

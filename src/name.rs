@@ -1,4 +1,4 @@
-//! Names that people give: accounts, KEKs and their versions.
+//! Names that people give: accounts, KEKs and their versions, callers, roles.
 
 use crate::error::{Error, Result};
 use std::{fmt, sync::Arc};
@@ -215,6 +215,144 @@ impl fmt::Debug for TokenName {
     }
 }
 
+/// Longest id of a caller, in bytes.
+pub const CALLER_ID_BYTES_MAX: usize = 128;
+
+/// Who asks: an application or a person. 1 to 128 bytes of UTF-8 without control characters, without `*`, and without blanks but between
+/// others. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallerId(Arc<str>);
+
+impl CallerId {
+    /// Checks and takes an id.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] over 128 bytes; [`Error::Invalid`] when a rule above is broken.
+    pub fn new(id: impl AsRef<str>) -> Result<Self> {
+        let id = id.as_ref();
+        if id.len() > CALLER_ID_BYTES_MAX {
+            let (len, max) = (id.len(), CALLER_ID_BYTES_MAX);
+            return Err(Error::TooLong { what: "the id of a caller", len, max, remedy: "use a shorter one" });
+        }
+        // What is not seen could make one caller look like another.
+        let is_unseen = |char: char| {
+            char.is_control()
+                || char != ' ' && char.is_whitespace()
+                || matches!(char, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        };
+        if id.is_empty() || id.trim() != id || id.contains('*') || id.chars().any(is_unseen) {
+            return Err(Error::Invalid(format!(
+                "id {id:?} of a caller: use 1 to {CALLER_ID_BYTES_MAX} bytes that are seen, no *, and no blanks around them"
+            )));
+        }
+        Ok(Self(id.into()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// True at once for clones of one another.
+    #[inline]
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl fmt::Display for CallerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for CallerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CallerId({:?})", &*self.0)
+    }
+}
+
+/// The name of a role: as a [`KekName`]. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RoleName(Arc<str>);
+
+impl RoleName {
+    /// Checks and takes a name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is no 1 to 64 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
+    pub fn new(name: impl AsRef<str>) -> Result<Self> {
+        check_name("role name", name.as_ref())?;
+        Ok(Self(name.as_ref().into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RoleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RoleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RoleName({})", &*self.0)
+    }
+}
+
+/// Longest id of a grant, in bytes.
+const GRANT_ID_BYTES_MAX: usize = 4096;
+
+/// What a grant is known by: eight hex digits where a store keeps it, its place where a file does (`keyleash.toml line 12`).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GrantId(Arc<str>);
+
+impl GrantId {
+    /// Checks and takes an id.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is empty, or has a control character or more than 4096 bytes.
+    pub fn new(id: impl AsRef<str>) -> Result<Self> {
+        let id = id.as_ref();
+        if id.is_empty() || id.len() > GRANT_ID_BYTES_MAX || id.chars().any(char::is_control) {
+            return Err(Error::Invalid(format!("{id:?} is no id of a grant: `keyleash grant list` shows them")));
+        }
+        Ok(Self(id.into()))
+    }
+
+    /// That of a grant in a store.
+    pub(crate) fn of_store(number: u32) -> Self {
+        Self(format!("{number:08x}").into())
+    }
+
+    /// The number of one in a store.
+    pub(crate) fn number(&self) -> Option<u32> {
+        let number = u32::from_str_radix(&self.0, 16).ok()?;
+        (Self::of_store(number) == *self).then_some(number)
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for GrantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for GrantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GrantId({})", &*self.0)
+    }
+}
+
 /// One version of a KEK; shown as `NAME/VERSION`. Versions count from 1.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KekVersion {
@@ -257,6 +395,26 @@ mod tests {
             assert!(error.contains(word), "{error}");
         }
         assert!(AccountId::from_bytes(b"ab\xff").unwrap_err().to_string().contains("byte 2"));
+    }
+
+    #[test]
+    fn a_caller_is_seen_as_it_is_and_is_no_pattern() {
+        for good in ["a", "uid:1000", "DOMAIN\\some one", "käse", &"x".repeat(128)] {
+            assert!(CallerId::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", " a", "a ", "a*", "*", "a\nb", "a\u{202e}b", "a\u{200b}", "a\u{a0}b", &"x".repeat(129)] {
+            assert!(CallerId::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_grant_of_a_store_is_known_by_its_number() {
+        for number in [0, 0x1a2b_3c4d, u32::MAX] {
+            assert_eq!(GrantId::of_store(number).number(), Some(number));
+        }
+        for other in ["1a2b3c4", "1A2B3C4D", "keyleash.toml line 3", "+1a2b3c4"] {
+            assert_eq!(GrantId::new(other).unwrap().number(), None, "{other}");
+        }
     }
 
     #[test]

@@ -203,6 +203,17 @@ pub enum Event {
         /// The version.
         version: u32,
     },
+    /// A policy is in force: the first one that this engine read, or a changed one.
+    PolicyInForce {
+        /// Counts the policy's changes.
+        generation: u64,
+    },
+    /// The policy of the store cannot be read: it is damaged, or gone. What this engine read last stays in force; where there is nothing
+    /// that it read, nobody is granted anything. Told once until it can be read.
+    PolicyDamaged {
+        /// What is wrong, and the remedy.
+        error: String,
+    },
     /// The subscriber was too slow and missed this many events.
     Missed(u64),
 }
@@ -281,6 +292,8 @@ impl fmt::Display for Event {
             }
             Self::KekBack { kek } => write!(f, "KEK {kek} is in its token again"),
             Self::SecretRotated { secret, version } => write!(f, "secret {secret}: a hook made version {version}"),
+            Self::PolicyInForce { generation } => write!(f, "policy {generation} is in force"),
+            Self::PolicyDamaged { error } => write!(f, "the policy cannot be read: {error}"),
             Self::Missed(1) => f.write_str("1 event was missed"),
             Self::Missed(missed) => write!(f, "{missed} events were missed"),
         }
@@ -303,6 +316,7 @@ impl Teller {
                 tracing::info!(target: EVENTS_TARGET, %kek, %change, trouble, "{event}");
             }
             good @ (Event::AekRotated { .. }
+            | Event::PolicyInForce { .. }
             | Event::KekRotated { .. }
             | Event::KekBack { .. }
             | Event::SecretRotated { .. }

@@ -44,6 +44,7 @@ transcripts! {
     damaged_stores,
     denied_and_unreachable,
     full_disk,
+    grants,
     interrupted,
     keks,
     kept_token,

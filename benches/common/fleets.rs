@@ -9,6 +9,7 @@ use keyleash::{
     Account, Engine, Error,
     clock::{Clock, Instant},
     config::Settings,
+    engine::PolicySource,
     name::{AccountId, KekName},
     store::{self, memory::MemoryStore},
     token::{Profile, scripted::Script},
@@ -63,6 +64,12 @@ impl Fleet {
     /// The same, on another clock.
     pub(crate) fn engine_on(&self, clock: Clock) -> Engine {
         self.engine_with(Settings::default(), clock)
+    }
+
+    /// An engine with nothing in memory, under these grants.
+    pub(crate) fn engine_under(&self, policy: PolicySource) -> Engine {
+        let engine = Engine::builder(self.token.clone(), self.store.clone()).clock(self.clock.clone());
+        engine.start_up_proof(false).jitter_seed(super::rig::SEED).policy(policy).build().expect("an engine")
     }
 
     fn engine_with(&self, settings: Settings, clock: Clock) -> Engine {

@@ -13,6 +13,7 @@ mod blocks;
 mod cold;
 mod files;
 mod fleet;
+mod grants;
 mod machine;
 mod peers;
 mod plot;
@@ -33,8 +34,9 @@ use std::{
 };
 use table::{Rows, Table};
 
-const USAGE: &str = "usage: benches/report [--quick] [--readme] [--only PART]…   parts: blocks, cold, fleet, files";
-const PARTS: [&str; 4] = ["fleet", "blocks", "cold", "files"];
+const USAGE: &str =
+    "usage: benches/report [--quick] [--readme] [--only PART]…   parts: blocks, cold, grants, fleet, files";
+const PARTS: [&str; 5] = ["fleet", "blocks", "cold", "grants", "files"];
 
 /// How much is measured.
 pub(crate) struct Scale {
@@ -146,6 +148,10 @@ fn report(args: &Args) -> Result<(), Box<dyn Error>> {
             "One block on one core, by size, beside the raw limits (grey)",
             &panels,
         )?;
+    }
+    if args.wants("grants") {
+        say("grants");
+        grants::under_grants(&runtime, &scale, &mut table);
     }
     if args.wants("cold") {
         say("cold opens");

@@ -93,6 +93,8 @@ pub(crate) const TARGETS: &[Target] = &[
     row("cold, at once, calls", "HSM calls of that, for each account", Exactly(1.0), Calls),
     row("cold, at once, p99", "p99 of that, from the moment at which all were asked for", Reported, Milliseconds),
     row("one cold account", "HSM calls when 1,000 tasks open one cold account", Exactly(1.0), Calls),
+    row("grants", "cold opens by a caller under 10,000 grants, against those where there are none", AtLeast(0.95), Ratio),
+    row("grants, look-up", "warm `Engine::account` by that caller, against one without a name where there are none", Beside, Ratio),
     row("look-up", "warm `Engine::account`, a random one of all in the index", AtMost(300.0), Nanoseconds).miss("who keeps the `Account` and not its id looks nothing up"),
     row("look-up, few", "the same with 1,000 accounts in the index", Beside, Nanoseconds),
     row("memory read", "one read of memory that waits for the one before it, at random over as much memory: a look-up is six", Reported, Nanoseconds),

@@ -1,16 +1,17 @@
 //! The handle of an account: seal and open. This file is the data path; what waits for anything is in `warm.rs`.
 //!
 //! Nothing here awaits, allocates (but what the caller asked for), or takes a lock that another core contends for.
-//! Every seal and open, in this order: enters as an operation in flight, compares CLOCK_BOOTTIME with the end of its
+//! Every seal and open, in this order: looks whether its caller may, enters as an operation in flight, compares CLOCK_BOOTTIME with the end of its
 //! lease, finds its slot filled in the lease's epoch, counts a block that is sealed, derives the block's own DEK, seals or
 //! opens, and looks at the lease again before it reports success.
 
 use crate::{
+    access::{self, Operation as Granted, Permit, Scope},
     block::{self, Address, Backend, BlockHeader, Sealer, Suite},
     clock::Instant,
     error::{Error, Result},
     keyring::{Keyring, Owner},
-    name::AccountId,
+    name::{AccountId, CallerId},
     planted,
     secret::{fork, in_flight::Operation},
     slots::{
@@ -54,6 +55,8 @@ pub struct Account {
     owner: Arc<Owner>,
     backend: Backend,
     suite: Suite,
+    /// What the caller may do who opened it; `None` for one without a name.
+    permit: Option<Arc<Permit>>,
 }
 
 impl Selection<'_> {
@@ -66,8 +69,40 @@ impl Selection<'_> {
 }
 
 impl Account {
-    pub(crate) fn new(keys: Arc<AccountKeys>, owner: Arc<Owner>, backend: Backend, suite: Suite) -> Self {
-        Self { keys, owner, backend, suite }
+    pub(crate) fn new(
+        keys: Arc<AccountKeys>,
+        owner: Arc<Owner>,
+        permit: Option<Arc<Permit>>,
+        (backend, suite): (Backend, Suite),
+    ) -> Self {
+        Self { keys, owner, backend, suite, permit }
+    }
+
+    /// Whether the caller may still do this who opened the handle.
+    #[inline(always)]
+    pub(crate) fn expect(&self, operation: Granted) -> Result<()> {
+        let is_granted = match &self.permit {
+            Some(permit) => permit.has(operation),
+            None => self.keyring().access.force.unnamed_has(operation),
+        };
+        if is_granted { Ok(()) } else { Err(self.forbidden(operation)) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn forbidden(&self, operation: Granted) -> Error {
+        let on = Scope::account(self.id(), None);
+        let asked = match &self.permit {
+            Some(permit) => permit.ask(operation),
+            None => self.keyring().access.force.ask(None, operation, on),
+        };
+        // It may have been granted by now; this call came before.
+        asked.err().unwrap_or_else(|| access::forbidden(self.caller(), operation, on))
+    }
+
+    /// Who opened it.
+    pub fn caller(&self) -> Option<&CallerId> {
+        self.permit.as_ref().and_then(|permit| permit.caller())
     }
 
     /// The account's id.
@@ -84,6 +119,7 @@ impl Account {
     /// long as the plaintext: 0 bytes to 64 MiB.
     ///
     /// # Errors
+    /// [`Error::Forbidden`] when the caller who opened the handle has no grant of `seal` any more;
     /// [`Error::Denied`], [`Error::Lapsed`], [`Error::Unreachable`], [`Error::Cold`] when the key may not be used;
     /// [`Error::TooLong`] over 64 MiB; [`Error::Exhausted`] when the AEK version has sealed as much as one may
     /// ([`AEK_BLOCKS_MAX`](crate::block::AEK_BLOCKS_MAX)); [`Error::Store`] when what was sealed could not be written down for
@@ -94,6 +130,7 @@ impl Account {
 
     // Not generic, so that the data path is compiled once, with its parts inlined.
     fn seal_in_place_at(&self, address: &Address, buf: &mut [u8]) -> Result<BlockHeader> {
+        self.expect(Granted::Seal)?;
         let mut header = BlockHeader::blank();
         let mut operation = Operation::enter();
         let outcome = self.to_seal(&mut operation, buf.len()).and_then(|key| {
@@ -120,6 +157,7 @@ impl Account {
     }
 
     fn open_in_place_at(&self, address: &Address, header: &BlockHeader, buf: &mut [u8]) -> Result<()> {
+        self.expect(Granted::Open)?;
         let slot = self.slot_of(header)?;
         let mut operation = Operation::enter();
         let outcome = self.select(&mut operation, slot).and_then(|key| {
@@ -151,6 +189,8 @@ impl Account {
         buf: &mut [u8],
     ) -> Result<BlockHeader> {
         let address = address.into();
+        self.expect(Granted::Open)?;
+        self.expect(Granted::Seal)?;
         let old = self.slot_of(header)?;
         let new = self.keys.current();
         if new.aek_version == old.aek_version && header.suite() == self.suite {
@@ -191,6 +231,7 @@ impl Account {
     }
 
     fn seal_into_at(&self, address: &Address, plaintext: &[u8], ciphertext: &mut [u8]) -> Result<BlockHeader> {
+        self.expect(Granted::Seal)?;
         let mut header = BlockHeader::blank();
         let mut operation = Operation::enter();
         let outcome = self.to_seal(&mut operation, plaintext.len()).and_then(|key| {
@@ -227,6 +268,7 @@ impl Account {
         ciphertext: &[u8],
         plaintext: &mut [u8],
     ) -> Result<()> {
+        self.expect(Granted::Open)?;
         let slot = self.slot_of(header)?;
         let mut operation = Operation::enter();
         let outcome = self.select(&mut operation, slot).and_then(|key| {

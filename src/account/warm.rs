@@ -2,6 +2,7 @@
 
 use super::{Account, SECOND_LOOK_BYTES_MIN};
 use crate::{
+    access::{Operation as Granted, Scope, forbidden},
     block::{Address, BlockHeader},
     error::{Corrupt, Error, Result},
     keyring::made_anew,
@@ -27,7 +28,7 @@ pub enum State {
     Ready,
     /// The key is not in memory; [`Account::warm`] brings it there.
     Cold,
-    /// Denied, lapsed, or cold while the token is unreachable: says since when, why, and what to do.
+    /// Denied, lapsed, cold while the token is unreachable, or not granted to its caller: says why, and what to do.
     Refused(Error),
 }
 
@@ -36,6 +37,9 @@ impl Account {
     pub fn state(&self) -> State {
         let slot = self.keys.current();
         let now = self.keyring().clock.now();
+        if let Err(forbidden) = self.expect(Granted::Seal) {
+            return State::Refused(forbidden);
+        }
         if slot.is_usable(now) {
             return State::Ready;
         }
@@ -52,11 +56,12 @@ impl Account {
     /// for as long as they last. Put a time-out around it.
     ///
     /// # Errors
-    /// What waiting cannot heal: [`Error::NotFound`], [`Error::Corrupt`], [`Error::Conflict`], [`Error::Misconfigured`],
+    /// What waiting cannot heal: [`Error::Forbidden`], [`Error::NotFound`], [`Error::Corrupt`], [`Error::Conflict`], [`Error::Misconfigured`],
     /// [`Error::Closed`], [`Error::Fatal`].
     pub async fn ready(&self) -> Result<()> {
         coop::consume_budget().await;
-        let (keyring, id) = (self.keyring().clone(), self.id().clone());
+        self.expect(Granted::Unwrap)?;
+        let (keyring, id, permit) = (self.keyring().clone(), self.id().clone(), self.permit.clone());
         let keys = self.keyring().home.call_without_end(async move {
             loop {
                 let changed = keyring.changed.notified();
@@ -65,6 +70,17 @@ impl Account {
                 changed.as_mut().enable();
                 if keyring.home.is_closed() {
                     return Err(Error::Closed);
+                }
+                let force = &keyring.access.force;
+                if !permit
+                    .as_ref()
+                    .map_or_else(|| force.unnamed_has(Granted::Unwrap), |permit| permit.has(Granted::Unwrap))
+                {
+                    return Err(forbidden(
+                        permit.as_ref().and_then(|permit| permit.caller()),
+                        Granted::Unwrap,
+                        Scope::account(&id, None),
+                    ));
                 }
                 match keyring.open(&id).await {
                     Err(
@@ -127,6 +143,7 @@ impl Account {
     /// As [`crate::Engine::account`]; [`Error::NotFound`] also when the account was purged and made anew under the handle.
     pub async fn warm(&self) -> Result<()> {
         coop::consume_budget().await;
+        self.expect(Granted::Unwrap)?;
         // Through the index, so that an evicted account is counted again.
         self.is_of(&self.keyring().open_for_caller(self.id()).await?)
     }
@@ -137,7 +154,8 @@ impl Account {
     /// # Errors
     /// As [`Account::warm`]; [`Error::Cold`] when `patience` is over.
     pub fn warm_blocking(&self, patience: Duration) -> Result<()> {
-        self.is_of(&self.keyring().open_blocking(self.id(), patience)?)
+        self.expect(Granted::Unwrap)?;
+        self.is_of(&self.keyring().open_blocking(self.caller(), self.id(), patience)?)
     }
 
     /// As [`Account::warm`], for opening the block that `header` belongs to, which may be of an older AEK version.
@@ -146,6 +164,7 @@ impl Account {
     /// As [`Account::warm`]; [`Error::NotFound`] when that AEK version was retired; [`Error::Corrupt`] when the account never had it.
     pub async fn warm_for(&self, header: &BlockHeader) -> Result<()> {
         coop::consume_budget().await;
+        self.expect(Granted::Unwrap)?;
         if matches!(self.slot_of(header), Err(Error::Cold { .. })) {
             let (keyring, id) = (self.keyring().clone(), self.id().clone());
             self.keyring().home.call(async move { keyring.learn(&id).await }).await?;
@@ -172,6 +191,7 @@ impl Account {
     /// [`Error::NotFound`] when the account or the AEK version is not there any more, or is another one; [`Error::Corrupt`];
     /// [`Error::Store`] when that cannot be seen; [`Error::Denied`].
     pub async fn confirm(&self, header: &BlockHeader) -> Result<()> {
+        self.expect(Granted::Unwrap)?;
         let aek_version = header.aek_version();
         let slot = self.keys.version(aek_version).ok_or_else(|| self.keys.absent(aek_version))?.clone();
         let keyring = self.keyring().clone();
@@ -190,6 +210,7 @@ impl Account {
     /// # Errors
     /// [`Error::Store`], [`Error::Conflict`], [`Error::Corrupt`]: nothing is counted ahead, and sealing counts as ever.
     pub async fn count_ahead(&self, blocks: u64, bytes: u64) -> Result<()> {
+        self.expect(Granted::Seal)?;
         let (keyring, slot) = (self.keyring().clone(), self.keys.current().clone());
         let used = Usage { blocks, bytes };
         self.keyring().home.call(async move { keyring.count_ahead(&slot, used).await }).await

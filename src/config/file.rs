@@ -6,9 +6,12 @@
 use super::{
     Config, PinSource, STORE_DEFAULT, Settings, TokenSelector, WORKERS_MAX,
     given::{Given, bad},
+    grants::Grants,
     tokens::{More, TokenItems, named_badly, tables},
 };
+pub(super) use crate::access::near;
 use crate::{
+    access::{Grant, Role},
     error::{Error, Result},
     name::TokenName,
     secret::MemlockPolicy,
@@ -77,7 +80,7 @@ const fn named(item: Item, section: &'static str, key: &'static str, variable: &
     Named { item, section, key, variable }
 }
 
-const SECTIONS: [&str; 6] = ["token", "kek", "store", "lease", "cache", "keys"];
+const SECTIONS: [&str; 8] = ["token", "kek", "store", "lease", "cache", "keys", "grant", "role"];
 pub(super) const ITEMS: [Named; 21] = [
     named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
     named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
@@ -138,6 +141,7 @@ pub struct ConfigFile {
     require_recoverable: Option<bool>,
     retention: Option<Duration>,
     purge_protection: Option<bool>,
+    grants: Grants,
     said: Vec<Said>,
 }
 
@@ -206,7 +210,7 @@ impl ConfigFile {
         Ok(())
     }
 
-    /// `[[token]]`, of which the first is the default one, and `[[kek]]`. False for another section.
+    /// `[[token]]`, of which the first is the default one, `[[kek]]`, `[[grant]]` and `[[role]]`. False for another section.
     fn read_array(
         &mut self,
         origin: &str,
@@ -214,19 +218,27 @@ impl ConfigFile {
         content: &DeValue<'_>,
         at: &impl Fn(Range<usize>) -> String,
     ) -> Result<bool> {
-        if !["token", "kek"].contains(&section) {
+        if !["token", "kek", "grant", "role"].contains(&section) {
             return Ok(false);
         }
         let Some(tables) = tables(origin, section, content)? else {
             return match section {
                 "kek" => Err(bad(origin, "write each KEK that has a standby as [[kek]], with name and standby below")),
+                "grant" | "role" => {
+                    Err(bad(origin, &format!("write each {section} as [[{section}]] with its keys below")))
+                }
                 _ => Ok(false),
             };
         };
         for (number, (span, keys)) in tables.into_iter().enumerate() {
             let origin = at(span);
-            if section == "kek" {
-                self.more.add_kek(&origin, keys, at)?;
+            match section {
+                "kek" => self.more.add_kek(&origin, keys, at)?,
+                "grant" => self.grants.add_grant(&origin, keys, at)?,
+                "role" => self.grants.add_role(&origin, keys, at)?,
+                _ => {}
+            }
+            if section != "token" {
                 continue;
             }
             let mut one = Self::default();
@@ -322,7 +334,8 @@ impl ConfigFile {
             settings.validate_token(&token.name, token.call_timeout)?;
         }
         let store = self.store.unwrap_or_else(|| STORE_DEFAULT.into());
-        Ok(Config { token, other_tokens, standbys, store, settings })
+        let policy = self.grants.resolve()?;
+        Ok(Config { token, other_tokens, standbys, store, settings, policy })
     }
 
     /// What this says, and where it says nothing, what `below` says.
@@ -342,8 +355,19 @@ impl ConfigFile {
             require_recoverable: self.require_recoverable.or(below.require_recoverable),
             retention: self.retention.or(below.retention),
             purge_protection: self.purge_protection.or(below.purge_protection),
+            grants: below.grants, // no variable speaks of them
             said: said_over(self.said, below.said),
         }
+    }
+
+    /// The grants of the file, each with its place as its id, as they were said.
+    pub fn grants(&self) -> &[Grant] {
+        self.grants.grants()
+    }
+
+    /// The roles of the file, and where each was said.
+    pub fn roles(&self) -> impl Iterator<Item = (&Role, &str)> {
+        self.grants.roles()
     }
 
     /// What was said of a key.
@@ -462,14 +486,4 @@ fn find_key(origin: &str, section: &str, key: &str) -> Result<&'static Named> {
         format!("there is no key {key} in [{section}]; {}", near(key, &keys))
     };
     Err(bad(origin, &what))
-}
-
-/// "did you mean …", or all that there is when nothing is near.
-pub(super) fn near(name: &str, known: &[&str]) -> String {
-    let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(name, known));
-    let is_near = |known: &&&str| strsim::normalized_damerau_levenshtein(name, known) > 0.5;
-    match nearest.filter(is_near) {
-        Some(known) => format!("did you mean {known}?"),
-        None => format!("known are {}", known.join(", ")),
-    }
 }

@@ -3,6 +3,7 @@
 //! A bound that is broken is refused with the promise that would break with it; nothing is clamped silently.
 
 use crate::{
+    access::Policy,
     error::{Error, Result},
     lease::Terms,
     name::{KekName, TokenName},
@@ -13,6 +14,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 mod file;
 mod given;
+mod grants;
 pub mod page;
 mod tokens;
 
@@ -412,6 +414,9 @@ pub struct Config {
     pub store: PathBuf,
     /// How the engine behaves; validated.
     pub settings: Settings,
+    /// The grants of the file, which count beside those of the store
+    /// ([`PolicySource::Given`](crate::engine::PolicySource::Given)).
+    pub policy: Policy,
 }
 
 /// Which token, and how to log in. What is `None` was said nowhere.

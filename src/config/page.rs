@@ -205,9 +205,10 @@ fn manual() -> String {
         let _ = writeln!(page, "| {section} | `{key}` | `{variable}` | {default} | {bounds} | {about} |");
     }
     page.push_str(
-        "\nA duration is a number and its unit: ms, s, min, h or d. `[[token]]` and `[[kek]]` are in [several tokens].\n\
+        "\nA duration is a number and its unit: ms, s, min, h or d. `[[token]]` and `[[kek]]` are in [several tokens], `[[grant]]`\n\
+         and `[[role]]` in [grants of a file].\n\
          `keyleash config show` says what is in force, and from where; `keyleash config init` writes a file with all of these.\n\n\
-         [several tokens]: operations.md#several-tokens\n",
+         [grants of a file]: grants.md#grants-of-a-file\n[several tokens]: operations.md#several-tokens\n",
     );
     page
 }

@@ -64,9 +64,9 @@ impl TokenItems {
 
 /// A name in the file, and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Placed<T> {
-    value: T,
-    origin: String,
+pub(super) struct Placed<T> {
+    pub(super) value: T,
+    pub(super) origin: String,
 }
 
 /// The tokens beside the default one, and the standbys.

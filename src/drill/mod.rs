@@ -116,9 +116,11 @@ use self::{
     wait::Wait,
 };
 use crate::{
+    access::Operation,
     clock::{Clock, unix_now},
     config::RESUMPTION_MAX,
     engine::Engine,
+    keyring::On,
     name::{AccountId, KekName},
     token::Token,
 };
@@ -208,6 +210,7 @@ impl Drill {
     /// What the operator's acts fail with; [`Error`] when the KEK is not there, the drill would show nothing of it, the load panicked, the
     /// system does not let the process search its own memory, or a rotation failed.
     pub async fn run<O: Operator>(self, scenario: Scenario, operator: &mut O) -> Result<Report, O::Error> {
+        self.engine.permit(&[Operation::Drill], On::Kek(&self.kek)).await.map_err(Error::from)?;
         let settings = self.engine.settings().clone();
         let patience = self.patience.unwrap_or(RESUMPTION_MAX.saturating_add(self.slack));
         let terms = Terms { settings, timeout: self.tap.call_timeout(), slack: self.slack, patience };

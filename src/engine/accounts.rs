@@ -2,12 +2,14 @@
 
 use super::Engine;
 use crate::{
+    access::Operation,
     account::Account,
     error::{Error, Result},
+    keyring::On,
     name::{AccountId, KekName},
     rotate::When,
     store::{
-        Filter, Key,
+        Key,
         record::{AccountRecord, Deletion},
     },
 };
@@ -32,9 +34,16 @@ impl Engine {
     /// [`Error::Exists`]; [`Error::NotFound`] for the KEK; [`Error::Denied`], [`Error::Unreachable`],
     /// [`Error::Misconfigured`] from the token; [`Error::Store`]: then nothing was acknowledged.
     pub async fn create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
-        let (id, kek) = (id.clone(), kek.clone());
-        let keys = self.at_home(|keyring| async move { keyring.create_account(&id, &kek).await }).await?;
-        Ok(self.handle(keys))
+        self.permit(&[Operation::Create, Operation::Wrap], On::Under(id, kek)).await?;
+        let (account, kek) = (id.clone(), kek.clone());
+        match self.at_home(|keyring| async move { keyring.create_account(&account, &kek).await }).await {
+            // When it was deleted is for those to know who may see it.
+            Err(exists @ Error::Exists(_)) => match self.permit(&[Operation::Get], On::Account(id)).await {
+                Err(_) => Err(Error::Exists(format!("account {id}"))),
+                Ok(()) => Err(exists),
+            },
+            made => Ok(self.handle(made?)),
+        }
     }
 
     /// Opens an account, and makes it first, under `kek`, where there is none of this id. Of several that do so at once, in whatever
@@ -45,7 +54,8 @@ impl Engine {
     /// [`Engine::create_account`].
     pub async fn get_or_create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
         match self.account(id).await {
-            Err(Error::NotFound(_)) => {}
+            // Forbidden is said of what is not there, too.
+            Err(Error::NotFound(_) | Error::Forbidden(_)) => {}
             found => return found,
         }
         match self.create_account(id, kek).await {
@@ -63,7 +73,13 @@ impl Engine {
     /// longer than an `aek_ttl`, several times: the token is overloaded.
     pub async fn account(&self, id: &AccountId) -> Result<Account> {
         coop::consume_budget().await;
-        let keys = self.keyring().open_for_caller(id).await?;
+        let keys = match self.own {
+            Some(_) => self.keyring().open_for_caller(id).await?,
+            None => self.keyring().open_permitted(self.caller.as_ref(), id).await?,
+        };
+        let account = self.handle(keys.clone());
+        // By the KEK that it is under now; it may have been moved since it was asked for.
+        account.expect(Operation::Unwrap)?;
         let leash = &keys.current().leash;
         if leash.of_retired_kek.load(Ordering::SeqCst) {
             // Left there by a release whose writes did not rest on the KEK's record. What is sealed from now on must not hang on a
@@ -71,7 +87,7 @@ impl Engine {
             let (id, kek) = (id.clone(), leash.kek().name.clone());
             self.at_home(|keyring| async move { keyring.relocate(&id, &kek).await }).await?;
         }
-        Ok(self.handle(keys))
+        Ok(account)
     }
 
     /// As [`Engine::account`], for a caller without a runtime: blocks the thread until the account is open, or `patience` is over. Not
@@ -80,7 +96,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::account`]; [`Error::Cold`] when `patience` is over; [`Error::Invalid`] for an engine on the current runtime.
     pub fn account_blocking(&self, id: &AccountId, patience: Duration) -> Result<Account> {
-        Ok(self.handle(self.keyring().open_blocking(id, patience)?))
+        let account = self.handle(self.keyring().open_blocking(self.caller.as_ref(), id, patience)?);
+        account.expect(Operation::Unwrap)?;
+        Ok(account)
     }
 
     /// The record of an account: everything but secrets.
@@ -88,22 +106,21 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Corrupt`], [`Error::Store`].
     pub async fn account_record(&self, id: &AccountId) -> Result<AccountRecord> {
+        self.permit(&[Operation::Get], On::Account(id)).await?;
         let id = id.clone();
         self.at_home(|keyring| async move { Ok(keyring.load_account(&id).await?.0) }).await
     }
 
-    /// A page of at most `limit` account ids (and [`PAGE_KEYS_MAX`](crate::store::PAGE_KEYS_MAX)), in the order of their bytes, after
+    /// A page of the accounts that the caller may `get`: at most `limit` ids (and [`PAGE_KEYS_MAX`](crate::store::PAGE_KEYS_MAX)), in the order of their bytes, after
     /// `after`: [`AccountPage::next`] of the page before.
     ///
     /// # Errors
     /// [`Error::Store`]; [`Error::Invalid`] for a limit of 0.
     pub async fn accounts(&self, after: Option<&AccountId>, limit: usize) -> Result<AccountPage> {
-        let after = after.map(|id| Key::Account(id.clone()));
-        let page = self
-            .at_home(|keyring| async move { keyring.store.list(&Filter::Accounts, after.as_ref(), limit).await })
-            .await?;
-        let id_of = |key| if let Key::Account(id) = key { Some(id) } else { None };
-        Ok(AccountPage { ids: page.keys.into_iter().filter_map(id_of).collect(), next: page.next.and_then(id_of) })
+        let (caller, after) = (self.caller.clone(), after.map(|id| Key::Account(id.clone())));
+        let (ids, next) =
+            self.at_home(|keyring| async move { keyring.accounts_for(caller.as_ref(), after, limit).await }).await?;
+        Ok(AccountPage { ids, next })
     }
 
     /// Gives an account a new AEK version, wrapped by the current version of its KEK, and makes it current: durable in the
@@ -115,6 +132,7 @@ impl Engine {
     /// others change the account all the time; [`Error::Store`]: nothing was acknowledged, and another try may add one
     /// more; what the token fails with.
     pub async fn rotate_account(&self, id: &AccountId) -> Result<u32> {
+        self.permit(&[Operation::Rotate, Operation::Wrap], On::Account(id)).await?;
         let id = id.clone();
         self.at_home(|keyring| async move { keyring.rotate_account(&id).await }).await
     }
@@ -125,6 +143,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::rotate_account`].
     pub async fn rotate_account_from(&self, id: &AccountId, expected: u32) -> Result<Option<u32>> {
+        self.permit(&[Operation::Rotate, Operation::Wrap], On::Account(id)).await?;
         let id = id.clone();
         self.at_home(|keyring| async move { keyring.rotate_account_from(&id, expected).await }).await
     }
@@ -147,6 +166,7 @@ impl Engine {
     ///
     /// [`Settings::aek_overlap`]: crate::config::Settings::aek_overlap
     pub async fn retire_aeks(&self, id: &AccountId, aek_versions: &[u32], when: When) -> Result<()> {
+        self.permit(&[Operation::Purge], On::Account(id)).await?;
         let (id, aek_versions) = (id.clone(), aek_versions.to_vec());
         self.at_home(|keyring| async move { keyring.retire_aeks(&id, &aek_versions, when, None).await }).await
     }
@@ -157,6 +177,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::retire_aeks`]; [`Error::Conflict`] also when one of them is not as it was shown.
     pub async fn retire_aeks_as_shown(&self, shown: &AccountRecord, aek_versions: &[u32], when: When) -> Result<()> {
+        self.permit(&[Operation::Purge], On::Account(&shown.account)).await?;
         let (shown, aek_versions) = (shown.clone(), aek_versions.to_vec());
         self.at_home(
             |keyring| async move { keyring.retire_aeks(&shown.account, &aek_versions, when, Some(&shown)).await },
@@ -169,6 +190,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::retire_aeks`].
     pub async fn retirable_aeks(&self, id: &AccountId, aek_versions: &[u32], when: When) -> Result<AccountRecord> {
+        self.permit(&[Operation::Purge], On::Account(id)).await?;
         let (id, aek_versions) = (id.clone(), aek_versions.to_vec());
         self.at_home(|keyring| async move { keyring.retirable_aeks(&id, &aek_versions, when).await }).await
     }
@@ -180,6 +202,8 @@ impl Engine {
     /// [`Error::NotFound`] for the account or the KEK; [`Error::Corrupt`]; [`Error::Denied`], [`Error::Unreachable`] and
     /// the like from either KEK: then the account is as it was; [`Error::Store`], [`Error::Conflict`].
     pub async fn move_account(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
+        self.permit(&[Operation::Move], On::Under(id, kek)).await?; // where it shall be
+        self.permit(&[Operation::Move], On::Account(id)).await?; // where it is
         let (id, kek) = (id.clone(), kek.clone());
         self.at_home(|keyring| async move { keyring.move_account(&id, &kek).await }).await
     }
@@ -195,6 +219,7 @@ impl Engine {
     /// [`Error::NotFound`]; [`Error::Store`]: it may be deleted or not, and its keys are wiped so that its record is read before it
     /// is used again; [`Error::Conflict`].
     pub async fn delete_account(&self, id: &AccountId) -> Result<Deletion> {
+        self.permit(&[Operation::Delete], On::Account(id)).await?;
         let id = id.clone();
         self.at_home(|keyring| async move { keyring.delete_account(&id).await }).await
     }
@@ -205,6 +230,7 @@ impl Engine {
     /// [`Error::NotFound`], also for one that was purged; [`Error::NotDeleted`]; [`Error::Store`],
     /// [`Error::Conflict`].
     pub async fn undelete_account(&self, id: &AccountId) -> Result<()> {
+        self.permit(&[Operation::Undelete], On::Account(id)).await?;
         let id = id.clone();
         self.at_home(|keyring| async move { keyring.undelete_account(&id).await }).await
     }
@@ -224,6 +250,7 @@ impl Engine {
     /// [`When::Now`] is asked for under `purge_protection`; [`Error::Conflict`]; [`Error::Store`], also when the account is gone
     /// and the store could not make an end of what was freed, which is said.
     pub async fn purge_account(&self, id: &AccountId, when: When) -> Result<()> {
+        self.permit(&[Operation::Purge], On::Account(id)).await?;
         let id = id.clone();
         self.at_home(|keyring| async move { keyring.purge_account(&id, when, None).await }).await
     }
@@ -234,6 +261,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::purge_account`]; [`Error::Conflict`] also when it is not as it was shown.
     pub async fn purge_account_as_shown(&self, shown: &AccountRecord, when: When) -> Result<()> {
+        self.permit(&[Operation::Purge], On::Account(&shown.account)).await?;
         let shown = shown.clone();
         self.at_home(|keyring| async move { keyring.purge_account(&shown.account, when, Some(&shown)).await }).await
     }
@@ -243,6 +271,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::purge_account`].
     pub async fn purgeable_account(&self, id: &AccountId, when: When) -> Result<AccountRecord> {
+        self.permit(&[Operation::Purge], On::Account(id)).await?;
         let id = id.clone();
         self.at_home(|keyring| async move { keyring.purgeable_account(&id, when).await }).await
     }

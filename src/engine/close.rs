@@ -2,8 +2,9 @@
 
 use super::Engine;
 use crate::{
+    access::Operation,
     error::{Error, Result},
-    keyring::Keyring,
+    keyring::{Keyring, On},
     leash::key_memory::WaitingWipe,
     name::{AccountId, KekName},
     secret::fork,
@@ -58,6 +59,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Fatal`] in a forked child, [`Error::Closed`].
     pub async fn evict(&self, id: &AccountId) -> Result<()> {
+        self.permit(&[Operation::Unwrap], On::Account(id)).await?;
         let id = id.clone();
         self.at_home(|keyring| async move {
             keyring.shut(&id).await;

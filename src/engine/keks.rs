@@ -2,8 +2,9 @@
 
 use super::Engine;
 use crate::{
+    access::Operation,
     error::{Error, Result},
-    keyring::Keyring,
+    keyring::{Keyring, On},
     name::{KekName, KekVersion, TokenName},
     rotate::{Pace, RewrapOptions, RewrapProgress, RewrapReport},
     store::{
@@ -106,6 +107,7 @@ impl Engine {
     /// [`Error::Misconfigured`] when the token cannot make it or has several keys with its label; [`Error::Denied`],
     /// [`Error::Unreachable`], [`Error::Store`].
     pub async fn create_kek(&self, name: &KekName, options: impl Into<KekOptions>) -> Result<KekInfo> {
+        self.permit(&[Operation::Create], On::Kek(name)).await?;
         let (name, options) = (name.clone(), options.into());
         self.at_home(|keyring| async move { begin_kek(&keyring, &name, &options).await }).await
     }
@@ -119,6 +121,7 @@ impl Engine {
     /// [`Error::Exists`] when there is one of another profile, or in another token than the one that is named: nothing is made, and
     /// `destroyable` is not compared. Else as [`Engine::create_kek`].
     pub async fn get_or_create_kek(&self, name: &KekName, options: impl Into<KekOptions>) -> Result<KekVersionRecord> {
+        self.permit(&[Operation::Get, Operation::Create], On::Kek(name)).await?;
         let (name, options) = (name.clone(), options.into());
         self.at_home(|keyring| async move {
             if let Some(found) = found_kek(&keyring, &name, &options).await? {
@@ -134,14 +137,16 @@ impl Engine {
         .await
     }
 
-    /// Every KEK of the store, in the order of their names.
+    /// Every KEK of the store that the caller may `get`, in the order of their names.
     ///
     /// # Errors
     /// [`Error::Store`], [`Error::Corrupt`].
     pub async fn keks(&self) -> Result<Vec<KekStatus>> {
+        let caller = self.caller.clone();
         self.at_home(|keyring| async move {
             let mut keks = Vec::new();
-            for name in store::kek_names(&*keyring.store).await? {
+            let names = store::kek_names(&*keyring.store).await?;
+            for name in keyring.keks_for(caller.as_ref(), names).await? {
                 keks.push(kek_status(&keyring, &name).await?);
             }
             Ok(keks)
@@ -154,6 +159,7 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Store`], [`Error::Corrupt`].
     pub async fn kek(&self, name: &KekName) -> Result<KekStatus> {
+        self.permit(&[Operation::Get], On::Kek(name)).await?;
         let name = name.clone();
         self.at_home(|keyring| async move { kek_status(&keyring, &name).await }).await
     }
@@ -168,6 +174,7 @@ impl Engine {
     /// rotated it meanwhile to another key: then the new key stays in the token, unused, and the error names it; else as
     /// [`Engine::create_kek`].
     pub async fn rotate_kek(&self, name: &KekName) -> Result<KekVersionRecord> {
+        self.permit(&[Operation::Rotate], On::Kek(name)).await?;
         let name = name.clone();
         self.at_home(|keyring| async move { keyring.rotate_kek(&name).await }).await
     }
@@ -178,6 +185,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::rotate_kek`].
     pub async fn rotate_kek_from(&self, name: &KekName, expected: u32) -> Result<Option<KekVersionRecord>> {
+        self.permit(&[Operation::Rotate], On::Kek(name)).await?;
         let name = name.clone();
         self.at_home(|keyring| async move { keyring.rotate_kek_from(&name, expected).await }).await
     }
@@ -189,6 +197,7 @@ impl Engine {
     /// attribute, or it is of another profile than the KEK; [`Error::Exists`] when it is a version of a KEK already;
     /// [`Error::Conflict`] when somebody else rotated the KEK meanwhile; what the token fails with.
     pub async fn adopt_kek(&self, name: &KekName, id: &KekId) -> Result<KekVersionRecord> {
+        self.permit(&[Operation::Rotate], On::Kek(name)).await?;
         let (name, id) = (name.clone(), id.clone());
         self.at_home(|keyring| async move { keyring.adopt_kek(&name, &id).await }).await
     }
@@ -208,6 +217,7 @@ impl Engine {
         options: RewrapOptions,
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
+        self.permit(&[Operation::Rewrap], On::Kek(kek)).await?;
         let pace = Pace::of(options.rate, &self.keyring().clock);
         let (keyring, kek) = (self.keyring().clone(), kek.clone());
         // What the caller does with its progress holds up the caller alone.
@@ -237,6 +247,7 @@ impl Engine {
     /// [`Error::Corrupt`] when any account's record cannot be read, for it may be wrapped by it;
     /// [`Error::Store`], [`Error::Conflict`].
     pub async fn retire_kek(&self, kek: &KekVersion) -> Result<()> {
+        self.permit(&[Operation::Purge], On::Kek(&kek.name)).await?;
         let kek = kek.clone();
         self.at_home(|keyring| async move { keyring.retire_kek(&kek, None).await }).await
     }
@@ -246,6 +257,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::retire_kek`]; [`Error::Conflict`] also when the version is another key by now, in a store that was restored say.
     pub async fn retire_kek_as_shown(&self, name: &KekName, shown: &KekVersionRecord) -> Result<()> {
+        self.permit(&[Operation::Purge], On::Kek(name)).await?;
         let (kek, shown) = (KekVersion::new(name.clone(), shown.version), shown.clone());
         self.at_home(|keyring| async move { keyring.retire_kek(&kek, Some(&shown)).await }).await
     }
@@ -255,6 +267,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::retire_kek`].
     pub async fn retirable_kek(&self, kek: &KekVersion) -> Result<KekVersionRecord> {
+        self.permit(&[Operation::Purge], On::Kek(&kek.name)).await?;
         let kek = kek.clone();
         self.at_home(|keyring| async move { keyring.retirable_kek(&kek).await }).await
     }
@@ -264,6 +277,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`]; [`Error::Corrupt`] when an account's record cannot be read, for it may be wrapped by it.
     pub async fn count_wrapped_by(&self, kek: &KekVersion) -> Result<u64> {
+        self.permit(&[Operation::Get], On::Kek(&kek.name)).await?;
         let kek = kek.clone();
         self.at_home(|keyring| async move { keyring.count_wrapped_by(&kek).await }).await
     }
@@ -273,6 +287,7 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Store`], [`Error::Conflict`].
     pub async fn attest_backup(&self, kek: &KekVersion) -> Result<()> {
+        self.permit(&[Operation::Rotate], On::Kek(&kek.name)).await?;
         let kek = kek.clone();
         self.at_home(|keyring| async move { keyring.attest_backup(&kek).await }).await
     }
@@ -282,6 +297,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`], [`Error::Corrupt`], and what the token fails with.
     pub async fn unknown_keks(&self) -> Result<Vec<KekInfo>> {
+        self.permit(&[Operation::Get], On::All).await?;
         let seat = self.keyring().tokens.default_seat().clone();
         self.at_home(|keyring| async move { keyring.unknown_keks(&seat).await }).await
     }
@@ -291,6 +307,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::unknown_keks`], and [`Error::NotFound`] for the token.
     pub async fn unknown_keks_in(&self, token: &TokenName) -> Result<Vec<KekInfo>> {
+        self.permit(&[Operation::Get], On::All).await?;
         let seat = self.keyring().tokens.named(token)?.clone();
         self.at_home(|keyring| async move { keyring.unknown_keks(&seat).await }).await
     }
@@ -300,6 +317,7 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`] for the token, and what the token fails with.
     pub async fn unaddressable_keys_in(&self, token: &TokenName) -> Result<Vec<UnaddressableKey>> {
+        self.permit(&[Operation::Get], On::All).await?;
         let seat = self.keyring().tokens.named(token)?.clone();
         self.at_home(|_| async move { Ok(seat.token(&seat.budget.on_demand(None).await).list_unaddressable().await?) })
             .await

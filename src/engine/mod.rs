@@ -8,14 +8,15 @@
 //! ```
 
 use crate::{
+    access::{Operation, Permit, Scope},
     account::Account,
     block::{self, Backend, Suite},
     clock::Clock,
     config::Settings,
     error::{Error, Result},
     home::Home,
-    keyring::{Keyring, Owner},
-    name::{KekName, TokenName},
+    keyring::{Keyring, On, Owner, access::InForce},
+    name::{CallerId, KekName, TokenName},
     planted, rotate,
     secret::{self, fork},
     slots::account_keys::AccountKeys,
@@ -28,6 +29,7 @@ use std::{fmt, sync::Arc};
 
 mod accounts;
 mod close;
+mod grants;
 mod keks;
 mod schedule;
 mod start_up;
@@ -35,6 +37,9 @@ mod start_up;
 pub use self::accounts::AccountPage;
 pub use self::close::Closed;
 pub use self::keks::{KekOptions, KekStatus, KekVersionStatus};
+#[doc(hidden)]
+pub use crate::keyring::access::Judge;
+pub use crate::keyring::access::PolicySource;
 pub use crate::leash::{LeaseStatus, key_memory::WaitingWipe};
 
 /// The engine. Cheap to clone; clones share everything. It lives on threads of its own: what awaits may be awaited on any
@@ -45,6 +50,10 @@ pub struct Engine {
     backend: Backend,
     suite: Suite,
     warnings: Arc<[String]>,
+    /// Who asks by this one.
+    caller: Option<CallerId>,
+    /// It is the engine's own hand.
+    own: Option<Arc<Permit>>,
 }
 
 /// Makes an [`Engine`].
@@ -58,6 +67,7 @@ pub struct EngineBuilder {
     seed: Option<u64>,
     start_up_proof: bool,
     on_current_runtime: bool,
+    policy: PolicySource,
 }
 
 impl EngineBuilder {
@@ -131,6 +141,15 @@ impl EngineBuilder {
         self
     }
 
+    /// Where its grants come from: from the store unless said otherwise. Where there is any grant, what is not granted is refused, and so
+    /// is every call without a caller ([`Engine::caller`]); what the engine does by itself (proofs, rotation by schedule) is nobody's
+    /// call.
+    #[must_use]
+    pub fn policy(mut self, policy: PolicySource) -> Self {
+        self.policy = policy;
+        self
+    }
+
     /// For tests: the engine has no threads of its own, and runs on the tokio runtime that [`EngineBuilder::build`] is called in,
     /// so that a simulation decides what runs when. In a service it breaks promise 1: a host that blocks would hold up the watch.
     #[must_use]
@@ -159,7 +178,9 @@ impl EngineBuilder {
         let tokens = self.wiring.connect(&self.settings, &self.clock)?;
         fork::settle()?;
         let home = if self.on_current_runtime { Home::here()? } else { Home::build()? };
-        let keyring = Arc::new(Keyring::new(tokens, self.store, self.clock, self.settings, home, self.seed));
+        let mut keyring = Keyring::new(tokens, self.store, self.clock, self.settings, home, self.seed);
+        keyring.access = InForce::new(self.policy);
+        let keyring = Arc::new(keyring);
         watch::start(&keyring);
         for seat in keyring.tokens.seats().filter(|_| self.start_up_proof) {
             keyring.home.upkeep.spawn(start_up::prove_profiles(keyring.clone(), seat.clone()));
@@ -169,6 +190,8 @@ impl EngineBuilder {
             backend: self.backend,
             suite: self.suite,
             warnings: warnings.into(),
+            caller: None,
+            own: None,
         };
         if engine.keyring().settings.scheduled_work {
             watch::supervise(engine.keyring(), "work", |keyring, beat, _| {
@@ -209,6 +232,8 @@ pub struct Status {
     pub waiting_wipes: Vec<WaitingWipe>,
     /// Bytes of key memory that could not be locked.
     pub unlocked_bytes: usize,
+    /// What is wrong with the store's policy, while it cannot be read: what was read last stays in force.
+    pub policy_damage: Option<Error>,
     /// What an operator should change.
     pub warnings: Vec<String>,
 }
@@ -226,6 +251,37 @@ impl Engine {
             seed: None,
             start_up_proof: true,
             on_current_runtime: false,
+            policy: PolicySource::default(),
+        }
+    }
+
+    /// The same engine, for a caller: all that is asked by it is asked in this name, and so is what is done with handles that it opens. Who
+    /// may ask in which name is for the program to see to that makes callers: the engine believes it.
+    #[must_use]
+    pub fn caller(&self, caller: CallerId) -> Self {
+        Self { caller: Some(caller), own: None, ..self.clone() }
+    }
+
+    /// The engine's own hand, which nobody is asked for: for what is done for a caller once [`Engine::permit`] has said that it may have
+    /// the whole. Never given out, nor a handle that is opened by it.
+    pub(crate) fn own_hand(&self) -> Self {
+        Self { own: Some(Permit::of_engine(&self.keyring().access.force)), ..self.clone() }
+    }
+
+    /// In whose name this one asks.
+    pub fn caller_id(&self) -> Option<&CallerId> {
+        self.caller.as_ref()
+    }
+
+    /// Whether the caller may do all of these. For every call that does something for somebody, here and in what is built on the engine.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`], which says nothing of what there is; [`Error::Store`] where the policy, or the KEK that an account is under,
+    /// cannot be read.
+    pub(crate) async fn permit(&self, operations: &[Operation], on: On<'_>) -> Result<()> {
+        match self.own {
+            Some(_) => Ok(()),
+            None => self.keyring().permit(self.caller.as_ref(), operations, on).await,
         }
     }
 
@@ -254,7 +310,9 @@ impl Engine {
     }
 
     fn handle(&self, keys: Arc<AccountKeys>) -> Account {
-        Account::new(keys, self.owner.clone(), self.backend, self.suite)
+        let of_caller = || self.caller.as_ref().map(|caller| keys.permit(&self.keyring().access.force, caller));
+        let permit = self.own.clone().or_else(of_caller);
+        Account::new(keys, self.owner.clone(), permit, (self.backend, self.suite))
     }
 
     /// Proves a wrap profile on the default token by a whole round trip with a key that does not outlive it.
@@ -262,6 +320,7 @@ impl Engine {
     /// # Errors
     /// What the token fails with: [`Error::Misconfigured`] when it cannot do the profile.
     pub async fn probe(&self, profile: Profile) -> Result<Probe> {
+        self.permit(&[Operation::Drill], On::All).await?;
         let seat = self.owner.0.tokens.default_seat().clone();
         self.at_home(|_| async move { Ok(seat.token(&seat.budget.on_demand(None).await).probe(profile).await?) }).await
     }
@@ -271,6 +330,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::probe`], and [`Error::NotFound`] for the token.
     pub async fn probe_on(&self, token: &TokenName, profile: Profile) -> Result<Probe> {
+        self.permit(&[Operation::Drill], On::All).await?;
         let seat = self.owner.0.tokens.named(token)?.clone();
         self.at_home(|_| async move { Ok(seat.token(&seat.budget.on_demand(None).await).probe(profile).await?) }).await
     }
@@ -290,6 +350,7 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`] for the token, and what it fails with.
     pub async fn token_info(&self, token: &TokenName) -> Result<TokenInfo> {
+        self.permit(&[Operation::Get], On::All).await?;
         let seat = self.owner.0.tokens.named(token)?.clone();
         self.at_home(|_| async move { Ok(seat.token(&seat.budget.on_demand(None).await).info().await?) }).await
     }
@@ -309,9 +370,15 @@ impl Engine {
         if fork::in_child() { Events::of_child() } else { self.owner.0.teller.subscribe() }
     }
 
-    /// The leases of all KEK versions that were used in this process, at once and without asking the token. None in a forked child.
+    /// The leases of all KEK versions that were used in this process, at once and without asking the token: of KEKs that the caller may
+    /// `get`. None in a forked child.
     pub fn leases(&self) -> Vec<LeaseStatus> {
-        if fork::in_child() { Vec::new() } else { self.owner.0.leases() }
+        if fork::in_child() {
+            return Vec::new();
+        }
+        let force = &self.keyring().access.force;
+        let may_get = |kek: &KekName| force.ask(self.caller.as_ref(), Operation::Get, Scope::kek(kek)).is_ok();
+        self.owner.0.leases().into_iter().filter(|lease| force.is_open() || may_get(&lease.kek.name)).collect()
     }
 
     /// A snapshot. Asks all tokens at once who they are, so it takes up to twice the longest `call_timeout` when one is silent or has
@@ -345,6 +412,7 @@ impl Engine {
             waiting_wipes: self.owner.0.memory.waiting(),
             store_silence: self.owner.0.store_word.status(self.owner.0.clock.now()),
             unlocked_bytes: secret::unlocked_bytes(),
+            policy_damage: self.owner.0.access.damage(),
             warnings: self.warnings.to_vec(),
         }
     }

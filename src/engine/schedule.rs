@@ -2,7 +2,9 @@
 
 use super::Engine;
 use crate::{
+    access::Operation,
     error::Result,
+    keyring::On,
     name::{AccountId, KekName},
     rotate::{Schedule, WorkReport},
     store::record::{AekPolicy, KekPolicy},
@@ -15,6 +17,7 @@ impl Engine {
     /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Invalid`](crate::Error::Invalid) for an age out of [`POLICY_AGE_MIN`](crate::rotate::POLICY_AGE_MIN) and
     /// [`POLICY_AGE_MAX`](crate::rotate::POLICY_AGE_MAX); [`Error::Store`](crate::Error::Store), [`Error::Conflict`](crate::Error::Conflict).
     pub async fn set_aek_policy(&self, id: &AccountId, policy: AekPolicy) -> Result<()> {
+        self.permit(&[Operation::Rotate], On::Account(id)).await?;
         let id = id.clone();
         self.at_home(|keyring| async move { keyring.set_aek_policy(&id, policy).await }).await
     }
@@ -24,6 +27,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::set_aek_policy`].
     pub async fn set_kek_policy(&self, name: &KekName, policy: KekPolicy) -> Result<()> {
+        self.permit(&[Operation::Rotate], On::Kek(name)).await?;
         let name = name.clone();
         self.at_home(|keyring| async move { keyring.set_kek_policy(&name, policy).await }).await
     }
@@ -34,6 +38,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`](crate::Error::Store); [`Corrupt::NewerRecord`](crate::Corrupt::NewerRecord) when a newer release does the scheduled work.
     pub async fn schedule(&self, accounts_max: usize) -> Result<Schedule> {
+        self.permit(&[Operation::Get], On::All).await?;
         self.at_home(|keyring| async move { keyring.schedule(accounts_max).await }).await
     }
 
@@ -44,6 +49,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`](crate::Error::Store), [`Error::Fatal`](crate::Error::Fatal); [`Error::Corrupt`](crate::Error::Corrupt) when a newer release does the work. What fails later is in the report.
     pub async fn run_schedule(&self) -> Result<WorkReport> {
+        self.permit(&[Operation::Rotate, Operation::Rewrap], On::All).await?;
         let keyring = self.keyring().clone();
         self.keyring().home.call_without_end(async move { keyring.run_schedule().await }).await
     }

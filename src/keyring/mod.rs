@@ -5,13 +5,14 @@
 //! every look-up: the keys that anybody has are found beside it (`living.rs`).
 
 use crate::{
+    access::Operation,
     clock::{Clock, Instant, Jitter},
     config::Settings,
     error::{Corrupt, Error, Result},
     home::Home,
     lease::{Actions, Phase, Verdict as LeaseVerdict, standby::Voice},
     leash::{Stepped, key_memory::KeyMemory},
-    name::{AccountId, KekName, KekVersion},
+    name::{AccountId, CallerId, KekName, KekVersion},
     planted,
     secret::fork,
     slots::{
@@ -34,6 +35,7 @@ use std::{
 };
 use tokio::sync::Notify;
 
+pub(crate) mod access;
 mod ask;
 pub(crate) mod background;
 mod common;
@@ -51,14 +53,22 @@ mod usage;
 mod versions;
 mod vouch;
 
+use self::{
+    access::{InForce, PolicySource},
+    common::Common,
+    flights::Flights,
+    living::Living,
+    room::Room,
+    usage::DueAccounts,
+};
 pub(crate) use self::{
+    access::{On, POLICY_LOOK_EVERY},
     ask::{Heard, Unwrapped, both_silent, is_silence, no_answer, replaced},
     common::{Agreed, LOOK_EVERY as COMMON_LOOK_EVERY},
     records::{For, Placed, Reading, Sample},
     unwrap::{Start, Trouble},
     versions::{NewProof, gives_not_back},
 };
-use self::{common::Common, flights::Flights, living::Living, room::Room, usage::DueAccounts};
 
 /// An account that nobody looked up for this long leaves the index. Not shorter than any grace can be, so that an
 /// outage takes nothing away; handles keep their keys all the same.
@@ -68,6 +78,7 @@ const INDEX_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
 pub(crate) struct Keyring {
     pub(crate) tokens: Tokens,
     pub(crate) store: Arc<dyn KeyStore>,
+    pub(crate) access: InForce,
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
     /// What the store last said.
@@ -136,6 +147,7 @@ impl Keyring {
             room: Room::new(settings.max_cached_aeks),
             tokens,
             store,
+            access: InForce::new(PolicySource::None),
             clock,
             store_word: Arc::new(StoreWord::new(settings.grace, settings.aek_ttl)),
             settings,
@@ -181,24 +193,57 @@ impl Keyring {
     /// At once where there is nothing to do, else at home.
     pub(crate) async fn open_for_caller(self: &Arc<Self>, id: &AccountId) -> Result<Arc<AccountKeys>> {
         fork::refuse_child()?;
-        let now = self.clock.now();
-        let ready = |keys: &Arc<AccountKeys>| keys.index_knows(now) && keys.current().is_usable(now);
-        if let Some(keys) = self.alive(id).filter(ready) {
+        if let Some(keys) = self.open_at_once(id) {
             return Ok(keys);
         }
         let (keyring, id) = (self.clone(), id.clone());
         self.home.call(async move { keyring.open(&id).await }).await
     }
 
+    /// The keys of an account where there is nothing to do for them.
+    pub(crate) fn open_at_once(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
+        let now = self.clock.now();
+        self.alive(id).filter(|keys| keys.index_knows(now) && keys.current().is_usable(now))
+    }
+
+    /// As [`Keyring::open_for_caller`], for a caller that may open it.
+    pub(crate) async fn open_permitted(
+        self: &Arc<Self>,
+        caller: Option<&CallerId>,
+        id: &AccountId,
+    ) -> Result<Arc<AccountKeys>> {
+        fork::refuse_child()?;
+        if let Some(keys) = self.open_at_once(id) {
+            return Ok(keys); // whose permit says
+        }
+        let (keyring, caller, id) = (self.clone(), caller.cloned(), id.clone());
+        self.home
+            .call(async move {
+                keyring.permit(caller.as_ref(), &[Operation::Unwrap], On::Account(&id)).await?;
+                keyring.open(&id).await
+            })
+            .await
+    }
+
     /// As [`Keyring::open_for_caller`], for one that blocks its thread.
     ///
     /// # Errors
     /// [`Error::Cold`] when `patience` is over; as [`Home::call_blocking`].
-    pub(crate) fn open_blocking(self: &Arc<Self>, id: &AccountId, patience: Duration) -> Result<Arc<AccountKeys>> {
-        let (keyring, id) = (self.clone(), id.clone());
+    pub(crate) fn open_blocking(
+        self: &Arc<Self>,
+        caller: Option<&CallerId>,
+        id: &AccountId,
+        patience: Duration,
+    ) -> Result<Arc<AccountKeys>> {
+        let (keyring, caller, id) = (self.clone(), caller.cloned(), id.clone());
         self.home.call_blocking(async move {
             let give_up = keyring.clock.now().plus(patience);
-            keyring.clock.until(give_up, keyring.open(&id)).await.unwrap_or(Err(Error::Cold { account: id }))
+            let opened = async {
+                keyring.permit(caller.as_ref(), &[Operation::Unwrap], On::Account(&id)).await?;
+                keyring.open(&id).await
+            };
+            let opened = keyring.clock.until(give_up, opened).await;
+            opened.unwrap_or_else(|| Err(Error::Cold { account: id.clone() }))
         })
     }
 

@@ -405,7 +405,8 @@ mod tests {
         let one = hold();
         for _ in 0..3 {
             let error = one.look(&keyring).await.unwrap_err().to_string();
-            assert!(error.contains("scheduled work") && error.contains("format version 4"), "{error}");
+            let version = format!("format version {}", RECORD_FORMAT + 1);
+            assert!(error.contains("scheduled work") && error.contains(&version), "{error}");
             assert!(one.check(keyring.clock.now()).is_err());
             clock.advance(SILENT_MAX);
         }

@@ -16,8 +16,10 @@
 //! | `value.rs` | a value in memory |
 
 use crate::{
+    access::Operation,
     engine::Engine,
     error::Result,
+    keyring::On,
     name::{AccountId, SecretName},
     store::record::SecretVersion,
 };
@@ -135,7 +137,11 @@ enum Access {
 
 impl Secrets {
     /// The one place that every public call goes through, before anything is read.
-    async fn permit(&self, _account: &AccountId, _access: Access) -> Result<()> {
-        Ok(())
+    async fn permit(&self, account: &AccountId, access: Access) -> Result<()> {
+        let operation = match access {
+            Access::Get => Operation::SecretGet,
+            Access::Set => Operation::SecretSet,
+        };
+        self.engine.permit(&[operation], On::Account(account)).await
     }
 }

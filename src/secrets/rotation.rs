@@ -160,7 +160,7 @@ impl Secrets {
     async fn seal_policy(&self, seen: &Seen, head: &mut SecretRecord) -> Result<bool> {
         let id = head.id.clone();
         let Some(rotation) = &mut head.rotation else { return Ok(true) };
-        let account = self.engine.account(&id.account).await?;
+        let account = self.engine.own_hand().account(&id.account).await?;
         let header = account.seal(address(&id, rotation), &mut []).await?;
         rotation.proof = header.as_bytes().to_vec();
         if Some(header.aek_version()) == seen.account.current().map(|current| current.aek_version) {
@@ -201,7 +201,7 @@ impl Secrets {
     async fn open_policy(&self, id: &SecretId, rotation: &Rotation) -> Result<()> {
         let forged = |what: String| Corrupt::Record { record: format!("rotation of secret {id}"), what }.into();
         let header = BlockHeader::parse(&rotation.proof).map_err(|error| forged(error.to_string()))?;
-        match self.engine.account(&id.account).await?.open(address(id, rotation), &header, &mut []).await {
+        match self.engine.own_hand().account(&id.account).await?.open(address(id, rotation), &header, &mut []).await {
             Err(Error::Corrupt(what)) => Err(forged(format!("{what}; its hook is not run: set the policy anew"))),
             other => other,
         }

@@ -75,7 +75,7 @@ impl Secrets {
         kept: bool,
     ) -> Result<Stored> {
         let (id, version) = (&head.id, head.newest());
-        let account = self.engine.account(&id.account).await?;
+        let account = self.engine.own_hand().account(&id.account).await?;
         let mut buf = SecretValue::buffer(value.as_bytes());
         let header = account.seal(address(id, version), &mut buf).await?;
         if Some(header.aek_version()) != seen.account.current().map(|current| current.aek_version) {
@@ -171,7 +171,7 @@ impl Secrets {
     }
 
     pub(super) async fn open(&self, id: &SecretId, sealed: &SecretValueRecord) -> Result<SecretValue> {
-        let account = self.engine.account(&id.account).await?;
+        let account = self.engine.own_hand().account(&id.account).await?;
         let (header, ciphertext) = BlockHeader::split(&sealed.block)?;
         let mut buf = SecretValue::buffer(ciphertext);
         match account.open(address(id, sealed.version), &header, &mut buf).await {
@@ -234,7 +234,8 @@ impl Secrets {
             }
             let value = self.open(id, &sealed).await?;
             let mut buf = SecretValue::buffer(value.as_bytes());
-            let header = self.engine.account(&id.account).await?.seal(address(id, version), &mut buf).await?;
+            let header =
+                self.engine.own_hand().account(&id.account).await?.seal(address(id, version), &mut buf).await?;
             if Some(header.aek_version()) != current {
                 let of = id.account.clone();
                 self.engine.at_home(|keyring| async move { keyring.learn(&of).await }).await?;

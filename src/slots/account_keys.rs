@@ -2,9 +2,10 @@
 //! wrapping moves to another KEK version.
 
 use crate::{
+    access::{Force, Permit, Permits},
     clock::Instant,
     error::{Corrupt, Error},
-    name::AccountId,
+    name::{AccountId, CallerId, KekName},
     planted::{self, Fault},
     slots::slot::AekSlot,
     store::record::{RetiredAek, was_retired},
@@ -40,6 +41,8 @@ pub(crate) struct AccountKeys {
     shuts: AtomicU32,
     /// When the index last heard that the account is used, in seconds; 0 when it is not in the index.
     told_secs: AtomicU32,
+    /// Of callers that have a name.
+    permits: OnceLock<Box<Permits>>,
 }
 
 /// Slots behind the first one.
@@ -160,6 +163,7 @@ impl AccountKeys {
             growing: Mutex::default(),
             shuts: AtomicU32::new(0),
             told_secs: AtomicU32::new(0),
+            permits: OnceLock::new(),
         };
         slots.for_each(|slot| keys.push(slot));
         Some(keys)
@@ -176,6 +180,17 @@ impl AccountKeys {
             None => &self.first,
             Some(later) => later.current().unwrap_or(&self.first),
         }
+    }
+
+    /// The KEK that the account is under.
+    pub(crate) fn kek(&self) -> &KekName {
+        &self.current().leash.kek().name
+    }
+
+    /// What a caller may do with the account; it follows `force`, and the account from KEK to KEK.
+    #[inline]
+    pub(crate) fn permit(&self, force: &Arc<Force>, caller: &CallerId) -> Arc<Permit> {
+        self.permits.get_or_init(Box::default).of(force, caller, &self.id, || self.kek().clone())
     }
 
     /// The slot of an AEK version that a block names.
@@ -250,6 +265,9 @@ impl AccountKeys {
         let place = later.chunk.push(slot);
         if is_newest {
             later.current.store(place, Ordering::Release);
+            if let Some(permits) = self.permits.get() {
+                permits.follow(|| self.kek().clone());
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Reads a whole store, and names what is wrong in it.
 
 use super::{
-    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys, load_secret, number_of,
+    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys, load_secret, number_of, policy,
     record::{
         AccountRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, SecretValueRecord, StoreRecord, WorkRecord,
     },
@@ -32,6 +32,8 @@ pub struct Check {
     pub denials: u64,
     /// Secrets, deleted ones that were not purged included.
     pub secrets: u64,
+    /// Grants of the policy.
+    pub grants: u64,
     /// How many things are wrong.
     pub found: u64,
     /// The first [`FINDINGS_MAX`] of them: each says what and what to do.
@@ -104,6 +106,12 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
             Err(error @ Error::Store(_)) => return Err(error),
             Err(error) => check.find(error),
         }
+    }
+    // Parts that no head names are of a change that is under way, or was cut short: nobody is granted anything by them.
+    match policy::check(store).await {
+        Ok(grants) => check.grants = grants,
+        Err(error @ Error::Store(_)) => return Err(error),
+        Err(error) => check.find(error),
     }
     for (kek, accounts) in wraps.into_values() {
         if accounts.accounts > 0 {

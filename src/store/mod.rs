@@ -4,6 +4,7 @@
 //! object store with conditional put fit behind it. What the bytes mean is [`record`]'s business; whether
 //! a store of one's own keeps the contract is said by [`check`].
 
+pub use self::policy::{PART_ID_BYTES, PartId, load_policy};
 use self::record::{
     AEK_VERSIONS_MAX, AccountRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, StoreRecord, WorkRecord,
 };
@@ -16,6 +17,7 @@ use std::fmt;
 
 pub mod check;
 pub mod memory;
+pub(crate) mod policy;
 pub mod record;
 pub mod redb;
 pub(crate) mod word;
@@ -41,6 +43,8 @@ const STORE_KIND: u8 = b's';
 const COMMON_KIND: u8 = b'c';
 const SECRET_KIND: u8 = b'x';
 const SECRET_VALUE_KIND: u8 = b'v';
+const POLICY_KIND: u8 = b'p';
+const GRANTS_KIND: u8 = b'g';
 
 /// What a record is about. The byte form (`kind as u8 ‖ name`) is the key in stores that want bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,6 +66,10 @@ pub enum Key {
     Secret(SecretId),
     /// The sealed value of one version of a secret.
     SecretValue(SecretId, u32),
+    /// The head of the policy: roles, and which parts it has. There is one, from the first grant on.
+    Policy,
+    /// A part of the policy: grants. It is never replaced.
+    Grants(PartId),
 }
 
 impl Key {
@@ -79,6 +87,8 @@ impl Key {
             Self::SecretValue(SecretId { account, name }, version) => {
                 (SECRET_VALUE_KIND, format!("{account}\0{name}\0{version:010}"))
             }
+            Self::Policy => (POLICY_KIND, String::new()),
+            Self::Grants(part) => (GRANTS_KIND, part.to_string()),
         };
         let mut bytes = vec![kind];
         bytes.extend_from_slice(name.as_bytes());
@@ -90,10 +100,12 @@ impl Key {
     /// # Errors
     /// [`Corrupt::Record`] when it is none.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let bad = || Corrupt::Record {
+        let bad = || {
+            Corrupt::Record {
             record: format!("key {}", bytes.escape_ascii()),
-            what: "is no name of an account, a KEK, a denial, the scheduled work, the store, its date or a secret"
+            what: "is no name of an account, a KEK, a denial, the scheduled work, the store, its date, its policy or a secret"
                 .into(),
+        }
         };
         let (kind, name) = bytes.split_first().ok_or_else(bad)?;
         let name = std::str::from_utf8(name).map_err(|_| bad())?;
@@ -113,6 +125,8 @@ impl Key {
                 let (secret, version) = name.rsplit_once('\0').ok_or_else(bad)?;
                 Self::SecretValue(secret_id(secret).ok_or_else(bad)?, version.parse().map_err(|_| bad())?)
             }
+            POLICY_KIND if name.is_empty() => Self::Policy,
+            GRANTS_KIND => Self::Grants(PartId(u128::from_str_radix(name, 16).map_err(|_| bad())?.to_be_bytes())),
             _ => return Err(bad().into()),
         };
         // `01` parses as `1`: two byte forms of one key would be two values of it.
@@ -131,6 +145,8 @@ impl fmt::Display for Key {
             Self::Common => f.write_str("date of the store"),
             Self::Secret(id) => write!(f, "secret {id}"),
             Self::SecretValue(id, version) => write!(f, "value of secret {id}, version {version}"),
+            Self::Policy => f.write_str("policy of the store"),
+            Self::Grants(part) => write!(f, "part {part} of the store's policy"),
         }
     }
 }
@@ -195,6 +211,8 @@ pub enum Filter {
     SecretValues,
     /// The values of one account's secrets.
     SecretValuesOf(AccountId),
+    /// All parts of the policy.
+    Grants,
 }
 
 impl Filter {
@@ -210,6 +228,7 @@ impl Filter {
             Self::SecretsOf(account) => of(SECRET_KIND, account),
             Self::SecretValues => vec![SECRET_VALUE_KIND],
             Self::SecretValuesOf(account) => of(SECRET_VALUE_KIND, account),
+            Self::Grants => vec![GRANTS_KIND],
         }
     }
 }

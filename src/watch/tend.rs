@@ -1,6 +1,6 @@
 //! The tending of slots: brings accounts back after a denial or lapse, refreshes the AEKs in use ahead of their TTL, wipes
 //! those that nobody used for a TTL, follows accounts that somebody else re-wrapped to their new KEK version, has written
-//! down what was sealed, and keeps the store's date.
+//! down what was sealed, keeps the store's date, and follows the policy of the store.
 //!
 //! All of it runs in the background share of the budget, behind whoever waits for a key. Nothing here bounds anything:
 //! a slot that was not refreshed in time is simply cold.
@@ -9,7 +9,7 @@ use crate::{
     clock::Instant,
     home::beat::Beat,
     keyring::{
-        COMMON_LOOK_EVERY, Keyring,
+        COMMON_LOOK_EVERY, Keyring, POLICY_LOOK_EVERY,
         background::{FLIGHTS_MAX, Why, follow, unwrap_in_background},
     },
     lease::{Phase, Verdict as LeaseVerdict, standby::Voice},
@@ -43,9 +43,10 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     let mut following: HashMap<KekVersion, (Instant, Option<Id>)> = HashMap::new();
     let mut refused: HashMap<KekVersion, Instant> = HashMap::new();
     let mut refreshing: HashMap<TokenName, Id> = HashMap::new();
-    let (mut writing, mut keeping) = (None, None);
+    let (mut writing, mut keeping, mut looking) = (None, None, None);
     let mut next_round = keyring.clock.now();
     let mut next_keep = next_round.plus(COMMON_LOOK_EVERY);
+    let mut next_look = next_round;
     loop {
         let now = keyring.clock.now();
         beat.at(now);
@@ -88,6 +89,10 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
             next_keep = now.plus(COMMON_LOOK_EVERY);
             keeping = Some(work.spawn(keep_common(keyring.clone())).id());
         }
+        if now >= next_look && looking.is_none() && keyring.access.reads_store() {
+            next_look = now.plus(POLICY_LOOK_EVERY);
+            looking = Some(work.spawn(look_at_policy(keyring.clone())).id());
+        }
         tokio::select! {
             biased; // every branch leads to the same look around, and a simulation sees the same again
             () = keyring.clock.sleep_until(now.plus(TICK).min(next_round.max(now.plus(ROUND_MIN)))) => {}
@@ -101,6 +106,7 @@ pub(crate) async fn tend(keyring: Arc<Keyring>, beat: Arc<Beat>) {
                 refreshing.retain(|_, task| *task != id);
                 writing = writing.filter(|task| *task != id);
                 keeping = keeping.filter(|task| *task != id);
+                looking = looking.filter(|task| *task != id);
             }
         }
     }
@@ -141,6 +147,12 @@ async fn keep_common(keyring: Arc<Keyring>) {
     if let Err(error) = keyring.keep_common().await {
         tracing::warn!(%error, "the store's date could not be kept; nothing is done early by that");
     }
+}
+
+/// Grants that another engine gave or took away are in force here from then on. Who asks first reads the policy by itself where nothing
+/// is known yet, and says why it cannot.
+async fn look_at_policy(keyring: Arc<Keyring>) {
+    let _ = keyring.follow_policy().await;
 }
 
 async fn refresh(keyring: Arc<Keyring>, due: Vec<Arc<AekSlot>>) {

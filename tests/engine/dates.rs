@@ -70,6 +70,7 @@ async fn an_account_that_was_deleted_under_a_dead_clock_is_kept_as_long_as_any()
         wall_unix: 0,
         aek_overlap_secs: 3600,
         purge_protection: false,
+        is_governed: false,
     };
     store.create(&Key::Common, begun.put().unwrap()).await.unwrap();
     let first = build(&rig.token, &store, &dead, quiet());

@@ -8,6 +8,7 @@ mod dates;
 mod delete;
 mod denial;
 mod fresh;
+mod grants;
 mod hand;
 mod held;
 mod impostor;

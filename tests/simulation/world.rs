@@ -9,6 +9,7 @@ use keyleash::{
     block::BlockHeader,
     clock::{Clock, Instant, ManualClock},
     config::Settings,
+    engine::PolicySource,
     name::{AccountId, KekName},
     store::memory::MemoryStore,
     telemetry::{Event, Events},
@@ -160,6 +161,7 @@ impl World {
         let maker = token.with_call_timeout(Settings::default().store_timeout); // which its settings allow
         let maker = Engine::builder(maker, store.clone())
             .on_current_runtime()
+            .policy(PolicySource::None)
             .clock(Clock::Manual(clock.clone()))
             .start_up_proof(false)
             .build()
@@ -238,6 +240,7 @@ impl World {
             SimStore { inner: self.store.clone(), shared, engine, clock: clock.clone(), healed: self.heal.clone() };
         let built = Engine::builder(Arc::new(token), Arc::new(store))
             .on_current_runtime()
+            .policy(PolicySource::None)
             .start_up_proof(false) // it grants and takes nothing, and the schedule counts calls
             .settings(self.settings.clone())
             .clock(clock)

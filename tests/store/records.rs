@@ -4,16 +4,17 @@ use crate::kek;
 use hmac::{Hmac, KeyInit, Mac};
 use keyleash::{
     Corrupt, Error, Result,
-    name::{AccountId, KekName, KekVersion, SecretId, SecretName, TokenName},
+    access::{Actions, Grant, Operation, Operations, Pattern, Role},
+    name::{AccountId, GrantId, KekName, KekVersion, RoleName, SecretId, SecretName, TokenName},
     secret::Aek,
     store::{
-        self, Key, KeyStore, VALUE_BYTES_MAX,
+        self, Key, KeyStore, PartId, VALUE_BYTES_MAX,
         memory::MemoryStore,
         record::{
-            AEK_VERSIONS_MAX, AccountRecord, AekPolicy, CommonRecord, Deletion, DenialRecord, KEK_VERSIONS_MAX,
-            KekPolicy, KekRecord, KekVersionRecord, Making, REASON_BYTES_MAX, RetiredAek, Rotation, SecretRecord,
-            SecretValueRecord, SecretVersion, StoreRecord, Usage, Witness, WorkRecord, WrappedAek, binding,
-            check_matches, check_value, context,
+            AEK_VERSIONS_MAX, AccountRecord, AekPolicy, CommonRecord, Deletion, DenialRecord, GrantsRecord,
+            KEK_VERSIONS_MAX, KekPolicy, KekRecord, KekVersionRecord, Making, PolicyPart, PolicyRecord,
+            REASON_BYTES_MAX, RetiredAek, Rotation, SecretRecord, SecretValueRecord, SecretVersion, StoreRecord, Usage,
+            Witness, WorkRecord, WrappedAek, binding, check_matches, check_value, context,
         },
     },
     token::{KekId, Profile, Wrapped},
@@ -32,6 +33,9 @@ const COMMON: &str = include_str!("../compat/records/common-v2.hex");
 const PROTECTED_COMMON: &str = include_str!("../compat/records/common-v3.hex");
 const STANDBY_DENIAL: &str = include_str!("../compat/records/denial-v2.hex");
 const WITNESSED_DENIAL: &str = include_str!("../compat/records/denial-v3.hex");
+const POLICY: &str = include_str!("../compat/records/policy-v4.hex");
+const GRANTS: &str = include_str!("../compat/records/grants-v4.hex");
+const GOVERNED_COMMON: &str = include_str!("../compat/records/common-v4.hex");
 const WORK: &str = include_str!("../compat/records/work-v1.hex");
 const SECRET: &str = include_str!("../compat/records/secret-v3.hex");
 const SECRET_VALUE: &str = include_str!("../compat/records/secret-value-v3.hex");
@@ -146,12 +150,104 @@ fn the_bytes_never_change() {
         wall_unix: 250,
         aek_overlap_secs: 3600,
         purge_protection: false,
+        is_governed: false,
     };
     assert_eq!(hex::encode(c.put().unwrap().value), hex::encode(golden(COMMON)));
     assert_eq!(CommonRecord::decode(&Key::Common, &golden(COMMON)).unwrap(), c);
     let c = CommonRecord { purge_protection: true, ..c };
     assert_eq!(hex::encode(c.put().unwrap().value), hex::encode(golden(PROTECTED_COMMON)));
     assert_eq!(CommonRecord::decode(&Key::Common, &golden(PROTECTED_COMMON)).unwrap(), c);
+    let c = CommonRecord { is_governed: true, ..c };
+    assert_eq!(hex::encode(c.put().unwrap().value), hex::encode(golden(GOVERNED_COMMON)));
+    assert_eq!(CommonRecord::decode(&Key::Common, &golden(GOVERNED_COMMON)).unwrap(), c);
+    let (p, g) = (policy(), grants());
+    assert_eq!(hex::encode(g.put().unwrap().value), hex::encode(golden(GRANTS)));
+    assert_eq!(GrantsRecord::decode(&g.key(), &golden(GRANTS)).unwrap(), g);
+    assert_eq!(hex::encode(p.put().unwrap().value), hex::encode(golden(POLICY)));
+    assert_eq!(PolicyRecord::decode(&Key::Policy, &golden(POLICY)).unwrap(), p);
+    assert_eq!(g.key().to_bytes(), b"g101112131415161718191a1b1c1d1e1f");
+    assert_eq!(Key::from_bytes(&g.key().to_bytes()), Ok(g.key()));
+    assert!(Key::from_bytes(b"g10").is_err() && Key::from_bytes(b"g+01112131415161718191a1b1c1d1e1f").is_err());
+    assert_eq!((Key::Policy.to_bytes(), Key::from_bytes(b"p")), (b"p".to_vec(), Ok(Key::Policy)));
+}
+
+fn grants() -> GrantsRecord {
+    let grant = |id, callers, keks, actions| Grant {
+        id: GrantId::new(id).unwrap(),
+        callers: Pattern::new(callers).unwrap(),
+        keks: Pattern::new(keks).unwrap(),
+        accounts: Pattern::all(),
+        actions,
+    };
+    let operations = Operations::of(&[Operation::Unwrap, Operation::Seal, Operation::Open]);
+    let role = RoleName::new("operator").unwrap();
+    GrantsRecord {
+        id: PartId(bytes(0x10..0x20).try_into().unwrap()),
+        grants: vec![
+            grant("1a2b3c4d", "web-*", "tenants", Actions::Operations(operations)),
+            grant("00000007", "alice", "*", Actions::Role(role)),
+        ],
+    }
+}
+
+fn policy() -> PolicyRecord {
+    let role = Role {
+        name: RoleName::new("auditor").unwrap(),
+        operations: Operations::of(&[Operation::AuditRead]),
+        includes: vec![RoleName::new("reader").unwrap()],
+        not: Operations::of(&[Operation::Unwrap, Operation::Open]),
+        keks: Pattern::new("t*").unwrap(),
+        accounts: Pattern::all(),
+    };
+    let digest = Sha256::digest(golden(GRANTS)).into();
+    let part = PolicyPart { id: grants().id, digest, grants: 2 };
+    PolicyRecord { generation: 300, roles: vec![role], parts: vec![part] }
+}
+
+/// Of the records of a policy: every cut and every other bit is refused, or is another policy; nothing panics, and nothing is unlimited.
+#[test]
+fn a_policy_that_breaks_a_rule_is_refused_by_name() {
+    let (g, p) = (grants(), policy());
+    for len in 0..golden(GRANTS).len() {
+        refused(&g.key(), GrantsRecord::decode(&g.key(), &golden(GRANTS)[..len]));
+    }
+    for len in 0..golden(POLICY).len() {
+        refused(&Key::Policy, PolicyRecord::decode(&Key::Policy, &golden(POLICY)[..len]));
+    }
+    let flip = |bytes: &[u8], bit: usize| {
+        let mut bytes = bytes.to_vec();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        bytes
+    };
+    for bit in 8..golden(GRANTS).len() * 8 {
+        let outcome = GrantsRecord::decode(&g.key(), &flip(&golden(GRANTS), bit));
+        assert!(outcome.is_err() || outcome != Ok(grants()), "bit {bit}");
+    }
+    for bit in 8..golden(POLICY).len() * 8 {
+        let outcome = PolicyRecord::decode(&Key::Policy, &flip(&golden(POLICY), bit));
+        assert!(outcome.is_err() || outcome != Ok(policy()), "bit {bit}");
+    }
+    // Operations that a newer release knows.
+    let at = golden(GRANTS).iter().rposition(|byte| *byte == 0x1c).unwrap();
+    let newer = [&golden(GRANTS)[..at], &[0xfc, 0, 0, 2, 0], &golden(GRANTS)[at + 1..]].concat();
+    assert!(refused(&g.key(), GrantsRecord::decode(&g.key(), &newer)).contains("does not know"));
+    let moved = Key::Grants(PartId([1; 16]));
+    assert!(refused(&moved, GrantsRecord::decode(&moved, &golden(GRANTS))).contains("moved"));
+    let many = GrantsRecord { grants: vec![g.grants[0].clone(); 401], ..g.clone() };
+    assert!(many.put().unwrap_err().to_string().contains("401 grants, 1 to 400"));
+    assert!(GrantsRecord { grants: vec![], ..g.clone() }.put().is_err());
+    assert!(PolicyRecord { parts: vec![], ..p.clone() }.put().is_err());
+    assert!(PolicyRecord { parts: vec![p.parts[0].clone(); 101], ..p }.put().is_err());
+    // The longest names that there are fit into a part.
+    let long = |max: usize| Pattern::new("x".repeat(max)).unwrap();
+    let longest = Grant {
+        callers: long(128),
+        keks: long(64),
+        accounts: long(255),
+        actions: Actions::Role(RoleName::new("r".repeat(64)).unwrap()),
+        ..g.grants[0].clone()
+    };
+    assert!(GrantsRecord { grants: vec![longest; 400], ..g }.put().unwrap().value.len() <= VALUE_BYTES_MAX);
 }
 
 #[test]
@@ -200,13 +296,13 @@ fn every_cut_every_further_byte_and_every_other_format_version_is_refused() {
     }
     let longer = [bytes.as_slice(), &[0]].concat();
     assert!(refused(&key, AccountRecord::decode(&key, &longer)).contains("1 bytes after its end"));
-    for format in (0..=255).filter(|format| ![1, 2, 3].contains(format)) {
+    for format in (0..=255).filter(|format| ![1, 2, 3, 4].contains(format)) {
         let mut other = bytes.clone();
         other[0] = format;
         let error = AccountRecord::decode(&key, &other).unwrap_err();
         let is_newer = matches!(error, Error::Corrupt(Corrupt::NewerRecord { .. }));
-        assert_eq!(is_newer, format > 3, "{error}");
-        let words = format!("record {key}: has format version {format}, this release reads 1 to 3");
+        assert_eq!(is_newer, format > 4, "{error}");
+        let words = format!("record {key}: has format version {format}, this release reads 1 to 4");
         assert!(error.to_string().contains(&words), "{error}");
     }
     let mut none_retired = [bytes.as_slice(), &[0]].concat();

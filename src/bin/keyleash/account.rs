@@ -10,6 +10,7 @@ use crate::{
 };
 use keyleash::{
     Error, When,
+    access::Operation,
     clock::utc,
     name::{AccountId, KekName, KekVersion},
     store::{
@@ -40,10 +41,12 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         Account::List { kek } => {
             let kek = kek.map(|kek| kek_version(&kek)).transpose()?;
             let store = setup.store(Store::Read).await?;
+            let judge = setup.judge(store.clone()).await?;
             if let Some(kek) = &kek {
+                judge.permit(Operation::Get, None, Some(&kek.name)).await?;
                 expect_version(&*store, kek).await?;
             }
-            let ids = list(&*store, kek).await?;
+            let ids = judge.seen(list(&*store, kek).await?).await?;
             let deleted = deletions(&*store, &ids).await?;
             let mut lines = String::new();
             // What a program reads is an id in each line.
@@ -68,6 +71,7 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         Account::Show { id } => {
             // The store says it all: neither token nor PIN is needed.
             let (id, store) = (account_id(&id)?, setup.store(Store::Read).await?);
+            setup.judge(store.clone()).await?.permit(Operation::Get, Some(&id), None).await?;
             let found = store::load_account(&*store, &id).await?;
             let (record, _) = found.ok_or_else(|| Error::NotFound(format!("account {id}")))?;
             output.result(&record_json(&record), &record_lines(&record))

@@ -69,6 +69,22 @@ time does. What was missed is caught up once.
 Ends with 5 when something that is due failed, or a record that cannot be read
 may be due; it is reported, and left as it was.";
 
+const GRANT_HELP: &str = "\
+A caller is an id of 1 to 128 bytes, or the beginning of ids with a * behind it.
+The caller of a command is the user of the operating system, by the real user id:
+the name in /etc/passwd, or uid:N. Without any grant everybody may do everything;
+the first one ends that for good, and must give grant.write to somebody.
+
+Operations: get wrap unwrap seal open create rotate rewrap move delete undelete
+purge secret.get secret.set audit.read grant.write drill
+Roles: reader, contributor (all but what shows secrets or destroys), operator
+(what is done to keys, not to data), and those of `keyleash grant role add`.
+
+Examples:
+  keyleash grant add alice --role operator
+  keyleash grant add 'web-*' --operations unwrap,seal,open --kek tenants
+  keyleash grant test web-7 open --account t-1";
+
 /// HSM-backed envelope encryption, whose keys stay on a leash.
 ///
 /// Who takes the KEK away from the token takes the data away.
@@ -108,6 +124,9 @@ pub(crate) enum Command {
     /// Secrets of an account (credentials, keys, certificates): set, get, list, delete.
     #[command(subcommand)]
     Secret(crate::secret::args::Secret),
+    /// Who may do what: grants and roles, which all processes of the store obey.
+    #[command(subcommand, after_help = GRANT_HELP)]
+    Grant(crate::grant::Grant),
     /// Look at the store.
     #[command(subcommand)]
     Store(Store),

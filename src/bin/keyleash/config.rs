@@ -3,6 +3,7 @@
 use crate::{
     args::ConfigCommand,
     exit::Failure,
+    grant,
     output::{Output, table},
     setup::{CONFIG_DEFAULT, read_config},
 };
@@ -29,7 +30,13 @@ pub(crate) fn run(command: ConfigCommand, config: Option<&Path>, output: Output)
             let shown = file.shown();
             // After it is shown: what is wrong with it is easier to see then.
             let standbys = file.standbys();
-            let rows = shown.iter().map(row).chain(standbys.iter().map(standby_row));
+            let granted = file.grants().iter().map(|grant| {
+                vec![format!("grant[{}]", grant.callers), grant::scope_words(grant), grant.id.to_string()]
+            });
+            let roles = file
+                .roles()
+                .map(|(role, origin)| vec![format!("role[{}]", role.name), grant::role_words(role), origin.to_owned()]);
+            let rows = shown.iter().map(row).chain(standbys.iter().map(standby_row)).chain(granted).chain(roles);
             let lines = table(heading(), rows);
             let from = read.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
             let standbys: Vec<_> = standbys
@@ -37,7 +44,10 @@ pub(crate) fn run(command: ConfigCommand, config: Option<&Path>, output: Output)
                 .map(|(kek, standby, from)| json!({ "kek": kek.as_str(), "standby": standby.as_str(), "from": from }))
                 .collect();
             let settings: Vec<_> = shown.iter().map(shown_json).collect();
-            let result = json!({ "file": from, "settings": settings, "standbys": standbys });
+            let grants: Vec<_> = file.grants().iter().map(grant::grant_json).collect();
+            let roles: Vec<_> = file.roles().map(|(role, _)| grant::role_json(role)).collect();
+            let result =
+                json!({ "file": from, "settings": settings, "standbys": standbys, "grants": grants, "roles": roles });
             output.result(&result, &format!("{lines}read: {from}\n"))?;
             file.resolve()?;
             Ok(())

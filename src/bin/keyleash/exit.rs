@@ -4,7 +4,7 @@ use keyleash::{Corrupt, Error, drill};
 use std::{fmt, io, path::Path};
 
 /// Every exit status and when it comes; shown by `--help`.
-pub(crate) const TABLE: [(u8, &str); 14] = [
+pub(crate) const TABLE: [(u8, &str); 15] = [
     (0, "done"),
     (1, "input or output failed, or the process must be restarted"),
     (2, "usage, invalid or misconfigured: change the command or the set-up"),
@@ -16,6 +16,7 @@ pub(crate) const TABLE: [(u8, &str); 14] = [
     (8, "the key store failed: locked by another process, disk full"),
     (9, "a drill measured that a promise does not hold"),
     (10, "a drill could not tell whether a promise holds: the machine was too busy; run it again"),
+    (11, "forbidden: the caller has no grant for it; whoever has grant.write acts"),
     (129, "SIGHUP"),
     (130, "SIGINT (143: SIGTERM): nothing is left of an unfinished OUT"),
     (141, "standard output was closed before all was written"),
@@ -95,6 +96,7 @@ impl Failure {
         match self {
             Self::Engine(error) => match error {
                 Error::Denied(_) => "denied",
+                Error::Forbidden(_) => "forbidden",
                 Error::Lapsed(_) => "lapsed",
                 Error::Unreachable(_) => "unreachable",
                 Error::Cold { .. } => "cold",
@@ -144,6 +146,7 @@ fn code_of(error: &Error) -> u8 {
         Error::NotFound(_) => 6,
         Error::Exists(_) | Error::Conflict(_) => 7,
         Error::Store(_) => 8,
+        Error::Forbidden(_) => 11,
         _ => 1,
     }
 }
@@ -189,10 +192,13 @@ impl From<drill::Error> for Failure {
 mod tests {
     use super::*;
     use keyleash::{
-        name::AccountId,
+        access::{Actions, Grant, Operation, Operations, Pattern, Policy},
+        engine::Judge,
+        name::{AccountId, CallerId, GrantId},
+        store::memory::MemoryStore,
         token::{TokenError, Verdict},
     };
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, sync::Arc};
 
     /// By name, as Rust writes it.
     fn kinds<'a>(errors: impl Iterator<Item = &'a Error>) -> BTreeSet<String> {
@@ -215,6 +221,19 @@ mod tests {
     fn denied_unreachable_corrupt_and_the_rest_end_with_statuses_of_their_own() {
         let from = |verdict| Error::from(TokenError::new(verdict, "test", "", ""));
         let Error::Unreachable(refusal) = from(Verdict::Unreachable) else { panic!("a silence") };
+        let grant = Grant {
+            id: GrantId::new("g").unwrap(),
+            callers: Pattern::new("a").unwrap(),
+            keks: Pattern::all(),
+            accounts: Pattern::all(),
+            actions: Actions::Operations(Operations::ALL),
+        };
+        let policy = Policy::new(vec![], vec![grant]).unwrap();
+        let judged = async {
+            let judge = Judge::new(Arc::new(MemoryStore::new()), &policy, CallerId::new("b").unwrap()).await;
+            judge.unwrap().permit(Operation::Get, None, None).await.unwrap_err()
+        };
+        let forbidden = tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(judged);
         let cases = [
             (Error::Fatal("".into()), 1, "fatal"),
             (Error::Invalid("".into()), 2, "invalid"),
@@ -223,6 +242,7 @@ mod tests {
             (Error::TooLong { what: "", len: 2, max: 1, remedy: "" }, 2, "invalid"),
             (Error::Misconfigured("".into()), 2, "misconfigured"),
             (from(Verdict::Denied), 3, "denied"),
+            (forbidden, 11, "forbidden"),
             (from(Verdict::Unreachable), 4, "unreachable"),
             (Error::Lapsed(refusal), 4, "lapsed"),
             (Corrupt::Block.into(), 5, "corrupt"),

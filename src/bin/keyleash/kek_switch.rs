@@ -10,6 +10,7 @@ use crate::{
 };
 use keyleash::{
     Error,
+    access::Operation,
     clock::Instant,
     config::Settings,
     name::{KekName, KekVersion, TokenName},
@@ -29,6 +30,8 @@ struct Target {
 
 pub(crate) async fn run(args: KekSwitch, enabled: bool, setup: &Setup, output: Output) -> Result<(), Failure> {
     let store = setup.store(Store::Read).await?;
+    let operation = if enabled { Operation::Undelete } else { Operation::Delete };
+    setup.judge(store.clone()).await?.permit(operation, None, Some(&named(&args)?.0)).await?;
     let (name, mut targets) = targets(&args, &*store).await?;
     let standby = setup.standby_of(&name).filter(|_| args.token.is_none());
     let what = targets.iter().map(|target| target.words(enabled)).collect::<Vec<_>>().join("\n");
@@ -80,11 +83,15 @@ pub(crate) async fn run(args: KekSwitch, enabled: bool, setup: &Setup, output: O
     })
 }
 
+fn named(args: &KekSwitch) -> Result<(KekName, Option<u32>), Failure> {
+    match args.kek.as_bytes().contains(&b'/') {
+        true => kek_version(&args.kek).map(|kek| (kek.name, Some(kek.version))),
+        false => Ok((kek_name(&args.kek)?, None)),
+    }
+}
+
 async fn targets(args: &KekSwitch, store: &dyn KeyStore) -> Result<(KekName, Vec<Target>), Failure> {
-    let (name, version) = match args.kek.as_bytes().contains(&b'/') {
-        true => kek_version(&args.kek).map(|kek| (kek.name, Some(kek.version)))?,
-        false => (kek_name(&args.kek)?, None),
-    };
+    let (name, version) = named(args)?;
     let found = store::load_kek(store, &name).await?;
     let (record, _) = found.ok_or_else(|| Error::NotFound(format!("KEK {name}: `keyleash kek list` shows all")))?;
     let mut targets = Vec::new();

@@ -8,12 +8,14 @@ mod consent;
 mod drill;
 mod exit;
 mod file;
+mod grant;
 mod inspect;
 mod kek;
 mod kek_switch;
 mod lazy_token;
 mod man;
 mod open_token;
+mod os_caller;
 mod out_file;
 mod output;
 mod profiles;
@@ -188,6 +190,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Kek(command) => kek::run(command, setup()?, output).await,
         Command::Account(command) => account::run(command, setup()?, output).await,
         Command::Secret(command) => secret::run(command, setup()?, output).await,
+        Command::Grant(command) => grant::run(command, setup()?, output).await,
         Command::Store(command) => store::run(command, setup()?, output).await,
         Command::Seal(args) => seal::seal(args, setup()?, output).await,
         Command::Open(args) => seal::open(args, setup()?, output).await,

@@ -4,6 +4,7 @@ use crate::{
     exit::Failure,
     lazy_token::LazyToken,
     open_token::open,
+    os_caller::os_caller,
     out_file::OutFile,
     output::Output,
     refused_pins::RefusedPins,
@@ -12,8 +13,10 @@ use crate::{
 };
 use keyleash::{
     Engine, Error,
+    access::{Operation, Policy},
     config::{Config, ConfigFile, PinSource, Settings, TokenConfig, TokenSelector},
-    name::{AccountId, KekName, KekVersion, TokenName},
+    engine::{Judge, PolicySource},
+    name::{AccountId, CallerId, KekName, KekVersion, TokenName},
     secret::{MemlockPolicy, check_memlock},
     store::{Key, KeyStore, memory::MemoryStore, record::StoreRecord},
     token::{
@@ -46,6 +49,14 @@ pub(crate) enum Store {
     Read,
     /// Nothing.
     None,
+}
+
+/// What an engine of a command asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Tokens,
+    /// The store alone.
+    Nobody,
 }
 
 /// The settings of this run.
@@ -136,13 +147,43 @@ impl Setup {
     pub(crate) async fn engine(&self, need: Store) -> Result<Engine, Failure> {
         // A store that cannot be opened is said before the token counts a login.
         let store = self.store(need).await?;
-        self.engine_over(store, CACHED_AEKS_MAX).await
+        self.engine_over(store, CACHED_AEKS_MAX, Ask::Tokens).await
+    }
+
+    /// One for a command that asks no token, and needs none to be configured.
+    pub(crate) async fn engine_without_token(&self, need: Store) -> Result<Engine, Failure> {
+        self.engine_over(self.store(need).await?, CACHED_AEKS_MAX, Ask::Nobody).await
+    }
+
+    /// The grants of the configuration.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.config.policy
+    }
+
+    /// Who may do what, for a command that reads the store by itself.
+    pub(crate) async fn judge(&self, store: Arc<dyn KeyStore>) -> Result<Judge, Failure> {
+        self.judge_for(store, os_caller()?).await
+    }
+
+    /// As [`Setup::judge`], of what another caller may do.
+    pub(crate) async fn judge_for(&self, store: Arc<dyn KeyStore>, caller: CallerId) -> Result<Judge, Failure> {
+        Ok(Judge::new(store, &self.config.policy, caller).await?)
+    }
+
+    /// Whether whoever gave the command may do this to all that the store has. Of a store whose policy cannot be read anybody may: it is
+    /// to be looked at, or replaced, by whoever has its file.
+    pub(crate) async fn expect_over_all(&self, store: Arc<dyn KeyStore>, operation: Operation) -> Result<(), Failure> {
+        match Judge::new(store, &self.config.policy, os_caller()?).await {
+            Ok(judge) => Ok(judge.permit(operation, None, None).await?),
+            Err(Error::Corrupt(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The same with its store.
     pub(crate) async fn engine_and_store(&self, need: Store) -> Result<(Engine, Arc<dyn KeyStore>), Failure> {
         let store = self.store(need).await?;
-        Ok((self.engine_over(store.clone(), CACHED_AEKS_MAX).await?, store))
+        Ok((self.engine_over(store.clone(), CACHED_AEKS_MAX, Ask::Tokens).await?, store))
     }
 
     /// The same over a store that exists, and by what that is known.
@@ -151,15 +192,15 @@ impl Setup {
         // It only makes errors say more: one that cannot be read is for `store check`.
         let found = store.get(&Key::Store).await?;
         let id = found.and_then(|found| StoreRecord::decode(&Key::Store, &found.value).ok());
-        Ok((self.engine_over(store, CACHED_AEKS_MAX).await?, id))
+        Ok((self.engine_over(store, CACHED_AEKS_MAX, Ask::Tokens).await?, id))
     }
 
     /// An engine that is set up as a service's would be, for what judges the set-up.
     pub(crate) async fn full_engine(&self, store: Arc<dyn KeyStore>) -> Result<Engine, Failure> {
-        self.engine_over(store, u64::MAX).await
+        self.engine_over(store, u64::MAX, Ask::Tokens).await
     }
 
-    async fn engine_over(&self, store: Arc<dyn KeyStore>, cached_aeks_max: u64) -> Result<Engine, Failure> {
+    async fn engine_over(&self, store: Arc<dyn KeyStore>, cached_aeks_max: u64, need: Ask) -> Result<Engine, Failure> {
         let mut settings = self.config.settings.clone();
         settings.max_cached_aeks = settings.max_cached_aeks.min(cached_aeks_max);
         if settings.memlock == MemlockPolicy::Refuse {
@@ -168,21 +209,29 @@ impl Setup {
         }
         settings.scheduled_work = false; // a command does what it was told
         let Config { token: default, other_tokens: others, standbys, .. } = &self.config;
-        let token: Arc<dyn Token> = match others.is_empty() {
-            true => Arc::new(open(self.noting(self.token_settings()?)).await.map_err(Error::from)?),
-            false => Arc::new(LazyToken::new(self.noting(self.token_settings()?))),
+        let token: Arc<dyn Token> = match need {
+            Ask::Tokens if others.is_empty() => {
+                Arc::new(open(self.noting(self.token_settings()?)).await.map_err(Error::from)?)
+            }
+            Ask::Tokens => Arc::new(LazyToken::new(self.noting(self.token_settings()?))),
+            // Opened by the first call, of which there is none.
+            Ask::Nobody => {
+                let pin = pkcs11::PinSource::Env(String::new());
+                Arc::new(LazyToken::new(Pkcs11Settings::new("", Selector::Slot(0), pin)))
+            }
         };
         // A command proves by what it does.
         let mut builder = Engine::builder(token, store).settings(settings).start_up_proof(false);
         builder = builder.default_token(default.name.clone());
-        for other in others {
+        for other in others.iter().filter(|_| need == Ask::Tokens) {
             let token = LazyToken::new(self.noting(self.settings_of(other)?));
             builder = builder.token(other.name.clone(), Arc::new(token));
         }
-        for (kek, standby) in standbys {
+        for (kek, standby) in standbys.iter().filter(|_| need == Ask::Tokens) {
             builder = builder.standby(kek.clone(), standby.clone());
         }
-        let engine = builder.build()?;
+        let policy = PolicySource::Given(self.config.policy.clone());
+        let engine = builder.policy(policy).build()?.caller(os_caller()?);
         *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine.clone());
         Ok(engine)
     }

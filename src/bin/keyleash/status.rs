@@ -91,7 +91,12 @@ async fn prove(engine: &Engine, store: &dyn KeyStore, kek: &KekVersion) -> Resul
         for (key, found) in page.keys.iter().zip(store.get_many(&page.keys).await) {
             let found = found.transpose();
             match found.map(|found| AccountRecord::decode(key, &found?.value)) {
-                Some(Ok(record)) if record.deleted.is_none() => return engine.account(&record.account).await.map(Some),
+                Some(Ok(record)) if record.deleted.is_none() => {
+                    return match engine.account(&record.account).await {
+                        Err(Error::Forbidden(_)) => Ok(None), // it is others who watch over that one
+                        opened => opened.map(Some),
+                    };
+                }
                 Some(Err(error)) => unreadable = unreadable.or(Some(error)),
                 _ => {}
             }

@@ -12,6 +12,7 @@ use crate::{
 };
 use keyleash::{
     Error,
+    access::Operation,
     clock::{Clock, unix_now},
     secret::fill_random,
     store::{
@@ -30,12 +31,14 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
         Command::Shred => {
             let store = setup.store(Store::Existing).await?;
+            setup.expect_over_all(store.clone(), Operation::Purge).await?;
             store.shred(Vec::new()).await?;
             let path = setup.store_path().display();
             let line = format!("store {path}: what was deleted or replaced is written over\n");
@@ -43,12 +46,15 @@ pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Resu
         }
         Command::Check => {
             // Opening it verifies every page of the file; asks no token.
-            let found = check(&*setup.store(Store::Read).await?).await?;
+            let store = setup.store(Store::Read).await?;
+            setup.expect_over_all(store.clone(), Operation::Get).await?;
+            let found = check(&*store).await?;
             report(&format!("store {}", setup.store_path().display()), setup.store_path(), &found, output)
         }
         Command::Snapshot { file } => {
             let opened = SharedStore::open_to_read(setup.store_path().to_owned()).await;
-            let store = opened.map_err(its_own_to_copy)?;
+            let store = Arc::new(opened.map_err(its_own_to_copy)?);
+            setup.expect_over_all(store.clone(), Operation::Get).await?;
             store.snapshot(file.clone()).await?;
             // A copy that nobody looked at is none.
             let found = check(&RedbStore::open(&file).await?).await?;
@@ -131,6 +137,10 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
         ),
         _ => format!("store {} would be made from {} ({})", place.display(), file.display(), contents(&found)),
     };
+    if let Held::Store(store) = &held {
+        // Grants are put back as well.
+        setup.expect_over_all(store.clone(), Operation::GrantWrite).await?;
+    }
     let done = consent.given(&what, output).await?;
     if done {
         // There is a store at its place at every instant, and none that anybody made is written over.
@@ -161,9 +171,9 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
 }
 
 /// What keeps others from writing to what is at a place.
-#[allow(dead_code)] // it is held, and not looked at
 enum Held {
-    Store(RedbStore),
+    Store(Arc<RedbStore>),
+    #[allow(dead_code)] // it is held, and not looked at
     File(File),
     Nothing,
 }
@@ -174,7 +184,7 @@ async fn hold(place: &Path) -> Result<(Held, Option<String>), Error> {
     let what = match RedbStore::open(place).await {
         Ok(store) => {
             let was = check(&store).await.map_or_else(|error| error.to_string(), |was| contents(&was));
-            return Ok((Held::Store(store), Some(was)));
+            return Ok((Held::Store(Arc::new(store)), Some(was)));
         }
         Err(Error::NotFound(_)) => return Ok((Held::Nothing, None)),
         Err(Error::Corrupt(what)) => what.to_string(),

@@ -167,11 +167,14 @@ fn begin(wall_unix: u64) -> Result<u64> {
 struct Terms {
     aek_overlap_secs: u64,
     purge_protection: bool,
+    is_governed: bool,
 }
 
 impl Terms {
     fn are_in(self, record: &CommonRecord) -> bool {
-        record.aek_overlap_secs >= self.aek_overlap_secs && (record.purge_protection || !self.purge_protection)
+        record.aek_overlap_secs >= self.aek_overlap_secs
+            && (record.purge_protection || !self.purge_protection)
+            && (record.is_governed || !self.is_governed)
     }
 }
 
@@ -179,8 +182,8 @@ impl Terms {
 fn written(date_unix: u64, terms: Terms, clock: &Clock) -> CommonRecord {
     let boot: [u8; BOOT_BYTES] = clock.boot().unwrap_or_default();
     let (boottime_ns, wall_unix) = (clock.now().as_nanos(), clock.wall_unix());
-    let Terms { aek_overlap_secs, purge_protection } = terms;
-    CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs, purge_protection }
+    let Terms { aek_overlap_secs, purge_protection, is_governed } = terms;
+    CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs, purge_protection, is_governed }
 }
 
 impl Keyring {
@@ -269,6 +272,19 @@ impl Keyring {
         self.insist(Terms { purge_protection: true, ..Terms::default() }).await
     }
 
+    /// Sees to it that a policy which is gone is missed.
+    ///
+    /// # Errors
+    /// As [`Keyring::stamp`].
+    pub(crate) async fn note_governed(&self) -> Result<()> {
+        self.insist(Terms { is_governed: true, ..Terms::default() }).await
+    }
+
+    /// True when the store's date was seen to say that there is a policy.
+    pub(crate) fn is_known_governed(&self) -> bool {
+        self.common.known().sight.as_ref().is_some_and(|sight| sight.record.is_governed)
+    }
+
     /// Sees to it that the store has these terms, or stricter ones.
     async fn insist(&self, own: Terms) -> Result<()> {
         for _ in 0..CONFLICTS_MAX {
@@ -288,6 +304,9 @@ impl Keyring {
     /// As [`Keyring::stamp`].
     pub(crate) async fn keep_common(&self) -> Result<()> {
         self.protect().await?;
+        if self.access.knows_a_policy() {
+            self.note_governed().await?;
+        }
         if self.common.is_agreed.load(Ordering::SeqCst) {
             self.insist(self.own_overlap()).await?;
         }
@@ -344,6 +363,7 @@ impl Keyring {
         let terms = Terms {
             aek_overlap_secs: sight.record.aek_overlap_secs.max(terms.aek_overlap_secs),
             purge_protection: sight.record.purge_protection || terms.purge_protection,
+            is_governed: sight.record.is_governed || terms.is_governed,
         };
         let next = written(date_unix, terms, &self.clock);
         match self.store.replace(&Key::Common, &sight.version, next.put()?).await {

@@ -15,8 +15,10 @@ mod context;
 mod denial;
 pub(crate) mod due;
 mod kek;
+mod policy;
 mod secret;
 mod wire;
+mod wire_policy;
 
 pub(crate) use self::account::{deleted, was_retired};
 use self::wire::Record;
@@ -25,6 +27,7 @@ pub use self::{
     context::{CHECK_BYTES, binding, check_matches, check_value, context},
     denial::{DenialRecord, REASON_BYTES_MAX, WITNESS_BYTES, Witness},
     kek::{KEK_VERSIONS_MAX, KekPolicy, KekRecord, KekVersionRecord},
+    policy::{GrantsRecord, PART_DIGEST_BYTES, PART_GRANTS_MAX, PARTS_MAX, PolicyPart, PolicyRecord},
     secret::{
         CONTENT_TYPE_BYTES_MAX, HOOK_BYTES_MAX, Making, Rotation, SECRET_BYTES_MAX, SECRET_VERSIONS_MAX,
         SECRET_WORDS_BYTES_MAX, SecretRecord, SecretValueRecord, SecretVersion, TAG_NAME_BYTES_MAX,
@@ -125,6 +128,9 @@ pub struct CommonRecord {
     /// An engine with [`purge_protection`](crate::config::Settings::purge_protection) uses the store, or did: nobody purges before a
     /// retention is over. Never taken back.
     pub purge_protection: bool,
+    /// There is a policy: that it is not there is damage. Never taken back, and written in a format version by which releases that know of
+    /// no grants make nothing in this store.
+    pub is_governed: bool,
 }
 
 impl CommonRecord {

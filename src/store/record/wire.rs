@@ -5,9 +5,10 @@
 //! in the one before. A new kind of record is a new variant of the mirror type and leaves the version alone.
 
 use super::{
-    AccountRecord, AekPolicy, CHECK_BYTES, CommonRecord, Deletion, DenialRecord, HOLDER_BYTES, KekPolicy, KekRecord,
-    KekVersionRecord, REASON_BYTES_MAX, RetiredAek, STORE_ID_BYTES, SecretRecord, SecretValueRecord, StoreRecord,
-    Usage, WITNESS_BYTES, Witness, WorkRecord, WrappedAek, corrupt, refuse,
+    AccountRecord, AekPolicy, CHECK_BYTES, CommonRecord, Deletion, DenialRecord, GrantsRecord, HOLDER_BYTES, KekPolicy,
+    KekRecord, KekVersionRecord, PolicyRecord, REASON_BYTES_MAX, RetiredAek, STORE_ID_BYTES, SecretRecord,
+    SecretValueRecord, StoreRecord, Usage, WITNESS_BYTES, Witness, WorkRecord, WrappedAek, corrupt, refuse,
+    wire_policy::{GrantsWire, PolicyWire},
 };
 use crate::{
     clock::BOOT_BYTES,
@@ -22,10 +23,11 @@ mod secret;
 
 use self::secret::{SecretValueWire, SecretWire};
 
-/// Newest format version of records: accounts that remember retired AEK versions, denials with a witness, dates of stores under
-/// purge protection and secrets are written in it; other accounts, KEKs, other denials by a standby and ids and other dates of stores in 2, all
+/// Newest format version of records: policies, their parts and dates of stores that have one are written in it; accounts that remember
+/// retired AEK versions, denials with a witness, dates of stores under purge protection and secrets in 3; other accounts, KEKs, other
+/// denials by a standby and ids and other dates of stores in 2, all
 /// others in 1. Every one from 1 on is read.
-pub const RECORD_FORMAT: u8 = 3;
+pub const RECORD_FORMAT: u8 = 4;
 
 /// What decoding may claim. bincode counts sizes in memory, which are larger than the varints that were written, so
 /// that a record of the full length needs more than its length.
@@ -41,6 +43,16 @@ pub(super) enum Record {
     Common(CommonRecord),
     Secret(SecretRecord),
     SecretValue(SecretValueRecord),
+    Policy(PolicyRecord),
+    Grants(GrantsRecord),
+}
+
+pub(super) fn encode_policy(record: &PolicyRecord) -> Result<Vec<u8>> {
+    encode(&Key::Policy, &Wire4::Policy(record.into()))
+}
+
+pub(super) fn encode_grants(record: &GrantsRecord) -> Result<Vec<u8>> {
+    encode(&record.key(), &Wire4::Grants(record.into()))
 }
 
 pub(super) fn encode_account(record: &AccountRecord) -> Result<Vec<u8>> {
@@ -78,11 +90,13 @@ pub(super) fn encode_store(record: &StoreRecord) -> Result<Vec<u8>> {
 }
 
 pub(super) fn encode_common(record: &CommonRecord) -> Result<Vec<u8>> {
-    let CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs, purge_protection } = *record;
+    let CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs, purge_protection, is_governed } =
+        *record;
     let common = CommonWire { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs };
-    match purge_protection {
-        false => encode(&Key::Common, &Wire2::Common(common)),
-        true => encode(&Key::Common, &Wire3::ProtectedCommon(common)),
+    match (is_governed, purge_protection) {
+        (false, false) => encode(&Key::Common, &Wire2::Common(common)),
+        (false, true) => encode(&Key::Common, &Wire3::ProtectedCommon(common)),
+        (true, purge_protection) => encode(&Key::Common, &Wire4::GovernedCommon(common, purge_protection)),
     }
 }
 
@@ -104,6 +118,7 @@ pub(super) fn decode(key: &Key, bytes: &[u8]) -> Result<Record> {
         Some(&Wire1::FORMAT) => Record::try_from(decode_as::<Wire1>(key, bytes)?),
         Some(&Wire2::FORMAT) => Record::try_from(decode_as::<Wire2>(key, bytes)?),
         Some(&Wire3::FORMAT) => Record::try_from(decode_as::<Wire3>(key, bytes)?),
+        Some(&Wire4::FORMAT) => Record::try_from(decode_as::<Wire4>(key, bytes)?),
         Some(&format) if format > RECORD_FORMAT => {
             return Err(Corrupt::NewerRecord { record: key.to_string(), format, reads: RECORD_FORMAT }.into());
         }
@@ -191,6 +206,15 @@ enum Wire3 {
     SecretValue(SecretValueWire),
 }
 
+/// Format version 4: policies and their parts, and the date of a store that has one.
+#[derive(Encode, Decode)]
+enum Wire4 {
+    Policy(PolicyWire),
+    Grants(GrantsWire),
+    /// As in format version 2, and whether nobody purges early.
+    GovernedCommon(CommonWire, bool),
+}
+
 impl Wire for Wire1 {
     const FORMAT: u8 = 1;
 }
@@ -201,6 +225,10 @@ impl Wire for Wire2 {
 
 impl Wire for Wire3 {
     const FORMAT: u8 = 3;
+}
+
+impl Wire for Wire4 {
+    const FORMAT: u8 = 4;
 }
 
 #[derive(Encode, Decode)]
@@ -399,7 +427,7 @@ impl TryFrom<Wire2> for Record {
             }
             Wire2::StandbyDenial(wire) => Self::Denial(denial_of(wire, true, None)?),
             Wire2::Store(StoreWire { id }) => Self::Store(StoreRecord { id }),
-            Wire2::Common(common) => Self::Common(common_of(common, false)),
+            Wire2::Common(common) => Self::Common(common_of(common, false, false)),
         })
     }
 }
@@ -414,7 +442,7 @@ impl TryFrom<Wire3> for Record {
                 let witness = Witness { account: AccountId::new(account).map_err(said)?, aek_version, digest };
                 return Ok(Self::Denial(denial_of(denial, by_standby, Some(witness))?));
             }
-            Wire3::ProtectedCommon(common) => return Ok(Self::Common(common_of(common, true))),
+            Wire3::ProtectedCommon(common) => return Ok(Self::Common(common_of(common, true, false))),
             Wire3::Secret(wire) => return Ok(Self::Secret(wire.try_into()?)),
             Wire3::SecretValue(wire) => return Ok(Self::SecretValue(wire.try_into()?)),
         };
@@ -422,6 +450,18 @@ impl TryFrom<Wire3> for Record {
             return Err("is in format version 3 and remembers no retired AEK version: keyleash did not write it".into());
         }
         Ok(Self::Account(account_of(wire, retired)?))
+    }
+}
+
+impl TryFrom<Wire4> for Record {
+    type Error = String;
+
+    fn try_from(wire: Wire4) -> Result<Self, String> {
+        Ok(match wire {
+            Wire4::Policy(wire) => Self::Policy(wire.try_into()?),
+            Wire4::Grants(wire) => Self::Grants(wire.try_into()?),
+            Wire4::GovernedCommon(common, protected) => Self::Common(common_of(common, protected, true)),
+        })
     }
 }
 
@@ -439,9 +479,9 @@ fn account_of(wire: AccountWire, retired: Vec<RetiredWire>) -> Result<AccountRec
     })
 }
 
-fn common_of(wire: CommonWire, purge_protection: bool) -> CommonRecord {
+fn common_of(wire: CommonWire, purge_protection: bool, is_governed: bool) -> CommonRecord {
     let CommonWire { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs } = wire;
-    CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs, purge_protection }
+    CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs, purge_protection, is_governed }
 }
 
 fn aek_of(wire: AekWire1, used: Usage) -> Result<WrappedAek, String> {

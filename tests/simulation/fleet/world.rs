@@ -14,6 +14,7 @@ use keyleash::{
     block::BlockHeader,
     clock::{Clock, Instant, ManualClock},
     config::Settings,
+    engine::PolicySource,
     name::{AccountId, KekName, KekVersion, TokenName},
     rotate::RewrapOptions,
     store::{
@@ -312,6 +313,7 @@ impl World {
         let shelf = Shelf { inner, shared, process, real };
         let mut builder = Engine::builder(connect(FIRST), Arc::new(shelf))
             .on_current_runtime()
+            .policy(PolicySource::None)
             .start_up_proof(false)
             .settings(self.settings.clone())
             .clock(clock.clone())

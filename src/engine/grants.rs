@@ -1,0 +1,69 @@
+//! Grants and roles, as the store keeps them for all engines.
+
+use super::Engine;
+use crate::{
+    access::{Grant, Operation, Policy, Role},
+    error::Result,
+    keyring::On,
+    name::{GrantId, RoleName},
+    store::{self, policy::Change},
+};
+
+impl Engine {
+    /// The policy of the store; an empty one where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`](crate::Error::Forbidden) without `grant.write`; [`Error::Store`](crate::Error::Store);
+    /// [`Error::Corrupt`](crate::Error::Corrupt).
+    pub async fn policy(&self) -> Result<Policy> {
+        self.permit(&[Operation::GrantWrite], On::All).await?;
+        self.at_home(|keyring| async move { Ok(store::load_policy(&*keyring.store).await?.unwrap_or_default()) }).await
+    }
+
+    /// Gives grants: all of them, or none. In force in this engine when it returns, and in every other one of the store within about a
+    /// second. Their [`Grant::id`] is not looked at: the store draws them, and they are given back in the same order.
+    ///
+    /// The first grant of a store ends that everybody may do everything there, for good, and gives `grant.write` to somebody.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) where nobody would have `grant.write`, and for what a policy cannot be
+    /// ([`Policy::new`]); [`Error::Exists`](crate::Error::Exists) for a grant that gives the same as one that is there;
+    /// [`Error::Forbidden`](crate::Error::Forbidden); [`Error::Conflict`](crate::Error::Conflict); [`Error::Store`](crate::Error::Store):
+    /// they were given or not; [`Error::Corrupt`](crate::Error::Corrupt).
+    pub async fn add_grants(&self, grants: Vec<Grant>) -> Result<Vec<GrantId>> {
+        self.permit(&[Operation::GrantWrite], On::All).await?;
+        self.at_home(|keyring| async move { keyring.change_policy(&Change::Add(grants)).await }).await
+    }
+
+    /// Takes a grant away. In force in this engine when it returns, for handles that are open too, and in every other one of the store
+    /// within about a second.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Invalid`](crate::Error::Invalid) for the last one by which somebody has
+    /// `grant.write`; else as [`Engine::add_grants`].
+    pub async fn remove_grant(&self, id: &GrantId) -> Result<()> {
+        self.permit(&[Operation::GrantWrite], On::All).await?;
+        let change = Change::Remove(id.clone());
+        self.at_home(|keyring| async move { keyring.change_policy(&change).await.map(drop) }).await
+    }
+
+    /// Makes a role, or changes what the one of its name is; the grants that are of it follow. A store has roles from its first grant on.
+    ///
+    /// # Errors
+    /// As [`Engine::add_grants`].
+    pub async fn set_role(&self, role: Role) -> Result<()> {
+        self.permit(&[Operation::GrantWrite], On::All).await?;
+        self.at_home(|keyring| async move { keyring.change_policy(&Change::SetRole(role)).await.map(drop) }).await
+    }
+
+    /// Removes a role.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Invalid`](crate::Error::Invalid) while a grant or another role is of it; else
+    /// as [`Engine::add_grants`].
+    pub async fn remove_role(&self, name: &RoleName) -> Result<()> {
+        self.permit(&[Operation::GrantWrite], On::All).await?;
+        let change = Change::RemoveRole(name.clone());
+        self.at_home(|keyring| async move { keyring.change_policy(&change).await.map(drop) }).await
+    }
+}
