@@ -10,9 +10,9 @@ const ACCOUNTS: u32 = 12;
 /// A kill comes within so many percent of the time that the command takes when nobody kills it.
 const SPREAD_PERCENT: u64 = 110;
 /// Set where the test has a token of its own.
-const ALONE: &str = "ROTATION_TEST_ALONE";
+pub(crate) const ALONE: &str = "ROTATION_TEST_ALONE";
 
-fn random(below: u64) -> u64 {
+pub(crate) fn random(below: u64) -> u64 {
     let mut bytes = [0; 8];
     fill_random(&mut bytes).unwrap();
     u64::from_le_bytes(bytes) % below.max(1)
@@ -20,14 +20,14 @@ fn random(below: u64) -> u64 {
 
 /// SoftHSM rewrites the token's own file in place at every login: a kill just then takes the token away, as it takes no HSM.
 /// It is put back then; nothing that the test does changes what is in it.
-struct TokenFile {
+pub(crate) struct TokenFile {
     path: PathBuf,
     bytes: Vec<u8>,
     mended: u32,
 }
 
 impl TokenFile {
-    fn find() -> Self {
+    pub(crate) fn find() -> Self {
         let conf = PathBuf::from(std::env::var_os("SOFTHSM2_CONF").unwrap());
         let tokens = conf.parent().unwrap().join("tokens");
         let token = fs::read_dir(tokens).unwrap().next().unwrap().unwrap().path();
@@ -36,7 +36,7 @@ impl TokenFile {
         Self { path, bytes, mended: 0 }
     }
 
-    fn mend(&mut self) {
+    pub(crate) fn mend(&mut self) {
         if fs::read(&self.path).unwrap().len() < self.bytes.len() {
             fs::write(&self.path, &self.bytes).unwrap();
             self.mended += 1;
@@ -45,7 +45,7 @@ impl TokenFile {
 }
 
 /// Kills a command at a random instant of the time that it `takes`. True when it was still running.
-fn kill(shop: &Shop, token: &mut TokenFile, arguments: &[&str], takes: Duration) -> bool {
+pub(crate) fn kill(shop: &Shop, token: &mut TokenFile, arguments: &[&str], takes: Duration) -> bool {
     let mut process = shop.command(arguments).spawn().unwrap();
     let within = takes.as_micros() as u64 * SPREAD_PERCENT / 100;
     std::thread::sleep(Duration::from_micros(random(within)));
@@ -63,7 +63,11 @@ fn a_kill_at_any_instant_loses_and_doubles_nothing_and_the_next_command_goes_on_
     if std::env::var_os(ALONE).is_some() {
         return kill_again_and_again();
     }
-    let name = "kill::a_kill_at_any_instant_loses_and_doubles_nothing_and_the_next_command_goes_on_from_there";
+    alone("kill::a_kill_at_any_instant_loses_and_doubles_nothing_and_the_next_command_goes_on_from_there");
+}
+
+/// Runs a test in a process of its own, over a token of its own.
+pub(crate) fn alone(name: &str) {
     let status = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/softhsm/with-token"))
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])

@@ -8,6 +8,8 @@ mod golden;
 #[cfg(feature = "cli")]
 mod kill;
 #[cfg(feature = "cli")]
+mod secrets;
+#[cfg(feature = "cli")]
 #[allow(dead_code)] // the command line uses all of it
 #[path = "../../src/bin/keyleash/shared_store.rs"]
 mod shared_store;

@@ -1,7 +1,13 @@
 //! What the load does: seals and opens blocks of an account and verifies every byte, as a service would, which awaits the unwrap of a
 //! cold account.
 
-use keyleash::{Account, Engine, Error, block::BlockHeader, drill::Hand, name::AccountId};
+use keyleash::{
+    Account, Engine, Error,
+    block::BlockHeader,
+    drill::Hand,
+    name::{AccountId, SecretId, SecretName},
+    secrets::{SecretValue, SetOptions},
+};
 use tokio::runtime::Handle;
 
 /// The block that is sealed anew each time.
@@ -10,6 +16,10 @@ const BLOCK_BYTES: usize = 4096;
 const KEPT_BYTES: usize = 256;
 const KEPT_ADDRESS: u64 = 1;
 const NEW_ADDRESS: u64 = 2;
+/// The value of a secret.
+const SECRET_BYTES: usize = 40;
+/// A secret is read in one turn of so many: unlike a block it costs a read of the store.
+const SECRET_EVERY: u64 = 16;
 
 /// One account of the load.
 pub(crate) struct Customer {
@@ -18,6 +28,8 @@ pub(crate) struct Customer {
     pub(crate) account: Option<Account>,
     /// The block that was sealed at the beginning.
     pub(crate) kept: Vec<u8>,
+    /// The secret that was set at the beginning, where one was.
+    pub(crate) secret: Option<SecretId>,
 }
 
 impl Customer {
@@ -25,7 +37,16 @@ impl Customer {
     pub(crate) fn new(account: Account) -> Result<Self, Error> {
         let id = account.id().clone();
         let kept = account.seal_to_vec(KEPT_ADDRESS, &plaintext(id.as_str(), KEPT_BYTES, 0))?;
-        Ok(Self { id, account: Some(account), kept })
+        Ok(Self { id, account: Some(account), kept, secret: None })
+    }
+
+    /// Sets a secret, which must be given out ever after.
+    pub(crate) async fn set_secret(&mut self, engine: &Engine) -> Result<(), Error> {
+        let id = SecretId::new(self.id.clone(), SecretName::new("drill")?);
+        let value = SecretValue::new(plaintext(self.id.as_str(), SECRET_BYTES, 0))?;
+        engine.secrets().set(&id, value, SetOptions::default()).await?;
+        self.secret = Some(id);
+        Ok(())
     }
 
     /// Serves it again and again, on a thread of the drill.
@@ -38,6 +59,11 @@ impl Customer {
             let Some(account) = &self.account else { return };
             round += 1;
             Turn { hand, account, runtime: &runtime }.play(&self.kept, round);
+            if let Some(id) = self.secret.as_ref().filter(|_| round % SECRET_EVERY == 0)
+                && let Some(given) = hand.operation(|| runtime.block_on(engine.secrets().get(id, None)))
+            {
+                hand.verify(given.value.as_bytes(), &plaintext(self.id.as_str(), SECRET_BYTES, 0));
+            }
         }
     }
 }

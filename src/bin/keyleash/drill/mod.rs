@@ -102,7 +102,10 @@ async fn play(
     config: Option<&Path>,
     output: Output,
 ) -> Result<Report, Failure> {
-    let (mut ground, engine, customers) = Ground::prepare(scenario, options, setup, config).await?;
+    let (mut ground, engine, mut customers) = Ground::prepare(scenario, options, setup, config).await?;
+    if let Some(customer) = customers.first_mut().filter(|_| scenario == Scenario::Revocation) {
+        customer.set_secret(&engine).await?;
+    }
     if scenario == Scenario::Restart {
         serve::keep(&ground.directory, &customers)?;
     }

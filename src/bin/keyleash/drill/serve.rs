@@ -49,7 +49,8 @@ fn customers(serve: &Serve) -> Result<Vec<Customer>, Failure> {
         let bytes = fs::read(&path).map_err(|error| Failure::io(path.display(), error))?;
         let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(0);
         let (id, kept) = bytes.split_at(end);
-        Ok(Customer { id: AccountId::from_bytes(id)?, account: None, kept: kept.get(1..).unwrap_or_default().to_vec() })
+        let kept = kept.get(1..).unwrap_or_default().to_vec();
+        Ok(Customer { id: AccountId::from_bytes(id)?, account: None, kept, secret: None })
     };
     (0..serve.accounts).map(read).collect()
 }
