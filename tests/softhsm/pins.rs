@@ -251,21 +251,33 @@ fn the_right_pin_that_an_old_context_refused_is_taken_as_soon_as_a_fresh_one_may
         (busy.call_timeout, settings.call_timeout) = (Duration::from_secs(60), Duration::from_secs(60));
         let (busy, token) = (Pkcs11Token::open(busy).await.unwrap(), Pkcs11Token::open(settings).await.unwrap());
         let (there, here) = (Account::new(&busy).await, Account::new(&token).await);
-        operator(&["set-pin", PIN, "another pin"]);
-        source.becomes("another pin");
-
-        // While a call is in the module nobody may begin a context in which the PIN would be taken.
+        // While a call is in the module nobody may begin a context.
         bench.fail("C_Decrypt hang");
         let busy = Arc::new(busy);
         let call = tokio::spawn({
             let busy = busy.clone();
             async move { there.unwrap(&busy).await }
         });
-        eventually("the call is in the module", || busy.in_flight() == 1).await;
+        while token.renew_context().await.is_ok() {}
+        operator(&["set-pin", PIN, "another pin"]);
+        source.becomes("another pin");
         let pkcs11 = context();
-        pkcs11.open_ro_session(slot(&pkcs11)).unwrap().logout().unwrap();
+        // Nobody is logged in where a context was begun just now.
+        let _ = pkcs11.open_ro_session(slot(&pkcs11)).unwrap().logout();
         let refused = here.unwrap(&token).await.unwrap_err();
         assert!(refused.verdict == Verdict::Denied && refused.what.contains("CKR_PIN_INCORRECT"), "{refused:?}");
+        // Once its pause is over it is not tried there again.
+        let mut words = String::new();
+        for _ in 0..200 {
+            tokio::time::sleep(LOOK).await;
+            let refused = here.unwrap(&token).await.unwrap_err();
+            assert_eq!(refused.verdict, Verdict::Denied, "{refused:?}");
+            words = refused.what;
+            if !words.contains("a moment ago") {
+                break;
+            }
+        }
+        assert!(words.contains("the token refused this PIN") && !words.contains("C_Login"), "{words}");
 
         bench.fail("");
         call.await.unwrap().unwrap();

@@ -34,9 +34,7 @@ use std::{
     time::Duration,
 };
 
-/// For how long a moment is looked for in which nobody is inside.
-const QUIET_WAIT_MAX: Duration = Duration::from_millis(100);
-/// How long re-initialisation waits for calls that are under way.
+/// How long re-initialisation waits for calls that are under way, or for a moment in which none is.
 const GATE_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Who waits at the gate, or for another's login, gives up this long before the deadline, so that the worker answers for itself and is not taken for
 /// one that hangs in the module.
@@ -492,7 +490,8 @@ impl Module {
     /// As [`Module::renew`], but keeps nobody out who would enter meanwhile: only in a moment in which nobody is inside, which is looked for
     /// with the gate open. Where none comes, a call hangs, or the new context fails, the caller goes on as it can.
     pub(super) fn renew_between_calls(&self, caller: &Caller, asked: Instant) {
-        let looked_until = before(&self.clock, caller.deadline).min(self.clock.now().plus(QUIET_WAIT_MAX));
+        let now = self.clock.now();
+        let looked_until = now.plus(GATE_WAIT_MAX.min(caller.deadline.since(now) / 4));
         let mut gate = lock(&self.gate);
         gate.seekers += 1;
         let is_quiet = loop {
