@@ -178,6 +178,7 @@ pub(crate) struct Permit {
 
 impl Permit {
     /// That of the engine's own hand, which no policy takes anything from.
+    #[cfg(feature = "secrets")]
     pub(crate) fn of_engine(force: &Arc<Force>) -> Arc<Self> {
         let word = AtomicU32::new(Operations::ALL.bits() | SETTLED);
         Arc::new(Self { word, caller: None, account: None, kek: Mutex::default(), force: force.clone() })

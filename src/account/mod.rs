@@ -92,6 +92,9 @@ impl Account {
     #[inline(never)]
     fn forbidden(&self, operation: Granted) -> Error {
         let on = Scope::account(self.id(), None);
+        if let Err(forked) = fork::refuse_child() {
+            return forked; // where a lock may be held for good
+        }
         let asked = match &self.permit {
             Some(permit) => permit.ask(operation),
             None => self.keyring().access.force.ask(None, operation, on),

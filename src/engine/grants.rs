@@ -32,7 +32,8 @@ impl Engine {
     /// they were given or not; [`Error::Corrupt`](crate::Error::Corrupt).
     pub async fn add_grants(&self, grants: Vec<Grant>) -> Result<Vec<GrantId>> {
         self.permit(&[Operation::GrantWrite], On::All).await?;
-        self.at_home(|keyring| async move { keyring.change_policy(&Change::Add(grants)).await }).await
+        let caller = self.caller.clone();
+        self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &Change::Add(grants)).await }).await
     }
 
     /// Takes a grant away. In force in this engine when it returns, for handles that are open too, and in every other one of the store
@@ -43,8 +44,8 @@ impl Engine {
     /// `grant.write`; else as [`Engine::add_grants`].
     pub async fn remove_grant(&self, id: &GrantId) -> Result<()> {
         self.permit(&[Operation::GrantWrite], On::All).await?;
-        let change = Change::Remove(id.clone());
-        self.at_home(|keyring| async move { keyring.change_policy(&change).await.map(drop) }).await
+        let (caller, change) = (self.caller.clone(), Change::Remove(id.clone()));
+        self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &change).await.map(drop) }).await
     }
 
     /// Makes a role, or changes what the one of its name is; the grants that are of it follow. A store has roles from its first grant on.
@@ -53,7 +54,8 @@ impl Engine {
     /// As [`Engine::add_grants`].
     pub async fn set_role(&self, role: Role) -> Result<()> {
         self.permit(&[Operation::GrantWrite], On::All).await?;
-        self.at_home(|keyring| async move { keyring.change_policy(&Change::SetRole(role)).await.map(drop) }).await
+        let (caller, change) = (self.caller.clone(), Change::SetRole(role));
+        self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &change).await.map(drop) }).await
     }
 
     /// Removes a role.
@@ -63,7 +65,7 @@ impl Engine {
     /// as [`Engine::add_grants`].
     pub async fn remove_role(&self, name: &RoleName) -> Result<()> {
         self.permit(&[Operation::GrantWrite], On::All).await?;
-        let change = Change::RemoveRole(name.clone());
-        self.at_home(|keyring| async move { keyring.change_policy(&change).await.map(drop) }).await
+        let (caller, change) = (self.caller.clone(), Change::RemoveRole(name.clone()));
+        self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &change).await.map(drop) }).await
     }
 }

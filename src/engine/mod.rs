@@ -264,6 +264,7 @@ impl Engine {
 
     /// The engine's own hand, which nobody is asked for: for what is done for a caller once [`Engine::permit`] has said that it may have
     /// the whole. Never given out, nor a handle that is opened by it.
+    #[cfg(feature = "secrets")]
     pub(crate) fn own_hand(&self) -> Self {
         Self { own: Some(Permit::of_engine(&self.keyring().access.force)), ..self.clone() }
     }

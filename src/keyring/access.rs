@@ -2,9 +2,10 @@
 
 use super::Keyring;
 use crate::{
-    access::{Force, Operation, Policy, Scope},
+    access::{Force, Operation, Policy, Scope, forbidden},
     error::{Error, Result},
     name::{AccountId, CallerId, GrantId, KekName},
+    secret::fork,
     store::{
         Filter, Key, KeyStore, PAGE_KEYS_MAX, StoreVersion, check_limit, load_account,
         policy::{self, Change, Read},
@@ -183,10 +184,21 @@ impl Keyring {
     ///
     /// # Errors
     /// As [`policy::change`].
-    pub(crate) async fn change_policy(&self, change: &Change) -> Result<Vec<GrantId>> {
+    pub(crate) async fn change_policy(&self, caller: Option<&CallerId>, change: &Change) -> Result<Vec<GrantId>> {
+        let given = self.access.given.as_deref();
+        let may = |of_store: Option<&Policy>| {
+            let policies: Vec<_> = given.into_iter().chain(of_store).collect();
+            let writes = |caller: &CallerId| {
+                policies.iter().any(|policy| policy.operations(caller, Scope::ALL).has(Operation::GrantWrite))
+            };
+            match policies.is_empty() || !self.access.reads_store || caller.is_some_and(writes) {
+                true => Ok(()),
+                false => Err(forbidden(caller, Operation::GrantWrite, Scope::ALL)),
+            }
+        };
         // What a policy's loss is noticed by can be written: it is written behind the policy, whose loss it would be before.
         self.date().await?;
-        let changed = policy::change(&*self.store, change).await;
+        let changed = policy::change(&*self.store, change, &may).await;
         // Also where it failed: it may have been done.
         let followed = self.follow_policy().await;
         let added = changed?;
@@ -203,6 +215,7 @@ impl Keyring {
         if self.access.force.is_open() {
             return Ok(());
         }
+        fork::refuse_child()?; // a lock may be held there for good
         self.policy_known().await?;
         judge(&self.access.force, &*self.store, caller, operations, on).await
     }

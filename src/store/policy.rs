@@ -152,17 +152,23 @@ fn damaged(what: &str) -> Error {
     Corrupt::Record { record: Key::Policy.to_string(), what }.into()
 }
 
-/// Changes the policy. The ids of the grants that were added.
+/// Changes the policy. The ids of the grants that were added. `may` says of the very policy that is replaced whether it may be: who lost
+/// that right meanwhile, or met the first policy that there is, changes nothing.
 ///
 /// # Errors
-/// [`Error::Invalid`] for what cannot be: nobody would have `grant.write` any more, above all; [`Error::Exists`] for a grant that is there;
-/// [`Error::NotFound`]; [`Error::Store`], [`Error::Corrupt`], [`Error::Conflict`].
-pub(crate) async fn change(store: &dyn KeyStore, change: &Change) -> Result<Vec<GrantId>> {
+/// What `may` gives; [`Error::Invalid`] for what cannot be: nobody would have `grant.write` any more, above all; [`Error::Exists`] for a grant
+/// that is there; [`Error::NotFound`]; [`Error::Store`], [`Error::Corrupt`], [`Error::Conflict`].
+pub(crate) async fn change(
+    store: &dyn KeyStore,
+    change: &Change,
+    may: &(dyn Fn(Option<&Policy>) -> Result<()> + Sync),
+) -> Result<Vec<GrantId>> {
     for _ in 0..CONFLICTS_MAX {
         let stored = match read(store, Known::Nothing).await? {
             Read::Policy(stored) => Some(stored),
             Read::Same | Read::None => None,
         };
+        may(stored.as_ref().map(|stored| &stored.policy))?;
         let before = all_keys(store, &Filter::Grants).await?;
         let seen = stored.as_ref().map(|stored| stored.version.clone());
         let Next { record, made, added } = next(stored.map(|stored| *stored), change)?;
@@ -326,7 +332,7 @@ mod tests {
     }
 
     async fn add(store: &MemoryStore, grants: Vec<Grant>) -> Result<Vec<GrantId>> {
-        change(store, &Change::Add(grants)).await
+        change(store, &Change::Add(grants), &|_| Ok(())).await
     }
 
     async fn parts(store: &MemoryStore) -> usize {
@@ -352,12 +358,12 @@ mod tests {
             panic!("one")
         };
         add(&store, vec![grant("b", &[Operation::Get])]).await.unwrap();
-        refused(change(&store, &Change::Remove(first.clone())).await);
+        refused(change(&store, &Change::Remove(first.clone()), &|_| Ok(())).await);
         let [second] = &add(&store, vec![grant("c*", &[Operation::GrantWrite])]).await.unwrap()[..] else {
             panic!("one")
         };
-        change(&store, &Change::Remove(first.clone())).await.unwrap();
-        refused(change(&store, &Change::Remove(second.clone())).await);
+        change(&store, &Change::Remove(first.clone()), &|_| Ok(())).await.unwrap();
+        refused(change(&store, &Change::Remove(second.clone()), &|_| Ok(())).await);
         // Nor by a role that loses it.
         let role = |operations: &[Operation]| Role {
             name: RoleName::new("boss").unwrap(),
@@ -367,12 +373,12 @@ mod tests {
             keks: Pattern::all(),
             accounts: Pattern::all(),
         };
-        change(&store, &Change::SetRole(role(&[Operation::GrantWrite]))).await.unwrap();
+        change(&store, &Change::SetRole(role(&[Operation::GrantWrite])), &|_| Ok(())).await.unwrap();
         let of_role = Grant { actions: Actions::Role(RoleName::new("boss").unwrap()), ..grant("d", &[]) };
         add(&store, vec![of_role]).await.unwrap();
-        change(&store, &Change::Remove(second.clone())).await.unwrap();
-        refused(change(&store, &Change::SetRole(role(&[Operation::Get]))).await);
-        assert!(change(&store, &Change::RemoveRole(RoleName::new("boss").unwrap())).await.is_err());
+        change(&store, &Change::Remove(second.clone()), &|_| Ok(())).await.unwrap();
+        refused(change(&store, &Change::SetRole(role(&[Operation::Get])), &|_| Ok(())).await);
+        assert!(change(&store, &Change::RemoveRole(RoleName::new("boss").unwrap()), &|_| Ok(())).await.is_err());
         assert!(load_policy(&store).await.unwrap().unwrap().has_writer());
         assert_eq!(parts(&store).await, 1, "what no head names is gone");
     }
@@ -391,13 +397,16 @@ mod tests {
         let ids = add(&store, grants).await.unwrap();
         assert_eq!((ids.len(), parts(&store).await), (10_001, 26));
         let before = all_keys(&store, &Filter::Grants).await.unwrap();
-        change(&store, &Change::Remove(ids[5000].clone())).await.unwrap();
+        change(&store, &Change::Remove(ids[5000].clone()), &|_| Ok(())).await.unwrap();
         let after = all_keys(&store, &Filter::Grants).await.unwrap();
         assert_eq!((after.len(), after.iter().filter(|key| !before.contains(key)).count()), (26, 1));
         let policy = load_policy(&store).await.unwrap().unwrap();
         assert_eq!(policy.grants().len(), 10_000);
         assert!(!policy.grants().iter().any(|grant| grant.id == ids[5000]));
-        assert!(matches!(change(&store, &Change::Remove(ids[5000].clone())).await, Err(Error::NotFound(_))));
+        assert!(matches!(
+            change(&store, &Change::Remove(ids[5000].clone()), &|_| Ok(())).await,
+            Err(Error::NotFound(_))
+        ));
     }
 
     #[tokio::test]
@@ -432,7 +441,10 @@ mod tests {
                     }
                     if n % 2 == 0 {
                         let id = ids.unwrap().remove(0);
-                        while matches!(change(&*store, &Change::Remove(id.clone())).await, Err(Error::Conflict(_))) {}
+                        while matches!(
+                            change(&*store, &Change::Remove(id.clone()), &|_| Ok(())).await,
+                            Err(Error::Conflict(_))
+                        ) {}
                     }
                 }
             });
@@ -484,7 +496,10 @@ mod tests {
             };
             let said = load_policy(&store).await.unwrap_err();
             assert!(matches!(&said, Error::Corrupt(what) if what.to_string().contains(words)), "{said}");
-            assert!(change(&store, &Change::Add(vec![grant("x", &[Operation::Get])])).await.is_err(), "nor changed");
+            assert!(
+                change(&store, &Change::Add(vec![grant("x", &[Operation::Get])]), &|_| Ok(())).await.is_err(),
+                "nor changed"
+            );
         }
     }
 }

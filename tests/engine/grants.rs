@@ -548,3 +548,31 @@ async fn what_the_engine_does_by_itself_goes_on_under_a_policy() {
     assert!(current.aek_version > 1 && current.kek.version > 1, "{} {}", current.aek_version, current.kek);
     rig.meanwhile(account.seal(1_u64, &mut [0; 4])).await.unwrap();
 }
+
+/// Held up for however long: what counts is the policy that the change replaces.
+#[tokio::test]
+async fn who_lost_the_right_to_change_grants_while_a_change_was_under_way_changes_nothing() {
+    for has_policy in [false, true] {
+        let rig = Rig::new().await;
+        if has_policy {
+            let writes = [Operation::GrantWrite];
+            rig.engine.add_grants(vec![grant("boss", &writes), grant("late", &writes)]).await.unwrap();
+        }
+        // Another process, which read the policy before and has not looked since.
+        let slow = build(&rig.token, &rig.store, &rig.clock, Settings::default()).caller(caller("late"));
+        assert!(slow.policy().await.is_ok());
+        match has_policy {
+            true => {
+                let policy = boss(&rig).policy().await.unwrap();
+                let lost = policy.grants().iter().find(|grant| grant.callers.name() == Some("late")).unwrap();
+                boss(&rig).remove_grant(&lost.id).await.unwrap();
+            }
+            false => drop(rig.engine.add_grants(vec![grant("boss", &[Operation::GrantWrite])]).await.unwrap()),
+        }
+        let refused = slow.add_grants(vec![grant("late", &[Operation::Open])]).await;
+        assert!(is_forbidden(&refused, Operation::GrantWrite), "{refused:?}");
+        let refused = slow.set_role(own_role("r")).await;
+        assert!(is_forbidden(&refused, Operation::GrantWrite), "{refused:?}");
+        assert_eq!(boss(&rig).policy().await.unwrap().grants().len(), 1);
+    }
+}
