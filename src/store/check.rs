@@ -1,14 +1,14 @@
 //! Reads a whole store, and names what is wrong in it.
 
 use super::{
-    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys, load_secret, number_of, policy,
+    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys, load_account, load_secret, number_of, policy,
     record::{
         AccountRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, SecretValueRecord, StoreRecord, WorkRecord,
     },
 };
 use crate::{
     error::{Corrupt, Error, Result},
-    name::KekVersion,
+    name::{AccountId, KekVersion},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -122,29 +122,55 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
     Ok(check)
 }
 
-/// That every version of a secret has its value. A value that no head names was not acknowledged, and is no fault.
+/// That every version of a secret has its value, and the account the AEK version that this is sealed under. A value that no head names
+/// was not acknowledged, and is no fault.
 async fn check_secrets(store: &dyn KeyStore, check: &mut Check) -> Result<()> {
-    let mut named = BTreeSet::new();
+    let (mut named, mut sealed) = (BTreeMap::new(), BTreeMap::<_, Vec<_>>::new());
     each(store, &Filter::Secrets, |key, value| {
         check.secrets += 1;
         match value.and_then(|value| SecretRecord::decode(key, &value)) {
             Ok(record) => {
                 let values = record.versions.iter().map(|of| Key::SecretValue(record.id.clone(), of.version));
-                named.extend(values);
+                named.extend(values.map(|key| (key, record.account_created_unix)));
             }
             Err(error) => check.find(error),
         }
     })
     .await?;
     each(store, &Filter::SecretValues, |key, value| {
-        if let Err(error) = value.and_then(|value| SecretValueRecord::decode(key, &value)) {
-            check.find(error);
+        let made = named.remove(key);
+        match value.and_then(|value| sealed_under(key, &value)) {
+            Ok((account, aek_version)) => {
+                let under = made.map(|made| sealed.entry((account, made, aek_version)).or_default());
+                under.into_iter().for_each(|keys| keys.push(key.clone()));
+            }
+            Err(error) => check.find(error),
         }
-        named.remove(key);
     })
     .await?;
+    for ((account, made, aek_version), keys) in sealed {
+        let record = match load_account(store, &account).await {
+            Err(error @ Error::Store(_)) => return Err(error),
+            record => record.ok().flatten(), // was named above
+        };
+        // An account that was purged takes its secrets along.
+        let record = record.filter(|(record, _)| record.created_unix == made);
+        if record.is_none_or(|(record, _)| record.version(aek_version).is_some()) {
+            continue;
+        }
+        for key in keys {
+            let Ok(Some(found)) = store.get(&key).await else { continue };
+            // Others may have moved it meanwhile, before that AEK version was retired.
+            if sealed_under(&key, &found.value).is_ok_and(|(_, now)| now == aek_version) {
+                let what = format!(
+                    "is sealed under AEK version {aek_version} of account {account}, which the account has no more: restore the store from a copy"
+                );
+                check.find(Corrupt::Record { record: key.to_string(), what }.into());
+            }
+        }
+    }
     // Others may have taken versions away meanwhile.
-    for key in named {
+    for key in named.into_keys() {
         let Key::SecretValue(id, version) = &key else { continue };
         let head = match load_secret(store, id).await {
             Err(error @ Error::Store(_)) => return Err(error),
@@ -157,6 +183,12 @@ async fn check_secrets(store: &dyn KeyStore, check: &mut Check) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Which AEK version of which account a value of a secret is sealed under.
+fn sealed_under(key: &Key, value: &[u8]) -> Result<(AccountId, u32)> {
+    let value = SecretValueRecord::decode(key, value)?;
+    Ok((value.id.account.clone(), value.aek_version()?))
 }
 
 /// Tells one set of accounts from another, by a chance of 2^-64 wrongly.
