@@ -100,8 +100,9 @@ impl Keyring {
             if shown.is_some_and(|shown| *shown != record) {
                 return Err(not_as_shown(id));
             }
-            // None comes after this: what a secret is set with rests on the account's record as it was before it was deleted.
-            let secrets = if secrets.is_empty() { secrets } else { self.secrets_records(id).await? };
+            // None comes after this: what a secret is set with rests on the account's record as it was before it was deleted. Until then
+            // some may have come.
+            let secrets = self.secrets_records(id).await?;
             // Whatever is alive now is of the account that is deleted; if it is another one's by then, so is the record.
             let keys = self.to_tell(id);
             match self.store.delete(&record.key(), &seen).await {
