@@ -15,7 +15,7 @@ use keyleash::{
     name::{AccountId, SecretId, SecretName},
     secrets::{OpenedSecret, RotationPolicy, SecretValue, SetOptions},
     store::{
-        self, Filter, KeyStore, PAGE_KEYS_MAX,
+        self, Filter, Key, KeyStore, PAGE_KEYS_MAX,
         record::{Deletion, Rotation, SECRET_BYTES_MAX, SecretRecord, SecretVersion},
     },
 };
@@ -164,13 +164,22 @@ async fn get(args: Get, setup: &Setup, output: Output) -> Result<(), Failure> {
 async fn list(account: &AccountId, setup: &Setup, output: Output) -> Result<(), Failure> {
     let store = setup.store(Store::Read).await?;
     let made = expect_account(&*store, account).await?;
-    let (mut records, mut after) = (Vec::new(), None);
+    let (mut secrets, mut after) = (Vec::new(), None);
     loop {
         let page = store.list(&Filter::SecretsOf(account.clone()), after.as_ref(), PAGE_KEYS_MAX).await?;
         for (key, found) in page.keys.iter().zip(store.get_many(&page.keys).await) {
-            let Some(found) = found? else { continue };
-            let record = SecretRecord::decode(key, &found.value)?;
-            records.extend((record.account_created_unix == made).then_some(record));
+            // One that cannot be read is there all the same: `store check` names it.
+            let record = match found {
+                Ok(None) => continue,
+                Ok(Some(found)) => SecretRecord::decode(key, &found.value).ok(),
+                Err(Error::Corrupt(_)) => None,
+                Err(error) => return Err(error.into()),
+            };
+            let (Key::Secret(id), true) = (key, record.as_ref().is_none_or(|record| record.account_created_unix == made))
+            else {
+                continue;
+            };
+            secrets.push((id.name.clone(), record.and_then(|record| record.deleted)));
         }
         after = page.next;
         if after.is_none() {
@@ -179,18 +188,18 @@ async fn list(account: &AccountId, setup: &Setup, output: Output) -> Result<(), 
     }
     let mut lines = String::new();
     // What a program reads is a name in each line.
-    if !records.is_empty() && terminal_columns().is_some() {
+    if !secrets.is_empty() && terminal_columns().is_some() {
         lines.push_str("SECRET\n");
     }
-    for record in &records {
-        let state = record.deleted.map(|Deletion { since_unix, purge_after_unix }| {
+    for (name, deleted) in &secrets {
+        let state = deleted.map(|Deletion { since_unix, purge_after_unix }| {
             format!("  (deleted {}, may be purged from {} on)", utc(since_unix), utc(purge_after_unix))
         });
-        lines.push_str(&format!("{}{}\n", record.id.name, state.unwrap_or_default()));
+        lines.push_str(&format!("{name}{}\n", state.unwrap_or_default()));
     }
     let names = |deleted: bool| {
-        let of_state = records.iter().filter(|record| deleted <= record.deleted.is_some());
-        of_state.map(|record| record.id.name.to_string()).collect::<Vec<_>>()
+        let of_state = secrets.iter().filter(|(_, since)| deleted <= since.is_some());
+        of_state.map(|(name, _)| name.to_string()).collect::<Vec<_>>()
     };
     let result = json!({ "account": account.as_str(), "secrets": names(false), "deleted": names(true) });
     output.result(&result, &lines)
