@@ -11,7 +11,7 @@ use keyleash::{
     store::{
         Key, KeyStore,
         memory::MemoryStore,
-        record::{Rotation, SecretRecord},
+        record::{Rotation, SECRET_VERSIONS_MAX, SecretRecord, SecretVersion},
     },
     telemetry::{Event, Events},
     token::{Profile, scripted::ScriptedToken},
@@ -228,6 +228,35 @@ async fn a_hook_whose_time_is_up_is_killed_with_all_that_it_started() {
         }
         assert!(is_dead(), "{pid} lives on");
     }
+}
+
+#[tokio::test]
+async fn a_hook_that_went_over_to_another_group_is_killed_all_the_same() {
+    let rig = Rig::new().await;
+    // Into the group of this process, which nobody kills.
+    rig.hook("echo $$ > $d/pid; exec perl -e 'setpgrp(0, getpgrp(getppid)) or die; sleep 1000'", SECOND).await;
+    let rotated = tokio::time::timeout(300 * SECOND, rig.engine.secrets().rotate(&rig.id)).await;
+    for pid in rig.lines("pid") {
+        let _ = std::process::Command::new("kill").args(["-9", &pid]).status(); // so that this process can end
+    }
+    let failed = rotated.expect("whoever runs it waits for its time alone");
+    assert!(matches!(&failed, Err(Error::Invalid(why)) if why.contains("did not end in 1 s")), "{failed:?}");
+}
+
+#[tokio::test]
+async fn no_hook_is_begun_whose_version_would_find_no_room() {
+    let rig = Rig::new().await;
+    rig.hook("echo run >> $d/runs; printf new", 60 * SECOND).await;
+    let key = Key::Secret(rig.id.clone());
+    let found = rig.store.get(&key).await.unwrap().unwrap();
+    let mut head = SecretRecord::decode(&key, &found.value).unwrap();
+    let version = head.versions[0].clone();
+    let more = 2..=SECRET_VERSIONS_MAX as u32;
+    head.versions.extend(more.map(|number| SecretVersion { version: number, enabled: false, ..version.clone() }));
+    rig.store.replace(&key, &found.version, head.put().unwrap()).await.unwrap();
+    let full = rig.engine.secrets().rotate(&rig.id).await;
+    assert!(matches!(&full, Err(Error::Exhausted(why)) if why.contains("set it under a new name")), "{full:?}");
+    assert!(!rig.path("runs").exists());
 }
 
 #[tokio::test]

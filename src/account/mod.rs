@@ -108,6 +108,11 @@ impl Account {
         self.permit.as_ref().and_then(|permit| permit.caller())
     }
 
+    #[cfg(feature = "secrets")]
+    pub(crate) fn keys(&self) -> &Arc<AccountKeys> {
+        &self.keys
+    }
+
     /// The account's id.
     pub fn id(&self) -> &AccountId {
         &self.keys.id

@@ -288,6 +288,24 @@ impl Keyring {
         }
     }
 
+    /// Whether keys are of the account that was seen; where they are of one that had its id before and was purged, they are forgotten.
+    #[cfg(feature = "secrets")]
+    pub(crate) async fn are_of(&self, keys: &AccountKeys, seen: &AccountRecord) -> Result<bool> {
+        // An AEK keeps the time of its making for good.
+        let is_another = |slot: &AekSlot, record: &AccountRecord| {
+            let made = slot.meter().aek.created_unix;
+            record.version(slot.aek_version).is_some_and(|wrapped| wrapped.created_unix != made)
+        };
+        if !keys.slots().any(|slot| is_another(slot, seen)) {
+            return Ok(true);
+        }
+        // What was seen may be older than the keys.
+        let (now, _) = self.load_account(&keys.id).await?;
+        let Some(slot) = keys.slots().find(|slot| is_another(slot, &now)) else { return Ok(true) };
+        self.disown(slot).await;
+        Ok(false)
+    }
+
     pub(crate) fn shut_guard(&self, id: &AccountId) -> ShutGuard {
         ShutGuard::new(self.alive(id))
     }

@@ -153,6 +153,7 @@ impl Running {
         if !self.is_reaped {
             // It may have left the group alone, which then has nobody to be killed.
             let _ = kill_process_group(self.pid()?, Signal::KILL);
+            let _ = self.child.kill(); // it may have gone over to another one
         }
         self.is_reaped = true;
         self.child.wait()

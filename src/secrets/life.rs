@@ -7,7 +7,7 @@ use crate::{
     name::{AccountId, SecretId, SecretName},
     rotate::When,
     store::{
-        CONFLICTS_MAX, Filter, Key, StoreVersion, Versioned, again_and_again,
+        CONFLICTS_MAX, Filter, Key, Put, StoreVersion, Versioned, again_and_again,
         record::{Deletion, SecretRecord, deleted},
     },
 };
@@ -20,7 +20,7 @@ const REMAINS_BYTES_MIN: usize = 32;
 
 impl Secrets {
     /// A page of at most `limit` names of an account's secrets (and [`PAGE_KEYS_MAX`](crate::store::PAGE_KEYS_MAX)), in their order, after
-    /// `after`: [`SecretPage::next`] of the page before. Deleted ones are among them.
+    /// `after`: [`SecretPage::next`] of the page before. Deleted ones are among them. A page may be shorter, and empty, and not the last.
     ///
     /// # Errors
     /// [`Error::NotFound`] for the account, also when it is deleted; [`Error::Store`]; [`Error::Invalid`] for a limit of 0.
@@ -34,7 +34,19 @@ impl Secrets {
         let after = after.map(|name| Key::Secret(SecretId::new(account.clone(), name.clone())));
         let page = self.page(Filter::SecretsOf(account.clone()), after, limit).await?;
         let name_of = |key| if let Key::Secret(id) = key { Some(id.name) } else { None };
-        Ok(SecretPage { names: page.keys.into_iter().filter_map(name_of).collect(), next: page.next.and_then(name_of) })
+        let mut names = Vec::new();
+        for key in page.keys {
+            // What cannot be read is there all the same.
+            let is_own = match self.read(key.clone()).await {
+                Ok(Some(found)) => SecretRecord::decode(&key, &found.value)
+                    .map_or(true, |head| head.account_created_unix == record.created_unix),
+                Ok(None) => false,
+                Err(Error::Corrupt(_)) => true,
+                Err(error) => return Err(error),
+            };
+            names.extend(if is_own { name_of(key) } else { None });
+        }
+        Ok(SecretPage { names, next: page.next.and_then(name_of) })
     }
 
     /// All of a secret but its values, deleted or not.
@@ -89,8 +101,8 @@ impl Secrets {
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::NotDeleted`]; [`Error::Invalid`] when its retention is not over, or when [`When::Now`] is asked for
-    /// under `purge_protection`; [`Error::Conflict`]; [`Error::Store`], also when the secret is gone and its values may still be found,
-    /// which is said: purge it again.
+    /// under `purge_protection`; [`Error::Conflict`]; [`Error::Store`]: purge it again, for what may be left of it; also when it is gone
+    /// and its values may still be found, which is said.
     pub async fn purge(&self, id: &SecretId, when: When) -> Result<()> {
         self.permit(&id.account, Access::Set).await?;
         self.purge_as(id, when, None).await
@@ -152,10 +164,34 @@ impl Secrets {
                     Err(error) => return Err(error),
                 }
             };
-            // The last purge was killed.
-            return self.destroy(id, values).await;
+            // The last purge was killed, of the secret or of the account that had this id before.
+            if self.destroy_left(id, seen, values).await? {
+                return Ok(());
+            }
         }
         Err(again_and_again("secret", id))
+    }
+
+    /// Destroys values that no head names; false when one does by now. Whoever sets the secret just now may have stored one of them, and
+    /// writes a head that rests on it as it was: so each is written anew first, and what no head names after that none ever will.
+    async fn destroy_left(&self, id: &SecretId, seen: Seen, values: Vec<(Key, StoreVersion, Vec<u8>)>) -> Result<bool> {
+        if let Some(former) = seen.head_version {
+            self.remove(Key::Secret(id.clone()), former).await?;
+        }
+        let mut left = Vec::new();
+        for (key, version, value) in values {
+            let put = Put { value: value.clone(), wrapped_by: Vec::new(), guards: Vec::new() };
+            match self.replace(key.clone(), version, put).await {
+                Ok(version) => left.push((key, version, value)),
+                Err(Error::NotFound(_) | Error::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.look(id).await?.head.is_some() {
+            return Ok(false);
+        }
+        self.destroy(id, left).await?;
+        Ok(true)
     }
 
     /// Every value of a secret.
@@ -171,18 +207,25 @@ impl Secrets {
     }
 
     async fn destroy(&self, id: &SecretId, values: Vec<(Key, StoreVersion, Vec<u8>)>) -> Result<()> {
-        let mut remains = Vec::new();
+        let (mut remains, mut removed) = (Vec::new(), Ok(()));
         for (key, version, value) in values {
-            self.remove(key, version).await?;
+            if let Err(error) = self.remove(key.clone(), version).await
+                && !matches!(self.read(key).await, Ok(None))
+            {
+                removed = removed.and(Err(error));
+                continue;
+            }
             remains.extend(
                 value.chunks(REMAINS_BYTES).filter(|piece| piece.len() >= REMAINS_BYTES_MIN).map(<[u8]>::to_vec),
             );
         }
+        // Also where some are left: whoever purges them again does not find out what these were.
         let shredded = self.engine.at_home(|keyring| async move { keyring.store.shred(remains).await }).await;
         shredded.map_err(|error| {
             Error::Store(format!(
                 "secret {id} is purged, but its sealed values may still be found where the store keeps its values: {error}"
             ))
-        })
+        })?;
+        removed
     }
 }

@@ -3,8 +3,10 @@
 
 use super::Secrets;
 use crate::{
+    account::Account,
     clock::utc,
     error::{Error, Result},
+    keyring::made_anew,
     name::{AccountId, SecretId},
     store::{
         CONFLICTS_MAX, Filter, Key, PAGE_KEYS_MAX, Page, Put, StoreVersion, Versioned, again_and_again,
@@ -73,6 +75,25 @@ impl Secrets {
         let head = head.map(|head| SecretRecord::decode(head_key, &head.value)).transpose()?;
         let head = head.filter(|head| head.account_created_unix == account.created_unix);
         Ok(Seen { account, account_version, head, head_version })
+    }
+
+    /// Opens the account that was seen. What is in memory here may be of one that had its id before and was purged: what is sealed under
+    /// that one's AEK nobody would open again.
+    pub(super) async fn account(&self, seen: &AccountRecord) -> Result<Account> {
+        for _ in 0..CONFLICTS_MAX {
+            let account = self.engine.own_hand().account(&seen.account).await?;
+            let (keys, record) = (account.keys().clone(), seen.clone());
+            if self.engine.at_home(|keyring| async move { keyring.are_of(&keys, &record).await }).await? {
+                return Ok(account);
+            }
+        }
+        Err(made_anew(&seen.account))
+    }
+
+    /// The head as it is, of whatever account of this id.
+    pub(super) async fn head_now(&self, id: &SecretId) -> Result<Option<SecretRecord>> {
+        let key = Key::Secret(id.clone());
+        self.read(key.clone()).await?.map(|found| SecretRecord::decode(&key, &found.value)).transpose()
     }
 
     /// Changes a secret's head; again, on what it is by then, when somebody else was faster.

@@ -160,7 +160,7 @@ impl Secrets {
     async fn seal_policy(&self, seen: &Seen, head: &mut SecretRecord) -> Result<bool> {
         let id = head.id.clone();
         let Some(rotation) = &mut head.rotation else { return Ok(true) };
-        let account = self.engine.own_hand().account(&id.account).await?;
+        let account = self.account(&seen.account).await?;
         let header = account.seal(address(&id, rotation), &mut []).await?;
         rotation.proof = header.as_bytes().to_vec();
         if Some(header.aek_version()) == seen.account.current().map(|current| current.aek_version) {
@@ -189,7 +189,7 @@ impl Secrets {
             if rotation.aek_version().ok() == current {
                 return Ok(());
             }
-            self.open_policy(id, rotation).await?;
+            self.open_policy(&seen, id, rotation).await?;
             if self.seal_policy(&seen, &mut head).await? && self.put_policy(&seen, &head).await? {
                 return Ok(());
             }
@@ -198,10 +198,10 @@ impl Secrets {
     }
 
     /// Refuses a policy that was not sealed under the account's AEK.
-    async fn open_policy(&self, id: &SecretId, rotation: &Rotation) -> Result<()> {
+    async fn open_policy(&self, seen: &Seen, id: &SecretId, rotation: &Rotation) -> Result<()> {
         let forged = |what: String| Corrupt::Record { record: format!("rotation of secret {id}"), what }.into();
         let header = BlockHeader::parse(&rotation.proof).map_err(|error| forged(error.to_string()))?;
-        match self.engine.own_hand().account(&id.account).await?.open(address(id, rotation), &header, &mut []).await {
+        match self.account(&seen.account).await?.open(address(id, rotation), &header, &mut []).await {
             Err(Error::Corrupt(what)) => Err(forged(format!("{what}; its hook is not run: set the policy anew"))),
             other => other,
         }
@@ -270,7 +270,7 @@ impl Secrets {
                 {
                     return Ok(Outcome::Busy(until_unix));
                 }
-                self.open_policy(id, rotation).await?;
+                self.open_policy(&seen, id, rotation).await?;
                 let until_unix = date.saturating_add(rotation.timeout_secs).saturating_add(WATCHDOG_SECS + SLACK_SECS);
                 let version = rotation.making.map_or_else(|| next_after(id, newest), |before| Ok(before.version))?;
                 let mut run = [0; 8];
@@ -278,9 +278,11 @@ impl Secrets {
                 let making = Making { version, run: u64::from_be_bytes(run), until_unix };
                 rotation.making = Some(making);
                 let rotation = rotation.clone();
-                // Before anything is changed, for what there is nothing to give to the hook.
-                let old = choose(&head, None, unix_now()).map(|old| old.version);
+                // Before anything is changed, for what there is nothing to give to the hook, or no room for what it makes.
+                let old = choose(&head, None, unix_now()).cloned();
                 let old = old.map_err(|why| Error::Invalid(format!("there is nothing to give to a hook: {why}")))?;
+                push(&mut head.clone(), next_of(&old, version, date))?;
+                let old = old.version;
                 if self.put_policy(&seen, &head).await? {
                     break 'fenced (making, rotation, old);
                 }
@@ -361,17 +363,7 @@ impl Secrets {
                 let from = before.not_before_unix.map_or(0, |from| from.saturating_add(1));
                 before.expires_unix = Some(before.expires_unix.map_or(until, |own| own.min(until)).max(from));
             }
-            let (content_type, tags) = (old.content_type.clone(), old.tags.clone());
-            let next = SecretVersion {
-                version: begun.version,
-                created_unix: date,
-                not_before_unix: None,
-                expires_unix: None,
-                enabled: true,
-                content_type,
-                tags,
-            };
-            push(&mut head, next)?;
+            push(&mut head, next_of(old, begun.version, date))?;
             *tried = true;
             if self.store_version(&seen, &head, value, true).await? == Stored::Done {
                 return Ok(());
@@ -402,6 +394,12 @@ impl Secrets {
     fn tell(&self, event: Event) {
         self.engine.keyring().teller.tell(event);
     }
+}
+
+/// The version that a hook makes, behind the one that it was given.
+fn next_of(old: &SecretVersion, version: u32, date: u64) -> SecretVersion {
+    let (not_before_unix, expires_unix, enabled) = (None, None, true);
+    SecretVersion { version, created_unix: date, not_before_unix, expires_unix, enabled, ..old.clone() }
 }
 
 /// The same run: what else is said of it may have been changed.

@@ -52,7 +52,8 @@ impl Secrets {
             match self.store_version(&seen, &head, &value, false).await? {
                 Stored::Done => return Ok(version),
                 // Of somebody who was killed before the head named it, or is about to write that head: the number is not used again.
-                Stored::Taken => taken = version,
+                // Of many that were, all are passed at once: each try that ended there has left one.
+                Stored::Taken => taken = self.numbers(id).await?.last().copied().unwrap_or(version).max(version),
                 Stored::Changed => {}
             }
         }
@@ -75,7 +76,7 @@ impl Secrets {
         kept: bool,
     ) -> Result<Stored> {
         let (id, version) = (&head.id, head.newest());
-        let account = self.engine.own_hand().account(&id.account).await?;
+        let account = self.account(&seen.account).await?;
         let mut buf = SecretValue::buffer(value.as_bytes());
         let header = account.seal(address(id, version), &mut buf).await?;
         if Some(header.aek_version()) != seen.account.current().map(|current| current.aek_version) {
@@ -111,6 +112,9 @@ impl Secrets {
                 Ok(Stored::Done)
             }
             Err(Error::Conflict(_) | Error::Exists(_) | Error::NotFound(_)) => {
+                if self.is_named(head, &key, &value_version).await? {
+                    return Ok(Stored::Done);
+                }
                 let _ = self.remove(key, value_version).await;
                 Ok(Stored::Changed)
             }
@@ -130,13 +134,23 @@ impl Secrets {
         self.replace(key, found.version, put).await
     }
 
+    /// Whether the secret's head names the value that was just stored after all: a store that lost an answer, and tried again by itself,
+    /// has met its own write. Whoever else names this number has stored another value for it.
+    async fn is_named(&self, head: &SecretRecord, key: &Key, value_version: &StoreVersion) -> Result<bool> {
+        let now = self.head_now(&head.id).await?;
+        let is_named = now.is_some_and(|now| now.version(head.newest()).is_some());
+        Ok(is_named && self.read(key.clone()).await?.is_some_and(|found| found.version == *value_version))
+    }
+
     /// Removes values that no head will name any more: numbers only go up, so that those before the newest are named by now or never.
     async fn sweep(&self, head: &SecretRecord) -> Result<()> {
+        let is_left = |head: &SecretRecord, number| number < head.newest() && head.version(number).is_none();
         for number in self.numbers(&head.id).await? {
             let key = Key::SecretValue(head.id.clone(), number);
-            if number < head.newest()
-                && head.version(number).is_none()
+            if is_left(head, number)
                 && let Some(Versioned { version, .. }) = self.read(key.clone()).await?
+                // Asked for after the value was read: the secret may have been purged and set anew, whose numbers begin at 1.
+                && self.head_now(&head.id).await?.is_some_and(|now| is_left(&now, number))
             {
                 self.remove(key, version).await?;
             }
@@ -160,7 +174,7 @@ impl Secrets {
             let key = Key::SecretValue(id.clone(), version.version);
             match self.read(key.clone()).await? {
                 Some(found) => {
-                    let value = self.open(id, &SecretValueRecord::decode(&key, &found.value)?).await?;
+                    let value = self.open(&seen, &SecretValueRecord::decode(&key, &found.value)?).await?;
                     return Ok(OpenedSecret { value, version });
                 }
                 // Its head may be another one by now.
@@ -170,11 +184,11 @@ impl Secrets {
         }
     }
 
-    pub(super) async fn open(&self, id: &SecretId, sealed: &SecretValueRecord) -> Result<SecretValue> {
-        let account = self.engine.own_hand().account(&id.account).await?;
+    async fn open(&self, seen: &Seen, sealed: &SecretValueRecord) -> Result<SecretValue> {
+        let account = self.account(&seen.account).await?;
         let (header, ciphertext) = BlockHeader::split(&sealed.block)?;
         let mut buf = SecretValue::buffer(ciphertext);
-        match account.open(address(id, sealed.version), &header, &mut buf).await {
+        match account.open(address(&sealed.id, sealed.version), &header, &mut buf).await {
             Ok(()) => SecretValue::new(std::mem::take(&mut *buf)),
             Err(Error::Corrupt(what)) => {
                 Err(Corrupt::Record { record: sealed.key().to_string(), what: what.to_string() }.into())
@@ -202,19 +216,21 @@ impl Secrets {
     /// be retired. Returns how many it moved. `keyleash account retire` does it by itself.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for the account; what opening and sealing fail with, [`Error::Corrupt`] above all: those before are moved;
-    /// [`Error::Store`], [`Error::Conflict`].
+    /// [`Error::Corrupt`], the first, for what is damaged or missing: all others are moved, and [`Secrets::delete`] and
+    /// [`Secrets::purge`] make an end of that one. [`Error::NotFound`] for the account; what opening and sealing fail with,
+    /// [`Error::Store`] and [`Error::Conflict`]: those before are moved.
     pub async fn reseal(&self, account: &AccountId) -> Result<u64> {
         self.permit(account, Access::Set).await?;
-        let mut moved = 0;
+        let (mut moved, mut damaged) = (0, None);
         for id in self.heads(Some(account)).await? {
-            let Some(head) = self.look(&id).await?.head else { continue };
+            let head = self.look(&id).await.map(|seen| seen.head);
+            let Some(head) = unless_damaged(head, &mut damaged)? else { continue };
             for version in &head.versions {
-                moved += u64::from(self.reseal_value(&id, version.version).await?);
+                moved += u64::from(unless_damaged(self.reseal_value(&id, version.version).await, &mut damaged)?);
             }
-            self.reseal_policy(&id).await?;
+            unless_damaged(self.reseal_policy(&id).await, &mut damaged)?;
         }
-        Ok(moved)
+        damaged.map_or(Ok(moved), Err)
     }
 
     async fn reseal_value(&self, id: &SecretId, version: u32) -> Result<bool> {
@@ -232,10 +248,9 @@ impl Secrets {
             if Some(sealed.aek_version()?) == current {
                 return Ok(false);
             }
-            let value = self.open(id, &sealed).await?;
+            let value = self.open(&seen, &sealed).await?;
             let mut buf = SecretValue::buffer(value.as_bytes());
-            let header =
-                self.engine.own_hand().account(&id.account).await?.seal(address(id, version), &mut buf).await?;
+            let header = self.account(&seen.account).await?.seal(address(id, version), &mut buf).await?;
             if Some(header.aek_version()) != current {
                 let of = id.account.clone();
                 self.engine.at_home(|keyring| async move { keyring.learn(&of).await }).await?;
@@ -250,6 +265,17 @@ impl Secrets {
             }
         }
         Err(again_and_again("secret", id))
+    }
+}
+
+/// Goes on where something is damaged, and keeps the first of what is said of that.
+fn unless_damaged<T: Default>(done: Result<T>, damaged: &mut Option<Error>) -> Result<T> {
+    match done {
+        Err(error @ Error::Corrupt(_)) => {
+            damaged.get_or_insert(error);
+            Ok(T::default())
+        }
+        done => done,
     }
 }
 

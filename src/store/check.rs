@@ -1,7 +1,8 @@
 //! Reads a whole store, and names what is wrong in it.
 
 use super::{
-    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys, load_account, load_secret, number_of, policy,
+    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys, load_account, load_secret, number_of,
+    policy,
     record::{
         AccountRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, SecretValueRecord, StoreRecord, WorkRecord,
     },

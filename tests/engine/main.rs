@@ -26,6 +26,8 @@ mod rotate;
 mod schedule;
 #[cfg(feature = "secrets")]
 mod secrets;
+#[cfg(feature = "secrets")]
+mod secrets_races;
 mod standby;
 mod start_up;
 mod storm;

@@ -136,9 +136,11 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             };
             let look = async || match engine.purgeable_account(&id, when(now)).await {
                 // What is left where a purge was killed is of an account that is destroyed.
-                Err(Error::NotFound(_)) if engine.purge_account(&id, when(now)).await.is_ok() => Err(Error::NotFound(
-                    format!("account {id}: it was purged; what was left of its secrets is removed now"),
-                )),
+                Err(Error::NotFound(_)) if consent.is_given() && engine.purge_account(&id, when(now)).await.is_ok() => {
+                    Err(Error::NotFound(format!(
+                        "account {id}: it was purged; what was left of its secrets is removed now"
+                    )))
+                }
                 found => found,
             };
             let purge = async |shown: &_| engine.purge_account_as_shown(shown, when(now)).await;

@@ -50,6 +50,11 @@ impl Consent {
         }
     }
 
+    /// Whether somebody agreed beforehand, to whatever there is.
+    pub(crate) const fn is_given(self) -> bool {
+        self.yes
+    }
+
     /// Whether it is to be done; `false` for a dry run, of which the result says what would be. `what` is shown where
     /// somebody is asked.
     ///

@@ -76,7 +76,13 @@ pub(crate) async fn run(command: Secret, setup: &Setup, output: Output) -> Resul
                 format!("secret {id} (deleted {since}): {}", count(record.versions.len() as u64, "version"))
             };
             let would = |record: &SecretRecord| format!("{}, would be destroyed for good", what(record));
-            let look = async || secrets.purgeable(&id, when).await;
+            let look = async || match secrets.purgeable(&id, when).await {
+                // What is left where a purge was killed is of a secret that is destroyed.
+                Err(Error::NotFound(_)) if consent.is_given() && secrets.purge(&id, when).await.is_ok() => Err(
+                    Error::NotFound(format!("secret {id}: it was purged; what was left of its values is removed now")),
+                ),
+                found => found,
+            };
             let purge = async |shown: &_| secrets.purge_as_shown(shown, when).await;
             let (shown, done) = consent.carry_out(output, look, would, purge).await?;
             let line = if done { format!("{}, destroyed\n", what(&shown)) } else { would(&shown) + "\n" };
@@ -175,7 +181,8 @@ async fn list(account: &AccountId, setup: &Setup, output: Output) -> Result<(), 
                 Err(Error::Corrupt(_)) => None,
                 Err(error) => return Err(error.into()),
             };
-            let (Key::Secret(id), true) = (key, record.as_ref().is_none_or(|record| record.account_created_unix == made))
+            let (Key::Secret(id), true) =
+                (key, record.as_ref().is_none_or(|record| record.account_created_unix == made))
             else {
                 continue;
             };
