@@ -25,7 +25,7 @@ impl Secrets {
     /// # Errors
     /// [`Error::NotFound`] for the account, also when it is deleted; [`Error::Store`]; [`Error::Invalid`] for a limit of 0.
     pub async fn list(&self, account: &AccountId, after: Option<&SecretName>, limit: usize) -> Result<SecretPage> {
-        self.permit(account, Access::Get).await?;
+        self.permit(account, Access::See).await?;
         let of = account.clone();
         let record = self.engine.at_home(|keyring| async move { Ok(keyring.load_account(&of).await?.0) }).await?;
         if let Some(deletion) = record.deleted {
@@ -54,7 +54,7 @@ impl Secrets {
     /// # Errors
     /// [`Error::NotFound`] for the account or the secret; [`Error::Corrupt`], [`Error::Store`].
     pub async fn show(&self, id: &SecretId) -> Result<SecretRecord> {
-        self.permit(&id.account, Access::Get).await?;
+        self.permit(&id.account, Access::See).await?;
         Ok(self.look(id).await?.any(id)?.clone())
     }
 
@@ -64,7 +64,7 @@ impl Secrets {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Store`]: it may be deleted or not; [`Error::Conflict`].
     pub async fn delete(&self, id: &SecretId) -> Result<Deletion> {
-        self.permit(&id.account, Access::Set).await?;
+        self.permit(&id.account, Access::Delete).await?;
         let retention = self.engine.settings().retention.as_secs();
         let protect = |keyring: Arc<Keyring>| async move {
             keyring.protect().await?;
@@ -86,7 +86,7 @@ impl Secrets {
     /// # Errors
     /// [`Error::NotFound`], also for one that was purged; [`Error::NotDeleted`]; [`Error::Store`], [`Error::Conflict`].
     pub async fn undelete(&self, id: &SecretId) -> Result<()> {
-        self.permit(&id.account, Access::Set).await?;
+        self.permit(&id.account, Access::Undelete).await?;
         let change = |head: &mut SecretRecord| match head.deleted.take() {
             Some(_) => Ok(()),
             None => Err(Error::NotDeleted(format!("secret {id}"))),
@@ -104,7 +104,7 @@ impl Secrets {
     /// under `purge_protection`; [`Error::Conflict`]; [`Error::Store`]: purge it again, for what may be left of it; also when it is gone
     /// and its values may still be found, which is said.
     pub async fn purge(&self, id: &SecretId, when: When) -> Result<()> {
-        self.permit(&id.account, Access::Set).await?;
+        self.permit(&id.account, Access::Purge).await?;
         self.purge_as(id, when, None).await
     }
 
@@ -114,7 +114,7 @@ impl Secrets {
     /// # Errors
     /// As [`Secrets::purge`]; [`Error::Conflict`] also when it is not as it was shown.
     pub async fn purge_as_shown(&self, shown: &SecretRecord, when: When) -> Result<()> {
-        self.permit(&shown.id.account, Access::Set).await?;
+        self.permit(&shown.id.account, Access::Purge).await?;
         self.purge_as(&shown.id, when, Some(shown)).await
     }
 
@@ -123,7 +123,7 @@ impl Secrets {
     /// # Errors
     /// As [`Secrets::purge`].
     pub async fn purgeable(&self, id: &SecretId, when: When) -> Result<SecretRecord> {
-        self.permit(&id.account, Access::Get).await?;
+        self.permit(&id.account, Access::Purge).await?;
         let seen = self.look(id).await?;
         self.refuse_to_purge(id, &seen, when).await?;
         Ok(seen.any(id)?.clone())

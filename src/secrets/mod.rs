@@ -126,21 +126,37 @@ impl Engine {
     }
 }
 
-/// What a call does.
+/// What a call does to an account's secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
-    /// Values are given out, or what there is is shown.
+    /// Shows what there is, without values.
+    See,
+    /// Gives a value out.
     Get,
-    /// Something is changed.
+    /// Makes a version, or changes what is said of one.
     Set,
+    /// Ends what can be brought back.
+    Delete,
+    /// Brings it back.
+    Undelete,
+    /// Ends it for good.
+    Purge,
+    /// Moves what is sealed to the account's next AEK version.
+    Reseal,
 }
 
 impl Secrets {
-    /// The one place that every public call goes through, before anything is read.
+    /// The one place that every public call goes through, before anything is read. What is done from then on is done by the engine's own
+    /// hand: who may read a secret need not be one who may open blocks.
     async fn permit(&self, account: &AccountId, access: Access) -> Result<()> {
         let operation = match access {
+            Access::See => Operation::Get,
             Access::Get => Operation::SecretGet,
             Access::Set => Operation::SecretSet,
+            Access::Delete => Operation::Delete,
+            Access::Undelete => Operation::Undelete,
+            Access::Purge => Operation::Purge,
+            Access::Reseal => Operation::Rotate,
         };
         self.engine.permit(&[operation], On::Account(account)).await
     }

@@ -11,10 +11,11 @@ use super::{
     versions::{Stored, choose, next_after, push},
 };
 use crate::{
+    access::Operation,
     block::{Address, BlockHeader, ObjectId},
-    clock::{unix_now, utc},
+    clock::{Instant, unix_now, utc},
     error::{Corrupt, Error, Result},
-    keyring::Keyring,
+    keyring::{Keyring, On},
     name::SecretId,
     secret::fill_random,
     store::{
@@ -34,6 +35,8 @@ pub const HOOK_TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// So long is what a hook printed tried to be stored, and others wait beyond the hook's own time.
 const SLACK_SECS: u64 = 15;
+/// A hook that has not begun so soon after its time was noted is not begun: it would end, or be killed, when others may run it.
+const BEGIN_WITHIN: Duration = Duration::from_secs(10);
 /// Between two tries to store it.
 const STORE_AGAIN: Duration = Duration::from_millis(500);
 /// After a first failure the next run waits so long, and twice as long after each further one …
@@ -121,6 +124,8 @@ impl Secrets {
     /// [`Error::Conflict`] while the hook runs; [`Error::Store`].
     pub async fn set_rotation(&self, id: &SecretId, policy: Option<RotationPolicy>) -> Result<()> {
         self.permit(&id.account, Access::Set).await?;
+        // Whoever names a program, and sets what it reads, does what he likes as the user of whoever runs it, who has the keys.
+        self.engine.permit(&[Operation::GrantWrite], On::All).await?;
         let invalid = |what: String| Error::Invalid(format!("secret {id}: {what}"));
         let rotation = match policy {
             None => None,
@@ -216,6 +221,7 @@ impl Secrets {
     /// # Errors
     /// [`Error::Store`] when the secrets cannot be listed. What fails later is in the report.
     pub async fn run_schedule(&self) -> Result<SecretsReport> {
+        self.engine.permit(&[Operation::Rotate], On::All).await?;
         let mut report = SecretsReport::default();
         for id in self.heads(None).await? {
             match self.rotate_if(&id, true).await {
@@ -237,6 +243,7 @@ impl Secrets {
     /// [`Error::Invalid`] where the secret is not rotated by a hook, and when the hook failed, with what came of it; [`Error::Conflict`]
     /// while somebody else runs it; else as [`Secrets::get`] and [`Secrets::set`].
     pub async fn rotate(&self, id: &SecretId) -> Result<u32> {
+        self.permit(&id.account, Access::Set).await?;
         match self.rotate_if(id, false).await? {
             Outcome::Rotated(version) => Ok(version),
             Outcome::Busy(until) => Err(running(id, until)),
@@ -248,9 +255,10 @@ impl Secrets {
     }
 
     async fn rotate_if(&self, id: &SecretId, only_due: bool) -> Result<Outcome> {
-        self.permit(&id.account, Access::Set).await?;
-        let (begun, rotation, old) = 'fenced: {
+        let clock = self.engine.keyring().clock.clone();
+        let (begun, rotation, old, begin_until) = 'fenced: {
             for _ in 0..CONFLICTS_MAX {
+                let begin_until = clock.now().plus(BEGIN_WITHIN);
                 let seen = match self.look(id).await {
                     Err(Error::NotFound(_)) if only_due => return Ok(Outcome::NotDue), // its account is deleted
                     seen => seen?,
@@ -284,12 +292,12 @@ impl Secrets {
                 push(&mut head.clone(), next_of(&old, version, date))?;
                 let old = old.version;
                 if self.put_policy(&seen, &head).await? {
-                    break 'fenced (making, rotation, old);
+                    break 'fenced (making, rotation, old, begin_until);
                 }
             }
             return Err(again_and_again("secret", id));
         };
-        match self.make(id, &begun, &rotation, old).await {
+        match self.make(id, &begun, &rotation, old, begin_until).await {
             Ok(()) => {
                 self.tell(Event::SecretRotated { secret: id.clone(), version: begun.version });
                 Ok(Outcome::Rotated(begun.version))
@@ -302,19 +310,32 @@ impl Secrets {
     }
 
     /// Runs the hook, and stores what it printed.
-    async fn make(&self, id: &SecretId, begun: &Making, rotation: &Rotation, old: u32) -> Result<()> {
+    async fn make(
+        &self,
+        id: &SecretId,
+        begun: &Making,
+        rotation: &Rotation,
+        old: u32,
+        begin_until: Instant,
+    ) -> Result<()> {
         let timeout = Duration::from_secs(rotation.timeout_secs);
-        let given = self.get(id, Some(old)).await?;
+        let given = self.give(id, Some(old)).await?;
         let told = Told {
             account: id.account.to_string(),
             name: id.name.to_string(),
             version: old,
             next_version: begun.version,
         };
+        let clock = self.engine.keyring().clock.clone();
+        if clock.now() >= begin_until {
+            return Err(Error::Store(format!(
+                "secret {id}: the store or the token took more than {} s, so that its hook was not begun",
+                BEGIN_WITHIN.as_secs()
+            )));
+        }
         let made = hook::run(&rotation.hook, told, given.value, timeout).await;
         let value = made.map_err(|why| Error::Invalid(format!("secret {id}: hook {why}; nothing was changed")))?;
         // It may have changed what it is the secret of: what it printed is not given up before others may run it again.
-        let clock = self.engine.keyring().clock.clone();
         let give_up = clock.now().plus(Duration::from_secs(SLACK_SECS));
         let mut tried = false;
         loop {

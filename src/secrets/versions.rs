@@ -167,6 +167,11 @@ impl Secrets {
     /// secret and the version, when one of its records was damaged, exchanged or is missing; [`Error::Store`].
     pub async fn get(&self, id: &SecretId, version: Option<u32>) -> Result<OpenedSecret> {
         self.permit(&id.account, Access::Get).await?;
+        self.give(id, version).await
+    }
+
+    /// As [`Secrets::get`], for whoever may have it given out.
+    pub(super) async fn give(&self, id: &SecretId, version: Option<u32>) -> Result<OpenedSecret> {
         let mut again = true;
         loop {
             let seen = self.look(id).await?;
@@ -220,7 +225,7 @@ impl Secrets {
     /// [`Secrets::purge`] make an end of that one. [`Error::NotFound`] for the account; what opening and sealing fail with,
     /// [`Error::Store`] and [`Error::Conflict`]: those before are moved.
     pub async fn reseal(&self, account: &AccountId) -> Result<u64> {
-        self.permit(account, Access::Set).await?;
+        self.permit(account, Access::Reseal).await?;
         let (mut moved, mut damaged) = (0, None);
         for id in self.heads(Some(account)).await? {
             let head = self.look(&id).await.map(|seen| seen.head);

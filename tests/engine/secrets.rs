@@ -4,10 +4,11 @@ use crate::{Rig, account_id, build, of_suite};
 use async_trait::async_trait;
 use keyleash::{
     Corrupt, Engine, Error, When,
+    access::{Actions, Grant, Operation, Operations, Pattern},
     block::Suite,
     clock::{Clock, unix_now},
     config::Settings,
-    name::{SecretId, SecretName},
+    name::{CallerId, GrantId, SecretId, SecretName},
     secrets::{SecretValue, SetOptions},
     store::{
         Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned,
@@ -588,5 +589,93 @@ proptest! {
     #[test]
     fn whatever_is_done_to_secrets_and_their_account_no_version_is_lost_nor_another(steps in prop::collection::vec(step(), 1..24)) {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(follow(steps));
+    }
+}
+
+/// Each call, and what it takes by the table of the manual.
+fn table() -> BTreeMap<String, Vec<Operation>> {
+    let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let manual = include_str!("../../src/manual/grants.md");
+    let mut table = BTreeMap::new();
+    for row in manual.lines().filter(|row| row.contains("`Secrets::")) {
+        let cells: Vec<_> = row.split('|').collect();
+        let operations: Vec<_> = quoted(cells[2]).iter().map(|name| Operation::parse(name).unwrap()).collect();
+        assert!(!operations.is_empty(), "{row}");
+        table.extend(quoted(cells[1]).into_iter().map(|call| (call, operations.clone())));
+    }
+    table
+}
+
+async fn call(engine: &Engine, name: &str) -> Result<(), Error> {
+    let (secrets, of, deleted) = (engine.secrets(), id("a", "n"), id("a", "deleted"));
+    match name {
+        "get" => secrets.get(&of, None).await.map(drop),
+        "set" => secrets.set(&of, value("x"), SetOptions::default()).await.map(drop),
+        "set_enabled" => secrets.set_enabled(&of, 1, true).await,
+        "rotate" => secrets.rotate(&of).await.map(drop),
+        "set_rotation" => secrets.set_rotation(&of, None).await,
+        "list" => secrets.list(&of.account, None, 1).await.map(drop),
+        "show" => secrets.show(&of).await.map(drop),
+        "delete" => secrets.delete(&of).await.map(drop),
+        "undelete" => secrets.undelete(&deleted).await,
+        "purge" => secrets.purge(&deleted, When::Now).await,
+        "purgeable" => secrets.purgeable(&deleted, When::Now).await.map(drop),
+        "purge_as_shown" => {
+            // As somebody showed it to whoever asks.
+            let shown = engine.caller(CallerId::new("all").unwrap()).secrets().show(&deleted).await.unwrap();
+            secrets.purge_as_shown(&shown, When::Now).await
+        }
+        "reseal" => secrets.reseal(&of.account).await.map(drop),
+        "run_schedule" => secrets.run_schedule().await.map(drop),
+        other => panic!("{other} is tried by no test"),
+    }
+}
+
+#[tokio::test]
+async fn every_call_takes_what_the_manual_says_and_no_more() {
+    let sources = [
+        include_str!("../../src/secrets/versions.rs"),
+        include_str!("../../src/secrets/life.rs"),
+        include_str!("../../src/secrets/rotation.rs"),
+    ];
+    let there =
+        sources.iter().flat_map(|source| source.lines()).filter_map(|line| line.strip_prefix("    pub async fn "));
+    let there: Vec<_> = there.map(|line| format!("Secrets::{}", line.split('(').next().unwrap())).collect();
+    let table = table();
+    assert!(there.iter().all(|call| table.contains_key(call)), "{there:?} {table:?}");
+    for (name, operations) in table {
+        assert!(there.contains(&name), "{name}");
+        let name = name.trim_start_matches("Secrets::");
+        let rig = Rig::with(unprotected()).await;
+        rig.account("a").await;
+        for of in [id("a", "n"), id("a", "deleted")] {
+            set(&rig.engine, &of, "value").await;
+        }
+        rig.engine.secrets().delete(&id("a", "deleted")).await.unwrap();
+        let grant = |callers: String, operations: &[Operation]| {
+            let [callers, keks, accounts] = [&*callers, "*", "*"].map(|pattern| Pattern::new(pattern).unwrap());
+            let actions = Actions::Operations(Operations::of(operations));
+            Grant { id: GrantId::new("new").unwrap(), callers, keks, accounts, actions }
+        };
+        let mut grants = vec![grant("all".into(), &Operation::ALL), grant("just".into(), &operations)];
+        for lacks in &operations {
+            let others: Vec<_> = Operation::ALL.into_iter().filter(|other| other != lacks).collect();
+            grants.push(grant(format!("no-{lacks}"), &others));
+        }
+        rig.engine.add_grants(grants).await.unwrap();
+        for lacks in &operations {
+            let caller = rig.engine.caller(CallerId::new(format!("no-{lacks}")).unwrap());
+            let refused = call(&caller, name).await;
+            assert!(
+                matches!(&refused, Err(Error::Forbidden(forbidden)) if forbidden.operation == lacks.name()),
+                "{name}: {refused:?}"
+            );
+        }
+        assert!(matches!(call(&rig.engine, name).await, Err(Error::Forbidden(_))), "{name}, by nobody");
+        match call(&rig.engine.caller(CallerId::new("just").unwrap()), name).await {
+            Ok(()) => {}
+            Err(Error::Invalid(why)) if name == "rotate" => assert!(why.contains("is not rotated by a hook")),
+            other => panic!("{name}: {other:?}"),
+        }
     }
 }

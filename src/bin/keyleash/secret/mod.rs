@@ -11,6 +11,7 @@ use crate::{
 };
 use keyleash::{
     Error, When,
+    access::Operation,
     clock::utc,
     name::{AccountId, SecretId, SecretName},
     secrets::{OpenedSecret, RotationPolicy, SecretValue, SetOptions},
@@ -37,8 +38,7 @@ pub(crate) async fn run(command: Secret, setup: &Setup, output: Output) -> Resul
         Secret::List { account } => list(&account_id(&account)?, setup, output).await,
         Secret::Show(which) => {
             let id = secret_id(&which)?;
-            let store = setup.store(Store::Read).await?;
-            let record = record(&*store, &id).await?;
+            let record = record(setup, &id).await?;
             output.result(&record_json(&record), &record_lines(&record))
         }
         Secret::Enable(one) => enable(&one, true, setup, output).await,
@@ -169,6 +169,7 @@ async fn get(args: Get, setup: &Setup, output: Output) -> Result<(), Failure> {
 
 async fn list(account: &AccountId, setup: &Setup, output: Output) -> Result<(), Failure> {
     let store = setup.store(Store::Read).await?;
+    setup.judge(store.clone()).await?.permit(Operation::Get, Some(account), None).await?;
     let made = expect_account(&*store, account).await?;
     let (mut secrets, mut after) = (Vec::new(), None);
     loop {
@@ -229,7 +230,7 @@ async fn policy(args: Policy, setup: &Setup, output: Output) -> Result<(), Failu
     if policy.is_some() || none {
         setup.engine(Store::Existing).await?.secrets().set_rotation(&id, policy).await?;
     }
-    let record = record(&*setup.store(Store::Read).await?, &id).await?;
+    let record = record(setup, &id).await?;
     let words = record.rotation.as_ref().map_or_else(|| "not rotated by schedule".into(), rotation_words);
     let rotation = record.rotation.as_ref().map(rotation_json);
     output.result(&with_id(&id, json!({ "rotation": rotation })), &format!("secret {id}: {words}\n"))
@@ -280,9 +281,11 @@ async fn expect_account(store: &dyn KeyStore, account: &AccountId) -> Result<u64
     }
 }
 
-async fn record(store: &dyn KeyStore, id: &SecretId) -> Result<SecretRecord, Failure> {
-    let made = expect_account(store, &id.account).await?;
-    let found = store::load_secret(store, id).await?.map(|(record, _)| record);
+async fn record(setup: &Setup, id: &SecretId) -> Result<SecretRecord, Failure> {
+    let store = setup.store(Store::Read).await?;
+    setup.judge(store.clone()).await?.permit(Operation::Get, Some(&id.account), None).await?;
+    let made = expect_account(&*store, &id.account).await?;
+    let found = store::load_secret(&*store, id).await?.map(|(record, _)| record);
     let own = found.filter(|record| record.account_created_unix == made);
     own.ok_or_else(|| Error::NotFound(format!("secret {id}")).into())
 }
