@@ -1,8 +1,8 @@
 //! Who may do what: operations, roles, grants, and the question whether a policy of them allows something. Pure: no store, no clock.
 //!
 //! A [`Policy`] is asked about a caller, an operation, and what it is done to ([`Scope`]). What nobody granted is refused. What an
-//! operation of a handle may do is written into its [`Permit`], which is worked out anew whenever the policy changes, or the account
-//! comes under another KEK ([`force`]); the data path reads that one word.
+//! operation of a handle may do is written into its permit, which is worked out anew whenever the policy changes, or the account
+//! comes under another KEK (`force.rs`); the data path reads that one word.
 
 use crate::{
     error::{Error, Forbidden, Result},
