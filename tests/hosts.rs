@@ -6,11 +6,12 @@
 use async_trait::async_trait;
 use keyleash::{
     Account, Engine, Error, Result,
+    access::{Actions, Grant, Operation, Operations, Pattern},
     account::State,
     clock::Clock,
     config::Settings,
     lease::Phase,
-    name::{AccountId, KekName, KekVersion},
+    name::{AccountId, CallerId, GrantId, KekName, KekVersion},
     store::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, memory::MemoryStore, redb::RedbStore},
     token::{
         KekId, Profile,
@@ -109,6 +110,25 @@ impl Host {
 
     fn account(&self, name: &str) -> Account {
         block_on(self.engine.create_account(&id(name), &self.kek)).unwrap()
+    }
+
+    fn caller(&self, id: &str) -> Engine {
+        self.engine.caller(CallerId::new(id).unwrap())
+    }
+
+    /// Gives `app` all but one operation with what is under `kek`, so that it is looked there which account is, and `boss` all grants.
+    /// The grant of `app`.
+    fn govern(&self, but: Operation) -> GrantId {
+        let grant = |caller: &str, kek: &str, operations| Grant {
+            id: GrantId::new("new").unwrap(),
+            callers: Pattern::new(caller).unwrap(),
+            keks: Pattern::new(kek).unwrap(),
+            accounts: Pattern::all(),
+            actions: Actions::Operations(operations),
+        };
+        let all = Operations::ALL.without(Operations::of(&[but]));
+        let grants = vec![grant("boss", "*", Operations::of(&[Operation::GrantWrite])), grant("app", "kek", all)];
+        block_on(self.engine.add_grants(grants)).unwrap().remove(1)
     }
 
     fn phase(&self) -> Phase {
@@ -219,6 +239,47 @@ fn a_host_without_a_runtime_can_do_everything() {
         engine.purge_account(&tenant, keyleash::When::Now).await.unwrap();
         assert!(engine.close(SECOND).await.unwrap().is_clean());
     });
+}
+
+/// It takes a look at the store, with a deadline, for which the host has no clock.
+#[test]
+fn a_host_without_a_runtime_is_told_what_a_caller_may() {
+    let host = Host::new();
+    drop(host.account("a"));
+    host.govern(Operation::Seal);
+    let app = host.caller("app");
+    for _ in 0..20 {
+        assert_eq!(block_on(app.account_record(&id("a"))).unwrap().account, id("a"));
+        assert!(matches!(block_on(app.account_record(&id("none"))), Err(Error::Forbidden(_))));
+        block_on(app.account(&id("a"))).unwrap();
+    }
+    block_on(app.create_account(&id("b"), &host.kek)).unwrap();
+    block_on(app.delete_account(&id("b"))).unwrap();
+}
+
+/// Whoever asks first, and never goes on.
+#[test]
+fn a_call_that_stands_still_keeps_no_grant_from_being_taken_away() {
+    let host = Host::new();
+    drop(host.account("a"));
+    let grant = host.govern(Operation::Seal);
+    let (token, _) = ScriptedToken::new(Clock::default(), SECOND, 1);
+    host.store.set(true);
+    let engine = Engine::builder(token, host.store.clone()).settings(settings()).start_up_proof(false).build().unwrap();
+    let app = engine.caller(CallerId::new("app").unwrap());
+    let still = current_thread();
+    let record = id("a");
+    let mut stands = pin!(app.account_record(&record));
+    {
+        let _in_runtime = still.enter();
+        assert!(stands.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    host.store.set(false);
+    let other = current_thread();
+    let asked = || other.block_on(app.account_record(&id("a")));
+    wait_for("the policy", || asked().is_ok());
+    block_on(host.caller("boss").remove_grant(&grant)).unwrap();
+    wait_for("the end of the grant", || matches!(asked(), Err(Error::Forbidden(_))));
 }
 
 #[test]
@@ -454,8 +515,12 @@ fn forked(engine: &Engine, account: &Account) -> Option<bool> {
 fn a_forked_child_gets_an_error_from_every_call_and_never_hangs() {
     // `KEYLEASH_FORKS=5000 cargo test --test hosts fork` looks longer.
     let forks = std::env::var("KEYLEASH_FORKS").map_or(200, |forks| forks.parse().unwrap());
-    let host = Host::new();
-    let (denied, warm) = (host.account("denied"), host.account("warm"));
+    let mut host = Host::new();
+    drop((host.account("denied"), host.account("warm")));
+    // Of what the caller of a handle may not do, and of what takes a look at the store, too.
+    host.govern(Operation::Seal);
+    host.engine = host.caller("app");
+    let [denied, warm] = ["denied", "warm"].map(|name| block_on(host.engine.account(&id(name))).unwrap());
     host.script.disable(&host.kek_id);
     wait_for("the denial", || host.is_denied());
     let stop = AtomicBool::new(false);

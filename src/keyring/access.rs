@@ -48,6 +48,29 @@ pub(crate) enum On<'a> {
     All,
 }
 
+impl<'a> On<'a> {
+    /// An account, a KEK, the one under the other, or all that there is.
+    pub(crate) fn of(account: Option<&'a AccountId>, kek: Option<&'a KekName>) -> Self {
+        match (account, kek) {
+            (Some(account), Some(kek)) => Self::Under(account, kek),
+            (Some(account), None) => Self::Account(account),
+            (None, Some(kek)) => Self::Kek(kek),
+            (None, None) => Self::All,
+        }
+    }
+
+    /// What [`On::of`] makes it of, to keep.
+    pub(crate) fn names(self) -> (Option<AccountId>, Option<KekName>) {
+        let (account, kek) = match self {
+            Self::Account(account) => (Some(account), None),
+            Self::Under(account, kek) => (Some(account), Some(kek)),
+            Self::Kek(kek) => (None, Some(kek)),
+            Self::All => (None, None),
+        };
+        (account.cloned(), kek.cloned())
+    }
+}
+
 /// What is in force in an engine.
 #[derive(Debug)]
 pub(crate) struct InForce {
@@ -347,13 +370,7 @@ impl Judge {
     /// # Errors
     /// As [`Keyring::permit`].
     pub async fn permit(&self, operation: Operation, account: Option<&AccountId>, kek: Option<&KekName>) -> Result<()> {
-        let on = match (account, kek) {
-            (Some(account), Some(kek)) => On::Under(account, kek),
-            (Some(account), None) => On::Account(account),
-            (None, Some(kek)) => On::Kek(kek),
-            (None, None) => On::All,
-        };
-        judge(&self.force, &*self.store, Some(&self.caller), &[operation], on).await
+        judge(&self.force, &*self.store, Some(&self.caller), &[operation], On::of(account, kek)).await
     }
 
     /// Of these accounts those that the caller may `get`.
