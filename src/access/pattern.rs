@@ -69,6 +69,14 @@ impl Pattern {
         }
     }
 
+    /// Refuses the beginning of no name.
+    pub(super) fn expect_at_most(&self, bytes: usize, what: &str) -> Result<()> {
+        match self.is_beginning && self.text.len() > bytes {
+            true => Err(Error::Invalid(format!("pattern {self}: no {what} has more than {bytes} bytes: shorten it"))),
+            false => Ok(()),
+        }
+    }
+
     /// What both cover, if there can be anything.
     pub(super) fn meet(&self, other: &Self) -> Option<Self> {
         let (wide, narrow) = match (self.is_beginning, other.is_beginning) {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    name::{AccountId, CallerId, GrantId, KekName},
+    name::{ACCOUNT_ID_BYTES_MAX, AccountId, CALLER_ID_BYTES_MAX, CallerId, GrantId, KEK_NAME_BYTES_MAX, KekName},
 };
 use std::collections::BTreeSet;
 
@@ -132,6 +132,9 @@ impl Grant {
         self.callers.name().map(CallerId::new).transpose()?;
         self.keks.name().map(KekName::new).transpose()?;
         self.accounts.name().map(AccountId::new).transpose()?;
+        self.callers.expect_at_most(CALLER_ID_BYTES_MAX, "id of a caller")?;
+        self.keks.expect_at_most(KEK_NAME_BYTES_MAX, "KEK's name")?;
+        self.accounts.expect_at_most(ACCOUNT_ID_BYTES_MAX, "id of an account")?;
         let given = match &self.actions {
             Actions::Operations(operations) => vec![Part::of(*operations)],
             Actions::Role(role) => roles.parts(role)?,

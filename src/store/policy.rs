@@ -9,12 +9,15 @@ use super::{
     record::{GrantsRecord, PART_GRANTS_MAX, PolicyPart, PolicyRecord},
 };
 use crate::{
-    access::{GRANTS_MAX, Grant, Policy, Role},
+    access::{Actions, GRANTS_MAX, Grant, Pattern, Policy, Role},
     error::{Corrupt, Error, Result},
     name::{GrantId, RoleName},
     secret::fill_random,
 };
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt, result,
+};
 
 /// Length of the id of a policy's part, in bytes.
 pub const PART_ID_BYTES: usize = 16;
@@ -246,7 +249,7 @@ fn next(stored: Option<Stored>, change: &Change) -> Result<Next> {
             if roles.len() == before {
                 return Err(Error::NotFound(format!("role {name}: `keyleash grant role list` shows them")));
             }
-            let uses = |grant: &&Grant| matches!(&grant.actions, crate::access::Actions::Role(role) if role == name);
+            let uses = |grant: &&Grant| matches!(&grant.actions, Actions::Role(role) if role == name);
             if let Some(grant) = parts.iter().flat_map(|part| &part.grants).find(uses) {
                 return Err(Error::Invalid(format!("role {name}: grant {} is of it: remove that one first", grant.id)));
             }
@@ -280,11 +283,11 @@ fn add(parts: &mut Vec<GrantsRecord>, grants: &[Grant], added: &mut Vec<GrantId>
         )));
     }
     let mut ids: BTreeSet<_> = parts.iter().flat_map(|part| &part.grants).map(|grant| grant.id.clone()).collect();
+    let mut known: HashMap<_, _> =
+        parts.iter().flat_map(|part| &part.grants).map(|grant| (given(grant), grant.id.clone())).collect();
     for grant in grants {
-        let is_same = |other: &&Grant| Grant { id: grant.id.clone(), ..(*other).clone() } == *grant;
         // One that was asked for twice, because an answer was lost, say, is there once.
-        let same = |part: &GrantsRecord| part.grants.iter().find(is_same).map(|grant| grant.id.clone());
-        if let Some(id) = parts.iter().find_map(same) {
+        if let Some(id) = known.get(&given(grant)) {
             return Err(Error::Exists(format!("grant {id}, which gives the same")));
         }
         let id = loop {
@@ -295,6 +298,7 @@ fn add(parts: &mut Vec<GrantsRecord>, grants: &[Grant], added: &mut Vec<GrantId>
                 break id;
             }
         };
+        known.insert(given(grant), id.clone());
         let grant = Grant { id: id.clone(), ..grant.clone() };
         match parts.iter_mut().find(|part| part.grants.len() < PART_GRANTS_MAX) {
             Some(part) => part.grants.push(grant),
@@ -303,6 +307,15 @@ fn add(parts: &mut Vec<GrantsRecord>, grants: &[Grant], added: &mut Vec<GrantId>
         added.push(id);
     }
     Ok(())
+}
+
+/// A grant but for its id.
+fn given(grant: &Grant) -> ([Pattern; 3], result::Result<u32, RoleName>) {
+    let actions = match &grant.actions {
+        Actions::Operations(operations) => Ok(operations.bits()),
+        Actions::Role(role) => Err(role.clone()),
+    };
+    ([&grant.callers, &grant.keks, &grant.accounts].map(Pattern::clone), actions)
 }
 
 /// What is wrong with the policy, for `store check`: how many grants there are, or the first thing that is found.
@@ -317,7 +330,7 @@ pub(super) async fn check(store: &dyn KeyStore) -> Result<u64> {
 mod tests {
     use super::*;
     use crate::{
-        access::{Actions, Operation, Operations, Pattern},
+        access::{Operation, Operations},
         store::memory::MemoryStore,
     };
 
@@ -419,6 +432,31 @@ mod tests {
         assert_eq!(load_policy(&store).await.unwrap().unwrap().grants().len(), 1, "nobody granted it");
         add(&store, vec![grant("c", &[Operation::Get])]).await.unwrap();
         assert_eq!(parts(&store).await, 1);
+    }
+
+    /// As long as names are, and not as patterns may be.
+    #[tokio::test]
+    async fn grants_with_the_longest_patterns_are_given_as_all_others_are() {
+        let store = MemoryStore::new();
+        add(&store, vec![grant("boss", &[Operation::GrantWrite])]).await.unwrap();
+        let long = |n: usize, max: usize| Pattern::new(format!("{n:03}{}*", "x".repeat(max - 3))).unwrap();
+        for ([callers, keks, accounts], words) in [
+            ([129, 64, 255], "no id of a caller has more than 128 bytes"),
+            ([128, 65, 255], "no KEK's name has more than 64 bytes"),
+            ([128, 64, 255], ""),
+        ] {
+            let with = |n| Grant {
+                callers: long(n, callers),
+                keks: long(n, keks),
+                accounts: long(n, accounts),
+                ..grant("a", &[Operation::Get])
+            };
+            match add(&store, (0..500).map(with).collect()).await {
+                Err(Error::Invalid(what)) if !words.is_empty() => assert!(what.contains(words), "{what}"),
+                outcome => assert_eq!((outcome.unwrap().len(), words), (500, "")),
+            }
+        }
+        add(&store, vec![grant("another", &[Operation::Get])]).await.unwrap();
     }
 
     /// However many change it at once, each change is there at the end, and each reader saw a whole policy.
