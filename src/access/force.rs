@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering, fence},
     },
 };
 
@@ -247,6 +247,7 @@ impl Permits {
         let first = self.first.get().filter(|permit| permit.is_of(caller));
         let permit = first.map_or_else(|| self.find_or_make(force, caller, account, &kek), Arc::clone);
         if permit.word.load(Ordering::Acquire) & SETTLED == 0 {
+            fence(Ordering::SeqCst); // it is listed before the KEK is looked at: see who changes that
             permit.work_out(|| Some(kek()));
         }
         permit

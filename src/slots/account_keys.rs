@@ -14,7 +14,7 @@ use std::{
     iter,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering, fence},
     },
 };
 
@@ -265,6 +265,8 @@ impl AccountKeys {
         let place = later.chunk.push(slot);
         if is_newest {
             later.current.store(place, Ordering::Release);
+            // Who makes a permit now sees what is current above, or is seen below.
+            fence(Ordering::SeqCst);
             if let Some(permits) = self.permits.get() {
                 permits.follow(|| self.kek().clone());
             }
