@@ -38,7 +38,8 @@ pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Resu
     match command {
         Command::Shred => {
             let store = setup.store(Store::Existing).await?;
-            setup.expect_over_all(store.clone(), Operation::Purge).await?;
+            // Whoever is to read a policy that is damaged looks at it, and destroys nothing.
+            setup.judge(store.clone()).await?.permit(Operation::Purge, None, None).await?;
             store.shred(Vec::new()).await?;
             let path = setup.store_path().display();
             let line = format!("store {path}: what was deleted or replaced is written over\n");
@@ -261,4 +262,25 @@ fn beside(place: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(place);
     name.push(suffix);
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keyleash::store::{Key, KeyStore, Put};
+
+    #[tokio::test]
+    async fn nobody_shreds_by_a_policy_that_cannot_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let (place, config) = (directory.path().join("store"), directory.path().join("config"));
+        let store = RedbStore::open_or_create(&place).await.unwrap();
+        let damaged = Put { value: vec![4, 0, 9], wrapped_by: vec![], guards: vec![] };
+        store.create(&Key::Policy, damaged).await.unwrap();
+        drop(store);
+        std::fs::write(&config, format!("[store]\npath = {place:?}\n")).unwrap();
+        let output = Output::new(true).quiet(true);
+        let setup = Setup::read(Some(&config), output).unwrap();
+        let outcome = run(Command::Shred, &setup, output).await;
+        assert!(matches!(outcome, Err(Failure::Engine(Error::Corrupt(_)))), "{outcome:?}");
+    }
 }
