@@ -33,9 +33,9 @@ const SOURCES: [&str; 6] = [
 fn table() -> BTreeMap<String, Vec<Operation>> {
     let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     let mut table = BTreeMap::new();
-    for row in
-        MANUAL.lines().filter(|row| row.starts_with('|') && (row.contains("`Engine::") || row.contains("`Account::")))
-    {
+    for row in MANUAL.lines().filter(|row| {
+        row.starts_with('|') && ["`Engine::", "`Account::", "`Secrets::"].iter().any(|call| row.contains(call))
+    }) {
         let cells: Vec<_> = row.split('|').collect();
         let operations: Vec<_> = quoted(cells[2]).iter().map(|name| Operation::parse(name).unwrap()).collect();
         assert!(!operations.is_empty() || cells[2].trim() == "none", "{row}");
@@ -58,8 +58,14 @@ fn every_call_is_in_the_table_of_the_manual() {
     let table = table();
     let engine = SOURCES.into_iter().flat_map(calls).map(|call| format!("Engine::{call}"));
     let account = calls(include_str!("../../src/account/warm.rs")).map(|call| format!("Account::{call}"));
-    let known: Vec<_> =
-        engine.chain(account).chain(["Engine::account_blocking".into(), "Account::warm_blocking".into()]).collect();
+    let secrets = [
+        include_str!("../../src/secrets/versions.rs"),
+        include_str!("../../src/secrets/life.rs"),
+        include_str!("../../src/secrets/rotation.rs"),
+    ];
+    let secrets = secrets.into_iter().flat_map(calls).map(|call| format!("Secrets::{call}"));
+    let blocking = ["Engine::account_blocking".into(), "Account::warm_blocking".into()];
+    let known: Vec<_> = engine.chain(account).chain(secrets).chain(blocking).collect();
     let missing: Vec<_> = known.iter().filter(|call| !table.contains_key(*call)).collect();
     assert!(missing.is_empty(), "in no row: {missing:?}");
     let listed = include_str!("../../.ci/api/expected");
