@@ -92,12 +92,17 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
             let what = |record: &AccountRecord| format!("account {id}: {}", lost(record));
             let look = async || engine.retirable_aeks(&id, &aek_version, when(now)).await;
             let retire = async |shown: &_| {
-                // Nothing that keyleash keeps itself is lost by it.
-                match engine.secrets().reseal(&id).await {
-                    Ok(_) | Err(Error::Forbidden(_)) => {} // where there is one, the engine refuses to retire what it is under
+                // Nothing that keyleash keeps itself is lost by it. What is damaged, or nobody may move here, stays where it is: nothing
+                // that it is sealed under is retired.
+                let damaged = match engine.secrets().reseal(&id).await {
+                    Err(damaged @ Error::Corrupt(_)) => Some(damaged),
+                    Ok(_) | Err(Error::Forbidden(_)) => None,
                     Err(error) => return Err(error),
+                };
+                match engine.retire_aeks_as_shown(shown, &aek_version, when(now)).await {
+                    Err(refused @ Error::Invalid(_)) => Err(damaged.unwrap_or(refused)),
+                    outcome => outcome,
                 }
-                engine.retire_aeks_as_shown(shown, &aek_version, when(now)).await
             };
             let (shown, done) = consent.carry_out(output, look, |shown| would(what(shown)), retire).await?;
             let (what, lost) = (what(&shown), lost(&shown));
