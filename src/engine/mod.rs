@@ -382,9 +382,13 @@ impl Engine {
         if fork::in_child() {
             return Vec::new();
         }
+        let leases = self.owner.0.leases().into_iter();
+        leases.filter(|lease| self.may_see(Scope::kek(&lease.kek.name))).collect()
+    }
+
+    fn may_see(&self, what: Scope<'_>) -> bool {
         let force = &self.keyring().access.force;
-        let may_get = |kek: &KekName| force.ask(self.caller.as_ref(), Operation::Get, Scope::kek(kek)).is_ok();
-        self.owner.0.leases().into_iter().filter(|lease| force.is_open() || may_get(&lease.kek.name)).collect()
+        self.own.is_some() || force.is_open() || force.ask(self.caller.as_ref(), Operation::Get, what).is_ok()
     }
 
     /// A snapshot. Asks all tokens at once who they are, so it takes up to twice the longest `call_timeout` when one is silent or has
@@ -411,11 +415,13 @@ impl Engine {
                 restart_needed: workers.restart_needed(),
             });
         }
+        let mut waiting_wipes = self.owner.0.memory.waiting();
+        waiting_wipes.retain(|of| self.may_see(Scope { kek: Some(&of.kek.name), account: of.account.as_ref() }));
         Status {
             tokens,
             leases: self.leases(),
             cached_accounts: home.call(async move { Ok(keyring.cached_accounts().await) }).await.unwrap_or_default(),
-            waiting_wipes: self.owner.0.memory.waiting(),
+            waiting_wipes,
             store_silence: self.owner.0.store_word.status(self.owner.0.clock.now()),
             unlocked_bytes: secret::unlocked_bytes(),
             policy_damage: self.owner.0.access.damage(),

@@ -4,8 +4,9 @@
 use super::*;
 use keyleash::{
     Error,
+    access::{Actions, Grant, Operation, Operations, Pattern},
     lease::Change,
-    name::KekVersion,
+    name::{CallerId, GrantId, KekVersion},
     store::load_denial,
     telemetry::{Event, Events},
 };
@@ -171,10 +172,23 @@ async fn a_stuck_seal_holds_up_no_denial_no_note_of_it_no_eviction_and_no_resump
     }
     assert_eq!(rig.engine.status().await.waiting_wipes.len(), 1, "the key that came after it was not used");
 
+    // Whose key it is, is said to whoever may see the account.
+    let grant = Grant {
+        id: GrantId::new("new").unwrap(),
+        callers: Pattern::new("seer").unwrap(),
+        keks: Pattern::all(),
+        accounts: Pattern::all(),
+        actions: Actions::Operations(Operations::of(&[Operation::Get, Operation::GrantWrite])),
+    };
+    rig.engine.add_grants(vec![grant]).await.unwrap();
+    let [seer, other] = ["seer", "other"].map(|caller| rig.engine.caller(CallerId::new(caller).unwrap()));
+    assert_eq!(seer.status().await.waiting_wipes.len(), 1);
+    assert_eq!(other.status().await.waiting_wipes, []);
+
     // When it ends, what it sealed is undone, and its key goes.
     let (sealed, buf) = seal_that_hangs.end();
     assert!(sealed.is_err() && buf.iter().all(|byte| *byte == 7), "{sealed:?}");
-    while !rig.engine.status().await.waiting_wipes.is_empty() {
+    while !seer.status().await.waiting_wipes.is_empty() {
         thread::sleep(Duration::from_millis(1));
     }
 }
