@@ -490,3 +490,11 @@ proptest! {
         let _ = parse(&text);
     }
 }
+
+#[test]
+fn grants_in_one_line_are_as_many_as_are_there() {
+    let text = "grant = [{ caller = \"a\", role = \"reader\" }, { caller = \"b\", role = \"reader\" }]";
+    let config = layered(text, &[]).unwrap();
+    let ids: Vec<_> = config.policy.grants().iter().map(|grant| grant.id.to_string()).collect();
+    assert_eq!(ids, ["keyleash.toml line 1", "keyleash.toml line 1 (2)"]);
+}

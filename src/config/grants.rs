@@ -105,7 +105,14 @@ impl Grants {
             (false, Some((origin, role))) => Actions::Role(RoleName::new(role).map_err(|error| placed(origin, error))?),
             _ => return Err(bad(origin, "a [[grant]] has either operations or a role")),
         };
-        let id = GrantId::new(origin)?;
+        // Of several in one line each is another.
+        let again = format!("{origin} (");
+        let beside =
+            self.grants.iter().filter(|grant| grant.id.as_str() == origin || grant.id.as_str().starts_with(&again));
+        let id = match beside.count() {
+            0 => GrantId::new(origin)?,
+            before => GrantId::new(format!("{again}{})", before + 1))?,
+        };
         let (keks, accounts) = (keys.pattern("kek")?, keys.pattern("account")?);
         self.grants.push(Grant { id, callers, keks, accounts, actions });
         Ok(())
