@@ -18,10 +18,11 @@ use keyleash::{
     },
 };
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     sync::{Arc, Mutex},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinSet};
 
 fn id(account: &str, name: &str) -> SecretId {
     SecretId::new(account_id(account), SecretName::new(name).unwrap())
@@ -412,4 +413,74 @@ async fn a_check_of_the_store_names_a_value_whose_aek_version_is_no_more() {
         finding.contains("value of secret one of account a, version 1") && finding.contains("AEK version 1"),
         "{finding}"
     );
+}
+
+#[tokio::test]
+async fn of_a_hundred_that_set_one_secret_at_once_each_version_that_was_acknowledged_is_there_once() {
+    let rig = Rig::new().await;
+    rig.account("a").await;
+    let (id, other) = (id("a", "n"), of_suite(&rig, Suite::XaesGcmCommit));
+    let mut tasks = JoinSet::new();
+    for number in 0..100 {
+        let (engine, id) = ([&rig.engine, &other][number % 2].clone(), id.clone());
+        tasks.spawn(async move {
+            let text = format!("value {number}");
+            (set(&engine, &id, &text).await, text)
+        });
+    }
+    let mut acknowledged = BTreeMap::new();
+    for (outcome, text) in rig.meanwhile(tasks.join_all()).await {
+        match outcome {
+            Ok(version) => assert_eq!(acknowledged.insert(version, text), None, "{version} was given twice"),
+            // Somebody was faster, again and again.
+            Err(error) => assert!(matches!(error, Error::Conflict(_)), "{error}"),
+        }
+    }
+    assert!(!acknowledged.is_empty());
+    let shown = rig.engine.secrets().show(&id).await.unwrap();
+    assert!(shown.versions.iter().map(|version| version.version).eq(acknowledged.keys().copied()));
+    for (version, text) in &acknowledged {
+        assert_eq!(get(&other, &id, Some(*version)).await, Ok((*version, text.clone())));
+    }
+    assert_eq!(check(&*rig.store).await.unwrap().findings, []);
+    assert_eq!(stored(&*rig.store).await.len(), 1 + acknowledged.len(), "nothing is left that no head names");
+}
+
+#[tokio::test]
+async fn a_set_that_is_dropped_at_any_moment_leaves_the_versions_before_or_those_and_the_new_one() {
+    let rig = Rig::new().await;
+    rig.account("a").await;
+    let id = id("a", "n");
+    let mut known = vec![set(&rig.engine, &id, "value").await.unwrap()];
+    let (mut dropped, mut done) = (0, 0);
+    for polls in 0..100 {
+        let mut setting = Box::pin(set(&rig.engine, &id, "value"));
+        let mut outcome = None;
+        for _ in 0..polls {
+            tokio::select! {
+                biased;
+                ended = &mut setting => outcome = Some(ended.unwrap()),
+                () = tokio::task::yield_now() => continue,
+            }
+            break;
+        }
+        drop(setting);
+        crate::settle().await;
+        let shown = rig.engine.secrets().show(&id).await.unwrap();
+        let now: Vec<_> = shown.versions.iter().map(|version| version.version).collect();
+        assert!(now.starts_with(&known) && now.len() <= known.len() + 1, "{polls}: {now:?} after {known:?}");
+        match outcome {
+            Some(version) => {
+                assert_eq!(now.last(), Some(&version));
+                done += 1;
+            }
+            None => dropped += 1,
+        }
+        assert_eq!(get(&rig.engine, &id, None).await, Ok((now[now.len() - 1], "value".into())));
+        assert_eq!(check(&*rig.store).await.unwrap().findings, []);
+        known = now;
+    }
+    assert!(dropped > 0 && done > 0, "{dropped} were dropped, {done} ended");
+    known.push(set(&rig.engine, &id, "last").await.unwrap());
+    assert_eq!(stored(&*rig.store).await.len(), 1 + known.len(), "what was left is gone");
 }
