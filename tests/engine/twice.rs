@@ -120,7 +120,13 @@ async fn reseals_twice(plain: Vec<u8>, steps: Vec<(Before, bool, bool)>) {
         let (account, suite) = if by_two { (&two, Suite::XaesGcmCommit) } else { (&one, Suite::XaesGcm) };
         match before {
             Before::Nothing => {}
-            Before::Rotation => drop(rig.meanwhile(rig.engine.rotate_account(account.id())).await.unwrap()),
+            Before::Rotation => {
+                rig.meanwhile(rig.engine.rotate_account(account.id())).await.unwrap();
+                // So that the other engine has heard of it, which else may do so between any two calls below.
+                let mut told = Vec::new();
+                let header = rig.meanwhile(one.seal(2_u64, &mut told)).await.unwrap();
+                rig.meanwhile(two.open(2_u64, &header, &mut told)).await.unwrap();
+            }
             Before::Wipe => {
                 rig.engine.wipe_now(&rig.kek);
                 committing.wipe_now(&rig.kek);
