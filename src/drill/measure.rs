@@ -198,7 +198,8 @@ fn of(timeline: &Timeline) -> Measured {
     let (Some(act), Some(undoing)) = (timeline.act(), timeline.undoing()) else { return measured };
     let (act_ns, undoing_ns) = (act.as_nanos(), undoing.as_nanos());
     let runs = || timeline.runs.iter().flatten();
-    let last = runs().filter(is_ok).filter(|run| run.from < undoing_ns).map(|run| run.to.min(undoing_ns)).max();
+    // One that began before the undoing and ended behind it (a secret, whose record is read first) may have had the key after that alone.
+    let last = runs().filter(is_ok).filter(|run| run.first <= undoing_ns).map(|run| run.to.min(undoing_ns)).max();
     measured.last_success_ms = last.filter(|last| *last > act_ns).map(|last| ms(act, last));
     let refusal = |run: &&Run| run.outcome != Outcome::Ok && run.from >= act_ns && run.from < undoing_ns;
     measured.first_refusal_ms = runs().filter(refusal).map(|run| run.first).min().map(|first| ms(act, first));
@@ -355,6 +356,16 @@ pub(crate) mod tests {
         timeline.runs[1].pop();
         let measured = of(&timeline);
         assert_eq!((measured.accounts_missing, measured.all_back_ms), (1, None));
+    }
+
+    #[test]
+    fn an_operation_that_ends_behind_the_undoing_shows_no_success_before_it() {
+        let mut timeline = timeline();
+        let (of_before, straddling) = (of(&timeline), Run::one(Outcome::Ok, 199 * MS, 201 * MS));
+        timeline.runs[0] = vec![run(Outcome::Ok, 0, 150), run(Outcome::Denied, 151, 199), straddling];
+        let measured = of(&timeline);
+        assert_eq!((measured.last_success_ms, measured.wiped_ms), (of_before.last_success_ms, of_before.wiped_ms));
+        assert_eq!(measured.first_success_ms, Some(1.0));
     }
 
     #[test]
