@@ -99,6 +99,16 @@ fn an_outage_disturbs_nobody() {
     assert!(measured["noticed_ms"].is_number());
 }
 
+/// Runs a script with a token of its own; `$0` is the command line.
+fn scripted(script: &str, directory: &Path) -> Output {
+    Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/softhsm/with-token"))
+        .args(["bash", "-c", script, env!("CARGO_BIN_EXE_keyleash")])
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
 /// A token that with-token did not make: the directory does not say that it is this token's.
 #[test]
 fn a_drill_keeps_its_hands_off_a_token_that_with_token_did_not_make() {
@@ -106,12 +116,7 @@ fn a_drill_keeps_its_hands_off_a_token_that_with_token_did_not_make() {
     let script = r#"rm "$(dirname "$SOFTHSM2_CONF")/label"; for scenario in revocation outage destroy; do
         "$0" drill $scenario --fast; [ $? = 2 ] || exit 1; done; "$0" drill destroy --operator; [ $? = 2 ] || exit 1
         "$0" drill revocation --token-serial 1; [ $? = 2 ] || exit 1"#;
-    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/softhsm/with-token"))
-        .args(["bash", "-c", script, env!("CARGO_BIN_EXE_keyleash")])
-        .current_dir(directory.path())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let output = scripted(script, directory.path());
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{words}");
     assert_eq!(words.matches("--operator").count(), 3, "{words}");
@@ -123,17 +128,16 @@ fn a_drill_whose_report_goes_nowhere_is_no_success_and_all_is_undone_and_written
     let directory = tempfile::tempdir().unwrap();
     let script = r#"place=$(dirname "$SOFTHSM2_CONF")
         for json in "" --json; do
-            "$0" drill revocation --fast --slack 3000 --accounts 5 --report r$json.html --picture p$json.svg $json > /dev/full
-            [ $? = 1 ] || exit 2
+            # What the promises came to on this machine (9, 10) is another test's, and hides no output that failed for long.
+            for try in 1 2 3; do
+                "$0" drill revocation --fast --slack 3000 --accounts 5 --report r$json.html --picture p$json.svg $json > /dev/full
+                status=$?; [ $status = 9 ] || [ $status = 10 ] || break
+            done
+            [ $status = 1 ] || exit 2
             [ "$(ls "$place"/tokens/*/*.object)" = "$(ls "$place"/tokens/*/token.object)" ] || exit 3
             grep -q '</html>' r$json.html && grep -q '</svg>' p$json.svg || exit 4
         done"#;
-    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/softhsm/with-token"))
-        .args(["bash", "-c", script, env!("CARGO_BIN_EXE_keyleash")])
-        .current_dir(directory.path())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let output = scripted(script, directory.path());
     assert!(output.status.success(), "{:?}: {}", output.status, String::from_utf8_lossy(&output.stderr));
 }
 
@@ -158,12 +162,7 @@ fn an_act_keeps_its_hands_off_what_the_drill_itself_may_not_touch() {
         refused move "$place/tokens" "$place/gone"
         refused hold-lock "$place/tokens"
         [ -d mine ] && [ -d "$place/tokens" ] || exit 1"#;
-    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/softhsm/with-token"))
-        .args(["bash", "-c", script, env!("CARGO_BIN_EXE_keyleash")])
-        .current_dir(directory.path())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let output = scripted(script, directory.path());
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{words}");
     assert_eq!(words.matches("--token-serial").count(), 5, "{words}");

@@ -53,8 +53,15 @@ impl Service {
         Self { engine, tap, kek, owner }
     }
 
+    /// Of a KEK that the owner has enabled again, which the engine finds at one of its next polls.
     async fn account(&self, name: &str) -> Account {
-        self.engine.account(&id(name)).await.unwrap()
+        for _ in 0..600 {
+            match self.engine.account(&id(name)).await {
+                Err(Error::Denied(_)) => tokio::time::sleep(SECOND / 10).await,
+                opened => return opened.unwrap(),
+            }
+        }
+        panic!("{name} stays denied");
     }
 
     fn drill(&self) -> Drill {
