@@ -8,6 +8,41 @@ pub const ACCOUNT_ID_BYTES_MAX: usize = 255;
 /// Longest name of a KEK or token, in bytes: a label of PKCS#11 with its prefix and version stays below 96.
 pub const KEK_NAME_BYTES_MAX: usize = 64;
 
+/// What every name and id has: its text, and how it is shown.
+macro_rules! text {
+    ($($name:ident as $what:literal, $debug:literal;)+) => {$(
+        impl $name {
+            #[doc = concat!("The ", $what, " as text.")]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "(", $debug, ")"), &*self.0)
+            }
+        }
+    )+};
+}
+
+// Those that may have blanks or quotes in them are shown in quotes where that matters.
+text! {
+    AccountId as "id", "{:?}";
+    KekName as "name", "{}";
+    SecretName as "name", "{}";
+    TokenName as "name", "{}";
+    CallerId as "id", "{:?}";
+    RoleName as "name", "{}";
+    GrantId as "id", "{}";
+}
+
 /// The id of an account: 1 to 255 bytes of UTF-8 without control characters. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AccountId(Arc<str>);
@@ -45,34 +80,18 @@ impl AccountId {
             ))),
         }
     }
-
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
-impl fmt::Display for AccountId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for AccountId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AccountId({:?})", &*self.0)
-    }
-}
-
-/// Names that are safe in labels, paths and configurations.
-fn check_name(what: &str, name: &str) -> Result<()> {
+/// Names that are safe in labels, paths and configurations: up to `max` bytes, with these beside letters and digits.
+fn check_name(what: &str, name: &str, max: usize, beside: &str) -> Result<()> {
     let begins_well = name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
-    let all_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    if begins_well && all_well && name.len() <= KEK_NAME_BYTES_MAX {
+    let all_well = name.chars().all(|char| char.is_ascii_alphanumeric() || beside.contains(char));
+    if begins_well && all_well && name.len() <= max {
         return Ok(());
     }
+    let beside = beside.split("").collect::<Vec<_>>().join(" ");
     Err(Error::Invalid(format!(
-        "{what} {name:?}: use 1 to {KEK_NAME_BYTES_MAX} of A-Z a-z 0-9 . _ - and begin with a letter or digit"
+        "{what} {name:?}: use 1 to {max} of A-Z a-z 0-9{beside}and begin with a letter or digit"
     )))
 }
 
@@ -87,25 +106,8 @@ impl KekName {
     /// [`Error::Invalid`] when a rule above is broken.
     pub fn new(name: impl AsRef<str>) -> Result<Self> {
         let name = name.as_ref();
-        check_name("KEK name", name)?;
+        check_name("KEK name", name, KEK_NAME_BYTES_MAX, "._-")?;
         Ok(Self(name.into()))
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for KekName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for KekName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KekName({})", &*self.0)
     }
 }
 
@@ -123,31 +125,8 @@ impl SecretName {
     /// [`Error::Invalid`] when a rule above is broken.
     pub fn new(name: impl AsRef<str>) -> Result<Self> {
         let name = name.as_ref();
-        let begins_well = name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
-        let all_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte));
-        if begins_well && all_well && name.len() <= SECRET_NAME_BYTES_MAX {
-            return Ok(Self(name.into()));
-        }
-        Err(Error::Invalid(format!(
-            "secret name {name:?}: use 1 to {SECRET_NAME_BYTES_MAX} of A-Z a-z 0-9 . _ - / and begin with a letter or digit"
-        )))
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for SecretName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for SecretName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SecretName({})", &*self.0)
+        check_name("secret name", name, SECRET_NAME_BYTES_MAX, "._-/")?;
+        Ok(Self(name.into()))
     }
 }
 
@@ -187,31 +166,14 @@ impl TokenName {
     /// # Errors
     /// [`Error::Invalid`] when it is no 1 to 64 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
     pub fn new(name: impl AsRef<str>) -> Result<Self> {
-        check_name("token name", name.as_ref())?;
+        check_name("token name", name.as_ref(), KEK_NAME_BYTES_MAX, "._-")?;
         Ok(Self(name.as_ref().into()))
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
     }
 }
 
 impl Default for TokenName {
     fn default() -> Self {
         Self(TOKEN_NAME_DEFAULT.into())
-    }
-}
-
-impl fmt::Display for TokenName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for TokenName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TokenName({})", &*self.0)
     }
 }
 
@@ -248,27 +210,10 @@ impl CallerId {
         Ok(Self(id.into()))
     }
 
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
     /// True at once for clones of one another.
     #[inline]
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
-    }
-}
-
-impl fmt::Display for CallerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for CallerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CallerId({:?})", &*self.0)
     }
 }
 
@@ -282,25 +227,8 @@ impl RoleName {
     /// # Errors
     /// [`Error::Invalid`] when it is no 1 to 64 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
     pub fn new(name: impl AsRef<str>) -> Result<Self> {
-        check_name("role name", name.as_ref())?;
+        check_name("role name", name.as_ref(), KEK_NAME_BYTES_MAX, "._-")?;
         Ok(Self(name.as_ref().into()))
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for RoleName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for RoleName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RoleName({})", &*self.0)
     }
 }
 
@@ -333,23 +261,6 @@ impl GrantId {
     pub(crate) fn number(&self) -> Option<u32> {
         let number = u32::from_str_radix(&self.0, 16).ok()?;
         (Self::of_store(number) == *self).then_some(number)
-    }
-
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for GrantId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for GrantId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "GrantId({})", &*self.0)
     }
 }
 
