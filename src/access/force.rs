@@ -152,6 +152,12 @@ impl Force {
         self.unnamed.load(Ordering::Acquire) & Operations::of(&[operation]).bits() != 0
     }
 
+    /// What a handle may do: one with a permit, or one without a caller.
+    #[inline(always)]
+    pub(crate) fn lets(&self, permit: Option<&Permit>, operation: Operation) -> bool {
+        permit.map_or_else(|| self.unnamed_has(operation), |permit| permit.has(operation))
+    }
+
     fn list(&self, permit: &Arc<Permit>) {
         let mut permits = self.permits();
         if permits.len() >= LISTED_MIN && permits.len() == permits.capacity() {

@@ -81,11 +81,10 @@ impl Account {
     /// Whether the caller may still do this who opened the handle.
     #[inline(always)]
     pub(crate) fn expect(&self, operation: Granted) -> Result<()> {
-        let is_granted = match &self.permit {
-            Some(permit) => permit.has(operation),
-            None => self.keyring().access.force.unnamed_has(operation),
-        };
-        if is_granted { Ok(()) } else { Err(self.forbidden(operation)) }
+        match self.keyring().access.force.lets(self.permit.as_deref(), operation) {
+            true => Ok(()),
+            false => Err(self.forbidden(operation)),
+        }
     }
 
     #[cold]

@@ -71,16 +71,9 @@ impl Account {
                 if keyring.home.is_closed() {
                     return Err(Error::Closed);
                 }
-                let force = &keyring.access.force;
-                if !permit
-                    .as_ref()
-                    .map_or_else(|| force.unnamed_has(Granted::Unwrap), |permit| permit.has(Granted::Unwrap))
-                {
-                    return Err(forbidden(
-                        permit.as_ref().and_then(|permit| permit.caller()),
-                        Granted::Unwrap,
-                        Scope::account(&id, None),
-                    ));
+                if !keyring.access.force.lets(permit.as_deref(), Granted::Unwrap) {
+                    let caller = permit.as_ref().and_then(|permit| permit.caller());
+                    return Err(forbidden(caller, Granted::Unwrap, Scope::account(&id, None)));
                 }
                 match keyring.open(&id).await {
                     Err(

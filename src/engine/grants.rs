@@ -31,9 +31,7 @@ impl Engine {
     /// [`Error::Forbidden`](crate::Error::Forbidden); [`Error::Conflict`](crate::Error::Conflict); [`Error::Store`](crate::Error::Store):
     /// they were given or not; [`Error::Corrupt`](crate::Error::Corrupt).
     pub async fn add_grants(&self, grants: Vec<Grant>) -> Result<Vec<GrantId>> {
-        self.permit(&[Operation::GrantWrite], On::All).await?;
-        let caller = self.caller.clone();
-        self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &Change::Add(grants)).await }).await
+        self.change_policy(Change::Add(grants)).await
     }
 
     /// Takes a grant away. In force in this engine when it returns, for handles that are open too, and in every other one of the store
@@ -43,9 +41,7 @@ impl Engine {
     /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Invalid`](crate::Error::Invalid) for the last one by which somebody has
     /// `grant.write`; else as [`Engine::add_grants`].
     pub async fn remove_grant(&self, id: &GrantId) -> Result<()> {
-        self.permit(&[Operation::GrantWrite], On::All).await?;
-        let (caller, change) = (self.caller.clone(), Change::Remove(id.clone()));
-        self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &change).await.map(drop) }).await
+        self.change_policy(Change::Remove(id.clone())).await.map(drop)
     }
 
     /// Makes a role, or changes what the one of its name is; the grants that are of it follow. A store has roles from its first grant on.
@@ -53,9 +49,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::add_grants`].
     pub async fn set_role(&self, role: Role) -> Result<()> {
-        self.permit(&[Operation::GrantWrite], On::All).await?;
-        let (caller, change) = (self.caller.clone(), Change::SetRole(role));
-        self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &change).await.map(drop) }).await
+        self.change_policy(Change::SetRole(role)).await.map(drop)
     }
 
     /// Removes a role.
@@ -64,8 +58,12 @@ impl Engine {
     /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Invalid`](crate::Error::Invalid) while a grant or another role is of it; else
     /// as [`Engine::add_grants`].
     pub async fn remove_role(&self, name: &RoleName) -> Result<()> {
+        self.change_policy(Change::RemoveRole(name.clone())).await.map(drop)
+    }
+
+    async fn change_policy(&self, change: Change) -> Result<Vec<GrantId>> {
         self.permit(&[Operation::GrantWrite], On::All).await?;
-        let (caller, change) = (self.caller.clone(), Change::RemoveRole(name.clone()));
-        self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &change).await.map(drop) }).await
+        let caller = self.caller.clone();
+        self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &change).await }).await
     }
 }

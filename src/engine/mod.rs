@@ -15,7 +15,7 @@ use crate::{
     config::Settings,
     error::{Error, Result},
     home::Home,
-    keyring::{Keyring, On, Owner, access::InForce},
+    keyring::{Keyring, On, Owner},
     name::{CallerId, KekName, TokenName},
     planted, rotate,
     secret::{self, fork},
@@ -178,8 +178,7 @@ impl EngineBuilder {
         let tokens = self.wiring.connect(&self.settings, &self.clock)?;
         fork::settle()?;
         let home = if self.on_current_runtime { Home::here()? } else { Home::build()? };
-        let mut keyring = Keyring::new(tokens, self.store, self.clock, self.settings, home, self.seed);
-        keyring.access = InForce::new(self.policy);
+        let keyring = Keyring::new(tokens, self.store, self.clock, self.settings, home, self.seed, self.policy);
         let keyring = Arc::new(keyring);
         watch::start(&keyring);
         for seat in keyring.tokens.seats().filter(|_| self.start_up_proof) {

@@ -373,6 +373,14 @@ impl Judge {
         judge(&self.force, &*self.store, Some(&self.caller), &[operation], On::of(account, kek)).await
     }
 
+    /// The KEK that an account is under; `None` where there is none that could be read.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn kek_of(&self, account: &AccountId) -> Result<Option<KekName>> {
+        kek_of(&*self.store, account).await
+    }
+
     /// Of these accounts those that the caller may `get`.
     ///
     /// # Errors

@@ -125,6 +125,7 @@ impl Keyring {
         settings: Settings,
         home: Home,
         seed: Option<u64>,
+        policy: PolicySource,
     ) -> Self {
         let listener_clock = clock.clone();
         let index = Cache::builder()
@@ -147,7 +148,7 @@ impl Keyring {
             room: Room::new(settings.max_cached_aeks),
             tokens,
             store,
-            access: InForce::new(PolicySource::None),
+            access: InForce::new(policy),
             clock,
             store_word: Arc::new(StoreWord::new(settings.grace, settings.aek_ttl)),
             settings,
@@ -217,12 +218,12 @@ impl Keyring {
             return Ok(keys); // whose permit says
         }
         let (keyring, caller, id) = (self.clone(), caller.cloned(), id.clone());
-        self.home
-            .call(async move {
-                keyring.permit(caller.as_ref(), &[Operation::Unwrap], On::Account(&id)).await?;
-                keyring.open(&id).await
-            })
-            .await
+        self.home.call(async move { keyring.ask_and_open(caller.as_ref(), &id).await }).await
+    }
+
+    async fn ask_and_open(self: &Arc<Self>, caller: Option<&CallerId>, id: &AccountId) -> Result<Arc<AccountKeys>> {
+        self.permit(caller, &[Operation::Unwrap], On::Account(id)).await?;
+        self.open(id).await
     }
 
     /// As [`Keyring::open_for_caller`], for one that blocks its thread.
@@ -238,11 +239,7 @@ impl Keyring {
         let (keyring, caller, id) = (self.clone(), caller.cloned(), id.clone());
         self.home.call_blocking(async move {
             let give_up = keyring.clock.now().plus(patience);
-            let opened = async {
-                keyring.permit(caller.as_ref(), &[Operation::Unwrap], On::Account(&id)).await?;
-                keyring.open(&id).await
-            };
-            let opened = keyring.clock.until(give_up, opened).await;
+            let opened = keyring.clock.until(give_up, keyring.ask_and_open(caller.as_ref(), &id)).await;
             opened.unwrap_or_else(|| Err(Error::Cold { account: id.clone() }))
         })
     }

@@ -315,6 +315,7 @@ mod tests {
         clock::ManualClock,
         config::Settings,
         home::Home,
+        keyring::access::PolicySource,
         store::{KeyStore, load_work, memory::MemoryStore, record::RECORD_FORMAT},
         token::{scripted::ScriptedToken, seats::Tokens},
     };
@@ -328,7 +329,9 @@ mod tests {
         let store = Arc::new(MemoryStore::new());
         let tokens = Tokens::of_test(token, &clock);
         let home = Home::here().unwrap();
-        (Arc::new(Keyring::new(tokens, store.clone(), clock, Settings::default(), home, Some(1))), manual, store)
+        let policy = PolicySource::None;
+        let keyring = Keyring::new(tokens, store.clone(), clock, Settings::default(), home, Some(1), policy);
+        (Arc::new(keyring), manual, store)
     }
 
     fn hold() -> Hold {

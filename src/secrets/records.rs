@@ -9,7 +9,7 @@ use crate::{
     keyring::made_anew,
     name::{AccountId, SecretId},
     store::{
-        CONFLICTS_MAX, Filter, Key, PAGE_KEYS_MAX, Page, Put, StoreVersion, Versioned, again_and_again,
+        self, CONFLICTS_MAX, Filter, Key, PAGE_KEYS_MAX, Page, Put, StoreVersion, Versioned, again_and_again,
         record::{AccountRecord, SecretRecord, deleted},
     },
 };
@@ -159,15 +159,9 @@ impl Secrets {
     /// The secrets of an account, or of all.
     pub(super) async fn heads(&self, account: Option<&AccountId>) -> Result<Vec<SecretId>> {
         let filter = account.map_or(Filter::Secrets, |account| Filter::SecretsOf(account.clone()));
-        let (mut ids, mut after) = (Vec::new(), None);
-        loop {
-            let page = self.page(filter.clone(), after, PAGE_KEYS_MAX).await?;
-            ids.extend(page.keys.into_iter().filter_map(|key| if let Key::Secret(id) = key { Some(id) } else { None }));
-            after = page.next;
-            if after.is_none() {
-                return Ok(ids);
-            }
-        }
+        let keys =
+            self.engine.at_home(|keyring| async move { store::all_keys(&*keyring.store, &filter).await }).await?;
+        Ok(keys.into_iter().filter_map(|key| if let Key::Secret(id) = key { Some(id) } else { None }).collect())
     }
 
     /// The numbers of all values of a secret, whether its head names them or not.

@@ -485,6 +485,7 @@ mod tests {
         clock::{Clock, ManualClock},
         config::Settings,
         home::Home,
+        keyring::access::PolicySource,
         name::{AccountId, KekName},
         store::{
             memory::MemoryStore,
@@ -500,7 +501,8 @@ mod tests {
         let (token, _) = ScriptedToken::new(clock.clone(), Duration::from_secs(5), 1);
         let tokens = Tokens::of_test(token, &clock);
         let (store, home) = (Arc::new(MemoryStore::new()), Home::here().unwrap());
-        let keyring = Keyring::new(tokens, store, clock, Settings::default(), home, Some(1));
+        let policy = PolicySource::None;
+        let keyring = Keyring::new(tokens, store, clock, Settings::default(), home, Some(1), policy);
         (Arc::new(keyring), manual)
     }
 

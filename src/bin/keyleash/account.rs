@@ -54,10 +54,7 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
                 lines.push_str("ACCOUNT\n");
             }
             for id in &ids {
-                let state = deleted.get(id).map(|deletion| {
-                    let (since, until) = (utc(deletion.since_unix), utc(deletion.purge_after_unix));
-                    format!("  (deleted {since}, may be purged from {until} on)")
-                });
+                let state = deleted.get(id).map(|deletion| format!("  ({})", deletion_words(*deletion)));
                 lines.push_str(&format!("{id}{}\n", state.unwrap_or_default()));
             }
             let deleted = deleted.iter().map(|(id, deletion)| {
@@ -295,8 +292,15 @@ async fn deletions(store: &dyn KeyStore, ids: &[AccountId]) -> Result<BTreeMap<A
     Ok(deletions)
 }
 
-fn deletion_json(deletion: Deletion) -> Value {
+/// Of an account, or of a secret.
+pub(crate) fn deletion_json(deletion: Deletion) -> Value {
     json!({ "since_unix": deletion.since_unix, "purge_after_unix": deletion.purge_after_unix })
+}
+
+/// Likewise.
+pub(crate) fn deletion_words(deletion: Deletion) -> String {
+    let (since, until) = (utc(deletion.since_unix), utc(deletion.purge_after_unix));
+    format!("deleted {since}, may be purged from {until} on")
 }
 
 /// Enough for another program to unwrap the AEKs with the token. Part of the CLI's promise: fields are only added.
@@ -336,8 +340,7 @@ fn record_json(record: &AccountRecord) -> Value {
 fn record_lines(record: &AccountRecord) -> String {
     let mut lines = format!("account {}\n", record.account);
     if let Some(deletion) = record.deleted {
-        let (since, until) = (utc(deletion.since_unix), utc(deletion.purge_after_unix));
-        lines.push_str(&format!("deleted {since}, may be purged from {until} on\n"));
+        lines.push_str(&format!("{}\n", deletion_words(deletion)));
     }
     if record.policy != AekPolicy::default() {
         lines.push_str(&format!("{}\n", aek_policy_words(record.policy)));

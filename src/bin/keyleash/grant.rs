@@ -12,7 +12,7 @@ use keyleash::{
     Error,
     access::{Actions, Grant as Granted, Operation, Operations, Pattern, Policy, Role as OwnRole, Scope},
     name::{AccountId, CallerId, GrantId, KekName, RoleName},
-    store::{self, KeyStore},
+    store,
 };
 use serde_json::{Value, json};
 
@@ -238,10 +238,11 @@ async fn test(args: Test, setup: &Setup, output: Output) -> Result<(), Failure> 
         // What others may do is for those to know who may change it.
         setup.judge(store.clone()).await?.permit(Operation::GrantWrite, None, None).await?;
     }
-    setup.judge_for(store.clone(), caller.clone()).await?.permit(operation, account.as_ref(), kek.as_ref()).await?;
+    let judge = setup.judge_for(store.clone(), caller.clone()).await?;
+    judge.permit(operation, account.as_ref(), kek.as_ref()).await?;
     let of_store = store::load_policy(&*store).await?;
     let under = match (&kek, &account) {
-        (None, Some(account)) => kek_of(&*store, account).await?,
+        (None, Some(account)) => judge.kek_of(account).await?,
         _ => kek,
     };
     let on = Scope { kek: under.as_ref(), account: account.as_ref() };
@@ -252,14 +253,6 @@ async fn test(args: Test, setup: &Setup, output: Output) -> Result<(), Failure> 
         "caller": caller.as_str(), "operation": operation.name(), "allowed": true, "grant": grant.map(grant_json),
     });
     output.result(&json, &format!("caller {caller} may {operation}: {why}\n"))
-}
-
-async fn kek_of(store: &dyn KeyStore, account: &AccountId) -> Result<Option<KekName>, Error> {
-    match store::load_account(store, account).await {
-        Ok(found) => Ok(found.and_then(|(record, _)| record.current().map(|current| current.kek.name.clone()))),
-        Err(Error::Corrupt(_)) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 fn actions(grant: &Granted) -> String {

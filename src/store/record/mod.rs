@@ -18,7 +18,6 @@ mod kek;
 mod policy;
 mod secret;
 mod wire;
-mod wire_policy;
 
 pub(crate) use self::account::{deleted, was_retired};
 use self::wire::Record;

@@ -1,6 +1,6 @@
 //! The bytes of records: one byte of format version, then bincode 2 (standard configuration) of a mirror type.
 //!
-//! This file alone names bincode; `tests/compat/` pins the bytes and `manual::format` spells them out. A kind of record
+//! This file and those of its folder alone name bincode; `tests/compat/` pins the bytes and `manual::format` spells them out. A kind of record
 //! that gets other fields moves to the next format version, which releases before it refuse by name, and is still read
 //! in the one before. A new kind of record is a new variant of the mirror type and leaves the version alone.
 
@@ -8,7 +8,6 @@ use super::{
     AccountRecord, AekPolicy, CHECK_BYTES, CommonRecord, Deletion, DenialRecord, GrantsRecord, HOLDER_BYTES, KekPolicy,
     KekRecord, KekVersionRecord, PolicyRecord, REASON_BYTES_MAX, RetiredAek, STORE_ID_BYTES, SecretRecord,
     SecretValueRecord, StoreRecord, Usage, WITNESS_BYTES, Witness, WorkRecord, WrappedAek, corrupt, refuse,
-    wire_policy::{GrantsWire, PolicyWire},
 };
 use crate::{
     clock::BOOT_BYTES,
@@ -19,9 +18,13 @@ use crate::{
 };
 use bincode::{Decode, Encode, config};
 
+mod policy;
 mod secret;
 
-use self::secret::{SecretValueWire, SecretWire};
+use self::{
+    policy::{GrantsWire, PolicyWire},
+    secret::{SecretValueWire, SecretWire},
+};
 
 /// Newest format version of records: policies, their parts and dates of stores that have one are written in it; accounts that remember
 /// retired AEK versions, denials with a witness, dates of stores under purge protection and secrets in 3; other accounts, KEKs, other

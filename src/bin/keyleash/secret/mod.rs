@@ -1,6 +1,7 @@
 //! `secret`: set, given out, looked at, ended. A value comes from a stream and goes to one, past every buffer that is not wiped.
 
 use crate::{
+    account::{deletion_json, deletion_words},
     exit::Failure,
     out_file::OutFile,
     output::{Output, columns, count, terminal_columns},
@@ -17,7 +18,7 @@ use keyleash::{
     secrets::{OpenedSecret, RotationPolicy, SecretValue, SetOptions},
     store::{
         self, Filter, Key, KeyStore, PAGE_KEYS_MAX,
-        record::{Deletion, Rotation, SECRET_BYTES_MAX, SecretRecord, SecretVersion},
+        record::{Rotation, SECRET_BYTES_MAX, SecretRecord, SecretVersion},
     },
 };
 use serde_json::{Map, Value, json};
@@ -200,9 +201,7 @@ async fn list(account: &AccountId, setup: &Setup, output: Output) -> Result<(), 
         lines.push_str("SECRET\n");
     }
     for (name, deleted) in &secrets {
-        let state = deleted.map(|Deletion { since_unix, purge_after_unix }| {
-            format!("  (deleted {}, may be purged from {} on)", utc(since_unix), utc(purge_after_unix))
-        });
+        let state = deleted.map(|deletion| format!("  ({})", deletion_words(deletion)));
         lines.push_str(&format!("{name}{}\n", state.unwrap_or_default()));
     }
     let names = |deleted: bool| {
@@ -299,10 +298,6 @@ fn with_id(id: &SecretId, fields: Value) -> Value {
     result.into()
 }
 
-fn deletion_json(deletion: Deletion) -> Value {
-    json!({ "since_unix": deletion.since_unix, "purge_after_unix": deletion.purge_after_unix })
-}
-
 fn record_json(record: &SecretRecord) -> Value {
     let version = |version: &SecretVersion| {
         let SecretVersion { version, created_unix, not_before_unix, expires_unix, enabled, content_type, tags } =
@@ -322,8 +317,7 @@ fn record_json(record: &SecretRecord) -> Value {
 fn record_lines(record: &SecretRecord) -> String {
     let mut lines = format!("secret {}\n", record.id);
     if let Some(deletion) = record.deleted {
-        let (since, until) = (utc(deletion.since_unix), utc(deletion.purge_after_unix));
-        lines.push_str(&format!("deleted {since}, may be purged from {until} on\n"));
+        lines.push_str(&format!("{}\n", deletion_words(deletion)));
     }
     if let Some(rotation) = &record.rotation {
         lines.push_str(&format!("{}\n", rotation_words(rotation)));

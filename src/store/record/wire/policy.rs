@@ -1,11 +1,13 @@
-//! The bytes of a policy's records: see `wire.rs`.
+//! The bytes of a policy's records, as `wire.rs` says of all others.
 
-use super::{GrantsRecord, PART_DIGEST_BYTES, PolicyPart, PolicyRecord};
 use crate::{
     access::{Actions, Grant, Operations, Pattern, Role},
     error::Error,
     name::{GrantId, RoleName},
-    store::{PART_ID_BYTES, PartId},
+    store::{
+        PART_ID_BYTES, PartId,
+        record::{GrantsRecord, PART_DIGEST_BYTES, PolicyPart, PolicyRecord},
+    },
 };
 use bincode::{Decode, Encode};
 
