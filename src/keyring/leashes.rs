@@ -111,6 +111,7 @@ impl Keyring {
             unused && !matches!(leash.lease().phase(), Phase::Denied { .. }) && leashes.remove(leash.kek()).is_some();
         if forgotten {
             self.samples().remove(leash.kek());
+            self.unproved().remove(leash.kek());
         }
         forgotten
     }

@@ -103,6 +103,8 @@ pub(crate) struct Keyring {
     room: Room,
     /// For each KEK version a wrapped AEK that was read for a proof: while the store fails, it proves on.
     samples: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
+    /// Where there is none: a denial is asked for by what was wrapped here, and proves nothing else.
+    unproved: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
     /// What is common to all that counts what is sealed.
     ledger: Arc<Ledger>,
     /// Held while counts are on their way to the store.
@@ -159,6 +161,7 @@ impl Keyring {
             stir_tend: Notify::new(),
             changed: Notify::new(),
             samples: Mutex::default(),
+            unproved: Mutex::default(),
             inquiring: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             leashes: RwLock::default(),

@@ -37,7 +37,7 @@ pub(crate) struct Reading {
     /// [`Keyring::count_news`] counted so many until then.
     news: u64,
     /// Of the keys that were there then.
-    guard: ShutGuard,
+    pub(super) guard: ShutGuard,
 }
 
 /// A wrapped AEK to prove a KEK version with.
@@ -339,6 +339,7 @@ impl Keyring {
     /// one, a store that is lost now would let no proof be asked.
     pub(super) fn drop_samples(&self, is_gone: impl Fn(&AccountId, u32) -> bool) {
         let mut lost = Vec::new();
+        self.unproved().retain(|_, (of, wrapped)| !is_gone(of, wrapped.aek_version));
         self.samples().retain(|kek, (of, wrapped)| {
             let stays = !is_gone(of, wrapped.aek_version);
             lost.extend((!stays).then(|| kek.clone()));
@@ -354,6 +355,19 @@ impl Keyring {
     /// Keeps a record that was proved, so that the KEK version can be proved while the store fails.
     pub(crate) fn keep_sample(&self, kek: &KekVersion, account: &AccountId, wrapped: &WrappedAek) {
         self.samples().insert(kek.clone(), (account.clone(), wrapped.clone()));
+    }
+
+    /// Keeps a record that proves nothing yet, because it was wrapped here: a denial is one by whatever it is said to.
+    pub(crate) fn keep_unproved(&self, kek: &KekVersion, account: &AccountId, wrapped: &WrappedAek) {
+        self.unproved().insert(kek.clone(), (account.clone(), wrapped.clone()));
+    }
+
+    pub(crate) fn unproved_sample(&self, kek: &KekVersion) -> Option<(AccountId, WrappedAek)> {
+        self.unproved().get(kek).cloned()
+    }
+
+    pub(super) fn unproved(&self) -> MutexGuard<'_, HashMap<KekVersion, (AccountId, WrappedAek)>> {
+        self.unproved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -81,8 +81,9 @@ impl Keyring {
         }
         // The first one under its lease is polled from now on.
         self.stir.notify_one();
-        if !proof.leash.vouch.is_young(id, wrapped.aek_version) {
-            self.keep_sample(&wrapped.kek, id, wrapped);
+        match proof.leash.vouch.is_young(id, wrapped.aek_version) {
+            true => self.keep_unproved(&wrapped.kek, id, wrapped),
+            false => self.keep_sample(&wrapped.kek, id, wrapped),
         }
         // Somebody may have been about to open the account that was purged, and have its keys here by now.
         let is_another = |keys: &Arc<AccountKeys>| !keys.slots().any(|one| one.meter().aek == slot.meter().aek);
@@ -162,6 +163,7 @@ impl Keyring {
             // Refused by a denial in between: new blocks are sealed under it all the same, so its lease's word counts.
             Ok(()) | Err(_) => keys.add(slot),
         }
+        self.keep_unproved(&wrapped.kek, &keys.id, wrapped);
         // The first one under its lease is polled from now on.
         self.stir.notify_one();
         self.changed.notify_waiters();
@@ -224,6 +226,7 @@ impl Keyring {
             {
                 Ok(()) | Err(Error::Denied(_)) => {
                     keys.add(slot);
+                    reading.guard.settle(); // it may have been retired meanwhile, and the next one may take long
                     self.changed.notify_waiters();
                 }
                 Err(error) => return Err(error),
@@ -247,13 +250,14 @@ impl Keyring {
         self.drop_samples(|of, aek_version| of == id && aek_versions.contains(&aek_version));
         if let Some(keys) = self.to_tell(id) {
             keys.slots().filter(|slot| aek_versions.contains(&slot.aek_version)).for_each(|slot| slot.retire());
+            keys.recall(aek_versions); // of readings that are under way, which may add one
         }
     }
 
-    /// Wipes AEK versions that the account may not have any more; a warm, which reads its record, brings back those that it has.
-    pub(crate) fn shut_versions(&self, id: &AccountId, aek_versions: &[u32]) {
+    /// Wipes AEK versions that the account may not have any more. Its record is read anew before one of them is used again.
+    pub(crate) fn recall_versions(&self, id: &AccountId, aek_versions: &[u32]) {
         if let Some(keys) = self.to_tell(id) {
-            keys.slots().filter(|slot| aek_versions.contains(&slot.aek_version)).for_each(|slot| slot.shut());
+            keys.recall(aek_versions);
         }
     }
 

@@ -120,7 +120,7 @@ impl Keyring {
                 Err(Error::Conflict(_)) => {}
                 Err(error) => {
                     // They may be gone all the same: whoever uses one next reads the record.
-                    self.shut_versions(id, aek_versions);
+                    self.recall_versions(id, aek_versions);
                     let is_left =
                         |now: &AccountRecord| aek_versions.iter().any(|version| now.version(*version).is_some());
                     if self.load_account(id).await.is_ok_and(|(now, _)| !is_left(&now)) {

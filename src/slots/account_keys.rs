@@ -11,6 +11,7 @@ use crate::{
     store::record::{RetiredAek, was_retired},
 };
 use std::{
+    collections::BTreeSet,
     iter,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -53,6 +54,9 @@ struct Later {
     current: AtomicUsize,
     /// What the record last said of retired AEK versions.
     retired: Mutex<Vec<RetiredAek>>,
+    /// AEK versions that were recalled, and how often any was.
+    recalled: Mutex<BTreeSet<u32>>,
+    recalls: AtomicU32,
 }
 
 /// Slots that stay where they are, so that whoever finds one may keep looking at it. A thousand are in five chunks.
@@ -64,7 +68,13 @@ struct Chunk {
 
 impl Default for Later {
     fn default() -> Self {
-        Self { chunk: Chunk::new(1), current: AtomicUsize::new(0), retired: Mutex::default() }
+        Self {
+            chunk: Chunk::new(1),
+            current: AtomicUsize::new(0),
+            retired: Mutex::default(),
+            recalled: Mutex::default(),
+            recalls: AtomicU32::new(0),
+        }
     }
 }
 
@@ -117,26 +127,30 @@ fn secs(now: Instant) -> u32 {
     ((now.as_nanos() / NANOS_PER_SEC) as u32).max(1)
 }
 
-/// Sees to it that what was read before an account was deleted fills no slot after it: whoever is later, the deletion or
-/// the end of this guard, wipes. Made before the record is read.
+/// Sees to it that what was read before an account was deleted, or one of its AEK versions retired, fills no slot after it: whoever
+/// is later, the deletion or the end of this guard, wipes. Made before the record is read.
 #[derive(Debug)]
 pub(crate) struct ShutGuard {
     keys: Option<Arc<AccountKeys>>,
     seen: u32,
+    seen_recalls: u32,
 }
 
 impl ShutGuard {
     pub(crate) fn new(keys: Option<Arc<AccountKeys>>) -> Self {
         let seen = keys.as_ref().map_or(0, |keys| keys.shuts.load(Ordering::SeqCst));
-        Self { keys, seen }
+        let seen_recalls = keys.as_ref().map_or(0, |keys| keys.recalls());
+        Self { keys, seen, seen_recalls }
     }
 
-    /// Wipes now, if the account was deleted since it was made.
+    /// Wipes now, if the account was deleted since it was made, and what was recalled since.
     pub(crate) fn settle(&self) {
-        if let Some(keys) = &self.keys
-            && keys.shuts.load(Ordering::SeqCst) != self.seen
-        {
+        let Some(keys) = &self.keys else { return };
+        if keys.shuts.load(Ordering::SeqCst) != self.seen {
             keys.slots().for_each(|slot| slot.shut());
+        }
+        if keys.recalls() != self.seen_recalls {
+            keys.wipe_recalled();
         }
     }
 
@@ -207,6 +221,26 @@ impl AccountKeys {
             let later = self.later.get_or_init(Box::default);
             *later.retired.lock().unwrap_or_else(PoisonError::into_inner) = retired.to_vec();
         }
+    }
+
+    /// Takes the keys of AEK versions away that the account may not have any more, also of an unwrap that is under way, until its record
+    /// was read anew.
+    pub(crate) fn recall(&self, aek_versions: &[u32]) {
+        let later = self.later.get_or_init(Box::default);
+        later.recalled.lock().unwrap_or_else(PoisonError::into_inner).extend(aek_versions);
+        // Counted before they are wiped: who fills one later finds that it was, and who did before finds the wipe.
+        later.recalls.fetch_add(1, Ordering::SeqCst);
+        self.wipe_recalled();
+    }
+
+    fn recalls(&self) -> u32 {
+        self.later.get().map_or(0, |later| later.recalls.load(Ordering::SeqCst))
+    }
+
+    fn wipe_recalled(&self) {
+        let Some(later) = self.later.get() else { return };
+        let recalled = later.recalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.slots().filter(|slot| recalled.contains(&slot.aek_version)).for_each(|slot| slot.recall());
     }
 
     /// What is said of an AEK version that is not here, to whoever would open a block of it.

@@ -95,13 +95,14 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
         let mut next = now.plus(TICK);
         for leash in keyring.leashes() {
             let kek = leash.kek();
-            if asked.values().any(|busy| busy == kek) {
-                continue;
-            }
+            // Of one that is being asked too: what lapses meanwhile is wiped and told as it does, and not when the answer comes.
             keyring.catch_up(&leash);
             let lease = leash.lease();
             if lease.end() > now {
                 next = next.min(lease.end());
+            }
+            if asked.values().any(|busy| busy == kek) {
+                continue;
             }
             let mut begin =
                 || Turn { last: Some(now), early: keyring.jitter.below(JITTER_PERMILLE), nobody_there: false };
@@ -453,7 +454,20 @@ async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat,
     match (keyring.sample(leash.kek()), other_key) {
         (Some((account, wrapped)), _) => prove_by(keyring, leash, voice, seat, account, wrapped).await,
         (None, Some((account, aek_version))) => Learned::Trouble(replaced(OTHER_BYTES, &account, aek_version)),
-        (None, None) => Learned::Nothing(last),
+        (None, None) => match keyring.unproved_sample(leash.kek()) {
+            Some((account, wrapped)) => {
+                let is_young = leash.vouch.is_young(&account, wrapped.aek_version);
+                match prove_by(keyring, leash, voice, seat, account, wrapped).await {
+                    // Neither of the KEK is shown by what another key in its place may have wrapped.
+                    Learned::Proof(..) if is_young => Learned::Nothing(last),
+                    Learned::Trouble(trouble) if is_young && trouble.verdict == Verdict::Replaced => {
+                        Learned::Nothing(last)
+                    }
+                    learned => learned,
+                }
+            }
+            None => Learned::Nothing(last),
+        },
     }
 }
 

@@ -1,7 +1,7 @@
 //! Writes that are held up (a paused machine, a slow store) and happen later, when the KEK version that they rest on is gone; and
 //! writes that happen, and whose answer is lost.
 
-use crate::{Rig, SECOND, account_id, build, hand::held_up, settle};
+use crate::{Rig, SECOND, account_id, build, hand::held_up, seal, settle};
 use keyleash::{
     Engine, Error, When,
     block::BlockHeader,
@@ -123,4 +123,73 @@ async fn what_was_destroyed_is_shredded_also_where_the_store_did_not_say_so() {
     assert_eq!(&hand.shredded()[1..], std::slice::from_ref(&second.wrapped.bytes));
     hand.let_go();
     assert!(matches!(engine.purge_account(&id, When::Now).await, Err(Error::NotFound(_))));
+}
+
+#[tokio::test]
+async fn an_account_whose_retirement_got_no_answer_behind_a_denial_comes_back_with_the_token() {
+    let rig = Rig::new().await;
+    drop((rig.account("0").await, rig.account("a").await));
+    let (engine, hand) = held_up(&rig);
+    let id = account_id("a");
+    // By this one the KEK is proved, whose record says nothing of the other.
+    let _other = engine.account(&account_id("0")).await.unwrap();
+    let account = engine.account(&id).await.unwrap();
+    seal(&account).unwrap();
+    // By a command, of which this engine hears nothing.
+    rig.engine.rotate_account(&id).await.unwrap();
+    rig.script.disable(&rig.kek_id);
+    rig.pass(20 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))));
+    hand.lose_acks();
+    assert!(matches!(engine.retire_aeks(&id, &[1], When::Now).await, Err(Error::Store(_))));
+    hand.let_go();
+    rig.script.enable(&rig.kek_id);
+    rig.pass(60 * SECOND).await;
+    let mut buf = *b"data";
+    assert_eq!(account.seal_in_place(1_u64, &mut buf).unwrap().aek_version(), 2, "nobody had to warm it");
+}
+
+#[tokio::test]
+async fn an_unwrap_that_is_under_way_brings_no_aek_version_back_whose_retirement_got_no_answer() {
+    for lost in [true, false] {
+        let rig = Rig::new().await;
+        let old = rig.account("a").await.seal_to_vec(1_u64, b"data").unwrap();
+        rig.engine.rotate_account(&account_id("a")).await.unwrap();
+        let (engine, hand) = held_up(&rig);
+        let id = account_id("a");
+        let account = engine.account(&id).await.unwrap();
+        rig.script.set_latency(2 * SECOND);
+        let (header, mut buf) = (BlockHeader::split(&old).unwrap().0, old[old.len() - 4..].to_vec());
+        let waits = {
+            let (account, mut buf) = (account.clone(), buf.clone());
+            tokio::spawn(async move { account.open(1_u64, &header, &mut buf).await })
+        };
+        rig.pass(SECOND).await;
+        if lost {
+            hand.lose_acks();
+        }
+        assert_eq!(engine.retire_aeks(&id, &[1], When::Now).await.is_err(), lost);
+        hand.let_go();
+        rig.script.set_latency(std::time::Duration::ZERO);
+        drop(rig.meanwhile(waits).await);
+        let opened = account.open_in_place(1_u64, &header, &mut buf);
+        assert!(opened.is_err(), "lost: {lost}");
+        seal(&account).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_denies_is_heard_though_the_store_is_away_and_all_that_it_wraps_was_wrapped_here() {
+    let rig = Rig::new().await;
+    drop(rig.account("a").await);
+    let (engine, hand) = held_up(&rig);
+    let id = account_id("a");
+    let account = engine.account(&id).await.unwrap();
+    engine.rotate_account(&id).await.unwrap();
+    engine.retire_aeks(&id, &[1], When::Now).await.unwrap();
+    seal(&account).unwrap();
+    hand.set_away(true);
+    rig.script.disable(&rig.kek_id);
+    rig.pass(25 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Denied(_))), "{:?}", seal(&account));
 }

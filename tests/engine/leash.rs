@@ -441,3 +441,26 @@ async fn a_token_that_answers_just_after_the_lease_lapsed_is_asked_again_at_once
         assert!(seal(&account).is_ok(), "grace {grace} s: {:?}", rig.engine.leases());
     }
 }
+
+#[tokio::test]
+async fn keys_of_a_lease_that_lapses_while_the_token_is_asked_are_wiped_then_and_not_when_it_answers() {
+    let settings = Settings::default()
+        .poll_interval(20 * SECOND)
+        .store_timeout(20 * SECOND)
+        .grace(70 * SECOND)
+        .aek_ttl(60 * SECOND);
+    let rig = Rig::with(settings).await;
+    let account = rig.account("a").await;
+    rig.pass(5 * SECOND).await;
+    rig.script.set_latency(90 * SECOND);
+    let lapsed = loop {
+        rig.pass(SECOND / 4).await;
+        let _ = seal(&account);
+        if matches!(rig.engine.leases()[0].phase, Phase::Lapsed { .. }) {
+            break rig.engine.leases()[0].clone();
+        }
+    };
+    assert!(rig.script.in_flight() > 0, "it is being asked: {lapsed:?}");
+    rig.pass(2 * SECOND).await;
+    assert!(rig.script.in_flight() > 0 && rig.engine.leases()[0].filled_slots == 0, "{:?}", rig.engine.leases());
+}

@@ -264,6 +264,14 @@ impl AekSlot {
         self.wipe();
     }
 
+    /// Takes its key away until the record was read again, which is done soon where it was in use.
+    pub(crate) fn recall(&self) {
+        if self.is_in_use() {
+            self.lost();
+        }
+        self.wipe();
+    }
+
     /// Resumption gives up on it (its record is damaged, say); whoever uses it will be told why.
     pub(crate) fn give_up(&self) {
         self.wanted.store(false, Ordering::SeqCst);
