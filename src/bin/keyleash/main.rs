@@ -151,7 +151,9 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     }
     // `-- --pin` would only make a file name of what was meant as an option.
     let tips = |line: &&str| !line.trim_start().starts_with("tip: to pass '");
-    let text = text.trim_start_matches("error: ").lines().filter(tips).collect::<Vec<_>>().join("\n");
+    let mut lines: Vec<_> = text.trim_start_matches("error: ").lines().filter(tips).collect();
+    lines.dedup_by(|line, before| line.is_empty() && before.is_empty()); // where a tip stood
+    let text = lines.join("\n");
     let text = text.trim_end();
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !output.is_json() {
         output.note(text);
