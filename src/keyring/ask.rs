@@ -66,10 +66,9 @@ impl Keyring {
         unwrapped: &Unwrapped,
         epoch: u64,
     ) -> bool {
-        let proves = match leash.is_denied() {
-            true => leash.vouch.is_witness(account, wrapped),
-            false => !leash.vouch.is_young(account, wrapped.aek_version),
-        };
+        let is_old = !leash.is_denied() && !leash.vouch.is_young(account, wrapped.aek_version);
+        // The witness proves on although its AEK was wrapped once more since, because it did not come into the store itself.
+        let proves = is_old || leash.vouch.is_witness(account, wrapped);
         if proves {
             self.grant_by(leash, voice, (account, wrapped), unwrapped, epoch);
         }

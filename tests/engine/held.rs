@@ -1,10 +1,15 @@
 //! Writes that are held up (a paused machine, a slow store) and happen later, when the KEK version that they rest on is gone; and
 //! writes that happen, and whose answer is lost.
 
-use crate::{Rig, SECOND, account_id, build, hand::held_up, seal, settle};
+use crate::{
+    Rig, SECOND, account_id, build,
+    hand::{HandStore, held_up},
+    seal, settle,
+};
 use keyleash::{
     Engine, Error, When,
     block::BlockHeader,
+    clock::Clock,
     config::Settings,
     name::{AccountId, KekName, KekVersion},
     rotate::RewrapOptions,
@@ -192,4 +197,33 @@ async fn a_token_that_denies_is_heard_though_the_store_is_away_and_all_that_it_w
     rig.script.disable(&rig.kek_id);
     rig.pass(25 * SECOND).await;
     assert!(matches!(seal(&account), Err(Error::Denied(_))), "{:?}", seal(&account));
+}
+
+#[tokio::test]
+async fn a_kek_is_proved_on_by_an_account_whose_first_wrapping_did_not_come_into_the_store() {
+    let rig = Rig::new().await;
+    let hand = HandStore::over(&rig.store);
+    let settings = Settings::default().poll_interval(5 * SECOND).grace(60 * SECOND).aek_ttl(60 * SECOND);
+    let engine = Engine::builder(rig.token.clone(), hand.clone())
+        .on_current_runtime()
+        .settings(settings.store_timeout(SECOND).fresh_proof_every(2))
+        .clock(Clock::Manual(rig.clock.clone()))
+        .start_up_proof(false)
+        .build()
+        .unwrap();
+    hand.hold_creates();
+    let (there, kek) = (engine.clone(), rig.kek.clone());
+    let creating = tokio::spawn(async move { there.create_account(&account_id("a"), &kek).await });
+    settle().await;
+    // Its write is refused, because its KEK's record is another one by now, and what is wrapped next is stored.
+    rig.engine.attest_backup(&KekVersion::new(rig.kek.clone(), 1)).await.unwrap();
+    hand.let_go();
+    let account = creating.await.unwrap().unwrap();
+    rig.pass(30 * SECOND).await;
+    seal(&account).unwrap();
+    hand.set_away(true);
+    // Longer than grace after it was made, and shorter than grace after the store's last word.
+    rig.pass(45 * SECOND).await;
+    seal(&account).unwrap();
+    assert!(engine.leases()[0].proved_ago.unwrap() <= 6 * SECOND, "{:?}", engine.leases());
 }
