@@ -105,7 +105,7 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
                 continue;
             }
             let mut begin =
-                || Turn { last: Some(now), early: keyring.jitter.below(JITTER_PERMILLE), nobody_there: false };
+                || Turn { last: Some(now), early: keyring.jitter.below(JITTER_PERMILLE), ..Turn::unknown() };
             let turn = turns.entry(kek.clone()).or_insert_with(&mut begin);
             let is_wanted = turn.nobody_there || leash.sample_lost.load(Ordering::SeqCst);
             let at = if is_wanted && leash.member(0).is_some() { now } else { turn.due(&keyring, &leash, now) };
@@ -113,8 +113,8 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
                 next = next.min(at);
                 continue;
             }
-            let nobody_there = leash.member(0).is_none();
-            turns.insert(kek.clone(), Turn { nobody_there, ..begin() });
+            let (nobody_there, refused_for) = (leash.member(0).is_none(), turn.refused_for(&keyring, &leash, now));
+            turns.insert(kek.clone(), Turn { nobody_there, refused_for, ..begin() });
             leash.sample_lost.store(false, Ordering::SeqCst);
             // Whatever comes of the proof: the store may have failed, and there may be nobody to prove with.
             keyring.save_if_needed(&leash);
@@ -155,24 +155,29 @@ struct Turn {
     early: u64,
     /// It was not asked, because nobody was under it: it is, as soon as somebody is.
     nobody_there: bool,
+    /// For how long it had been denied, or lapsed, as it was asked last.
+    refused_for: Duration,
 }
 
 impl Turn {
     fn unknown() -> Self {
-        Self { last: None, early: 0, nobody_there: false }
+        Self { last: None, early: 0, nobody_there: false, refused_for: Duration::ZERO }
+    }
+
+    /// For how long it has been refused, where it is asked again at `now`. A machine's sleep is none of it, in which nobody asked: the
+    /// token, or the network, may be back as soon as it wakes.
+    fn refused_for(&self, keyring: &Keyring, leash: &Leash, now: Instant) -> Duration {
+        let longest = BACK_OFF_MAX.max(keyring.settings.poll_interval);
+        let since_asked = self.last.map_or(Duration::ZERO, |last| now.since(last).min(longest));
+        if leash.refuses() { self.refused_for + since_asked } else { Duration::ZERO }
     }
 
     /// When it is asked next, as its lease stands now: the back-off of a denial must not outlast the denial, because a
     /// lease that was granted again is in use again, and promise 1 counts on the interval.
     fn due(&self, keyring: &Keyring, leash: &Leash, now: Instant) -> Instant {
         let poll = keyring.settings.poll_interval;
-        let backed_off = match leash.lease().phase() {
-            Phase::Denied { since } | Phase::Lapsed { since } => {
-                let doublings = now.since(since).as_secs() / BACK_OFF_AFTER.as_secs().max(1);
-                poll.saturating_mul(1_u32 << doublings.min(6)).min(BACK_OFF_MAX).max(poll)
-            }
-            _ => poll,
-        };
+        let doublings = if leash.refuses() { self.refused_for.as_secs() / BACK_OFF_AFTER.as_secs().max(1) } else { 0 };
+        let backed_off = poll.saturating_mul(1_u32 << doublings.min(6)).min(BACK_OFF_MAX).max(poll);
         // The store is asked first, and a context that is due renewed, for each of the tokens.
         let reading = keyring.proof_reading_max() * if leash.route.standby.is_some() { 2 } else { 1 };
         let next = leash.proofs.load(Ordering::SeqCst).wrapping_add(1);

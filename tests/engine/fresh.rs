@@ -279,6 +279,21 @@ async fn a_renewal_that_failed_is_tried_again_with_the_next_proof() {
 }
 
 #[tokio::test]
+async fn a_machine_that_slept_for_hours_is_back_within_a_poll_of_when_its_context_can_be_renewed() {
+    let (rig, token, engine) = hidden(0).await;
+    let account = engine.create_account(&account_id("a"), &rig.kek).await.unwrap();
+    rig.pass(100 * SECOND).await;
+    seal(&account).unwrap();
+    token.contexts(|contexts| contexts.stuck = u32::MAX);
+    rig.clock.advance(3 * 3600 * SECOND);
+    rig.pass(5 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Lapsed(_))));
+    token.contexts(|contexts| contexts.stuck = 0);
+    rig.pass(16 * SECOND).await;
+    seal(&account).unwrap();
+}
+
+#[tokio::test]
 async fn the_first_unwrap_in_an_old_context_makes_it_young_and_grants_nothing_where_it_cannot() {
     for stuck in [0, u32::MAX] {
         let (rig, token, engine) = hidden(1).await;

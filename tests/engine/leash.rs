@@ -464,3 +464,37 @@ async fn keys_of_a_lease_that_lapses_while_the_token_is_asked_are_wiped_then_and
     rig.pass(2 * SECOND).await;
     assert!(rig.script.in_flight() > 0 && rig.engine.leases()[0].filled_slots == 0, "{:?}", rig.engine.leases());
 }
+
+#[tokio::test]
+async fn a_machine_that_slept_for_hours_is_back_within_a_poll_of_when_the_token_answers_it_again() {
+    let rig = Rig::new().await;
+    let account = rig.account("a").await;
+    rig.pass(20 * SECOND).await;
+    seal(&account).unwrap();
+    // Nobody asks in its sleep; and its network takes a while to wake.
+    rig.script.set_unreachable(true);
+    rig.clock.advance(180 * MINUTE);
+    rig.pass(5 * SECOND).await;
+    assert!(matches!(seal(&account), Err(Error::Lapsed(_))));
+    rig.script.set_unreachable(false);
+    rig.pass(16 * SECOND).await;
+    seal(&account).unwrap();
+}
+
+#[tokio::test]
+async fn a_token_that_was_silent_for_long_is_asked_less_often_down_to_once_a_minute() {
+    let rig = Rig::new().await;
+    let _account = rig.account("a").await;
+    rig.script.set_unreachable(true);
+    let asked_in = async |time| {
+        let before = rig.script.calls(Call::Unwrap);
+        rig.pass_by(time, SECOND).await;
+        rig.script.calls(Call::Unwrap) - before
+    };
+    // Grace is no refusal.
+    let often = asked_in(40 * MINUTE).await;
+    assert!(often >= 40 * 4, "{often}");
+    asked_in(60 * MINUTE).await;
+    let seldom = asked_in(20 * MINUTE).await;
+    assert!((20..=30).contains(&seldom), "{seldom}");
+}
