@@ -540,8 +540,10 @@ impl Token for Seam {
         stage.note(|| format!("process {} has a fresh context of token {}", line.process, line.hsm));
         let hsm = &stage.hsms[line.hsm];
         if hsm.is_away(line.host) {
+            let now = stage.now();
             if line.hsm == FIRST {
                 stage.oracle.silent(line.process);
+                stage.oracle.renewal_refused(line.process, now);
             }
             return Err(error(Verdict::Unreachable, "renew context", "CKR_DEVICE_REMOVED"));
         }

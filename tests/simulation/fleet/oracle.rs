@@ -89,7 +89,7 @@ struct Process {
     woke: Instant,
     /// Until when a fault of its own may delay what it hears.
     disturbed: Instant,
-    /// When a fresh context was last refused to it.
+    /// When it last got no fresh context.
     renewal_refused: Instant,
     /// A call of it hangs.
     hangs: bool,
@@ -919,7 +919,8 @@ impl Oracle {
         is_tolerated: bool,
         now: Instant,
     ) -> Option<String> {
-        let Settings { poll_interval, store_timeout: call_timeout, grace, .. } = self.settings;
+        let Settings { poll_interval, store_timeout: call_timeout, grace, aek_ttl, fresh_proof_every, .. } =
+            self.settings;
         // Of an account that was made here the store may have said nothing yet.
         let words = &self.processes[process].words;
         let word = words.get(account).or_else(|| words.values().max()).copied();
@@ -942,6 +943,14 @@ impl Oracle {
             self.processes[process].late_words.get(account).filter(|_| !first_away.is).copied().unwrap_or_default();
         own.worked.filter(|worked| *worked >= noticed && *worked >= late)?;
         let mut until = line.proved.plus(grace);
+        // What an old context says counts from when a fresh proof was due, where none could be had: a call hung in the module, the token
+        // was away, or this machine slept.
+        let process = &self.processes[process];
+        if self.tokens[FIRST].dates && process.renewal_refused.max(process.woke) >= line.fresh {
+            until = until.min(line.fresh.plus(poll_interval * fresh_proof_every + grace));
+        }
+        // Nothing puts a TTL off for longer than one silence and one TTL: one that was over before this outage, in a sleep say.
+        until = until.min(own.given.plus(aek_ttl + grace + aek_ttl));
         if !self.reads.is {
             until = until.min(word.unwrap_or_default().plus(grace));
         }
