@@ -45,8 +45,8 @@ pub(crate) struct Sample {
     pub(crate) account: AccountId,
     pub(crate) wrapped: WrappedAek,
     /// Where it belongs. Not where it is an older reading's, because who knows what the store says of the account now, nor where
-    /// there is a newer AEK version that is to be learned of first.
-    pub(crate) slot: Option<Arc<AekSlot>>,
+    /// there is a newer AEK version that is to be learned of first. What was read before it was deleted or retired fills no slot.
+    pub(crate) slot: Option<(Arc<AekSlot>, ShutGuard)>,
 }
 
 /// What the store says of a slot now.
@@ -296,22 +296,23 @@ impl Keyring {
         let parts = if self.sample(kek).is_some() { PROOF_READING_PARTS } else { SHORT_READING_PARTS };
         let patience = self.clock.now().plus(self.settings.store_timeout / parts);
         let wrapped = async {
-            let Reading { record, .. } = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
+            let reading = self.record(&slot).await.inspect_err(|error| slot.shut_if_gone(error))?;
+            let Reading { record, guard, .. } = reading;
             let newest = newest_in(&record);
             let is_overtaken = self.alive(slot.account()).is_some_and(|keys| keys.current().aek_version < newest);
             if is_overtaken {
                 self.note_move(&slot.leash); // the tending learns of it; a proof has no time for that
             }
-            Ok((self.wrapped_in(record, &slot).await?, is_overtaken))
+            Ok((self.wrapped_in(record, &slot).await?, guard, is_overtaken))
         };
         let failed = match self.clock.until(patience, wrapped).await {
-            Some(Ok((wrapped, _))) if wrapped.kek != *kek => {
+            Some(Ok((wrapped, ..))) if wrapped.kek != *kek => {
                 self.note_move(&slot.leash);
                 return Err(Error::NotFound(format!("account {}: it is not under KEK {kek} any more", slot.account())));
             }
-            Some(Ok((wrapped, is_overtaken))) => {
+            Some(Ok((wrapped, guard, is_overtaken))) => {
                 let account = slot.account().clone();
-                return Ok(Sample { account, wrapped, slot: (!is_overtaken).then_some(slot) });
+                return Ok(Sample { account, wrapped, slot: (!is_overtaken).then_some((slot, guard)) });
             }
             Some(Err(Error::Store(failed))) => failed,
             Some(Err(error)) => return Err(error),

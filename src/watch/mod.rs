@@ -13,7 +13,10 @@ use crate::{
     lease::{Phase, Verdict as LeaseVerdict, standby::Voice},
     leash::vouch::Vouched,
     name::{AccountId, KekVersion},
-    slots::slot::{AekSlot, Leash},
+    slots::{
+        account_keys::ShutGuard,
+        slot::{AekSlot, Leash},
+    },
     store::record::WrappedAek,
     telemetry::Event,
     token::{TokenError, Verdict, seats::Seat},
@@ -222,7 +225,7 @@ fn tell_of_lost_workers(keyring: &Keyring, hung: &mut [usize]) {
 /// What a proof brought to light.
 enum Learned {
     /// This AEK was unwrapped and verified; of this slot, if it may be filled with it.
-    Proof(Option<Arc<AekSlot>>, Box<(AccountId, WrappedAek)>, Unwrapped),
+    Proof(Option<(Arc<AekSlot>, ShutGuard)>, Box<(AccountId, WrappedAek)>, Unwrapped),
     /// The token failed.
     Trouble(TokenError),
     /// The records are at fault, or gone: nothing about the KEK.
@@ -353,8 +356,9 @@ impl Question<'_> {
                 }
                 // The sample's own unwrap renews its TTL, if somebody used it: proofs keep no idle account in memory.
                 // Refused only by a denial that came in between.
-                let _guard = slot.as_ref().map(|slot| keyring.shut_guard(slot.account()));
-                if let Some(slot) = slot.filter(|slot| is_proof && (slot.is_in_use() || slot.is_wanted())) {
+                if let Some((slot, _guard)) =
+                    slot.filter(|(slot, _)| is_proof && (slot.is_in_use() || slot.is_wanted()))
+                {
                     let _ = keyring.admit(&slot, &unwrapped.aek, epoch, asked);
                 }
             }
@@ -436,7 +440,7 @@ async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat,
             }
         };
         match keyring.prove_at(leash, voice, seat, &account, &wrapped).await {
-            Ok(unwrapped) if !slot.as_ref().is_some_and(|slot| slot.differs_from(&unwrapped.aek)) => {
+            Ok(unwrapped) if !slot.as_ref().is_some_and(|(slot, _)| slot.differs_from(&unwrapped.aek)) => {
                 keyring.keep_sample(leash.kek(), &account, &wrapped);
                 return Learned::Proof(slot, Box::new((account, wrapped)), unwrapped);
             }

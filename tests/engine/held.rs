@@ -183,6 +183,33 @@ async fn an_unwrap_that_is_under_way_brings_no_aek_version_back_whose_retirement
     }
 }
 
+/// As above, of the proofs, which take one AEK version after the other.
+#[tokio::test]
+async fn a_proof_that_is_under_way_brings_no_aek_version_back_whose_retirement_got_no_answer() {
+    for turn in 0..4 {
+        let rig = Rig::new().await;
+        let old = rig.account("a").await.seal_to_vec(1_u64, b"data").unwrap();
+        rig.engine.rotate_account(&account_id("a")).await.unwrap();
+        rig.engine.close(SECOND).await.unwrap();
+        let (engine, hand) = held_up(&rig);
+        let account = engine.account(&account_id("a")).await.unwrap();
+        let (header, mut buf) = (BlockHeader::split(&old).unwrap().0, old[old.len() - 4..].to_vec());
+        account.open(1_u64, &header, &mut buf.clone()).await.unwrap();
+        seal(&account).unwrap();
+        rig.pass(turn * 15 * SECOND).await;
+        rig.script.set_latency(2 * SECOND);
+        while rig.script.in_flight() == 0 {
+            rig.pass(SECOND / 4).await;
+        }
+        hand.lose_acks();
+        assert!(engine.retire_aeks(&account_id("a"), &[1], When::Now).await.is_err());
+        while rig.script.in_flight() > 0 {
+            rig.pass(SECOND / 4).await;
+        }
+        assert!(account.open_in_place(1_u64, &header, &mut buf).is_err(), "turn {turn}");
+    }
+}
+
 #[tokio::test]
 async fn a_token_that_denies_is_heard_though_the_store_is_away_and_all_that_it_wraps_was_wrapped_here() {
     let rig = Rig::new().await;
