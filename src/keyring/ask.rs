@@ -132,9 +132,10 @@ impl Keyring {
         Heard { voice: Voice::Standby, outcome }
     }
 
-    /// What an old context says would bring no lease to life, or not for long. Where it cannot be renewed, that is told.
+    /// What an old context says would bring no lease to life, or for longer than until a fresh proof is due: the first of the watch comes
+    /// a poll later. Where it cannot be renewed, that is told.
     async fn renew_for_life(&self, leash: &Leash, seat: &Seat) {
-        let is_old = self.is_fresh_proof_overdue(seat, Duration::ZERO) || self.may_hide(seat, leash);
+        let is_old = self.is_fresh_proof_overdue(seat, self.settings.poll_interval) || self.may_hide(seat, leash);
         if is_old && !leash.runs_at(self.clock.now()) {
             let _ = self.renew_context(seat).await;
         }

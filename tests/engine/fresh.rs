@@ -243,6 +243,20 @@ async fn a_lease_ends_with_grace_after_the_span_of_the_last_fresh_proof_whatever
 }
 
 #[tokio::test]
+async fn a_lease_that_begins_in_an_old_context_hears_of_a_revocation_as_soon_as_any_other() {
+    for age in [40, 50, 55, 58, 59, 60] {
+        let (rig, token, engine) = hidden(0).await;
+        token.contexts(|contexts| contexts.revoked = Some(contexts.clock.now().plus(SECOND)));
+        rig.pass(age * SECOND).await;
+        let made = engine.create_account(&account_id("a"), &rig.kek).await;
+        // Four polls and a call from when the token would have denied, in a context that began then.
+        rig.pass((1 + 4 * 15 + 5 - age) * SECOND).await;
+        let sealed = made.and_then(|account| seal(&account));
+        assert!(matches!(sealed, Err(Error::Denied(_))), "{age}: {:?}", engine.leases());
+    }
+}
+
+#[tokio::test]
 async fn the_status_tells_how_old_the_last_fresh_proof_is_and_why_there_is_none() {
     let (rig, token, engine) = hidden(0).await;
     let account = engine.create_account(&account_id("a"), &rig.kek).await.unwrap();
