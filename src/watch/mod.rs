@@ -24,7 +24,7 @@ use crate::{
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -299,11 +299,20 @@ impl Question<'_> {
             false => Duration::ZERO,
         };
         let deadline = keyring.clock.now().plus(renewal + keyring.proof_reading_max() + seat.proof_max());
-        let learned = keyring.clock.until(deadline, prove(keyring, leash, voice, seat, turn)).await;
+        let refused = OnceLock::new();
+        let learned = keyring.clock.until(deadline, prove(keyring, leash, voice, seat, turn, &refused)).await;
+        if refused.get().is_some() && voice == Voice::First {
+            leash.note_first(|first, _| first.answers()); // whatever it says of one record
+        }
+        let learned = match (learned, refused.into_inner()) {
+            (None, None) => return Some(no_answer(seat)),
+            // Who answered was not silent, though the time did not suffice for the next record.
+            (None, Some(error)) => Learned::Nothing(error),
+            (Some(learned), _) => learned,
+        };
         let learned = match learned {
-            None => return Some(no_answer(seat)),
             // One that nobody has open may do, and while a denial is in force may be the one that must.
-            Some(Learned::Nothing(error)) => {
+            Learned::Nothing(error) => {
                 let until = keyring.clock.now().plus(keyring.settings.poll_interval);
                 let vouched = keyring.clock.until(until, keyring.vouch_answered(leash)).await;
                 match vouched {
@@ -315,7 +324,7 @@ impl Question<'_> {
                     Some(Ok(Vouched::Bare { .. })) | None => Learned::Nothing(error),
                 }
             }
-            Some(learned) => learned,
+            learned => learned,
         };
         match &learned {
             Learned::Trouble(trouble) if is_silence(trouble.verdict) => return Some(trouble.clone()),
@@ -379,8 +388,16 @@ impl Question<'_> {
     }
 }
 
-/// Unwraps the AEK of a member, another one with each turn; of the next ones, where a record turns out to be damaged.
-async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat, turn: usize) -> Learned {
+/// Unwraps the AEK of a member, another one with each turn; of the next ones, where a record turns out to be damaged, which is
+/// noted as `refused`.
+async fn prove(
+    keyring: &Arc<Keyring>,
+    leash: &Leash,
+    voice: Voice,
+    seat: &Seat,
+    turn: usize,
+    refused: &OnceLock<Error>,
+) -> Learned {
     if is_renewal_due(keyring, leash, voice, seat, turn) {
         let owed = leash.renewal_owed(voice);
         // Owed until it is done, an attempt that is cut short included.
@@ -444,18 +461,20 @@ async fn prove(keyring: &Arc<Keyring>, leash: &Leash, voice: Voice, seat: &Seat,
                 keyring.keep_sample(leash.kek(), &account, &wrapped);
                 return Learned::Proof(slot, Box::new((account, wrapped)), unwrapped);
             }
-            // One record that was moved is that account's trouble; another sample tells it from another KEK. At once one that was
-            // proved before, because the deadline is that of one call.
+            // One record that was moved, or damaged, is that account's trouble; another sample tells it from another KEK.
             Ok(_) | Err(Trouble::OtherKey) => {
+                last = Corrupt::WrappedAek(format!("account {account}")).into();
                 other_key = Some((account, wrapped.aek_version));
-                if keyring.sample(leash.kek()).is_some() {
-                    break;
-                }
             }
             Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => {
                 last = Corrupt::WrappedAek(format!("account {account}")).into();
             }
             Err(Trouble::Token(trouble)) => return Learned::Trouble(trouble),
+        }
+        let _ = refused.set(last.clone());
+        // At once one that was proved before, because the deadline is that of one call.
+        if keyring.sample(leash.kek()).is_some() {
+            break;
         }
     }
     // Every record that was tried is gone, moved or damaged. The last one that was proved is still a wrapped AEK of this KEK
@@ -502,93 +521,4 @@ async fn prove_by(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        clock::{Clock, ManualClock},
-        config::Settings,
-        home::Home,
-        keyring::access::PolicySource,
-        name::{AccountId, KekName},
-        store::{
-            memory::MemoryStore,
-            record::{Usage, WrappedAek},
-        },
-        token::{KekId, Profile, Wrapped, scripted::ScriptedToken, seats::Tokens},
-    };
-    use std::sync::{Mutex, atomic::AtomicUsize, mpsc};
-
-    fn keyring() -> (Arc<Keyring>, ManualClock) {
-        let manual = ManualClock::new(Instant::from_nanos(1));
-        let clock = Clock::Manual(manual.clone());
-        let (token, _) = ScriptedToken::new(clock.clone(), Duration::from_secs(5), 1);
-        let tokens = Tokens::of_test(token, &clock);
-        let (store, home) = (Arc::new(MemoryStore::new()), Home::here().unwrap());
-        let policy = PolicySource::None;
-        let keyring = Keyring::new(tokens, store, clock, Settings::default(), home, Some(1), policy);
-        (Arc::new(keyring), manual)
-    }
-
-    /// Lets time pass until `come`; real time is given to tasks on other threads, however long they take.
-    async fn until(manual: &ManualClock, mut come: impl FnMut() -> bool) {
-        while !come() {
-            manual.advance(TICK);
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn a_task_that_is_stuck_in_a_call_is_reported_and_gets_no_second_beside_it() {
-        let (keyring, manual) = keyring();
-        let mut events = keyring.teller.subscribe();
-        let (release, stuck) = mpsc::channel::<()>();
-        let (stuck, begun) = (Arc::new(Mutex::new(stuck)), Arc::new(AtomicUsize::new(0)));
-        let counted = begun.clone();
-        let supervisor = tokio::spawn(supervised(keyring.clone(), "test", move |_, _, _| {
-            let (stuck, first) = (stuck.clone(), counted.fetch_add(1, Ordering::SeqCst) == 0);
-            let task = tokio::spawn(async move {
-                if first {
-                    let _ = stuck.lock().unwrap().recv(); // blocks its thread, as a call would that hangs
-                }
-                std::future::pending::<()>().await;
-            });
-            task.abort_handle()
-        }));
-        let mut told = Vec::new();
-        until(&manual, || {
-            told.extend(events.try_next());
-            !told.is_empty()
-        })
-        .await;
-        assert!(matches!(&told[..], [Event::WatchRestarted { why }] if why.contains("`test` stalled")), "{told:?}");
-        let before = manual.now();
-        until(&manual, || manual.now().since(before) > Duration::from_secs(120)).await;
-        assert_eq!(begun.load(Ordering::SeqCst), 1, "a second one beside the first");
-        assert!(events.try_next().is_none(), "reported once");
-        release.send(()).unwrap();
-        until(&manual, || begun.load(Ordering::SeqCst) == 2).await;
-        keyring.close();
-        until(&manual, || supervisor.is_finished()).await;
-    }
-
-    #[tokio::test]
-    async fn what_was_kept_for_proofs_goes_with_its_lease() {
-        let (keyring, _) = keyring();
-        let kek = KekVersion::new(KekName::new("k").unwrap(), 1);
-        let leash = keyring.leash(&kek).await.unwrap();
-        let wrapped = WrappedAek {
-            aek_version: 1,
-            kek: kek.clone(),
-            kek_id: KekId::new([1]).unwrap(),
-            profile: Profile::AesGcm,
-            wrapped: Wrapped { iv: vec![], bytes: vec![1] },
-            check: [0; 32],
-            created_unix: 1,
-            used: Usage::default(),
-        };
-        keyring.keep_sample(&kek, &AccountId::new("a").unwrap(), &wrapped);
-        assert!(keyring.sample(&kek).is_some());
-        assert!(keyring.forget_unused(&leash));
-        assert!(keyring.sample(&kek).is_none());
-    }
-}
+mod tests;

@@ -45,7 +45,7 @@ use keyleash::{
     clock::{Clock, Instant, ManualClock},
     config::Settings,
     name::{AccountId, KekName},
-    store::{Key, KeyStore, Put, memory::MemoryStore},
+    store::{Key, KeyStore, Put, memory::MemoryStore, record::WrappedAek},
     token::{
         KekId, Profile, Token,
         scripted::{Script, ScriptedToken},
@@ -115,8 +115,17 @@ impl Rig {
 
     /// Damages the check value of an AEK version in the store; repairs it the second time.
     async fn flip_check(&self, id: &str, aek_version: u32) {
+        self.damage(id, aek_version, |aek| aek.check[0] ^= 1).await;
+    }
+
+    /// The same of its wrapping, which the token then refuses.
+    async fn flip_wrapping(&self, id: &str, aek_version: u32) {
+        self.damage(id, aek_version, |aek| aek.wrapped.bytes[0] ^= 1).await;
+    }
+
+    async fn damage(&self, id: &str, aek_version: u32, damage: impl FnMut(&mut WrappedAek)) {
         let mut record = self.engine.account_record(&account_id(id)).await.unwrap();
-        record.versions.iter_mut().filter(|one| one.aek_version == aek_version).for_each(|one| one.check[0] ^= 1);
+        record.versions.iter_mut().filter(|one| one.aek_version == aek_version).for_each(damage);
         let key = Key::Account(record.account.clone());
         let version = self.store.get(&key).await.unwrap().unwrap().version;
         let put = Put { value: record.encode().unwrap(), wrapped_by: record.wrapped_by(), guards: Vec::new() };

@@ -162,6 +162,30 @@ async fn a_process_that_starts_in_the_outage_opens_and_creates_accounts_by_the_s
 }
 
 #[tokio::test]
+async fn a_slow_token_that_refuses_damaged_records_is_not_silent_so_its_standby_is_not_asked() {
+    let mut pair = Pair::new().await;
+    for id in ["a", "b", "c"] {
+        drop(pair.rig.account(id).await);
+        pair.rig.flip_wrapping(id, 1).await;
+    }
+    pair.restart();
+    pair.rig.script.standing(Call::Unwrap, Act::Delay(4 * SECOND));
+    // Somebody tries to open each of them all the time.
+    let mut opening = ["a", "b", "c"].map(|id| (id, open(&pair.rig.engine, id)));
+    for _ in 0..4 * 60 {
+        pair.rig.pass(SECOND / 4).await;
+        for (id, opening) in &mut opening {
+            if opening.is_finished() {
+                let opened = std::mem::replace(opening, open(&pair.rig.engine, id)).await.unwrap();
+                assert!(matches!(opened, Err(Error::Corrupt(_) | Error::Denied(_))), "{opened:?}");
+            }
+        }
+    }
+    assert!(pair.rig.script.calls(Call::Unwrap) > 20);
+    assert_eq!(pair.standby.calls(Call::Unwrap), 0);
+}
+
+#[tokio::test]
 async fn a_key_that_the_first_token_denied_is_never_asked_of_the_standby_whatever_comes_after() {
     let mut pair = Pair::new().await;
     let account = pair.rig.account("a").await;

@@ -11,6 +11,7 @@ use keyleash::{
         Key, KeyStore, Put,
         record::{AccountRecord, AekPolicy, KekPolicy, RECORD_FORMAT, binding, check_value, context},
     },
+    telemetry::Event,
     token::{
         KekHandle, KekId, Token,
         scripted::{Act, Call},
@@ -279,4 +280,26 @@ async fn another_aek_under_the_same_version_does_not_take_the_place_of_the_one_i
         }
     }
     assert!(opened > 0);
+}
+
+#[tokio::test]
+async fn records_that_are_damaged_make_no_silence_of_a_token_that_takes_its_time() {
+    let rig = Rig::new().await;
+    let whole = rig.account("a").await;
+    let _damaged = [rig.account("b").await, rig.account("c").await, rig.account("d").await];
+    rig.pass(40 * SECOND).await;
+    for id in ["b", "c", "d"] {
+        rig.flip_wrapping(id, 1).await;
+    }
+    let mut events = rig.engine.events();
+    rig.script.standing(Call::Unwrap, Act::Delay(3 * SECOND));
+    for _ in 0..5 * 60 {
+        rig.pass(SECOND).await;
+        seal(&whole).unwrap();
+        let lease = &rig.engine.leases()[0];
+        assert!(lease.proved_ago.unwrap() <= 25 * SECOND, "{lease:?}");
+    }
+    while let Some(event) = events.try_next() {
+        assert!(!matches!(event, Event::Lease { .. }), "{event:?}");
+    }
 }
