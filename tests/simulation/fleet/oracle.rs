@@ -13,7 +13,7 @@ use keyleash::{
     clock::Instant,
     config::Settings,
     lease::Phase,
-    name::{AccountId, KekVersion},
+    name::{AccountId, KekName, KekVersion},
     store::record::{AccountRecord, KekRecord},
     token::{KekId, Verdict},
 };
@@ -197,8 +197,10 @@ pub(crate) struct Oracle {
     lost: BTreeMap<Aek, usize>,
     /// How many blocks the store says were sealed under each AEK.
     counted: BTreeMap<Aek, u64>,
-    /// Accounts whose policy asks for another AEK version, and since when.
-    due: BTreeMap<AccountId, Instant>,
+    /// The version of each KEK that wraps what is new.
+    currents: BTreeMap<KekName, KekVersion>,
+    /// Accounts whose policy asks for another AEK version: of the KEK that is to wrap it, and since when.
+    due: BTreeMap<AccountId, (KekName, Instant)>,
     noted: BTreeMap<usize, Noted>,
     /// KEK versions that an impostor wrapped something by before they had wrapped anything: nobody can tell which of the two is the KEK.
     disputed: BTreeSet<usize>,
@@ -241,6 +243,7 @@ impl Oracle {
             false_wraps: BTreeMap::new(),
             lost: BTreeMap::new(),
             counted: BTreeMap::new(),
+            currents: BTreeMap::new(),
             due: BTreeMap::new(),
             noted: BTreeMap::new(),
             disputed: BTreeSet::new(),
@@ -337,6 +340,7 @@ impl Oracle {
     }
 
     pub(crate) fn kek_stored(&mut self, record: &KekRecord, now: Instant) {
+        self.currents.insert(record.name.clone(), KekVersion::new(record.name.clone(), record.current));
         for version in &record.versions {
             if self.keks.iter().any(|kek| kek.id == version.id) {
                 continue;
@@ -390,7 +394,10 @@ impl Oracle {
     pub(crate) fn account_stored(&mut self, process: usize, record: &AccountRecord, now: Instant) {
         let max_blocks = record.policy.max_blocks;
         match record.current().filter(|aek| max_blocks > 0 && aek.used.blocks >= max_blocks) {
-            Some(_) => _ = self.due.entry(record.account.clone()).or_insert(now),
+            Some(aek) => {
+                let since = self.due.get(&record.account).map_or(now, |(_, since)| *since);
+                self.due.insert(record.account.clone(), (aek.kek.name.clone(), since));
+            }
             None => _ = self.due.remove(&record.account),
         }
         let versions: BTreeSet<_> = record.versions.iter().map(|wrapped| wrapped.aek_version).collect();
@@ -449,14 +456,18 @@ impl Oracle {
             self.tokens.iter().flat_map(|token| token.away.iter().chain([&token.prompt])).map(|since| since.turned);
         let processes = self.processes.iter().flat_map(|process| [process.started, process.woke, process.disturbed]);
         let well = tokens.chain(processes).chain([self.reads.turned, self.writes.turned]).max().unwrap_or_default();
-        let late = self.due.iter().find(|(account, since)| {
-            let mut keks = self.under.get(*account).into_iter().flatten().flat_map(|kek| &self.keks[*kek].grants);
-            let turned = self.under.get(*account).into_iter().flatten().flat_map(|kek| &self.keks[*kek].grants);
-            let granted = turned.map(|grants| grants.turned).max().unwrap_or_default();
-            let by = well.max(**since).max(granted).plus(WORK_MAX);
-            now > by && keks.all(|grants| grants.is) && !self.is_lost(account)
+        let late = self.due.iter().find(|(account, (name, since))| {
+            // What is new is wrapped by the KEK's current version; by none of which the one record that there is was an impostor's: to
+            // put an end to that is the operator's (`kek rotate`).
+            let current = self.currents.get(name).and_then(|kek| self.keks.iter().position(|known| known.kek == *kek));
+            let of_account = self.under.get(*account).into_iter().flatten().copied();
+            let keks = of_account.chain(current).flat_map(|kek| &self.keks[kek].grants);
+            let granted = keks.clone().map(|grants| grants.turned).max().unwrap_or_default();
+            let by = well.max(*since).max(granted).plus(WORK_MAX);
+            let is_disputed = current.is_some_and(|kek| self.disputed.contains(&kek));
+            now > by && keks.clone().all(|grants| grants.is) && !is_disputed && !self.is_lost(account)
         });
-        if let Some((account, since)) = late {
+        if let Some((account, (_, since))) = late {
             let what = format!("the rotation of {account} is due since {since:?}, and not done at {now:?}");
             self.broken(what);
         }
