@@ -127,6 +127,7 @@ impl Keyring {
                     Vouched::Bare { epoch, .. } if leash.epoch() != epoch => return Err(leash.why_not()),
                     Vouched::ByRecord if leash.refuses() => return Err(leash.why_not()),
                     Vouched::Bare { at, .. } if !proved_since(at) => {
+                        leash.vouch.proves_alone(account);
                         self.grant_by(&leash, voice, (account, wrapped), &unwrapped, epoch);
                         if leash.refuses() {
                             return Err(leash.why_not()); // by what the context may hide

@@ -34,6 +34,15 @@ const VOUCHERS_MAX: usize = 16;
 /// Pages in which the oldest record is looked for.
 const OLDEST_PAGES_MAX: usize = 16;
 
+/// By what a KEK version is to be vouched for.
+#[derive(Clone, Copy)]
+enum Need {
+    /// A proof that was asked at this time or later.
+    Proof(Instant),
+    /// The same, by a record that the store has.
+    Record(Instant),
+}
+
 impl Keyring {
     /// Sees to it that a record which the KEK version wrapped before was unwrapped within half a `poll_interval`. Asks for one else,
     /// if there is one: one unwrap in that time, however much is wrapped.
@@ -42,7 +51,7 @@ impl Keyring {
     /// What the token says; [`Error::Misconfigured`] when it unwraps none of the records that are there; [`Error::Store`].
     pub(crate) async fn vouch(self: &Arc<Self>, kek: &KekVersion) -> Result<Vouched> {
         let leash = self.leash(kek).await?;
-        self.vouch_for(&leash, self.young_enough(), false).await
+        self.vouch_for(&leash, Need::Proof(self.young_enough()), false).await
     }
 
     /// As of when a proof is young enough: half, so that what is wrapped now can be written and admitted before it is too old for that.
@@ -51,24 +60,25 @@ impl Keyring {
         Instant::from_nanos(self.clock.now().as_nanos().saturating_sub(age_max))
     }
 
-    /// As [`Keyring::vouch`], by a proof that was asked at `since` or later.
+    /// As [`Keyring::vouch`], by a proof that was asked at `since` or later, and is no round trip of this process's own while the store
+    /// has anything.
     pub(crate) async fn vouch_since(self: &Arc<Self>, kek: &KekVersion, since: Instant) -> Result<Vouched> {
         let leash = self.leash(kek).await?;
-        self.vouch_for(&leash, since, false).await
+        self.vouch_for(&leash, Need::Record(since), false).await
     }
 
     /// As [`Keyring::vouch`], where the token was just asked for something, and answered: so it may be asked at once.
     pub(crate) async fn vouch_answered(self: &Arc<Self>, leash: &Arc<Leash>) -> Result<Vouched> {
-        self.vouch_for(leash, self.young_enough(), true).await
+        self.vouch_for(leash, Need::Proof(self.young_enough()), true).await
     }
 
-    async fn vouch_for(self: &Arc<Self>, leash: &Arc<Leash>, since: Instant, answered: bool) -> Result<Vouched> {
+    async fn vouch_for(self: &Arc<Self>, leash: &Arc<Leash>, need: Need, answered: bool) -> Result<Vouched> {
         let came = self.clock.now();
-        if self.is_vouched_for(leash, since) {
+        if self.is_vouched_for(leash, need) {
             return Ok(Vouched::ByRecord);
         }
         let mut last = leash.vouch.attempt.lock().await;
-        if self.is_vouched_for(leash, since) {
+        if self.is_vouched_for(leash, need) {
             return Ok(Vouched::ByRecord);
         }
         if let Some((began, outcome)) = &*last
@@ -82,20 +92,25 @@ impl Keyring {
         }
         let outcome = match (leash.is_denied(), leash.vouch.witness_record()) {
             (true, _) => self.ask_the_witness(leash).await,
-            // What proved first is as good as any, and takes no look into the store.
-            (false, Some((id, wrapped))) => match self.ask_one(leash, &id, &wrapped).await {
+            // What proved first is as good as any, and takes no look into the store; but where that is this process's own, it was wrapped
+            // by whatever key was there, and others may have wrapped something meanwhile.
+            (false, Some((id, wrapped))) if !leash.vouch.is_alone() => match self.ask_one(leash, &id, &wrapped).await {
                 Err(Error::Corrupt(_)) => self.ask_for_a_record(leash).await,
                 outcome => outcome,
             },
-            (false, None) => self.ask_for_a_record(leash).await,
+            (false, _) => self.ask_for_a_record(leash).await,
         };
         *last = Some((began, outcome.clone()));
         outcome
     }
 
-    fn is_vouched_for(&self, leash: &Leash, since: Instant) -> bool {
+    fn is_vouched_for(&self, leash: &Leash, need: Need) -> bool {
         let (now, lease) = (self.clock.now(), leash.lease());
-        lease.proved().is_some_and(|proved| proved >= since && now < lease.end())
+        let (since, counts) = match need {
+            Need::Proof(since) => (since, true),
+            Need::Record(since) => (since, !leash.vouch.is_alone()),
+        };
+        counts && lease.proved().is_some_and(|proved| proved >= since && now < lease.end())
     }
 
     /// What it is if nothing is found that it wraps.
@@ -212,7 +227,7 @@ impl Keyring {
         loop {
             let page = self.in_time(self.store.list(&filter, after.as_ref(), PAGE_KEYS_MAX)).await?;
             let ids = page.keys.into_iter().filter_map(|key| if let Key::Account(id) = key { Some(id) } else { None });
-            let (youngs, olds): (Vec<_>, Vec<_>) = ids.partition(|id| leash.vouch.young().contains_key(id));
+            let (youngs, olds): (Vec<_>, Vec<_>) = ids.partition(|id| leash.vouch.is_own(id));
             young.extend(youngs.into_iter().take(VOUCHERS_MAX));
             old.extend(olds);
             after = page.next;
@@ -220,8 +235,8 @@ impl Keyring {
                 break;
             }
         }
-        let (mut tried, mut last) = (0, None);
-        for id in old.into_iter().chain(young) {
+        let (mut tried, mut last, others) = (0, None, old.len());
+        for (n, id) in old.into_iter().chain(young).enumerate() {
             if tried == VOUCHERS_MAX {
                 break;
             }
@@ -237,7 +252,8 @@ impl Keyring {
                 }
             };
             let Some(wrapped) = wrapped else { continue }; // moved or purged since it was listed
-            if tried > 0 && leash.vouch.is_young(&id, wrapped.aek_version) {
+            let comes_after_others = others > 0 && n >= others;
+            if tried > 0 && (comes_after_others || leash.vouch.is_young(&id, wrapped.aek_version)) {
                 break;
             }
             tried += 1;
@@ -249,7 +265,12 @@ impl Keyring {
             }
             match self.ask_one(leash, &id, &wrapped).await {
                 Err(error @ Error::Corrupt(_)) => last = Some(error),
-                outcome => return outcome,
+                outcome => {
+                    if outcome.is_ok() {
+                        leash.vouch.looked();
+                    }
+                    return outcome;
+                }
             }
         }
         match last {

@@ -9,7 +9,7 @@ use crate::{
     store::record::{Witness, WrappedAek},
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -33,6 +33,9 @@ pub(crate) struct VouchNotes {
     pub(crate) attempt: tokio::sync::Mutex<Option<(Instant, Result<Vouched>)>>,
     /// AEK versions that were wrapped here since the last proof by a record that was there before.
     young: Mutex<HashMap<AccountId, Young>>,
+    /// Since a round trip of this process was the proof, because the KEK version wrapped nothing: whose accounts were wrapped here, until
+    /// the store was looked into since something was there.
+    alone: Mutex<Option<HashSet<AccountId>>>,
     /// By what a denial ends; with its wrapping, once that was read here.
     witness: Mutex<Option<(Witness, Option<WrappedAek>)>>,
     /// When an older one was last looked for.
@@ -57,7 +60,35 @@ impl VouchNotes {
         self.young().get(account).is_some_and(|young| aek_version >= young.from_version)
     }
 
+    fn alone(&self) -> MutexGuard<'_, Option<HashSet<AccountId>>> {
+        // Nothing panics while it is held.
+        self.alone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A round trip is to be the proof, for the KEK version wraps nothing else as far as is known.
+    pub(crate) fn proves_alone(&self, account: &AccountId) {
+        self.alone().get_or_insert_default().insert(account.clone());
+    }
+
+    /// True while this process's own round trip is the proof, and nobody looked what others wrapped meanwhile.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone().is_some()
+    }
+
+    /// A record that the store has was unwrapped: another's, or there are none but those of this process, which so came first.
+    pub(crate) fn looked(&self) {
+        *self.alone() = None;
+    }
+
+    /// True when it was wrapped here, and may be by another key than what others wrapped.
+    pub(crate) fn is_own(&self, account: &AccountId) -> bool {
+        self.young().contains_key(account) || self.alone().as_ref().is_some_and(|own| own.contains(account))
+    }
+
     pub(crate) fn wrapped(&self, account: &AccountId, aek_version: u32, at: Instant) {
+        if let Some(own) = &mut *self.alone() {
+            own.insert(account.clone());
+        }
         let mut young = self.young();
         let from_version = young.get(account).map_or(aek_version, |young| young.from_version.min(aek_version));
         young.insert(account.clone(), Young { from_version, at });

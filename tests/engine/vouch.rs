@@ -6,7 +6,7 @@ use super::{
 };
 use keyleash::{
     Error,
-    rotate::RewrapOptions,
+    rotate::{RewrapOptions, RewrapReport},
     token::{
         Verdict,
         scripted::{Act, Call},
@@ -205,6 +205,59 @@ async fn a_slow_rewrap_whose_target_is_denied_meanwhile_loses_no_account() {
     assert!(matches!(seal(&z), Err(Error::Denied(_))));
     assert!(rewrap.await.unwrap().unwrap().stopped.is_some());
     nothing_is_lost(&mut rig, genuine).await;
+}
+
+/// An account under version 1, and version 2, which wraps nothing: to this process another key stands in its place, to the other one that is
+/// given it does not.
+async fn bare_and_replaced() -> (Rig, Engine) {
+    let mut rig = Rig::new().await;
+    drop(rig.account("a").await);
+    let second = rig.engine.rotate_kek(&rig.kek).await.unwrap().id;
+    let (genuine, _) = anew(&rig);
+    rig.script.replace(&second);
+    let impostor = anew(&rig);
+    start_on(&mut rig, impostor);
+    let other = build(&genuine, &rig.store, &rig.clock, Settings::default());
+    (rig, other)
+}
+
+/// Begins `work`, and has the other process make account `b` while that waits for what it wraps.
+async fn overtaken<T: Send + 'static>(
+    rig: &Rig,
+    other: &Engine,
+    work: impl Future<Output = keyleash::Result<T>> + Send + 'static,
+) -> keyleash::Result<T> {
+    rig.script.push(Call::Wrap, Act::Delay(2 * SECOND));
+    let work = tokio::spawn(work);
+    rig.pass(SECOND).await;
+    drop(other.create_account(&account_id("b"), &rig.kek).await.unwrap());
+    rig.meanwhile(work).await.unwrap()
+}
+
+async fn nothing_was_moved(rig: &Rig, report: &RewrapReport) {
+    assert!(matches!(report.stopped, Some(Error::Misconfigured(_))) && report.accounts == 0, "{report:?}");
+    assert_eq!(rig.engine.account_record(&account_id("a")).await.unwrap().versions[0].kek.version, 1);
+}
+
+#[tokio::test]
+async fn a_rewrap_to_an_impostor_loses_no_account_though_its_target_wrapped_nothing_as_it_began() {
+    let (rig, other) = bare_and_replaced().await;
+    let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
+    let rewrap = async move { engine.rewrap_kek(&kek, RewrapOptions::default(), |_| {}).await };
+    nothing_was_moved(&rig, &overtaken(&rig, &other, rewrap).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn an_account_that_an_impostor_was_the_first_to_wrap_here_vouches_for_no_rewrap_to_it() {
+    let (rig, other) = bare_and_replaced().await;
+    let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
+    let create = async move { engine.create_account(&account_id("x"), &kek).await };
+    let _x = overtaken(&rig, &other, create).await.unwrap();
+    for _ in 0..3 {
+        let rewrap = rig.engine.rewrap_kek(&rig.kek, RewrapOptions::default(), |_| {});
+        nothing_was_moved(&rig, &rig.meanwhile(rewrap).await.unwrap()).await;
+        rig.pass(16 * SECOND).await;
+    }
 }
 
 #[tokio::test]
