@@ -236,12 +236,12 @@ enum Learned {
 /// first is known to be silent both are asked at once, so that neither waits for the other: the standby keeps the lease, and
 /// the first one's return, or its denial, is heard within a poll.
 ///
-/// True when it is to be made again at once: it found no worker, or an answer came, and the lease lapsed before it did, so
-/// that it proves nothing.
+/// True when it is to be made again at once: it found no worker, or an answer came, and before it did the lease lapsed, or was denied by
+/// what the store knew of the silence that this answer ends, so that it proves nothing.
 async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) -> bool {
     let (epoch, asked) = (keyring.asking(&leash), keyring.clock.now());
-    let question =
-        Question { keyring: &keyring, leash: &leash, turn, epoch, asked, crowded_out: AtomicBool::new(false) };
+    let (crowded_out, granted) = (AtomicBool::new(false), AtomicBool::new(false));
+    let question = Question { keyring: &keyring, leash: &leash, turn, epoch, asked, crowded_out, granted };
     let first = &leash.route.first;
     let asking = async {
         match leash.standby_to_ask() {
@@ -276,8 +276,12 @@ async fn ask(keyring: Arc<Keyring>, leash: Arc<Leash>, turn: usize) -> bool {
         }
     }
     // It waited a whole deadline for its turn: to wait for the next poll as well would be too late for promise 1.
-    question.crowded_out.load(Ordering::SeqCst)
-        || leash.epoch() != epoch && matches!(leash.lease().phase(), Phase::Lapsed { .. })
+    let is_over = match leash.lease().phase() {
+        Phase::Lapsed { .. } => true,
+        Phase::Denied { .. } => question.granted.load(Ordering::SeqCst),
+        _ => false,
+    };
+    question.crowded_out.load(Ordering::SeqCst) || leash.epoch() != epoch && is_over
 }
 
 /// A proof that is asked for.
@@ -288,6 +292,8 @@ struct Question<'a> {
     epoch: u64,
     asked: Instant,
     crowded_out: AtomicBool,
+    /// By the first token.
+    granted: AtomicBool,
 }
 
 impl Question<'_> {
@@ -357,6 +363,7 @@ impl Question<'_> {
         }
         match learned {
             Learned::Proof(slot, of, unwrapped) => {
+                self.granted.fetch_or(voice == Voice::First, Ordering::SeqCst);
                 // No proof only where a denial came in between.
                 let is_proof = keyring.grant(leash, voice, (&of.0, &of.1), &unwrapped, epoch);
                 // What the standby grants says nothing of what the first token wrapped.
@@ -461,20 +468,22 @@ async fn prove(
                 keyring.keep_sample(leash.kek(), &account, &wrapped);
                 return Learned::Proof(slot, Box::new((account, wrapped)), unwrapped);
             }
-            // One record that was moved, or damaged, is that account's trouble; another sample tells it from another KEK.
+            // One record that was moved is that account's trouble; another sample tells it from another KEK. At once one that was
+            // proved before, because the deadline is that of one call.
             Ok(_) | Err(Trouble::OtherKey) => {
                 last = Corrupt::WrappedAek(format!("account {account}")).into();
+                let _ = refused.set(last.clone());
                 other_key = Some((account, wrapped.aek_version));
+                if keyring.sample(leash.kek()).is_some() {
+                    break;
+                }
             }
+            // So is one that is damaged, and a token that takes some for damaged by mistake is asked for as many as ever.
             Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => {
                 last = Corrupt::WrappedAek(format!("account {account}")).into();
+                let _ = refused.set(last.clone());
             }
             Err(Trouble::Token(trouble)) => return Learned::Trouble(trouble),
-        }
-        let _ = refused.set(last.clone());
-        // At once one that was proved before, because the deadline is that of one call.
-        if keyring.sample(leash.kek()).is_some() {
-            break;
         }
     }
     // Every record that was tried is gone, moved or damaged. The last one that was proved is still a wrapped AEK of this KEK

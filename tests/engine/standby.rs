@@ -505,6 +505,26 @@ async fn a_denial_that_another_engine_hears_takes_this_one_off_the_standby_withi
 }
 
 #[tokio::test]
+async fn who_hears_of_anothers_denial_as_the_first_token_grants_again_resumes_in_that_poll() {
+    let two = Two::new().await;
+    let script = &two.pair.rig.script;
+    script.set_unreachable(true);
+    two.both_pass(60 * SECOND).await;
+    two.one_is_denied().await;
+    script.enable(&two.pair.rig.kek_id);
+    script.set_unreachable(false);
+    // Its answer comes after the look into the store, which says so of the silence before.
+    script.push(Call::Unwrap, Act::Hang);
+    while script.in_flight() == 0 {
+        two.rigs[0].pass(SECOND / 4).await;
+    }
+    assert!(matches!(seal(&two.accounts[0]), Err(Error::Denied(_))));
+    script.release();
+    two.rigs[0].pass(2 * SECOND).await;
+    seal(&two.accounts[0]).unwrap();
+}
+
+#[tokio::test]
 async fn a_denial_by_the_standby_that_others_wrote_down_ends_with_its_grant() {
     let mut two = Two::new().await;
     two.pair.rig.script.set_unreachable(true);

@@ -297,7 +297,8 @@ async fn records_that_are_damaged_make_no_silence_of_a_token_that_takes_its_time
         rig.pass(SECOND).await;
         seal(&whole).unwrap();
         let lease = &rig.engine.leases()[0];
-        assert!(lease.proved_ago.unwrap() <= 25 * SECOND, "{lease:?}");
+        // One poll may come to damaged records alone.
+        assert!(lease.proved_ago.unwrap() <= 2 * (15 + 5) * SECOND, "{lease:?}");
     }
     while let Some(event) = events.try_next() {
         assert!(!matches!(event, Event::Lease { .. }), "{event:?}");

@@ -64,9 +64,9 @@
 //! # What fails still
 //!
 //! The million was not run through: of the fleets, 20,000 from 0 pass, and behind them about one in 10,000 fails. These did and are not
-//! mended: 316127, 329701 and 433828 (an impostor of a KEK version that wrapped nothing yet as far as one process knows), 310902 (who
-//! hears of another's denial in the poll in which the first token grants again resumes a poll late), 322711 (an account that slept past
-//! its TTL, in an outage of both token and store), 432594 (a denial that was over is remembered by who restarts at that moment).
+//! mended: 316127, 329701 and 433828 (an impostor of a KEK version that wrapped nothing yet as far as one process knows), 322711 (an
+//! account that slept past its TTL, in an outage of both token and store), 432594 (a denial that was over is remembered by who restarts
+//! at that moment).
 //!
 //! What it does not know stands below its seams or beside them, and is tested there: PINs and their counters, which are below the seam of
 //! the token, whose one word for them is a denial (`tests/softhsm/pins.rs`: `a_wrong_new_pin_is_not_tried_when_it_would_lock_the_token`,
