@@ -110,8 +110,7 @@ impl Keyring {
         let forgotten =
             unused && !matches!(leash.lease().phase(), Phase::Denied { .. }) && leashes.remove(leash.kek()).is_some();
         if forgotten {
-            self.samples().remove(leash.kek());
-            self.unproved().remove(leash.kek());
+            self.samples().forget(leash.kek());
         }
         forgotten
     }

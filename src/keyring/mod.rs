@@ -20,13 +20,13 @@ use crate::{
         meter::{Ledger, Limits},
         slot::{AekSlot, Leash},
     },
-    store::{KeyStore, record::WrappedAek, word::StoreWord},
+    store::{KeyStore, word::StoreWord},
     telemetry::{Event, Teller},
     token::{TokenError, Verdict, seats::Tokens},
 };
 use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -58,6 +58,7 @@ use self::{
     common::Common,
     flights::Flights,
     living::Living,
+    records::Samples,
     room::Room,
     usage::DueAccounts,
 };
@@ -101,10 +102,8 @@ pub(crate) struct Keyring {
     flights: Arc<Flights>,
     pub(crate) memory: Arc<KeyMemory>,
     room: Room,
-    /// For each KEK version a wrapped AEK that was read for a proof: while the store fails, it proves on.
-    samples: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
-    /// Where there is none: a denial is asked for by what was wrapped here, and proves nothing else.
-    unproved: Mutex<HashMap<KekVersion, (AccountId, WrappedAek)>>,
+    /// By what a KEK version is asked while the store fails.
+    samples: Mutex<Samples>,
     /// What is common to all that counts what is sealed.
     ledger: Arc<Ledger>,
     /// Held while counts are on their way to the store.
@@ -161,7 +160,6 @@ impl Keyring {
             stir_tend: Notify::new(),
             changed: Notify::new(),
             samples: Mutex::default(),
-            unproved: Mutex::default(),
             inquiring: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             leashes: RwLock::default(),

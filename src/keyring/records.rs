@@ -49,6 +49,25 @@ pub(crate) struct Sample {
     pub(crate) slot: Option<(Arc<AekSlot>, ShutGuard)>,
 }
 
+/// For each KEK version one wrapped AEK of an account.
+type OneOfEach = HashMap<KekVersion, (AccountId, WrappedAek)>;
+
+/// What is kept in memory to ask KEK versions by.
+#[derive(Default)]
+pub(super) struct Samples {
+    /// What was read for a proof, and proves on while the store fails.
+    pub(super) proved: OneOfEach,
+    /// Where there is none of those: by what was wrapped here a denial is asked for, and it proves nothing else.
+    unproved: OneOfEach,
+}
+
+impl Samples {
+    pub(super) fn forget(&mut self, kek: &KekVersion) {
+        self.proved.remove(kek);
+        self.unproved.remove(kek);
+    }
+}
+
 /// What the store says of a slot now.
 pub(crate) struct Found {
     pub(super) wrapped: WrappedAek,
@@ -325,7 +344,7 @@ impl Keyring {
         Ok(Sample { account, wrapped, slot: None })
     }
 
-    pub(super) fn samples(&self) -> MutexGuard<'_, HashMap<KekVersion, (AccountId, WrappedAek)>> {
+    pub(super) fn samples(&self) -> MutexGuard<'_, Samples> {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -333,19 +352,22 @@ impl Keyring {
     pub(crate) fn sample(&self, kek: &KekVersion) -> Option<(AccountId, WrappedAek)> {
         // While a denial is in force the witness may be one that the store gave, and nobody has proved.
         let leash = self.known_leash(kek).filter(|leash| !leash.is_denied());
-        leash.and_then(|leash| leash.vouch.witness_record()).or_else(|| self.samples().get(kek).cloned())
+        leash.and_then(|leash| leash.vouch.witness_record()).or_else(|| self.samples().proved.get(kek).cloned())
     }
 
     /// Forgets the records that are kept and are gone from the store. The watch proves anew at once, and keeps another one: without
     /// one, a store that is lost now would let no proof be asked.
     pub(super) fn drop_samples(&self, is_gone: impl Fn(&AccountId, u32) -> bool) {
         let mut lost = Vec::new();
-        self.unproved().retain(|_, (of, wrapped)| !is_gone(of, wrapped.aek_version));
-        self.samples().retain(|kek, (of, wrapped)| {
-            let stays = !is_gone(of, wrapped.aek_version);
-            lost.extend((!stays).then(|| kek.clone()));
-            stays
-        });
+        {
+            let mut samples = self.samples();
+            samples.unproved.retain(|_, (of, wrapped)| !is_gone(of, wrapped.aek_version));
+            samples.proved.retain(|kek, (of, wrapped)| {
+                let stays = !is_gone(of, wrapped.aek_version);
+                lost.extend((!stays).then(|| kek.clone()));
+                stays
+            });
+        }
         self.leashes().iter().for_each(|leash| leash.vouch.drop_witness(&is_gone));
         for leash in lost.iter().filter_map(|kek| self.known_leash(kek)) {
             leash.sample_lost.store(true, Ordering::SeqCst);
@@ -355,20 +377,16 @@ impl Keyring {
 
     /// Keeps a record that was proved, so that the KEK version can be proved while the store fails.
     pub(crate) fn keep_sample(&self, kek: &KekVersion, account: &AccountId, wrapped: &WrappedAek) {
-        self.samples().insert(kek.clone(), (account.clone(), wrapped.clone()));
+        self.samples().proved.insert(kek.clone(), (account.clone(), wrapped.clone()));
     }
 
     /// Keeps a record that proves nothing yet, because it was wrapped here: a denial is one by whatever it is said to.
     pub(crate) fn keep_unproved(&self, kek: &KekVersion, account: &AccountId, wrapped: &WrappedAek) {
-        self.unproved().insert(kek.clone(), (account.clone(), wrapped.clone()));
+        self.samples().unproved.insert(kek.clone(), (account.clone(), wrapped.clone()));
     }
 
     pub(crate) fn unproved_sample(&self, kek: &KekVersion) -> Option<(AccountId, WrappedAek)> {
-        self.unproved().get(kek).cloned()
-    }
-
-    pub(super) fn unproved(&self) -> MutexGuard<'_, HashMap<KekVersion, (AccountId, WrappedAek)>> {
-        self.unproved.lock().unwrap_or_else(PoisonError::into_inner)
+        self.samples().unproved.get(kek).cloned()
     }
 }
 

@@ -145,7 +145,7 @@ impl Keyring {
                 if !self.grant(&slot.leash, voice, (slot.account(), wrapped), &unwrapped, epoch) {
                     self.keep_unproved(&wrapped.kek, slot.account(), wrapped);
                     self.vouch_answered(&slot.leash).await?; // it is admitted on the proof of another record
-                } else if !self.samples().contains_key(&wrapped.kek) {
+                } else if !self.samples().proved.contains_key(&wrapped.kek) {
                     self.keep_sample(&wrapped.kek, slot.account(), wrapped);
                 }
                 let aek = unwrapped.aek;

@@ -294,7 +294,7 @@ impl Keyring {
         match outcome {
             Ok(unwrapped) => {
                 self.grant_by(leash, voice, (id, wrapped), &unwrapped, epoch);
-                self.samples().entry(wrapped.kek.clone()).or_insert_with(|| (id.clone(), wrapped.clone()));
+                self.samples().proved.entry(wrapped.kek.clone()).or_insert_with(|| (id.clone(), wrapped.clone()));
                 // Else it was denied in between. Whatever the token took for it: what is too slow for half a poll wraps all the same.
                 match leash.epoch() == epoch && leash.runs_at(self.clock.now()) {
                     true => Ok(Vouched::ByRecord),

@@ -312,13 +312,9 @@ impl Question<'_> {
         }
         let learned = match (learned, refused.into_inner()) {
             (None, None) => return Some(no_answer(seat)),
-            // Who answered was not silent, though the time did not suffice for the next record.
-            (None, Some(error)) => Learned::Nothing(error),
-            (Some(learned), _) => learned,
-        };
-        let learned = match learned {
-            // One that nobody has open may do, and while a denial is in force may be the one that must.
-            Learned::Nothing(error) => {
+            // One that nobody has open may do, and while a denial is in force may be the one that must. Nor was silent who answered,
+            // though the time did not suffice for the next record.
+            (Some(Learned::Nothing(error)), _) | (None, Some(error)) => {
                 let until = keyring.clock.now().plus(keyring.settings.poll_interval);
                 let vouched = keyring.clock.until(until, keyring.vouch_answered(leash)).await;
                 match vouched {
@@ -330,7 +326,7 @@ impl Question<'_> {
                     Some(Ok(Vouched::Bare { .. })) | None => Learned::Nothing(error),
                 }
             }
-            learned => learned,
+            (Some(learned), _) => learned,
         };
         match &learned {
             Learned::Trouble(trouble) if is_silence(trouble.verdict) => return Some(trouble.clone()),
