@@ -38,10 +38,14 @@ pub(crate) struct HandStore {
 
 /// An engine over a store that is held up, without protection from purging.
 pub(crate) fn held_up(rig: &Rig) -> (Engine, Arc<HandStore>) {
+    held_up_with(rig, Settings::default().purge_protection(false).scheduled_work(false))
+}
+
+pub(crate) fn held_up_with(rig: &Rig, settings: Settings) -> (Engine, Arc<HandStore>) {
     let hand = HandStore::over(&rig.store);
     let engine = Engine::builder(rig.token.clone(), hand.clone())
         .on_current_runtime()
-        .settings(Settings::default().purge_protection(false).scheduled_work(false))
+        .settings(settings)
         .clock(Clock::Manual(rig.clock.clone()))
         .start_up_proof(false)
         .build()

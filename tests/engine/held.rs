@@ -3,13 +3,12 @@
 
 use crate::{
     Rig, SECOND, account_id, build,
-    hand::{HandStore, held_up},
+    hand::{held_up, held_up_with},
     seal, settle,
 };
 use keyleash::{
     Engine, Error, When,
     block::BlockHeader,
-    clock::Clock,
     config::Settings,
     name::{AccountId, KekName, KekVersion},
     rotate::RewrapOptions,
@@ -164,7 +163,8 @@ async fn an_unwrap_that_is_under_way_brings_no_aek_version_back_whose_retirement
         let id = account_id("a");
         let account = engine.account(&id).await.unwrap();
         rig.script.set_latency(2 * SECOND);
-        let (header, mut buf) = (BlockHeader::split(&old).unwrap().0, old[old.len() - 4..].to_vec());
+        let (header, ciphertext) = BlockHeader::split(&old).unwrap();
+        let mut buf = ciphertext.to_vec();
         let waits = {
             let (account, mut buf) = (account.clone(), buf.clone());
             tokio::spawn(async move { account.open(1_u64, &header, &mut buf).await })
@@ -193,7 +193,8 @@ async fn a_proof_that_is_under_way_brings_no_aek_version_back_whose_retirement_g
         rig.engine.close(SECOND).await.unwrap();
         let (engine, hand) = held_up(&rig);
         let account = engine.account(&account_id("a")).await.unwrap();
-        let (header, mut buf) = (BlockHeader::split(&old).unwrap().0, old[old.len() - 4..].to_vec());
+        let (header, ciphertext) = BlockHeader::split(&old).unwrap();
+        let mut buf = ciphertext.to_vec();
         account.open(1_u64, &header, &mut buf.clone()).await.unwrap();
         seal(&account).unwrap();
         rig.pass(turn * 15 * SECOND).await;
@@ -229,15 +230,8 @@ async fn a_token_that_denies_is_heard_though_the_store_is_away_and_all_that_it_w
 #[tokio::test]
 async fn a_kek_is_proved_on_by_an_account_whose_first_wrapping_did_not_come_into_the_store() {
     let rig = Rig::new().await;
-    let hand = HandStore::over(&rig.store);
     let settings = Settings::default().poll_interval(5 * SECOND).grace(60 * SECOND).aek_ttl(60 * SECOND);
-    let engine = Engine::builder(rig.token.clone(), hand.clone())
-        .on_current_runtime()
-        .settings(settings.store_timeout(SECOND).fresh_proof_every(2))
-        .clock(Clock::Manual(rig.clock.clone()))
-        .start_up_proof(false)
-        .build()
-        .unwrap();
+    let (engine, hand) = held_up_with(&rig, settings.store_timeout(SECOND).fresh_proof_every(2));
     hand.hold_creates();
     let (there, kek) = (engine.clone(), rig.kek.clone());
     let creating = tokio::spawn(async move { there.create_account(&account_id("a"), &kek).await });
