@@ -37,11 +37,14 @@
 //! [`engine`], then [`account`], then [`lease`]; [`manual::architecture`] draws the house.
 //!
 //! Features: `aws-lc` (default) is the fast AEAD back end, `cli` (default) the command line, `drill` (with it) the rehearsals
-//! that a service can play in its own tests, `secrets` (with it) credentials kept in versions; a service names
+//! that a service can play in its own tests, `secrets` (with it) credentials kept in versions, `audit` (with it) the trail of who used
+//! which key; a service names
 //! `default-features = false, features = ["aws-lc"]`. Without `aws-lc` a pure-Rust back end makes the same bytes.
 
 pub mod access;
 pub mod account;
+#[cfg(feature = "audit")]
+pub mod audit;
 pub mod block;
 pub mod clock;
 pub mod config;
