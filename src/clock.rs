@@ -88,6 +88,17 @@ impl Clock {
         }
     }
 
+    /// As [`Clock::wall_unix`], in milliseconds.
+    pub fn wall_unix_ms(&self) -> u64 {
+        match self {
+            Self::Boottime => u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX),
+            Self::Manual(manual) => {
+                let ms = manual.now().as_nanos() / 1_000_000 % 1_000;
+                manual.wall_unix().saturating_mul(1_000).saturating_add(ms)
+            }
+        }
+    }
+
     /// What tells this boot of this machine from every other, while which CLOCK_BOOTTIME can be compared between processes; `None`
     /// where the system does not say.
     pub(crate) fn boot(&self) -> Option<[u8; BOOT_BYTES]> {
@@ -281,9 +292,13 @@ fn boot_id() -> Option<[u8; BOOT_BYTES]> {
 }
 
 /// Seconds since 1970 by the wall clock, for people. Nothing that protects a key or decides of one looks at it.
-#[allow(clippy::disallowed_methods)] // the one place
 pub fn unix_now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    since_1970().as_secs()
+}
+
+#[allow(clippy::disallowed_methods)] // the one place
+fn since_1970() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]

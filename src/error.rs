@@ -92,6 +92,10 @@ pub enum Error {
     /// memory go on; retry what needs the store ([a service](self#a-service)).
     #[error("key store: {0}")]
     Store(String),
+    /// The trail cannot be written, or where it cannot nothing is to be done with keys (`on_failure = "refuse"`). Nothing was done: keep
+    /// what was to be written, and retry once it can be. Says what is wrong with it.
+    #[error("trail: {0}")]
+    Trail(String),
     /// The engine was closed ([`Engine::close`](crate::Engine::close)): whoever still works with it ends too, and keeps
     /// what it had not written ([a service](self#a-service)).
     #[error("closed: the engine was closed, and does nothing any more")]
@@ -115,7 +119,7 @@ impl Error {
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Cold { .. } | Self::Conflict(_) => Some(Duration::ZERO),
-            Self::Lapsed(_) | Self::Unreachable(_) | Self::Store(_) => Some(LOOK_AGAIN),
+            Self::Lapsed(_) | Self::Unreachable(_) | Self::Store(_) | Self::Trail(_) => Some(LOOK_AGAIN),
             Self::Denied(_)
             | Self::Forbidden(_)
             | Self::Corrupt(_)
@@ -128,6 +132,30 @@ impl Error {
             | Self::Misconfigured(_)
             | Self::Closed
             | Self::Fatal(_) => None,
+        }
+    }
+
+    /// Its kind in a word, as the trail keeps it. The words never change.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Denied(_) => "denied",
+            Self::Lapsed(_) => "lapsed",
+            Self::Unreachable(_) => "unreachable",
+            Self::Cold { .. } => "cold",
+            Self::Corrupt(_) => "corrupt",
+            Self::Forbidden(_) => "forbidden",
+            Self::NotFound(_) => "not-found",
+            Self::Exists(_) => "exists",
+            Self::Conflict(_) => "conflict",
+            Self::Exhausted(_) => "exhausted",
+            Self::TooLong { .. } => "too-long",
+            Self::NotDeleted(_) => "not-deleted",
+            Self::Invalid(_) => "invalid",
+            Self::Misconfigured(_) => "misconfigured",
+            Self::Store(_) => "store",
+            Self::Trail(_) => "trail",
+            Self::Closed => "closed",
+            Self::Fatal(_) => "fatal",
         }
     }
 }
@@ -277,6 +305,7 @@ mod tests {
             Error::Closed => 14,
             Error::Fatal(_) => 15,
             Error::Forbidden(_) => 16,
+            Error::Trail(_) => 17,
         }
     }
 
@@ -306,6 +335,7 @@ mod tests {
             (Error::Closed, None),
             (Error::Fatal(what()), None),
             (Error::Forbidden(Box::new(Forbidden { caller: None, operation: "get", on: what() })), None),
+            (Error::Trail(what()), in_a_second),
         ];
         for (place, (error, retry_after)) in rows.iter().enumerate() {
             assert_eq!(number(error), place, "a row for each kind, in their order: {error:?}");

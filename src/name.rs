@@ -39,6 +39,7 @@ text! {
     SecretName as "name", "{}";
     TokenName as "name", "{}";
     CallerId as "id", "{:?}";
+    Whence as "place", "{:?}";
     RoleName as "name", "{}";
     GrantId as "id", "{}";
 }
@@ -214,6 +215,39 @@ impl CallerId {
     #[inline]
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+/// Longest place that a call comes from, in bytes.
+pub const WHENCE_BYTES_MAX: usize = 256;
+
+/// Where a call comes from, as the program says that makes it: an address, a host, a user of one. It is kept in the trail, and decides
+/// nothing. 1 to 256 bytes of UTF-8 without control characters. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Whence(Arc<str>);
+
+impl Whence {
+    /// Checks and takes a place.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] over 256 bytes; [`Error::Invalid`] when it is empty or has a control character.
+    pub fn new(place: impl AsRef<str>) -> Result<Self> {
+        let place = place.as_ref();
+        if place.len() > WHENCE_BYTES_MAX {
+            let (len, max) = (place.len(), WHENCE_BYTES_MAX);
+            return Err(Error::TooLong {
+                what: "where a call comes from",
+                len,
+                max,
+                remedy: "use a shorter name of it",
+            });
+        }
+        if place.is_empty() || place.chars().any(char::is_control) {
+            return Err(Error::Invalid(format!(
+                "{place:?}, where a call comes from: use 1 to {WHENCE_BYTES_MAX} bytes without control characters"
+            )));
+        }
+        Ok(Self(place.into()))
     }
 }
 

@@ -4,7 +4,7 @@ use keyleash::{Corrupt, Error, drill};
 use std::{fmt, io, path::Path};
 
 /// Every exit status and when it comes; shown by `--help`.
-pub(crate) const TABLE: [(u8, &str); 15] = [
+pub(crate) const TABLE: [(u8, &str); 16] = [
     (0, "done"),
     (1, "input or output failed, or the process must be restarted"),
     (2, "usage, invalid or misconfigured: change the command or the set-up"),
@@ -17,6 +17,7 @@ pub(crate) const TABLE: [(u8, &str); 15] = [
     (9, "a drill measured that a promise does not hold"),
     (10, "a drill could not tell whether a promise holds: the machine was too busy; run it again"),
     (11, "forbidden: the caller has no grant for it; whoever has grant.write acts"),
+    (12, "the trail cannot be written: full, unwritable, gone; nothing was done without it"),
     (129, "SIGHUP"),
     (130, "SIGINT (143: SIGTERM): nothing is left of an unfinished OUT"),
     (141, "standard output was closed before all was written"),
@@ -107,6 +108,7 @@ impl Failure {
                 Error::Invalid(_) | Error::Exhausted(_) | Error::TooLong { .. } | Error::NotDeleted(_) => "invalid",
                 Error::Misconfigured(_) => "misconfigured",
                 Error::Store(_) => "store",
+                Error::Trail(_) => "trail",
                 Error::Fatal(_) => "fatal",
                 Error::Closed => "closed",
                 _ => "other",
@@ -147,6 +149,7 @@ fn code_of(error: &Error) -> u8 {
         Error::Exists(_) | Error::Conflict(_) => 7,
         Error::Store(_) => 8,
         Error::Forbidden(_) => 11,
+        Error::Trail(_) => 12,
         _ => 1,
     }
 }
@@ -250,6 +253,7 @@ mod tests {
             (Error::Exists("".into()), 7, "exists"),
             (Error::Conflict("".into()), 7, "conflict"),
             (Error::Store("".into()), 8, "store"),
+            (Error::Trail("".into()), 12, "trail"),
             (Error::Cold { account: AccountId::new("a").unwrap() }, 1, "cold"),
             (Error::Closed, 1, "closed"),
         ];

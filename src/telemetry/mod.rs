@@ -9,6 +9,8 @@ use crate::{
 use std::{fmt, time::Duration};
 use tokio::sync::broadcast;
 
+pub mod trail;
+
 /// Events that a slow subscriber may lag behind before it misses some.
 const EVENTS_HELD_MAX: usize = 1024;
 
