@@ -38,6 +38,7 @@ text! {
     KekName as "name", "{}";
     SecretName as "name", "{}";
     TokenName as "name", "{}";
+    NodeName as "name", "{}";
     CallerId as "id", "{:?}";
     Whence as "place", "{:?}";
     RoleName as "name", "{}";
@@ -175,6 +176,21 @@ impl TokenName {
 impl Default for TokenName {
     fn default() -> Self {
         Self(TOKEN_NAME_DEFAULT.into())
+    }
+}
+
+/// The name of a node: of one process that writes a trail. As a [`KekName`]. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeName(Arc<str>);
+
+impl NodeName {
+    /// Checks and takes a name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is no 1 to 64 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
+    pub fn new(name: impl AsRef<str>) -> Result<Self> {
+        check_name("node name", name.as_ref(), KEK_NAME_BYTES_MAX, "._-")?;
+        Ok(Self(name.as_ref().into()))
     }
 }
 

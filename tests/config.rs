@@ -4,8 +4,8 @@
 use keyleash::{
     Error,
     config::{
-        CACHED_AEKS_MAX, CONFIG_BYTES_MAX, Config, ConfigFile, PinSource, STORE_DEFAULT, Settings, TokenSelector,
-        WORKERS_DEFAULT,
+        CACHED_AEKS_MAX, CONFIG_BYTES_MAX, Config, ConfigFile, OnFailure, PinSource, STORE_DEFAULT, Settings,
+        TokenSelector, WORKERS_DEFAULT,
     },
     secret::MemlockPolicy,
 };
@@ -497,4 +497,37 @@ fn grants_in_one_line_are_as_many_as_are_there() {
     let config = layered(text, &[]).unwrap();
     let ids: Vec<_> = config.policy.grants().iter().map(|grant| grant.id.to_string()).collect();
     assert_eq!(ids, ["keyleash.toml line 1", "keyleash.toml line 1 (2)"]);
+}
+
+#[test]
+fn a_trail_that_is_kept_nowhere_and_what_would_make_one_useless_is_refused_by_name() {
+    let resolve = |text: &str| ConfigFile::parse(text, "k.toml").and_then(ConfigFile::resolve);
+    assert_eq!(resolve("").unwrap().audit, None);
+    let audit = resolve("[audit]\ndirectory = \"/var/log/keyleash\"\n").unwrap().audit.unwrap();
+    assert_eq!((audit.directory.as_path(), audit.node), (std::path::Path::new("/var/log/keyleash"), None));
+    assert_eq!((audit.on_failure, audit.compress_after, audit.retention), (OnFailure::Refuse, DAY, None));
+    let said = "[audit]\ndirectory = \"d\"\nnode = \"web-1\"\non_failure = \"continue\"\ncompress_after = \"2h\"\nretention = \"400d\"\n";
+    let audit = resolve(said).unwrap().audit.unwrap();
+    assert_eq!((audit.node.unwrap().as_str(), audit.on_failure), ("web-1", OnFailure::Continue));
+    assert_eq!((audit.compress_after, audit.retention), (120 * MIN, Some(400 * DAY)));
+    for (line, words) in [
+        ("on_failure = \"refuse\"", ["k.toml line 2: audit.on_failure", "set audit.directory"]),
+        (
+            "directory = \"d\"\non_failure = \"ignore\"",
+            ["k.toml line 3: audit.on_failure", "\"refuse\" or \"continue\""],
+        ),
+        ("directory = \"d\"\nretention = \"1h\"", ["k.toml line 3: audit.retention", "1d or more"]),
+        ("directory = \"d\"\ncompress_after = \"1s\"", ["k.toml line 3: audit.compress_after", "1h to 30d"]),
+        ("directory = \"d\"\nnode = \"a/b\"", ["k.toml line 3: audit.node", "node name"]),
+        ("directory = \"d\"\nretension = \"90d\"", ["there is no key retension in [audit]", "retention"]),
+    ] {
+        let text = text_of(resolve(&format!("[audit]\n{line}\n")).unwrap_err());
+        for word in words {
+            assert!(text.contains(word), "{text} should say {word}");
+        }
+    }
+    let variable = |name: &str| (name == "KEYLEASH_AUDIT_DIRECTORY").then(|| "/d".into());
+    let file = ConfigFile::parse("[audit]\nnode = \"n\"\n", "k.toml").unwrap();
+    let config = file.overlay(["KEYLEASH_AUDIT_DIRECTORY".into()], variable).unwrap().resolve().unwrap();
+    assert_eq!(config.audit.unwrap().directory, PathBuf::from("/d"));
 }

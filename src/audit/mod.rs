@@ -3,3 +3,8 @@
 //!
 //! What is in it and what is promised says the manual, every byte [`manual::format`](mod@crate::manual::format). The engine knows
 //! nothing of files: it tells a trail by a trait, and none of what is here runs on a thread of its own.
+
+pub mod line;
+mod signer;
+
+pub use self::signer::Signer;

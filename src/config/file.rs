@@ -5,6 +5,7 @@
 
 use super::{
     Config, PinSource, STORE_DEFAULT, Settings, TokenSelector, WORKERS_MAX,
+    audit::AuditItems,
     given::{Given, bad},
     grants::Grants,
     tokens::{More, TokenItems, named_badly, tables},
@@ -13,7 +14,7 @@ pub(super) use crate::access::near;
 use crate::{
     access::{Grant, Role},
     error::{Error, Result},
-    name::TokenName,
+    name::{NodeName, TokenName},
     secret::MemlockPolicy,
 };
 use std::{
@@ -59,6 +60,11 @@ pub(super) enum Item {
     RequireRecoverable,
     Retention,
     PurgeProtection,
+    AuditDirectory,
+    AuditNode,
+    AuditOnFailure,
+    AuditCompressAfter,
+    AuditRetention,
 }
 
 pub(super) struct Named {
@@ -80,8 +86,8 @@ const fn named(item: Item, section: &'static str, key: &'static str, variable: &
     Named { item, section, key, variable }
 }
 
-const SECTIONS: [&str; 8] = ["token", "kek", "store", "lease", "cache", "keys", "grant", "role"];
-pub(super) const ITEMS: [Named; 21] = [
+const SECTIONS: [&str; 9] = ["token", "kek", "store", "lease", "cache", "keys", "grant", "role", "audit"];
+pub(super) const ITEMS: [Named; 26] = [
     named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
     named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
     named(Item::Serial, "token", "serial", "KEYLEASH_TOKEN_SERIAL"),
@@ -104,6 +110,11 @@ pub(super) const ITEMS: [Named; 21] = [
     // Behind the keys of the same names elsewhere, which are the ones that are meant where no section is named.
     named(Item::TokenName, "token", "name", "KEYLEASH_TOKEN_NAME"),
     named(Item::TokenCallTimeout, "token", "call_timeout", "KEYLEASH_TOKEN_CALL_TIMEOUT"),
+    named(Item::AuditDirectory, "audit", "directory", "KEYLEASH_AUDIT_DIRECTORY"),
+    named(Item::AuditNode, "audit", "node", "KEYLEASH_AUDIT_NODE"),
+    named(Item::AuditOnFailure, "audit", "on_failure", "KEYLEASH_AUDIT_ON_FAILURE"),
+    named(Item::AuditCompressAfter, "audit", "compress_after", "KEYLEASH_AUDIT_COMPRESS_AFTER"),
+    named(Item::AuditRetention, "audit", "retention", "KEYLEASH_AUDIT_RETENTION"),
 ];
 
 /// What a configuration file says, and no more: defaults and bounds come with [`ConfigFile::resolve`].
@@ -141,6 +152,7 @@ pub struct ConfigFile {
     require_recoverable: Option<bool>,
     retention: Option<Duration>,
     purge_protection: Option<bool>,
+    audit: AuditItems,
     grants: Grants,
     said: Vec<Said>,
 }
@@ -335,7 +347,10 @@ impl ConfigFile {
         }
         let store = self.store.unwrap_or_else(|| STORE_DEFAULT.into());
         let policy = self.grants.resolve()?;
-        Ok(Config { token, other_tokens, standbys, store, settings, policy })
+        let of_audit = |named: &&Named| named.section == "audit";
+        let said = ITEMS.iter().filter(of_audit).find_map(|named| said_in(&self.said, "audit", named.key));
+        let audit = self.audit.resolve(said.map(|said| said.origin.as_str()))?;
+        Ok(Config { token, other_tokens, standbys, store, settings, policy, audit })
     }
 
     /// What this says, and where it says nothing, what `below` says.
@@ -355,6 +370,7 @@ impl ConfigFile {
             require_recoverable: self.require_recoverable.or(below.require_recoverable),
             retention: self.retention.or(below.retention),
             purge_protection: self.purge_protection.or(below.purge_protection),
+            audit: self.audit.over(below.audit),
             grants: below.grants, // no variable speaks of them
             said: said_over(self.said, below.said),
         }
@@ -416,6 +432,14 @@ impl ConfigFile {
             Item::RequireRecoverable => self.require_recoverable = Some(given.switch(origin)?),
             Item::Retention => self.retention = Some(given.duration(origin)?),
             Item::PurgeProtection => self.purge_protection = Some(given.switch(origin)?),
+            Item::AuditDirectory => self.audit.directory = Some(given.path(origin)?),
+            Item::AuditNode => {
+                let name = NodeName::new(given.string(origin)?);
+                self.audit.node = Some(name.map_err(|error| named_badly(origin, error))?);
+            }
+            Item::AuditOnFailure => self.audit.set_on_failure(&given.string(origin)?, origin)?,
+            Item::AuditCompressAfter => self.audit.set_compress_after(given.duration(origin)?, origin)?,
+            Item::AuditRetention => self.audit.set_retention(given.duration(origin)?, origin)?,
         }
         Ok(())
     }

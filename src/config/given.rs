@@ -30,6 +30,8 @@ impl Given {
                 | Item::Grace
                 | Item::AekTtl
                 | Item::Retention
+                | Item::AuditCompressAfter
+                | Item::AuditRetention
         );
         let is_switch = matches!(item, Item::RequireRecoverable | Item::PurgeProtection);
         match value {
@@ -53,7 +55,7 @@ impl Given {
     }
 
     pub(super) fn of_variable(origin: &str, item: Item, value: OsString) -> Result<Self> {
-        let is_path = matches!(item, Item::Module | Item::PinFile | Item::Store);
+        let is_path = matches!(item, Item::Module | Item::PinFile | Item::Store | Item::AuditDirectory);
         if !is_path && value.to_str().is_none() {
             return Err(bad(origin, "is not UTF-8"));
         }

@@ -12,12 +12,16 @@ use crate::{
 };
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+mod audit;
 mod file;
 mod given;
 mod grants;
 pub mod page;
 mod tokens;
 
+pub use audit::{
+    AUDIT_RETENTION_MIN, AuditConfig, COMPRESS_AFTER_DEFAULT, COMPRESS_AFTER_MAX, COMPRESS_AFTER_MIN, OnFailure,
+};
 pub use file::{CONFIG_BYTES_MAX, ConfigFile};
 
 /// Shortest time between two proofs of a KEK version.
@@ -417,6 +421,8 @@ pub struct Config {
     /// The grants of the file, which count beside those of the store
     /// ([`PolicySource::Given`](crate::engine::PolicySource::Given)).
     pub policy: Policy,
+    /// Where the trail is kept; `None` where none is.
+    pub audit: Option<AuditConfig>,
 }
 
 /// Which token, and how to log in. What is `None` was said nowhere.

@@ -1,8 +1,9 @@
 //! Every key that can be set: what it is, its default and its bounds, once, for `config show`, `config init` and the manual.
 
 use super::{
-    AEK_TTL_MIN, CACHED_AEKS_MAX, CALL_TIMEOUT_MAX, CALL_TIMEOUT_MIN, POLL_INTERVAL_MAX, POLL_INTERVAL_MIN,
-    RETENTION_MAX, RETENTION_MIN, REVOCATION_MAX, STORE_DEFAULT, Settings, WORKERS_DEFAULT, WORKERS_MAX,
+    AEK_TTL_MIN, AUDIT_RETENTION_MIN, CACHED_AEKS_MAX, CALL_TIMEOUT_MAX, CALL_TIMEOUT_MIN, COMPRESS_AFTER_DEFAULT,
+    COMPRESS_AFTER_MAX, COMPRESS_AFTER_MIN, POLL_INTERVAL_MAX, POLL_INTERVAL_MIN, RETENTION_MAX, RETENTION_MIN,
+    REVOCATION_MAX, STORE_DEFAULT, Settings, WORKERS_DEFAULT, WORKERS_MAX,
     file::{ConfigFile, ITEMS, Item, Said, said_in},
     show,
 };
@@ -167,6 +168,29 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
             "true or false".into(),
             "nobody purges an account before its retention is over",
         ),
+        Item::AuditDirectory => (
+            None,
+            "a directory that is there".into(),
+            "where the trail is kept, each node in a folder of its name; without it there is no trail",
+        ),
+        Item::AuditNode => {
+            (Some("[the host's name]".into()), "as a KEK name".into(), "the name of this process's node")
+        }
+        Item::AuditOnFailure => (
+            Some("refuse".into()),
+            "refuse or continue".into(),
+            "what becomes of data operations while the trail cannot be kept",
+        ),
+        Item::AuditCompressAfter => (
+            Some(show(COMPRESS_AFTER_DEFAULT)),
+            format!("{} to {}", show(COMPRESS_AFTER_MIN), show(COMPRESS_AFTER_MAX)),
+            "how long after its hour a file of the trail is compressed",
+        ),
+        Item::AuditRetention => (
+            None,
+            format!("at least {}", show(AUDIT_RETENTION_MIN)),
+            "how long after its hour a file of the trail is removed; without it none is",
+        ),
     }
 }
 
@@ -238,7 +262,10 @@ mod tests {
             .zip(template.lines())
             .map(|(line, whole)| if whole.starts_with('[') { format!("{whole}\n") } else { format!("{line}\n") })
             .collect();
+        // How a trail is kept says nothing without where.
+        let uncommented = uncommented.replace("[audit]\n", "[audit]\ndirectory = \"trail\"\n");
         let config = ConfigFile::parse(&uncommented, "t").unwrap().resolve().unwrap();
-        assert_eq!(config, ConfigFile::default().resolve().unwrap());
+        let defaults = ConfigFile::parse("[audit]\ndirectory = \"trail\"\n", "t").unwrap().resolve().unwrap();
+        assert_eq!(config, defaults);
     }
 }

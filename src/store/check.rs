@@ -4,7 +4,8 @@ use super::{
     CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys, load_account, load_secret, number_of,
     policy,
     record::{
-        AccountRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, SecretValueRecord, StoreRecord, WorkRecord,
+        AccountRecord, CheckpointRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, SecretValueRecord,
+        StoreRecord, WorkRecord,
     },
 };
 use crate::{
@@ -108,6 +109,12 @@ pub async fn check(store: &dyn KeyStore) -> Result<Check> {
             Err(error) => check.find(error),
         }
     }
+    each(store, &Filter::Checkpoints, |key, value| {
+        if let Err(error) = value.and_then(|value| CheckpointRecord::decode(key, &value)) {
+            check.find(error);
+        }
+    })
+    .await?;
     // Parts that no head names are of a change that is under way, or was cut short: nobody is granted anything by them.
     match policy::check(store).await {
         Ok(grants) => check.grants = grants,

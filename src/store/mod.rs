@@ -5,12 +5,13 @@
 //! a store of one's own keeps the contract is said by [`check`].
 
 pub use self::policy::{PART_ID_BYTES, PartId, load_policy};
+pub use self::record::load_checkpoint;
 use self::record::{
     AEK_VERSIONS_MAX, AccountRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, StoreRecord, WorkRecord,
 };
 use crate::{
     error::{Corrupt, Error, Result},
-    name::{AccountId, KekName, KekVersion, SecretId, SecretName},
+    name::{AccountId, KekName, KekVersion, NodeName, SecretId, SecretName},
 };
 use async_trait::async_trait;
 use std::fmt;
@@ -45,6 +46,7 @@ const SECRET_KIND: u8 = b'x';
 const SECRET_VALUE_KIND: u8 = b'v';
 const POLICY_KIND: u8 = b'p';
 const GRANTS_KIND: u8 = b'g';
+const CHECKPOINT_KIND: u8 = b't';
 
 /// What a record is about. The byte form (`kind as u8 ‖ name`) is the key in stores that want bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,6 +72,8 @@ pub enum Key {
     Policy,
     /// A part of the policy: grants. It is never replaced.
     Grants(PartId),
+    /// The newest checkpoint of a node's trail.
+    Checkpoint(NodeName),
 }
 
 impl Key {
@@ -89,6 +93,7 @@ impl Key {
             }
             Self::Policy => (POLICY_KIND, String::new()),
             Self::Grants(part) => (GRANTS_KIND, part.to_string()),
+            Self::Checkpoint(node) => (CHECKPOINT_KIND, node.to_string()),
         };
         let mut bytes = vec![kind];
         bytes.extend_from_slice(name.as_bytes());
@@ -103,7 +108,7 @@ impl Key {
         let bad = || {
             Corrupt::Record {
             record: format!("key {}", bytes.escape_ascii()),
-            what: "is no name of an account, a KEK, a denial, the scheduled work, the store, its date, its policy or a secret"
+            what: "is no name of an account, a KEK, a denial, the scheduled work, the store, its date, its policy, a secret or a trail"
                 .into(),
         }
         };
@@ -127,6 +132,7 @@ impl Key {
             }
             POLICY_KIND if name.is_empty() => Self::Policy,
             GRANTS_KIND => Self::Grants(PartId(u128::from_str_radix(name, 16).map_err(|_| bad())?.to_be_bytes())),
+            CHECKPOINT_KIND => Self::Checkpoint(NodeName::new(name).map_err(|_| bad())?),
             _ => return Err(bad().into()),
         };
         // `01` parses as `1`: two byte forms of one key would be two values of it.
@@ -147,6 +153,7 @@ impl fmt::Display for Key {
             Self::SecretValue(id, version) => write!(f, "value of secret {id}, version {version}"),
             Self::Policy => f.write_str("policy of the store"),
             Self::Grants(part) => write!(f, "part {part} of the store's policy"),
+            Self::Checkpoint(node) => write!(f, "checkpoint of the trail of node {node}"),
         }
     }
 }
@@ -213,6 +220,8 @@ pub enum Filter {
     SecretValuesOf(AccountId),
     /// All parts of the policy.
     Grants,
+    /// The newest checkpoints of all trails.
+    Checkpoints,
 }
 
 impl Filter {
@@ -229,6 +238,7 @@ impl Filter {
             Self::SecretValues => vec![SECRET_VALUE_KIND],
             Self::SecretValuesOf(account) => of(SECRET_VALUE_KIND, account),
             Self::Grants => vec![GRANTS_KIND],
+            Self::Checkpoints => vec![CHECKPOINT_KIND],
         }
     }
 }

@@ -5,16 +5,16 @@ use hmac::{Hmac, KeyInit, Mac};
 use keyleash::{
     Corrupt, Error, Result,
     access::{Actions, Grant, Operation, Operations, Pattern, Role},
-    name::{AccountId, GrantId, KekName, KekVersion, RoleName, SecretId, SecretName, TokenName},
+    name::{AccountId, GrantId, KekName, KekVersion, NodeName, RoleName, SecretId, SecretName, TokenName},
     secret::Aek,
     store::{
         self, Key, KeyStore, PartId, VALUE_BYTES_MAX,
         memory::MemoryStore,
         record::{
-            AEK_VERSIONS_MAX, AccountRecord, AekPolicy, CommonRecord, Deletion, DenialRecord, GrantsRecord,
-            KEK_VERSIONS_MAX, KekPolicy, KekRecord, KekVersionRecord, Making, PolicyPart, PolicyRecord,
-            REASON_BYTES_MAX, RetiredAek, Rotation, SecretRecord, SecretValueRecord, SecretVersion, StoreRecord, Usage,
-            Witness, WorkRecord, WrappedAek, binding, check_matches, check_value, context,
+            AEK_VERSIONS_MAX, AccountRecord, AekPolicy, CHECKPOINT_BYTES_MAX, CheckpointRecord, CommonRecord, Deletion,
+            DenialRecord, GrantsRecord, KEK_VERSIONS_MAX, KekPolicy, KekRecord, KekVersionRecord, Making, PolicyPart,
+            PolicyRecord, REASON_BYTES_MAX, RetiredAek, Rotation, SecretRecord, SecretValueRecord, SecretVersion,
+            StoreRecord, Usage, Witness, WorkRecord, WrappedAek, binding, check_matches, check_value, context,
         },
     },
     token::{KekId, Profile, Wrapped},
@@ -36,6 +36,7 @@ const WITNESSED_DENIAL: &str = include_str!("../compat/records/denial-v3.hex");
 const POLICY: &str = include_str!("../compat/records/policy-v4.hex");
 const GRANTS: &str = include_str!("../compat/records/grants-v4.hex");
 const GOVERNED_COMMON: &str = include_str!("../compat/records/common-v4.hex");
+const CHECKPOINT: &str = include_str!("../compat/records/checkpoint-v4.hex");
 const WORK: &str = include_str!("../compat/records/work-v1.hex");
 const SECRET: &str = include_str!("../compat/records/secret-v3.hex");
 const SECRET_VALUE: &str = include_str!("../compat/records/secret-value-v3.hex");
@@ -169,6 +170,29 @@ fn the_bytes_never_change() {
     assert_eq!(Key::from_bytes(&g.key().to_bytes()), Ok(g.key()));
     assert!(Key::from_bytes(b"g10").is_err() && Key::from_bytes(b"g+01112131415161718191a1b1c1d1e1f").is_err());
     assert_eq!((Key::Policy.to_bytes(), Key::from_bytes(b"p")), (b"p".to_vec(), Ok(Key::Policy)));
+    let c = checkpoint();
+    assert_eq!(hex::encode(c.put().unwrap().value), hex::encode(golden(CHECKPOINT)));
+    assert_eq!(CheckpointRecord::decode(&c.key(), &golden(CHECKPOINT)).unwrap(), c);
+    assert_eq!((c.key().to_bytes(), Key::from_bytes(b"tweb-1")), (b"tweb-1".to_vec(), Ok(c.key())));
+    assert!(Key::from_bytes(b"t").is_err() && Key::from_bytes(b"ta/b").is_err());
+}
+
+fn checkpoint() -> CheckpointRecord {
+    let note = "keyleash/0011223344556677/web-1\n300\nAAAA=\n\n— k aGk=\n".into();
+    CheckpointRecord { node: NodeName::new("web-1").unwrap(), note }
+}
+
+#[test]
+fn a_checkpoint_that_was_moved_cut_or_is_too_long_is_refused_by_name() {
+    let c = checkpoint();
+    for len in 0..golden(CHECKPOINT).len() {
+        refused(&c.key(), CheckpointRecord::decode(&c.key(), &golden(CHECKPOINT)[..len]));
+    }
+    let other = Key::Checkpoint(NodeName::new("web-2").unwrap());
+    assert!(refused(&other, CheckpointRecord::decode(&other, &golden(CHECKPOINT))).contains("moved"));
+    let long = CheckpointRecord { note: "x".repeat(CHECKPOINT_BYTES_MAX + 1), ..c.clone() };
+    assert!(long.put().unwrap_err().to_string().contains("16385 bytes, 1 to 16384"));
+    assert!(CheckpointRecord { note: String::new(), ..c }.put().is_err());
 }
 
 fn grants() -> GrantsRecord {

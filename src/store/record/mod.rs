@@ -11,6 +11,7 @@ use crate::{
 use std::fmt;
 
 mod account;
+mod checkpoint;
 mod context;
 mod denial;
 pub(crate) mod due;
@@ -23,6 +24,7 @@ pub(crate) use self::account::{deleted, was_retired};
 use self::wire::Record;
 pub use self::{
     account::{AEK_VERSIONS_MAX, AccountRecord, AekPolicy, Deletion, RETIRED_AEKS_MAX, RetiredAek, Usage, WrappedAek},
+    checkpoint::{CHECKPOINT_BYTES_MAX, CheckpointRecord, load_checkpoint},
     context::{CHECK_BYTES, binding, check_matches, check_value, context},
     denial::{DenialRecord, REASON_BYTES_MAX, WITNESS_BYTES, Witness},
     kek::{KEK_VERSIONS_MAX, KekPolicy, KekRecord, KekVersionRecord},

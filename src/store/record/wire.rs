@@ -5,12 +5,12 @@
 //! in the one before. A new kind of record is a new variant of the mirror type and leaves the version alone.
 
 use super::{
-    AccountRecord, AekPolicy, CHECK_BYTES, CommonRecord, Deletion, DenialRecord, GrantsRecord, HOLDER_BYTES, KekPolicy,
-    KekRecord, KekVersionRecord, PolicyRecord, REASON_BYTES_MAX, RetiredAek, STORE_ID_BYTES, SecretRecord,
-    SecretValueRecord, StoreRecord, Usage, WITNESS_BYTES, Witness, WorkRecord, WrappedAek, corrupt, refuse,
+    AccountRecord, AekPolicy, CHECK_BYTES, CheckpointRecord, CommonRecord, Deletion, DenialRecord, GrantsRecord,
+    HOLDER_BYTES, KekPolicy, KekRecord, KekVersionRecord, PolicyRecord, REASON_BYTES_MAX, RetiredAek, STORE_ID_BYTES,
+    SecretRecord, SecretValueRecord, StoreRecord, Usage, WITNESS_BYTES, Witness, WorkRecord, WrappedAek, corrupt,
+    refuse,
 };
 use crate::{
-    clock::BOOT_BYTES,
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion, TokenName},
     store::{Key, VALUE_BYTES_MAX},
@@ -18,18 +18,21 @@ use crate::{
 };
 use bincode::{Decode, Encode, config};
 
+mod checkpoint;
+mod common;
 mod policy;
 mod secret;
 
 use self::{
+    checkpoint::CheckpointWire,
+    common::{CommonWire, common_of},
     policy::{GrantsWire, PolicyWire},
     secret::{SecretValueWire, SecretWire},
 };
 
-/// Newest format version of records: policies, their parts and dates of stores that have one are written in it; accounts that remember
-/// retired AEK versions, denials with a witness, dates of stores under purge protection and secrets in 3; other accounts, KEKs, other
-/// denials by a standby and ids and other dates of stores in 2, all
-/// others in 1. Every one from 1 on is read.
+/// Newest format version of records: policies, their parts, dates of stores that have one, and checkpoints of trails are written in it;
+/// accounts that remember retired AEK versions, denials with a witness, dates of stores under purge protection and secrets in 3; other
+/// accounts, KEKs, other denials by a standby and ids and other dates of stores in 2, all others in 1. Every one from 1 on is read.
 pub const RECORD_FORMAT: u8 = 4;
 
 /// What decoding may claim. bincode counts sizes in memory, which are larger than the varints that were written, so
@@ -48,6 +51,7 @@ pub(super) enum Record {
     SecretValue(SecretValueRecord),
     Policy(PolicyRecord),
     Grants(GrantsRecord),
+    Checkpoint(CheckpointRecord),
 }
 
 pub(super) fn encode_policy(record: &PolicyRecord) -> Result<Vec<u8>> {
@@ -56,6 +60,10 @@ pub(super) fn encode_policy(record: &PolicyRecord) -> Result<Vec<u8>> {
 
 pub(super) fn encode_grants(record: &GrantsRecord) -> Result<Vec<u8>> {
     encode(&record.key(), &Wire4::Grants(record.into()))
+}
+
+pub(super) fn encode_checkpoint(record: &CheckpointRecord) -> Result<Vec<u8>> {
+    encode(&record.key(), &Wire4::Checkpoint(record.into()))
 }
 
 pub(super) fn encode_account(record: &AccountRecord) -> Result<Vec<u8>> {
@@ -93,9 +101,8 @@ pub(super) fn encode_store(record: &StoreRecord) -> Result<Vec<u8>> {
 }
 
 pub(super) fn encode_common(record: &CommonRecord) -> Result<Vec<u8>> {
-    let CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs, purge_protection, is_governed } =
-        *record;
-    let common = CommonWire { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs };
+    let CommonRecord { purge_protection, is_governed, .. } = *record;
+    let common = CommonWire::from(record);
     match (is_governed, purge_protection) {
         (false, false) => encode(&Key::Common, &Wire2::Common(common)),
         (false, true) => encode(&Key::Common, &Wire3::ProtectedCommon(common)),
@@ -209,13 +216,14 @@ enum Wire3 {
     SecretValue(SecretValueWire),
 }
 
-/// Format version 4: policies and their parts, and the date of a store that has one.
+/// Format version 4: policies and their parts, the date of a store that has one, and the newest checkpoints of trails.
 #[derive(Encode, Decode)]
 enum Wire4 {
     Policy(PolicyWire),
     Grants(GrantsWire),
     /// As in format version 2, and whether nobody purges early.
     GovernedCommon(CommonWire, bool),
+    Checkpoint(CheckpointWire),
 }
 
 impl Wire for Wire1 {
@@ -297,15 +305,6 @@ struct WorkWire {
 #[derive(Encode, Decode)]
 struct StoreWire {
     id: [u8; STORE_ID_BYTES],
-}
-
-#[derive(Encode, Decode)]
-struct CommonWire {
-    date_unix: u64,
-    boot: [u8; BOOT_BYTES],
-    boottime_ns: u64,
-    wall_unix: u64,
-    aek_overlap_secs: u64,
 }
 
 #[derive(Encode, Decode)]
@@ -464,6 +463,7 @@ impl TryFrom<Wire4> for Record {
             Wire4::Policy(wire) => Self::Policy(wire.try_into()?),
             Wire4::Grants(wire) => Self::Grants(wire.try_into()?),
             Wire4::GovernedCommon(common, protected) => Self::Common(common_of(common, protected, true)),
+            Wire4::Checkpoint(wire) => Self::Checkpoint(wire.try_into()?),
         })
     }
 }
@@ -480,11 +480,6 @@ fn account_of(wire: AccountWire, retired: Vec<RetiredWire>) -> Result<AccountRec
         policy: AekPolicy { max_age_secs: wire.max_age_secs, max_blocks: wire.max_blocks, max_bytes: wire.max_bytes },
         retired: retired.into_iter().map(retired_aek).collect(),
     })
-}
-
-fn common_of(wire: CommonWire, purge_protection: bool, is_governed: bool) -> CommonRecord {
-    let CommonWire { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs } = wire;
-    CommonRecord { date_unix, boot, boottime_ns, wall_unix, aek_overlap_secs, purge_protection, is_governed }
 }
 
 fn aek_of(wire: AekWire1, used: Usage) -> Result<WrappedAek, String> {
