@@ -272,6 +272,12 @@ pub enum Corrupt {
     /// A sealed file is damaged.
     #[error("sealed file: {0}")]
     File(String),
+    /// A signed note (a checkpoint of the trail) was changed, or none of the keys that are trusted signed it.
+    #[error("signed note: {0}")]
+    Note(String),
+    /// An extract of the trail does not prove what it shows.
+    #[error("extract of the trail: {0}")]
+    Extract(String),
 }
 
 impl From<Corrupt> for Error {

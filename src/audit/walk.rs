@@ -1,0 +1,315 @@
+//! The way through the files of a trail, line by line and hour by hour, in memory that does not grow with it.
+
+use super::line::{CATEGORY, LINE_BYTES_MAX, LINES_MAX, TALLY};
+use crate::error::{Error, Result};
+use flate2::bufread::GzDecoder;
+use serde::Deserialize;
+use std::{
+    borrow::Cow,
+    cmp::Ordering,
+    fmt,
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+};
+
+/// What is read of a file at once, in bytes.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Characters of a line's time, and of the hour that it begins with.
+const TIME_CHARS: usize = 24;
+const HOUR_CHARS: usize = 13;
+/// How a time is written: digits where there is a 0.
+const TIME_FORM: &[u8; TIME_CHARS] = b"0000-00-00T00:00:00.000Z";
+
+/// What verification needs of a line.
+#[derive(Debug, Deserialize)]
+pub(super) struct Head<'l> {
+    pub(super) seq: u64,
+    #[serde(borrow)]
+    pub(super) time: Cow<'l, str>,
+    #[serde(borrow)]
+    category: Cow<'l, str>,
+    #[serde(borrow)]
+    pub(super) operation: Cow<'l, str>,
+    #[serde(borrow)]
+    account: Option<Text<'l>>,
+}
+
+/// Borrowed where there is nothing to unescape.
+#[derive(Debug, Deserialize)]
+struct Text<'l>(#[serde(borrow)] Cow<'l, str>);
+
+impl<'l> Head<'l> {
+    pub(super) fn parse(line: &'l [u8]) -> Option<Self> {
+        let head: Self = serde_json::from_slice(line).ok()?;
+        (head.category == CATEGORY && hour_of(&head.time).is_some() && head.seq < LINES_MAX).then_some(head)
+    }
+
+    pub(super) fn account(&self) -> Option<&str> {
+        self.account.as_ref().map(|account| &*account.0)
+    }
+
+    pub(super) fn is_tally(&self) -> bool {
+        self.operation == TALLY
+    }
+}
+
+/// The hour of a time that is written as lines have it; `None` of any other text.
+pub(super) fn hour_of(time: &str) -> Option<&str> {
+    let fits = |(is, form): (u8, &u8)| if *form == b'0' { is.is_ascii_digit() } else { is == *form };
+    (time.len() == TIME_CHARS && time.bytes().zip(TIME_FORM).all(fits)).then(|| time.get(..HOUR_CHARS)).flatten()
+}
+
+/// The file of an hour of UTC.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct HourFile {
+    /// As times begin: `2026-11-26T01`.
+    hour: String,
+    is_compressed: bool,
+}
+
+impl HourFile {
+    /// Below the node's directory.
+    fn name(&self) -> String {
+        let mut parts = self.hour.split(['-', 'T']);
+        let mut part = || parts.next().unwrap_or_default();
+        let (y, m, d, h) = (part(), part(), part(), part());
+        format!("y={y}/m={m}/d={d}/h={h}/m=00/PT1H.json{}", if self.is_compressed { ".gz" } else { "" })
+    }
+}
+
+/// The folders below `folder` that are called `prefix` and then so many digits, as those digits.
+fn numbered(folder: &Path, prefix: &str, digits: usize) -> Result<Vec<String>> {
+    let failed = |error: io::Error| Error::Trail(format!("reading the folder {}: {error}", folder.display()));
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(prefix));
+        let fits = |number: &&str| number.len() == digits && number.bytes().all(|byte| byte.is_ascii_digit());
+        found.extend(number.filter(fits).map(str::to_owned));
+    }
+    Ok(found)
+}
+
+/// The files of all hours, in order.
+fn hour_files(node: &Path) -> Result<Vec<HourFile>> {
+    let mut files = Vec::new();
+    for y in numbered(node, "y=", 4)? {
+        let year = node.join(format!("y={y}"));
+        for m in numbered(&year, "m=", 2)? {
+            let month = year.join(format!("m={m}"));
+            for d in numbered(&month, "d=", 2)? {
+                let day = month.join(format!("d={d}"));
+                for h in numbered(&day, "h=", 2)? {
+                    let hour = format!("{y}-{m}-{d}T{h}");
+                    let file = |is_compressed| HourFile { hour: hour.clone(), is_compressed };
+                    // Where both are there, the compressing was interrupted.
+                    files.extend([false, true].map(file).into_iter().find(|file| node.join(file.name()).exists()));
+                }
+            }
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// Where in a trail: the file, below the node's directory, and the line in it, from 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub file: String,
+    /// The line, from 1; 0 for the file as a whole.
+    pub line: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{} line {line}", self.file),
+        }
+    }
+}
+
+/// An open file.
+enum Source {
+    Plain(BufReader<File>),
+    Compressed(Box<BufReader<GzDecoder<BufReader<File>>>>),
+}
+
+impl Source {
+    fn open(node: &Path, file: &mut HourFile) -> io::Result<Self> {
+        let opened = match File::open(node.join(file.name())) {
+            // It was compressed since the folder was read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !file.is_compressed => {
+                file.is_compressed = true;
+                File::open(node.join(file.name()))?
+            }
+            opened => opened?,
+        };
+        let plain = BufReader::with_capacity(BUFFER_BYTES, opened);
+        Ok(if file.is_compressed {
+            Self::Compressed(Box::new(BufReader::with_capacity(BUFFER_BYTES, GzDecoder::new(plain))))
+        } else {
+            Self::Plain(plain)
+        })
+    }
+
+    fn reader(&mut self) -> &mut dyn BufRead {
+        match self {
+            Self::Plain(reader) => reader,
+            Self::Compressed(reader) => reader,
+        }
+    }
+
+    /// Whether something stands behind what was compressed.
+    fn has_more(&mut self) -> io::Result<bool> {
+        match self {
+            Self::Plain(_) => Ok(false),
+            Self::Compressed(reader) => Ok(!reader.get_mut().get_mut().fill_buf()?.is_empty()),
+        }
+    }
+}
+
+/// What comes next on the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    /// A line: [`Walk::line`].
+    Line,
+    /// A line of more than 16 KiB, which is none.
+    TooLong,
+    /// So many bytes at the end of a file without a line break behind them.
+    Torn(u64),
+    /// The rest of a file cannot be read, or what is behind its end belongs to nobody.
+    Unreadable(String),
+    /// There are no more files.
+    End,
+}
+
+/// The way through the lines of a node's directory.
+pub(super) struct Walk {
+    node: PathBuf,
+    files: Vec<HourFile>,
+    /// How many of them were begun.
+    begun: usize,
+    source: Option<Source>,
+    line: Vec<u8>,
+    /// Of the line in its file, from 1.
+    number: u64,
+    /// Bytes that were read.
+    pub(super) bytes: u64,
+}
+
+impl Walk {
+    /// Finds the files.
+    pub(super) fn new(node: &Path) -> Result<Self> {
+        let files = hour_files(node)?;
+        Ok(Self { node: node.to_owned(), files, begun: 0, source: None, line: Vec::new(), number: 0, bytes: 0 })
+    }
+
+    /// How many files there are.
+    pub(super) fn files(&self) -> usize {
+        self.files.len()
+    }
+
+    fn file(&self) -> Option<&HourFile> {
+        self.files.get(self.begun.checked_sub(1)?)
+    }
+
+    /// The hour of the file that is being read.
+    pub(super) fn hour(&self) -> &str {
+        self.file().map_or("", |file| &file.hour)
+    }
+
+    /// Whether no other file follows.
+    pub(super) fn is_last_file(&self) -> bool {
+        self.begun == self.files.len()
+    }
+
+    /// Where that is which was read last.
+    pub(super) fn place(&self) -> Place {
+        Place { file: self.file().map(HourFile::name).unwrap_or_default(), line: self.number }
+    }
+
+    /// The line that was read last, without its line break.
+    pub(super) fn line(&self) -> &[u8] {
+        self.line.strip_suffix(b"\n").unwrap_or(&self.line)
+    }
+
+    pub(super) fn step(&mut self) -> Step {
+        loop {
+            let Some(source) = &mut self.source else {
+                let Some(file) = self.files.get_mut(self.begun) else { return Step::End };
+                (self.begun, self.number) = (self.begun + 1, 0);
+                match Source::open(&self.node, file) {
+                    Ok(source) => self.source = Some(source),
+                    Err(error) => return Step::Unreadable(error.to_string()),
+                }
+                continue;
+            };
+            self.line.clear();
+            // A line, its break, and a byte by which one that is too long is known.
+            let most = LINE_BYTES_MAX as u64 + 2;
+            let read = source.reader().take(most).read_until(b'\n', &mut self.line);
+            let ended = match read {
+                Ok(0) => {
+                    source.has_more().map(|has_more| has_more.then(|| "something stands behind its end".to_owned()))
+                }
+                Ok(_) if self.line.last() == Some(&b'\n') && self.line().len() <= LINE_BYTES_MAX => {
+                    self.took();
+                    return Step::Line;
+                }
+                Ok(read) if read as u64 == most || self.line.last() == Some(&b'\n') => match self.skip_line() {
+                    Ok(()) => {
+                        self.took();
+                        return Step::TooLong;
+                    }
+                    Err(error) => Err(error),
+                },
+                Ok(read) => {
+                    self.source = None;
+                    self.number += 1;
+                    return Step::Torn(read as u64);
+                }
+                Err(error) => Err(error),
+            };
+            self.source = None;
+            match ended {
+                Ok(None) => {}
+                Ok(Some(what)) => return Step::Unreadable(what),
+                Err(error) => return Step::Unreadable(error.to_string()),
+            }
+        }
+    }
+
+    fn took(&mut self) {
+        self.number += 1;
+        self.bytes += self.line.len() as u64;
+    }
+
+    /// To the end of a line that is too long.
+    fn skip_line(&mut self) -> io::Result<()> {
+        let Some(source) = &mut self.source else { return Ok(()) };
+        if self.line.last() == Some(&b'\n') {
+            return Ok(());
+        }
+        loop {
+            let buffer = source.reader().fill_buf()?;
+            let end = buffer.iter().position(|byte| *byte == b'\n');
+            let (used, is_over) = (end.map_or(buffer.len(), |end| end + 1), end.is_some() || buffer.is_empty());
+            source.reader().consume(used);
+            if is_over {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Whether lines of these times may stand in the file of this hour: the first is of the hour, and the others are not of a later one.
+pub(super) fn belongs(time: &str, hour: &str, is_first: bool) -> bool {
+    match hour_of(time).map(|of| of.cmp(hour)) {
+        Some(Ordering::Equal) => true,
+        Some(Ordering::Less) => !is_first,
+        Some(Ordering::Greater) | None => false,
+    }
+}
