@@ -6,22 +6,24 @@
 
 mod base64;
 mod checkpoint;
+mod extract;
 pub mod line;
 mod note;
+mod notes;
 mod signer;
-#[allow(dead_code)] // soon
 mod tally;
-#[allow(dead_code, unused_imports)] // soon
 pub mod tree;
+mod verify;
 mod vkey;
-#[allow(dead_code)] // soon
 mod walk;
 
 pub use self::{
     checkpoint::{Checkpoint, Retained, key_name},
+    extract::{Asked, Extracted, Request, Shown, extract, verify_extract},
     note::{NOTE_BYTES_MAX, Note, SIGNATURES_MAX, Signature},
     signer::Signer,
     tally::{GROUP_LINES_MAX, Group},
+    verify::{Expected, Fault, FaultKind, Report, verify},
     vkey::{KeyId, Keys, Mac, POINT_BYTES, Vkey},
-    walk::Place,
+    walk::{Place, read},
 };

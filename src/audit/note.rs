@@ -13,7 +13,7 @@ pub const NOTE_BYTES_MAX: usize = 16 * 1024;
 /// Most signatures of a note.
 pub const SIGNATURES_MAX: usize = 16;
 /// What a line with a signature begins with.
-const DASH: &str = "\u{2014} ";
+pub(super) const DASH: &str = "\u{2014} ";
 
 /// A text, and who is said to have signed it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use std::{
     fmt,
     fs::{self, File},
     io::{self, BufRead, BufReader, Read},
+    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -226,6 +227,11 @@ impl Walk {
         self.begun == self.files.len()
     }
 
+    /// Whether the line that was read last is the first of its file.
+    pub(super) const fn is_first_line(&self) -> bool {
+        self.number == 1
+    }
+
     /// Where that is which was read last.
     pub(super) fn place(&self) -> Place {
         Place { file: self.file().map(HourFile::name).unwrap_or_default(), line: self.number }
@@ -311,5 +317,22 @@ pub(super) fn belongs(time: &str, hour: &str, is_first: bool) -> bool {
         Some(Ordering::Equal) => true,
         Some(Ordering::Less) => !is_first,
         Some(Ordering::Greater) | None => false,
+    }
+}
+
+/// Reads the lines of the trail in a node's directory, in order, with where each stands, for as long as `each` goes on. Blocks for as long
+/// as that takes. It proves nothing: see [`verify`](super::verify()).
+///
+/// # Errors
+/// [`Error::Trail`] where the directory, or a file, cannot be read.
+pub fn read(node: &Path, each: &mut dyn FnMut(&[u8], &Place) -> ControlFlow<()>) -> Result<()> {
+    let mut walk = Walk::new(node)?;
+    loop {
+        match walk.step() {
+            Step::Line if each(walk.line(), &walk.place()).is_break() => return Ok(()),
+            Step::Line | Step::TooLong | Step::Torn(_) => {}
+            Step::Unreadable(why) => return Err(Error::Trail(format!("reading {}: {why}", walk.place()))),
+            Step::End => return Ok(()),
+        }
     }
 }

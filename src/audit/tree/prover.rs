@@ -16,6 +16,13 @@ pub(crate) struct Mark {
     wanted: Wanted,
 }
 
+impl Mark {
+    /// What its proof is of.
+    pub(crate) const fn wanted(&self) -> Wanted {
+        self.wanted
+    }
+}
+
 /// A perfect subtree at the right edge, and who is wanted below it.
 #[derive(Debug)]
 struct Node {

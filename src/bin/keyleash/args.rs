@@ -127,6 +127,9 @@ pub(crate) enum Command {
     /// Who may do what: grants and roles, which all processes of the store obey.
     #[command(subcommand, after_help = GRANT_HELP)]
     Grant(crate::grant::Grant),
+    /// The trail of who used which key: verify it, show it, give a customer their part of it.
+    #[command(subcommand)]
+    Audit(crate::audit::args::Audit),
     /// Look at the store.
     #[command(subcommand)]
     Store(Store),

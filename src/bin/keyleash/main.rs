@@ -2,6 +2,7 @@
 
 mod account;
 mod args;
+mod audit;
 mod completions;
 mod config;
 mod consent;
@@ -193,6 +194,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Account(command) => account::run(command, setup()?, output).await,
         Command::Secret(command) => secret::run(command, setup()?, output).await,
         Command::Grant(command) => grant::run(command, setup()?, output).await,
+        Command::Audit(command) => audit::run(command, setup()?, output).await,
         Command::Store(command) => store::run(command, setup()?, output).await,
         Command::Seal(args) => seal::seal(args, setup()?, output).await,
         Command::Open(args) => seal::open(args, setup()?, output).await,

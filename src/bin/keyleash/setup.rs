@@ -14,7 +14,7 @@ use crate::{
 use keyleash::{
     Engine, Error,
     access::{Operation, Policy},
-    config::{Config, ConfigFile, PinSource, Settings, TokenConfig, TokenSelector},
+    config::{AuditConfig, Config, ConfigFile, PinSource, Settings, TokenConfig, TokenSelector},
     engine::{Judge, PolicySource},
     name::{AccountId, CallerId, KekName, KekVersion, TokenName},
     secret::{MemlockPolicy, check_memlock},
@@ -102,6 +102,11 @@ impl Setup {
     /// Where the store is.
     pub(crate) fn store_path(&self) -> &Path {
         &self.config.store
+    }
+
+    /// Where the trail is kept; `None` where none is.
+    pub(crate) fn audit(&self) -> Option<&AuditConfig> {
+        self.config.audit.as_ref()
     }
 
     /// What no OUT may take the place of.

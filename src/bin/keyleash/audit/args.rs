@@ -1,0 +1,152 @@
+//! The command line of `audit`.
+
+use clap::{Args, Subcommand};
+use keyleash::audit::line::Time;
+use std::{ffi::OsString, path::PathBuf};
+
+const VERIFY_HELP: &str = "\
+Examples:
+  keyleash audit verify --key trail.pub
+  keyleash audit verify /srv/audit/web-1 --key trail.pub --kept last-week.note
+
+Ends with 0 when the lines are as they were written, and with 5 when not. Lines
+behind the newest checkpoint are counted: no signature covers them yet. That
+lines and checkpoints were cut back together is noticed by a checkpoint that was
+kept elsewhere alone: --kept.";
+
+const EXTRACT_HELP: &str = "\
+Examples:
+  keyleash audit extract /srv/audit/web-1 --account alice -o alice.extract
+  keyleash audit extract --account alice --from 2026-11-01 --to 2026-12-01 --since october.note
+
+It has whole groups of lines, each up to its tally: up to an hour more than was
+asked for. Of other accounts it shows nothing. Whoever gets it checks it with
+`keyleash audit verify-extract` and the public key.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Audit {
+    /// Say whether trails are as they were written: what was changed, removed, added, reordered or cut, and where. Needs no token.
+    #[command(after_help = VERIFY_HELP)]
+    Verify(Verify),
+    /// Write one account's lines, with the proof that none was left out, changed or added.
+    #[command(after_help = EXTRACT_HELP)]
+    Extract(Extract),
+    /// Say whether an extract proves what it shows. Needs the public key alone.
+    #[command(
+        after_help = "Example:\n  keyleash audit verify-extract alice.extract --key trail.pub --account alice --from 2026-11-01 --to 2026-12-01"
+    )]
+    VerifyExtract(VerifyExtract),
+    /// Show lines, filtered. Verifies nothing.
+    #[command(
+        after_help = "Examples:\n  keyleash audit show --account alice --from 2026-11-26\n  keyleash audit show --failed --caller 'web-*' --json"
+    )]
+    Show(Show),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Keys {
+    /// A public key as `audit key show` prints it, or a file with one on each line.
+    #[arg(long = "key", value_name = "VKEY", required = true)]
+    pub(crate) keys: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Directories of nodes [default: each in the directory of [audit]].
+    #[arg(value_name = "DIR")]
+    pub(crate) nodes: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    /// A file with a checkpoint that was kept elsewhere, which the trail has to lead to.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kept: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Extract {
+    /// The directory of a node [default: the only one in the directory of [audit]].
+    #[arg(value_name = "DIR")]
+    pub(crate) node: Option<PathBuf>,
+    /// Whose lines.
+    #[arg(long, value_name = "ID")]
+    pub(crate) account: OsString,
+    #[command(flatten)]
+    pub(crate) span: Span,
+    /// A file with a checkpoint that whoever gets the extract has already.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) since: Option<PathBuf>,
+    /// Write to this file instead of standard output.
+    #[arg(short, long, value_name = "OUT")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace OUT if it is there.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyExtract {
+    /// The extract; - or nothing for standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) extract: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    /// Whose lines it has to show.
+    #[arg(long, value_name = "ID")]
+    pub(crate) account: Option<OsString>,
+    #[command(flatten)]
+    pub(crate) span: Span,
+    /// A file with a checkpoint from before, which it has to go on from.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) since: Vec<PathBuf>,
+    /// Print its lines, once it is found to prove them.
+    #[arg(long)]
+    pub(crate) lines: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Span {
+    /// From this time on, in UTC: 2026-11-26, or 2026-11-26T01:02:03Z.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) from: Option<Time>,
+    /// Up to this time.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) to: Option<Time>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// Directories of nodes, shown one after the other [default: each in the directory of [audit]].
+    #[arg(value_name = "DIR")]
+    pub(crate) nodes: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) span: Span,
+    /// Of this account; an id, or the beginning of ids with a * behind it. So are the patterns below.
+    #[arg(long, value_name = "ID")]
+    pub(crate) account: Option<String>,
+    /// By this caller.
+    #[arg(long, value_name = "ID")]
+    pub(crate) caller: Option<String>,
+    /// With this KEK.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kek: Option<String>,
+    /// Of this operation: AccountOpen, KeyUnwrap, Denied, ….
+    #[arg(long, value_name = "OPERATION")]
+    pub(crate) operation: Option<String>,
+    /// Of this request: 32 hexadecimal digits.
+    #[arg(long, value_name = "ID")]
+    pub(crate) correlation: Option<String>,
+    /// Those alone that failed or were forbidden.
+    #[arg(long)]
+    pub(crate) failed: bool,
+    /// Tallies too.
+    #[arg(long)]
+    pub(crate) tallies: bool,
+}
+
+/// Parses a time: a date, or a date and a time, in UTC.
+fn time(text: &str) -> Result<Time, String> {
+    let whole = if text.len() == "2026-11-26".len() { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    let since = humantime::parse_rfc3339_weak(&whole).ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    let ms = since.and_then(|since| u64::try_from(since.as_millis()).ok());
+    ms.map(Time::from_unix_ms).ok_or_else(|| "write a time in UTC, as in 2026-11-26 or 2026-11-26T01:02:03Z".into())
+}
