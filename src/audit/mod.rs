@@ -16,6 +16,7 @@ pub mod tree;
 mod verify;
 mod vkey;
 mod walk;
+mod writer;
 
 pub use self::{
     checkpoint::{Checkpoint, Retained, key_name},
@@ -26,4 +27,5 @@ pub use self::{
     verify::{Expected, Fault, FaultKind, Report, verify},
     vkey::{KeyId, Keys, Mac, POINT_BYTES, Vkey},
     walk::{Place, read},
+    writer::{Options, QUEUE_RECORDS_MAX, STALL_MAX, TrailStatus, Writer},
 };

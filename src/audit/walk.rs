@@ -63,15 +63,20 @@ pub(super) fn hour_of(time: &str) -> Option<&str> {
 
 /// The file of an hour of UTC.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct HourFile {
+pub(super) struct HourFile {
     /// As times begin: `2026-11-26T01`.
-    hour: String,
-    is_compressed: bool,
+    pub(super) hour: String,
+    pub(super) is_compressed: bool,
 }
 
 impl HourFile {
+    /// Of an hour that is written, or was not compressed yet.
+    pub(super) fn plain(hour: &str) -> Self {
+        Self { hour: hour.to_owned(), is_compressed: false }
+    }
+
     /// Below the node's directory.
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         let mut parts = self.hour.split(['-', 'T']);
         let mut part = || parts.next().unwrap_or_default();
         let (y, m, d, h) = (part(), part(), part(), part());
@@ -93,7 +98,7 @@ fn numbered(folder: &Path, prefix: &str, digits: usize) -> Result<Vec<String>> {
 }
 
 /// The files of all hours, in order.
-fn hour_files(node: &Path) -> Result<Vec<HourFile>> {
+pub(super) fn hour_files(node: &Path) -> Result<Vec<HourFile>> {
     let mut files = Vec::new();
     for y in numbered(node, "y=", 4)? {
         let year = node.join(format!("y={y}"));
@@ -204,8 +209,17 @@ pub(super) struct Walk {
 impl Walk {
     /// Finds the files.
     pub(super) fn new(node: &Path) -> Result<Self> {
-        let files = hour_files(node)?;
-        Ok(Self { node: node.to_owned(), files, begun: 0, source: None, line: Vec::new(), number: 0, bytes: 0 })
+        Ok(Self::of(node, hour_files(node)?))
+    }
+
+    /// The way through these of them.
+    pub(super) fn of(node: &Path, files: Vec<HourFile>) -> Self {
+        Self { node: node.to_owned(), files, begun: 0, source: None, line: Vec::new(), number: 0, bytes: 0 }
+    }
+
+    /// How many of its files it has come to.
+    pub(super) const fn files_begun(&self) -> usize {
+        self.begun
     }
 
     /// How many files there are.

@@ -1,0 +1,177 @@
+//! The thread that signs: it asks the token and the key store, which may take their time, and touches no file that is written.
+
+use super::queue::{Shared, Signed};
+use crate::{
+    audit::{checkpoint::Checkpoint, note::Note, signer::Signer, tree::Frontier, vkey::Vkey},
+    error::{Error, Result},
+    name::NodeName,
+    store::{KeyStore, StoreVersion, load_checkpoint, record::CheckpointRecord},
+};
+use std::{future::Future, sync::Arc, time::Duration};
+
+/// A signature, or an answer of the store, that takes longer is given up, and asked for again with the next checkpoint.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked whether the disk answers.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What could not be stored is tried again so long after.
+const STORE_AGAIN: Duration = Duration::from_secs(60);
+/// Most checkpoints of which it is not known whether they will be stored.
+const ATTEMPTS_MAX: usize = 8;
+
+/// Who signs, and where the newest checkpoint is stored.
+pub(super) struct Notary {
+    pub(super) shared: Arc<Shared>,
+    pub(super) signer: Arc<dyn Signer>,
+    pub(super) vkey: Vkey,
+    pub(super) origin: String,
+    pub(super) node: NodeName,
+    pub(super) store: Arc<dyn KeyStore>,
+    /// Of what is stored.
+    pub(super) version: Option<StoreVersion>,
+    /// What was stored last, and what this one tried to store since, of which nobody knows whether it will be.
+    pub(super) attempts: Vec<String>,
+    /// What could not be stored.
+    pub(super) failed: Option<Signed>,
+}
+
+impl Notary {
+    /// Until the writing thread has ended. `upkeep` goes on beside.
+    pub(super) async fn run(mut self, upkeep: impl Future<Output = ()>) {
+        let shared = self.shared.clone();
+        let look = async {
+            while !shared.has_ended() {
+                tokio::time::sleep(LOOK_EVERY).await;
+                shared.give_up_stalled();
+            }
+        };
+        let work = async {
+            loop {
+                if tokio::time::timeout(STORE_AGAIN, shared.notary.notified()).await.is_err()
+                    && let Some(signed) = self.failed.take()
+                {
+                    self.shared.lock().unstored.get_or_insert(signed);
+                }
+                while self.work().await {}
+                if shared.has_ended() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = work => {}
+            () = async { tokio::join!(look, upkeep); } => {}
+        }
+    }
+
+    /// One thing that is to be done; false where there is none.
+    async fn work(&mut self) -> bool {
+        let (unstored, unsigned) = {
+            let mut inner = self.shared.lock();
+            let unstored = inner.unstored.take();
+            let unsigned = if unstored.is_none() { inner.unsigned.take() } else { None };
+            inner.signing = unstored.is_some() || unsigned.is_some();
+            (unstored, unsigned)
+        };
+        let (stored, signed) = match (unstored, unsigned) {
+            (Some(signed), _) => {
+                self.failed = None;
+                (self.put(signed).await, None)
+            }
+            (None, Some(frontier)) => (None, Some(self.sign(&frontier).await)),
+            (None, None) => return false,
+        };
+        self.shared.notarized(|inner| {
+            inner.signing = false;
+            inner.stored = stored.unwrap_or(inner.stored);
+            inner.signed = signed.or(inner.signed.take());
+        });
+        true
+    }
+
+    async fn sign(&self, frontier: &Frontier) -> Result<Signed> {
+        let unix = self.shared.clock.wall_unix();
+        let text = Checkpoint::new(&*self.origin, frontier, unix).text();
+        let signature = self.signature(&text).await?;
+        let note = Note::new(text)?.signed(self.vkey.signature(&signature)?).to_string();
+        Ok(Signed { size: frontier.size(), unix, note })
+    }
+
+    /// What the token makes of a text.
+    pub(super) async fn signature(&self, text: &str) -> Result<Vec<u8>> {
+        let (signer, text) = (self.signer.clone(), text.to_owned());
+        // A task of its own, so that one that panics takes nothing else with it.
+        patiently("the token", async move { signer.sign(text.as_bytes()).await }).await
+    }
+
+    /// Stores it. Where it cannot be, a later one takes its place, or it is tried again.
+    async fn put(&mut self, signed: Signed) -> Option<u64> {
+        if self.attempts.len() == ATTEMPTS_MAX {
+            self.attempts.remove(0);
+        }
+        self.attempts.push(signed.note.clone());
+        for _ in 0..ATTEMPTS_MAX {
+            let error = match self.try_put(&signed).await {
+                Ok(()) => {
+                    self.attempts = vec![signed.note];
+                    return Some(signed.size);
+                }
+                Err(Error::Conflict(_) | Error::Exists(_) | Error::NotFound(_)) => match self.look().await {
+                    Ok(true) => continue,
+                    Ok(false) => {
+                        self.shared.doubled(format!(
+                            "another process writes a trail of node {} with this store: give each a node of its own (audit.node), and \
+                             restart",
+                            self.node
+                        ));
+                        return None;
+                    }
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            tracing::warn!("{}: its newest checkpoint could not be stored: {error}", self.shared.name);
+            break;
+        }
+        self.failed = Some(signed);
+        None
+    }
+
+    async fn try_put(&mut self, signed: &Signed) -> Result<()> {
+        let record = CheckpointRecord { node: self.node.clone(), note: signed.note.clone() };
+        let (key, put, store, version) = (record.key(), record.put()?, self.store.clone(), self.version.clone());
+        let stored = patiently("the key store", async move {
+            match version {
+                Some(version) => store.replace(&key, &version, put).await,
+                None => store.create(&key, put).await,
+            }
+        });
+        self.version = Some(stored.await?);
+        Ok(())
+    }
+
+    /// Looks what is stored. False where that is of somebody else; what this one tried to store may have been stored late.
+    async fn look(&mut self) -> Result<bool> {
+        let (store, node) = (self.store.clone(), self.node.clone());
+        let found = patiently("the key store", async move { load_checkpoint(&*store, &node).await }).await?;
+        let (note, version) = found.map(|(record, version)| (record.note, version)).unzip();
+        self.version = version;
+        Ok(note.is_none_or(|note| self.attempts.contains(&note)))
+    }
+}
+
+/// Waits for something that may hang, or panic.
+pub(super) async fn patiently<T: Send + 'static>(
+    who: &str,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let mut task = tokio::spawn(work);
+    match tokio::time::timeout(PATIENCE, &mut task).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) => Err(Error::Trail(format!("{who} failed over it; see the log"))),
+        Err(_) => {
+            task.abort();
+            Err(Error::Trail(format!("{who} has not answered for {} s; see to it", PATIENCE.as_secs())))
+        }
+    }
+}
