@@ -5,9 +5,10 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use keyleash::{
     Result,
     audit::{
-        Checkpoint, Keys, Note, Options, Signer, Vkey, Writer,
+        Checkpoint, Expected, Keys, Note, Options, Signer, Vkey, Writer,
         line::Line,
         tree::{Frontier, leaf_hash},
+        verify,
     },
     clock::{Clock, ManualClock},
     name::{AccountId, NodeName},
@@ -149,6 +150,14 @@ pub(crate) fn read(node: &Path, keys: &Keys) -> (Vec<Line>, Vec<u64>) {
         }
     }
     assert!(bytes.is_empty() || bytes.ends_with(b"\n"), "a torn line");
+    // What the library's own verifier says of it.
+    let store = fs::read_to_string(node.join("checkpoints")).unwrap();
+    if let Some(origin) = store.lines().next() {
+        let mut expected = Expected::by(keys.clone());
+        expected.origin = Some(origin.to_owned());
+        let report = verify(node, &expected).unwrap();
+        assert!(report.faults.is_empty(), "{:?}", report.faults);
+    }
     let (mut frontier, mut roots, mut lines) = (Frontier::new(), Vec::new(), Vec::<Line>::new());
     for text in bytes.split(|byte| *byte == b'\n').filter(|text| !text.is_empty()) {
         let line = Line::parse(text).unwrap();
