@@ -1,23 +1,27 @@
 //! Durable records a second of the trail, beside a bare loop that writes as many bytes in the same groups and syncs each with fdatasync.
-//! Side by side in one run, on the file system of the target folder; the ratio is what counts.
+//! Side by side in one run, on the file system of the target folder; the ratio is what counts. And how fast a trail is verified and
+//! extracted by one thread, and what memory that takes of a trail, and of one that is four times as long.
 //!
 //!     cargo bench --bench audit
 
 // a benchmark that cannot go on must stop
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod common;
+
 use async_trait::async_trait;
+use common::pairs::Spread;
 use keyleash::{
     Result,
-    audit::{Mac, Options, Signer, Vkey, Writer, line::Line},
+    audit::{Expected, Keys, Mac, Options, Request, Signer, Vkey, Writer, extract, key_name, line::Line, verify},
     clock::{Clock, unix_now},
     name::{AccountId, CallerId, NodeName},
-    store::memory::MemoryStore,
+    store::{Key, KeyStore, memory::MemoryStore, record::StoreRecord},
     telemetry::trail::{Asker, Correlation, Deed, Outcome, Record, Trail},
 };
 use std::{
-    fs::File,
-    io::Write,
+    fs::{self, File},
+    io::{self, Write},
     path::Path,
     sync::{
         Arc,
@@ -31,6 +35,13 @@ use zeroize::Zeroizing;
 const CALLERS: u64 = 64;
 /// Records of each in a round.
 const RECORDS: u64 = 100;
+/// Lines of a trail that is read, and how many of the longer one.
+const LINES: u64 = 150_000;
+const LONGER: u64 = 4 * LINES;
+/// Accounts that they are of.
+const ACCOUNTS: u64 = 1_000;
+/// Records that are taken together where nobody waits.
+const BATCH: u64 = 8 * 1024;
 /// Rounds of each side, in turn.
 const ROUNDS: usize = 15;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -105,9 +116,64 @@ fn bare(directory: &Path, round: usize, groups: u64) -> f64 {
     clock.now().since(begin).as_secs_f64()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
+/// A trail of so many lines of data.
+async fn long(directory: &Path, lines: u64) -> (std::path::PathBuf, Expected) {
+    let (store, id) = (MemoryStore::new(), [7; 8]);
+    store.create(&Key::Store, StoreRecord { id }.put().unwrap()).await.unwrap();
+    let (key, vkey) = (Zeroizing::new(vec![7; 32]), Vkey::hmac(&key_name(id), b"id").unwrap());
+    let signer = Memory(key.clone(), vkey.to_string());
+    let options = Options::new(directory, NodeName::new(format!("long-{lines}")).unwrap());
+    let writer = Writer::open(options, Arc::new(store), Arc::new(signer)).await.unwrap();
+    for batch in 0..lines.div_ceil(BATCH) {
+        (batch * BATCH..lines.min((batch + 1) * BATCH)).for_each(|number| writer.note(record(number % ACCOUNTS)));
+        writer.flush().await.unwrap();
+    }
+    writer.close(PATIENCE).await.unwrap();
+    (directory.join(format!("long-{lines}")), Expected::by(Keys::new().with_mac(vkey, Arc::new(key))))
+}
+
+/// KiB of memory that it takes at most, beyond what there is.
+fn most_memory<T>(work: impl FnOnce() -> T) -> (T, u64) {
+    let status = |name: &str| {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    fs::write("/proc/self/clear_refs", "5").unwrap(); // the most from now on
+    let before = status("VmRSS:");
+    let done = work();
+    (done, status("VmHWM:").saturating_sub(before))
+}
+
+/// Verifies and extracts; MB/s of both, and KiB.
+fn read(node: &Path, expected: &Expected) -> ([f64; 2], [u64; 2]) {
+    let clock = Clock::default();
+    let begin = clock.now();
+    let (report, verify_kib) = most_memory(|| verify(node, expected).unwrap());
+    assert!(report.is_whole() && report.uncovered() == 0);
+    let megabytes = report.bytes as f64 / 1e6;
+    let verified = megabytes / clock.now().since(begin).as_secs_f64();
+    let begin = clock.now();
+    let request = Request::all(AccountId::new("tenant-7").unwrap());
+    let (extracted, extract_kib) = most_memory(|| extract(node, &request, &mut io::sink()).unwrap());
+    assert!(extracted.lines > 0);
+    ([verified, megabytes / clock.now().since(begin).as_secs_f64()], [verify_kib, extract_kib])
+}
+
+/// Leaves a row for `benches/report`, which sets `BENCH_REPORT_DIR`, and gives what is in the middle.
+fn row(key: &str, values: Vec<f64>, note: &str) -> f64 {
+    let Spread { low, median, high } = Spread::of(values);
+    if let Some(report) = std::env::var_os("BENCH_REPORT_DIR") {
+        let row = serde_json::json!({ "value": median, "low": low, "high": high, "note": note });
+        let rows = Path::new(&report).join("rows");
+        fs::create_dir_all(&rows).unwrap();
+        fs::write(rows.join(format!("{key}.json")), row.to_string()).unwrap();
+    }
+    median
+}
+
+fn median(values: &[f64]) -> f64 {
+    Spread::of(values.to_vec()).median
 }
 
 fn main() {
@@ -121,7 +187,27 @@ fn main() {
         groups.push((CALLERS * RECORDS) as f64 / syncs as f64);
     }
     let ratios = ours.iter().zip(&bares).map(|(ours, bare)| ours / bare).collect();
-    println!("trail:          {:>9.0} durable records/s", median(ours));
-    println!("write+fdatasync {:>9.0} durable records/s, in the same groups of {:.0}", median(bares), median(groups));
-    println!("ratio:          {:>9.2} (target 0.80)", median(ratios));
+    println!("trail:          {:>9.0} durable records/s", median(&ours));
+    println!("write+fdatasync {:>9.0} durable records/s, in the same groups of {:.0}", median(&bares), median(&groups));
+    let note = format!("{:.0} records a second, {:.0} in a group", median(&ours), median(&groups));
+    println!("ratio:          {:>9.2} (target 0.80)", row("trail", ratios, &note));
+    let mut most = Vec::new();
+    for lines in [LINES, LONGER] {
+        let (node, expected) = runtime.block_on(long(directory.path(), lines));
+        let rounds: Vec<_> = (0..ROUNDS / 3).map(|_| read(&node, &expected)).collect();
+        let of = |which: usize| rounds.iter().map(|(speed, _)| speed[which]).collect();
+        let note = format!("{lines} lines of {ACCOUNTS} accounts");
+        println!("verify:         {:>9.0} MB/s of {lines} lines (target 200)", row("trail, verify", of(0), &note));
+        println!("extract:        {:>9.0} MB/s of {lines} lines", row("trail, extract", of(1), &note));
+        most.push([0, 1].map(|which| rounds.iter().map(|(_, kib)| kib[which]).max().unwrap()));
+        println!(
+            "memory:         {:>9} KiB to verify, {} KiB to extract",
+            most.last().unwrap()[0],
+            most.last().unwrap()[1]
+        );
+    }
+    let before = 1024; // what is not told apart from nothing
+    let ratios = [0, 1].map(|which| (before + most[1][which]) as f64 / (before + most[0][which]) as f64);
+    let note = format!("KiB to verify {} and {}, to extract {} and {}", most[0][0], most[1][0], most[0][1], most[1][1]);
+    println!("memory, longer: {:>9.2} (target 1.10)", row("trail, memory", ratios.to_vec(), &note));
 }

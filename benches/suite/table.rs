@@ -169,7 +169,7 @@ fn digits(unit: Unit) -> usize {
     match unit {
         Unit::Ratio => 2,
         Unit::Milliseconds => 2,
-        Unit::Nanoseconds | Unit::Bytes => 0,
+        Unit::Nanoseconds | Unit::Bytes | Unit::MegabytesASecond => 0,
         Unit::Calls => 2,
     }
 }
@@ -185,6 +185,7 @@ fn show(value: f64, unit: Unit) -> String {
         Unit::Nanoseconds => format!("{value:.0} ns"),
         Unit::Milliseconds => format!("{value:.2} ms"),
         Unit::Bytes => format!("{value:.0} bytes"),
+        Unit::MegabytesASecond => format!("{value:.0} MB/s"),
         Unit::Calls if value.fract() == 0.0 => format!("{value:.0}"),
         Unit::Calls => format!("{value:.2}"),
     }

@@ -21,6 +21,7 @@ pub(crate) enum Unit {
     Nanoseconds,
     Milliseconds,
     Bytes,
+    MegabytesASecond,
     Calls,
 }
 
@@ -65,7 +66,7 @@ const MISS_COLD: &str =
 const MISS_REWRAP: &str = "a re-wrap takes that much longer than the token alone would; blocks flow meanwhile";
 
 use Bound::{AtLeast, AtMost, Beside, Exactly, MoreThan, Reported};
-use Unit::{Bytes, Calls, Milliseconds, Nanoseconds, Ratio};
+use Unit::{Bytes, Calls, MegabytesASecond, Milliseconds, Nanoseconds, Ratio};
 
 /// All rows, in the order of the table.
 #[rustfmt::skip]
@@ -111,6 +112,10 @@ pub(crate) const TARGETS: &[Target] = &[
     row("rewrap 1, module", "the same against a thread that makes the module's calls alone", Beside, Ratio).by("benches/rewrap.rs"),
     row("rewrap 2", "re-wrap against a bare loop of the same token calls: two workers", AtLeast(0.7), Ratio).by("benches/rewrap.rs").miss(MISS_REWRAP),
     row("rewrap 2, module", "the same against two threads that make the module's calls alone", Beside, Ratio).by("benches/rewrap.rs"),
+    row("trail", "durable records of the trail, 64 callers who wait for each, against a bare loop that writes as much and syncs it with fdatasync in the same groups", AtLeast(0.8), Ratio).by("benches/audit.rs"),
+    row("trail, verify", "`keyleash audit verify` of a trail, one thread", AtLeast(200.0), MegabytesASecond).by("benches/audit.rs"),
+    row("trail, extract", "`keyleash audit extract` of one account's lines, one thread", Reported, MegabytesASecond).by("benches/audit.rs"),
+    row("trail, memory", "memory of a verification and of an extract of a trail four times as long, against the shorter one's", AtMost(1.1), Ratio).by("benches/audit.rs"),
     row("file, rage", "`keyleash seal` of a file, until it is on the disk, against `rage`", MoreThan(1.0), Ratio),
     row("file, gpg", "the same against `gpg --symmetric`", MoreThan(1.0), Ratio),
     row("file, cat", "the same against a plain copy (`cat`)", Reported, Ratio),

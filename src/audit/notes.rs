@@ -42,12 +42,18 @@ pub(super) struct Notes {
 impl Notes {
     /// Of a file that may not be there.
     pub(super) fn open(file: &Path) -> io::Result<Self> {
-        let reader = match File::open(file) {
-            Ok(file) => Some(BufReader::new(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { reader, held: None, lines: 0, line: 0 })
+        match File::open(file) {
+            Ok(file) => Ok(Self::of(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Self { reader: None, held: None, lines: 0, line: 0 })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Of this one.
+    pub(super) fn of(file: File) -> Self {
+        Self { reader: Some(BufReader::new(file)), held: None, lines: 0, line: 0 }
     }
 
     fn block(&mut self) -> io::Result<Option<Block>> {

@@ -27,8 +27,18 @@ const KILLS_DEFAULT: u64 = 6;
 /// What a file may have in the test of a full disk, in blocks of 512 bytes, or of 1024: shells differ.
 const FILE_BLOCKS: u64 = 64;
 
+/// The store, as soon as nobody has it any more: a writer that was closed lets go of it on a thread of its own, and a process that another
+/// test is about to start may have it for an instant.
 async fn store(directory: &Path) -> Arc<dyn KeyStore> {
-    Arc::new(RedbStore::open_or_create(directory.join("store.redb")).await.unwrap())
+    for _ in 0..12_000 {
+        match RedbStore::open_or_create(directory.join("store.redb")).await {
+            Ok(store) => return Arc::new(store),
+            Err(Error::Store(what)) if what.contains("another process") => {}
+            Err(error) => panic!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the store is held for two minutes");
 }
 
 /// The child of the test that kills: says of each record that it is durable.

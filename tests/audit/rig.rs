@@ -230,6 +230,11 @@ pub(crate) fn operations(lines: &[Line]) -> Vec<&str> {
     lines.iter().map(|line| line.operation.as_str()).collect()
 }
 
+/// Waits until the writer has ended its turn. A clock that goes on within one makes the disk one that does not answer.
+pub(crate) fn at_rest(writer: &Writer) {
+    until("at rest", || writer.status().unwrap().waiting == 0);
+}
+
 /// Waits for something that comes by itself, however busy the machine is.
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..12_000 {

@@ -1,6 +1,6 @@
 //! The writer of a trail: what was acknowledged is there, and what is not kept is told.
 
-use crate::rig::{NODE, PATIENCE, Rig, START_MS, TestSigner, admin, data, numbers, operations, record, until};
+use crate::rig::{NODE, PATIENCE, Rig, START_MS, TestSigner, admin, at_rest, data, numbers, operations, record, until};
 use keyleash::{
     Error,
     audit::{Checkpoint, Note, QUEUE_RECORDS_MAX, STALL_MAX, Signer, Vkey},
@@ -435,6 +435,7 @@ async fn files_are_compressed_after_a_day_and_removed_by_age_with_a_note_in_thei
     let day = |days: u64, number| record(START_MS + days * 24 * HOUR_MS, Deed::KekCreate, Outcome::Asked, number);
     for days in 0..3_u32 {
         writer.write(day(u64::from(days), u128::from(days))).await.unwrap();
+        at_rest(&writer);
         manual.advance(DAY);
     }
     until("compressed", || rig.files().iter().filter(|file| file.ends_with(".gz")).count() == 2);

@@ -228,8 +228,7 @@ impl Writer {
         shared.lock().checkpoint = newest.map(|checkpoint| (checkpoint.size, checkpoint.time.unwrap_or_default()));
         let folder = found.disk.node().to_owned();
         let scribe = Scribe::new(shared.clone(), found);
-        let (stored, version) = stored.unzip();
-        let attempts = stored.map(|record| record.note).into_iter().collect();
+        let version = stored.map(|(_, version)| version);
         let notary = Notary {
             shared: shared.clone(),
             signer,
@@ -238,7 +237,7 @@ impl Writer {
             node: node.clone(),
             store: store.clone(),
             version,
-            attempts,
+            folder: folder.clone(),
             failed: None,
         };
         let upkeep = Upkeep { shared: shared.clone(), folder, trust, origin, store, options };

@@ -1,13 +1,31 @@
-//! The thread that signs: it asks the token and the key store, which may take their time, and touches no file that is written.
+//! The thread that signs: it asks the token and the key store, which may take their time, and writes no file.
 
-use super::queue::{Shared, Signed};
+use super::{
+    disk::CHECKPOINTS,
+    on_thread,
+    queue::{Shared, Signed},
+};
 use crate::{
-    audit::{checkpoint::Checkpoint, note::Note, signer::Signer, tree::Frontier, vkey::Vkey},
+    audit::{
+        checkpoint::Checkpoint,
+        note::Note,
+        notes::{Next, Notes},
+        signer::Signer,
+        tree::Frontier,
+        vkey::Vkey,
+    },
     error::{Error, Result},
     name::NodeName,
     store::{KeyStore, StoreVersion, load_checkpoint, record::CheckpointRecord},
 };
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    future::Future,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 /// A signature, or an answer of the store, that takes longer is given up, and asked for again with the next checkpoint.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -16,8 +34,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What could not be stored is tried again so long after.
 const STORE_AGAIN: Duration = Duration::from_secs(60);
-/// Most checkpoints of which it is not known whether they will be stored.
-const ATTEMPTS_MAX: usize = 8;
+/// How often a checkpoint is put again at once, because another of ours came late in between.
+const PUTS_MAX: usize = 8;
 
 /// Who signs, and where the newest checkpoint is stored.
 pub(super) struct Notary {
@@ -29,8 +47,8 @@ pub(super) struct Notary {
     pub(super) store: Arc<dyn KeyStore>,
     /// Of what is stored.
     pub(super) version: Option<StoreVersion>,
-    /// What was stored last, and what this one tried to store since, of which nobody knows whether it will be.
-    pub(super) attempts: Vec<String>,
+    /// The node's directory.
+    pub(super) folder: PathBuf,
     /// What could not be stored.
     pub(super) failed: Option<Signed>,
 }
@@ -106,16 +124,9 @@ impl Notary {
 
     /// Stores it. Where it cannot be, a later one takes its place, or it is tried again.
     async fn put(&mut self, signed: Signed) -> Option<u64> {
-        if self.attempts.len() == ATTEMPTS_MAX {
-            self.attempts.remove(0);
-        }
-        self.attempts.push(signed.note.clone());
-        for _ in 0..ATTEMPTS_MAX {
+        for _ in 0..PUTS_MAX {
             let error = match self.try_put(&signed).await {
-                Ok(()) => {
-                    self.attempts = vec![signed.note];
-                    return Some(signed.size);
-                }
+                Ok(()) => return Some(signed.size),
                 Err(Error::Conflict(_) | Error::Exists(_) | Error::NotFound(_)) => match self.look().await {
                     Ok(true) => continue,
                     Ok(false) => {
@@ -150,14 +161,30 @@ impl Notary {
         Ok(())
     }
 
-    /// Looks what is stored. False where that is of somebody else; what this one tried to store may have been stored late.
+    /// Looks what is stored. False where that is of somebody else.
     async fn look(&mut self) -> Result<bool> {
         let (store, node) = (self.store.clone(), self.node.clone());
         let found = patiently("the key store", async move { load_checkpoint(&*store, &node).await }).await?;
         let (note, version) = found.map(|(record, version)| (record.note, version)).unzip();
         self.version = version;
-        Ok(note.is_none_or(|note| self.attempts.contains(&note)))
+        let Some(note) = note else { return Ok(true) };
+        let place = self.folder.join(CHECKPOINTS);
+        on_thread(move || is_among(&place, &note)).await
     }
+}
+
+/// Whether a checkpoint is one of those in a directory. Each stands there before it is stored: so one that was stored late is known, however
+/// late, and also one of a process that ended as it stored it.
+fn is_among(place: &Path, note: &str) -> Result<bool> {
+    let failed = |error: io::Error| Error::Trail(format!("{}: {error}; see to the disk", place.display()));
+    // One that is just being put back tells of nothing.
+    let mut notes = Notes::of(File::open(place).map_err(failed)?);
+    while let Some(next) = notes.next().map_err(failed)? {
+        if matches!(next, Next::Note(there) if there.to_string() == note) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Waits for something that may hang, or panic.
