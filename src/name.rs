@@ -302,6 +302,11 @@ impl GrantId {
         Ok(Self(id.into()))
     }
 
+    /// That of a grant which has none yet.
+    pub(crate) fn of_new() -> Self {
+        Self("new".into())
+    }
+
     /// That of a grant in a store.
     pub(crate) fn of_store(number: u32) -> Self {
         Self(format!("{number:08x}").into())

@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
-        atomic::{AtomicU32, Ordering, fence},
+        atomic::{AtomicBool, AtomicU32, Ordering, fence},
     },
 };
 
@@ -39,8 +39,12 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Force {
     state: RwLock<Arc<State>>,
+    /// There is no policy.
+    is_open: AtomicBool,
     /// What a caller without a name may do: all, or nothing.
     unnamed: AtomicU32,
+    /// Why nobody may do anything to data, whatever is granted.
+    withheld: RwLock<Option<Error>>,
     permits: Mutex<Vec<Weak<Permit>>>,
 }
 
@@ -49,7 +53,9 @@ impl Force {
     pub(crate) fn unread() -> Arc<Self> {
         Arc::new(Self {
             state: RwLock::new(Arc::new(State::Unread)),
+            is_open: AtomicBool::new(false),
             unnamed: AtomicU32::new(0),
+            withheld: RwLock::default(),
             permits: Mutex::default(),
         })
     }
@@ -74,9 +80,31 @@ impl Force {
     fn set(&self, state: State) {
         {
             let mut now = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            let unnamed = if matches!(state, State::Open) { Operations::ALL } else { Operations::NONE };
-            self.unnamed.store(unnamed.bits(), Ordering::Release);
+            self.is_open.store(matches!(state, State::Open), Ordering::Release);
             *now = Arc::new(state);
+        }
+        self.work_out();
+    }
+
+    /// From now on all handles are refused, for this reason; or by what is granted alone, again.
+    pub(crate) fn withhold(&self, why: Option<Error>) {
+        *self.withheld.write().unwrap_or_else(PoisonError::into_inner) = why;
+        self.work_out();
+    }
+
+    /// Why nobody may do anything to data.
+    pub(crate) fn withheld(&self) -> Option<Error> {
+        self.withheld.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Writes anew what each handle reads.
+    fn work_out(&self) {
+        {
+            // Nobody else's until it is written, so that of two changes the last is what is written.
+            let withheld = self.withheld.write().unwrap_or_else(PoisonError::into_inner);
+            let has_all = self.is_open() && withheld.is_none();
+            let unnamed = if has_all { Operations::ALL } else { Operations::NONE };
+            self.unnamed.store(unnamed.bits(), Ordering::Release);
         }
         let permits: Vec<_> = self.permits().iter().filter_map(Weak::upgrade).collect();
         permits.iter().for_each(|permit| permit.work_out(|| None));
@@ -94,7 +122,7 @@ impl Force {
     /// True where there is no policy.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
-        self.unnamed.load(Ordering::Acquire) != 0
+        self.is_open.load(Ordering::Acquire)
     }
 
     /// True before anything is known.
@@ -137,6 +165,9 @@ impl Force {
     }
 
     fn operations(&self, caller: &CallerId, on: Scope<'_>) -> Operations {
+        if self.withheld().is_some() {
+            return Operations::NONE;
+        }
         match &*self.state() {
             State::Open => Operations::ALL,
             State::Governed(policies) => {

@@ -107,6 +107,11 @@ impl Operation {
         }
     }
 
+    /// Whether it gives or takes data, rather than changing what there is.
+    pub(crate) const fn is_of_data(self) -> bool {
+        matches!(self, Self::Unwrap | Self::Seal | Self::Open | Self::SecretGet)
+    }
+
     /// The operation of this name.
     ///
     /// # Errors

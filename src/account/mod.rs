@@ -10,14 +10,16 @@ use crate::{
     block::{self, Address, Backend, BlockHeader, Sealer, Suite},
     clock::Instant,
     error::{Error, Result},
-    keyring::{Keyring, Owner},
-    name::{AccountId, CallerId},
+    keyring::{Keyring, Owner, on_trail::asked_by_blocking},
+    name::{AccountId, CallerId, KekName},
     planted,
     secret::{fork, in_flight::Operation},
     slots::{
         account_keys::AccountKeys,
         slot::{AekSlot, Selection},
+        tally::Tally,
     },
+    telemetry::trail::{Deed, Outcome, Why},
 };
 use std::{fmt, sync::Arc};
 
@@ -57,6 +59,8 @@ pub struct Account {
     suite: Suite,
     /// What the caller may do who opened it; `None` for one without a name.
     permit: Option<Arc<Permit>>,
+    /// Where it is counted what is done; `None` without a trail.
+    tally: Option<Arc<Tally>>,
 }
 
 impl Selection<'_> {
@@ -73,9 +77,18 @@ impl Account {
         keys: Arc<AccountKeys>,
         owner: Arc<Owner>,
         permit: Option<Arc<Permit>>,
+        tally: Option<Arc<Tally>>,
         (backend, suite): (Backend, Suite),
     ) -> Self {
-        Self { keys, owner, backend, suite, permit }
+        Self { keys, owner, backend, suite, permit, tally }
+    }
+
+    /// As [`Account::expect`], and counts nothing.
+    pub(crate) fn may(&self, operation: Granted) -> Result<()> {
+        match self.keyring().access.force.lets(self.permit.as_deref(), operation) {
+            true => Ok(()),
+            false => Err(self.why_forbidden(operation)),
+        }
     }
 
     /// Whether the caller may still do this who opened the handle.
@@ -90,9 +103,27 @@ impl Account {
     #[cold]
     #[inline(never)]
     fn forbidden(&self, operation: Granted) -> Error {
+        let why = self.why_forbidden(operation);
+        if let (Error::Forbidden(_), Some(tally)) = (&why, &self.tally)
+            && tally.forbidden()
+        {
+            asked_by_blocking(Some(tally.who.asks()), || {
+                let outcome = || Outcome::Failed(Why::of(&why));
+                self.keyring().note_of(Deed::Forbidden, outcome, |record| {
+                    (record.on.account, record.on.asked) = (Some(self.id().clone()), Some(Deed::Blocks));
+                });
+            });
+        }
+        why
+    }
+
+    fn why_forbidden(&self, operation: Granted) -> Error {
         let on = Scope::account(self.id(), None);
         if let Err(forked) = fork::refuse_child() {
             return forked; // where a lock may be held for good
+        }
+        if let Some(why) = self.keyring().access.force.withheld() {
+            return why;
         }
         let asked = match &self.permit {
             Some(permit) => permit.ask(operation),
@@ -110,6 +141,11 @@ impl Account {
     #[cfg(feature = "secrets")]
     pub(crate) fn keys(&self) -> &Arc<AccountKeys> {
         &self.keys
+    }
+
+    /// The KEK that the account is under.
+    pub(crate) fn kek(&self) -> KekName {
+        self.keys.kek().clone()
     }
 
     /// The account's id.
@@ -140,10 +176,12 @@ impl Account {
         self.expect(Granted::Seal)?;
         let mut header = BlockHeader::blank();
         let mut operation = Operation::enter();
+        let thread = operation.thread();
         let outcome = self.to_seal(&mut operation, buf.len()).and_then(|key| {
             let sealer = self.sealer(&key);
             sealer.seal(self.suite, key.aek_version, address, buf.into(), &mut header)?;
             if key.still_holds(buf.len(), self.keyring()) {
+                self.tally_sealed(thread, buf.len());
                 return Ok(());
             }
             // Nothing is lost: the caller may have no other copy of the plaintext.
@@ -167,10 +205,12 @@ impl Account {
         self.expect(Granted::Open)?;
         let slot = self.slot_of(header)?;
         let mut operation = Operation::enter();
+        let thread = operation.thread();
         let outcome = self.select(&mut operation, slot).and_then(|key| {
             let sealer = self.sealer(&key);
             sealer.open_in_place(header, address, buf)?;
             if key.still_holds(buf.len(), self.keyring()) {
+                self.tally_opened(thread, buf.len());
                 planted::on_opened(buf);
                 return Ok(());
             }
@@ -214,6 +254,8 @@ impl Account {
             let resealed = sealer.seal_in_place(self.suite, new_key.aek_version, &address, buf);
             let resealed = resealed.inspect_err(|_| buf.fill(0))?; // it may hold plaintext
             if old_key.still_holds(buf.len(), self.keyring()) && new_key.still_holds(buf.len(), self.keyring()) {
+                self.tally_opened(thread, buf.len());
+                self.tally_sealed(thread, buf.len());
                 return Ok(resealed);
             }
             sealer.open_in_place(&resealed, &address, buf)?;
@@ -241,10 +283,12 @@ impl Account {
         self.expect(Granted::Seal)?;
         let mut header = BlockHeader::blank();
         let mut operation = Operation::enter();
+        let thread = operation.thread();
         let outcome = self.to_seal(&mut operation, plaintext.len()).and_then(|key| {
             let buf = block::pair(plaintext, ciphertext)?;
             self.sealer(&key).seal(self.suite, key.aek_version, address, buf, &mut header)?;
             if key.still_holds(plaintext.len(), self.keyring()) {
+                self.tally_sealed(thread, plaintext.len());
                 return Ok(());
             }
             ciphertext.fill(0);
@@ -278,9 +322,11 @@ impl Account {
         self.expect(Granted::Open)?;
         let slot = self.slot_of(header)?;
         let mut operation = Operation::enter();
+        let thread = operation.thread();
         let outcome = self.select(&mut operation, slot).and_then(|key| {
             self.sealer(&key).open_into(header, address, ciphertext, plaintext)?;
             if key.still_holds(ciphertext.len(), self.keyring()) {
+                self.tally_opened(thread, ciphertext.len());
                 return Ok(());
             }
             plaintext.fill(0);
@@ -344,6 +390,22 @@ impl Account {
     fn count(&self, thread: usize, key: &Selection<'_>, bytes: usize) -> Result<()> {
         block::check_len(bytes)?;
         key.meter.count(thread, bytes, || self.keyring().clock.now())
+    }
+
+    /// For the trail.
+    #[inline(always)]
+    fn tally_sealed(&self, thread: usize, bytes: usize) {
+        if let Some(tally) = &self.tally {
+            tally.sealed(thread, bytes);
+        }
+    }
+
+    /// For the trail.
+    #[inline(always)]
+    fn tally_opened(&self, thread: usize, bytes: usize) {
+        if let Some(tally) = &self.tally {
+            tally.opened(thread, bytes);
+        }
     }
 
     #[inline(always)]

@@ -5,10 +5,14 @@ use crate::{
     access::{Operation as Granted, Scope, forbidden},
     block::{Address, BlockHeader},
     error::{Corrupt, Error, Result},
-    keyring::made_anew,
+    keyring::{
+        made_anew,
+        on_trail::{asked_by, asked_by_blocking, asker},
+    },
     secret::fork,
     slots::account_keys::AccountKeys,
     store::record::Usage,
+    telemetry::trail::Asker,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::task::coop;
@@ -62,7 +66,7 @@ impl Account {
         coop::consume_budget().await;
         self.expect(Granted::Unwrap)?;
         let (keyring, id, permit) = (self.keyring().clone(), self.id().clone(), self.permit.clone());
-        let keys = self.keyring().home.call_without_end(async move {
+        let keys = self.keyring().home.call_without_end(asked_by(self.asker(), async move {
             loop {
                 let changed = keyring.changed.notified();
                 tokio::pin!(changed);
@@ -88,7 +92,7 @@ impl Account {
                 let again = keyring.clock.now().plus(READY_RETRY);
                 keyring.clock.until(again, changed).await;
             }
-        });
+        }));
         self.is_of(&keys.await?)
     }
 
@@ -138,7 +142,7 @@ impl Account {
         coop::consume_budget().await;
         self.expect(Granted::Unwrap)?;
         // Through the index, so that an evicted account is counted again.
-        self.is_of(&self.keyring().open_for_caller(self.id()).await?)
+        self.is_of(&self.asking(self.keyring().open_for_caller(self.id())).await?)
     }
 
     /// As [`Account::warm`], for a caller without a runtime: blocks the thread until the key is there, or `patience` is over. Not on a
@@ -148,7 +152,8 @@ impl Account {
     /// As [`Account::warm`]; [`Error::Cold`] when `patience` is over.
     pub fn warm_blocking(&self, patience: Duration) -> Result<()> {
         self.expect(Granted::Unwrap)?;
-        self.is_of(&self.keyring().open_blocking(self.caller(), self.id(), patience)?)
+        let open = || self.keyring().open_blocking(self.caller(), self.id(), patience);
+        self.is_of(&asked_by_blocking(self.asker(), open)?)
     }
 
     /// As [`Account::warm`], for opening the block that `header` belongs to, which may be of an older AEK version.
@@ -160,14 +165,23 @@ impl Account {
         self.expect(Granted::Unwrap)?;
         if matches!(self.slot_of(header), Err(Error::Cold { .. })) {
             let (keyring, id) = (self.keyring().clone(), self.id().clone());
-            self.keyring().home.call(async move { keyring.learn(&id).await }).await?;
+            self.asking(self.keyring().call(async move { keyring.learn(&id).await })).await?;
         }
         let aek_version = header.aek_version();
         let slot = self.keys.version(aek_version).ok_or_else(|| self.keys.absent(aek_version))?;
-        self.keyring().warm_for_caller(slot).await.map_err(|error| match error {
+        self.asking(self.keyring().warm_for_caller(slot)).await.map_err(|error| match error {
             Error::Corrupt(Corrupt::AekVersion(aek_version)) => self.keys.absent(aek_version),
             error => error,
         })
+    }
+
+    /// Who asks by the handle: whose call this is on the way of, or who opened it.
+    fn asker(&self) -> Option<Asker> {
+        asker().or_else(|| self.tally.as_ref().map(|tally| tally.who.asks()))
+    }
+
+    fn asking<W: Future>(&self, work: W) -> impl Future<Output = W::Output> {
+        asked_by(self.asker(), work)
     }
 
     /// The keys of the account are its own, and not those of one that was made anew.
@@ -188,7 +202,7 @@ impl Account {
         let aek_version = header.aek_version();
         let slot = self.keys.version(aek_version).ok_or_else(|| self.keys.absent(aek_version))?.clone();
         let keyring = self.keyring().clone();
-        let confirmed = self.keyring().home.call(async move { keyring.confirm(&slot).await }).await;
+        let confirmed = self.asking(self.keyring().call(async move { keyring.confirm(&slot).await })).await;
         confirmed.map_err(|error| match error {
             Error::Corrupt(Corrupt::AekVersion(aek_version)) => self.keys.absent(aek_version),
             error => error,

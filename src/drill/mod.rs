@@ -119,9 +119,10 @@ use crate::{
     access::Operation,
     clock::{Clock, unix_now},
     config::RESUMPTION_MAX,
-    engine::Engine,
+    engine::{Act, Engine},
     keyring::On,
     name::{AccountId, KekName},
+    telemetry::trail::{Deed, Outcome, Why},
     token::Token,
 };
 use std::{
@@ -210,7 +211,16 @@ impl Drill {
     /// What the operator's acts fail with; [`Error`] when the KEK is not there, the drill would show nothing of it, the load panicked, the
     /// system does not let the process search its own memory, or a rotation failed.
     pub async fn run<O: Operator>(self, scenario: Scenario, operator: &mut O) -> Result<Report, O::Error> {
-        self.engine.permit(&[Operation::Drill], On::Kek(&self.kek)).await.map_err(Error::from)?;
+        let act = Act::new(Deed::DrillPlay, &[Operation::Drill], On::Kek(&self.kek));
+        let asked = self.engine.ask(act).await.map_err(Error::from)?;
+        let played = self.play(scenario, operator).await;
+        let outcome = if played.is_ok() { Outcome::Done } else { Outcome::Failed(Why::unknown()) };
+        let lines = asked.into_iter().flat_map(|(_, lines)| lines);
+        lines.for_each(|line| line.note_end(outcome.clone()));
+        played
+    }
+
+    async fn play<O: Operator>(self, scenario: Scenario, operator: &mut O) -> Result<Report, O::Error> {
         let settings = self.engine.settings().clone();
         let patience = self.patience.unwrap_or(RESUMPTION_MAX.saturating_add(self.slack));
         let terms = Terms { settings, timeout: self.tap.call_timeout(), slack: self.slack, patience };

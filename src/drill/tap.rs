@@ -98,6 +98,10 @@ impl Token for Tap {
         self.token.call_timeout()
     }
 
+    fn serial(&self) -> Option<String> {
+        self.token.serial()
+    }
+
     fn in_flight(&self) -> usize {
         self.token.in_flight()
     }

@@ -1,6 +1,6 @@
 //! Accounts: made, opened, rotated, moved, deleted and purged.
 
-use super::Engine;
+use super::{Act, Engine};
 use crate::{
     access::Operation,
     account::Account,
@@ -12,6 +12,7 @@ use crate::{
         Key,
         record::{AccountRecord, Deletion},
     },
+    telemetry::trail::Deed,
 };
 use std::{sync::atomic::Ordering, time::Duration};
 use tokio::task::coop;
@@ -34,11 +35,11 @@ impl Engine {
     /// [`Error::Exists`]; [`Error::NotFound`] for the KEK; [`Error::Denied`], [`Error::Unreachable`],
     /// [`Error::Misconfigured`] from the token; [`Error::Store`]: then nothing was acknowledged.
     pub async fn create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
-        self.permit(&[Operation::Create, Operation::Wrap], On::Under(id, kek)).await?;
+        let act = Act::new(Deed::AccountCreate, &[Operation::Create, Operation::Wrap], On::Under(id, kek));
         let (account, kek) = (id.clone(), kek.clone());
-        match self.at_home(|keyring| async move { keyring.create_account(&account, &kek).await }).await {
+        match self.act(act, |keyring| async move { keyring.create_account(&account, &kek).await }).await {
             // When it was deleted is for those to know who may see it.
-            Err(exists @ Error::Exists(_)) => match self.permit(&[Operation::Get], On::Account(id)).await {
+            Err(exists @ Error::Exists(_)) => match self.may(&[Operation::Get], On::Account(id)).await {
                 Err(_) => Err(Error::Exists(format!("account {id}"))),
                 Ok(()) => Err(exists),
             },
@@ -53,10 +54,10 @@ impl Engine {
     /// As [`Engine::account`] of one that is there, [`Error::NotFound`] of one that was deleted too: it is not made anew. Else as
     /// [`Engine::create_account`].
     pub async fn get_or_create_account(&self, id: &AccountId, kek: &KekName) -> Result<Account> {
-        match self.account(id).await {
+        match self.open_account(id).await {
             // Forbidden is said of what is not there, too.
             Err(Error::NotFound(_) | Error::Forbidden(_)) => {}
-            found => return found,
+            found => return self.telling_open(id, async { found }).await,
         }
         match self.create_account(id, kek).await {
             Err(Error::Exists(_)) => self.account(id).await, // somebody else was faster, or it was deleted, which this says
@@ -73,13 +74,20 @@ impl Engine {
     /// longer than an `aek_ttl`, several times: the token is overloaded.
     pub async fn account(&self, id: &AccountId) -> Result<Account> {
         coop::consume_budget().await;
+        match self.is_on_trail() {
+            false => self.open_account(id).await,
+            true => self.telling_open(id, Box::pin(self.open_account(id))).await,
+        }
+    }
+
+    async fn open_account(&self, id: &AccountId) -> Result<Account> {
         let keys = match self.own {
             Some(_) => self.keyring().open_for_caller(id).await?,
-            None => self.keyring().open_permitted(self.caller.as_ref(), id).await?,
+            None => self.keyring().open_permitted(self.who.caller.as_ref(), id).await?,
         };
         let account = self.handle(keys.clone());
         // By the KEK that it is under now; it may have been moved since it was asked for.
-        account.expect(Operation::Unwrap)?;
+        account.may(Operation::Unwrap)?;
         let leash = &keys.current().leash;
         if leash.of_retired_kek.load(Ordering::SeqCst) {
             // Left there by a release whose writes did not rest on the KEK's record. What is sealed from now on must not hang on a
@@ -96,9 +104,11 @@ impl Engine {
     /// # Errors
     /// As [`Engine::account`]; [`Error::Cold`] when `patience` is over; [`Error::Invalid`] for an engine on the current runtime.
     pub fn account_blocking(&self, id: &AccountId, patience: Duration) -> Result<Account> {
-        let account = self.handle(self.keyring().open_blocking(self.caller.as_ref(), id, patience)?);
-        account.expect(Operation::Unwrap)?;
-        Ok(account)
+        self.telling_open_blocking(id, || {
+            let account = self.handle(self.keyring().open_blocking(self.who.caller.as_ref(), id, patience)?);
+            account.may(Operation::Unwrap)?;
+            Ok(account)
+        })
     }
 
     /// The record of an account: everything but secrets.
@@ -117,7 +127,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`]; [`Error::Invalid`] for a limit of 0.
     pub async fn accounts(&self, after: Option<&AccountId>, limit: usize) -> Result<AccountPage> {
-        let (caller, after) = (self.caller.clone(), after.map(|id| Key::Account(id.clone())));
+        let (caller, after) = (self.who.caller.clone(), after.map(|id| Key::Account(id.clone())));
         let (ids, next) =
             self.at_home(|keyring| async move { keyring.accounts_for(caller.as_ref(), after, limit).await }).await?;
         Ok(AccountPage { ids, next })
@@ -132,9 +142,10 @@ impl Engine {
     /// others change the account all the time; [`Error::Store`]: nothing was acknowledged, and another try may add one
     /// more; what the token fails with.
     pub async fn rotate_account(&self, id: &AccountId) -> Result<u32> {
-        self.permit(&[Operation::Rotate, Operation::Wrap], On::Account(id)).await?;
+        let act = Act::new(Deed::AccountRotate, &[Operation::Rotate, Operation::Wrap], On::Account(id));
         let id = id.clone();
-        self.at_home(|keyring| async move { keyring.rotate_account(&id).await }).await
+        let rotate = self.at_home(|keyring| async move { keyring.rotate_account(&id).await });
+        self.acting(act, rotate, |made, on| on.aek_versions = vec![*made]).await
     }
 
     /// As [`Engine::rotate_account`], if the current AEK version is `expected`; `None` when it is another one by now. However
@@ -143,9 +154,10 @@ impl Engine {
     /// # Errors
     /// As [`Engine::rotate_account`].
     pub async fn rotate_account_from(&self, id: &AccountId, expected: u32) -> Result<Option<u32>> {
-        self.permit(&[Operation::Rotate, Operation::Wrap], On::Account(id)).await?;
+        let act = Act::new(Deed::AccountRotate, &[Operation::Rotate, Operation::Wrap], On::Account(id));
         let id = id.clone();
-        self.at_home(|keyring| async move { keyring.rotate_account_from(&id, expected).await }).await
+        let rotate = self.at_home(|keyring| async move { keyring.rotate_account_from(&id, expected).await });
+        self.acting(act, rotate, |made, on| on.aek_versions = made.iter().copied().collect()).await
     }
 
     /// Deletes AEK versions of an account that no block uses any more, as the service has counted, and wipes them, in memory and where
@@ -166,9 +178,9 @@ impl Engine {
     ///
     /// [`Settings::aek_overlap`]: crate::config::Settings::aek_overlap
     pub async fn retire_aeks(&self, id: &AccountId, aek_versions: &[u32], when: When) -> Result<()> {
-        self.permit(&[Operation::Purge], On::Account(id)).await?;
+        let act = Act::new(Deed::AeksRetire, &[Operation::Purge], On::Account(id)).aeks(aek_versions);
         let (id, aek_versions) = (id.clone(), aek_versions.to_vec());
-        self.at_home(|keyring| async move { keyring.retire_aeks(&id, &aek_versions, when, None).await }).await
+        self.act(act, |keyring| async move { keyring.retire_aeks(&id, &aek_versions, when, None).await }).await
     }
 
     /// As [`Engine::retire_aeks`], of what [`Engine::retirable_aeks`] gave and somebody agreed to: AEK versions of which anything is
@@ -177,9 +189,10 @@ impl Engine {
     /// # Errors
     /// As [`Engine::retire_aeks`]; [`Error::Conflict`] also when one of them is not as it was shown.
     pub async fn retire_aeks_as_shown(&self, shown: &AccountRecord, aek_versions: &[u32], when: When) -> Result<()> {
-        self.permit(&[Operation::Purge], On::Account(&shown.account)).await?;
+        let act = Act::new(Deed::AeksRetire, &[Operation::Purge], On::Account(&shown.account)).aeks(aek_versions);
         let (shown, aek_versions) = (shown.clone(), aek_versions.to_vec());
-        self.at_home(
+        self.act(
+            act,
             |keyring| async move { keyring.retire_aeks(&shown.account, &aek_versions, when, Some(&shown)).await },
         )
         .await
@@ -202,10 +215,11 @@ impl Engine {
     /// [`Error::NotFound`] for the account or the KEK; [`Error::Corrupt`]; [`Error::Denied`], [`Error::Unreachable`] and
     /// the like from either KEK: then the account is as it was; [`Error::Store`], [`Error::Conflict`].
     pub async fn move_account(&self, id: &AccountId, kek: &KekName) -> Result<bool> {
-        self.permit(&[Operation::Move], On::Under(id, kek)).await?; // where it shall be
-        self.permit(&[Operation::Move], On::Account(id)).await?; // where it is
+        // Where it shall be, and where it is.
+        let act = Act::new(Deed::AccountMove, &[Operation::Move], On::Under(id, kek));
+        let act = act.and(&[Operation::Move], On::Account(id));
         let (id, kek) = (id.clone(), kek.clone());
-        self.at_home(|keyring| async move { keyring.move_account(&id, &kek).await }).await
+        self.act(act, |keyring| async move { keyring.move_account(&id, &kek).await }).await
     }
 
     /// Deletes an account so that it can be brought back for `retention`. Its handles stop at once in this engine, and
@@ -219,9 +233,9 @@ impl Engine {
     /// [`Error::NotFound`]; [`Error::Store`]: it may be deleted or not, and its keys are wiped so that its record is read before it
     /// is used again; [`Error::Conflict`].
     pub async fn delete_account(&self, id: &AccountId) -> Result<Deletion> {
-        self.permit(&[Operation::Delete], On::Account(id)).await?;
+        let act = Act::new(Deed::AccountDelete, &[Operation::Delete], On::Account(id));
         let id = id.clone();
-        self.at_home(|keyring| async move { keyring.delete_account(&id).await }).await
+        self.act(act, |keyring| async move { keyring.delete_account(&id).await }).await
     }
 
     /// Brings a deleted account back, with all its AEK versions. Handles that are still held work again once they are warmed.
@@ -230,9 +244,9 @@ impl Engine {
     /// [`Error::NotFound`], also for one that was purged; [`Error::NotDeleted`]; [`Error::Store`],
     /// [`Error::Conflict`].
     pub async fn undelete_account(&self, id: &AccountId) -> Result<()> {
-        self.permit(&[Operation::Undelete], On::Account(id)).await?;
+        let act = Act::new(Deed::AccountUndelete, &[Operation::Undelete], On::Account(id));
         let id = id.clone();
-        self.at_home(|keyring| async move { keyring.undelete_account(&id).await }).await
+        self.act(act, |keyring| async move { keyring.undelete_account(&id).await }).await
     }
 
     /// Destroys every wrapped AEK of a deleted account: its blocks are shredded, for good. After its retention, of which
@@ -250,9 +264,9 @@ impl Engine {
     /// [`When::Now`] is asked for under `purge_protection`; [`Error::Conflict`]; [`Error::Store`], also when the account is gone
     /// and the store could not make an end of what was freed, which is said.
     pub async fn purge_account(&self, id: &AccountId, when: When) -> Result<()> {
-        self.permit(&[Operation::Purge], On::Account(id)).await?;
+        let act = Act::new(Deed::AccountPurge, &[Operation::Purge], On::Account(id));
         let id = id.clone();
-        self.at_home(|keyring| async move { keyring.purge_account(&id, when, None).await }).await
+        self.act(act, |keyring| async move { keyring.purge_account(&id, when, None).await }).await
     }
 
     /// As [`Engine::purge_account`], of what [`Engine::purgeable_account`] gave and somebody agreed to: an account of which anything is
@@ -261,9 +275,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::purge_account`]; [`Error::Conflict`] also when it is not as it was shown.
     pub async fn purge_account_as_shown(&self, shown: &AccountRecord, when: When) -> Result<()> {
-        self.permit(&[Operation::Purge], On::Account(&shown.account)).await?;
+        let act = Act::new(Deed::AccountPurge, &[Operation::Purge], On::Account(&shown.account));
         let shown = shown.clone();
-        self.at_home(|keyring| async move { keyring.purge_account(&shown.account, when, Some(&shown)).await }).await
+        self.act(act, |keyring| async move { keyring.purge_account(&shown.account, when, Some(&shown)).await }).await
     }
 
     /// What [`Engine::purge_account`] would destroy: the account as it is. Changes nothing.

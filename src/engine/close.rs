@@ -4,10 +4,14 @@ use super::Engine;
 use crate::{
     access::Operation,
     error::{Error, Result},
-    keyring::{Keyring, On},
+    keyring::{
+        Keyring, On,
+        on_trail::{asked_by, asked_by_blocking},
+    },
     leash::key_memory::WaitingWipe,
     name::{AccountId, KekName},
     secret::fork,
+    telemetry::trail::{Deed, Outcome, Subject},
 };
 use std::{sync::Arc, time::Duration};
 
@@ -24,6 +28,8 @@ pub struct Closed {
     pub denials_settled: bool,
     /// Keys that are not wiped, because a seal or open that uses them has not ended.
     pub waiting_wipes: Vec<WaitingWipe>,
+    /// Why some of what was told to the trail is not durable; `None` without a trail.
+    pub untold: Option<Error>,
     /// Calls that are still inside of a token. A process that ends meanwhile may crash in the module's exit handlers:
     /// [`exit_at_once`](crate::token::pkcs11::exit_at_once) is the way to end then.
     pub calls_inside: usize,
@@ -32,7 +38,11 @@ pub struct Closed {
 impl Closed {
     /// True when nothing is left behind.
     pub fn is_clean(&self) -> bool {
-        self.unwritten.is_none() && self.denials_settled && self.waiting_wipes.is_empty() && self.calls_inside == 0
+        self.unwritten.is_none()
+            && self.untold.is_none()
+            && self.denials_settled
+            && self.waiting_wipes.is_empty()
+            && self.calls_inside == 0
     }
 }
 
@@ -50,7 +60,8 @@ impl Engine {
         fork::refuse_child()?;
         self.keyring().refuse_all();
         let keyring = self.keyring().clone();
-        self.keyring().home.last_call(async move { Ok(end(&keyring, patience).await) }).await
+        let by = self.asks();
+        self.keyring().home.last_call(asked_by(Some(by), async move { Ok(end(&keyring, patience).await) })).await
     }
 
     /// Takes an account's keys out of memory: its handles are [`Error::Cold`] until they are warmed, which asks the token. What was
@@ -59,13 +70,17 @@ impl Engine {
     /// # Errors
     /// [`Error::Fatal`] in a forked child, [`Error::Closed`].
     pub async fn evict(&self, id: &AccountId) -> Result<()> {
-        self.permit(&[Operation::Unwrap], On::Account(id)).await?;
-        let id = id.clone();
-        self.at_home(|keyring| async move {
-            keyring.shut(&id).await;
-            Ok(())
-        })
-        .await
+        let on = Subject { account: Some(id.clone()), ..Subject::default() };
+        let evict = async {
+            self.may(&[Operation::Unwrap], On::Account(id)).await?;
+            let id = id.clone();
+            self.at_home(|keyring| async move {
+                keyring.shut(&id).await;
+                Ok(())
+            })
+            .await
+        };
+        self.telling(Deed::AccountEvict, on, evict, |(), _| {}).await
     }
 
     /// The operator's panic button: takes the keys of all accounts of which a version of this KEK wraps an AEK out of memory, at once,
@@ -75,7 +90,13 @@ impl Engine {
         if fork::in_child() {
             return 0; // its keys are gone, and a lock may be held for good
         }
-        self.keyring().wipe_under(kek)
+        let wiped = self.keyring().wipe_under(kek);
+        if self.is_on_trail() {
+            let tell =
+                || self.keyring().note_of(Deed::KekWipe, || Outcome::Done, |record| record.on.kek = Some(kek.clone()));
+            asked_by_blocking(Some(self.asks()), tell);
+        }
+        wiped
     }
 }
 
@@ -86,6 +107,12 @@ async fn end(keyring: &Arc<Keyring>, patience: Duration) -> Closed {
         Some(written) => written.err(),
         None => Some(Error::Store(format!("no end of writing within {} s", patience.as_secs()))),
     };
+    keyring.note_sums();
+    keyring.note_of(Deed::EngineClose, || Outcome::Done, |_| {});
+    let untold = match clock.until(give_up, keyring.flush_trail()).await {
+        Some(flushed) => flushed.err(),
+        None => Some(Error::Trail(format!("no end of writing within {} s", patience.as_secs()))),
+    };
     let denials_settled = clock.until(give_up, keyring.denials_settled()).await.is_some();
     keyring.end_tasks();
     loop {
@@ -94,7 +121,7 @@ async fn end(keyring: &Arc<Keyring>, patience: Duration) -> Closed {
         let waiting_wipes = keyring.memory.waiting();
         let now = clock.now();
         if now >= give_up || waiting_wipes.is_empty() && calls_inside == 0 {
-            return Closed { unwritten, denials_settled, waiting_wipes, calls_inside };
+            return Closed { unwritten, untold, denials_settled, waiting_wipes, calls_inside };
         }
         clock.sleep_until(now.plus(LOOK_EVERY).min(give_up)).await;
     }

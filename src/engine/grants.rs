@@ -1,12 +1,13 @@
 //! Grants and roles, as the store keeps them for all engines.
 
-use super::Engine;
+use super::{Act, Engine};
 use crate::{
     access::{Grant, Operation, Policy, Role},
     error::Result,
     keyring::On,
     name::{GrantId, RoleName},
     store::{self, policy::Change},
+    telemetry::trail::{Deed, OfGrants, Subject},
 };
 
 impl Engine {
@@ -62,8 +63,31 @@ impl Engine {
     }
 
     async fn change_policy(&self, change: Change) -> Result<Vec<GrantId>> {
-        self.permit(&[Operation::GrantWrite], On::All).await?;
-        let caller = self.caller.clone();
-        self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &change).await }).await
+        let deed = match &change {
+            Change::Add(_) => Deed::GrantAdded,
+            Change::Remove(_) => Deed::GrantRemoved,
+            Change::SetRole(_) => Deed::RoleSet,
+            Change::RemoveRole(_) => Deed::RoleRemoved,
+        };
+        let parts: Vec<_> = match &change {
+            Change::Add(grants) => grants.iter().map(|grant| OfGrants::Grant(as_new(grant))).collect(),
+            Change::Remove(id) => vec![OfGrants::Id(id.clone())],
+            Change::SetRole(role) => vec![OfGrants::Role(role.clone())],
+            Change::RemoveRole(name) => vec![OfGrants::Name(name.clone())],
+        };
+        let act = Act::new(deed, &[Operation::GrantWrite], On::All).each(parts.into_iter());
+        let caller = self.who.caller.clone();
+        let change = self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &change).await });
+        let drawn = |ids: &Vec<GrantId>, n: usize, on: &mut Subject| {
+            if let (Some(OfGrants::Grant(grant)), Some(id)) = (&mut on.grants, ids.get(n)) {
+                grant.id = id.clone();
+            }
+        };
+        self.acting_each(act, Box::pin(change), drawn).await
     }
+}
+
+/// Before its id is drawn it has none, whatever was given as one.
+fn as_new(grant: &Grant) -> Grant {
+    Grant { id: GrantId::of_new(), ..grant.clone() }
 }

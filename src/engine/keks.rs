@@ -1,20 +1,27 @@
 //! KEKs: made, adopted, rotated, re-wrapped, retired, and as the store knows them and the token has them.
 
-use super::Engine;
+use super::{Act, Engine};
 use crate::{
     access::Operation,
     error::{Error, Result},
-    keyring::{Keyring, On},
+    keyring::{
+        Keyring, On,
+        on_trail::{asked_by, asker},
+    },
     name::{KekName, KekVersion, TokenName},
     rotate::{Pace, RewrapOptions, RewrapProgress, RewrapReport},
     store::{
         self,
         record::{KekPolicy, KekVersionRecord},
     },
+    telemetry::trail::Deed,
     token::{KekId, KekInfo, Profile, TokenError, UnaddressableKey},
 };
 use std::pin::pin;
 use tokio::sync::mpsc;
+
+/// The version that a KEK begins with.
+const FIRST_KEK_VERSION: u32 = 1;
 
 /// One version of a KEK as the store knows it, and as the token has it.
 #[derive(Debug, Clone)]
@@ -107,9 +114,7 @@ impl Engine {
     /// [`Error::Misconfigured`] when the token cannot make it or has several keys with its label; [`Error::Denied`],
     /// [`Error::Unreachable`], [`Error::Store`].
     pub async fn create_kek(&self, name: &KekName, options: impl Into<KekOptions>) -> Result<KekInfo> {
-        self.permit(&[Operation::Create], On::Kek(name)).await?;
-        let (name, options) = (name.clone(), options.into());
-        self.at_home(|keyring| async move { begin_kek(&keyring, &name, &options).await }).await
+        self.make_kek(&[Operation::Create], name, options.into()).await
     }
 
     /// The current version of a KEK, which is made first where the store has none of this name. It asks the token for one that it
@@ -121,20 +126,33 @@ impl Engine {
     /// [`Error::Exists`] when there is one of another profile, or in another token than the one that is named: nothing is made, and
     /// `destroyable` is not compared. Else as [`Engine::create_kek`].
     pub async fn get_or_create_kek(&self, name: &KekName, options: impl Into<KekOptions>) -> Result<KekVersionRecord> {
-        self.permit(&[Operation::Get, Operation::Create], On::Kek(name)).await?;
-        let (name, options) = (name.clone(), options.into());
-        self.at_home(|keyring| async move {
-            if let Some(found) = found_kek(&keyring, &name, &options).await? {
-                return Ok(found);
+        const TAKES: &[Operation] = &[Operation::Get, Operation::Create];
+        self.permit(TAKES, On::Kek(name)).await?;
+        let options = options.into();
+        let find = || {
+            let (name, options) = (name.clone(), options.clone());
+            self.at_home(|keyring| async move { found_kek(&keyring, &name, &options).await })
+        };
+        if let Some(found) = find().await? {
+            return Ok(found);
+        }
+        match self.make_kek(TAKES, name, options.clone()).await {
+            // Somebody else was faster.
+            Err(exists @ Error::Exists(_)) => find().await?.ok_or(exists),
+            Err(error) => Err(error),
+            Ok(_) => {
+                let name = name.clone();
+                self.at_home(|keyring| async move { keyring.current_kek(&name).await.map(|(_, record)| record) }).await
             }
-            match begin_kek(&keyring, &name, &options).await {
-                // Somebody else was faster.
-                Err(exists @ Error::Exists(_)) => found_kek(&keyring, &name, &options).await?.ok_or(exists),
-                Err(error) => Err(error),
-                Ok(_) => keyring.current_kek(&name).await.map(|(_, record)| record),
-            }
-        })
-        .await
+        }
+    }
+
+    async fn make_kek(&self, takes: &[Operation], name: &KekName, options: KekOptions) -> Result<KekInfo> {
+        let token = options.token.clone().unwrap_or_else(|| self.default_token().clone());
+        let act = Act::new(Deed::KekCreate, takes, On::Kek(name)).token(&token);
+        let name = name.clone();
+        let make = self.at_home(|keyring| async move { begin_kek(&keyring, &name, &options).await });
+        self.acting(act, make, |_, on| on.kek_version = Some(FIRST_KEK_VERSION)).await
     }
 
     /// Every KEK of the store that the caller may `get`, in the order of their names.
@@ -142,7 +160,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`], [`Error::Corrupt`].
     pub async fn keks(&self) -> Result<Vec<KekStatus>> {
-        let caller = self.caller.clone();
+        let caller = self.who.caller.clone();
         self.at_home(|keyring| async move {
             let mut keks = Vec::new();
             let names = store::kek_names(&*keyring.store).await?;
@@ -174,9 +192,10 @@ impl Engine {
     /// rotated it meanwhile to another key: then the new key stays in the token, unused, and the error names it; else as
     /// [`Engine::create_kek`].
     pub async fn rotate_kek(&self, name: &KekName) -> Result<KekVersionRecord> {
-        self.permit(&[Operation::Rotate], On::Kek(name)).await?;
+        let act = Act::new(Deed::KekRotate, &[Operation::Rotate], On::Kek(name));
         let name = name.clone();
-        self.at_home(|keyring| async move { keyring.rotate_kek(&name).await }).await
+        let rotate = self.at_home(|keyring| async move { keyring.rotate_kek(&name).await });
+        self.acting(act, rotate, |made, on| on.kek_version = Some(made.version)).await
     }
 
     /// As [`Engine::rotate_kek`], if the current version is `expected`; `None` when it is another one by now. However many
@@ -185,9 +204,10 @@ impl Engine {
     /// # Errors
     /// As [`Engine::rotate_kek`].
     pub async fn rotate_kek_from(&self, name: &KekName, expected: u32) -> Result<Option<KekVersionRecord>> {
-        self.permit(&[Operation::Rotate], On::Kek(name)).await?;
+        let act = Act::new(Deed::KekRotate, &[Operation::Rotate], On::Kek(name));
         let name = name.clone();
-        self.at_home(|keyring| async move { keyring.rotate_kek_from(&name, expected).await }).await
+        let rotate = self.at_home(|keyring| async move { keyring.rotate_kek_from(&name, expected).await });
+        self.acting(act, rotate, |made, on| on.kek_version = made.as_ref().map(|made| made.version)).await
     }
 
     /// Makes a key that an operator made in the token the next version of a KEK, and its current one.
@@ -197,9 +217,10 @@ impl Engine {
     /// attribute, or it is of another profile than the KEK; [`Error::Exists`] when it is a version of a KEK already;
     /// [`Error::Conflict`] when somebody else rotated the KEK meanwhile; what the token fails with.
     pub async fn adopt_kek(&self, name: &KekName, id: &KekId) -> Result<KekVersionRecord> {
-        self.permit(&[Operation::Rotate], On::Kek(name)).await?;
+        let act = Act::new(Deed::KekAdopt, &[Operation::Rotate], On::Kek(name));
         let (name, id) = (name.clone(), id.clone());
-        self.at_home(|keyring| async move { keyring.adopt_kek(&name, &id).await }).await
+        let adopt = self.at_home(|keyring| async move { keyring.adopt_kek(&name, &id).await });
+        self.acting(act, adopt, |made, on| on.kek_version = Some(made.version)).await
     }
 
     /// Moves every AEK that an older version of `kek` wraps to its current version. Several accounts are under way at
@@ -217,17 +238,31 @@ impl Engine {
         options: RewrapOptions,
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
-        self.permit(&[Operation::Rewrap], On::Kek(kek)).await?;
+        if options.dry_run {
+            self.permit(&[Operation::Rewrap], On::Kek(kek)).await?;
+            return self.rewrapping(kek, options, progress).await;
+        }
+        let act = Act::new(Deed::KekRewrap, &[Operation::Rewrap], On::Kek(kek));
+        let rewrap = self.rewrapping(kek, options, progress);
+        self.acting(act, rewrap, |done, on| on.kek_version = Some(done.to.version)).await
+    }
+
+    async fn rewrapping(
+        &self,
+        kek: &KekName,
+        options: RewrapOptions,
+        progress: impl Fn(RewrapProgress) + Send,
+    ) -> Result<RewrapReport> {
         let pace = Pace::of(options.rate, &self.keyring().clock);
         let (keyring, kek) = (self.keyring().clone(), kek.clone());
         // What the caller does with its progress holds up the caller alone.
         let (tell, mut told) = mpsc::unbounded_channel(); // one for each batch
-        let rewrap = self.keyring().home.call_without_end(async move {
+        let rewrap = self.keyring().home.call_without_end(asked_by(asker(), async move {
             let progress = |progress| {
                 let _ = tell.send(progress); // nobody hears it when the caller is about to go
             };
             keyring.rewrap_at(&kek, options.dry_run, pace, progress).await
-        });
+        }));
         let mut rewrap = pin!(rewrap);
         loop {
             tokio::select! {
@@ -247,9 +282,9 @@ impl Engine {
     /// [`Error::Corrupt`] when any account's record cannot be read, for it may be wrapped by it;
     /// [`Error::Store`], [`Error::Conflict`].
     pub async fn retire_kek(&self, kek: &KekVersion) -> Result<()> {
-        self.permit(&[Operation::Purge], On::Kek(&kek.name)).await?;
+        let act = Act::new(Deed::KekRetire, &[Operation::Purge], On::Kek(&kek.name)).version(kek);
         let kek = kek.clone();
-        self.at_home(|keyring| async move { keyring.retire_kek(&kek, None).await }).await
+        self.act(act, |keyring| async move { keyring.retire_kek(&kek, None).await }).await
     }
 
     /// As [`Engine::retire_kek`], of what [`Engine::retirable_kek`] gave and somebody agreed to.
@@ -257,9 +292,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::retire_kek`]; [`Error::Conflict`] also when the version is another key by now, in a store that was restored say.
     pub async fn retire_kek_as_shown(&self, name: &KekName, shown: &KekVersionRecord) -> Result<()> {
-        self.permit(&[Operation::Purge], On::Kek(name)).await?;
         let (kek, shown) = (KekVersion::new(name.clone(), shown.version), shown.clone());
-        self.at_home(|keyring| async move { keyring.retire_kek(&kek, Some(&shown)).await }).await
+        let act = Act::new(Deed::KekRetire, &[Operation::Purge], On::Kek(name)).version(&kek);
+        self.act(act, |keyring| async move { keyring.retire_kek(&kek, Some(&shown)).await }).await
     }
 
     /// What [`Engine::retire_kek`] would retire. Changes nothing.
@@ -287,9 +322,9 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Store`], [`Error::Conflict`].
     pub async fn attest_backup(&self, kek: &KekVersion) -> Result<()> {
-        self.permit(&[Operation::Rotate], On::Kek(&kek.name)).await?;
+        let act = Act::new(Deed::KekBackupAttest, &[Operation::Rotate], On::Kek(&kek.name)).version(kek);
         let kek = kek.clone();
-        self.at_home(|keyring| async move { keyring.attest_backup(&kek).await }).await
+        self.act(act, |keyring| async move { keyring.attest_backup(&kek).await }).await
     }
 
     /// Keys in the default token that could be KEKs but that no KEK of the store names, in the order of their labels.

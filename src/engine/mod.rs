@@ -15,26 +15,35 @@ use crate::{
     config::Settings,
     error::{Error, Result},
     home::Home,
-    keyring::{Keyring, On, Owner},
+    keyring::{
+        Keyring, On, Owner,
+        on_trail::{OnTrail, asked_by, asker},
+    },
     name::{CallerId, KekName, TokenName},
     planted, rotate,
     secret::{self, fork},
     slots::account_keys::AccountKeys,
     store::{KeyStore, word::StoreSilence},
-    telemetry::Events,
+    telemetry::{
+        Events,
+        trail::{Deed, Trail, Who},
+    },
     token::{Probe, Profile, Token, TokenError, TokenInfo, Verdict, Workers, seats::Wiring},
     watch,
 };
 use std::{fmt, sync::Arc};
 
 mod accounts;
+mod asked;
 mod close;
 mod grants;
 mod keks;
 mod schedule;
 mod start_up;
+mod trail;
 
 pub use self::accounts::AccountPage;
+pub(crate) use self::asked::Act;
 pub use self::close::Closed;
 pub use self::keks::{KekOptions, KekStatus, KekVersionStatus};
 #[doc(hidden)]
@@ -51,7 +60,7 @@ pub struct Engine {
     suite: Suite,
     warnings: Arc<[String]>,
     /// Who asks by this one.
-    caller: Option<CallerId>,
+    who: Who,
     /// It is the engine's own hand.
     own: Option<Arc<Permit>>,
 }
@@ -68,6 +77,7 @@ pub struct EngineBuilder {
     start_up_proof: bool,
     on_current_runtime: bool,
     policy: PolicySource,
+    trail: Option<Arc<dyn Trail>>,
 }
 
 impl EngineBuilder {
@@ -150,6 +160,19 @@ impl EngineBuilder {
         self
     }
 
+    /// Where it is kept what is done with keys, and by whom. Nowhere unless said otherwise.
+    ///
+    /// Each call that changes something is written there durably before it is done, and with its end before it returns; it is refused with
+    /// [`Error::Trail`], and nothing of it done, where the first of the two cannot be written. What is done to data is told, and waited for
+    /// by nobody: the opening of accounts, unwraps, what becomes of leases, each at once; blocks that are sealed and opened as sums, for
+    /// each account and whoever opened it, once a minute and as the engine is closed. While [`Trail::serves`] says no, nothing is sealed,
+    /// opened or read; leases, proofs and wipes go on. What the engine does by itself is told likewise.
+    #[must_use]
+    pub fn trail(mut self, trail: Arc<dyn Trail>) -> Self {
+        self.trail = Some(trail);
+        self
+    }
+
     /// For tests: the engine has no threads of its own, and runs on the tokio runtime that [`EngineBuilder::build`] is called in,
     /// so that a simulation decides what runs when. In a service it breaks promise 1: a host that blocks would hold up the watch.
     #[must_use]
@@ -178,7 +201,16 @@ impl EngineBuilder {
         let tokens = self.wiring.connect(&self.settings, &self.clock)?;
         fork::settle()?;
         let home = if self.on_current_runtime { Home::here()? } else { Home::build()? };
-        let keyring = Keyring::new(tokens, self.store, self.clock, self.settings, home, self.seed, self.policy);
+        let keyring = Keyring::new(
+            tokens,
+            self.store,
+            self.clock,
+            self.settings,
+            home,
+            self.seed,
+            self.policy,
+            OnTrail::new(self.trail),
+        );
         let keyring = Arc::new(keyring);
         watch::start(&keyring);
         for seat in keyring.tokens.seats().filter(|_| self.start_up_proof) {
@@ -189,9 +221,12 @@ impl EngineBuilder {
             backend: self.backend,
             suite: self.suite,
             warnings: warnings.into(),
-            caller: None,
+            who: Who::default(),
             own: None,
         };
+        if engine.is_on_trail() {
+            trail::begin(engine.keyring());
+        }
         if engine.keyring().settings.scheduled_work {
             watch::supervise(engine.keyring(), "work", |keyring, beat, _| {
                 keyring.home.upkeep.spawn(rotate::work(keyring.clone(), beat)).abort_handle()
@@ -251,6 +286,7 @@ impl Engine {
             start_up_proof: true,
             on_current_runtime: false,
             policy: PolicySource::default(),
+            trail: None,
         }
     }
 
@@ -258,36 +294,13 @@ impl Engine {
     /// may ask in which name is for the program to see to that makes callers: the engine believes it.
     #[must_use]
     pub fn caller(&self, caller: CallerId) -> Self {
-        Self { caller: Some(caller), own: None, ..self.clone() }
-    }
-
-    /// The engine's own hand, which nobody is asked for: for what is done for a caller once [`Engine::permit`] has said that it may have
-    /// the whole. Never given out, nor a handle that is opened by it.
-    #[cfg(feature = "secrets")]
-    pub(crate) fn own_hand(&self) -> Self {
-        Self { own: Some(Permit::of_engine(&self.keyring().access.force)), ..self.clone() }
+        let who = Who { caller: Some(caller), ..self.who.clone() };
+        Self { who, own: None, ..self.clone() }
     }
 
     /// In whose name this one asks.
     pub fn caller_id(&self) -> Option<&CallerId> {
-        self.caller.as_ref()
-    }
-
-    /// Whether the caller may do all of these. For every call that does something for somebody, here and in what is built on the engine.
-    ///
-    /// # Errors
-    /// [`Error::Forbidden`], which says nothing of what there is; [`Error::Store`] where the policy, or the KEK that an account is under,
-    /// cannot be read.
-    pub(crate) async fn permit(&self, operations: &[Operation], on: On<'_>) -> Result<()> {
-        if self.own.is_some() || self.keyring().access.force.is_open() {
-            return Ok(());
-        }
-        // At home: the store is asked, which a host may have no runtime for, or stand still over with the policy's lock in its hand.
-        let (caller, operations, (account, kek)) = (self.caller.clone(), operations.to_vec(), on.names());
-        self.at_home(|keyring| async move {
-            keyring.permit(caller.as_ref(), &operations, On::of(account.as_ref(), kek.as_ref())).await
-        })
-        .await
+        self.who.caller.as_ref()
     }
 
     /// Writes down in the accounts' records what was sealed under them so far. The engine does so by itself, at the latest after
@@ -311,13 +324,15 @@ impl Engine {
         T: Send + 'static,
         W: Future<Output = Result<T>> + Send + 'static,
     {
-        self.keyring().home.call(work(self.keyring().clone())).await
+        self.keyring().home.call(asked_by(asker(), work(self.keyring().clone()))).await
     }
 
     fn handle(&self, keys: Arc<AccountKeys>) -> Account {
-        let of_caller = || self.caller.as_ref().map(|caller| keys.permit(&self.keyring().access.force, caller));
+        let of_caller = || self.who.caller.as_ref().map(|caller| keys.permit(&self.keyring().access.force, caller));
         let permit = self.own.clone().or_else(of_caller);
-        Account::new(keys, self.owner.clone(), permit, (self.backend, self.suite))
+        // What is done by the engine's own hand is told as what it is done for.
+        let tally = if self.own.is_some() { None } else { self.keyring().tally(&keys, &self.who) };
+        Account::new(keys, self.owner.clone(), permit, tally, (self.backend, self.suite))
     }
 
     /// Proves a wrap profile on the default token by a whole round trip with a key that does not outlive it.
@@ -325,9 +340,9 @@ impl Engine {
     /// # Errors
     /// What the token fails with: [`Error::Misconfigured`] when it cannot do the profile.
     pub async fn probe(&self, profile: Profile) -> Result<Probe> {
-        self.permit(&[Operation::Drill], On::All).await?;
         let seat = self.owner.0.tokens.default_seat().clone();
-        self.at_home(|_| async move { Ok(seat.token(&seat.budget.on_demand(None).await).probe(profile).await?) }).await
+        let act = Act::new(Deed::TokenProbe, &[Operation::Drill], On::All).token(&seat.name);
+        self.act(act, |_| async move { Ok(seat.token(&seat.budget.on_demand(None).await).probe(profile).await?) }).await
     }
 
     /// As [`Engine::probe`], on the token of that name.
@@ -335,9 +350,13 @@ impl Engine {
     /// # Errors
     /// As [`Engine::probe`], and [`Error::NotFound`] for the token.
     pub async fn probe_on(&self, token: &TokenName, profile: Profile) -> Result<Probe> {
-        self.permit(&[Operation::Drill], On::All).await?;
-        let seat = self.owner.0.tokens.named(token)?.clone();
-        self.at_home(|_| async move { Ok(seat.token(&seat.budget.on_demand(None).await).probe(profile).await?) }).await
+        let act = Act::new(Deed::TokenProbe, &[Operation::Drill], On::All).token(token);
+        let (tokens, token) = (self.owner.clone(), token.clone());
+        let probe = |_| async move {
+            let seat = tokens.0.tokens.named(&token)?;
+            Ok(seat.token(&seat.budget.on_demand(None).await).probe(profile).await?)
+        };
+        self.act(act, probe).await
     }
 
     /// The names of the tokens, the default first.
@@ -387,7 +406,7 @@ impl Engine {
 
     fn may_see(&self, what: Scope<'_>) -> bool {
         let force = &self.keyring().access.force;
-        self.own.is_some() || force.is_open() || force.ask(self.caller.as_ref(), Operation::Get, what).is_ok()
+        self.own.is_some() || force.is_open() || force.ask(self.who.caller.as_ref(), Operation::Get, what).is_ok()
     }
 
     /// A snapshot. Asks all tokens at once who they are, so it takes up to twice the longest `call_timeout` when one is silent or has

@@ -1,13 +1,17 @@
 //! What is rotated by schedule: policies, what is due by them, and one pass of the scheduled work.
 
-use super::Engine;
+use super::{Act, Engine};
 use crate::{
     access::Operation,
     error::Result,
-    keyring::On,
+    keyring::{
+        On,
+        on_trail::{asked_by, asker},
+    },
     name::{AccountId, KekName},
     rotate::{Schedule, WorkReport},
     store::record::{AekPolicy, KekPolicy},
+    telemetry::trail::Deed,
 };
 
 impl Engine {
@@ -17,9 +21,9 @@ impl Engine {
     /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Invalid`](crate::Error::Invalid) for an age out of [`POLICY_AGE_MIN`](crate::rotate::POLICY_AGE_MIN) and
     /// [`POLICY_AGE_MAX`](crate::rotate::POLICY_AGE_MAX); [`Error::Store`](crate::Error::Store), [`Error::Conflict`](crate::Error::Conflict).
     pub async fn set_aek_policy(&self, id: &AccountId, policy: AekPolicy) -> Result<()> {
-        self.permit(&[Operation::Rotate], On::Account(id)).await?;
+        let act = Act::new(Deed::AekPolicySet, &[Operation::Rotate], On::Account(id));
         let id = id.clone();
-        self.at_home(|keyring| async move { keyring.set_aek_policy(&id, policy).await }).await
+        self.act(act, |keyring| async move { keyring.set_aek_policy(&id, policy).await }).await
     }
 
     /// Sets when a KEK is rotated, and what it wraps re-wrapped, by schedule; [`KekPolicy::default`] is never.
@@ -27,9 +31,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::set_aek_policy`].
     pub async fn set_kek_policy(&self, name: &KekName, policy: KekPolicy) -> Result<()> {
-        self.permit(&[Operation::Rotate], On::Kek(name)).await?;
+        let act = Act::new(Deed::KekPolicySet, &[Operation::Rotate], On::Kek(name));
         let name = name.clone();
-        self.at_home(|keyring| async move { keyring.set_kek_policy(&name, policy).await }).await
+        self.act(act, |keyring| async move { keyring.set_kek_policy(&name, policy).await }).await
     }
 
     /// What is due now, what comes next, and who does it. Changes nothing and asks the token nothing; reads every record of the
@@ -49,8 +53,11 @@ impl Engine {
     /// # Errors
     /// [`Error::Store`](crate::Error::Store), [`Error::Fatal`](crate::Error::Fatal); [`Error::Corrupt`](crate::Error::Corrupt) when a newer release does the work. What fails later is in the report.
     pub async fn run_schedule(&self) -> Result<WorkReport> {
-        self.permit(&[Operation::Rotate, Operation::Rewrap], On::All).await?;
-        let keyring = self.keyring().clone();
-        self.keyring().home.call_without_end(async move { keyring.run_schedule().await }).await
+        let act = Act::new(Deed::ScheduleRun, &[Operation::Rotate, Operation::Rewrap], On::All);
+        let run = async {
+            let keyring = self.keyring().clone();
+            self.keyring().home.call_without_end(asked_by(asker(), async move { keyring.run_schedule().await })).await
+        };
+        self.acting(act, run, |_, _| {}).await
     }
 }

@@ -3,7 +3,7 @@
 use super::{Keyring, Trouble};
 use crate::{
     clock::Instant,
-    error::{Error, Result},
+    error::{Corrupt, Error, Result},
     lease::{
         Verdict as LeaseVerdict,
         standby::{FirstWord, Voice},
@@ -13,9 +13,12 @@ use crate::{
     secret::Aek,
     slots::slot::Leash,
     store::record::{KekVersionRecord, WrappedAek, binding, check_matches, context},
-    telemetry::Event,
+    telemetry::{
+        Event,
+        trail::{Deed, Outcome, Why},
+    },
     token::{
-        Binding, KekHandle, KekId, TokenError, Verdict, Wrapped,
+        KekHandle, KekId, TokenError, Verdict, Wrapped,
         budget::Place,
         seats::{Right, Seat},
     },
@@ -155,12 +158,25 @@ impl Keyring {
         let asked = self.clock.now();
         let began = seat.context_began().unwrap_or(asked);
         let unwrapped = seat.unwrap(right, &kek, &wrapped.wrapped, &binding(&context)).await;
-        let aek = unwrapped.map_err(Trouble::Token)?;
-        if check_matches(&aek, &context, &wrapped.check) {
-            Ok(Unwrapped { aek, asked, context: began })
-        } else {
-            Err(Trouble::OtherKey)
+        let outcome = unwrapped.map_err(Trouble::Token).and_then(|aek| {
+            let is_it = check_matches(&aek, &context, &wrapped.check);
+            if is_it { Ok(Unwrapped { aek, asked, context: began }) } else { Err(Trouble::OtherKey) }
+        });
+        // A proof gives nobody a key; what it says of the lease is told.
+        if matches!(right, Right::Place(_)) {
+            self.note_key(
+                Deed::KeyUnwrap,
+                seat,
+                (account, wrapped.aek_version, &wrapped.kek),
+                asked,
+                || match &outcome {
+                    Ok(_) => Outcome::Done,
+                    Err(Trouble::Token(trouble)) => Outcome::Failed(Why::of(&trouble.clone().into())),
+                    Err(Trouble::OtherKey) => Outcome::Failed(Why::of(&Corrupt::WrappedAek(String::new()).into())),
+                },
+            );
         }
+        outcome
     }
 
     /// Notes that the first token is silent, and says whether the standby may be asked: not when the first one's last word
@@ -361,22 +377,32 @@ impl Keyring {
         self: &Arc<Self>,
         kek: &KekVersion,
         record: &KekVersionRecord,
+        of: (&AccountId, u32),
         aek: &Aek,
-        binding: &Binding,
         _: Vouched,
         place: Place,
     ) -> Result<(Wrapped, Place)> {
         let leash = self.leash(kek).await?;
         let handle = KekHandle { id: record.id.clone(), profile: record.profile };
+        let binding = binding(&context(kek, of.0, of.1));
+        let wrap_at = async |seat: &Seat, place: &Place| {
+            let began = self.clock.now();
+            let wrapped = seat.token(place).wrap(&handle, aek, &binding).await;
+            self.note_key(Deed::KeyWrap, seat, (of.0, of.1, kek), began, || match &wrapped {
+                Ok(_) => Outcome::Done,
+                Err(trouble) => Outcome::Failed(Why::of(&trouble.clone().into())),
+            });
+            wrapped
+        };
         let proved = || leash.route.standby.as_ref().filter(|_| leash.standby_proved.load(Ordering::SeqCst));
         if let Some(standby) = leash.standby_to_ask().and_then(|_| proved()) {
-            return Ok((standby.token(&place).wrap(&handle, aek, binding).await?, place));
+            return Ok((wrap_at(standby, &place).await?, place));
         }
-        match leash.route.first.token(&place).wrap(&handle, aek, binding).await {
+        match wrap_at(&leash.route.first, &place).await {
             Err(trouble) if is_silence(trouble.verdict) => match proved() {
                 Some(standby) if self.may_go_over(&leash).await => {
                     let place = standby.guests.instead_of(place).await;
-                    Ok((standby.token(&place).wrap(&handle, aek, binding).await?, place))
+                    Ok((wrap_at(standby, &place).await?, place))
                 }
                 _ => Err(trouble.into()),
             },

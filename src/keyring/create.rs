@@ -9,7 +9,7 @@ use crate::{
     slots::account_keys::AccountKeys,
     store::{
         self, CONFLICTS_MAX, Key,
-        record::{AccountRecord, Usage, WrappedAek, binding, check_value, context},
+        record::{AccountRecord, Usage, WrappedAek, check_value, context},
     },
 };
 use std::sync::Arc;
@@ -67,7 +67,7 @@ impl Keyring {
         let created_unix = self.stamp().await?;
         let vouched = self.vouch(kek).await?;
         let place = self.leash(kek).await?.on_demand().await;
-        let (wrapped, place) = self.wrap(kek, current, &aek, &binding(&context), vouched, place).await?;
+        let (wrapped, place) = self.wrap(kek, current, (id, aek_version), &aek, vouched, place).await?;
         let wrapped = WrappedAek {
             aek_version,
             kek: kek.clone(),

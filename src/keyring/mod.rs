@@ -10,7 +10,7 @@ use crate::{
     config::Settings,
     error::{Corrupt, Error, Result},
     home::Home,
-    lease::{Actions, Phase, Verdict as LeaseVerdict, standby::Voice},
+    lease::{Actions, Change, Phase, Verdict as LeaseVerdict, standby::Voice},
     leash::{Stepped, key_memory::KeyMemory},
     name::{AccountId, CallerId, KekName, KekVersion},
     planted,
@@ -21,7 +21,10 @@ use crate::{
         slot::{AekSlot, Leash},
     },
     store::{KeyStore, word::StoreWord},
-    telemetry::{Event, Teller},
+    telemetry::{
+        Event, Teller,
+        trail::{Deed, Outcome, Why},
+    },
     token::{TokenError, Verdict, seats::Tokens},
 };
 use moka::{future::Cache, notification::RemovalCause, policy::EvictionPolicy};
@@ -46,6 +49,7 @@ pub(crate) mod keks;
 mod leashes;
 mod living;
 mod make_kek;
+pub(crate) mod on_trail;
 mod records;
 mod room;
 mod unwrap;
@@ -58,6 +62,7 @@ use self::{
     common::Common,
     flights::Flights,
     living::Living,
+    on_trail::{OnTrail, of_kek},
     records::Samples,
     room::Room,
     usage::DueAccounts,
@@ -88,6 +93,7 @@ pub(crate) struct Keyring {
     inquiring: AtomicBool,
     pub(crate) home: Home,
     pub(crate) teller: Teller,
+    pub(crate) on_trail: OnTrail,
     pub(crate) jitter: Jitter,
     /// Wakes the watch: a lease was made, or changed.
     pub(crate) stir: Notify,
@@ -119,6 +125,7 @@ pub(crate) struct Keyring {
 }
 
 impl Keyring {
+    #[allow(clippy::too_many_arguments)] // of one caller
     pub(crate) fn new(
         tokens: Tokens,
         store: Arc<dyn KeyStore>,
@@ -127,6 +134,7 @@ impl Keyring {
         home: Home,
         seed: Option<u64>,
         policy: PolicySource,
+        on_trail: OnTrail,
     ) -> Self {
         let listener_clock = clock.clone();
         let index = Cache::builder()
@@ -155,6 +163,7 @@ impl Keyring {
             settings,
             home,
             teller,
+            on_trail,
             jitter: Jitter::new(seed),
             stir: Notify::new(),
             stir_tend: Notify::new(),
@@ -199,7 +208,7 @@ impl Keyring {
             return Ok(keys);
         }
         let (keyring, id) = (self.clone(), id.clone());
-        self.home.call(async move { keyring.open(&id).await }).await
+        self.call(async move { keyring.open(&id).await }).await
     }
 
     /// The keys of an account where there is nothing to do for them.
@@ -219,7 +228,7 @@ impl Keyring {
             return Ok(keys); // whose permit says
         }
         let (keyring, caller, id) = (self.clone(), caller.cloned(), id.clone());
-        self.home.call(async move { keyring.ask_and_open(caller.as_ref(), &id).await }).await
+        self.call(async move { keyring.ask_and_open(caller.as_ref(), &id).await }).await
     }
 
     async fn ask_and_open(self: &Arc<Self>, caller: Option<&CallerId>, id: &AccountId) -> Result<Arc<AccountKeys>> {
@@ -238,11 +247,11 @@ impl Keyring {
         patience: Duration,
     ) -> Result<Arc<AccountKeys>> {
         let (keyring, caller, id) = (self.clone(), caller.cloned(), id.clone());
-        self.home.call_blocking(async move {
+        self.home.call_blocking(on_trail::asked_by(on_trail::asker(), async move {
             let give_up = keyring.clock.now().plus(patience);
             let opened = keyring.clock.until(give_up, keyring.ask_and_open(caller.as_ref(), &id)).await;
             opened.unwrap_or_else(|| Err(Error::Cold { account: id.clone() }))
-        })
+        }))
     }
 
     /// As [`Keyring::open_for_caller`], at home.
@@ -378,6 +387,7 @@ impl Keyring {
         let replaced = trouble.is_some_and(|trouble| trouble.verdict == Verdict::Replaced);
         if replaced && leash.trouble() != Some(Verdict::Replaced) {
             self.teller.tell(Event::KekReplaced { kek: leash.kek().clone() });
+            self.note_of(Deed::KekReplaced, || Outcome::Done, |record| record.on = of_kek(leash.kek()));
         }
         let stepped = leash.step(voice, verdict, trouble);
         self.tell_step(leash, &stepped, trouble);
@@ -407,6 +417,7 @@ impl Keyring {
     /// Tells of a change, and stirs the watch for what must follow it.
     pub(crate) fn tell(&self, leash: &Leash, actions: Actions, trouble: Option<&TokenError>) {
         if let Some(change) = actions.change {
+            self.note_of(deed_of(change), || why_changed(trouble), |record| record.on = of_kek(leash.kek()));
             let trouble = trouble.map(ToString::to_string);
             self.teller.tell(Event::Lease { kek: leash.kek().clone(), change, trouble });
             self.stir.notify_one();
@@ -484,6 +495,7 @@ impl Keyring {
         }
         self.closed.store(true, Ordering::SeqCst);
         self.leashes().iter().for_each(|leash| leash.close());
+        self.note_sums();
         self.memory.wipe_waiting(); // those whose operation has ended, as all have
         self.stir.notify_one();
         let keyring = self.clone();
@@ -514,6 +526,23 @@ impl Drop for Owner {
     fn drop(&mut self) {
         self.0.close();
     }
+}
+
+/// What a change of a lease is on the trail.
+const fn deed_of(change: Change) -> Deed {
+    match change {
+        Change::Granted => Deed::Granted,
+        Change::Unreachable => Deed::Unreachable,
+        Change::Denied => Deed::Denied,
+        Change::Lapsed => Deed::Lapsed,
+        Change::Resuming => Deed::Resuming,
+        Change::Resumed => Deed::Resumed,
+    }
+}
+
+/// It happened; where the token said why, by its code.
+fn why_changed(trouble: Option<&TokenError>) -> Outcome {
+    trouble.map_or(Outcome::Done, |trouble| Outcome::Failed(Why::of(&trouble.clone().into())))
 }
 
 /// What is said to a handle of the account that had this id before.

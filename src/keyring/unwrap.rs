@@ -3,6 +3,7 @@
 use super::{
     Keyring,
     ask::Heard,
+    on_trail::{asked_by, asker},
     records::{Found, Reading},
 };
 use crate::{
@@ -66,7 +67,7 @@ impl Keyring {
             return Ok(());
         }
         let (keyring, slot) = (self.clone(), slot.clone());
-        self.home.call(async move { keyring.warm(&slot).await }).await
+        self.call(async move { keyring.warm(&slot).await }).await
     }
 
     pub(super) async fn warm_from(self: &Arc<Self>, slot: &Arc<AekSlot>, mut reading: Option<Reading>) -> Result<()> {
@@ -87,10 +88,10 @@ impl Keyring {
     pub(crate) async fn refill(self: &Arc<Self>, slot: &Arc<AekSlot>, start: Start) -> Result<()> {
         let mut outcome = self.flights.join(slot, |landing| {
             let keyring = self.clone();
-            self.home.calls.spawn(async move {
+            self.home.calls.spawn(asked_by(asker(), async move {
                 let outcome = keyring.unwrap_into(&landing.slot, start).await;
                 landing.land(outcome);
-            });
+            }));
         });
         match outcome.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),

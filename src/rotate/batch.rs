@@ -10,7 +10,7 @@ use crate::{
     slots::slot::Leash,
     store::{
         CONFLICTS_MAX, Key, Put, StoreVersion, Versioned, again_and_again,
-        record::{AccountRecord, WrappedAek, binding, check_value, context},
+        record::{AccountRecord, WrappedAek, check_value, context},
     },
     token::budget::{BACKGROUND_IN_FLIGHT_MAX, Place, Rate},
 };
@@ -350,7 +350,8 @@ async fn rewrap(
     let context = context(&target.kek, id, old.aek_version);
     let vouched = keyring.vouch(&target.kek).await?;
     let place = pace.place(&to).await;
-    let (wrapped, place) = keyring.wrap(&target.kek, &target.record, aek, &binding(&context), vouched, place).await?;
+    let of = (id, old.aek_version);
+    let (wrapped, place) = keyring.wrap(&target.kek, &target.record, of, aek, vouched, place).await?;
     drop(place);
     let new = WrappedAek {
         kek: target.kek.clone(),

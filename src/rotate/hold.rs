@@ -315,7 +315,7 @@ mod tests {
         clock::ManualClock,
         config::Settings,
         home::Home,
-        keyring::access::PolicySource,
+        keyring::{access::PolicySource, on_trail::OnTrail},
         store::{KeyStore, load_work, memory::MemoryStore, record::RECORD_FORMAT},
         token::{scripted::ScriptedToken, seats::Tokens},
     };
@@ -330,7 +330,8 @@ mod tests {
         let tokens = Tokens::of_test(token, &clock);
         let home = Home::here().unwrap();
         let policy = PolicySource::None;
-        let keyring = Keyring::new(tokens, store.clone(), clock, Settings::default(), home, Some(1), policy);
+        let keyring =
+            Keyring::new(tokens, store.clone(), clock, Settings::default(), home, Some(1), policy, OnTrail::default());
         (Arc::new(keyring), manual, store)
     }
 

@@ -6,21 +6,24 @@
 use super::{
     batch::{Pace, Which, is_the_accounts_own, move_aeks},
     hold::{Claim, STALLED_MAX, Stint},
-    rewrap::is_this_accounts,
+    rewrap::{RewrapReport, is_this_accounts},
 };
 use crate::{
     clock::Instant,
     error::{Corrupt, Error, Refusal, Result},
-    keyring::Keyring,
+    keyring::{Keyring, on_trail::of_kek_name},
     name::{AccountId, KekName, KekVersion},
     store::{
         Filter, Key, PAGE_KEYS_MAX, kek_names, load_account,
         record::{
-            KekRecord, WorkRecord,
+            KekRecord, KekVersionRecord, WorkRecord,
             due::{Due, aek_due, kek_due},
         },
     },
-    telemetry::Event,
+    telemetry::{
+        Event,
+        trail::{Deed, Subject},
+    },
 };
 use std::{
     collections::{BTreeSet, HashMap},
@@ -225,7 +228,11 @@ impl Pass {
             return Ok(());
         }
         if let Some(why) = kek_due(&record, self.keyring.date().await?) {
-            let made = self.keyring.rotate_kek_held(name, record.current, Claim(Some(&self.stint))).await?;
+            let rotate = self.keyring.rotate_kek_held(name, record.current, Claim(Some(&self.stint)));
+            let version = |made: &Option<KekVersionRecord>, on: &mut Subject| {
+                on.kek_version = made.as_ref().map(|made| made.version);
+            };
+            let made = self.keyring.by_itself(Deed::KekRotate, of_kek_name(name), rotate, version).await?;
             if let Some(made) = made {
                 let kek = KekVersion::new(name.clone(), made.version);
                 self.report.keks.push((kek.clone(), why));
@@ -247,6 +254,8 @@ impl Pass {
                 let Key::Account(id) = key else { continue };
                 let (target, pace) = (self.keyring.target(&record.name).await?, Pace::held(self.stint.clone()));
                 let moved = move_aeks(&self.keyring, &id, &target, Which::OfThisKek(&from), &pace);
+                let on = Subject { account: Some(id.clone()), ..of_kek_name(&record.name) };
+                let moved = self.keyring.by_itself(Deed::KekRewrap, on, moved, |_, _| {});
                 let moved = self.keyring.in_account_time(moved).await;
                 self.stint.progressed();
                 match moved {
@@ -279,7 +288,9 @@ impl Pass {
         }
         self.check_standby(record).await?;
         let pace = Pace::held(self.stint.clone());
-        let done = self.keyring.rewrap_at(&record.name, false, pace, |_| {}).await?;
+        let rewrap = self.keyring.rewrap_at(&record.name, false, pace, |_| {});
+        let version = |done: &RewrapReport, on: &mut Subject| on.kek_version = Some(done.to.version);
+        let done = self.keyring.by_itself(Deed::KekRewrap, of_kek_name(&record.name), rewrap, version).await?;
         self.report.rewrapped += done.accounts;
         self.report.failed += done.failed - (done.failures.len() as u64).min(done.failed);
         // What the store did not answer for may be done with the next pass.
@@ -376,7 +387,10 @@ impl Pass {
             }
             let (keyring, stint) = (self.keyring.clone(), self.stint.clone());
             self.flights.spawn(async move {
-                let rotation = keyring.rotate_aek(&id, expected, Claim(Some(&stint)));
+                let rotate = keyring.rotate_aek(&id, expected, Claim(Some(&stint)));
+                let on = Subject { account: Some(id.clone()), kek: Some(kek.clone()), ..Subject::default() };
+                let version = |made: &(u32, bool), on: &mut Subject| on.aek_versions = vec![made.0];
+                let rotation = keyring.by_itself(Deed::AccountRotate, on, rotate, version);
                 let rotated = keyring.in_account_time(rotation).await;
                 Landed { id, kek, rotated, why }
             });

@@ -10,6 +10,7 @@ use crate::{
         CONFLICTS_MAX, Filter, Key, Put, StoreVersion, Versioned, again_and_again,
         record::{Deletion, SecretRecord, deleted},
     },
+    telemetry::trail::Deed,
 };
 use std::sync::Arc;
 
@@ -64,7 +65,11 @@ impl Secrets {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Store`]: it may be deleted or not; [`Error::Conflict`].
     pub async fn delete(&self, id: &SecretId) -> Result<Deletion> {
-        self.permit(&id.account, Access::Delete).await?;
+        let act = Self::act(Deed::SecretDelete, id, Access::Delete);
+        self.engine.acting(act, self.delete_now(id), |_, _| {}).await
+    }
+
+    async fn delete_now(&self, id: &SecretId) -> Result<Deletion> {
         let retention = self.engine.settings().retention.as_secs();
         let protect = |keyring: Arc<Keyring>| async move {
             keyring.protect().await?;
@@ -86,12 +91,13 @@ impl Secrets {
     /// # Errors
     /// [`Error::NotFound`], also for one that was purged; [`Error::NotDeleted`]; [`Error::Store`], [`Error::Conflict`].
     pub async fn undelete(&self, id: &SecretId) -> Result<()> {
-        self.permit(&id.account, Access::Undelete).await?;
+        let act = Self::act(Deed::SecretUndelete, id, Access::Undelete);
         let change = |head: &mut SecretRecord| match head.deleted.take() {
             Some(_) => Ok(()),
             None => Err(Error::NotDeleted(format!("secret {id}"))),
         };
-        self.change(id, change).await.map(drop)
+        let undelete = async { self.change(id, change).await.map(drop) };
+        self.engine.acting(act, undelete, |(), _| {}).await
     }
 
     /// Destroys a deleted secret, all its versions, for good: after its retention, or [`When::Now`], where `purge_protection` is off,
@@ -104,8 +110,8 @@ impl Secrets {
     /// under `purge_protection`; [`Error::Conflict`]; [`Error::Store`]: purge it again, for what may be left of it; also when it is gone
     /// and its values may still be found, which is said.
     pub async fn purge(&self, id: &SecretId, when: When) -> Result<()> {
-        self.permit(&id.account, Access::Purge).await?;
-        self.purge_as(id, when, None).await
+        let act = Self::act(Deed::SecretPurge, id, Access::Purge);
+        self.engine.acting(act, self.purge_as(id, when, None), |(), _| {}).await
     }
 
     /// As [`Secrets::purge`], of what [`Secrets::purgeable`] gave and somebody agreed to: a secret of which anything is another than it
@@ -114,8 +120,8 @@ impl Secrets {
     /// # Errors
     /// As [`Secrets::purge`]; [`Error::Conflict`] also when it is not as it was shown.
     pub async fn purge_as_shown(&self, shown: &SecretRecord, when: When) -> Result<()> {
-        self.permit(&shown.id.account, Access::Purge).await?;
-        self.purge_as(&shown.id, when, Some(shown)).await
+        let act = Self::act(Deed::SecretPurge, &shown.id, Access::Purge);
+        self.engine.acting(act, self.purge_as(&shown.id, when, Some(shown)), |(), _| {}).await
     }
 
     /// What [`Secrets::purge`] would destroy: the secret as it is. Changes nothing.

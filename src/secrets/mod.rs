@@ -17,11 +17,12 @@
 
 use crate::{
     access::Operation,
-    engine::Engine,
+    engine::{Act, Engine},
     error::Result,
     keyring::On,
-    name::{AccountId, SecretName},
+    name::{AccountId, SecretId, SecretName},
     store::record::SecretVersion,
+    telemetry::trail::Deed,
 };
 
 mod hook;
@@ -129,6 +130,8 @@ impl Engine {
 /// What a call does to an account's secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
+    /// What was permitted with the whole of which it is a part.
+    None,
     /// Shows what there is, without values.
     See,
     /// Gives a value out.
@@ -145,19 +148,30 @@ enum Access {
     Reseal,
 }
 
+impl Access {
+    const fn operations(self) -> &'static [Operation] {
+        match self {
+            Self::None => &[],
+            Self::See => &[Operation::Get],
+            Self::Get => &[Operation::SecretGet],
+            Self::Set => &[Operation::SecretSet],
+            Self::Delete => &[Operation::Delete],
+            Self::Undelete => &[Operation::Undelete],
+            Self::Purge => &[Operation::Purge],
+            Self::Reseal => &[Operation::Rotate],
+        }
+    }
+}
+
 impl Secrets {
-    /// The one place that every public call goes through, before anything is read. What is done from then on is done by the engine's own
-    /// hand: who may read a secret need not be one who may open blocks.
+    /// What every public call that changes nothing goes through, before anything is read. What is done from then on is done by the
+    /// engine's own hand: who may read a secret need not be one who may open blocks.
     async fn permit(&self, account: &AccountId, access: Access) -> Result<()> {
-        let operation = match access {
-            Access::See => Operation::Get,
-            Access::Get => Operation::SecretGet,
-            Access::Set => Operation::SecretSet,
-            Access::Delete => Operation::Delete,
-            Access::Undelete => Operation::Undelete,
-            Access::Purge => Operation::Purge,
-            Access::Reseal => Operation::Rotate,
-        };
-        self.engine.permit(&[operation], On::Account(account)).await
+        self.engine.permit(access.operations(), On::Account(account)).await
+    }
+
+    /// As [`Secrets::permit`], for what changes something: it is on the trail before it is done.
+    fn act(deed: Deed, id: &SecretId, access: Access) -> Act<'_> {
+        Act::new(deed, access.operations(), On::Account(&id.account)).with(|on| on.secret = Some(id.name.clone()))
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     access::Operation,
     block::{Address, BlockHeader, ObjectId},
     clock::{Instant, unix_now, utc},
+    engine::Act,
     error::{Corrupt, Error, Result},
     keyring::{Keyring, On},
     name::SecretId,
@@ -22,7 +23,10 @@ use crate::{
         CONFLICTS_MAX, again_and_again,
         record::{Making, Rotation, SecretRecord, SecretVersion},
     },
-    telemetry::Event,
+    telemetry::{
+        Event,
+        trail::{Deed, Subject},
+    },
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -123,9 +127,13 @@ impl Secrets {
     /// [`Error::Invalid`] for what is out of bounds, and for a path that is not absolute; [`Error::NotFound`]; what sealing fails with;
     /// [`Error::Conflict`] while the hook runs; [`Error::Store`].
     pub async fn set_rotation(&self, id: &SecretId, policy: Option<RotationPolicy>) -> Result<()> {
-        self.permit(&id.account, Access::Set).await?;
+        let act = Self::act(Deed::SecretRotationSet, id, Access::Set);
         // Whoever names a program, and sets what it reads, does what he likes as the user of whoever runs it, who has the keys.
-        self.engine.permit(&[Operation::GrantWrite], On::All).await?;
+        let act = act.and(&[Operation::GrantWrite], On::All);
+        self.engine.acting(act, self.set_policy(id, policy), |(), _| {}).await
+    }
+
+    async fn set_policy(&self, id: &SecretId, policy: Option<RotationPolicy>) -> Result<()> {
         let invalid = |what: String| Error::Invalid(format!("secret {id}: {what}"));
         let rotation = match policy {
             None => None,
@@ -221,10 +229,14 @@ impl Secrets {
     /// # Errors
     /// [`Error::Store`] when the secrets cannot be listed. What fails later is in the report.
     pub async fn run_schedule(&self) -> Result<SecretsReport> {
-        self.engine.permit(&[Operation::Rotate], On::All).await?;
+        let act = Act::new(Deed::SecretScheduleRun, &[Operation::Rotate], On::All);
+        self.engine.acting(act, self.rotate_due(), |_, _| {}).await
+    }
+
+    async fn rotate_due(&self) -> Result<SecretsReport> {
         let mut report = SecretsReport::default();
         for id in self.heads(None).await? {
-            match self.rotate_if(&id, true).await {
+            match self.rotate_if_due(&id).await {
                 Ok(Outcome::Rotated(version)) => report.rotated.push((id, version)),
                 Ok(Outcome::Busy(_)) => report.busy += 1,
                 Ok(Outcome::NotDue) => {}
@@ -243,15 +255,41 @@ impl Secrets {
     /// [`Error::Invalid`] where the secret is not rotated by a hook, and when the hook failed, with what came of it; [`Error::Conflict`]
     /// while somebody else runs it; else as [`Secrets::get`] and [`Secrets::set`].
     pub async fn rotate(&self, id: &SecretId) -> Result<u32> {
-        self.permit(&id.account, Access::Set).await?;
-        match self.rotate_if(id, false).await? {
-            Outcome::Rotated(version) => Ok(version),
-            Outcome::Busy(until) => Err(running(id, until)),
-            Outcome::NotDue => Err(Error::Invalid(format!(
-                "secret {id} is not rotated by a hook: `keyleash secret policy {} --account {}` sets one",
-                id.name, id.account
-            ))),
+        let act = Self::act(Deed::SecretRotate, id, Access::Set);
+        let rotate = async {
+            match self.rotate_if(id, false).await? {
+                Outcome::Rotated(version) => Ok(version),
+                Outcome::Busy(until) => Err(running(id, until)),
+                Outcome::NotDue => Err(Error::Invalid(format!(
+                    "secret {id} is not rotated by a hook: `keyleash secret policy {} --account {}` sets one",
+                    id.name, id.account
+                ))),
+            }
+        };
+        self.engine.acting(act, rotate, |made, on| on.secret_version = Some(*made)).await
+    }
+
+    /// A line on the trail of its own for each that is due, and for no other.
+    async fn rotate_if_due(&self, id: &SecretId) -> Result<Outcome> {
+        let (_, earliest) = self.dates().await?;
+        let is_due = match self.look(id).await {
+            Ok(Seen { head: Some(head), .. }) => {
+                let rotation = head.rotation.as_ref();
+                head.deleted.is_none() && rotation.is_some_and(|rotation| earliest >= rotation.due_unix)
+            }
+            Ok(_) | Err(Error::NotFound(_)) => false,
+            Err(error) => return Err(error),
+        };
+        if !is_due {
+            return Ok(Outcome::NotDue);
         }
+        let act = Self::act(Deed::SecretRotate, id, Access::None);
+        let made = |outcome: &Outcome, on: &mut Subject| {
+            if let Outcome::Rotated(version) = outcome {
+                on.secret_version = Some(*version);
+            }
+        };
+        self.engine.acting(act, self.rotate_if(id, true), made).await
     }
 
     async fn rotate_if(&self, id: &SecretId, only_due: bool) -> Result<Outcome> {

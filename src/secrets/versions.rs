@@ -8,12 +8,15 @@ use super::{
 use crate::{
     block::{Address, BlockHeader, ObjectId},
     clock::{unix_now, utc},
+    engine::Act,
     error::{Corrupt, Error, Result},
+    keyring::On,
     name::{AccountId, SecretId},
     store::{
         CONFLICTS_MAX, Key, Put, StoreVersion, Versioned, again_and_again,
         record::{SECRET_VERSIONS_MAX, SECRET_WORDS_BYTES_MAX, SecretRecord, SecretValueRecord, SecretVersion},
     },
+    telemetry::trail::{Deed, Subject},
 };
 
 impl Secrets {
@@ -28,7 +31,12 @@ impl Secrets {
     /// content types and tags, as there may be; [`Error::Conflict`] while a hook makes the next version, and when others change the
     /// secret all the time; [`Error::Store`]: nothing was acknowledged, and another try may add one more.
     pub async fn set(&self, id: &SecretId, value: SecretValue, options: SetOptions) -> Result<u32> {
-        self.permit(&id.account, Access::Set).await?;
+        let act = Self::act(Deed::SecretSet, id, Access::Set);
+        let set = self.set_next(id, value, options);
+        self.engine.acting(act, set, |made, on| on.secret_version = Some(*made)).await
+    }
+
+    async fn set_next(&self, id: &SecretId, value: SecretValue, options: SetOptions) -> Result<u32> {
         let SetOptions { content_type, not_before_unix, expires_unix, enabled, mut tags } = options;
         tags.sort();
         let wanted =
@@ -166,8 +174,18 @@ impl Secrets {
     /// and says which; what [`Account::open`](crate::Account::open) fails with, [`Error::Denied`] above all; [`Error::Corrupt`] naming the
     /// secret and the version, when one of its records was damaged, exchanged or is missing; [`Error::Store`].
     pub async fn get(&self, id: &SecretId, version: Option<u32>) -> Result<OpenedSecret> {
-        self.permit(&id.account, Access::Get).await?;
-        self.give(id, version).await
+        let on = Subject {
+            account: Some(id.account.clone()),
+            secret: Some(id.name.clone()),
+            secret_version: version,
+            ..Subject::default()
+        };
+        let get = async {
+            self.engine.may(Access::Get.operations(), On::Account(&id.account)).await?;
+            self.give(id, version).await
+        };
+        let given = |given: &OpenedSecret, on: &mut Subject| on.secret_version = Some(given.version.version);
+        self.engine.telling(Deed::SecretGet, on, get, given).await
     }
 
     /// As [`Secrets::get`], for whoever may have it given out.
@@ -207,14 +225,15 @@ impl Secrets {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Store`], [`Error::Conflict`].
     pub async fn set_enabled(&self, id: &SecretId, version: u32, enabled: bool) -> Result<()> {
-        self.permit(&id.account, Access::Set).await?;
+        let act = Self::act(Deed::SecretSwitch, id, Access::Set).with(|on| on.secret_version = Some(version));
         let change = |head: &mut SecretRecord| {
             refuse_deleted(head)?;
             let found = head.versions.iter_mut().find(|known| known.version == version);
             found.ok_or_else(|| no_version(id, version))?.enabled = enabled;
             Ok(())
         };
-        self.change(id, change).await.map(drop)
+        let switch = async { self.change(id, change).await.map(drop) };
+        self.engine.acting(act, switch, |(), _| {}).await
     }
 
     /// Seals every value of an account's secrets, deleted ones included, under the account's current AEK version, so that older ones can
@@ -225,7 +244,11 @@ impl Secrets {
     /// [`Secrets::purge`] make an end of that one. [`Error::NotFound`] for the account; what opening and sealing fail with,
     /// [`Error::Store`] and [`Error::Conflict`]: those before are moved.
     pub async fn reseal(&self, account: &AccountId) -> Result<u64> {
-        self.permit(account, Access::Reseal).await?;
+        let act = Act::new(Deed::SecretReseal, Access::Reseal.operations(), On::Account(account));
+        self.engine.acting(act, self.reseal_all(account), |_, _| {}).await
+    }
+
+    async fn reseal_all(&self, account: &AccountId) -> Result<u64> {
         let (mut moved, mut damaged) = (0, None);
         for id in self.heads(Some(account)).await? {
             let head = self.look(&id).await.map(|seen| seen.head);

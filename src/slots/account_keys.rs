@@ -7,8 +7,12 @@ use crate::{
     error::{Corrupt, Error},
     name::{AccountId, CallerId, KekName},
     planted::{self, Fault},
-    slots::slot::AekSlot,
+    slots::{
+        slot::AekSlot,
+        tally::{Tallies, Tally},
+    },
     store::record::{RetiredAek, was_retired},
+    telemetry::trail::Who,
 };
 use std::{
     collections::BTreeSet,
@@ -44,6 +48,8 @@ pub(crate) struct AccountKeys {
     told_secs: AtomicU32,
     /// Of callers that have a name.
     permits: OnceLock<Box<Permits>>,
+    /// Where there is a trail.
+    tallies: OnceLock<Box<Tallies>>,
 }
 
 /// Slots behind the first one.
@@ -178,6 +184,7 @@ impl AccountKeys {
             shuts: AtomicU32::new(0),
             told_secs: AtomicU32::new(0),
             permits: OnceLock::new(),
+            tallies: OnceLock::new(),
         };
         slots.for_each(|slot| keys.push(slot));
         Some(keys)
@@ -205,6 +212,11 @@ impl AccountKeys {
     #[inline]
     pub(crate) fn permit(&self, force: &Arc<Force>, caller: &CallerId) -> Arc<Permit> {
         self.permits.get_or_init(Box::default).of(force, caller, &self.id, || self.kek().clone())
+    }
+
+    /// Where it is counted what is done by handles that were opened for one who asks; the second is true for a new one.
+    pub(crate) fn tally(&self, who: &Who) -> (Arc<Tally>, bool) {
+        self.tallies.get_or_init(Box::default).of(&self.id, who)
     }
 
     /// The slot of an AEK version that a block names.

@@ -6,3 +6,4 @@ pub(crate) mod account_keys;
 mod interleavings;
 pub(crate) mod meter;
 pub(crate) mod slot;
+pub(crate) mod tally;

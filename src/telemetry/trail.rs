@@ -223,7 +223,8 @@ impl fmt::Display for Deed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It is about to be done: a record of the end has the same correlation. Where there is none, the process ended before.
+    /// It is about to be done: a record of the end has the same correlation. Where there is none, the process ended before, or the trail
+    /// could not take it any more.
     Asked,
     /// It was done.
     Done,
@@ -254,7 +255,7 @@ impl Outcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Why {
-    /// The error's kind: [`Error::kind`].
+    /// The error's kind: [`Error::kind`], or `other`.
     pub kind: &'static str,
     /// The token's return code, where one decided it: `CKR_PIN_LOCKED`.
     pub code: Option<String>,
@@ -263,6 +264,11 @@ pub struct Why {
 }
 
 impl Why {
+    /// Of what is no error of this library.
+    pub const fn unknown() -> Self {
+        Self { kind: "other", code: None, not_granted: None }
+    }
+
     /// That of an error.
     pub fn of(error: &Error) -> Self {
         let mut why = Self { kind: error.kind(), code: None, not_granted: None };
@@ -351,6 +357,23 @@ impl Asker {
     #[must_use]
     pub fn from(self, from: Option<Whence>) -> Self {
         Self { from, ..self }
+    }
+}
+
+/// Who asks by an engine or a handle, which may be asked many times.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Who {
+    pub(crate) caller: Option<CallerId>,
+    pub(crate) from: Option<Whence>,
+    /// Where the service gave one; else each call has its own.
+    pub(crate) correlation: Option<Correlation>,
+}
+
+impl Who {
+    /// For one call.
+    pub(crate) fn asks(&self) -> Asker {
+        let correlation = self.correlation.unwrap_or_else(Correlation::random);
+        Asker { caller: self.caller.clone(), from: self.from.clone(), correlation }
     }
 }
 

@@ -341,6 +341,12 @@ pub trait Token: Send + Sync + 'static {
         0
     }
 
+    /// The token's serial number, for the trail; answers at once, by what the token last said of itself. Whoever wraps another token
+    /// passes it on; `None` where it is not known.
+    fn serial(&self) -> Option<String> {
+        None
+    }
+
     /// The workers' health; answers at once.
     fn workers(&self) -> Workers;
 }

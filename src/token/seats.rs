@@ -88,6 +88,10 @@ impl Seat {
         self.token.workers()
     }
 
+    pub(crate) fn serial(&self) -> Option<String> {
+        self.token.serial()
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.token.in_flight()
     }

@@ -22,7 +22,7 @@ fn keyring() -> (Arc<Keyring>, ManualClock) {
     let tokens = Tokens::of_test(token, &clock);
     let (store, home) = (Arc::new(MemoryStore::new()), Home::here().unwrap());
     let policy = PolicySource::None;
-    let keyring = Keyring::new(tokens, store, clock, Settings::default(), home, Some(1), policy);
+    let keyring = Keyring::new(tokens, store, clock, Settings::default(), home, Some(1), policy, OnTrail::default());
     (Arc::new(keyring), manual)
 }
 

@@ -30,7 +30,7 @@ const SOURCES: [&str; 6] = [
 ];
 
 /// Each call of the table, and what it takes by it.
-fn table() -> BTreeMap<String, Vec<Operation>> {
+pub(crate) fn table() -> BTreeMap<String, Vec<Operation>> {
     let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     let mut table = BTreeMap::new();
     for row in MANUAL.lines().filter(|row| {
@@ -46,7 +46,7 @@ fn table() -> BTreeMap<String, Vec<Operation>> {
     table
 }
 
-fn calls(source: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn calls(source: &str) -> impl Iterator<Item = &str> {
     let code = source.split("#[cfg(test)]").next().unwrap();
     code.lines()
         .filter_map(|line| line.strip_prefix("    pub async fn "))
@@ -81,11 +81,11 @@ fn every_call_is_in_the_table_of_the_manual() {
     }
 }
 
-fn caller(id: &str) -> CallerId {
+pub(crate) fn caller(id: &str) -> CallerId {
     CallerId::new(id).unwrap()
 }
 
-fn grant(callers: &str, operations: &[Operation]) -> Grant {
+pub(crate) fn grant(callers: &str, operations: &[Operation]) -> Grant {
     scoped(callers, operations, "*", "*")
 }
 
@@ -95,12 +95,12 @@ fn scoped(callers: &str, operations: &[Operation], keks: &str, accounts: &str) -
     Grant { id: GrantId::new("new").unwrap(), callers, keks, accounts, actions }
 }
 
-fn is_forbidden<T>(outcome: &Result<T>, operation: Operation) -> bool {
+pub(crate) fn is_forbidden<T>(outcome: &Result<T>, operation: Operation) -> bool {
     matches!(outcome, Err(Error::Forbidden(forbidden)) if forbidden.operation == operation.name())
 }
 
 /// With an account `a`, one that is deleted, `gone`, and a second KEK, `other`; and somebody who may change grants.
-async fn rig() -> Rig {
+pub(crate) async fn rig() -> Rig {
     let rig = Rig::new().await;
     rig.account("a").await;
     rig.account("gone").await;
@@ -110,15 +110,15 @@ async fn rig() -> Rig {
     rig
 }
 
-fn boss(rig: &Rig) -> Engine {
+pub(crate) fn boss(rig: &Rig) -> Engine {
     rig.engine.caller(caller("boss"))
 }
 
-async fn give(rig: &Rig, grants: Vec<Grant>) -> Vec<GrantId> {
+pub(crate) async fn give(rig: &Rig, grants: Vec<Grant>) -> Vec<GrantId> {
     boss(rig).add_grants(grants).await.unwrap()
 }
 
-async fn call(engine: &Engine, rig: &Rig, name: &str) -> Result<()> {
+pub(crate) async fn call(engine: &Engine, rig: &Rig, name: &str) -> Result<()> {
     let (a, gone, new, kek, other) =
         (&account_id("a"), &account_id("gone"), &account_id("new"), &rig.kek, &KekName::new("other").unwrap());
     let (version, token) = (&KekVersion::new(kek.clone(), 1), &TokenName::default());

@@ -34,6 +34,7 @@ mod storm;
 mod stuck;
 mod tamper;
 mod tokens;
+mod trail;
 mod twice;
 mod usage;
 mod vouch;

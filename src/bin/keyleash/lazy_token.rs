@@ -81,6 +81,10 @@ impl Token for LazyToken {
         self.settings.call_timeout
     }
 
+    fn serial(&self) -> Option<String> {
+        self.opened.get()?.as_ref().ok()?.serial()
+    }
+
     fn in_flight(&self) -> usize {
         self.opened.get().and_then(|opened| opened.as_ref().ok()).map_or(0, Token::in_flight)
     }

@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     clock::ManualClock,
     home::Home,
-    keyring::access::PolicySource,
+    keyring::{access::PolicySource, on_trail::OnTrail},
     store::memory::MemoryStore,
     token::{scripted::ScriptedToken, seats::Tokens},
 };
@@ -17,7 +17,16 @@ fn process(clock: &ManualClock, store: &Arc<MemoryStore>) -> Keyring {
     let settings = Settings::default();
     let (token, _) = ScriptedToken::new(clock.clone(), settings.store_timeout, 1);
     let tokens = Tokens::of_test(token, &clock);
-    Keyring::new(tokens, store.clone(), clock, settings, Home::here().unwrap(), Some(1), PolicySource::None)
+    Keyring::new(
+        tokens,
+        store.clone(),
+        clock,
+        settings,
+        Home::here().unwrap(),
+        Some(1),
+        PolicySource::None,
+        OnTrail::default(),
+    )
 }
 
 /// A machine whose wall clock is right, an hour or a day off, or dead.

@@ -24,6 +24,13 @@ pub(super) struct Found {
     told: Told,
 }
 
+impl Found {
+    /// The token's serial number, where it has one.
+    pub(super) fn serial(&self) -> Option<String> {
+        Some(self.told.serial.clone()).filter(|serial| !serial.is_empty())
+    }
+}
+
 /// The slot of the selected token.
 pub(super) struct Place {
     pub(super) slot: Slot,

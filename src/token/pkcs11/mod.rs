@@ -404,6 +404,10 @@ impl Token for Pkcs11Token {
         self.call_timeout
     }
 
+    fn serial(&self) -> Option<String> {
+        module::lock(&self.shared.found).as_ref().and_then(connect::Found::serial)
+    }
+
     fn in_flight(&self) -> usize {
         self.pool.in_flight()
     }

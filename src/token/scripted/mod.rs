@@ -306,6 +306,10 @@ impl Token for ScriptedToken {
         self.call_timeout
     }
 
+    fn serial(&self) -> Option<String> {
+        Some(format!("{:016x}", self.script.lock().seed))
+    }
+
     fn in_flight(&self) -> usize {
         self.script.in_flight()
     }
