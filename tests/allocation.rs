@@ -7,12 +7,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
 use keyleash::{
-    Account, Engine,
+    Account, Engine, Result,
     account::{OpenItem, SealItem},
     block::{Address, Backend, ObjectId, Suite},
     clock::Clock,
     name::{AccountId, KekName},
     store::memory::MemoryStore,
+    telemetry::trail::{Record, Trail},
     token::{Profile, scripted::ScriptedToken},
 };
 use std::{
@@ -171,6 +172,34 @@ async fn a_seal_and_an_open_allocate_nothing() {
             }
         }
     }
+}
+
+/// What it does is summed for the trail.
+#[tokio::test]
+async fn nor_do_they_where_there_is_a_trail() {
+    #[derive(Debug)]
+    struct Taker;
+    #[async_trait::async_trait]
+    impl Trail for Taker {
+        fn note(&self, _: Record) {}
+        async fn write(&self, _: Record) -> Result<()> {
+            Ok(())
+        }
+        async fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+        fn serves(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+    let (token, _) = ScriptedToken::new(Clock::default(), Duration::from_secs(5), 1);
+    let engine = Engine::builder(token, Arc::new(MemoryStore::new())).trail(Arc::new(Taker)).build().unwrap();
+    let kek = KekName::new("kek").unwrap();
+    engine.create_kek(&kek, Profile::AesGcm).await.unwrap();
+    let account = engine.create_account(&AccountId::new("a").unwrap(), &kek).await.unwrap();
+    let (mut plain, mut other) = ([7; 4096], [0; 4096]);
+    seal_and_open(&account, &mut plain, &mut other);
+    assert_eq!(calls(|| seal_and_open(&account, &mut plain, &mut other)), (0, 0));
 }
 
 #[tokio::test]

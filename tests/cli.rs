@@ -40,6 +40,7 @@ macro_rules! transcripts {
 
 transcripts! {
     accounts,
+    audit,
     damaged_files,
     damaged_stores,
     denied_and_unreachable,

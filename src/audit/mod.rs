@@ -7,6 +7,7 @@
 mod base64;
 mod checkpoint;
 mod extract;
+mod key;
 pub mod line;
 mod note;
 mod notes;
@@ -21,6 +22,7 @@ mod writer;
 pub use self::{
     checkpoint::{Checkpoint, Retained, key_name},
     extract::{Asked, Extracted, Request, Shown, extract, verify_extract},
+    key::TokenSigner,
     note::{NOTE_BYTES_MAX, Note, SIGNATURES_MAX, Signature},
     signer::Signer,
     tally::{GROUP_LINES_MAX, Group},

@@ -13,6 +13,9 @@ pub const COMPRESS_AFTER_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Shortest time for which the lines of the trail are kept.
 pub const AUDIT_RETENTION_MIN: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Most keys that signed before.
+pub const EARLIER_KEYS_MAX: usize = 16;
+
 /// What becomes of data operations while the trail cannot be kept. Administrative calls are refused either way; leases, wipes and denials
 /// never wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,6 +41,8 @@ pub struct AuditConfig {
     pub compress_after: Duration,
     /// Files are removed this long after their hour, at least [`AUDIT_RETENTION_MIN`]; `None` keeps them for ever.
     pub retention: Option<Duration>,
+    /// Keys that signed before the one that signs now, each as `keyleash audit key show` printed it.
+    pub earlier_keys: Vec<String>,
 }
 
 /// What a configuration says of it.
@@ -48,6 +53,7 @@ pub(super) struct AuditItems {
     pub(super) on_failure: Option<OnFailure>,
     pub(super) compress_after: Option<Duration>,
     pub(super) retention: Option<Duration>,
+    pub(super) earlier_keys: Option<Vec<String>>,
 }
 
 impl AuditItems {
@@ -82,6 +88,21 @@ impl AuditItems {
         Ok(())
     }
 
+    /// Each `NAME+ID+BASE64`, with a comma between two. What is in them is for the trail to read.
+    pub(super) fn set_earlier_keys(&mut self, text: &str, origin: &str) -> Result<()> {
+        let keys: Vec<_> = text.split(',').map(|key| key.trim().to_owned()).collect();
+        if keys.len() > EARLIER_KEYS_MAX {
+            return Err(bad(origin, &format!("has {} keys; allowed are {EARLIER_KEYS_MAX}", keys.len())));
+        }
+        let is_key = |key: &String| key.splitn(3, '+').filter(|part| !part.is_empty()).count() == 3;
+        if let Some(other) = keys.iter().find(|key| !is_key(key)) {
+            let remedy = "write each as `keyleash audit key show` printed it, with a comma between two";
+            return Err(bad(origin, &format!("{other:?} is no key; {remedy}")));
+        }
+        self.earlier_keys = Some(keys);
+        Ok(())
+    }
+
     /// What this says, and where it says nothing, what `below` says.
     pub(super) fn over(self, below: Self) -> Self {
         Self {
@@ -90,12 +111,13 @@ impl AuditItems {
             on_failure: self.on_failure.or(below.on_failure),
             compress_after: self.compress_after.or(below.compress_after),
             retention: self.retention.or(below.retention),
+            earlier_keys: self.earlier_keys.or(below.earlier_keys),
         }
     }
 
     /// `origin` is where something was said of it, if anything was.
     pub(super) fn resolve(self, origin: Option<&str>) -> Result<Option<AuditConfig>> {
-        let Self { directory, node, on_failure, compress_after, retention } = self;
+        let Self { directory, node, on_failure, compress_after, retention, earlier_keys } = self;
         let Some(directory) = directory else {
             return match origin {
                 None => Ok(None),
@@ -111,6 +133,7 @@ impl AuditItems {
             on_failure: on_failure.unwrap_or_default(),
             compress_after: compress_after.unwrap_or(COMPRESS_AFTER_DEFAULT),
             retention,
+            earlier_keys: earlier_keys.unwrap_or_default(),
         }))
     }
 }

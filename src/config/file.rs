@@ -65,6 +65,7 @@ pub(super) enum Item {
     AuditOnFailure,
     AuditCompressAfter,
     AuditRetention,
+    AuditEarlierKeys,
 }
 
 pub(super) struct Named {
@@ -87,7 +88,7 @@ const fn named(item: Item, section: &'static str, key: &'static str, variable: &
 }
 
 const SECTIONS: [&str; 9] = ["token", "kek", "store", "lease", "cache", "keys", "grant", "role", "audit"];
-pub(super) const ITEMS: [Named; 26] = [
+pub(super) const ITEMS: [Named; 27] = [
     named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
     named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
     named(Item::Serial, "token", "serial", "KEYLEASH_TOKEN_SERIAL"),
@@ -115,6 +116,7 @@ pub(super) const ITEMS: [Named; 26] = [
     named(Item::AuditOnFailure, "audit", "on_failure", "KEYLEASH_AUDIT_ON_FAILURE"),
     named(Item::AuditCompressAfter, "audit", "compress_after", "KEYLEASH_AUDIT_COMPRESS_AFTER"),
     named(Item::AuditRetention, "audit", "retention", "KEYLEASH_AUDIT_RETENTION"),
+    named(Item::AuditEarlierKeys, "audit", "earlier_keys", "KEYLEASH_AUDIT_EARLIER_KEYS"),
 ];
 
 /// What a configuration file says, and no more: defaults and bounds come with [`ConfigFile::resolve`].
@@ -440,6 +442,7 @@ impl ConfigFile {
             Item::AuditOnFailure => self.audit.set_on_failure(&given.string(origin)?, origin)?,
             Item::AuditCompressAfter => self.audit.set_compress_after(given.duration(origin)?, origin)?,
             Item::AuditRetention => self.audit.set_retention(given.duration(origin)?, origin)?,
+            Item::AuditEarlierKeys => self.audit.set_earlier_keys(&given.string(origin)?, origin)?,
         }
         Ok(())
     }

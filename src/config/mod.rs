@@ -20,7 +20,8 @@ pub mod page;
 mod tokens;
 
 pub use audit::{
-    AUDIT_RETENTION_MIN, AuditConfig, COMPRESS_AFTER_DEFAULT, COMPRESS_AFTER_MAX, COMPRESS_AFTER_MIN, OnFailure,
+    AUDIT_RETENTION_MIN, AuditConfig, COMPRESS_AFTER_DEFAULT, COMPRESS_AFTER_MAX, COMPRESS_AFTER_MIN, EARLIER_KEYS_MAX,
+    OnFailure,
 };
 pub use file::{CONFIG_BYTES_MAX, ConfigFile};
 

@@ -2,8 +2,8 @@
 
 use super::{
     AEK_TTL_MIN, AUDIT_RETENTION_MIN, CACHED_AEKS_MAX, CALL_TIMEOUT_MAX, CALL_TIMEOUT_MIN, COMPRESS_AFTER_DEFAULT,
-    COMPRESS_AFTER_MAX, COMPRESS_AFTER_MIN, POLL_INTERVAL_MAX, POLL_INTERVAL_MIN, RETENTION_MAX, RETENTION_MIN,
-    REVOCATION_MAX, STORE_DEFAULT, Settings, WORKERS_DEFAULT, WORKERS_MAX,
+    COMPRESS_AFTER_MAX, COMPRESS_AFTER_MIN, EARLIER_KEYS_MAX, POLL_INTERVAL_MAX, POLL_INTERVAL_MIN, RETENTION_MAX,
+    RETENTION_MIN, REVOCATION_MAX, STORE_DEFAULT, Settings, WORKERS_DEFAULT, WORKERS_MAX,
     file::{ConfigFile, ITEMS, Item, Said, said_in},
     show,
 };
@@ -190,6 +190,11 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
             None,
             format!("at least {}", show(AUDIT_RETENTION_MIN)),
             "how long after its hour a file of the trail is removed; without it none is",
+        ),
+        Item::AuditEarlierKeys => (
+            None,
+            format!("1 to {EARLIER_KEYS_MAX} keys as `keyleash audit key show` prints them, with a comma between two"),
+            "keys that signed the trail before the one that signs now",
         ),
     }
 }

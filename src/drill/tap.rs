@@ -5,8 +5,8 @@ use crate::{
     clock::Instant,
     secret::Aek,
     token::{
-        Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, UnaddressableKey,
-        Workers, Wrapped,
+        Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, SigningKey, Token, TokenError, TokenInfo,
+        UnaddressableKey, Workers, Wrapped,
     },
 };
 use async_trait::async_trait;
@@ -96,6 +96,18 @@ impl Token for Tap {
 
     fn call_timeout(&self) -> Duration {
         self.token.call_timeout()
+    }
+
+    async fn create_signing_key(&self, label: &str) -> Result<SigningKey, TokenError> {
+        self.token.create_signing_key(label).await
+    }
+
+    async fn find_signing_key(&self, label: &str) -> Result<Option<SigningKey>, TokenError> {
+        self.token.find_signing_key(label).await
+    }
+
+    async fn sign(&self, key: &SigningKey, text: &[u8]) -> Result<Vec<u8>, TokenError> {
+        self.token.sign(key, text).await
     }
 
     fn serial(&self) -> Option<String> {

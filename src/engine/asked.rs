@@ -6,7 +6,7 @@
 
 use super::Engine;
 use crate::{
-    access::{Operation, Permit},
+    access::Operation,
     account::Account,
     clock::Instant,
     error::{Error, Result},
@@ -91,7 +91,7 @@ impl Engine {
     /// the whole. Never given out, nor a handle that is opened by it.
     #[cfg(feature = "secrets")]
     pub(crate) fn own_hand(&self) -> Self {
-        Self { own: Some(Permit::of_engine(&self.keyring().access.force)), ..self.clone() }
+        Self { own: Some(crate::access::Permit::of_engine(&self.keyring().access.force)), ..self.clone() }
     }
 
     /// Who asks by this call.

@@ -107,9 +107,12 @@ async fn end(keyring: &Arc<Keyring>, patience: Duration) -> Closed {
         Some(written) => written.err(),
         None => Some(Error::Store(format!("no end of writing within {} s", patience.as_secs()))),
     };
-    keyring.note_sums();
-    keyring.note_of(Deed::EngineClose, || Outcome::Done, |_| {});
-    let untold = match clock.until(give_up, keyring.flush_trail()).await {
+    let told = async {
+        keyring.tell_sums(|_| {}).await;
+        keyring.note_of(Deed::EngineClose, || Outcome::Done, |_| {});
+        keyring.flush_trail().await
+    };
+    let untold = match clock.until(give_up, told).await {
         Some(flushed) => flushed.err(),
         None => Some(Error::Trail(format!("no end of writing within {} s", patience.as_secs()))),
     };

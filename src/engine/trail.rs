@@ -30,7 +30,7 @@ async fn look_after(keyring: Arc<Keyring>, beat: Arc<Beat>) {
         keyring.look_at_trail();
         if now >= next_sums {
             next_sums = now.plus(SUMS_EVERY);
-            keyring.note_sums();
+            keyring.tell_sums(|now| beat.at(now)).await;
         }
         keyring.clock.sleep_until(now.plus(LOOK_EVERY)).await;
     }

@@ -9,13 +9,15 @@ use crate::{
     error::{Error, Result},
     name::{AccountId, KekName, KekVersion},
     slots::{account_keys::AccountKeys, tally::Tally},
-    telemetry::trail::{Asker, Correlation, Deed, Outcome, Record, Subject, Trail, Who},
+    telemetry::trail::{Asker, Correlation, Deed, Outcome, Record, Subject, Sums, Trail, Who},
     token::seats::Seat,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Of many records one in so many is waited for, and with it those before it.
 const WRITTEN_AT_ONCE: usize = 64;
+/// Of many sums so many may wait to be written: the queue of a trail has a bound.
+const SUMS_AT_ONCE: usize = 1024;
 
 tokio::task_local! {
     /// Who asked for what is being done.
@@ -235,8 +237,27 @@ impl Keyring {
         Some(tally)
     }
 
-    /// Notes what all handles did since this was last called.
+    /// Notes what all handles did since this was last called, and waits for none of it. Where there are many, [`Keyring::tell_sums`]
+    /// is the way.
     pub(crate) fn note_sums(&self) {
+        self.take_sums().into_iter().for_each(|sum| self.note_sum(sum));
+    }
+
+    /// As [`Keyring::note_sums`], and gives the trail the time to write them, of which it is told by `beat`. At home.
+    pub(crate) async fn tell_sums(&self, beat: impl Fn(Instant)) {
+        let mut answers = true;
+        for (n, sum) in self.take_sums().into_iter().enumerate() {
+            if answers && n > 0 && n % SUMS_AT_ONCE == 0 {
+                let give_up = self.clock.now().plus(self.settings.store_timeout);
+                // What it cannot write it says itself.
+                answers = matches!(self.clock.until(give_up, self.flush_trail()).await, Some(Ok(())));
+                beat(self.clock.now());
+            }
+            self.note_sum(sum);
+        }
+    }
+
+    fn take_sums(&self) -> Vec<(AccountId, Asker, Sums)> {
         let mut summed = Vec::new();
         {
             let mut tallies = self.on_trail.tallies();
@@ -249,12 +270,14 @@ impl Keyring {
                 }
             }
         }
-        for (account, by, sums) in summed {
-            let mut record = Record::new(self.clock.wall_unix_ms(), Deed::Blocks, Outcome::Done, by);
-            record.on.kek = self.alive(&account).map(|keys| keys.kek().clone());
-            (record.on.account, record.sums) = (Some(account), Some(sums));
-            self.note(record);
-        }
+        summed
+    }
+
+    fn note_sum(&self, (account, by, sums): (AccountId, Asker, Sums)) {
+        let mut record = Record::new(self.clock.wall_unix_ms(), Deed::Blocks, Outcome::Done, by);
+        record.on.kek = self.alive(&account).map(|keys| keys.kek().clone());
+        (record.on.account, record.sums) = (Some(account), Some(sums));
+        self.note(record);
     }
 
     /// Looks whether data may be used, by the trail.

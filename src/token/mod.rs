@@ -16,6 +16,9 @@ mod line;
 pub mod pkcs11;
 pub mod scripted;
 pub(crate) mod seats;
+mod signing;
+
+pub use self::signing::{SigningKey, SigningKind};
 
 /// Begins the CKA_LABEL of every KEK that keyleash makes; the rest is `NAME/VERSION`.
 pub(crate) const LABEL_PREFIX: &str = "keyleash/";
@@ -339,6 +342,35 @@ pub trait Token: Send + Sync + 'static {
     /// wraps another token passes it on; 0 where a process may end in the midst of a call.
     fn in_flight(&self) -> usize {
         0
+    }
+
+    /// Makes a key that signs, of this label (1 to 128 bytes): Ed25519, or else ECDSA on P-256, or else HMAC-SHA256, whichever the token
+    /// can do first. SENSITIVE and not EXTRACTABLE; its CKA_ID is 16 random bytes. As other administrative calls it leaves one worker
+    /// to proofs, which go first. Whoever wraps another token passes it on, and the two below.
+    ///
+    /// # Errors
+    /// [`Verdict::Misconfigured`] where the token has one of this label, or makes none that signs.
+    async fn create_signing_key(&self, label: &str) -> Result<SigningKey, TokenError> {
+        let _ = label;
+        Err(signing::unable())
+    }
+
+    /// The key of this label that signs; `None` when a listed, logged-in token has none.
+    ///
+    /// # Errors
+    /// [`Verdict::Misconfigured`] where it could be read out of the token, or several have the label.
+    async fn find_signing_key(&self, label: &str) -> Result<Option<SigningKey>, TokenError> {
+        let _ = label;
+        Err(signing::unable())
+    }
+
+    /// Signs, as the key's kind says.
+    ///
+    /// # Errors
+    /// [`Verdict::Misconfigured`] when another key has its label by now.
+    async fn sign(&self, key: &SigningKey, text: &[u8]) -> Result<Vec<u8>, TokenError> {
+        let _ = (key, text);
+        Err(signing::unable())
     }
 
     /// The token's serial number, for the trail; answers at once, by what the token last said of itself. Whoever wraps another token

@@ -5,7 +5,7 @@ use crate::{
     clock::{Clock, ManualClock},
     config::Settings,
     home::Home,
-    keyring::access::PolicySource,
+    keyring::{access::PolicySource, on_trail::OnTrail},
     name::{AccountId, KekName},
     store::{
         memory::MemoryStore,

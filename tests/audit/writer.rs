@@ -1,11 +1,13 @@
 //! The writer of a trail: what was acknowledged is there, and what is not kept is told.
 
-use crate::rig::{NODE, PATIENCE, Rig, START_MS, TestSigner, admin, at_rest, data, numbers, operations, record, until};
+use crate::rig::{
+    NODE, PATIENCE, Rig, START_MS, TestSigner, admin, at_rest, data, numbers, operations, read, record, until,
+};
 use keyleash::{
     Error,
-    audit::{Checkpoint, Note, QUEUE_RECORDS_MAX, STALL_MAX, Signer, Vkey},
+    audit::{Checkpoint, Note, Options, QUEUE_RECORDS_MAX, STALL_MAX, Signer, Vkey},
     clock::{Clock, ManualClock},
-    config::OnFailure,
+    config::{ConfigFile, OnFailure},
     name::NodeName,
     store::{load_checkpoint, record::CommonRecord},
     telemetry::trail::{Deed, Outcome, Trail},
@@ -111,6 +113,62 @@ async fn two_writers_on_one_directory_are_refused_by_name() {
     assert!(rig.open(at_once()).await.is_err());
     writer.close(PATIENCE).await.unwrap();
     rig.open(rig.options()).await.unwrap().close(PATIENCE).await.unwrap();
+}
+
+/// As short commands do, of which any number runs at once.
+#[tokio::test]
+async fn who_may_write_the_trail_of_one_node_or_another_takes_the_first_that_is_free() {
+    let rig = Rig::new();
+    let node = |name: &str| NodeName::new(name).unwrap();
+    let options = || rig.options().lock_patience(Duration::ZERO).or_node(node("node-2")).or_node(node("node-3"));
+    let (one, two) = (rig.open(options()).await.unwrap(), rig.open(options()).await.unwrap());
+    let nodes = [&one, &two].map(|writer| writer.status().unwrap().node);
+    assert_eq!(nodes, [node(NODE), node("node-2")]);
+    let three = rig.open(options()).await.unwrap();
+    let error = rig.open(options()).await.unwrap_err();
+    assert!(error.to_string().contains("node-1, node-2, node-3"), "{error}");
+    for writer in [&one, &two, &three] {
+        writer.write(admin(0)).await.unwrap();
+    }
+    two.close(PATIENCE).await.unwrap();
+    // A child of another test may have the lock, between its fork and its exec.
+    let again = rig.open(options().lock_patience(PATIENCE)).await.unwrap();
+    assert_eq!(again.status().unwrap().node, node("node-2"));
+    for writer in [one, three, again] {
+        writer.close(PATIENCE).await.unwrap();
+    }
+    for name in [NODE, "node-2", "node-3"] {
+        assert_eq!(read(&rig.directory.join(name), &rig.keys()).0.len(), 2, "a line and a tally in {name}");
+    }
+}
+
+/// What an earlier key signed is gone on with where the configuration has that key, and not else.
+#[tokio::test]
+async fn a_trail_goes_on_under_a_new_key_where_the_configuration_has_the_earlier_one() {
+    let mut rig = Rig::new();
+    let writer = rig.open(rig.options()).await.unwrap();
+    writer.write(admin(0)).await.unwrap();
+    writer.close(PATIENCE).await.unwrap();
+    let earlier = rig.signer.vkey().to_owned();
+    rig.signer = TestSigner::new(8);
+    assert!(matches!(rig.open(rig.options()).await, Err(Error::Corrupt(_))), "nobody it knows signed that");
+    let configured = |keys: &str| {
+        let text = format!("[audit]\ndirectory = {:?}\nearlier_keys = {keys:?}\n", rig.directory.display().to_string());
+        ConfigFile::parse(&text, "t").and_then(ConfigFile::resolve).map(|config| config.audit.unwrap())
+    };
+    for (no_key, why) in [("x", "t line 3: audit.earlier_keys: \"x\" is no key"), (",", "is no key")] {
+        let error = configured(no_key).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    let error = Options::of(&configured("a+b+c").unwrap(), NodeName::new(NODE).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("audit.earlier_keys"), "{error}");
+    let config = configured(&format!("{earlier}, {}", TestSigner::new(9).vkey())).unwrap();
+    let options = Options::of(&config, NodeName::new(NODE).unwrap()).unwrap().lock_patience(PATIENCE);
+    let writer = rig.open(options).await.unwrap();
+    writer.write(admin(1)).await.unwrap();
+    writer.close(PATIENCE).await.unwrap();
+    let keys = rig.keys().with(Vkey::parse(&earlier).unwrap());
+    assert_eq!(numbers(&read(&rig.node(), &keys).0), [0, 1]);
 }
 
 #[tokio::test]

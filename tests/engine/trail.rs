@@ -15,13 +15,16 @@ use keyleash::{
     rotate::PASS_EVERY,
     store::{Filter, Key, KeyStore, memory::MemoryStore, record::AekPolicy},
     telemetry::trail::{Correlation, Deed, OfGrants, Outcome, Record, Sums, Trail},
-    token::{KekInfo, Token, scripted::ScriptedToken},
+    token::{
+        KekInfo, Token,
+        scripted::{Act, Call, ScriptedToken},
+    },
 };
 use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -55,7 +58,10 @@ struct Scripted {
     writes_left: Mutex<Option<usize>>,
     hangs: AtomicBool,
     withholds: AtomicBool,
-    flushes: AtomicUsize,
+    /// It takes what is asked for, and never says so.
+    stops: AtomicBool,
+    /// How many records it had at each.
+    flushes: Mutex<Vec<usize>>,
     /// What was there as something was asked for.
     seen: Mutex<Option<Contents>>,
     sees: Mutex<Option<(Arc<MemoryStore>, Arc<ScriptedToken>)>>,
@@ -89,12 +95,17 @@ impl Trail for Scripted {
             let seen = contents(&store, &token).await;
             *self.seen.lock().unwrap() = Some(seen);
         }
+        let stops = record.outcome == Outcome::Asked && self.stops.load(Ordering::SeqCst);
         self.note(record);
+        if stops {
+            std::future::pending::<()>().await;
+        }
         Ok(())
     }
 
     async fn flush(&self) -> Result<()> {
-        self.flushes.fetch_add(1, Ordering::SeqCst);
+        let taken = self.taken.lock().unwrap().len();
+        self.flushes.lock().unwrap().push(taken);
         Ok(())
     }
 
@@ -112,7 +123,7 @@ impl Scripted {
     fn of(&self, id: Correlation) -> Vec<(Deed, Outcome)> {
         let taken = self.taken.lock().unwrap();
         let its = taken.iter().filter(|record| record.by.correlation == id);
-        let its = its.filter(|record| !matches!(record.deed, Deed::KeyWrap | Deed::KeyUnwrap));
+        let its = its.filter(|record| !matches!(record.deed, Deed::KeyWrap | Deed::KeyUnwrap | Deed::Granted));
         its.map(|record| (record.deed, record.outcome.clone())).collect()
     }
 
@@ -407,6 +418,7 @@ async fn what_nobody_waits_for_any_more_is_told_as_dropped() {
         let (rig, trail) = (Arc::new(rig().await), Arc::new(Scripted::default()));
         let engine = engine(&rig, &trail).caller(caller("all")).correlation(ID);
         settle().await;
+        trail.stops.store(true, Ordering::SeqCst);
         let before = contents(&rig.store, &rig.token).await;
         let under_way = tokio::spawn({
             let (rig, name) = (rig.clone(), name.clone());
@@ -421,6 +433,45 @@ async fn what_nobody_waits_for_any_more_is_told_as_dropped() {
         settle().await;
         assert_eq!(contents(&rig.store, &rig.token).await, before, "{name} goes on for nobody");
     }
+}
+
+#[tokio::test]
+async fn who_goes_away_while_the_token_is_asked_is_told_as_dropped() {
+    let (rig, trail) = (rig().await, Arc::new(Scripted::default()));
+    let engine = engine(&rig, &trail).caller(caller("all")).correlation(ID);
+    rig.script.push(Call::Wrap, Act::Hang);
+    let under_way = tokio::spawn(async move { engine.rotate_account(&account_id("a")).await });
+    while rig.script.in_flight() == 0 {
+        tokio::task::yield_now().await;
+    }
+    under_way.abort();
+    assert!(under_way.await.is_err());
+    settle().await;
+    assert_eq!(trail.of(ID), [(Deed::AccountRotate, Outcome::Asked), (Deed::AccountRotate, Outcome::Dropped)]);
+}
+
+/// Its queue has a bound: of many sums some are waited for.
+#[tokio::test]
+async fn the_sums_of_many_handles_never_wait_all_at_once_in_the_queue_of_a_trail() {
+    let (rig, trail) = (Rig::new().await, Arc::new(Scripted::default()));
+    rig.account("a").await;
+    let engine = engine(&rig, &trail);
+    let mut handles = Vec::new();
+    for n in 0..2500_u128 {
+        let engine = engine.correlation(Correlation::new(n.to_be_bytes()));
+        handles.push(rig.meanwhile(engine.account(&account_id("a"))).await.unwrap());
+    }
+    handles.iter().for_each(|handle| assert!(seal(handle).is_ok()));
+    trail.forget();
+    rig.pass(Duration::from_secs(62)).await;
+    assert_eq!(trail.records(Deed::Blocks).len(), 2500);
+    handles.iter().for_each(|handle| assert!(seal(handle).is_ok()));
+    rig.meanwhile(engine.close(Duration::from_secs(9))).await.unwrap();
+    assert_eq!(trail.records(Deed::Blocks).len(), 5000);
+    let flushes = [&[0], &trail.flushes.lock().unwrap()[..]].concat();
+    let most = flushes.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+    // What is left over of one minute, and the first of the next.
+    assert!(most <= 2048, "{most} at once: {flushes:?}");
 }
 
 #[tokio::test]
@@ -479,7 +530,7 @@ async fn blocks_are_summed_by_handle_and_minute() {
     rig.meanwhile(engine.close(Duration::from_secs(9))).await.unwrap();
     assert_eq!(trail.records(Deed::EngineClose).len(), 1);
     assert_eq!(sums(&trail), [(None, expected(1, 5, 0, 0))], "as the engine is closed");
-    assert_eq!(trail.flushes.load(Ordering::SeqCst), 1);
+    assert_eq!(trail.flushes.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -517,7 +568,7 @@ async fn nothing_is_sealed_opened_or_read_unseen_and_leases_go_on() {
     let block = account.seal_to_vec(1_u64, b"data").unwrap();
     trail.withholds.store(true, Ordering::SeqCst);
     rig.pass(Duration::from_secs(2)).await;
-    let proofs = rig.script.calls(keyleash::token::scripted::Call::Unwrap);
+    let proofs = rig.script.calls(Call::Unwrap);
     assert_eq!(account.seal_to_vec(1_u64, b"data"), Err(full()));
     assert_eq!(account.open_to_vec(1_u64, &block), Err(full()));
     assert_eq!(account.warm().await, Err(full()));
@@ -525,7 +576,7 @@ async fn nothing_is_sealed_opened_or_read_unseen_and_leases_go_on() {
     #[cfg(feature = "secrets")]
     assert_eq!(secrets::call(&engine, "get").await, Err(full()));
     rig.pass(Duration::from_secs(60)).await;
-    assert!(rig.script.calls(keyleash::token::scripted::Call::Unwrap) > proofs, "the lease is renewed");
+    assert!(rig.script.calls(Call::Unwrap) > proofs, "the lease is renewed");
     trail.withholds.store(false, Ordering::SeqCst);
     rig.pass(Duration::from_secs(2)).await;
     assert_eq!(account.open_to_vec(1_u64, &block).unwrap(), b"data");

@@ -28,6 +28,8 @@ mod rehearsal;
 mod service;
 mod setup;
 mod shim;
+#[cfg(feature = "audit")]
+mod signing;
 mod survey;
 mod tokens;
 mod trouble;

@@ -207,44 +207,52 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Takes the directory of a node, for which it waits, and makes it where there is none below a directory that is there.
+    /// Takes the directory of the first node that is free, for which it waits, and makes it where there is none below a directory that
+    /// is there.
     ///
     /// # Errors
-    /// [`Error::Misconfigured`] where there is no directory; [`Error::Trail`] where another process writes this node's trail, or the
+    /// [`Error::Misconfigured`] where there is no directory; [`Error::Trail`] where other processes write the trails of all, or the
     /// disk fails.
     pub(super) fn take(
         directory: &Path,
-        node: &NodeName,
+        nodes: &[NodeName],
         patience: Duration,
         before_sync: Option<Hook>,
-    ) -> Result<Self> {
+    ) -> Result<(NodeName, Self)> {
         if !directory.is_dir() {
             return Err(Error::Misconfigured(format!(
                 "audit.directory {}: there is no such directory; make it, or mount what it is on",
                 directory.display()
             )));
         }
-        let path = directory.join(node.as_str());
+        let mut tries = patience.as_millis() / LOCK_AGAIN.as_millis() + 1;
+        loop {
+            for node in nodes {
+                if let Some(disk) = Self::try_take(directory.join(node.as_str()), before_sync.clone())? {
+                    return Ok((node.clone(), disk));
+                }
+            }
+            tries -= 1;
+            if tries == 0 {
+                let names = nodes.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
+                return Err(Error::Trail(format!(
+                    "{}: another process writes the trail of node {names}: give this one a node of its own (audit.node), or end that one",
+                    directory.display()
+                )));
+            }
+            thread::sleep(LOCK_AGAIN);
+        }
+    }
+
+    /// `None` where another process writes there.
+    fn try_take(path: PathBuf, before_sync: Option<Hook>) -> Result<Option<Self>> {
         let failed = |error: io::Error| Error::Trail(format!("{}: {error}; see to the directory", path.display()));
         make_folders(&path).map_err(failed)?;
-        let (mut lock, mut tries) = (None, patience.as_millis() / LOCK_AGAIN.as_millis() + 1);
-        while lock.is_none() && tries > 0 {
-            lock = try_lock(&path.join(LOCK)).map_err(failed)?;
-            tries -= 1;
-            if lock.is_none() && tries > 0 {
-                thread::sleep(LOCK_AGAIN);
-            }
-        }
-        let Some(lock) = lock else {
-            return Err(Error::Trail(format!(
-                "{}: another process writes the trail of node {node}: give this one a node of its own (audit.node), or end that one",
-                path.display()
-            )));
-        };
+        let Some(lock) = try_lock(&path.join(LOCK)).map_err(failed)? else { return Ok(None) };
         let checkpoints = open(&path.join(CHECKPOINTS)).map_err(failed)?;
         sync_folder(&path).map_err(failed)?;
         let id = id(&fs::metadata(&path).map_err(failed)?);
-        Ok(Self { node: path, id, lock, hour: None, checkpoints, before_sync })
+        Ok(Some(Self { id, lock, hour: None, checkpoints, before_sync, node: path }))
     }
 
     /// The node's directory.

@@ -51,7 +51,8 @@ const DROP_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Options {
     directory: PathBuf,
-    node: NodeName,
+    /// The first is taken whose trail nobody else writes.
+    nodes: Vec<NodeName>,
     on_failure: OnFailure,
     compress_after: Duration,
     retention: Option<Duration>,
@@ -66,7 +67,7 @@ impl Options {
     pub fn new(directory: impl Into<PathBuf>, node: NodeName) -> Self {
         Self {
             directory: directory.into(),
-            node,
+            nodes: vec![node],
             on_failure: OnFailure::default(),
             compress_after: COMPRESS_AFTER_DEFAULT,
             retention: None,
@@ -78,10 +79,30 @@ impl Options {
     }
 
     /// As a configuration says, for this node.
-    pub fn of(config: &AuditConfig, node: NodeName) -> Self {
-        let AuditConfig { directory, on_failure, compress_after, retention, node: _ } = config;
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`] where one of `earlier_keys` is no key.
+    pub fn of(config: &AuditConfig, node: NodeName) -> Result<Self> {
+        let AuditConfig { directory, on_failure, compress_after, retention, earlier_keys, node: _ } = config;
         let (on_failure, compress_after, retention) = (*on_failure, *compress_after, *retention);
-        Self { on_failure, compress_after, retention, ..Self::new(directory, node) }
+        let mut options = Self { on_failure, compress_after, retention, ..Self::new(directory, node) };
+        for key in earlier_keys {
+            let vkey = Vkey::parse(key);
+            options = options.earlier_key(vkey.map_err(|error| {
+                Error::Misconfigured(format!(
+                    "audit.earlier_keys: {key:?}: {error}; write each as `keyleash audit key show` printed it"
+                ))
+            })?);
+        }
+        Ok(options)
+    }
+
+    /// Writes the trail of this node where another process writes those of the ones before. For short commands, of which many may run at
+    /// once.
+    #[must_use]
+    pub fn or_node(mut self, node: NodeName) -> Self {
+        self.nodes.push(node);
+        self
     }
 
     /// What becomes of data operations while the trail cannot be kept. They are refused unless said otherwise.
@@ -173,20 +194,18 @@ impl Writer {
     /// missing, or were put back from before; what the key store says, and where the key makes HMACs the token.
     pub async fn open(options: Options, store: Arc<dyn KeyStore>, signer: Arc<dyn Signer>) -> Result<Self> {
         fork::settle()?;
-        let Options { directory, node, on_failure, lock_patience, clock, earlier, before_sync, .. } = options.clone();
+        let Options { directory, nodes, on_failure, lock_patience, clock, earlier, before_sync, .. } = options.clone();
         let vkey = Vkey::parse(signer.vkey())?;
-        let origin = format!("{}/{node}", key_name(store_id(&*store).await?.id));
-        let name = format!("the trail of node {node} in {}", directory.display());
-        let (disk, note, retained) = {
-            let node = node.clone();
-            on_thread(move || {
-                let mut disk = Disk::take(&directory, &node, lock_patience, before_sync)?;
-                let note = recover::last_note(&mut disk)?;
-                let retained = recover::retained_note(disk.node())?;
-                Ok((disk, note, retained))
-            })
-            .await?
-        };
+        let key_name = key_name(store_id(&*store).await?.id);
+        let place = directory.display().to_string();
+        let (node, disk, note, retained) = on_thread(move || {
+            let (node, mut disk) = Disk::take(&directory, &nodes, lock_patience, before_sync)?;
+            let note = recover::last_note(&mut disk)?;
+            let retained = recover::retained_note(disk.node())?;
+            Ok((node, disk, note, retained))
+        })
+        .await?;
+        let (origin, name) = (format!("{key_name}/{node}"), format!("the trail of node {node} in {place}"));
         let stored = load_checkpoint(&*store, &node).await?;
         let stored_note = stored.as_ref().map(|(record, _)| Note::parse(record.note.as_bytes())).transpose()?;
         let trust = Trust { signer: signer.clone(), keys: earlier.with(vkey.clone()), vkey: vkey.clone() };

@@ -68,7 +68,7 @@ pub(crate) async fn run(command: Account, setup: &Setup, output: Output) -> Resu
         Account::Show { id } => {
             // The store says it all: neither token nor PIN is needed.
             let (id, store) = (account_id(&id)?, setup.store(Store::Read).await?);
-            setup.judge(store.clone()).await?.permit(Operation::Get, Some(&id), None).await?;
+            setup.permit(&store, Operation::Get, Some(&id), None).await?;
             let found = store::load_account(&*store, &id).await?;
             let (record, _) = found.ok_or_else(|| Error::NotFound(format!("account {id}")))?;
             output.result(&record_json(&record), &record_lines(&record))

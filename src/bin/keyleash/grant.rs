@@ -236,7 +236,7 @@ async fn test(args: Test, setup: &Setup, output: Output) -> Result<(), Failure> 
     let store = setup.store(Store::Read).await?;
     if caller != os_caller()? {
         // What others may do is for those to know who may change it.
-        setup.judge(store.clone()).await?.permit(Operation::GrantWrite, None, None).await?;
+        setup.permit(&store, Operation::GrantWrite, None, None).await?;
     }
     let judge = setup.judge_for(store.clone(), caller.clone()).await?;
     judge.permit(operation, account.as_ref(), kek.as_ref()).await?;

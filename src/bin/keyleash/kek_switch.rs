@@ -15,10 +15,11 @@ use keyleash::{
     config::Settings,
     name::{KekName, KekVersion, TokenName},
     store::{self, KeyStore, record::KekRecord, record::KekVersionRecord},
+    telemetry::trail::{Deed, Subject},
     token::pkcs11::operator::Operator,
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, os::unix::ffi::OsStrExt};
+use std::{collections::BTreeMap, os::unix::ffi::OsStrExt, sync::Arc};
 
 /// A version whose use is switched, and in which token.
 struct Target {
@@ -31,7 +32,7 @@ struct Target {
 pub(crate) async fn run(args: KekSwitch, enabled: bool, setup: &Setup, output: Output) -> Result<(), Failure> {
     let store = setup.store(Store::Read).await?;
     let operation = if enabled { Operation::Undelete } else { Operation::Delete };
-    setup.judge(store.clone()).await?.permit(operation, None, Some(&named(&args)?.0)).await?;
+    setup.permit(&store, operation, None, Some(&named(&args)?.0)).await?;
     let (name, mut targets) = targets(&args, &*store).await?;
     let standby = setup.standby_of(&name).filter(|_| args.token.is_none());
     let what = targets.iter().map(|target| target.words(enabled)).collect::<Vec<_>>().join("\n");
@@ -42,7 +43,7 @@ pub(crate) async fn run(args: KekSwitch, enabled: bool, setup: &Setup, output: O
     let mut next = 0;
     while let Some(target) = targets.get(next) {
         let switched = match done {
-            true => target.switch(enabled, &mut operators, setup).await,
+            true => target.switch(enabled, &mut operators, &store, setup).await,
             false => Ok(None),
         };
         rows.push(target.json(switched.as_ref().err()));
@@ -125,6 +126,20 @@ fn chosen(record: &KekRecord, version: Option<u32>) -> Result<Vec<&KekVersionRec
 
 impl Target {
     async fn switch(
+        &self,
+        enabled: bool,
+        operators: &mut BTreeMap<TokenName, Operator>,
+        store: &Arc<dyn KeyStore>,
+        setup: &Setup,
+    ) -> Result<Option<Instant>, Failure> {
+        let mut on = Subject::default();
+        (on.kek, on.kek_version) = (Some(self.kek.name.clone()), Some(self.kek.version));
+        on.token = Some(self.token.clone());
+        let deed = if enabled { Deed::KekEnable } else { Deed::KekDisable };
+        setup.acting(store, deed, on, self.switch_in_token(enabled, operators, setup)).await
+    }
+
+    async fn switch_in_token(
         &self,
         enabled: bool,
         operators: &mut BTreeMap<TokenName, Operator>,

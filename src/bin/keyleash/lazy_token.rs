@@ -7,8 +7,8 @@ use keyleash::{
     clock::Instant,
     secret::Aek,
     token::{
-        Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, UnaddressableKey,
-        Workers, Wrapped,
+        Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, SigningKey, Token, TokenError, TokenInfo,
+        UnaddressableKey, Workers, Wrapped,
         pkcs11::{Pkcs11Settings, Pkcs11Token},
     },
 };
@@ -62,6 +62,18 @@ impl Token for LazyToken {
 
     async fn list_keks(&self) -> Result<Vec<KekInfo>, TokenError> {
         self.get().await?.list_keks().await
+    }
+
+    async fn create_signing_key(&self, label: &str) -> Result<SigningKey, TokenError> {
+        self.get().await?.create_signing_key(label).await
+    }
+
+    async fn find_signing_key(&self, label: &str) -> Result<Option<SigningKey>, TokenError> {
+        self.get().await?.find_signing_key(label).await
+    }
+
+    async fn sign(&self, key: &SigningKey, text: &[u8]) -> Result<Vec<u8>, TokenError> {
+        self.get().await?.sign(key, text).await
     }
 
     async fn list_unaddressable(&self) -> Result<Vec<UnaddressableKey>, TokenError> {

@@ -15,6 +15,7 @@ mod kek;
 mod kek_switch;
 mod lazy_token;
 mod man;
+mod on_trail;
 mod open_token;
 mod os_caller;
 mod out_file;
@@ -38,7 +39,7 @@ mod token;
 mod warnings;
 
 use args::{Cli, Command, Open, Seal};
-use clap::{Parser, error::ErrorKind};
+use clap::{CommandFactory, FromArgMatches, error::ErrorKind};
 use exit::Failure;
 use keyleash::{
     Error,
@@ -68,8 +69,8 @@ fn main() -> ExitCode {
     if let Some(refused) = refuse_stores() {
         return refused;
     }
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let (cli, words) = match parse() {
+        Ok(parsed) => parsed,
         Err(error) => return not_parsed(&error),
     };
     let output = Output::new(cli.json).quiet(cli.quiet);
@@ -94,8 +95,8 @@ fn main() -> ExitCode {
     match built.unwrap_or_else(|_| Err(io::Error::other("there is too little of something: descriptors, it may be"))) {
         Ok(runtime) => {
             // A status of the table, and a line where lines are read, also of what was never to happen.
-            let outcome =
-                panic::catch_unwind(AssertUnwindSafe(|| run_to_end(&runtime, cli, output))).unwrap_or_else(|_| {
+            let outcome = panic::catch_unwind(AssertUnwindSafe(|| run_to_end(&runtime, cli, &words, output)))
+                .unwrap_or_else(|_| {
                     Err(Error::Fatal("a fault of the program ended the command; please report it".into()).into())
                 });
             warnings::end();
@@ -163,13 +164,33 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     end(output, Err(Failure::Usage(text.to_owned()))).into()
 }
 
-fn run_to_end(runtime: &Runtime, cli: Cli, output: Output) -> Result<(), Failure> {
+/// The command line, and the words in it that name the command: `kek disable`.
+fn parse() -> Result<(Cli, String), clap::Error> {
+    let mut command = Cli::command();
+    let matches = command.clone().try_get_matches()?;
+    let (mut words, mut of) = (Vec::new(), &matches);
+    while let Some((word, below)) = of.subcommand() {
+        words.push(word);
+        of = below;
+    }
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    Ok((cli, words.join(" ")))
+}
+
+fn run_to_end(runtime: &Runtime, cli: Cli, words: &str, output: Output) -> Result<(), Failure> {
+    let made = OnceCell::new();
     runtime.block_on(async {
         let interrupted = signals::interrupted()?;
         tokio::select! {
-            outcome = run(cli, output) => outcome,
+            outcome = run(cli, words, &made, output) => outcome,
             // The command's future is dropped here, and with it what it had begun.
-            signal = interrupted => Err(Failure::Interrupted(signal)),
+            signal = interrupted => {
+                if let Some(setup) = made.get() {
+                    // What it had done is on the trail. Nobody waits for a signature.
+                    let _ = setup.close_trail(Duration::ZERO).await;
+                }
+                Err(Failure::Interrupted(signal))
+            }
         }
     })
 }
@@ -182,11 +203,10 @@ fn expect_streams(cli: &Cli) -> Result<(), Failure> {
     }
 }
 
-async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
+async fn run(cli: Cli, words: &str, made: &OnceCell<Setup>, output: Output) -> Result<(), Failure> {
     expect_streams(&cli)?;
     let Cli { config, command, .. } = cli;
-    let made = OnceCell::new();
-    let setup = || Setup::read(config.as_deref(), output).map(|setup| made.get_or_init(|| setup));
+    let setup = || Setup::read(config.as_deref(), output, words).map(|setup| made.get_or_init(|| setup));
     let outcome = match command {
         Command::Quickstart(args) => quickstart::run(args, setup()?, output).await,
         Command::Token(command) => token::run(command, setup()?, output).await,
@@ -206,8 +226,8 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Completions { shell } => completions::run(shell, output),
         Command::Man { directory } => man::run(&directory, output),
     };
-    if let Some(setup) = made.get() {
-        setup.close().await;
+    match made.get() {
+        Some(setup) => outcome.and(setup.close().await),
+        None => outcome,
     }
-    outcome
 }

@@ -69,7 +69,7 @@ pub(crate) async fn run(args: ScheduleArgs, setup: &Setup, output: Output) -> Re
 pub(crate) async fn aek_policy(args: AekPolicyArgs, setup: &Setup, output: Output) -> Result<(), Failure> {
     let id = account_id(&args.id)?;
     let store = setup.store(Store::Existing).await?;
-    setup.judge(store.clone()).await?.permit(Operation::Get, Some(&id), None).await?;
+    setup.permit(&store, Operation::Get, Some(&id), None).await?;
     let found = store::load_account(&*store, &id).await?;
     let (record, _) = found.ok_or_else(|| Error::NotFound(format!("account {id}")))?;
     let AekPolicyArgs { max_age, max_blocks, max_bytes, none, .. } = args;
@@ -90,7 +90,7 @@ pub(crate) async fn aek_policy(args: AekPolicyArgs, setup: &Setup, output: Outpu
 pub(crate) async fn kek_policy(args: KekPolicyArgs, setup: &Setup, output: Output) -> Result<(), Failure> {
     let name = kek_name(&args.name)?;
     let store = setup.store(Store::Existing).await?;
-    setup.judge(store.clone()).await?.permit(Operation::Get, None, Some(&name)).await?;
+    setup.permit(&store, Operation::Get, None, Some(&name)).await?;
     let found = store::load_kek(&*store, &name).await?;
     let missing = || Error::NotFound(format!("KEK {name}: create it first (`keyleash kek create {name}`)"));
     let (record, _) = found.ok_or_else(missing)?;

@@ -3,6 +3,7 @@
 use crate::{
     exit::Failure,
     lazy_token::LazyToken,
+    on_trail::{Asked, Opened, Whose, note_forbidden},
     open_token::open,
     os_caller::os_caller,
     out_file::OutFile,
@@ -14,11 +15,12 @@ use crate::{
 use keyleash::{
     Engine, Error,
     access::{Operation, Policy},
-    config::{AuditConfig, Config, ConfigFile, PinSource, Settings, TokenConfig, TokenSelector},
+    config::{AuditConfig, Config, ConfigFile, OnFailure, PinSource, Settings, TokenConfig, TokenSelector},
     engine::{Judge, PolicySource},
     name::{AccountId, CallerId, KekName, KekVersion, TokenName},
     secret::{MemlockPolicy, check_memlock},
     store::{Key, KeyStore, memory::MemoryStore, record::StoreRecord},
+    telemetry::trail::{Deed, Subject, Trail},
     token::{
         KekId, Token,
         pkcs11::{self, Pkcs11Settings, Pkcs11Token, Selector},
@@ -47,8 +49,6 @@ pub(crate) enum Store {
     Existing,
     /// As that, and it is only read: on media that are read-only too.
     Read,
-    /// Nothing.
-    None,
 }
 
 /// What an engine of a command asks.
@@ -59,19 +59,30 @@ enum Ask {
     Nobody,
 }
 
+/// Whether an engine of a command tells the trail, where there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum On {
+    Trail,
+    NoTrail,
+}
+
 /// The settings of this run.
 #[derive(Debug)]
 pub(crate) struct Setup {
     config: Config,
     output: Output,
+    whose: Whose,
     /// What this command made, and what is waited for at its end.
     engine: Mutex<Option<Engine>>,
+    /// Opened by the first that tells it something.
+    trail: tokio::sync::Mutex<Option<Opened>>,
 }
 
 impl Setup {
-    /// Reads the file and the environment.
-    pub(crate) fn read(file: Option<&Path>, output: Output) -> Result<Self, Failure> {
-        let setup = Self { config: read_config(file)?.0.resolve()?, output, engine: Mutex::default() };
+    /// Reads the file and the environment, for the command of these words.
+    pub(crate) fn read(file: Option<&Path>, output: Output, command: &str) -> Result<Self, Failure> {
+        let (config, whose) = (read_config(file)?.0.resolve()?, Whose::here(command)?);
+        let setup = Self { config, output, whose, engine: Mutex::default(), trail: tokio::sync::Mutex::default() };
         // Also one that is empty by now.
         if let Some(written) = Standard::Output.file().ok().and_then(|output| output.metadata().ok()) {
             setup.own_files().refuse_store(&written, Standard::Output.name())?;
@@ -79,13 +90,151 @@ impl Setup {
         Ok(setup)
     }
 
-    /// Before the process ends: what the engine still writes down.
-    pub(crate) async fn close(&self) {
+    /// Before the process ends: what the engine still writes down, and the trail.
+    ///
+    /// # Errors
+    /// [`Error::Trail`], where some of it is not on the trail, and data are not to be used unseen.
+    pub(crate) async fn close(&self) -> Result<(), Failure> {
         let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(engine) = engine {
             // What could not be written down was told where it mattered to the command.
             let _ = engine.close(self.config.settings.store_timeout).await;
         }
+        self.close_trail(self.config.settings.store_timeout).await
+    }
+
+    /// Has all written that was told to the trail, and a checkpoint over it, for which it waits so long; it is opened anew by the next
+    /// that tells it something.
+    ///
+    /// # Errors
+    /// As [`Setup::close`].
+    pub(crate) async fn close_trail(&self, patience: Duration) -> Result<(), Failure> {
+        let Some(trail) = self.trail.lock().await.take() else { return Ok(()) };
+        match (trail.close(patience).await, self.config.audit.as_ref().map(|audit| audit.on_failure)) {
+            (Err(error), Some(OnFailure::Continue)) => {
+                self.output.note(&format!("keyleash: warning: {error}"));
+                Ok(())
+            }
+            (closed, _) => Ok(closed?),
+        }
+    }
+
+    /// The trail of this command; `None` where none is configured. `token` is the default one, where it is open.
+    ///
+    /// # Errors
+    /// Why it cannot be kept, where data are not to be used unseen; else whatever is asked of it is refused, and data are used.
+    async fn trail(
+        &self,
+        store: &Arc<dyn KeyStore>,
+        token: Option<Arc<dyn Token>>,
+    ) -> Result<Option<Arc<dyn Trail>>, Failure> {
+        let Some(config) = &self.config.audit else { return Ok(None) };
+        let mut trail = self.trail.lock().await;
+        let opened = match &*trail {
+            Some(opened) => opened,
+            None => {
+                let token = match token {
+                    Some(token) => token,
+                    None => Arc::new(LazyToken::new(self.noting(self.token_settings()?))),
+                };
+                let patience = self.config.settings.store_timeout;
+                trail.insert(Opened::open(config, store.clone(), token, patience, self.output).await?)
+            }
+        };
+        Ok(Some(opened.trail()))
+    }
+
+    /// Something that a command does by its own hand and that changes something: the trail has that it was asked for before it is done,
+    /// and how it ended before the command goes on.
+    ///
+    /// # Errors
+    /// As `work`; [`Error::Trail`], and what opening it fails with: nothing was done.
+    pub(crate) async fn acting<T>(
+        &self,
+        store: &Arc<dyn KeyStore>,
+        deed: Deed,
+        on: Subject,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let asked = self.ask(store, deed, on).await?;
+        let outcome = work.await;
+        asked.end(&outcome).await;
+        outcome
+    }
+
+    /// Has the trail told that this is asked for; whoever does it tells how it ended.
+    ///
+    /// # Errors
+    /// As [`Setup::acting`].
+    pub(crate) async fn ask(&self, store: &Arc<dyn KeyStore>, deed: Deed, on: Subject) -> Result<Asked, Failure> {
+        Ok(Asked::ask(self.trail(store, None).await?, &self.whose, deed, on).await?)
+    }
+
+    /// As [`Asked::end`], for what had the trail closed meanwhile.
+    pub(crate) async fn end_anew<T>(&self, store: &Arc<dyn KeyStore>, asked: Asked, outcome: &Result<T, Failure>) {
+        match self.trail(store, None).await {
+            Ok(trail) => asked.end_on(outcome, trail).await,
+            Err(failure) => tracing::warn!("{failure}"),
+        }
+    }
+
+    /// What can be told of a trail before there is a key that signs it: there is a place for it.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`].
+    pub(crate) fn expect_place_of_trail(&self) -> Result<(), Failure> {
+        match &self.config.audit {
+            Some(audit) if !audit.directory.is_dir() => Err(Error::Misconfigured(format!(
+                "audit.directory {}: there is no such directory; make it, or mount what it is on",
+                audit.directory.display()
+            ))
+            .into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The signing key was made by this token.
+    ///
+    /// # Errors
+    /// [`Error::Trail`], and what opening it fails with: it is made all the same.
+    pub(crate) async fn tell_key_made(&self, store: &Arc<dyn KeyStore>, token: Arc<dyn Token>) -> Result<(), Failure> {
+        let trail = self.trail(store, Some(token.clone())).await?;
+        let mut on = Subject::default();
+        (on.token, on.token_serial) = (Some(self.default_token().clone()), token.serial().map(Into::into));
+        Ok(Asked::done(trail, &self.whose, Deed::AuditKeyCreate, on).await?)
+    }
+
+    /// Whether whoever gave the command may do this, for a command that reads the store by itself. A refusal is on the trail.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`]; what the store says.
+    pub(crate) async fn permit(
+        &self,
+        store: &Arc<dyn KeyStore>,
+        operation: Operation,
+        account: Option<&AccountId>,
+        kek: Option<&KekName>,
+    ) -> Result<(), Failure> {
+        let permitted = self.judge(store.clone()).await?.permit(operation, account, kek).await;
+        self.told_if_forbidden(store, permitted, account, kek).await
+    }
+
+    async fn told_if_forbidden(
+        &self,
+        store: &Arc<dyn KeyStore>,
+        permitted: Result<(), Error>,
+        account: Option<&AccountId>,
+        kek: Option<&KekName>,
+    ) -> Result<(), Failure> {
+        if let Err(error @ Error::Forbidden(_)) = &permitted {
+            let mut on = Subject::default();
+            (on.account, on.kek) = (account.cloned(), kek.cloned());
+            // It is refused either way.
+            if let Ok(Some(trail)) = self.trail(store, None).await {
+                note_forbidden(&*trail, &self.whose, error, on);
+            }
+        }
+        Ok(permitted?)
     }
 
     /// How an engine behaves.
@@ -109,6 +258,11 @@ impl Setup {
         self.config.audit.as_ref()
     }
 
+    /// The name of the default token.
+    pub(crate) fn default_token(&self) -> &TokenName {
+        &self.config.token.name
+    }
+
     /// What no OUT may take the place of.
     pub(crate) fn own_files(&self) -> OwnFiles {
         let Config { token, other_tokens, store, .. } = &self.config;
@@ -128,7 +282,6 @@ impl Setup {
     pub(crate) async fn store(&self, need: Store) -> Result<Arc<dyn KeyStore>, Failure> {
         let path = self.config.store.clone();
         let opened = match need {
-            Store::None => return Ok(Arc::new(MemoryStore::new())),
             Store::Create => SharedStore::open(path, true).await,
             Store::Existing => SharedStore::open(path, false).await,
             Store::Read => SharedStore::open_to_read(path).await,
@@ -152,12 +305,12 @@ impl Setup {
     pub(crate) async fn engine(&self, need: Store) -> Result<Engine, Failure> {
         // A store that cannot be opened is said before the token counts a login.
         let store = self.store(need).await?;
-        self.engine_over(store, CACHED_AEKS_MAX, Ask::Tokens).await
+        self.engine_over(store, CACHED_AEKS_MAX, Ask::Tokens, On::Trail).await
     }
 
     /// One for a command that asks no token, and needs none to be configured.
     pub(crate) async fn engine_without_token(&self, need: Store) -> Result<Engine, Failure> {
-        self.engine_over(self.store(need).await?, CACHED_AEKS_MAX, Ask::Nobody).await
+        self.engine_over(self.store(need).await?, CACHED_AEKS_MAX, Ask::Nobody, On::Trail).await
     }
 
     /// The grants of the configuration.
@@ -178,8 +331,11 @@ impl Setup {
     /// Whether whoever gave the command may do this to all that the store has. Of a store whose policy cannot be read anybody may: it is
     /// to be looked at, or replaced, by whoever has its file.
     pub(crate) async fn expect_over_all(&self, store: Arc<dyn KeyStore>, operation: Operation) -> Result<(), Failure> {
-        match Judge::new(store, &self.config.policy, os_caller()?).await {
-            Ok(judge) => Ok(judge.permit(operation, None, None).await?),
+        match Judge::new(store.clone(), &self.config.policy, os_caller()?).await {
+            Ok(judge) => {
+                let permitted = judge.permit(operation, None, None).await;
+                self.told_if_forbidden(&store, permitted, None, None).await
+            }
             Err(Error::Corrupt(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -188,7 +344,7 @@ impl Setup {
     /// The same with its store.
     pub(crate) async fn engine_and_store(&self, need: Store) -> Result<(Engine, Arc<dyn KeyStore>), Failure> {
         let store = self.store(need).await?;
-        Ok((self.engine_over(store.clone(), CACHED_AEKS_MAX, Ask::Tokens).await?, store))
+        Ok((self.engine_over(store.clone(), CACHED_AEKS_MAX, Ask::Tokens, On::Trail).await?, store))
     }
 
     /// The same over a store that exists, and by what that is known.
@@ -197,15 +353,26 @@ impl Setup {
         // It only makes errors say more: one that cannot be read is for `store check`.
         let found = store.get(&Key::Store).await?;
         let id = found.and_then(|found| StoreRecord::decode(&Key::Store, &found.value).ok());
-        Ok((self.engine_over(store, CACHED_AEKS_MAX, Ask::Tokens).await?, id))
+        Ok((self.engine_over(store, CACHED_AEKS_MAX, Ask::Tokens, On::Trail).await?, id))
     }
 
     /// An engine that is set up as a service's would be, for what judges the set-up.
     pub(crate) async fn full_engine(&self, store: Arc<dyn KeyStore>) -> Result<Engine, Failure> {
-        self.engine_over(store, u64::MAX, Ask::Tokens).await
+        self.engine_over(store, u64::MAX, Ask::Tokens, On::Trail).await
     }
 
-    async fn engine_over(&self, store: Arc<dyn KeyStore>, cached_aeks_max: u64, need: Ask) -> Result<Engine, Failure> {
+    /// As [`Setup::full_engine`], over no store: for what tries tokens, and has nothing of anybody's in its hands.
+    pub(crate) async fn engine_of_no_store(&self) -> Result<Engine, Failure> {
+        self.engine_over(Arc::new(MemoryStore::new()), u64::MAX, Ask::Tokens, On::NoTrail).await
+    }
+
+    async fn engine_over(
+        &self,
+        store: Arc<dyn KeyStore>,
+        cached_aeks_max: u64,
+        need: Ask,
+        on: On,
+    ) -> Result<Engine, Failure> {
         let mut settings = self.config.settings.clone();
         settings.max_cached_aeks = settings.max_cached_aeks.min(cached_aeks_max);
         if settings.memlock == MemlockPolicy::Refuse {
@@ -225,8 +392,15 @@ impl Setup {
                 Arc::new(LazyToken::new(Pkcs11Settings::new("", Selector::Slot(0), pin)))
             }
         };
+        let trail = match on {
+            On::Trail => self.trail(&store, Some(token.clone()).filter(|_| need == Ask::Tokens)).await?,
+            On::NoTrail => None,
+        };
         // A command proves by what it does.
         let mut builder = Engine::builder(token, store).settings(settings).start_up_proof(false);
+        if let Some(trail) = trail {
+            builder = builder.trail(trail);
+        }
         builder = builder.default_token(default.name.clone());
         for other in others.iter().filter(|_| need == Ask::Tokens) {
             let token = LazyToken::new(self.noting(self.settings_of(other)?));
@@ -236,7 +410,8 @@ impl Setup {
             builder = builder.standby(kek.clone(), standby.clone());
         }
         let policy = PolicySource::Given(self.config.policy.clone());
-        let engine = builder.policy(policy).build()?.caller(os_caller()?);
+        let Whose { caller, from } = self.whose.clone();
+        let engine = builder.policy(policy).build()?.caller(caller).from_where(from);
         *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine.clone());
         Ok(engine)
     }

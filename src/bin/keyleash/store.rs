@@ -16,9 +16,11 @@ use keyleash::{
     clock::{Clock, unix_now},
     secret::fill_random,
     store::{
+        KeyStore,
         check::{Check, check},
         redb::RedbStore,
     },
+    telemetry::trail::{Deed, Subject},
 };
 use rustix::{
     fs::{FlockOperation, flock},
@@ -39,8 +41,9 @@ pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Resu
         Command::Shred => {
             let store = setup.store(Store::Existing).await?;
             // Whoever is to read a policy that is damaged looks at it, and destroys nothing.
-            setup.judge(store.clone()).await?.permit(Operation::Purge, None, None).await?;
-            store.shred(Vec::new()).await?;
+            setup.permit(&store, Operation::Purge, None, None).await?;
+            let shred = async { Ok(store.shred(Vec::new()).await?) };
+            setup.acting(&store, Deed::StoreShred, Subject::default(), shred).await?;
             let path = setup.store_path().display();
             let line = format!("store {path}: what was deleted or replaced is written over\n");
             output.result(&json!({ "store": path.to_string(), "shredded": true }), &line)
@@ -116,7 +119,8 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
         return Err(Failure::partial(format!("{} is not whole: {first}", file.display()), Some(first)));
     }
     copy.diverge().await?;
-    drop(copy);
+    // The trail goes on with what the copy knows of it. Without one it is closed until it is in its place.
+    let copy: Option<Arc<dyn KeyStore>> = setup.audit().map(|_| Arc::new(copy) as _);
     // Until the new one is in its place. Another command may be at it for a moment.
     let clock = Clock::default();
     let give_up = clock.now().plus(WAIT);
@@ -144,15 +148,11 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
     }
     let done = consent.given(&what, output).await?;
     if done {
-        // There is a store at its place at every instant, and none that anybody made is written over.
-        match &aside {
-            Some(aside) => {
-                fs::hard_link(place, aside).map_err(|error| Failure::io(aside.display(), error))?;
-                fs::rename(&staged.0, place).map_err(|error| Failure::io(place.display(), error))?;
-            }
-            None => fs::hard_link(&staged.0, place).map_err(|error| Failure::io(place.display(), error))?,
+        let put = async { put_in_place(&staged, place, aside.as_deref()) };
+        match &copy {
+            Some(copy) => setup.acting(copy, Deed::StoreRestore, Subject::default(), put).await?,
+            None => put.await?,
         }
-        sync_directory_of(place).map_err(|error| Failure::io(place.display(), error))?;
     }
     drop(held);
     let kept = aside.filter(|_| done).map(|aside| aside.display().to_string());
@@ -169,6 +169,18 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
         fields.insert("kept".into(), kept.into());
     }
     output.result(&result, &line)
+}
+
+/// There is a store at its place at every instant, and none that anybody made is written over.
+fn put_in_place(staged: &Staged, place: &Path, aside: Option<&Path>) -> Result<(), Failure> {
+    match aside {
+        Some(aside) => {
+            fs::hard_link(place, aside).map_err(|error| Failure::io(aside.display(), error))?;
+            fs::rename(&staged.0, place).map_err(|error| Failure::io(place.display(), error))?;
+        }
+        None => fs::hard_link(&staged.0, place).map_err(|error| Failure::io(place.display(), error))?,
+    }
+    sync_directory_of(place).map_err(|error| Failure::io(place.display(), error))
 }
 
 /// What keeps others from writing to what is at a place.
@@ -267,7 +279,7 @@ fn beside(place: &Path, suffix: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use keyleash::store::{Key, KeyStore, Put};
+    use keyleash::store::{Key, Put};
 
     #[tokio::test]
     async fn nobody_shreds_by_a_policy_that_cannot_be_read() {
@@ -279,7 +291,7 @@ mod tests {
         drop(store);
         std::fs::write(&config, format!("[store]\npath = {place:?}\n")).unwrap();
         let output = Output::new(true).quiet(true);
-        let setup = Setup::read(Some(&config), output).unwrap();
+        let setup = Setup::read(Some(&config), output, "store shred").unwrap();
         let outcome = run(Command::Shred, &setup, output).await;
         assert!(matches!(outcome, Err(Failure::Engine(Error::Corrupt(_)))), "{outcome:?}");
     }

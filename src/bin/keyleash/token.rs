@@ -4,7 +4,7 @@ use crate::{
     args::Token,
     exit::{Failure, ended},
     output::{Output, REPORT_COLUMNS, within},
-    setup::{Setup, Store, token_name},
+    setup::{Setup, token_name},
 };
 use keyleash::{
     Engine, Error,
@@ -35,7 +35,7 @@ struct Checked {
 /// Reports on every token that answers, then ends as the first thing that is wrong.
 pub(crate) async fn run(Token::Check { token }: Token, setup: &Setup, output: Output) -> Result<(), Failure> {
     let token = token.map(|token| token_name(&token)).transpose()?;
-    let engine = setup.full_engine(setup.store(Store::None).await?).await?;
+    let engine = setup.engine_of_no_store().await?;
     let names = token.map_or_else(|| engine.tokens(), |token| vec![token]);
     let (mut checked, mut failed) = (Vec::new(), None);
     for name in &names {

@@ -20,6 +20,7 @@ mod raw;
 mod refusals;
 mod select;
 mod session;
+mod sign;
 mod threads;
 mod told;
 mod verdict;
@@ -31,8 +32,8 @@ pub use refusals::{REFUSAL_NOTES_BYTES_MAX, RefusalNotes};
 pub use select::Selector;
 
 use super::{
-    Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, Token, TokenError, TokenInfo, UnaddressableKey,
-    Verdict, Workers, Wrapped,
+    Binding, KekHandle, KekId, KekInfo, KekSpec, Probe, Profile, SigningKey, Token, TokenError, TokenInfo,
+    UnaddressableKey, Verdict, Workers, Wrapped,
 };
 use crate::{
     clock::{Clock, Instant},
@@ -365,6 +366,37 @@ impl Token for Pkcs11Token {
             Ok(keks)
         };
         self.call("list KEKs", self.call_timeout, None, op).await
+    }
+
+    async fn create_signing_key(&self, label: &str) -> Result<SigningKey, TokenError> {
+        let label = label.to_owned();
+        let op = move |context: &Context<'_>| {
+            context.expect_own_token()?;
+            context.spoil(); // a trial may fail on the way
+            sign::create(context.session, &label)
+        };
+        self.call("make signing key", self.call_timeout.max(KEYGEN_TIMEOUT), None, op).await
+    }
+
+    async fn find_signing_key(&self, label: &str) -> Result<Option<SigningKey>, TokenError> {
+        let label = label.to_owned();
+        let op = move |context: &Context<'_>| {
+            context.expect_own_token()?;
+            match sign::find(context.session, &label)? {
+                Some((_, key)) => Ok(Some(key)),
+                None => context.would_be_found().map(|()| None),
+            }
+        };
+        self.call("find signing key", self.call_timeout, None, op).await
+    }
+
+    async fn sign(&self, key: &SigningKey, text: &[u8]) -> Result<Vec<u8>, TokenError> {
+        let (key, text) = (key.clone(), text.to_vec());
+        let op = move |context: &Context<'_>| {
+            context.expect_own_token()?;
+            sign::sign(context.session, &key, &text)
+        };
+        self.call("sign", self.call_timeout, None, op).await
     }
 
     async fn list_unaddressable(&self) -> Result<Vec<UnaddressableKey>, TokenError> {

@@ -23,6 +23,15 @@ It has whole groups of lines, each up to its tally: up to an hour more than was
 asked for. Of other accounts it shows nothing. Whoever gets it checks it with
 `keyleash audit verify-extract` and the public key.";
 
+const KEY_HELP: &str = "\
+Examples:
+  keyleash audit key create
+  keyleash audit key show > trail.pub
+
+It is found by its label, which has the store's id in it. To begin another one,
+take the label of the old one away in the token, or destroy it there; keep its
+public half, and name it in audit.earlier_keys and for --key.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Audit {
     /// Say whether trails are as they were written: what was changed, removed, added, reordered or cut, and where. Needs no token.
@@ -31,6 +40,9 @@ pub(crate) enum Audit {
     /// Write one account's lines, with the proof that none was left out, changed or added.
     #[command(after_help = EXTRACT_HELP)]
     Extract(Extract),
+    /// The key in the token that signs the trail.
+    #[command(subcommand, after_help = KEY_HELP)]
+    Key(super::key::Key),
     /// Say whether an extract proves what it shows. Needs the public key alone.
     #[command(
         after_help = "Example:\n  keyleash audit verify-extract alice.extract --key trail.pub --account alice --from 2026-11-01 --to 2026-12-01"

@@ -1,18 +1,20 @@
-//! `audit verify`, `extract`, `verify-extract`, `show`.
+//! `audit verify`, `extract`, `verify-extract`, `show`, `key create`, `key show`.
 
 pub(crate) mod args;
+pub(crate) mod key;
 mod show;
 
 use crate::{
     exit::Failure,
     out_file::OutFile,
     output::{Output, columns, count, size},
-    setup::Setup,
+    setup::{Setup, Store},
     streams::Standard,
 };
 use args::{Audit, Extract, Keys as KeyArgs, Verify, VerifyExtract};
 use keyleash::{
     Error,
+    access::Operation,
     audit::{self, Asked, Checkpoint, Expected, Keys, NOTE_BYTES_MAX, Note, Report, Request, Shown, Vkey},
     name::AccountId,
 };
@@ -30,12 +32,15 @@ const NOT_WHOLE: u8 = 5;
 
 pub(crate) async fn run(command: Audit, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
+        Audit::Key(command) => key::run(command, setup, output).await,
         Audit::Verify(args) => {
             let nodes = nodes(&args.nodes, setup)?;
+            expect_reader(&args.nodes, setup).await?;
             blocking(move || verify(&args, &nodes, output)).await
         }
         Audit::Extract(args) => {
             let node = one_node(args.node.as_deref(), setup)?;
+            expect_reader(args.node.as_slice(), setup).await?;
             if let Some(out) = &args.output {
                 setup.own_files().refuse_to_replace(out)?;
             }
@@ -44,8 +49,17 @@ pub(crate) async fn run(command: Audit, setup: &Setup, output: Output) -> Result
         Audit::VerifyExtract(args) => blocking(move || verify_extract(&args, output)).await,
         Audit::Show(args) => {
             let nodes = nodes(&args.nodes, setup)?;
+            expect_reader(&args.nodes, setup).await?;
             blocking(move || show::run(&args, &nodes, output)).await
         }
+    }
+}
+
+/// Of the trail that is configured grants say who reads it, where its store is there. A copy of one is read by whoever has its files.
+async fn expect_reader(named: &[PathBuf], setup: &Setup) -> Result<(), Failure> {
+    match setup.store(Store::Read).await {
+        Ok(store) if named.is_empty() => setup.expect_over_all(store, Operation::AuditRead).await,
+        _ => Ok(()),
     }
 }
 

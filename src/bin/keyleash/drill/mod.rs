@@ -16,7 +16,13 @@ mod load;
 mod serve;
 mod terms;
 
-use crate::{exit::Failure, out_file::OutFile, output::Output, setup::Setup, warnings};
+use crate::{
+    exit::Failure,
+    out_file::OutFile,
+    output::Output,
+    setup::{Setup, Store},
+    warnings,
+};
 use args::{Drill, Options};
 use bar::bar;
 use deeds::Deeds;
@@ -24,6 +30,7 @@ use ground::Ground;
 use keyleash::{
     clock::{unix_now, utc},
     drill::{self, Report, Scenario, Verdict},
+    telemetry::trail::{Deed, Subject},
 };
 use serde_json::{Value, json};
 use std::{io::Write, path::Path, time::Duration};
@@ -60,7 +67,7 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
         if scenarios.len() > 1 {
             output.note(&format!("{} drill {} …", utc(unix_now()), scenario.name()));
         }
-        match play(*scenario, &options, setup, config, output).await {
+        match play_on_trail(*scenario, &options, setup, config, output).await {
             Ok(report) => reports.push(report),
             Err(failure) if reports.is_empty() => return Err(failure),
             Err(failure) => {
@@ -92,6 +99,28 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
         return ended;
     }
     written.into_iter().collect::<Result<(), _>>().and(ended)
+}
+
+/// As [`play`], with a line before it and one behind it where there is a trail, of the store that is configured. What is done to the
+/// drill's own accounts is nobody's, and no lines.
+async fn play_on_trail(
+    scenario: Scenario,
+    options: &Options,
+    setup: &Setup,
+    config: Option<&Path>,
+    output: Output,
+) -> Result<Report, Failure> {
+    if setup.audit().is_none() {
+        return play(scenario, options, setup, config, output).await;
+    }
+    let (store, mut on) = (setup.store(Store::Existing).await?, Subject::default());
+    on.token = Some(setup.default_token().clone());
+    let asked = setup.ask(&store, Deed::DrillPlay, on).await?;
+    // A drill takes the token away from whoever has it open, and is to find nobody else.
+    setup.close_trail(FAREWELL).await?;
+    let outcome = play(scenario, options, setup, config, output).await;
+    setup.end_anew(&store, asked, &outcome).await;
+    outcome
 }
 
 /// Plays one drill, and leaves nothing of it.

@@ -170,7 +170,7 @@ async fn get(args: Get, setup: &Setup, output: Output) -> Result<(), Failure> {
 
 async fn list(account: &AccountId, setup: &Setup, output: Output) -> Result<(), Failure> {
     let store = setup.store(Store::Read).await?;
-    setup.judge(store.clone()).await?.permit(Operation::Get, Some(account), None).await?;
+    setup.permit(&store, Operation::Get, Some(account), None).await?;
     let made = expect_account(&*store, account).await?;
     let (mut secrets, mut after) = (Vec::new(), None);
     loop {
@@ -282,7 +282,7 @@ async fn expect_account(store: &dyn KeyStore, account: &AccountId) -> Result<u64
 
 async fn record(setup: &Setup, id: &SecretId) -> Result<SecretRecord, Failure> {
     let store = setup.store(Store::Read).await?;
-    setup.judge(store.clone()).await?.permit(Operation::Get, Some(&id.account), None).await?;
+    setup.permit(&store, Operation::Get, Some(&id.account), None).await?;
     let made = expect_account(&*store, &id.account).await?;
     let found = store::load_secret(&*store, id).await?.map(|(record, _)| record);
     let own = found.filter(|record| record.account_created_unix == made);
