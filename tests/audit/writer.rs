@@ -242,6 +242,23 @@ async fn what_a_crash_tore_is_cut_off_and_the_tree_goes_on() {
     assert_eq!(numbers(&rig.read().0), (0..11).collect::<Vec<_>>());
 }
 
+/// The end of the checkpoints that is read begins anywhere: within a letter of several bytes too, as each signature has one.
+#[tokio::test]
+async fn the_last_checkpoint_is_found_wherever_the_part_begins_that_is_read() {
+    let rig = Rig::new();
+    for number in 0..2 {
+        let writer = rig.open(rig.options()).await.unwrap();
+        writer.write(admin(number)).await.unwrap();
+        writer.close(PATIENCE).await.unwrap();
+    }
+    let notes = fs::read_to_string(rig.node().join("checkpoints")).unwrap();
+    for letters in 0..3 {
+        let before = ["x".repeat(letters), "\u{2014}".repeat(30_000)].concat();
+        fs::write(rig.node().join("checkpoints"), format!("{before}\n\n{notes}")).unwrap();
+        rig.open(rig.options()).await.unwrap().close(PATIENCE).await.unwrap();
+    }
+}
+
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for path in fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {

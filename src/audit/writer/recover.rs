@@ -36,10 +36,9 @@ pub(super) fn last_note(disk: &mut Disk) -> Result<Option<Note>> {
     // A note is a text, an empty line, signatures, and behind it an empty line: so each ends with the second of two.
     let ends: Vec<_> = bytes.windows(2).enumerate().filter(|(_, pair)| pair == b"\n\n").map(|(at, _)| at + 1).collect();
     for (place, end) in ends.iter().enumerate().rev() {
-        let Some(Ok(text)) = bytes.get(..*end).map(std::str::from_utf8) else { continue };
-        // Its first line stands behind the empty line of the note before.
+        // Its first line stands behind the empty line of the note before. What was read may begin anywhere, within a letter too.
         let begin = place.checked_sub(2).and_then(|before| ends.get(before)).map_or(0, |before| before + 1);
-        let Some(note) = text.get(begin..).and_then(|note| Note::parse(note.as_bytes()).ok()) else { continue };
+        let Some(note) = bytes.get(begin..*end).and_then(|note| Note::parse(note).ok()) else { continue };
         if Checkpoint::of(&note).is_err() {
             continue;
         }
