@@ -46,6 +46,8 @@ pub mod account;
 #[cfg(feature = "audit")]
 pub mod audit;
 pub mod block;
+#[cfg(any(feature = "audit", feature = "secrets"))]
+mod child;
 pub mod clock;
 pub mod config;
 #[cfg(feature = "drill")]

@@ -68,6 +68,7 @@ transcripts! {
     take_away,
     token_check,
     tokens,
+    trail_files,
     usage,
 }
 

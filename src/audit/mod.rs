@@ -7,10 +7,12 @@
 mod base64;
 mod checkpoint;
 mod extract;
+mod follow;
 mod key;
 pub mod line;
 mod note;
 mod notes;
+mod progress;
 mod signer;
 mod tally;
 pub mod tree;
@@ -22,6 +24,7 @@ mod writer;
 pub use self::{
     checkpoint::{Checkpoint, Retained, key_name},
     extract::{Asked, Extracted, Request, Shown, extract, verify_extract},
+    follow::{AuditSink, BATCH_EVENTS_MAX, COMMAND_MAX, CommandSink, Event, FileSink, Follower, Told, Until},
     key::TokenSigner,
     note::{NOTE_BYTES_MAX, Note, SIGNATURES_MAX, Signature},
     signer::Signer,

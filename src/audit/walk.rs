@@ -99,15 +99,25 @@ fn numbered(folder: &Path, prefix: &str, digits: usize) -> Result<Vec<String>> {
 
 /// The files of all hours, in order.
 pub(super) fn hour_files(node: &Path) -> Result<Vec<HourFile>> {
+    hour_files_from(node, "")
+}
+
+/// The files of this hour, which is written as times begin, and of later ones, in order.
+pub(super) fn hour_files_from(node: &Path, from: &str) -> Result<Vec<HourFile>> {
     let mut files = Vec::new();
-    for y in numbered(node, "y=", 4)? {
+    // What begins a time that is not before.
+    let is_due = |begin: &str| begin >= from.get(..begin.len()).unwrap_or(from);
+    for y in numbered(node, "y=", 4)?.into_iter().filter(|y| is_due(y)) {
         let year = node.join(format!("y={y}"));
-        for m in numbered(&year, "m=", 2)? {
+        for m in numbered(&year, "m=", 2)?.into_iter().filter(|m| is_due(&format!("{y}-{m}"))) {
             let month = year.join(format!("m={m}"));
-            for d in numbered(&month, "d=", 2)? {
+            for d in numbered(&month, "d=", 2)?.into_iter().filter(|d| is_due(&format!("{y}-{m}-{d}"))) {
                 let day = month.join(format!("d={d}"));
                 for h in numbered(&day, "h=", 2)? {
                     let hour = format!("{y}-{m}-{d}T{h}");
+                    if !is_due(&hour) {
+                        continue;
+                    }
                     let file = |is_compressed| HourFile { hour: hour.clone(), is_compressed };
                     // Where both are there, the compressing was interrupted.
                     files.extend([false, true].map(file).into_iter().find(|file| node.join(file.name()).exists()));
@@ -138,13 +148,13 @@ impl fmt::Display for Place {
 }
 
 /// An open file.
-enum Source {
+pub(super) enum Source {
     Plain(BufReader<File>),
     Compressed(Box<BufReader<GzDecoder<BufReader<File>>>>),
 }
 
 impl Source {
-    fn open(node: &Path, file: &mut HourFile) -> io::Result<Self> {
+    pub(super) fn open(node: &Path, file: &mut HourFile) -> io::Result<Self> {
         let opened = match File::open(node.join(file.name())) {
             // It was compressed since the folder was read.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !file.is_compressed => {
@@ -161,7 +171,7 @@ impl Source {
         })
     }
 
-    fn reader(&mut self) -> &mut dyn BufRead {
+    pub(super) fn reader(&mut self) -> &mut dyn BufRead {
         match self {
             Self::Plain(reader) => reader,
             Self::Compressed(reader) => reader,

@@ -4,25 +4,21 @@
 //! stopped, by a watchdog in the group, a few seconds later. So no hook outlives the time for which nobody else runs it.
 
 use super::SecretValue;
-use crate::{clock::Clock, error::Error, store::record::SECRET_BYTES_MAX};
-use rustix::{
-    fs::{OFlags, fcntl_getfl, fcntl_setfl},
-    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid},
+use crate::{
+    child::{Running, said},
+    clock::Clock,
+    error::Error,
+    store::record::SECRET_BYTES_MAX,
 };
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::{
     env,
     ffi::OsString,
     fs,
     io::{self, Read, Write},
-    os::{
-        fd::AsFd,
-        unix::{
-            fs::PermissionsExt,
-            process::{CommandExt, ExitStatusExt},
-        },
-    },
+    os::{fd::AsFd, unix::fs::PermissionsExt},
     path::Path,
-    process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    process::{ChildStdin, ChildStdout, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -89,10 +85,9 @@ fn run_here(
     command.env_clear().env("PATH", env::var_os("PATH").unwrap_or_else(|| OsString::from(PATH_DEFAULT)));
     command.env("SECRET_ACCOUNT", &told.account).env("SECRET_NAME", &told.name);
     command.env("SECRET_VERSION", told.version.to_string()).env("SECRET_NEXT_VERSION", told.next_version.to_string());
-    command.current_dir(Path::new("/")).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let child = command.spawn().map_err(|error| format!("{hook}: cannot be started: {error}"))?;
-    let mut running = Running { child, is_reaped: false };
-    let (stdin, stdout) = (running.child.stdin.take(), running.child.stdout.take());
+    command.current_dir(Path::new("/")).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut running = Running::begin(command).map_err(|error| format!("{hook}: cannot be started: {error}"))?;
+    let (stdin, stdout) = running.streams();
     let (Some(stdin), Some(stdout)) = (stdin, stdout) else { return Err("it has no streams".into()) };
     let io = |error: io::Error| format!("{hook}: its streams: {error}");
     let mut streams = Streams::new(stdin, stdout, input).map_err(io)?;
@@ -120,50 +115,6 @@ fn run_here(
     // Whoever could write more is dead.
     while streams.step().map_err(io)? && !streams.is_too_long() {}
     streams.output(hook)
-}
-
-fn said(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("it ended with status {code}"),
-        (None, Some(signal)) => format!("it was killed by signal {signal}"),
-        (None, None) => "it ended in no known way".into(),
-    }
-}
-
-/// A hook that runs; killed, with its group, and reaped when this is dropped.
-struct Running {
-    child: Child,
-    is_reaped: bool,
-}
-
-impl Running {
-    /// Without reaping it: until then its number, which is the group's, is nobody else's.
-    fn has_ended(&self) -> io::Result<bool> {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        Ok(waitid(WaitId::Pid(self.pid()?), options)?.is_some())
-    }
-
-    fn pid(&self) -> io::Result<Pid> {
-        let number = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        number.ok_or_else(|| io::Error::other("it has no number"))
-    }
-
-    /// Kills what is left of the group, and reaps its leader.
-    fn end(&mut self) -> io::Result<ExitStatus> {
-        if !self.is_reaped {
-            // It may have left the group alone, which then has nobody to be killed.
-            let _ = kill_process_group(self.pid()?, Signal::KILL);
-            let _ = self.child.kill(); // it may have gone over to another one
-        }
-        self.is_reaped = true;
-        self.child.wait()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.end();
-    }
 }
 
 /// What goes into a hook and comes out of it; neither waits.

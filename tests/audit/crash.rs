@@ -22,14 +22,14 @@ const DIRECTORY: &str = "TRAIL_CHILD_DIRECTORY";
 /// The number of its first record.
 const FIRST: &str = "TRAIL_CHILD_FIRST";
 /// How often the long version kills; the short one is below.
-const KILLS: &str = "KEYLEASH_AUDIT_KILLS";
-const KILLS_DEFAULT: u64 = 6;
+pub(crate) const KILLS: &str = "KEYLEASH_AUDIT_KILLS";
+pub(crate) const KILLS_DEFAULT: u64 = 6;
 /// What a file may have in the test of a full disk, in blocks of 512 bytes, or of 1024: shells differ.
 const FILE_BLOCKS: u64 = 64;
 
 /// The store, as soon as nobody has it any more: a writer that was closed lets go of it on a thread of its own, and a process that another
 /// test is about to start may have it for an instant.
-async fn store(directory: &Path) -> Arc<dyn KeyStore> {
+pub(crate) async fn store(directory: &Path) -> Arc<dyn KeyStore> {
     for _ in 0..12_000 {
         match RedbStore::open_or_create(directory.join("store.redb")).await {
             Ok(store) => return Arc::new(store),
@@ -61,7 +61,7 @@ async fn child_that_writes_until_it_is_killed() {
     }
 }
 
-fn child(test: &str, directory: &Path, first: u128) -> Child {
+pub(crate) fn child(test: &str, directory: &Path, first: u128) -> Child {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
     command.env(DIRECTORY, directory).env(FIRST, first.to_string()).stdout(Stdio::piped());

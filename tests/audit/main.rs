@@ -4,6 +4,7 @@
 
 mod crash;
 mod extract;
+mod follow;
 mod forked;
 mod golden;
 mod hmac;

@@ -253,7 +253,7 @@ async fn the_last_checkpoint_is_found_wherever_the_part_begins_that_is_read() {
     }
     let notes = fs::read_to_string(rig.node().join("checkpoints")).unwrap();
     for letters in 0..3 {
-        let before = ["x".repeat(letters), "\u{2014}".repeat(30_000)].concat();
+        let before = ["\u{2014}".repeat(30_000), "x".repeat(letters)].concat();
         fs::write(rig.node().join("checkpoints"), format!("{before}\n\n{notes}")).unwrap();
         rig.open(rig.options()).await.unwrap().close(PATIENCE).await.unwrap();
     }

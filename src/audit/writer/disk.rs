@@ -2,7 +2,10 @@
 //! under its feet is noticed with every one.
 
 use crate::{
-    audit::walk::HourFile,
+    audit::{
+        progress::{self, LOCK},
+        walk::HourFile,
+    },
     error::{Error, Result},
     name::NodeName,
 };
@@ -17,8 +20,6 @@ use std::{
     time::Duration,
 };
 
-/// In a node's directory: who has it locked writes the trail.
-const LOCK: &str = "lock";
 /// In a node's directory: the signed notes of the tree's size and root.
 pub(super) const CHECKPOINTS: &str = "checkpoints";
 /// The files say who did what: nobody else needs to read them, unless their owner says so.
@@ -26,6 +27,8 @@ pub(super) const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
 /// How soon a lock is tried again that somebody holds.
 const LOCK_AGAIN: Duration = Duration::from_millis(20);
+/// How often at least: who follows a trail looks by the lock whether somebody writes, and has it for an instant.
+const LOCK_TRIES_MIN: u128 = 6;
 
 /// What a test has happen in the place of a disk that is slow or fails: called before what was written is synced.
 #[derive(Clone)]
@@ -201,6 +204,8 @@ pub(super) struct Disk {
     node: PathBuf,
     id: Id,
     lock: Kept,
+    /// Lines of which those who follow were told that they are durable.
+    told: u64,
     hour: Option<(String, Kept)>,
     checkpoints: Kept,
     before_sync: Option<Hook>,
@@ -225,7 +230,7 @@ impl Disk {
                 directory.display()
             )));
         }
-        let mut tries = patience.as_millis() / LOCK_AGAIN.as_millis() + 1;
+        let mut tries = (patience.as_millis() / LOCK_AGAIN.as_millis() + 1).max(LOCK_TRIES_MIN);
         loop {
             for node in nodes {
                 if let Some(disk) = Self::try_take(directory.join(node.as_str()), before_sync.clone())? {
@@ -252,12 +257,20 @@ impl Disk {
         let checkpoints = open(&path.join(CHECKPOINTS)).map_err(failed)?;
         sync_folder(&path).map_err(failed)?;
         let id = id(&fs::metadata(&path).map_err(failed)?);
-        Ok(Some(Self { id, lock, hour: None, checkpoints, before_sync, node: path }))
+        Ok(Some(Self { id, lock, told: 0, hour: None, checkpoints, before_sync, node: path }))
     }
 
     /// The node's directory.
     pub(super) fn node(&self) -> &Path {
         &self.node
+    }
+
+    /// Tells those who follow the trail that so many lines are durable. Where that cannot be written they are told with the next ones.
+    pub(super) fn tell(&mut self, lines: u64) {
+        self.told = lines;
+        let _ = progress::tell(&self.lock.file, lines);
+        // However much of it was written.
+        self.lock.len = self.lock.file.metadata().map_or(self.lock.len, |there| there.len());
     }
 
     /// The last bytes of the notes, at most `most`.
@@ -345,6 +358,7 @@ impl Disk {
                 let lock = try_lock(&self.lock.path).map_err(|error| self.lock.failed("locking", &error))?;
                 self.lock =
                     lock.ok_or_else(|| format!("{}: another process took it: end that one", self.lock.path.display()))?;
+                self.tell(self.told);
             }
         }
         self.checkpoints.stand()?;

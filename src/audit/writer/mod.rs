@@ -43,6 +43,10 @@ mod scribe;
 mod upkeep;
 
 pub use self::queue::{QUEUE_RECORDS_MAX, STALL_MAX};
+pub(super) use self::{
+    disk::{sync_folder, temporary},
+    recover::retained_note,
+};
 
 /// A trail that is dropped, and was not closed, waits so long for its last checkpoint, on its own threads.
 const DROP_PATIENCE: Duration = Duration::from_secs(5);

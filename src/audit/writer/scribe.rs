@@ -128,7 +128,8 @@ pub(super) struct Scribe {
 
 impl Scribe {
     pub(super) fn new(shared: Arc<Shared>, found: Found) -> Self {
-        let Found { disk, frontier, group, checkpointed } = found;
+        let Found { mut disk, frontier, group, checkpointed } = found;
+        disk.tell(frontier.size());
         let now = shared.clock.now();
         shared.turned(frontier.size(), 0, 0, None);
         Self {
@@ -312,6 +313,7 @@ impl Scribe {
             self.group.add(account.as_deref(), &leaf);
         }
         self.frontier = segment.frontier;
+        self.disk.tell(self.frontier.size());
         self.is_told |= segment.items.iter().any(|item| matches!(item, Item::Broken(..)));
         let waiters = segment.items.into_iter().filter_map(|item| match item {
             Item::Entry(entry) => entry.waiter,

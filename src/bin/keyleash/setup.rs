@@ -263,6 +263,15 @@ impl Setup {
         &self.config.token.name
     }
 
+    /// The variables of the environment that hold PINs.
+    pub(crate) fn pin_variables(&self) -> impl Iterator<Item = &str> {
+        let Config { token, other_tokens, .. } = &self.config;
+        other_tokens.iter().chain([token]).filter_map(|token| match &token.pin {
+            Some(PinSource::Env(name)) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
     /// What no OUT may take the place of.
     pub(crate) fn own_files(&self) -> OwnFiles {
         let Config { token, other_tokens, store, .. } = &self.config;

@@ -1,8 +1,8 @@
 //! The command line of `audit`.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use keyleash::audit::line::Time;
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, fmt, path::PathBuf};
 
 const VERIFY_HELP: &str = "\
 Examples:
@@ -32,6 +32,19 @@ It is found by its label, which has the store's id in it. To begin another one,
 take the label of the old one away in the token, or destroy it there; keep its
 public half, and name it in audit.earlier_keys and for --key.";
 
+const FOLLOW_HELP: &str = "\
+Examples:
+  keyleash audit follow --cursor /var/lib/keyleash/cursor --sink stdout
+  keyleash audit follow --cursor cursor --once --sink file events.json
+  keyleash audit follow --cursor cursor --sink command curl -fsS --data-binary @- https://queue.example/
+
+Each event is a line of JSON: the line of the trail, and in front of it its id,
+NODE/NUMBER, which is the same whenever it is delivered. Options of audit follow
+stand before PATH or CMD. CMD has up to 1,000 events on its standard input, and
+acknowledges them by ending with 0. What was not acknowledged is brought again.
+
+Ends with 5 where a node is held: lines of it are missing or were changed.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Audit {
     /// Say whether trails are as they were written: what was changed, removed, added, reordered or cut, and where. Needs no token.
@@ -53,6 +66,52 @@ pub(crate) enum Audit {
         after_help = "Examples:\n  keyleash audit show --account alice --from 2026-11-26\n  keyleash audit show --failed --caller 'web-*' --json"
     )]
     Show(Show),
+    /// Bring every event to a file, a command or standard output: in order, at least once, and go on as they come.
+    #[command(after_help = FOLLOW_HELP)]
+    Follow(Follow),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Follow {
+    /// The file that keeps how far events were acknowledged; made where it is not there, and then all are delivered.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cursor: PathBuf,
+    /// The directory that has a folder for each node [default: that of [audit]].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    /// Where events are brought: stdout, file PATH, or command CMD [ARG]...
+    #[arg(long)]
+    pub(crate) sink: SinkKind,
+    /// The file, to which they are appended, or the command.
+    #[arg(value_name = "PATH|CMD", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) to: Vec<OsString>,
+    /// End when all is delivered that is there.
+    #[arg(long, conflicts_with = "until")]
+    pub(crate) once: bool,
+    /// End when it is this time, and all is delivered that was there then. In UTC: 2026-11-26, or 2026-11-26T01:02:03Z.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) until: Option<Time>,
+    /// Go on behind lines that retention removed before they were delivered, which holds a node else.
+    #[arg(long)]
+    pub(crate) skip_removed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SinkKind {
+    Stdout,
+    File,
+    Command,
+}
+
+impl fmt::Display for SinkKind {
+    /// As the usage line has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stdout => "stdout takes nothing behind it",
+            Self::File => "file takes one PATH behind it",
+            Self::Command => "command takes a CMD behind it",
+        })
+    }
 }
 
 #[derive(Debug, Args)]

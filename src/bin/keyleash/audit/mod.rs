@@ -1,6 +1,7 @@
-//! `audit verify`, `extract`, `verify-extract`, `show`, `key create`, `key show`.
+//! `audit verify`, `extract`, `verify-extract`, `show`, `follow`, `key create`, `key show`.
 
 pub(crate) mod args;
+mod follow;
 pub(crate) mod key;
 mod show;
 
@@ -52,6 +53,7 @@ pub(crate) async fn run(command: Audit, setup: &Setup, output: Output) -> Result
             expect_reader(&args.nodes, setup).await?;
             blocking(move || show::run(&args, &nodes, output)).await
         }
+        Audit::Follow(args) => follow::run(args, setup, output).await,
     }
 }
 

@@ -1,0 +1,213 @@
+//! How far events were acknowledged: a file that is replaced whole, and that one process has locked.
+
+use crate::{
+    audit::{
+        base64,
+        line::LINES_MAX,
+        tree::Hash,
+        writer::{sync_folder, temporary},
+    },
+    error::{Error, Result},
+    name::NodeName,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, ErrorKind, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+/// What the file says that it is.
+const FORM: &str = "keyleash.audit.cursor.v1";
+/// Longest file: a node takes some hundred bytes.
+const BYTES_MAX: u64 = 1024 * 1024;
+/// The lock of a process that was just killed may be held for an instant, by a child that it was about to start.
+const LOCK_TRIES: u32 = 25;
+const LOCK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Where a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct At {
+    /// Number of the line that comes next.
+    pub(super) next: u64,
+    /// The leaf of the line before, by which a trail is known that was put back or begun anew.
+    pub(super) leaf: Option<Hash>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Text {
+    cursor: String,
+    nodes: BTreeMap<String, Node>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Node {
+    next: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    leaf: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) struct Cursor {
+    path: PathBuf,
+    /// Held until this is dropped.
+    _lock: File,
+    pub(super) nodes: BTreeMap<NodeName, At>,
+    /// There was no file: what is there is where it begins.
+    pub(super) is_new: bool,
+}
+
+impl Cursor {
+    /// Takes the file, which need not be there.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] where another process has it; [`Error::Corrupt`]-like damage is [`Error::Invalid`], with the remedy;
+    /// [`Error::Trail`] where it cannot be read.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let failed = |error: io::Error| Error::Trail(format!("cursor {}: {error}; see to the disk", path.display()));
+        let lock = lock(path).map_err(failed)?.ok_or_else(|| {
+            let place = path.display();
+            Error::Conflict(format!(
+                "cursor {place}: another process follows by it: give this one a cursor of its own, or end that one"
+            ))
+        })?;
+        let mut bytes = Vec::new();
+        let is_new = match File::open(path) {
+            Ok(file) => {
+                file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+                false
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => true,
+            Err(error) => return Err(failed(error)),
+        };
+        let nodes = if is_new { Some(BTreeMap::new()) } else { parse(&bytes) };
+        let nodes = nodes.ok_or_else(|| {
+            Error::Invalid(format!(
+                "{} is no cursor of a trail: put it back from a copy, or move it away, and all that is there is delivered anew",
+                path.display()
+            ))
+        })?;
+        Ok(Self { path: path.to_owned(), _lock: lock, nodes, is_new })
+    }
+
+    /// Writes it. It is durable when this returns.
+    pub(super) fn write(&self) -> Result<()> {
+        let place = self.path.display();
+        let failed = |error: io::Error| Error::Trail(format!("cursor {place}: {error}; make room, or see to the disk"));
+        let node = |(name, at): (&NodeName, &At)| {
+            (name.to_string(), Node { next: at.next, leaf: at.leaf.map(|leaf| base64::encode(&leaf)) })
+        };
+        let text = Text { cursor: FORM.into(), nodes: self.nodes.iter().map(node).collect() };
+        let mut text = serde_json::to_vec(&text).map_err(|error| Error::Invalid(format!("cursor {place}: {error}")))?;
+        text.push(b'\n');
+        replace(&self.path, &text).map_err(failed)
+    }
+}
+
+fn parse(bytes: &[u8]) -> Option<BTreeMap<NodeName, At>> {
+    let text: Text = (bytes.len() as u64 <= BYTES_MAX).then(|| serde_json::from_slice(bytes).ok()).flatten()?;
+    let node = |(name, node): (String, Node)| {
+        let leaf = match node.leaf {
+            Some(leaf) => Some(base64::decode_hash(&leaf)?),
+            None => None,
+        };
+        (node.next <= LINES_MAX).then_some((NodeName::new(name).ok()?, At { next: node.next, leaf }))
+    };
+    (text.cursor == FORM).then(|| text.nodes.into_iter().map(node).collect()).flatten()
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = temporary(path);
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    sync_folder(folder(path))
+}
+
+/// Where a file is.
+pub(super) fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Locks what stands beside a file that is replaced; and removes what a crash left in its making.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("it is no name of a file"))?.to_string_lossy();
+    let mut options = OpenOptions::new();
+    let lock = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path.with_file_name(format!("{name}.lock")))?;
+    for tries in 1.. {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if tries < LOCK_TRIES => thread::sleep(LOCK_AGAIN),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    let begin = format!(".{name}.");
+    for entry in fs::read_dir(folder(path))? {
+        let left = entry?.file_name();
+        if left.to_str().is_some_and(|left| left.starts_with(&begin) && left.ends_with(".new")) {
+            fs::remove_file(path.with_file_name(left))?;
+        }
+    }
+    Ok(Some(lock))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_comes_back_as_it_was_and_one_process_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cursor");
+        fs::write(folder.path().join(".cursor.00.new"), "torn").unwrap();
+        let mut cursor = Cursor::open(&path).unwrap();
+        assert!(cursor.is_new && cursor.nodes.is_empty());
+        cursor.nodes.insert(NodeName::new("web-1").unwrap(), At { next: 17, leaf: Some([7; 32]) });
+        cursor.nodes.insert(NodeName::new("web-2").unwrap(), At { next: 0, leaf: None });
+        cursor.write().unwrap();
+        let error = Cursor::open(&path).unwrap_err();
+        assert!(matches!(error, Error::Conflict(_)), "{error}");
+        let nodes = cursor.nodes.clone();
+        drop(cursor);
+        let cursor = Cursor::open(&path).unwrap();
+        assert_eq!((cursor.is_new, &cursor.nodes), (false, &nodes));
+        let mut files: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        files.sort();
+        assert_eq!(files, ["cursor", "cursor.lock"]);
+    }
+
+    #[test]
+    fn what_is_no_cursor_is_refused_and_nothing_is_delivered_anew_unasked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cursor");
+        for text in [
+            "",
+            "{}",
+            r#"{"cursor":"keyleash.audit.cursor.v2","nodes":{}}"#,
+            r#"{"cursor":"keyleash.audit.cursor.v1","nodes":{"web 1":{"next":1}}}"#,
+            r#"{"cursor":"keyleash.audit.cursor.v1","nodes":{"a":{"next":1,"leaf":"AA=="}}}"#,
+            r#"{"cursor":"keyleash.audit.cursor.v1","nodes":{"a":{"next":-1}}}"#,
+            r#"{"cursor":"keyleash.audit.cursor.v1","nodes":{"a":{"next":18446744073709551615}}}"#,
+        ] {
+            fs::write(&path, text).unwrap();
+            assert!(matches!(Cursor::open(&path), Err(Error::Invalid(_))), "{text}");
+        }
+    }
+}
