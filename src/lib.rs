@@ -37,7 +37,8 @@
 //! [`engine`], then [`account`], then [`lease`]; [`manual::architecture`] draws the house.
 //!
 //! Features: `aws-lc` (default) is the fast AEAD back end, `cli` (default) the command line, `drill` (with it) the rehearsals
-//! that a service can play in its own tests, `secrets` (with it) credentials kept in versions; a service names
+//! that a service can play in its own tests, `secrets` (with it) credentials kept in versions, `metrics` (with it) what the engine counts, for
+//! Prometheus and recorders; a service names
 //! `default-features = false, features = ["aws-lc"]`. Without `aws-lc` a pure-Rust back end makes the same bytes.
 
 pub mod access;
@@ -54,6 +55,8 @@ mod keyring;
 pub mod lease;
 mod leash;
 pub mod manual;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod name;
 mod planted;
 pub mod rotate;

@@ -50,6 +50,7 @@ transcripts! {
     kept_token,
     main_job,
     manual_pages,
+    monitoring,
     odd_keys,
     out_files,
     quickstart,

@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
-        atomic::{AtomicU32, Ordering, fence},
+        atomic::{AtomicU32, AtomicU64, Ordering, fence},
     },
 };
 
@@ -42,6 +42,7 @@ pub(crate) struct Force {
     /// What a caller without a name may do: all, or nothing.
     unnamed: AtomicU32,
     permits: Mutex<Vec<Weak<Permit>>>,
+    refused: AtomicU64,
 }
 
 impl Force {
@@ -51,6 +52,7 @@ impl Force {
             state: RwLock::new(Arc::new(State::Unread)),
             unnamed: AtomicU32::new(0),
             permits: Mutex::default(),
+            refused: AtomicU64::new(0),
         })
     }
 
@@ -89,6 +91,16 @@ impl Force {
     fn permits(&self) -> MutexGuard<'_, Vec<Weak<Permit>>> {
         // Whole after every step.
         self.permits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody was refused.
+    pub(crate) fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often somebody was refused.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// True where there is no policy.

@@ -94,6 +94,7 @@ impl Account {
         if let Err(forked) = fork::refuse_child() {
             return forked; // where a lock may be held for good
         }
+        self.keyring().access.force.count_refused();
         let asked = match &self.permit {
             Some(permit) => permit.ask(operation),
             None => self.keyring().access.force.ask(None, operation, on),

@@ -29,13 +29,17 @@ use std::{fmt, sync::Arc};
 
 mod accounts;
 mod close;
+mod counts;
 mod grants;
+mod health;
 mod keks;
 mod schedule;
 mod start_up;
 
 pub use self::accounts::AccountPage;
 pub use self::close::Closed;
+pub use self::counts::{Counts, TokenCounts};
+pub use self::health::{EngineHealth, Health, KekHealth};
 pub use self::keks::{KekOptions, KekStatus, KekVersionStatus};
 #[doc(hidden)]
 pub use crate::keyring::access::Judge;

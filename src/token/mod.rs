@@ -16,6 +16,7 @@ mod line;
 pub mod pkcs11;
 pub mod scripted;
 pub(crate) mod seats;
+pub mod unwraps;
 
 /// Begins the CKA_LABEL of every KEK that keyleash makes; the rest is `NAME/VERSION`.
 pub(crate) const LABEL_PREFIX: &str = "keyleash/";

@@ -85,7 +85,7 @@ fn caller(id: &str) -> CallerId {
     CallerId::new(id).unwrap()
 }
 
-fn grant(callers: &str, operations: &[Operation]) -> Grant {
+pub(crate) fn grant(callers: &str, operations: &[Operation]) -> Grant {
     scoped(callers, operations, "*", "*")
 }
 
