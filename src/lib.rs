@@ -38,7 +38,7 @@
 //!
 //! Features: `aws-lc` (default) is the fast AEAD back end, `cli` (default) the command line, `drill` (with it) the rehearsals
 //! that a service can play in its own tests, `secrets` (with it) credentials kept in versions, `audit` (with it) the trail of who used
-//! which key; a service names
+//! which key, `metrics` (with it) what the engine counts, for Prometheus and recorders; a service names
 //! `default-features = false, features = ["aws-lc"]`. Without `aws-lc` a pure-Rust back end makes the same bytes.
 
 pub mod access;
@@ -59,6 +59,8 @@ mod keyring;
 pub mod lease;
 mod leash;
 pub mod manual;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod name;
 mod planted;
 pub mod rotate;

@@ -51,6 +51,7 @@ transcripts! {
     kept_token,
     main_job,
     manual_pages,
+    monitoring,
     odd_keys,
     out_files,
     quickstart,

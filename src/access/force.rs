@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering, fence},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
     },
 };
 
@@ -46,6 +46,7 @@ pub(crate) struct Force {
     /// Why nobody may do anything to data, whatever is granted.
     withheld: RwLock<Option<Error>>,
     permits: Mutex<Vec<Weak<Permit>>>,
+    refused: AtomicU64,
 }
 
 impl Force {
@@ -57,6 +58,7 @@ impl Force {
             unnamed: AtomicU32::new(0),
             withheld: RwLock::default(),
             permits: Mutex::default(),
+            refused: AtomicU64::new(0),
         })
     }
 
@@ -117,6 +119,16 @@ impl Force {
     fn permits(&self) -> MutexGuard<'_, Vec<Weak<Permit>>> {
         // Whole after every step.
         self.permits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody was refused.
+    pub(crate) fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often somebody was refused.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// True where there is no policy.

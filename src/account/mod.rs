@@ -125,6 +125,7 @@ impl Account {
         if let Some(why) = self.keyring().access.force.withheld() {
             return why;
         }
+        self.keyring().access.force.count_refused();
         let asked = match &self.permit {
             Some(permit) => permit.ask(operation),
             None => self.keyring().access.force.ask(None, operation, on),

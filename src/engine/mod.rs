@@ -36,7 +36,9 @@ use std::{fmt, sync::Arc};
 mod accounts;
 mod asked;
 mod close;
+mod counts;
 mod grants;
+mod health;
 mod keks;
 mod schedule;
 mod start_up;
@@ -45,6 +47,8 @@ mod trail;
 pub use self::accounts::AccountPage;
 pub(crate) use self::asked::Act;
 pub use self::close::Closed;
+pub use self::counts::{Counts, TokenCounts};
+pub use self::health::{EngineHealth, Health, KekHealth};
 pub use self::keks::{KekOptions, KekStatus, KekVersionStatus};
 #[doc(hidden)]
 pub use crate::keyring::access::Judge;

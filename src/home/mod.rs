@@ -29,6 +29,7 @@ use tokio::{
     sync::Notify,
     task::JoinHandle,
 };
+use tracing::Instrument;
 
 pub(crate) mod beat;
 mod store;
@@ -145,7 +146,7 @@ impl Home {
         if self.is_closed() {
             return Err(Error::Closed);
         }
-        Ok(Call(self.calls.spawn(work)))
+        Ok(Call(self.calls.spawn(work.in_current_span())))
     }
 
     /// Waits for it, on whatever executor. A caller that stands still or goes away costs nobody else anything.

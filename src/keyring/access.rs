@@ -224,7 +224,7 @@ impl Keyring {
         let changed = policy::change(&*self.store, change, &may).await;
         // Also where it failed: it may have been done.
         let followed = self.follow_policy().await;
-        let added = changed?;
+        let added = changed.inspect_err(|error| self.count_forbidden(error))?;
         followed?;
         self.note_governed().await?;
         Ok(added)
@@ -240,7 +240,14 @@ impl Keyring {
         }
         fork::refuse_child()?; // a lock may be held there for good
         self.policy_known().await?;
-        judge(&self.access.force, &*self.store, caller, operations, on).await
+        let judged = judge(&self.access.force, &*self.store, caller, operations, on).await;
+        judged.inspect_err(|error| self.count_forbidden(error))
+    }
+
+    fn count_forbidden(&self, error: &Error) {
+        if matches!(error, Error::Forbidden(_)) {
+            self.access.force.count_refused();
+        }
     }
 
     /// Of these KEKs those that a caller may `get`.
@@ -250,7 +257,7 @@ impl Keyring {
     pub(crate) async fn keks_for(&self, caller: Option<&CallerId>, mut keks: Vec<KekName>) -> Result<Vec<KekName>> {
         self.policy_known().await?;
         let force = &self.access.force;
-        force.ask_anywhere(caller, Operation::Get, Scope::ALL)?;
+        force.ask_anywhere(caller, Operation::Get, Scope::ALL).inspect_err(|error| self.count_forbidden(error))?;
         keks.retain(|kek| force.ask(caller, Operation::Get, Scope::kek(kek)).is_ok());
         Ok(keks)
     }
@@ -267,7 +274,7 @@ impl Keyring {
     ) -> Result<(Vec<AccountId>, Option<AccountId>)> {
         self.policy_known().await?;
         let force = &self.access.force;
-        force.ask_anywhere(caller, Operation::Get, Scope::ALL)?;
+        force.ask_anywhere(caller, Operation::Get, Scope::ALL).inspect_err(|error| self.count_forbidden(error))?;
         let sees_all = force.ask(caller, Operation::Get, Scope::ALL).is_ok();
         let limit = check_limit(limit)?;
         let mut ids = Vec::new();

@@ -40,10 +40,23 @@ pub(crate) struct Heard {
 /// An AEK that a token gave and that is the one, and what its lease is to know of it.
 pub(crate) struct Unwrapped {
     pub(crate) aek: Aek,
+    pub(crate) when: Asked,
+}
+
+/// As of when an unwrap counts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
     /// When the token was asked.
-    asked: Instant,
-    /// When the context was initialised in which it was; `asked`, where contexts hide nothing.
+    at: Instant,
+    /// When the context was initialised in which it was; `at`, where contexts hide nothing.
     context: Instant,
+}
+
+impl Asked {
+    /// True for what is from before the denial in force was read, and may hide it.
+    pub(super) fn is_before_denial(self, leash: &Leash) -> bool {
+        leash.is_denied() && leash.denial.may_be_hidden(self.context)
+    }
 }
 
 /// The token did not answer, or cannot.
@@ -73,7 +86,7 @@ impl Keyring {
         // The witness proves on although its AEK was wrapped once more since, because it did not come into the store itself.
         let proves = is_old || leash.vouch.is_witness(account, wrapped);
         if proves {
-            self.grant_by(leash, voice, (account, wrapped), unwrapped, epoch);
+            self.grant_by(leash, voice, (account, wrapped), unwrapped.when, epoch);
         }
         proves
     }
@@ -84,13 +97,13 @@ impl Keyring {
         leash: &Arc<Leash>,
         voice: Voice,
         (account, wrapped): (&AccountId, &WrappedAek),
-        unwrapped: &Unwrapped,
+        when: Asked,
         epoch: u64,
     ) {
-        let Unwrapped { asked, context, .. } = *unwrapped;
-        if leash.is_denied() && leash.denial.may_be_hidden(context) {
-            return; // by what is from before that denial was read
+        if when.is_before_denial(leash) {
+            return;
         }
+        let Asked { at: asked, context } = when;
         if self.feed(leash, voice, LeaseVerdict::Granted { asked, context, epoch }, None) {
             leash.vouch.proved(voice, asked, account, wrapped);
         }
@@ -160,7 +173,11 @@ impl Keyring {
         let unwrapped = seat.unwrap(right, &kek, &wrapped.wrapped, &binding(&context)).await;
         let outcome = unwrapped.map_err(Trouble::Token).and_then(|aek| {
             let is_it = check_matches(&aek, &context, &wrapped.check);
-            if is_it { Ok(Unwrapped { aek, asked, context: began }) } else { Err(Trouble::OtherKey) }
+            if is_it {
+                Ok(Unwrapped { aek, when: Asked { at: asked, context: began } })
+            } else {
+                Err(Trouble::OtherKey)
+            }
         });
         // A proof gives nobody a key; what it says of the lease is told.
         if matches!(right, Right::Place(_)) {

@@ -35,10 +35,14 @@ impl Keyring {
         self.forget_account(id, keys).await;
         self.agree().await?;
         for _ in 0..CONFLICTS_MAX {
-            let target = self.target(kek).await?;
+            let mut target = self.target(kek).await?;
             let (wrapped, mut proof) = self.new_aek(id, FIRST_AEK_VERSION, &target).await?;
             let record = AccountRecord::new(wrapped.created_unix, id.clone(), wrapped);
-            let write = self.store.create(&key, target.guard(record.put()?));
+            let vouched = proof.vouched;
+            let write = async {
+                self.rest_on(&mut target, vouched).await?;
+                self.store.create(&key, target.guard(record.put()?)).await
+            };
             match self.hold(&mut proof, write).await {
                 Err(Error::Exists(_)) => return Err(exists()),
                 Err(Error::Conflict(_)) => continue, // the KEK was changed meanwhile, and this version of it perhaps retired
@@ -46,12 +50,14 @@ impl Keyring {
             };
             // Denied in between: the account exists, and opening it will say so.
             let Some(wrapped) = record.versions.first() else { return self.open(id).await };
+            self.stored(id, wrapped, &proof);
             return self.admit_new(&record, wrapped, &proof).await;
         }
         Err(store::again_and_again("KEK", kek))
     }
 
-    /// A new AEK version for `id`, wrapped by `target`, unwrapped again and compared. Not stored yet.
+    /// A new AEK version for `id`, wrapped by `target`, unwrapped again and compared. Not stored yet: the write rests on
+    /// [`Keyring::rest_on`], and [`Keyring::stored`] is told of it.
     pub(crate) async fn new_aek(
         self: &Arc<Self>,
         id: &AccountId,

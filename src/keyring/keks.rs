@@ -18,7 +18,7 @@ use std::collections::HashSet;
 pub(crate) struct Target {
     pub(crate) kek: KekVersion,
     pub(crate) record: KekVersionRecord,
-    seen: StoreVersion,
+    pub(super) seen: StoreVersion,
 }
 
 impl Target {

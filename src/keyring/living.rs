@@ -15,7 +15,12 @@ const SHARD_SHIFT: u32 = 32;
 /// Room that an empty table is given.
 const ROOM_MIN: usize = 8;
 
-type Table = HashTable<Weak<AccountKeys>>;
+#[derive(Debug, Default)]
+struct Table {
+    keys: HashTable<Weak<AccountKeys>>,
+    /// How often somebody looked an account up.
+    looked_up: u64,
+}
 
 /// Found by the ids in the keys themselves: an entry is one pointer.
 #[derive(Debug)]
@@ -38,18 +43,42 @@ impl Living {
         table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// As [`Living::get`], for somebody who asks for the account: it is counted, on a line that is this processor's anyway.
+    pub(super) fn look_up(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
+        let hash = self.hasher.hash_one(id);
+        let mut table = self.table(hash);
+        table.looked_up = table.looked_up.wrapping_add(1);
+        find(&table.keys, hash, id)
+    }
+
+    /// How often accounts were looked up so far.
+    pub(super) fn looked_up(&self) -> u64 {
+        let of = |table: &Mutex<Table>| table.lock().unwrap_or_else(PoisonError::into_inner).looked_up;
+        self.tables.iter().map(of).fold(0, u64::wrapping_add)
+    }
+
+    /// How many accounts there are.
+    pub(super) fn count(&self) -> u64 {
+        let of = |table: &Mutex<Table>| {
+            let table = table.lock().unwrap_or_else(PoisonError::into_inner);
+            table.keys.iter().filter(|keys| keys.strong_count() > 0).count() as u64
+        };
+        self.tables.iter().map(of).sum()
+    }
+
     /// The keys of an account, if anybody has them.
     pub(super) fn get(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
         let hash = self.hasher.hash_one(id);
         let table = self.table(hash);
-        find(&table, hash, id)
+        find(&table.keys, hash, id)
     }
 
     /// Makes keys the living ones of their account, unless others were faster.
     pub(super) fn adopt(&self, keys: Arc<AccountKeys>) -> Arc<AccountKeys> {
         let hash = self.hasher.hash_one(&keys.id);
         let mut table = self.table(hash);
-        if let Some(alive) = find(&table, hash, &keys.id) {
+        let table = &mut table.keys;
+        if let Some(alive) = find(table, hash, &keys.id) {
             return alive;
         }
         // Where one that died meanwhile is put does not matter.
@@ -67,13 +96,13 @@ impl Living {
     pub(super) fn remove(&self, keys: &Arc<AccountKeys>) {
         let hash = self.hasher.hash_one(&keys.id);
         let are_these = |alive: &Weak<AccountKeys>| ptr::eq(alive.as_ptr(), Arc::as_ptr(keys));
-        if let Ok(found) = self.table(hash).find_entry(hash, are_these) {
+        if let Ok(found) = self.table(hash).keys.find_entry(hash, are_these) {
             found.remove();
         }
     }
 }
 
-fn find(table: &Table, hash: u64, id: &AccountId) -> Option<Arc<AccountKeys>> {
+fn find(table: &HashTable<Weak<AccountKeys>>, hash: u64, id: &AccountId) -> Option<Arc<AccountKeys>> {
     table.iter_hash(hash).filter_map(Weak::upgrade).find(|keys| keys.id == *id)
 }
 
@@ -107,7 +136,7 @@ mod tests {
     fn accounts_that_come_and_go_leave_nothing_behind() {
         let living = Living::default();
         (0..20_000).for_each(|n| drop(living.adopt(keys(&format!("account-{n}")))));
-        let room: usize = living.tables.iter().map(|table| table.lock().unwrap().capacity()).sum();
+        let room: usize = living.tables.iter().map(|table| table.lock().unwrap().keys.capacity()).sum();
         assert!(room <= SHARDS * 4 * ROOM_MIN, "{room}");
     }
 }

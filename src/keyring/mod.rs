@@ -37,6 +37,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::Notify;
+use tracing::Instrument;
 
 pub(crate) mod access;
 mod ask;
@@ -51,6 +52,7 @@ mod living;
 mod make_kek;
 pub(crate) mod on_trail;
 mod records;
+mod rewraps;
 mod room;
 mod unwrap;
 mod usage;
@@ -64,6 +66,7 @@ use self::{
     living::Living,
     on_trail::{OnTrail, of_kek},
     records::Samples,
+    rewraps::Rewraps,
     room::Room,
     usage::DueAccounts,
 };
@@ -122,6 +125,9 @@ pub(crate) struct Keyring {
     /// Counts what living keys are told of their account: first it is counted, then they are looked for. Keys that are made of a
     /// record that was read before come too late to be told, and see that the count is another one.
     news: AtomicU64,
+    /// Of the accounts that were looked up, those that had to be waited for.
+    misses: AtomicU64,
+    pub(crate) rewraps: Rewraps,
 }
 
 impl Keyring {
@@ -180,6 +186,8 @@ impl Keyring {
             living: Living::default(),
             common: Common::default(),
             news: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            rewraps: Rewraps::default(),
         }
     }
 
@@ -187,6 +195,11 @@ impl Keyring {
     pub(crate) async fn cached_accounts(&self) -> u64 {
         self.index.run_pending_tasks().await;
         self.index.entry_count()
+    }
+
+    /// How many accounts are in the index or have a handle, at once: the index counts its own when it gets to it.
+    pub(crate) fn living_accounts(&self) -> u64 {
+        self.living.count()
     }
 
     /// The keys of an account, if anybody has them.
@@ -208,13 +221,24 @@ impl Keyring {
             return Ok(keys);
         }
         let (keyring, id) = (self.clone(), id.clone());
-        self.call(async move { keyring.open(&id).await }).await
+        let span = tracing::debug_span!("open", account = %id);
+        self.call(async move { keyring.open(&id).await }.instrument(span)).await
     }
 
     /// The keys of an account where there is nothing to do for them.
     pub(crate) fn open_at_once(&self, id: &AccountId) -> Option<Arc<AccountKeys>> {
         let now = self.clock.now();
-        self.alive(id).filter(|keys| keys.index_knows(now) && keys.current().is_usable(now))
+        let keys = self.living.look_up(id).filter(|keys| keys.index_knows(now) && keys.current().is_usable(now));
+        if keys.is_none() {
+            self.misses.fetch_add(1, Ordering::Relaxed);
+        }
+        keys
+    }
+
+    /// How often somebody asked for an account whose key was in memory, and whose was not.
+    pub(crate) fn looked_up(&self) -> (u64, u64) {
+        let misses = self.misses.load(Ordering::Relaxed);
+        (self.living.looked_up().saturating_sub(misses), misses)
     }
 
     /// As [`Keyring::open_for_caller`], for a caller that may open it.
@@ -228,7 +252,8 @@ impl Keyring {
             return Ok(keys); // whose permit says
         }
         let (keyring, caller, id) = (self.clone(), caller.cloned(), id.clone());
-        self.call(async move { keyring.ask_and_open(caller.as_ref(), &id).await }).await
+        let span = tracing::debug_span!("open", account = %id);
+        self.call(async move { keyring.ask_and_open(caller.as_ref(), &id).await }.instrument(span)).await
     }
 
     async fn ask_and_open(self: &Arc<Self>, caller: Option<&CallerId>, id: &AccountId) -> Result<Arc<AccountKeys>> {

@@ -16,6 +16,7 @@ use crate::{
     token::{TokenError, budget::Place},
 };
 use std::{sync::Arc, time::Duration};
+use tracing::Instrument;
 
 /// While a KEK version is denied, lapsed or silent, callers make the token be asked at most once in this time; the watch asks too.
 pub(super) const REFUSED_ASK_PAUSE: Duration = Duration::from_secs(1);
@@ -88,10 +89,11 @@ impl Keyring {
     pub(crate) async fn refill(self: &Arc<Self>, slot: &Arc<AekSlot>, start: Start) -> Result<()> {
         let mut outcome = self.flights.join(slot, |landing| {
             let keyring = self.clone();
-            self.home.calls.spawn(asked_by(asker(), async move {
+            let flight = async move {
                 let outcome = keyring.unwrap_into(&landing.slot, start).await;
                 landing.land(outcome);
-            }));
+            };
+            self.home.calls.spawn(asked_by(asker(), flight.in_current_span()));
         });
         match outcome.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),

@@ -1,13 +1,16 @@
 //! AEK versions that come and go while handles live, and unwraps that fill no slot.
 
 use super::{
-    Heard, Keyring, Trouble, made_anew,
+    Heard, Keyring, Trouble, Unwrapped,
+    ask::Asked,
+    made_anew,
     records::{Reading, is_told, purged},
     unwrap::Target,
 };
 use crate::{
     clock::Instant,
     error::{Corrupt, Error, Result},
+    lease::standby::Voice,
     leash::vouch::Vouched,
     name::{AccountId, KekVersion},
     secret::Aek,
@@ -29,6 +32,10 @@ pub(crate) struct NewProof {
     pub(crate) aek: Option<Aek>,
     pub(crate) epoch: u64,
     pub(crate) asked: Instant,
+    /// What vouched for the KEK version before it.
+    pub(crate) vouched: Vouched,
+    voice: Voice,
+    when: Asked,
 }
 
 impl NewProof {
@@ -106,8 +113,20 @@ impl Keyring {
         Ok(keys)
     }
 
+    /// What was wrapped is in the store. Where nothing was there before it, that is the proof.
+    pub(crate) fn stored(self: &Arc<Self>, account: &AccountId, wrapped: &WrappedAek, proof: &NewProof) {
+        let NewProof { leash, epoch, vouched: Vouched::Bare { at: looked, .. }, voice, when, .. } = proof else {
+            return;
+        };
+        // Else another one of this process's own came first.
+        if leash.lease().proved().is_none_or(|proved| proved < *looked) {
+            leash.vouch.came_first(account);
+            self.grant_by(leash, *voice, (account, wrapped), *when, *epoch);
+        }
+    }
+
     /// Unwraps a wrapping that is not stored yet, and verifies it. No proof, because another key in the KEK's place would give it back
-    /// as well; but where nothing else is there that could be one.
+    /// as well.
     pub(crate) async fn prove_new(
         self: &Arc<Self>,
         account: &AccountId,
@@ -121,24 +140,14 @@ impl Keyring {
         let Heard { voice, outcome } = self.unwrap_verified(&leash, account, wrapped, place).await;
         match outcome {
             Ok(unwrapped) => {
-                let proved_since = |at| leash.lease().proved().is_some_and(|proved| proved >= at);
-                match vouched {
-                    // Refused since it was vouched for: it is stored no more.
-                    Vouched::Bare { epoch, .. } if leash.epoch() != epoch => return Err(leash.why_not()),
-                    Vouched::ByRecord if leash.refuses() => return Err(leash.why_not()),
-                    Vouched::Bare { at, .. } if !proved_since(at) => {
-                        leash.vouch.proves_alone(account);
-                        self.grant_by(&leash, voice, (account, wrapped), &unwrapped, epoch);
-                        if leash.refuses() {
-                            return Err(leash.why_not()); // by what the context may hide
-                        }
-                    }
-                    // What others wrapped meanwhile may be there by now.
-                    Vouched::Bare { .. } | Vouched::ByRecord => {
-                        leash.vouch.wrapped(account, wrapped.aek_version, asked);
-                    }
+                // Refused since it was vouched for, whatever was granted since then: it is stored no more. Nor is what the context may hide.
+                let is_refused = matches!(vouched, Vouched::ByRecord { .. }) && leash.refuses();
+                if leash.epoch() != vouched.epoch() || is_refused || unwrapped.when.is_before_denial(&leash) {
+                    return Err(leash.why_not());
                 }
-                Ok(NewProof { leash, aek: Some(unwrapped.aek), epoch, asked })
+                leash.vouch.wrapped(account, wrapped.aek_version, asked);
+                let Unwrapped { aek, when } = unwrapped;
+                Ok(NewProof { leash, aek: Some(aek), epoch, asked, vouched, voice, when })
             }
             Err(Trouble::OtherKey) => Err(gives_not_back(&wrapped.kek)),
             Err(Trouble::Token(trouble)) if trouble.verdict == Verdict::BadRecord => Err(gives_not_back(&wrapped.kek)),

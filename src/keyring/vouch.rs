@@ -3,7 +3,8 @@
 //! That a key gives back what it wrapped just now says nothing of whether it is the KEK: another key in its place does the same.
 //! So nothing is wrapped under a KEK version unless a record that it wrapped before was unwrapped within half a poll; and
 //! what was wrapped here counts as a proof only once such a record was unwrapped after it (promise 4). A KEK version that wraps
-//! nothing yet has no such record, and no data that a denial of it could keep: there a round trip counts.
+//! nothing yet has no such record, and no data that a denial of it could keep: there a round trip counts, once what it wrapped came into
+//! the store before all else.
 //!
 //! What another process wrapped looks like what was always there. So a lease keeps a *witness*: the first record that proved its KEK
 //! version, for as long as that is there. By it alone a denial ends, whoever opened what else meanwhile; the denial's record names it to
@@ -12,17 +13,18 @@
 use super::{
     Keyring, Trouble,
     ask::{Heard, replaced},
+    keks::Target,
     unwrap::REFUSED_ASK_PAUSE,
 };
 use crate::{
     clock::Instant,
     error::{Corrupt, Error, Result},
     lease::standby::Voice,
-    leash::vouch::Vouched,
+    leash::vouch::{FirstPlace, Vouched},
     name::{AccountId, KekVersion},
     slots::slot::Leash,
     store::{
-        self, Filter, Key, PAGE_KEYS_MAX,
+        self, Filter, Key, PAGE_KEYS_MAX, StoreVersion,
         record::{AccountRecord, Witness, WrappedAek},
     },
     token::Verdict,
@@ -34,15 +36,6 @@ const VOUCHERS_MAX: usize = 16;
 /// Pages in which the oldest record is looked for.
 const OLDEST_PAGES_MAX: usize = 16;
 
-/// By what a KEK version is to be vouched for.
-#[derive(Clone, Copy)]
-enum Need {
-    /// A proof that was asked at this time or later.
-    Proof(Instant),
-    /// The same, by a record that the store has.
-    Record(Instant),
-}
-
 impl Keyring {
     /// Sees to it that a record which the KEK version wrapped before was unwrapped within half a `poll_interval`. Asks for one else,
     /// if there is one: one unwrap in that time, however much is wrapped.
@@ -51,7 +44,7 @@ impl Keyring {
     /// What the token says; [`Error::Misconfigured`] when it unwraps none of the records that are there; [`Error::Store`].
     pub(crate) async fn vouch(self: &Arc<Self>, kek: &KekVersion) -> Result<Vouched> {
         let leash = self.leash(kek).await?;
-        self.vouch_for(&leash, Need::Proof(self.young_enough()), false).await
+        self.vouch_for(&leash, self.young_enough(), false).await
     }
 
     /// As of when a proof is young enough: half, so that what is wrapped now can be written and admitted before it is too old for that.
@@ -60,26 +53,25 @@ impl Keyring {
         Instant::from_nanos(self.clock.now().as_nanos().saturating_sub(age_max))
     }
 
-    /// As [`Keyring::vouch`], by a proof that was asked at `since` or later, and is no round trip of this process's own while the store
-    /// has anything.
+    /// As [`Keyring::vouch`], by a proof that was asked at `since` or later.
     pub(crate) async fn vouch_since(self: &Arc<Self>, kek: &KekVersion, since: Instant) -> Result<Vouched> {
         let leash = self.leash(kek).await?;
-        self.vouch_for(&leash, Need::Record(since), false).await
+        self.vouch_for(&leash, since, false).await
     }
 
     /// As [`Keyring::vouch`], where the token was just asked for something, and answered: so it may be asked at once.
     pub(crate) async fn vouch_answered(self: &Arc<Self>, leash: &Arc<Leash>) -> Result<Vouched> {
-        self.vouch_for(leash, Need::Proof(self.young_enough()), true).await
+        self.vouch_for(leash, self.young_enough(), true).await
     }
 
-    async fn vouch_for(self: &Arc<Self>, leash: &Arc<Leash>, need: Need, answered: bool) -> Result<Vouched> {
+    async fn vouch_for(self: &Arc<Self>, leash: &Arc<Leash>, since: Instant, answered: bool) -> Result<Vouched> {
         let came = self.clock.now();
-        if self.is_vouched_for(leash, need) {
-            return Ok(Vouched::ByRecord);
+        if let Some(vouched) = self.vouched_since(leash, since) {
+            return Ok(vouched);
         }
         let mut last = leash.vouch.attempt.lock().await;
-        if self.is_vouched_for(leash, need) {
-            return Ok(Vouched::ByRecord);
+        if let Some(vouched) = self.vouched_since(leash, since) {
+            return Ok(vouched);
         }
         if let Some((began, outcome)) = &*last
             && *began > came
@@ -92,25 +84,61 @@ impl Keyring {
         }
         let outcome = match (leash.is_denied(), leash.vouch.witness_record()) {
             (true, _) => self.ask_the_witness(leash).await,
-            // What proved first is as good as any, and takes no look into the store; but where that is this process's own, it was wrapped
-            // by whatever key was there, and others may have wrapped something meanwhile.
-            (false, Some((id, wrapped))) if !leash.vouch.is_alone() => match self.ask_one(leash, &id, &wrapped).await {
+            // What proved first is as good as any, and takes no look into the store.
+            (false, Some((id, wrapped))) => match self.ask_one(leash, &id, &wrapped).await {
                 Err(Error::Corrupt(_)) => self.ask_for_a_record(leash).await,
                 outcome => outcome,
             },
-            (false, _) => self.ask_for_a_record(leash).await,
+            (false, None) => self.ask_for_a_record(leash).await,
         };
         *last = Some((began, outcome.clone()));
         outcome
     }
 
-    fn is_vouched_for(&self, leash: &Leash, need: Need) -> bool {
+    fn vouched_since(&self, leash: &Leash, since: Instant) -> Option<Vouched> {
         let (now, lease) = (self.clock.now(), leash.lease());
-        let (since, counts) = match need {
-            Need::Proof(since) => (since, true),
-            Need::Record(since) => (since, !leash.vouch.is_alone()),
+        let is_young = lease.proved().is_some_and(|proved| proved >= since && now < lease.end());
+        is_young.then(|| Vouched::ByRecord { epoch: lease.epoch() })
+    }
+
+    /// Just before something is stored that was wrapped under the target: what the write is to rest on. Under a KEK version that wraps
+    /// nothing yet, the first place, and a look after it was taken: two processes that both find nothing there, and to one of which another
+    /// key stands in the KEK's place, would both come first else.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when the KEK was changed since the target was read, or something is there by now: begin anew.
+    pub(crate) async fn rest_on(&self, target: &mut Target, vouched: Vouched) -> Result<()> {
+        let leash = self.leash(&target.kek).await?;
+        let Vouched::Bare { .. } = vouched else {
+            let place = leash.vouch.first_place.try_lock();
+            if let Some(at) = place.ok().as_deref().and_then(|place| place.as_ref()?.for_reader(&target.seen)) {
+                target.seen = at.clone(); // it was written once more, unchanged, since it was read
+            }
+            return Ok(());
         };
-        counts && lease.proved().is_some_and(|proved| proved >= since && now < lease.end())
+        // The wait for who takes it now included: of many that come at once each has its deadline.
+        let taken = self.in_patience(self.take_first_place(&leash, target)).await;
+        target.seen =
+            taken.unwrap_or_else(|| Err(Error::Store(format!("no answer in time, for KEK {}", target.kek.name))))?;
+        let filter = Filter::WrappedBy(target.kek.clone());
+        match self.in_time(self.store.list(&filter, None, PAGE_KEYS_MAX)).await?.keys.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Conflict(format!("KEK {}", target.kek.name))),
+        }
+    }
+
+    async fn take_first_place(&self, leash: &Leash, target: &Target) -> Result<StoreVersion> {
+        let mut place = leash.vouch.first_place.lock().await;
+        if let Some(at) = place.as_ref().and_then(|place| place.for_reader(&target.seen)) {
+            return Ok(at.clone());
+        }
+        let (record, seen) = self.load_kek(&target.kek.name).await?;
+        if seen != target.seen {
+            return Err(Error::Conflict(format!("KEK {}", target.kek.name)));
+        }
+        let at = self.store.replace(&record.key(), &seen, record.put()?).await?;
+        *place = Some(FirstPlace { of: seen, at: at.clone() });
+        Ok(at)
     }
 
     /// What it is if nothing is found that it wraps.
@@ -265,12 +293,7 @@ impl Keyring {
             }
             match self.ask_one(leash, &id, &wrapped).await {
                 Err(error @ Error::Corrupt(_)) => last = Some(error),
-                outcome => {
-                    if outcome.is_ok() {
-                        leash.vouch.looked();
-                    }
-                    return outcome;
-                }
+                outcome => return outcome,
             }
         }
         match last {
@@ -293,11 +316,11 @@ impl Keyring {
         let is_witness = || voice == Voice::First && leash.is_denied() && leash.vouch.is_witness(id, wrapped);
         match outcome {
             Ok(unwrapped) => {
-                self.grant_by(leash, voice, (id, wrapped), &unwrapped, epoch);
+                self.grant_by(leash, voice, (id, wrapped), unwrapped.when, epoch);
                 self.samples().proved.entry(wrapped.kek.clone()).or_insert_with(|| (id.clone(), wrapped.clone()));
                 // Else it was denied in between. Whatever the token took for it: what is too slow for half a poll wraps all the same.
                 match leash.epoch() == epoch && leash.runs_at(self.clock.now()) {
-                    true => Ok(Vouched::ByRecord),
+                    true => Ok(Vouched::ByRecord { epoch }),
                     false => Err(leash.why_not()),
                 }
             }

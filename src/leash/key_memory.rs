@@ -15,7 +15,7 @@ use crate::{
 use std::{
     sync::{
         Arc, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -50,6 +50,8 @@ pub(crate) struct KeyMemory {
     _refuser: Option<Refuser>,
     /// Slots that hold a key.
     filled: AtomicUsize,
+    /// Keys that were taken out of their slots so far.
+    wiped: AtomicU64,
     waiting: Arc<Waiting>,
 }
 
@@ -79,12 +81,18 @@ struct Owner {
 impl KeyMemory {
     pub(crate) fn new(policy: MemlockPolicy, clock: Clock, teller: Teller) -> Arc<Self> {
         let waiting = Arc::new(Waiting { clock, teller, list: Mutex::default() });
-        Arc::new(Self { policy, _refuser: Refuser::for_policy(policy), filled: AtomicUsize::new(0), waiting })
+        let (filled, wiped) = Default::default();
+        Arc::new(Self { policy, _refuser: Refuser::for_policy(policy), filled, wiped, waiting })
     }
 
     /// How many slots hold a key.
     pub(crate) fn filled(&self) -> usize {
         self.filled.load(Ordering::SeqCst)
+    }
+
+    /// How many keys were taken out of their slots so far.
+    pub(crate) fn wiped(&self) -> u64 {
+        self.wiped.load(Ordering::Relaxed)
     }
 
     /// One more slot is about to be filled.
@@ -96,6 +104,7 @@ impl KeyMemory {
     /// nobody.
     pub(crate) fn wipe(&self, kek: &KekVersion, taken: Vec<(TakenOut, Option<&AccountId>)>) {
         self.filled.fetch_sub(taken.len(), Ordering::SeqCst);
+        self.wiped.fetch_add(taken.len() as u64, Ordering::Relaxed);
         let used = TakenOut::wipe_unused(taken);
         if used.is_empty() {
             return;

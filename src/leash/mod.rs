@@ -55,6 +55,10 @@ pub(crate) trait Member: Send + Sync {
     fn owner(&self) -> Option<&AccountId> {
         None
     }
+    /// True while a key that a denial or lapse took away from whoever used it is not back.
+    fn wanted_back(&self) -> bool {
+        false
+    }
     /// True while a proof of the KEK version may be had with its AEK.
     fn proves(&self) -> bool {
         true

@@ -34,6 +34,8 @@ pub struct LeaseStatus {
     pub ends_in: Duration,
     /// AEKs in memory under it.
     pub filled_slots: usize,
+    /// AEKs that a denial or lapse took away from whoever used them, and that are not back yet.
+    pub wanted_slots: usize,
     /// Why the token last did not grant, or was not asked.
     pub trouble: Option<String>,
 }
@@ -112,7 +114,10 @@ impl<M: Member> Leash<M> {
     }
 
     pub(crate) fn status(&self) -> LeaseStatus {
-        let filled_slots = self.living_members().iter().filter(|member| member.key().epoch().is_some()).count();
+        let members = self.living_members();
+        let filled_slots = members.iter().filter(|member| member.key().epoch().is_some()).count();
+        let wanted_slots = members.iter().filter(|member| member.wanted_back()).count();
+        drop(members);
         let inner = self.inner();
         let now = self.clock.now();
         // As of now, but not stepped: that is for those who tell of what changed.
@@ -131,6 +136,7 @@ impl<M: Member> Leash<M> {
             fresh_ago: lease.fresh().map(|context| now.since(context)),
             ends_in: lease.end().since(now),
             filled_slots,
+            wanted_slots,
             trouble: inner.trouble.as_ref().map(ToString::to_string).or_else(|| inner.unprovable.clone()),
         }
     }

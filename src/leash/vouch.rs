@@ -6,10 +6,13 @@ use crate::{
     error::Result,
     lease::standby::Voice,
     name::AccountId,
-    store::record::{Witness, WrappedAek},
+    store::{
+        StoreVersion,
+        record::{Witness, WrappedAek},
+    },
 };
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,10 +23,36 @@ const OLDER_LOOK_EVERY: Duration = Duration::from_secs(5 * 60);
 /// What vouches for a KEK version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Vouched {
-    /// A record that was there before was unwrapped.
-    ByRecord,
-    /// Nothing: it wrapped nothing at that time, in that epoch of its lease.
+    /// A record that was there before was unwrapped, in that epoch of its lease.
+    ByRecord { epoch: u64 },
+    /// Nothing: it wrapped nothing at that time, in that epoch of its lease. What is wrapped now rests on a [`FirstPlace`], and so comes first or
+    /// not at all.
     Bare { epoch: u64, at: Instant },
+}
+
+impl Vouched {
+    /// What is wrapped in another epoch, or verified in one, was not vouched for: the token refused in between.
+    pub(crate) fn epoch(self) -> u64 {
+        let (Self::ByRecord { epoch } | Self::Bare { epoch, .. }) = self;
+        epoch
+    }
+}
+
+/// The first place under a KEK version that wraps nothing: its KEK's record was written once more, unchanged, and has another version
+/// since. What rests on that version is refused once another process has taken the place too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FirstPlace {
+    /// The version of the KEK's record that it was taken in, …
+    pub(crate) of: StoreVersion,
+    /// … and the one that it has since.
+    pub(crate) at: StoreVersion,
+}
+
+impl FirstPlace {
+    /// What to rest on, for who read the KEK's record in that version. `None` where that is another one.
+    pub(crate) fn for_reader(&self, seen: &StoreVersion) -> Option<&StoreVersion> {
+        (*seen == self.of || *seen == self.at).then_some(&self.at)
+    }
 }
 
 /// What one lease knows of it.
@@ -33,9 +62,8 @@ pub(crate) struct VouchNotes {
     pub(crate) attempt: tokio::sync::Mutex<Option<(Instant, Result<Vouched>)>>,
     /// AEK versions that were wrapped here since the last proof by a record that was there before.
     young: Mutex<HashMap<AccountId, Young>>,
-    /// Since a round trip of this process was the proof, because the KEK version wrapped nothing: whose accounts were wrapped here, until
-    /// the store was looked into since something was there.
-    alone: Mutex<Option<HashSet<AccountId>>>,
+    /// What this process took last, while the KEK version wrapped nothing. Held while it is taken.
+    pub(crate) first_place: tokio::sync::Mutex<Option<FirstPlace>>,
     /// By what a denial ends; with its wrapping, once that was read here.
     witness: Mutex<Option<(Witness, Option<WrappedAek>)>>,
     /// When an older one was last looked for.
@@ -60,35 +88,17 @@ impl VouchNotes {
         self.young().get(account).is_some_and(|young| aek_version >= young.from_version)
     }
 
-    fn alone(&self) -> MutexGuard<'_, Option<HashSet<AccountId>>> {
-        // Nothing panics while it is held.
-        self.alone.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A round trip is to be the proof, for the KEK version wraps nothing else as far as is known.
-    pub(crate) fn proves_alone(&self, account: &AccountId) {
-        self.alone().get_or_insert_default().insert(account.clone());
-    }
-
-    /// True while this process's own round trip is the proof, and nobody looked what others wrapped meanwhile.
-    pub(crate) fn is_alone(&self) -> bool {
-        self.alone().is_some()
-    }
-
-    /// A record that the store has was unwrapped: another's, or there are none but those of this process, which so came first.
-    pub(crate) fn looked(&self) {
-        *self.alone() = None;
-    }
-
     /// True when it was wrapped here, and may be by another key than what others wrapped.
     pub(crate) fn is_own(&self, account: &AccountId) -> bool {
-        self.young().contains_key(account) || self.alone().as_ref().is_some_and(|own| own.contains(account))
+        self.young().contains_key(account)
+    }
+
+    /// It came into the store before anything else under the KEK version: it proves that as well as anything will.
+    pub(crate) fn came_first(&self, account: &AccountId) {
+        self.young().remove(account);
     }
 
     pub(crate) fn wrapped(&self, account: &AccountId, aek_version: u32, at: Instant) {
-        if let Some(own) = &mut *self.alone() {
-            own.insert(account.clone());
-        }
         let mut young = self.young();
         let from_version = young.get(account).map_or(aek_version, |young| young.from_version.min(aek_version));
         young.insert(account.clone(), Young { from_version, at });

@@ -17,7 +17,7 @@ macro_rules! pages {
 }
 
 pages! {
-    architecture audit backups changes development drills format grants modules operations performance promises revoking rotation secrets
+    architecture audit backups changes development drills format grants modules monitoring operations performance promises revoking rotation secrets
     settings
     threats tokens
 }

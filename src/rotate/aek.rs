@@ -55,19 +55,24 @@ impl Keyring {
             let Some(next) = current.aek_version.checked_add(1) else {
                 return Err(Error::Exhausted(format!("account {id} has no further AEK version number")));
             };
-            let target = self.target(&current.kek.name).await?;
+            let mut target = self.target(&current.kek.name).await?;
             let (mut wrapped, mut proof) = self.new_aek(id, next, &target).await?;
+            let vouched = proof.vouched;
             let write = async {
                 // Others seal under the version before for as long as they do not know of this one, so its age counts from when it is
                 // stored, and not from before the token was waited for.
                 let stamp = self.stamp_for_write().await?;
                 wrapped.created_unix = stamp.unix;
                 record.versions.push(wrapped.clone());
+                if let Err(overtaken) = self.rest_on(&mut target, vouched).await {
+                    return Ok(Err(overtaken));
+                }
                 let put = claim.guard(stamp.guard(target.guard(record.put()?))).await?;
                 Ok::<_, Error>(self.store.replace(&record.key(), &seen, put).await)
             };
             match self.hold(&mut proof, write).await? {
                 Ok(_) => {
+                    self.stored(id, &wrapped, &proof);
                     // Before the first block is sealed under it.
                     match guard.keys() {
                         Some(keys) => self.admit_version(keys, &record, &wrapped, &proof).await?,

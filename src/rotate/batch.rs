@@ -5,6 +5,7 @@ use crate::{
     clock::Clock,
     error::{Error, Result},
     keyring::{Keyring, gives_not_back, keks::Target},
+    leash::vouch::Vouched,
     name::{AccountId, KekVersion},
     secret::Aek,
     slots::slot::Leash,
@@ -133,16 +134,7 @@ impl Batch {
                 }
             }
         }
-        let keyring = &self.keyring;
-        // The old wrappings go with this write, for good: so the target is vouched for since, not only before the new ones.
-        let vouched = match changes.is_empty() {
-            true => Ok(()),
-            false => keyring.vouch_since(&self.target.kek, keyring.clock.now()).await.map(drop),
-        };
-        let outcomes = match vouched {
-            Ok(()) => self.write(changes).await,
-            Err(lost) => vec![Err(lost); changes.len()],
-        };
+        let outcomes = self.write_vouched(changes).await;
         for ((id, aeks), outcome) in changed.into_iter().zip(outcomes) {
             let outcome = match outcome {
                 Ok(_) => Ok(aeks),
@@ -159,6 +151,30 @@ impl Batch {
             landed.push((id, outcome));
         }
         landed
+    }
+
+    /// The old wrappings go with this write, for good: so the target is vouched for since, not only before the new ones. While it wraps
+    /// nothing, one comes first, which vouches for it then.
+    async fn write_vouched(&self, mut changes: Vec<Change>) -> Vec<Result<StoreVersion>> {
+        let (keyring, mut target) = (&self.keyring, self.target.clone());
+        let mut outcomes = Vec::with_capacity(changes.len());
+        while !changes.is_empty() {
+            let vouched = async {
+                let vouched = keyring.vouch_since(&target.kek, keyring.clock.now()).await?;
+                keyring.rest_on(&mut target, vouched).await.map(|()| vouched)
+            };
+            let many = match vouched.await {
+                Ok(Vouched::ByRecord { .. }) => changes.len(),
+                Ok(Vouched::Bare { .. }) => 1,
+                Err(lost) => {
+                    outcomes.extend(changes.iter().map(|_| Err(lost.clone())));
+                    break;
+                }
+            };
+            let some = changes.drain(..many).map(|(key, seen, put)| (key, seen, target.guard(put))).collect();
+            outcomes.extend(self.write(some).await);
+        }
+        outcomes
     }
 
     async fn write(&self, changes: Vec<Change>) -> Vec<Result<StoreVersion>> {
@@ -224,14 +240,14 @@ impl Batch {
         if left.is_empty() {
             return Ok(None);
         }
-        Ok(Some(((record.key(), seen, self.target.guard(record.put()?)), left.len() as u64)))
+        Ok(Some(((record.key(), seen, record.put()?), left.len() as u64)))
     }
 }
 
 /// What is to be done of a batch.
 type Heap = std::vec::IntoIter<(AccountId, AccountRecord, StoreVersion)>;
 
-/// A change of a record by compare-and-put.
+/// A change of a record by compare-and-put, which is to rest on the target.
 type Change = (Key, StoreVersion, Put);
 
 /// A task that panicked takes its batch with it: what that had not written is as it was.
@@ -285,9 +301,13 @@ pub(super) async fn move_aeks(
         if left.is_empty() {
             return Ok(0);
         }
-        keyring.vouch_since(&target.kek, keyring.clock.now()).await?; // as for a batch
-        let put = pace.claim().guard(target.guard(record.put()?)).await?;
-        match keyring.store.replace(&record.key(), &seen, put).await {
+        let vouched = keyring.vouch_since(&target.kek, keyring.clock.now()).await?; // as for a batch
+        let write = async {
+            keyring.rest_on(&mut target, vouched).await?;
+            let put = pace.claim().guard(target.guard(record.put()?)).await?;
+            keyring.store.replace(&record.key(), &seen, put).await
+        };
+        match write.await {
             Ok(_) => {
                 if matches!(which, Which::All) {
                     left.iter().for_each(|kek| keyring.note_moved(kek));

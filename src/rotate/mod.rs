@@ -69,7 +69,7 @@ impl Keyring {
         })
     }
 
-    async fn in_patience<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn in_patience<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let (clock, mut work) = (&self.clock, std::pin::pin!(work));
         for _ in 0..ACCOUNT_WAITS {
             if let Some(done) = clock.until(clock.now().plus(ACCOUNT_WAIT), &mut work).await {

@@ -115,6 +115,11 @@ impl Keyring {
         progress: impl Fn(RewrapProgress) + Send,
     ) -> Result<RewrapReport> {
         let mut run = Run::new(self, self.target(kek).await?, pace, dry_run);
+        let under_way = (!dry_run).then(|| self.rewraps.begin(kek));
+        let progress = |made: RewrapProgress| {
+            under_way.iter().for_each(|under_way| under_way.at(made.accounts, made.done));
+            progress(made);
+        };
         for version in self.old_versions(kek, &run.target).await? {
             run.found += self.count_indexed(&version).await?;
         }
@@ -372,6 +377,9 @@ impl<'a> Run<'a> {
                 Ok(aeks) => {
                     self.report.accounts += 1;
                     self.report.aeks += aeks;
+                    if !self.dry_run {
+                        self.keyring.rewraps.one_moved();
+                    }
                 }
                 Err(error) if is_held.is_ok() && is_this_accounts(self.keyring, &error).await => {
                     self.fail(account, error);

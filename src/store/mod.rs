@@ -163,7 +163,8 @@ fn secret_id(text: &str) -> Option<SecretId> {
     Some(SecretId::new(AccountId::new(account).ok()?, SecretName::new(name).ok()?))
 }
 
-/// The store's version of a value: opaque, changed by every write (a revision, an ETag, a row version). At most 64 bytes.
+/// The store's version of a value: opaque, changed by every write, one of the same bytes too (a revision, a row version; an ETag where
+/// that is no digest of the bytes). At most 64 bytes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct StoreVersion(pub Vec<u8>);
 

@@ -6,10 +6,14 @@ use crate::{
     store::record::due::Due,
     token::{KekId, Profile, Workers},
 };
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 use tokio::sync::broadcast;
 
+mod counted;
 pub mod trail;
+
+pub use self::counted::EVENT_NAMES;
+use self::counted::EventCounts;
 
 /// Events that a slow subscriber may lag behind before it misses some.
 const EVENTS_HELD_MAX: usize = 1024;
@@ -304,14 +308,18 @@ impl fmt::Display for Event {
 
 /// The engine's end.
 #[derive(Debug, Clone)]
-pub(crate) struct Teller(broadcast::Sender<Event>);
+pub(crate) struct Teller {
+    sender: broadcast::Sender<Event>,
+    counts: Arc<EventCounts>,
+}
 
 impl Teller {
     pub(crate) fn new() -> Self {
-        Self(broadcast::channel(EVENTS_HELD_MAX).0)
+        Self { sender: broadcast::channel(EVENTS_HELD_MAX).0, counts: Arc::default() }
     }
 
     pub(crate) fn tell(&self, event: Event) {
+        self.counts.count(&event);
         match &event {
             Event::Lease { kek, change, trouble } => {
                 let trouble = trouble.as_deref();
@@ -329,11 +337,16 @@ impl Teller {
             other => tracing::warn!(target: EVENTS_TARGET, "{other}"),
         }
         // Nobody needs to listen.
-        let _ = self.0.send(event);
+        let _ = self.sender.send(event);
     }
 
     pub(crate) fn subscribe(&self) -> Events {
-        Events(Some(self.0.subscribe()))
+        Events(Some(self.sender.subscribe()))
+    }
+
+    /// How often each kind of event was told, by its name.
+    pub(crate) fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.counts.so_far()
     }
 }
 

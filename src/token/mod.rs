@@ -17,6 +17,7 @@ pub mod pkcs11;
 pub mod scripted;
 pub(crate) mod seats;
 mod signing;
+pub mod unwraps;
 
 pub use self::signing::{SigningKey, SigningKind};
 

@@ -10,6 +10,7 @@ use crate::{
     token::{
         Binding, KekHandle, Token, TokenError, TokenInfo, Verdict, Workers, Wrapped,
         budget::{Budget, Place},
+        unwraps::UnwrapCounts,
     },
 };
 use std::{
@@ -18,6 +19,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
+use tracing::Instrument;
 
 /// One token, and what its accounts alone share.
 pub(crate) struct Seat {
@@ -33,6 +35,8 @@ pub(crate) struct Seat {
     pub(crate) call_timeout: Duration,
     /// Its context could not be renewed, when that was last tried.
     pub(crate) not_renewed: AtomicBool,
+    pub(crate) unwraps: UnwrapCounts,
+    clock: Clock,
 }
 
 /// By what right a token is called.
@@ -56,10 +60,18 @@ impl Seat {
         wrapped: &Wrapped,
         binding: &Binding,
     ) -> Result<Aek, TokenError> {
-        match right {
-            Right::Proof => self.token.prove(kek, wrapped, binding).await,
-            Right::Place(place) => self.token(place).unwrap(kek, wrapped, binding).await,
-        }
+        let is_proof = matches!(right, Right::Proof);
+        let span = tracing::debug_span!("unwrap", token = %self.name, is_proof);
+        let began = self.clock.now();
+        let call = async {
+            match right {
+                Right::Proof => self.token.prove(kek, wrapped, binding).await,
+                Right::Place(place) => self.token(place).unwrap(kek, wrapped, binding).await,
+            }
+        };
+        let outcome = call.instrument(span).await;
+        self.unwraps.count(is_proof, &outcome, self.clock.now().since(began));
+        outcome
     }
 
     /// Who the token says it is, for somebody who looks at it in trouble: so this ends, however many wait for the token.
@@ -131,6 +143,8 @@ impl Wiring {
                 making: tokio::sync::Mutex::default(),
                 call_timeout,
                 not_renewed: AtomicBool::new(false),
+                unwraps: UnwrapCounts::default(),
+                clock: clock.clone(),
             }))
         };
         let mut tokens = Tokens { default: seat(self.default)?, others: Vec::new(), standbys: self.standbys };

@@ -318,7 +318,7 @@ impl Question<'_> {
                 let until = keyring.clock.now().plus(keyring.settings.poll_interval);
                 let vouched = keyring.clock.until(until, keyring.vouch_answered(leash)).await;
                 match vouched {
-                    Some(Ok(Vouched::ByRecord)) => {
+                    Some(Ok(Vouched::ByRecord { .. })) => {
                         leash.note_unprovable(None);
                         return None;
                     }

@@ -56,7 +56,7 @@ async fn an_aek_whose_rotation_took_long_to_be_written_is_not_usable_under_a_kek
         let account = engine.create_account(&account_id("a"), &rig.kek).await.unwrap();
         let second = engine.rotate_kek(&rig.kek).await.unwrap();
         seal(&account).unwrap();
-        hand.hold_writes();
+        hand.hold_account_writes();
         let rotation = tokio::spawn({
             let engine = engine.clone();
             async move { engine.rotate_account(&account_id("a")).await }

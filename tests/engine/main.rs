@@ -3,6 +3,7 @@
 
 mod admission;
 mod close;
+mod counts;
 mod crowd;
 mod dates;
 mod delete;

@@ -1,6 +1,7 @@
 //! What stands behind a KEK version in the poll in which another key came in its place, and nobody noticed yet.
 
 use super::{
+    hand::held_up,
     impostor::{anew, exists, has_denial, start_on},
     *,
 };
@@ -248,16 +249,51 @@ async fn a_rewrap_to_an_impostor_loses_no_account_though_its_target_wrapped_noth
 }
 
 #[tokio::test]
-async fn an_account_that_an_impostor_was_the_first_to_wrap_here_vouches_for_no_rewrap_to_it() {
+async fn an_account_that_an_impostor_was_the_first_to_wrap_here_is_not_made_once_the_kek_wrapped_another() {
     let (rig, other) = bare_and_replaced().await;
     let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
     let create = async move { engine.create_account(&account_id("x"), &kek).await };
-    let _x = overtaken(&rig, &other, create).await.unwrap();
+    let made = overtaken(&rig, &other, create).await;
+    assert!(matches!(made, Err(Error::Misconfigured(_))) && !exists(&rig, "x").await, "{made:?}");
     for _ in 0..3 {
         let rewrap = rig.engine.rewrap_kek(&rig.kek, RewrapOptions::default(), |_| {});
         nothing_was_moved(&rig, &rig.meanwhile(rewrap).await.unwrap()).await;
         rig.pass(16 * SECOND).await;
     }
+}
+
+#[tokio::test]
+async fn a_rewrap_by_an_impostor_whose_write_waits_while_the_kek_wraps_its_first_loses_no_account() {
+    let (rig, other) = bare_and_replaced().await;
+    let (engine, hand) = held_up(&rig);
+    hand.hold_account_writes();
+    let kek = rig.kek.clone();
+    let rewrap = tokio::spawn(async move { engine.rewrap_kek(&kek, RewrapOptions::default(), |_| {}).await });
+    rig.pass(2 * SECOND).await;
+    assert!(!rewrap.is_finished());
+    drop(other.create_account(&account_id("b"), &rig.kek).await.unwrap());
+    hand.let_go();
+    nothing_was_moved(&rig, &rig.meanwhile(rewrap).await.unwrap().unwrap()).await;
+}
+
+#[tokio::test]
+async fn what_was_wrapped_before_a_denial_is_not_stored_though_the_kek_is_back() {
+    let rig = Rig::new().await;
+    drop((rig.account("a").await, rig.account("c").await));
+    let mut rig = rig;
+    rig.restart();
+    drop(rig.engine.account(&account_id("a")).await.unwrap());
+    rig.script.push(Call::Wrap, Act::Delay(4 * SECOND));
+    let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
+    let creating = tokio::spawn(async move { engine.create_account(&account_id("b"), &kek).await });
+    settle().await;
+    rig.script.push(Call::Unwrap, Act::fail(Verdict::Denied));
+    assert!(matches!(rig.engine.account(&account_id("c")).await, Err(Error::Denied(_))));
+    rig.pass(2 * SECOND).await;
+    drop(rig.engine.account(&account_id("c")).await.unwrap());
+    assert!(!creating.is_finished());
+    let made = rig.meanwhile(creating).await.unwrap();
+    assert!(made.is_err() && !exists(&rig, "b").await, "{made:?}");
 }
 
 #[tokio::test]

@@ -61,13 +61,6 @@
 //! be admitted on (`a_denial_wipes_and_an_unwrap_that_began_before_it_does_not_readmit`). Another AEK under the same version comes from who
 //! can write the store alone (`another_aek_under_the_same_version_does_not_take_the_place_of_the_one_in_use`).
 //!
-//! # What fails still
-//!
-//! The million was not run through: of the fleets, 20,000 from 0 pass, and behind them about one in 10,000 fails. These did and are not
-//! mended: 316127, 329701 and 433828 (an impostor of a KEK version that wrapped nothing yet as far as one process knows), 322711 (an
-//! account that slept past its TTL, in an outage of both token and store), 432594 (a denial that was over is remembered by who restarts
-//! at that moment).
-//!
 //! What it does not know stands below its seams or beside them, and is tested there: PINs and their counters, which are below the seam of
 //! the token, whose one word for them is a denial (`tests/softhsm/pins.rs`: `a_wrong_new_pin_is_not_tried_when_it_would_lock_the_token`,
 //! `a_pin_that_the_token_counted_denies_until_somebody_has_entered_a_right_one`, `a_locked_or_expired_pin_serves_once_the_token_takes_it_again`,

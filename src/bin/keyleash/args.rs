@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use keyleash::token::Profile;
 use std::{
     ffi::OsString,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -147,11 +148,7 @@ pub(crate) enum Command {
     /// Show token, KEKs, and the leases that a proof under each KEK gives.
     ///
     /// Ends with 0 when all are granted, else as the first that is not; with 2 when one is granted and wraps nothing new.
-    Status {
-        /// Go on, and show each change as it comes, a line (or with --json an object) each, until interrupted.
-        #[arg(long)]
-        watch: bool,
-    },
+    Status(StatusArgs),
     /// Show what is due for rotation by policy, what comes next, and who does it; or do it.
     #[command(after_help = SCHEDULE_HELP)]
     Schedule(ScheduleArgs),
@@ -173,6 +170,20 @@ pub(crate) enum Command {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Go on, and show each change as it comes, a line (or with --json an object) each, until interrupted.
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// While it watches, answer HTTP there, on this machine alone: /metrics for Prometheus, and for load balancers /health and
+    /// /health/KEK (200 for ready and degraded, 503 for dark).
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "watch")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Show the metrics of this one look instead, as the text that Prometheus reads.
+    #[arg(long, conflicts_with = "watch")]
+    pub(crate) prometheus: bool,
 }
 
 #[derive(Debug, Args)]

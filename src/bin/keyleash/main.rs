@@ -15,6 +15,7 @@ mod kek;
 mod kek_switch;
 mod lazy_token;
 mod man;
+mod monitor;
 mod on_trail;
 mod open_token;
 mod os_caller;
@@ -220,7 +221,7 @@ async fn run(cli: Cli, words: &str, made: &OnceCell<Setup>, output: Output) -> R
         Command::Open(args) => seal::open(args, setup()?, output).await,
         Command::Config(command) => config::run(command, config.as_deref(), output),
         Command::Inspect(args) => inspect::run(args, output).await,
-        Command::Status { watch } => status::run(watch, setup()?, output).await,
+        Command::Status(args) => status::run(args, setup()?, output).await,
         Command::Schedule(args) => schedule::run(args, setup()?, output).await,
         Command::Drill(drill) => drill::run(drill, config.as_deref(), setup()?, output).await,
         Command::Completions { shell } => completions::run(shell, output),

@@ -1,8 +1,10 @@
 //! `status`.
 
 use crate::{
+    args::StatusArgs,
     exit::{Failure, ended},
     kek::{Listed, half, heading, kek_warnings, trouble, unproved, version_row},
+    monitor::Monitor,
     output::{Output, columns, count, table},
     setup::{Setup, Store},
     streams::Standard,
@@ -12,21 +14,30 @@ use crate::{
 use keyleash::{
     Account, Engine, Error, StoreSilence,
     clock::{unix_now, utc},
-    engine::{KekStatus, LeaseStatus, Status, TokenStatus},
+    engine::{EngineHealth, KekStatus, LeaseStatus, Status, TokenStatus},
     lease::Phase,
+    metrics::Metrics,
     name::{KekVersion, TokenName},
     store::{Filter, KeyStore, PAGE_KEYS_MAX, record::AccountRecord},
     telemetry::Event,
 };
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{future::pending, pin::pin, time::Duration};
 
 /// How often a watch looks whether anybody reads it still: nothing may change for days.
 const LOOK_FOR_READER: Duration = Duration::from_secs(1);
 
 /// Shows everything, then ends as the first thing that is not granted: a monitor need look at the exit status alone. Or
 /// goes on and shows what changes.
-pub(crate) async fn run(watch: bool, setup: &Setup, output: Output) -> Result<(), Failure> {
+pub(crate) async fn run(args: StatusArgs, setup: &Setup, output: Output) -> Result<(), Failure> {
+    let StatusArgs { watch, listen, prometheus } = args;
+    if prometheus && output.is_json() {
+        return Err(Failure::Usage("--prometheus and --json: one of the two".into()));
+    }
+    let monitor = match listen {
+        Some(address) => Some(Monitor::listen(address, output).await?),
+        None => None,
+    };
     if watch {
         warnings::with_times();
     }
@@ -49,18 +60,29 @@ pub(crate) async fn run(watch: bool, setup: &Setup, output: Output) -> Result<()
     }
     let (status, unproved) = (engine.status().await, unproved(&*store, &keks).await?);
     let listed = Listed { keks: &keks, unproved: &unproved };
-    output.result(&report_json(&status, &listed), &report_lines(&status, &listed, watch))?;
+    let lines = match prometheus {
+        true => Metrics::of(&engine).prometheus(),
+        false => report_lines(&status, &listed, watch),
+    };
+    output.result(&report_json(&status, &engine.health(), &listed), &lines)?;
     if watch {
         // What the proofs themselves brought about is in the report.
         while events.try_next().is_some() {}
         // They are shown here, on standard output.
         warnings::leave_events_out();
+        let mut served = pin!(async {
+            match &monitor {
+                Some(monitor) => monitor.serve(&engine).await,
+                None => pending().await,
+            }
+        });
         loop {
             tokio::select! {
                 event = events.next() => match event {
                     Some(event) => output.result(&event_json(&event), &format!("{} {event}\n", utc(unix_now())))?,
                     None => break,
                 },
+                () = &mut served => break,
                 () = tokio::time::sleep(LOOK_FOR_READER) => if Standard::Output.reader_is_gone() {
                     return Err(Failure::Closed);
                 },
@@ -137,6 +159,7 @@ fn lease_json(lease: &LeaseStatus) -> Value {
         "fresh_ago_s": lease.fresh_ago.map(|ago| ago.as_secs_f64()),
         "ends_in_s": lease.ends_in.as_secs_f64(),
         "aeks": lease.filled_slots,
+        "aeks_awaited": lease.wanted_slots,
         "trouble": lease.trouble,
     })
 }
@@ -163,7 +186,13 @@ fn token_json(token: &TokenStatus) -> Value {
     })
 }
 
-fn report_json(status: &Status, listed: &Listed<'_>) -> Value {
+fn health_json(health: &EngineHealth) -> Value {
+    let keks: Vec<_> =
+        health.keks.iter().map(|kek| json!({ "kek": kek.kek.as_str(), "health": kek.health.name() })).collect();
+    json!({ "engine": health.health.name(), "keks": keks })
+}
+
+fn report_json(status: &Status, health: &EngineHealth, listed: &Listed<'_>) -> Value {
     let tokens: Vec<_> = status.tokens.iter().map(token_json).collect();
     // The default token's, once more: fields are only added.
     let of_default = |field: &str| tokens.first().and_then(|token| token.get(field)).cloned();
@@ -173,6 +202,7 @@ fn report_json(status: &Status, listed: &Listed<'_>) -> Value {
         "workers": of_default("workers"),
         "tokens": tokens,
         "keks": listed.json(),
+        "health": health_json(health),
         "leases": status.leases.iter().map(lease_json).collect::<Vec<_>>(),
         "store": status.store_silence.as_ref().map_or_else(|| json!({ "answers": true }), store_json),
         "cached_accounts": status.cached_accounts,

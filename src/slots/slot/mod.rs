@@ -96,6 +96,10 @@ impl Member for AekSlot {
     fn proves(&self) -> bool {
         !self.is_retired()
     }
+
+    fn wanted_back(&self) -> bool {
+        self.is_wanted()
+    }
 }
 
 impl AekSlot {

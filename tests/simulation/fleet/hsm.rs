@@ -525,6 +525,7 @@ impl Token for Seam {
     async fn renew_context(&self) -> Result<(), TokenError> {
         let line = self.0.clone();
         gate(&line.shared, line.process).await;
+        let asked = line.real.now();
         let refuse = |what| {
             let mut stage = lock(&line.shared);
             let now = stage.now();
@@ -536,6 +537,9 @@ impl Token for Seam {
             return refuse("a call hangs in the module, or never leaves it");
         };
         gate(&line.shared, line.process).await;
+        if line.line().began > asked {
+            return Ok(()); // somebody else's, who was faster
+        }
         let mut stage = lock(&line.shared);
         stage.note(|| format!("process {} has a fresh context of token {}", line.process, line.hsm));
         let hsm = &stage.hsms[line.hsm];

@@ -662,10 +662,14 @@ impl Oracle {
                     of_it.filter(|line| order > line.denied_by_first).for_each(|line| line.unwritten = None);
                 }
                 if let Some(aek) = aek {
+                    // A TTL counts from the read of the record. While the store says nothing a proof asks for what it knows, and renews none.
+                    let is_read = self.reads.is && self.reads.turned.plus(self.settings.store_timeout) <= at;
+                    let word = self.processes[process].words.get(&aek.0).copied().unwrap_or_default();
+                    let read = if is_read { at } else { at.min(word) };
                     let own = self.owns.entry((process, aek)).or_default();
                     // A proof leaves what nobody uses as it is.
                     if own.used || own.worked.is_none() {
-                        own.given = at;
+                        own.given = read;
                     }
                     (own.used, own.landed) = (false, now);
                 }

@@ -108,17 +108,27 @@ impl Room {
         }
     }
 
-    /// Waits until nobody is inside, and keeps all out until the answer is dropped. `None` when that takes too long, or a call hangs.
+    /// Waits until nobody is inside, and keeps all out until the answer is dropped; one after the other. `None` when that takes too long,
+    /// or a call hangs.
     pub(crate) async fn quiet(self: &Arc<Self>) -> Option<Quiet> {
-        let end = self.real.now().plus(self.call_timeout / 4);
-        {
-            let mut state = self.state();
-            if state.hung > 0 || std::mem::replace(&mut state.closed, true) {
-                return None;
-            }
-        }
-        let closed = Quiet(self.clone());
         let real = Clock::Manual(self.real.clone());
+        let closing = async {
+            loop {
+                let left = self.left.notified();
+                {
+                    let mut state = self.state();
+                    if state.hung > 0 {
+                        return None;
+                    }
+                    if !std::mem::replace(&mut state.closed, true) {
+                        return Some(Quiet(self.clone()));
+                    }
+                }
+                left.await;
+            }
+        };
+        let closed = real.until(self.real.now().plus(self.call_timeout), closing).await??;
+        let end = self.real.now().plus(self.call_timeout / 4);
         let quiet = async {
             loop {
                 let left = self.left.notified();
@@ -129,7 +139,8 @@ impl Room {
             }
         };
         real.until(end, quiet).await?;
-        (self.state().hung == 0).then_some(closed)
+        let hung = self.state().hung; // not beside what is dropped, which looks at it too
+        (hung == 0).then_some(closed)
     }
 }
 
@@ -141,6 +152,8 @@ impl Drop for Quiet {
         let mut state = self.0.state();
         state.closed = false;
         self.0.admit(&mut state);
+        drop(state);
+        self.0.left.notify_waiters();
     }
 }
 

@@ -24,6 +24,8 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 /// So many accounts at most does one caller of a storm make.
 const STORM_ACCOUNTS_MAX: u32 = 7;
 const HOUR: Duration = Duration::from_secs(3600);
+/// The longest that a call waits behind a write of the store that was held up.
+const PATIENCE: Duration = Duration::from_secs(61);
 
 /// The kinds of happenings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -747,7 +749,9 @@ async fn calm(world: &mut World) {
     }
     // A storm makes the accounts that are left of it, of which each is wrapped and unwrapped.
     let storm = latency * 2 * STORM_ACCOUNTS_MAX * u32::try_from(world.pending()).unwrap();
-    world.pass(storm).await;
+    // Those that are to come first under a KEK version wait for who is to write its KEK's record, and for no longer than this.
+    let patience = if lock(&world.shared).shelves.held > 0 { PATIENCE } else { Duration::ZERO };
+    world.pass(storm + patience).await;
     assert_eq!(
         world.pending(),
         lock(&world.shared).shelves.held.min(world.pending()),
