@@ -367,6 +367,17 @@ async fn a_trail_that_was_cut_put_back_or_begun_anew_is_told_and_not_taken_for_t
 }
 
 #[tokio::test]
+async fn a_golden_cursor_is_gone_on_from_for_ever() {
+    let (golden, beside) = (Golden::golden("trail"), tempfile::tempdir().unwrap());
+    let cursor = beside.path().join("cursor");
+    fs::write(&cursor, include_str!("../compat/trail-cursor.json")).unwrap();
+    let mut taken = Taken::default();
+    let follower = Follower::open(golden.node.parent().unwrap(), &cursor).unwrap();
+    assert!(once(follower, &mut taken).await.unwrap().is_empty());
+    assert_eq!(taken.ids(), (5..13).map(|seq| format!("web-1/{seq}")).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn one_process_follows_by_a_cursor() {
     let (directory, beside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let cursor = beside.path().join("cursor");

@@ -88,8 +88,12 @@ impl Tail {
         if !self.events.is_empty() {
             return;
         }
-        self.trouble = self.read_on().err().map(|Stop(what)| what);
-        if self.trouble.is_some() {
+        // Twice: a folder may be removed, or a file compressed, while they are looked through.
+        for _ in 0..2 {
+            self.trouble = self.read_on().err().map(|Stop(what)| what);
+            if self.trouble.is_none() {
+                return;
+            }
             self.open = None;
         }
     }

@@ -130,7 +130,8 @@ impl Options {
         self
     }
 
-    /// Waits so long for another process that writes the trail of this node. Not at all unless said otherwise.
+    /// Waits so long for another process that writes the trail of this node, and at least a tenth of a second, which is all unless said
+    /// otherwise.
     #[must_use]
     pub fn lock_patience(mut self, patience: Duration) -> Self {
         self.lock_patience = patience;
