@@ -3,6 +3,22 @@
 //!
 //! What is in it and what is promised says the manual, every byte [`manual::format`](mod@crate::manual::format). The engine knows
 //! nothing of files: it tells a trail by a trait, and none of what is here runs on a thread of its own.
+//!
+//! ```no_run
+//! use keyleash::{Engine, audit::{Options, TokenSigner, Writer}, config::AuditConfig, name::NodeName, store::KeyStore, token::Token};
+//! use std::{sync::Arc, time::Duration};
+//!
+//! # async fn service(token: Arc<dyn Token>, store: Arc<dyn KeyStore>, config: &AuditConfig) -> keyleash::Result<()> {
+//! let signer = Arc::new(TokenSigner::open(token.clone(), &*store).await?);
+//! let options = Options::of(config, NodeName::new("web-1")?)?;
+//! let trail = Arc::new(Writer::open(options, store.clone(), signer).await?);
+//! let engine = Engine::builder(token, store).trail(trail.clone()).build()?;
+//! // … and at the end, so that all of it is on disk and signed:
+//! engine.close(Duration::from_secs(5)).await?;
+//! trail.close(Duration::from_secs(5)).await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod base64;
 mod checkpoint;

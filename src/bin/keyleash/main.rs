@@ -187,8 +187,8 @@ fn run_to_end(runtime: &Runtime, cli: Cli, words: &str, output: Output) -> Resul
             // The command's future is dropped here, and with it what it had begun.
             signal = interrupted => {
                 if let Some(setup) = made.get() {
-                    // What it had done is on the trail. Nobody waits for a signature.
-                    let _ = setup.close_trail(Duration::ZERO).await;
+                    // Its keys are wiped, and what it had done is on the trail.
+                    let _ = setup.close(FAREWELL).await;
                 }
                 Err(Failure::Interrupted(signal))
             }
@@ -228,7 +228,7 @@ async fn run(cli: Cli, words: &str, made: &OnceCell<Setup>, output: Output) -> R
         Command::Man { directory } => man::run(&directory, output),
     };
     match made.get() {
-        Some(setup) => outcome.and(setup.close().await),
+        Some(setup) => outcome.and(setup.close(setup.settings().store_timeout).await),
         None => outcome,
     }
 }

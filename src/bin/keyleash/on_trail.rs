@@ -48,13 +48,13 @@ fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// The node of commands: beside that of the service, which has the name alone.
-fn nodes(config: &AuditConfig) -> Result<Vec<NodeName>, Error> {
-    let name = match &config.node {
+/// The nodes of commands: beside that of the service, which has the name alone.
+fn nodes(node: Option<&NodeName>, host: &str) -> Result<Vec<NodeName>, Error> {
+    let name = match node {
         Some(node) => node.as_str().to_owned(),
         None => {
             let plain = |char: char| char.is_ascii_alphanumeric() || "._-".contains(char);
-            let host: String = host().chars().map(|char| if plain(char) { char } else { '-' }).collect();
+            let host: String = host.chars().map(|char| if plain(char) { char } else { '-' }).collect();
             host.trim_start_matches(['.', '_', '-']).to_owned()
         }
     };
@@ -97,7 +97,7 @@ impl Opened {
         token: Arc<dyn Token>,
         patience: Duration,
     ) -> Result<Self> {
-        let mut nodes = nodes(config)?.into_iter();
+        let mut nodes = nodes(config.node.as_ref(), &host())?.into_iter();
         let first = nodes.next().ok_or(Error::Closed)?;
         let options = Options::of(config, first)?.lock_patience(patience);
         let options = nodes.fold(options, Options::or_node);
@@ -216,4 +216,28 @@ pub(crate) fn note_forbidden(trail: &dyn Trail, whose: &Whose, error: &Error, on
     let mut record = Record::new(Clock::default().wall_unix_ms(), Deed::Forbidden, outcome, whose.asks());
     record.on = on;
     trail.note(record);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_command_writes_the_trail_of_a_service_and_each_has_one_to_write() {
+        let names = |node: Option<&str>, host: &str| {
+            let node = node.map(|node| NodeName::new(node).unwrap());
+            nodes(node.as_ref(), host)
+                .map(|nodes| nodes.iter().map(|node| node.as_str().to_owned()).collect::<Vec<_>>())
+        };
+        let of_node = names(Some("web-1"), "host").unwrap();
+        assert_eq!((of_node.len(), &*of_node[0], &*of_node[1]), (NODES_MAX, "web-1.cli", "web-1.cli-2"));
+        assert_eq!(names(None, "-a b.c\u{e4}").unwrap()[0], "a-b.c-.cli");
+        for (node, host) in [(Some("x".repeat(60)), "host"), (None, ""), (None, "---")] {
+            let refused = names(node.as_deref(), host).map(|names| names[0].clone());
+            match (&node, refused) {
+                (Some(_), Err(error)) => assert!(error.to_string().contains("audit.node"), "{error}"),
+                (_, refused) => assert!(refused.is_err(), "{refused:?}"),
+            }
+        }
+    }
 }

@@ -90,17 +90,17 @@ impl Setup {
         Ok(setup)
     }
 
-    /// Before the process ends: what the engine still writes down, and the trail.
+    /// Before the process ends: what the engine still writes down, and the trail. Each is waited for so long.
     ///
     /// # Errors
     /// [`Error::Trail`], where some of it is not on the trail, and data are not to be used unseen.
-    pub(crate) async fn close(&self) -> Result<(), Failure> {
+    pub(crate) async fn close(&self, patience: Duration) -> Result<(), Failure> {
         let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(engine) = engine {
             // What could not be written down was told where it mattered to the command.
-            let _ = engine.close(self.config.settings.store_timeout).await;
+            let _ = engine.close(patience).await;
         }
-        self.close_trail(self.config.settings.store_timeout).await
+        self.close_trail(patience).await
     }
 
     /// Has all written that was told to the trail, and a checkpoint over it, for which it waits so long; it is opened anew by the next
