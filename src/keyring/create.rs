@@ -40,7 +40,7 @@ impl Keyring {
             let record = AccountRecord::new(wrapped.created_unix, id.clone(), wrapped);
             let vouched = proof.vouched;
             let write = async {
-                self.rest_on(&mut target, vouched).await?;
+                let _place = self.rest_on(&mut target, vouched).await?;
                 self.store.create(&key, target.guard(record.put()?)).await
             };
             match self.hold(&mut proof, write).await {

@@ -24,12 +24,13 @@ use crate::{
     name::{AccountId, KekVersion},
     slots::slot::Leash,
     store::{
-        self, Filter, Key, PAGE_KEYS_MAX, StoreVersion,
+        self, Filter, Key, PAGE_KEYS_MAX,
         record::{AccountRecord, Witness, WrappedAek},
     },
     token::Verdict,
 };
 use std::sync::Arc;
+use tokio::sync::OwnedMutexGuard;
 
 /// Most records that are tried, while each turns out to be damaged.
 const VOUCHERS_MAX: usize = 16;
@@ -102,43 +103,44 @@ impl Keyring {
     }
 
     /// Just before something is stored that was wrapped under the target: what the write is to rest on. Under a KEK version that wraps
-    /// nothing yet, the first place, and a look after it was taken: two processes that both find nothing there, and to one of which another
-    /// key stands in the KEK's place, would both come first else.
+    /// nothing yet, the first place, which is to be held until that is stored, and a look after it was taken: two that both find nothing there,
+    /// and before one of which another key stood in the KEK's place, would both come first else.
     ///
     /// # Errors
     /// [`Error::Conflict`] when the KEK was changed since the target was read, or something is there by now: begin anew.
-    pub(crate) async fn rest_on(&self, target: &mut Target, vouched: Vouched) -> Result<()> {
+    pub(crate) async fn rest_on(
+        &self,
+        target: &mut Target,
+        vouched: Vouched,
+    ) -> Result<Option<OwnedMutexGuard<FirstPlace>>> {
         let leash = self.leash(&target.kek).await?;
-        let Vouched::Bare { .. } = vouched else {
+        if !vouched.is_bare() {
             let place = leash.vouch.first_place.try_lock();
-            if let Some(at) = place.ok().as_deref().and_then(|place| place.as_ref()?.for_reader(&target.seen)) {
+            if let Some(at) = place.ok().as_deref().and_then(|place| place.for_reader(&target.seen)) {
                 target.seen = at.clone(); // it was written once more, unchanged, since it was read
             }
-            return Ok(());
-        };
-        // The wait for who takes it now included: of many that come at once each has its deadline.
+            return Ok(None);
+        }
+        // The wait for who has it now included: of many that come at once each has its deadline.
         let taken = self.in_patience(self.take_first_place(&leash, target)).await;
-        target.seen =
+        let place =
             taken.unwrap_or_else(|| Err(Error::Store(format!("no answer in time, for KEK {}", target.kek.name))))?;
         let filter = Filter::WrappedBy(target.kek.clone());
         match self.in_time(self.store.list(&filter, None, PAGE_KEYS_MAX)).await?.keys.is_empty() {
-            true => Ok(()),
-            false => Err(Error::Conflict(format!("KEK {}", target.kek.name))),
+            true => Ok(Some(place)),
+            false => Err(overtaken(target)),
         }
     }
 
-    async fn take_first_place(&self, leash: &Leash, target: &Target) -> Result<StoreVersion> {
-        let mut place = leash.vouch.first_place.lock().await;
-        if let Some(at) = place.as_ref().and_then(|place| place.for_reader(&target.seen)) {
-            return Ok(at.clone());
-        }
+    async fn take_first_place(&self, leash: &Leash, target: &mut Target) -> Result<OwnedMutexGuard<FirstPlace>> {
+        let mut place = leash.vouch.first_place.clone().lock_owned().await;
         let (record, seen) = self.load_kek(&target.kek.name).await?;
-        if seen != target.seen {
-            return Err(Error::Conflict(format!("KEK {}", target.kek.name)));
+        if seen != target.seen && place.for_reader(&target.seen) != Some(&seen) {
+            return Err(overtaken(target));
         }
-        let at = self.store.replace(&record.key(), &seen, record.put()?).await?;
-        *place = Some(FirstPlace { of: seen, at: at.clone() });
-        Ok(at)
+        target.seen = self.store.replace(&record.key(), &seen, record.put()?).await?;
+        place.taken(seen, target.seen.clone());
+        Ok(place)
     }
 
     /// What it is if nothing is found that it wraps.
@@ -339,6 +341,10 @@ impl Keyring {
             }
         }
     }
+}
+
+fn overtaken(target: &Target) -> Error {
+    Error::Conflict(format!("KEK {}", target.kek.name))
 }
 
 /// The first AEK version of an account under that KEK version which is wanted.

@@ -13,10 +13,12 @@ use crate::{
 };
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+/// So many versions of a KEK's record are known as this process's own.
+const OWN_VERSIONS_MAX: usize = 64;
 /// How often an older one than a witness that is refused is looked for.
 const OLDER_LOOK_EVERY: Duration = Duration::from_secs(5 * 60);
 
@@ -31,6 +33,10 @@ pub(crate) enum Vouched {
 }
 
 impl Vouched {
+    pub(crate) fn is_bare(self) -> bool {
+        matches!(self, Self::Bare { .. })
+    }
+
     /// What is wrapped in another epoch, or verified in one, was not vouched for: the token refused in between.
     pub(crate) fn epoch(self) -> u64 {
         let (Self::ByRecord { epoch } | Self::Bare { epoch, .. }) = self;
@@ -39,19 +45,29 @@ impl Vouched {
 }
 
 /// The first place under a KEK version that wraps nothing: its KEK's record was written once more, unchanged, and has another version
-/// since. What rests on that version is refused once another process has taken the place too.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// since. What rests on that version is refused once anybody has taken the place after it; who has it holds this until it is stored, so that
+/// of one process too one alone comes first.
+#[derive(Debug, Default)]
 pub(crate) struct FirstPlace {
-    /// The version of the KEK's record that it was taken in, …
-    pub(crate) of: StoreVersion,
-    /// … and the one that it has since.
-    pub(crate) at: StoreVersion,
+    /// The versions of the KEK's record, as this process read it, and as it wrote it one after the other.
+    versions: Vec<StoreVersion>,
 }
 
 impl FirstPlace {
-    /// What to rest on, for who read the KEK's record in that version. `None` where that is another one.
+    /// What to rest on, for who read the KEK's record in that version. `None` where it was changed by others since, as far as is known.
     pub(crate) fn for_reader(&self, seen: &StoreVersion) -> Option<&StoreVersion> {
-        (*seen == self.of || *seen == self.at).then_some(&self.at)
+        self.versions.contains(seen).then(|| self.versions.last()).flatten()
+    }
+
+    /// The record was written once more.
+    pub(crate) fn taken(&mut self, read: StoreVersion, written: StoreVersion) {
+        if self.versions.last() != Some(&read) {
+            self.versions = vec![read];
+        }
+        if self.versions.len() >= OWN_VERSIONS_MAX {
+            self.versions.remove(0);
+        }
+        self.versions.push(written);
     }
 }
 
@@ -62,8 +78,7 @@ pub(crate) struct VouchNotes {
     pub(crate) attempt: tokio::sync::Mutex<Option<(Instant, Result<Vouched>)>>,
     /// AEK versions that were wrapped here since the last proof by a record that was there before.
     young: Mutex<HashMap<AccountId, Young>>,
-    /// What this process took last, while the KEK version wrapped nothing. Held while it is taken.
-    pub(crate) first_place: tokio::sync::Mutex<Option<FirstPlace>>,
+    pub(crate) first_place: Arc<tokio::sync::Mutex<FirstPlace>>,
     /// By what a denial ends; with its wrapping, once that was read here.
     witness: Mutex<Option<(Witness, Option<WrappedAek>)>>,
     /// When an older one was last looked for.

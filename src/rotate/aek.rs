@@ -64,9 +64,10 @@ impl Keyring {
                 let stamp = self.stamp_for_write().await?;
                 wrapped.created_unix = stamp.unix;
                 record.versions.push(wrapped.clone());
-                if let Err(overtaken) = self.rest_on(&mut target, vouched).await {
-                    return Ok(Err(overtaken));
-                }
+                let _place = match self.rest_on(&mut target, vouched).await {
+                    Err(overtaken @ Error::Conflict(_)) => return Ok(Err(overtaken)),
+                    place => place?,
+                };
                 let put = claim.guard(stamp.guard(target.guard(record.put()?))).await?;
                 Ok::<_, Error>(self.store.replace(&record.key(), &seen, put).await)
             };

@@ -116,12 +116,21 @@ impl Batch {
                 Err(error) => landed.push((id, Err(error))),
             }
         }
+        // One comes first, and vouches for the others then.
+        if !found.is_empty()
+            && let Ok(Vouched::Bare { .. }) = self.keyring.vouch(&self.target.kek).await
+            && let Some((id, ..)) = found.pop()
+        {
+            let moved = self.move_again(&id).await;
+            self.pace.progressed();
+            landed.push((id, moved));
+        }
         let heap = Arc::new(Mutex::new(found.into_iter()));
         let mut hands = JoinSet::new();
         for _ in 0..BACKGROUND_IN_FLIGHT_MAX {
             hands.spawn(self.clone().work_off(heap.clone()));
         }
-        let (mut changes, mut changed) = (Vec::new(), Vec::new());
+        let (mut changes, mut changed, mut overtaken) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(done) = hands.join_next().await {
             for (id, change) in unless_it_died(done) {
                 match change {
@@ -130,12 +139,13 @@ impl Batch {
                         changed.push((id, aeks));
                     }
                     Ok(None) => landed.push((id, Ok(0))),
+                    Err(conflict @ Error::Conflict(_)) => overtaken.push(((id, 0), Err(conflict))),
                     Err(error) => landed.push((id, Err(error))),
                 }
             }
         }
         let outcomes = self.write_vouched(changes).await;
-        for ((id, aeks), outcome) in changed.into_iter().zip(outcomes) {
+        for ((id, aeks), outcome) in changed.into_iter().zip(outcomes).chain(overtaken) {
             let outcome = match outcome {
                 Ok(_) => Ok(aeks),
                 Err(Error::NotFound(_)) => Ok(0),
@@ -153,28 +163,25 @@ impl Batch {
         landed
     }
 
-    /// The old wrappings go with this write, for good: so the target is vouched for since, not only before the new ones. While it wraps
-    /// nothing, one comes first, which vouches for it then.
-    async fn write_vouched(&self, mut changes: Vec<Change>) -> Vec<Result<StoreVersion>> {
-        let (keyring, mut target) = (&self.keyring, self.target.clone());
-        let mut outcomes = Vec::with_capacity(changes.len());
-        while !changes.is_empty() {
-            let vouched = async {
-                let vouched = keyring.vouch_since(&target.kek, keyring.clock.now()).await?;
-                keyring.rest_on(&mut target, vouched).await.map(|()| vouched)
-            };
-            let many = match vouched.await {
-                Ok(Vouched::ByRecord { .. }) => changes.len(),
-                Ok(Vouched::Bare { .. }) => 1,
-                Err(lost) => {
-                    outcomes.extend(changes.iter().map(|_| Err(lost.clone())));
-                    break;
-                }
-            };
-            let some = changes.drain(..many).map(|(key, seen, put)| (key, seen, target.guard(put))).collect();
-            outcomes.extend(self.write(some).await);
+    /// The old wrappings go with this write, for good: so the target is vouched for since, not only before the new ones.
+    async fn write_vouched(&self, changes: Vec<Change>) -> Vec<Result<StoreVersion>> {
+        if changes.is_empty() {
+            return Vec::new();
         }
-        outcomes
+        let (keyring, mut target) = (&self.keyring, self.target.clone());
+        let vouched = async {
+            let vouched = keyring.vouch_since(&target.kek, keyring.clock.now()).await?;
+            if vouched.is_bare() {
+                return Err(wrapped_by_nobody_knows_what(&target)); // all that vouched before is gone
+            }
+            keyring.rest_on(&mut target, vouched).await.map(drop)
+        };
+        match vouched.await {
+            Ok(()) => {
+                self.write(changes.into_iter().map(|(key, seen, put)| (key, seen, target.guard(put))).collect()).await
+            }
+            Err(lost) => vec![Err(lost); changes.len()],
+        }
     }
 
     async fn write(&self, changes: Vec<Change>) -> Vec<Result<StoreVersion>> {
@@ -236,9 +243,12 @@ impl Batch {
 
     /// The change to an account's record, and how many AEKs it moves; `None` when there is nothing to move.
     async fn change(&self, mut record: AccountRecord, seen: StoreVersion) -> Result<Option<(Change, u64)>> {
-        let left = rewrap_all(&self.keyring, &mut record, &self.target, self.which(), &self.pace).await?;
+        let (left, is_bare) = rewrap_all(&self.keyring, &mut record, &self.target, self.which(), &self.pace).await?;
         if left.is_empty() {
             return Ok(None);
+        }
+        if is_bare {
+            return Err(wrapped_by_nobody_knows_what(&self.target));
         }
         Ok(Some(((record.key(), seen, record.put()?), left.len() as u64)))
     }
@@ -297,13 +307,16 @@ pub(super) async fn move_aeks(
                 Which::All => Err(Error::NotFound(format!("account {id}"))),
             };
         };
-        let left = rewrap_all(keyring, &mut record, &target, which, pace).await?;
+        let (left, is_bare) = rewrap_all(keyring, &mut record, &target, which, pace).await?;
         if left.is_empty() {
             return Ok(0);
         }
         let vouched = keyring.vouch_since(&target.kek, keyring.clock.now()).await?; // as for a batch
         let write = async {
-            keyring.rest_on(&mut target, vouched).await?;
+            if is_bare && !vouched.is_bare() {
+                return Err(wrapped_by_nobody_knows_what(&target));
+            }
+            let _place = keyring.rest_on(&mut target, vouched).await?;
             let put = pace.claim().guard(target.guard(record.put()?)).await?;
             keyring.store.replace(&record.key(), &seen, put).await
         };
@@ -326,21 +339,30 @@ pub(super) async fn move_aeks(
     Err(again_and_again("account", id))
 }
 
-/// Puts every AEK of `record` that is to be moved under the target. Gives the KEK versions that they were under, one for each.
+/// What was wrapped while nothing was there that vouched for the target is not stored behind what came since, which another key may have
+/// wrapped: it is wrapped once more.
+fn wrapped_by_nobody_knows_what(target: &Target) -> Error {
+    Error::Conflict(format!("KEK {}, which wrapped nothing before", target.kek.name))
+}
+
+/// Puts every AEK of `record` that is to be moved under the target. Gives the KEK versions that they were under, one for each, and whether
+/// there was nothing that vouched for the target.
 async fn rewrap_all(
     keyring: &Arc<Keyring>,
     record: &mut AccountRecord,
     target: &Target,
     which: Which<'_>,
     pace: &Pace,
-) -> Result<Vec<KekVersion>> {
-    let mut moved = Vec::new();
+) -> Result<(Vec<KekVersion>, bool)> {
+    let (mut moved, mut is_bare) = (Vec::new(), false);
     for old in left_behind(record, target, which) {
         let aek = match unwrap(keyring, &record.account, old, pace).await {
             Err(Error::Denied(_)) if which.may_leave(&old.kek) => continue,
             unwrapped => unwrapped?,
         };
-        moved.push((old.kek.clone(), rewrap(keyring, &record.account, old, &aek, target, pace).await?));
+        let (new, vouched) = rewrap(keyring, &record.account, old, &aek, target, pace).await?;
+        is_bare |= vouched.is_bare();
+        moved.push((old.kek.clone(), new));
     }
     let mut left = Vec::with_capacity(moved.len());
     for (kek, aek) in moved {
@@ -349,7 +371,7 @@ async fn rewrap_all(
             left.push(kek);
         }
     }
-    Ok(left)
+    Ok((left, is_bare))
 }
 
 async fn unwrap(keyring: &Arc<Keyring>, id: &AccountId, old: &WrappedAek, pace: &Pace) -> Result<Aek> {
@@ -365,7 +387,7 @@ async fn rewrap(
     aek: &Aek,
     target: &Target,
     pace: &Pace,
-) -> Result<WrappedAek> {
+) -> Result<(WrappedAek, Vouched)> {
     let to = keyring.leash(&target.kek).await?;
     let context = context(&target.kek, id, old.aek_version);
     let vouched = keyring.vouch(&target.kek).await?;
@@ -382,5 +404,5 @@ async fn rewrap(
         ..old.clone()
     };
     let back = keyring.prove_new(id, &new, vouched, pace.place(&to).await).await?;
-    if back.aek.as_ref() == Some(aek) { Ok(new) } else { Err(gives_not_back(&target.kek)) }
+    if back.aek.as_ref() == Some(aek) { Ok((new, vouched)) } else { Err(gives_not_back(&target.kek)) }
 }

@@ -277,6 +277,30 @@ async fn a_rewrap_by_an_impostor_whose_write_waits_while_the_kek_wraps_its_first
 }
 
 #[tokio::test]
+async fn a_rewrap_by_an_impostor_loses_no_account_beside_a_first_one_of_this_process_that_the_kek_wrapped() {
+    let rig = Rig::new().await;
+    drop((rig.account("a").await, rig.account("b").await));
+    let (engine, hand) = held_up(&rig);
+    let second = engine.rotate_kek(&rig.kek).await.unwrap().id;
+    hand.hold_creates();
+    let (creator, kek) = (engine.clone(), rig.kek.clone());
+    let creating = tokio::spawn(async move { creator.create_account(&account_id("x"), &kek).await });
+    rig.pass(2 * SECOND).await;
+    rig.script.replace(&second);
+    let (engine, kek) = (engine.clone(), rig.kek.clone());
+    let rewrap = tokio::spawn(async move { engine.rewrap_kek(&kek, RewrapOptions::default(), |_| {}).await });
+    rig.pass(2 * SECOND).await;
+    assert!(!creating.is_finished() && !rewrap.is_finished());
+    hand.let_go();
+    let report = rig.meanwhile(rewrap).await.unwrap().unwrap();
+    assert!(matches!(report.stopped, Some(Error::Denied(_))) && report.accounts == 0, "{report:?}");
+    for id in ["a", "b"] {
+        assert_eq!(rig.engine.account_record(&account_id(id)).await.unwrap().versions[0].kek.version, 1);
+    }
+    assert!(exists(&rig, "x").await);
+}
+
+#[tokio::test]
 async fn what_was_wrapped_before_a_denial_is_not_stored_though_the_kek_is_back() {
     let rig = Rig::new().await;
     drop((rig.account("a").await, rig.account("c").await));
