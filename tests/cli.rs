@@ -40,6 +40,7 @@ macro_rules! transcripts {
 
 transcripts! {
     accounts,
+    alerts,
     audit,
     damaged_files,
     damaged_stores,

@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+pub mod alert;
 mod base64;
 mod checkpoint;
 mod extract;

@@ -5,6 +5,7 @@
 
 use super::{
     Config, PinSource, STORE_DEFAULT, Settings, TokenSelector, WORKERS_MAX,
+    alert::{self, RULES_MAX, Rule},
     audit::AuditItems,
     given::{Given, bad},
     grants::Grants,
@@ -87,7 +88,7 @@ const fn named(item: Item, section: &'static str, key: &'static str, variable: &
     Named { item, section, key, variable }
 }
 
-const SECTIONS: [&str; 9] = ["token", "kek", "store", "lease", "cache", "keys", "grant", "role", "audit"];
+const SECTIONS: [&str; 10] = ["token", "kek", "store", "lease", "cache", "keys", "grant", "role", "audit", "alert"];
 pub(super) const ITEMS: [Named; 27] = [
     named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
     named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
@@ -156,6 +157,7 @@ pub struct ConfigFile {
     purge_protection: Option<bool>,
     audit: AuditItems,
     grants: Grants,
+    alerts: Vec<Rule>,
     said: Vec<Said>,
 }
 
@@ -224,7 +226,7 @@ impl ConfigFile {
         Ok(())
     }
 
-    /// `[[token]]`, of which the first is the default one, `[[kek]]`, `[[grant]]` and `[[role]]`. False for another section.
+    /// `[[token]]`, of which the first is the default one, `[[kek]]`, `[[grant]]`, `[[role]]` and `[[alert]]`. False for another section.
     fn read_array(
         &mut self,
         origin: &str,
@@ -232,13 +234,13 @@ impl ConfigFile {
         content: &DeValue<'_>,
         at: &impl Fn(Range<usize>) -> String,
     ) -> Result<bool> {
-        if !["token", "kek", "grant", "role"].contains(&section) {
+        if !["token", "kek", "grant", "role", "alert"].contains(&section) {
             return Ok(false);
         }
         let Some(tables) = tables(origin, section, content)? else {
             return match section {
                 "kek" => Err(bad(origin, "write each KEK that has a standby as [[kek]], with name and standby below")),
-                "grant" | "role" => {
+                "grant" | "role" | "alert" => {
                     Err(bad(origin, &format!("write each {section} as [[{section}]] with its keys below")))
                 }
                 _ => Ok(false),
@@ -250,6 +252,19 @@ impl ConfigFile {
                 "kek" => self.more.add_kek(&origin, keys, at)?,
                 "grant" => self.grants.add_grant(&origin, keys, at)?,
                 "role" => self.grants.add_role(&origin, keys, at)?,
+                "alert" => {
+                    let rule = alert::read(&origin, keys, at)?;
+                    if self.alerts.len() >= RULES_MAX {
+                        return Err(bad(&origin, &format!("at most {RULES_MAX} alerts are allowed")));
+                    }
+                    if self.alerts.iter().any(|other| other.name() == rule.name()) {
+                        return Err(bad(
+                            &origin,
+                            &format!("two alerts are named {}: give each a name of its own", rule.name()),
+                        ));
+                    }
+                    self.alerts.push(rule);
+                }
                 _ => {}
             }
             if section != "token" {
@@ -352,7 +367,7 @@ impl ConfigFile {
         let of_audit = |named: &&Named| named.section == "audit";
         let said = ITEMS.iter().filter(of_audit).find_map(|named| said_in(&self.said, "audit", named.key));
         let audit = self.audit.resolve(said.map(|said| said.origin.as_str()))?;
-        Ok(Config { token, other_tokens, standbys, store, settings, policy, audit })
+        Ok(Config { token, other_tokens, standbys, store, settings, policy, audit, alerts: self.alerts })
     }
 
     /// What this says, and where it says nothing, what `below` says.
@@ -374,6 +389,7 @@ impl ConfigFile {
             purge_protection: self.purge_protection.or(below.purge_protection),
             audit: self.audit.over(below.audit),
             grants: below.grants, // no variable speaks of them
+            alerts: below.alerts,
             said: said_over(self.said, below.said),
         }
     }

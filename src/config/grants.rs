@@ -21,13 +21,13 @@ pub(super) struct Grants {
 }
 
 /// The keys of one table, each where it stands.
-struct Keys<'v, 'i> {
+pub(super) struct Keys<'v, 'i> {
     section: &'static str,
     found: Vec<(&'v str, String, &'v DeValue<'i>)>,
 }
 
 impl<'v, 'i> Keys<'v, 'i> {
-    fn read(
+    pub(super) fn read(
         section: &'static str,
         known: &[&'static str],
         keys: &'v DeTable<'i>,
@@ -44,11 +44,11 @@ impl<'v, 'i> Keys<'v, 'i> {
         Ok(Self { section, found })
     }
 
-    fn value(&self, key: &str) -> Option<(&str, &'v DeValue<'i>)> {
+    pub(super) fn value(&self, key: &str) -> Option<(&str, &'v DeValue<'i>)> {
         self.found.iter().find(|(found, ..)| *found == key).map(|(_, origin, value)| (origin.as_str(), *value))
     }
 
-    fn text(&self, key: &str) -> Result<Option<(&str, &'v str)>> {
+    pub(super) fn text(&self, key: &str) -> Result<Option<(&str, &'v str)>> {
         let Some((origin, value)) = self.value(key) else { return Ok(None) };
         match value {
             DeValue::String(text) => Ok(Some((origin, text))),
@@ -56,7 +56,7 @@ impl<'v, 'i> Keys<'v, 'i> {
         }
     }
 
-    fn must(&self, origin: &str, key: &str) -> Result<(&str, &'v str)> {
+    pub(super) fn must(&self, origin: &str, key: &str) -> Result<(&str, &'v str)> {
         self.text(key)?.ok_or_else(|| bad(origin, &format!("a [[{}]] has a {key}", self.section)))
     }
 
@@ -65,7 +65,7 @@ impl<'v, 'i> Keys<'v, 'i> {
         Pattern::new(text).map_err(|error| placed(origin, error))
     }
 
-    fn list<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
+    pub(super) fn list<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
         let Some((origin, value)) = self.value(key) else { return Ok(Vec::new()) };
         let wanted = || bad(origin, "must be a list of strings in quotes, as in [\"get\", \"open\"]");
         let entries = value.as_array().ok_or_else(wanted)?;
@@ -82,7 +82,7 @@ impl<'v, 'i> Keys<'v, 'i> {
 }
 
 /// Says where it was said.
-fn placed(origin: &str, error: Error) -> Error {
+pub(super) fn placed(origin: &str, error: Error) -> Error {
     match error {
         Error::Invalid(what) => bad(origin, &what),
         other => bad(origin, &other.to_string()),

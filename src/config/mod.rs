@@ -12,6 +12,7 @@ use crate::{
 };
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+pub mod alert;
 mod audit;
 mod file;
 mod given;
@@ -424,6 +425,8 @@ pub struct Config {
     pub policy: Policy,
     /// Where the trail is kept; `None` where none is.
     pub audit: Option<AuditConfig>,
+    /// The alerts of the file, by which a trail is watched.
+    pub alerts: Vec<alert::Rule>,
 }
 
 /// Which token, and how to log in. What is `None` was said nowhere.

@@ -61,13 +61,18 @@ impl FileSink {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
+
+    /// Lines that begin as events do.
+    pub(in crate::audit) async fn take(&self, bytes: Vec<u8>) -> Result<(), String> {
+        let path = self.path.clone();
+        blocking(move |_| append(&path, &bytes).map_err(|error| format!("{}: {error}", path.display()))).await
+    }
 }
 
 #[async_trait]
 impl AuditSink for FileSink {
     async fn deliver(&mut self, events: &[Event]) -> Result<(), String> {
-        let (path, bytes) = (self.path.clone(), lines(events));
-        blocking(move |_| append(&path, &bytes).map_err(|error| format!("{}: {error}", path.display()))).await
+        self.take(lines(events)).await
     }
 }
 
@@ -131,19 +136,23 @@ impl CommandSink {
         self.hidden.push(variable.into());
         self
     }
-}
 
-#[async_trait]
-impl AuditSink for CommandSink {
-    async fn deliver(&mut self, events: &[Event]) -> Result<(), String> {
+    /// Gives it lines.
+    pub(in crate::audit) async fn take(&self, bytes: Vec<u8>) -> Result<(), String> {
         let name = Path::new(&self.program).display().to_string();
         let mut command = Command::new(&self.program);
         command.args(&self.args);
         for variable in &self.hidden {
             command.env_remove(variable);
         }
-        let bytes = lines(events);
         blocking(move |stop| run(command, &bytes, stop).map_err(|why| format!("{name}: {why}"))).await
+    }
+}
+
+#[async_trait]
+impl AuditSink for CommandSink {
+    async fn deliver(&mut self, events: &[Event]) -> Result<(), String> {
+        self.take(lines(events)).await
     }
 }
 

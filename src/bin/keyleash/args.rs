@@ -131,6 +131,9 @@ pub(crate) enum Command {
     /// The trail of who used which key: verify it, show it, give a customer their part of it.
     #[command(subcommand)]
     Audit(crate::audit::args::Audit),
+    /// Tell somebody of what the trail shows: [[alert]] in the configuration.
+    #[command(subcommand, after_help = crate::alert::HELP)]
+    Alert(crate::alert::Alert),
     /// Look at the store.
     #[command(subcommand)]
     Store(Store),

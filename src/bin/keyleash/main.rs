@@ -1,6 +1,7 @@
 //! The command line `keyleash`: thin, over the library. One file per group of commands; `file.rs` is the sealed file.
 
 mod account;
+mod alert;
 mod args;
 mod audit;
 mod completions;
@@ -215,6 +216,7 @@ async fn run(cli: Cli, words: &str, made: &OnceCell<Setup>, output: Output) -> R
         Command::Account(command) => account::run(command, setup()?, output).await,
         Command::Secret(command) => secret::run(command, setup()?, output).await,
         Command::Grant(command) => grant::run(command, setup()?, output).await,
+        Command::Alert(command) => alert::run(command, setup()?, output).await,
         Command::Audit(command) => audit::run(command, setup()?, output).await,
         Command::Store(command) => store::run(command, setup()?, output).await,
         Command::Seal(args) => seal::seal(args, setup()?, output).await,

@@ -15,7 +15,9 @@ use crate::{
 use keyleash::{
     Engine, Error,
     access::{Operation, Policy},
-    config::{AuditConfig, Config, ConfigFile, OnFailure, PinSource, Settings, TokenConfig, TokenSelector},
+    config::{
+        AuditConfig, Config, ConfigFile, OnFailure, PinSource, Settings, TokenConfig, TokenSelector, alert::Rule,
+    },
     engine::{Judge, PolicySource},
     name::{AccountId, CallerId, KekName, KekVersion, TokenName},
     secret::{MemlockPolicy, check_memlock},
@@ -256,6 +258,11 @@ impl Setup {
     /// Where the trail is kept; `None` where none is.
     pub(crate) fn audit(&self) -> Option<&AuditConfig> {
         self.config.audit.as_ref()
+    }
+
+    /// The rules of `[[alert]]`.
+    pub(crate) fn alerts(&self) -> &[Rule] {
+        &self.config.alerts
     }
 
     /// The name of the default token.

@@ -12,11 +12,16 @@ use crate::{
 };
 use async_trait::async_trait;
 use keyleash::{
-    audit::{AuditSink, CommandSink, Event, FileSink, Follower, Told, Until, line::Time},
+    audit::{
+        AuditSink, CommandSink, Event, FileSink, Follower, Told, Until,
+        alert::{Notice, NoticeSink},
+        line::Time,
+    },
     clock::Clock,
 };
 use serde_json::json;
 use std::{
+    ffi::OsString,
     io::{self, Write},
     path::Path,
     time::Duration,
@@ -26,24 +31,34 @@ use std::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Standard output, a line each. Acknowledged when it took them.
-struct StdoutSink;
+pub(crate) struct StdoutSink;
 
 #[async_trait]
 impl AuditSink for StdoutSink {
     async fn deliver(&mut self, events: &[Event]) -> Result<(), String> {
-        let bytes: Vec<u8> = events.iter().flat_map(Event::json).collect();
-        // A reader that stands still must not keep a signal from being heard.
-        let write = move || {
-            let mut out = Standard::Output.file().map_err(|failure| io::Error::other(failure.to_string()))?;
-            out.write_all(&bytes)
-        };
-        match tokio::task::spawn_blocking(write).await {
-            Ok(Ok(())) => Ok(()),
-            // Nobody will ever take them.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => std::future::pending().await,
-            Ok(Err(error)) => Err(format!("{}: {error}", Standard::Output.name())),
-            Err(error) => Err(error.to_string()),
-        }
+        to_stdout(events.iter().flat_map(Event::json).collect()).await
+    }
+}
+
+#[async_trait]
+impl NoticeSink for StdoutSink {
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
+        to_stdout(notices.iter().flat_map(Notice::json).collect()).await
+    }
+}
+
+async fn to_stdout(bytes: Vec<u8>) -> Result<(), String> {
+    // A reader that stands still must not keep a signal from being heard.
+    let write = move || {
+        let mut out = Standard::Output.file().map_err(|failure| io::Error::other(failure.to_string()))?;
+        out.write_all(&bytes)
+    };
+    match tokio::task::spawn_blocking(write).await {
+        Ok(Ok(())) => Ok(()),
+        // Nobody will ever take them.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => std::future::pending().await,
+        Ok(Err(error)) => Err(format!("{}: {error}", Standard::Output.name())),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -54,8 +69,50 @@ async fn reader_is_gone() {
     }
 }
 
-pub(super) async fn run(args: Follow, setup: &Setup, output: Output) -> Result<(), Failure> {
-    let Follow { cursor, directory, sink, to, once, until, skip_removed } = args;
+/// Where it is brought: checked before anything is.
+pub(crate) enum Destination {
+    Stdout,
+    File(FileSink),
+    Command(CommandSink),
+}
+
+impl Destination {
+    pub(crate) fn of(sink: SinkKind, to: Vec<OsString>, setup: &Setup) -> Result<Self, Failure> {
+        let mut to = to.into_iter();
+        Ok(match (sink, to.next()) {
+            (SinkKind::Stdout, None) => Self::Stdout,
+            (SinkKind::File, Some(path)) if to.len() == 0 => {
+                setup.own_files().refuse_to_replace(Path::new(&path))?;
+                Self::File(FileSink::new(path))
+            }
+            (SinkKind::Command, Some(program)) => {
+                let command = CommandSink::new(program, to.by_ref());
+                Self::Command(setup.pin_variables().fold(command, CommandSink::without))
+            }
+            (kind, _) => return Err(Failure::Usage(format!("--sink {kind}"))),
+        })
+    }
+}
+
+pub(super) async fn run(mut args: Follow, setup: &Setup, output: Output) -> Result<(), Failure> {
+    let to = std::mem::take(&mut args.to);
+    let sink: Box<dyn AuditSink> = match Destination::of(args.sink, to, setup)? {
+        Destination::Stdout => Box::new(StdoutSink),
+        Destination::File(file) => Box::new(file),
+        Destination::Command(command) => Box::new(command),
+    };
+    follow(args, sink, std::future::pending(), setup, output).await
+}
+
+/// Follows, beside `meanwhile`, which never ends.
+pub(crate) async fn follow(
+    args: Follow,
+    mut sink: Box<dyn AuditSink>,
+    meanwhile: impl Future<Output = ()>,
+    setup: &Setup,
+    output: Output,
+) -> Result<(), Failure> {
+    let Follow { cursor, directory, sink: kind, to: _, once, until, skip_removed } = args;
     let directory = match (directory, setup.audit()) {
         (Some(directory), _) => directory,
         (None, Some(audit)) => audit.directory.clone(),
@@ -66,20 +123,7 @@ pub(super) async fn run(args: Follow, setup: &Setup, output: Output) -> Result<(
         }
     };
     setup.own_files().refuse_to_replace(&cursor)?;
-    let is_stdout = sink == SinkKind::Stdout;
-    let mut to = to.into_iter();
-    let mut sink: Box<dyn AuditSink> = match (sink, to.next()) {
-        (SinkKind::Stdout, None) => Box::new(StdoutSink),
-        (SinkKind::File, Some(path)) if to.len() == 0 => {
-            setup.own_files().refuse_to_replace(Path::new(&path))?;
-            Box::new(FileSink::new(path))
-        }
-        (SinkKind::Command, Some(program)) => {
-            let command = CommandSink::new(program, to.by_ref());
-            Box::new(setup.pin_variables().fold(command, CommandSink::without))
-        }
-        (kind, _) => return Err(Failure::Usage(format!("--sink {kind}"))),
-    };
+    let is_stdout = kind == SinkKind::Stdout;
     let until = match (once, until) {
         (true, _) => Until::Time(Time::default()),
         (false, Some(time)) => Until::Time(time),
@@ -102,6 +146,7 @@ pub(super) async fn run(args: Follow, setup: &Setup, output: Output) -> Result<(
     let follower = tokio::select! {
         followed = follower.deliver(&mut *sink, until, &clock, &mut told) => followed,
         () = reader_is_gone(), if is_stdout => return Err(Failure::Closed),
+        () = meanwhile => return Ok(()),
     };
     if let Some(why) = refused {
         return Err(sink_failed(why));
@@ -117,7 +162,7 @@ pub(super) async fn run(args: Follow, setup: &Setup, output: Output) -> Result<(
     }
 }
 
-fn sink_failed(why: String) -> Failure {
+pub(crate) fn sink_failed(why: String) -> Failure {
     Failure::io("the sink", io::Error::other(why))
 }
 

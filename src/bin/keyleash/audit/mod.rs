@@ -1,7 +1,7 @@
 //! `audit verify`, `extract`, `verify-extract`, `show`, `follow`, `key create`, `key show`.
 
 pub(crate) mod args;
-mod follow;
+pub(crate) mod follow;
 pub(crate) mod key;
 mod show;
 

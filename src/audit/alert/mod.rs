@@ -1,0 +1,335 @@
+//! Alerts: rules over what a trail and an engine tell. A pure state machine, without clock, file or thread: what was seen comes in with its
+//! time, and notices go out, once for each trouble as it begins and once as it is over.
+//!
+//! Whoever follows a trail gives its lines ([`Alerts::line`]), whoever has an engine its events and leases ([`Alerts::event`],
+//! [`Alerts::leases`], [`Alerts::workers`]); what both tell is one trouble. [`Alerts::tick`] lets time go by where nothing is seen.
+//!
+//! ```
+//! use keyleash::audit::alert::{Alerts, Rule, When};
+//! use keyleash::{access::Pattern, audit::line::Line};
+//!
+//! let callers = vec![Pattern::new("web-*")?];
+//! let mut alerts = Alerts::new(vec![Rule::new("strangers", When::Stranger { callers })?])?;
+//! let line = br#"{"seq":7,"time":"2026-11-26T01:02:03.004Z","category":"AuditEvent","operation":"SecretGet","result":"done","caller":"eve"}"#;
+//! let notices = alerts.line("web-1", &Line::parse(line).unwrap());
+//! assert_eq!(notices[0].to_string(), "strangers: caller eve: SecretGet by a caller that is not on the list (web-1/7)");
+//! # Ok::<_, keyleash::Error>(())
+//! ```
+
+use self::{
+    seen::{Kind, Seen},
+    window::{Usual, Window},
+};
+use super::line::{Line, Time};
+use crate::{
+    error::{Error, Result},
+    leash::LeaseStatus,
+    name::TokenName,
+    telemetry::Event,
+    token::Workers,
+};
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
+
+mod seen;
+mod sink;
+mod window;
+
+pub use self::sink::{AlertSink, NoticeSink, SharedAlerts};
+pub use crate::config::alert::{QUIET_DEFAULT, RULE_NAME_BYTES_MAX, RULES_MAX, Rule, SPAN_MAX, When};
+
+/// Most troubles of one rule at once, each of another caller, KEK, …; what comes beyond is one trouble, of [`OTHERS`].
+pub const SUBJECTS_MAX: usize = 1000;
+/// The subject of what is too many.
+pub const OTHERS: &str = "others";
+/// A usual rate is known after so many minutes.
+pub const LEARNING_MINUTES: u64 = 60;
+
+/// What somebody is to be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Notice {
+    /// The name of the rule.
+    pub rule: String,
+    /// The trouble is over; else it begins.
+    pub is_over: bool,
+    /// Whose trouble it is: `caller eve`, `KEK tenants/1`. With the rule and `since` it tells one trouble from all others.
+    pub subject: String,
+    /// What happened, in words.
+    pub what: String,
+    /// When it began.
+    pub since: Time,
+    /// When this was noticed.
+    pub time: Time,
+    /// How often it was seen so far.
+    pub count: u64,
+    /// Where the trail has it that it was seen first: `web-1/17`, node and number of the line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event: Option<String>,
+}
+
+impl Notice {
+    /// The same whenever the same is noticed, so that whoever gets it twice knows: rule, subject, when it began, `begin` or `over`.
+    pub fn id(&self) -> String {
+        let what = if self.is_over { "over" } else { "begin" };
+        format!("{}/{}/{}/{what}", self.rule, self.subject, self.since)
+    }
+
+    /// A line of JSON, its id in front, with a line break behind.
+    pub fn json(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct WithId<'a> {
+            id: String,
+            #[serde(flatten)]
+            notice: &'a Notice,
+        }
+        // Texts and numbers alone: that does not fail.
+        let mut line = serde_json::to_vec(&WithId { id: self.id(), notice: self }).unwrap_or_default();
+        line.push(b'\n');
+        line
+    }
+}
+
+/// A line for people.
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rule, is_over, subject, what, since, count, event, .. } = self;
+        match is_over {
+            true => write!(f, "{rule}: {subject}: over (since {since}, seen {count} times): {what}")?,
+            false => write!(f, "{rule}: {subject}: {what}")?,
+        }
+        event.iter().try_for_each(|event| write!(f, " ({event})"))
+    }
+}
+
+/// A trouble that is not over.
+#[derive(Debug)]
+struct Trouble {
+    since: Time,
+    last: Time,
+    count: u64,
+    what: String,
+    event: Option<String>,
+    /// Only quiet ends it.
+    until_quiet: bool,
+}
+
+/// Rules, and what troubles there are.
+#[derive(Debug)]
+pub struct Alerts {
+    rules: Vec<Rule>,
+    /// The latest time that was heard of: time never goes back here, whichever node's clock is behind.
+    now: Time,
+    /// By rule and subject.
+    troubles: BTreeMap<(usize, String), Trouble>,
+    windows: BTreeMap<(usize, String), Window>,
+    usual: BTreeMap<(usize, String), Usual>,
+}
+
+impl Alerts {
+    /// Without any trouble.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when two rules have one name, or there are more than [`RULES_MAX`].
+    pub fn new(rules: Vec<Rule>) -> Result<Self> {
+        if rules.len() > RULES_MAX {
+            return Err(Error::Invalid(format!("{} alerts, at most {RULES_MAX} are allowed", rules.len())));
+        }
+        let mut names = BTreeSet::new();
+        if let Some(twice) = rules.iter().find(|rule| !names.insert(rule.name.as_str())) {
+            return Err(Error::Invalid(format!("two alerts are named {}: give each a name of its own", twice.name)));
+        }
+        let (now, troubles, windows, usual) = Default::default();
+        Ok(Self { rules, now, troubles, windows, usual })
+    }
+
+    /// The rules.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// A line of a node's trail, at the time that it says. Lines of several nodes may come as they are followed, late ones late.
+    pub fn line(&mut self, node: &str, line: &Line) -> Vec<Notice> {
+        self.see(line.time, Seen::of_line(node, line))
+    }
+
+    /// An event of an engine.
+    pub fn event(&mut self, now: Time, event: &Event) -> Vec<Notice> {
+        self.see(now, Seen::of_event(event))
+    }
+
+    /// The leases of an engine, as they are now.
+    pub fn leases(&mut self, now: Time, leases: &[LeaseStatus]) -> Vec<Notice> {
+        self.see(now, leases.iter().map(Seen::of_lease).collect())
+    }
+
+    /// The workers of a token, as they are now.
+    pub fn workers(&mut self, now: Time, token: &TokenName, workers: Workers) -> Vec<Notice> {
+        self.see(now, vec![Seen::of_workers(token, workers)])
+    }
+
+    /// Time goes by: says what is over because nothing was seen of it any more.
+    pub fn tick(&mut self, now: Time) -> Vec<Notice> {
+        self.see(now, Vec::new())
+    }
+
+    /// What each rule would say, as a trouble begins and as it is over: to see that notices arrive where they should. Changes nothing.
+    pub fn rehearse(&self, now: Time) -> Vec<Notice> {
+        let of = |rule: &Rule| {
+            [false, true].map(|is_over| Notice {
+                rule: rule.name.clone(),
+                is_over,
+                subject: "rehearsal".into(),
+                what: "this is a test, nothing has happened".into(),
+                since: now,
+                time: now,
+                count: 1,
+                event: None,
+            })
+        };
+        self.rules.iter().flat_map(of).collect()
+    }
+
+    fn see(&mut self, now: Time, seen: Vec<Seen>) -> Vec<Notice> {
+        self.now = self.now.max(now);
+        let mut notices = self.quiet();
+        for seen in seen {
+            for rule in 0..self.rules.len() {
+                notices.extend(self.judge(rule, &seen));
+            }
+        }
+        notices
+    }
+
+    /// What one rule says to what was seen.
+    fn judge(&mut self, at: usize, seen: &Seen) -> Option<Notice> {
+        let rule = self.rules.get(at)?;
+        let (now, subject) = (self.now, seen.subject.clone());
+        // Until quiet, or until it is said to be over.
+        let (until_quiet, what) = match (&rule.when, &seen.kind) {
+            (When::Stranger { callers }, Kind::Used { caller, operation }) => {
+                if callers.iter().any(|pattern| pattern.covers(caller.as_deref())) {
+                    return None;
+                }
+                (true, format!("{operation} by a caller that is not on the list"))
+            }
+            (When::Forbidden { more_than, within }, Kind::Forbidden(times)) => {
+                let (more_than, within) = (*more_than, *within);
+                let count = window(&mut self.windows, at, &subject).count(now, within, *times);
+                if count <= more_than {
+                    return None;
+                }
+                (true, format!("refused more than {more_than} times in {}", humantime::format_duration(within)))
+            }
+            (When::Unwraps { more_than, within }, Kind::Unwrapped) => {
+                let (more_than, within) = (*more_than, *within);
+                let count = window(&mut self.windows, at, &subject).count(now, within, 1);
+                if count <= more_than {
+                    return None;
+                }
+                (true, format!("more than {more_than} unwraps in {}", humantime::format_duration(within)))
+            }
+            (When::UnusualUnwraps { times, at_least }, Kind::Unwrapped) => {
+                let (times, at_least) = (*times, *at_least);
+                let usual = window(&mut self.usual, at, &subject).count(now);
+                let (count, mean) =
+                    usual.filter(|(count, mean)| *count >= at_least && *count as f64 > f64::from(times) * mean)?;
+                (true, format!("{count} unwraps in a minute, where {mean:.1} are usual"))
+            }
+            (When::Denied, Kind::Denied(what)) | (When::Lapsed, Kind::Lapsed(what)) => (false, what.clone()),
+            (When::KekChanged, Kind::KekChanged(what)) => (false, what.clone()),
+            (When::KekChanged, Kind::KekUnknown(what)) => (true, what.clone()),
+            (When::TrailBroken, Kind::TrailBroken(what)) => (false, what.clone()),
+            (When::WorkersSpent, Kind::WorkersSpent) => (false, "no worker is left: restart the process".into()),
+            (When::NotProved { longer_than }, Kind::ProvedAgo(ago)) if ago > longer_than => {
+                (false, format!("not proved for {} s", ago.as_secs()))
+            }
+            (When::NotProved { .. }, Kind::ProvedAgo(_)) => return self.over(at, &subject, "it is proved again"),
+            (When::Denied | When::Lapsed, Kind::Granted) => return self.over(at, &subject, "the token grants again"),
+            (When::KekChanged, Kind::Granted) => return self.over(at, &subject, "it is the KEK again"),
+            (When::TrailBroken, Kind::TrailWhole(what)) => return self.over(at, &subject, what),
+            (When::WorkersSpent, Kind::WorkersAlive) => return self.over(at, &subject, "workers take calls"),
+            _ => return None,
+        };
+        self.trouble(at, subject, until_quiet, what, seen.event.clone())
+    }
+
+    /// A trouble is seen: told, if it is a new one.
+    fn trouble(
+        &mut self,
+        at: usize,
+        subject: String,
+        until_quiet: bool,
+        what: String,
+        event: Option<String>,
+    ) -> Option<Notice> {
+        let key = known(&self.troubles, at, &subject);
+        if let Some(trouble) = self.troubles.get_mut(&key) {
+            (trouble.last, trouble.count) = (self.now, trouble.count.saturating_add(1));
+            return None;
+        }
+        let until_quiet = until_quiet || key.1 == OTHERS; // nothing else could end what is not told apart
+        let trouble = Trouble { since: self.now, last: self.now, count: 1, what: what.clone(), event, until_quiet };
+        let notice = self.notice(&key, &trouble, false, what);
+        self.troubles.insert(key, trouble);
+        notice
+    }
+
+    /// A trouble is over, if it was one.
+    fn over(&mut self, at: usize, subject: &str, why: &str) -> Option<Notice> {
+        let key = (at, subject.to_owned());
+        let trouble = self.troubles.remove(&key)?;
+        self.notice(&key, &trouble, true, why.to_owned())
+    }
+
+    /// What nothing was seen of for the quiet of its rule is over, and what nobody counts any more is forgotten.
+    fn quiet(&mut self) -> Vec<Notice> {
+        let now = self.now;
+        let quiet_of = |at: usize| self.rules.get(at).map_or(QUIET_DEFAULT, |rule| rule.quiet);
+        let is_over = |(at, _): &(usize, String), trouble: &Trouble| {
+            trouble.until_quiet && since(now, trouble.last) >= quiet_of(*at)
+        };
+        let over: Vec<_> =
+            self.troubles.iter().filter(|(key, trouble)| is_over(key, trouble)).map(|(key, _)| key.clone()).collect();
+        self.windows.retain(|_, window| !window.is_idle(now));
+        self.usual.retain(|_, usual| !usual.is_idle(now));
+        over.into_iter().filter_map(|(at, subject)| self.over(at, &subject, "nothing was seen of it since")).collect()
+    }
+
+    fn notice(
+        &self,
+        (at, subject): &(usize, String),
+        trouble: &Trouble,
+        is_over: bool,
+        what: String,
+    ) -> Option<Notice> {
+        let Trouble { since, count, .. } = *trouble;
+        let what = if is_over { format!("{what} ({})", trouble.what) } else { what };
+        let (rule, subject) = (self.rules.get(*at)?.name.clone(), subject.clone());
+        Some(Notice { rule, is_over, subject, what, since, time: self.now, count, event: trouble.event.clone() })
+    }
+}
+
+/// Its own, or where there are too many of its rule the one of all others.
+fn known<T>(map: &BTreeMap<(usize, String), T>, at: usize, subject: &str) -> (usize, String) {
+    let key = (at, subject.to_owned());
+    let of_rule = || map.range((at, String::new())..(at + 1, String::new())).count();
+    if map.contains_key(&key) || of_rule() < SUBJECTS_MAX { key } else { (at, OTHERS.to_owned()) }
+}
+
+fn window<'a, T: Default>(map: &'a mut BTreeMap<(usize, String), T>, at: usize, subject: &str) -> &'a mut T {
+    let key = known(map, at, subject);
+    map.entry(key).or_default()
+}
+
+/// Time from `earlier` to `now`; zero where that is later.
+fn since(now: Time, earlier: Time) -> Duration {
+    Duration::from_millis(now.unix_ms().saturating_sub(earlier.unix_ms()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! Rules on what is seen, at times that the test says.
+
+use super::*;
+use crate::audit::{AuditSink, Event as TrailEvent};
+use crate::{
+    access::Pattern,
+    lease::{Change, Phase},
+    name::{KekName, KekVersion, NodeName},
+    token::KekId,
+};
+use async_trait::async_trait;
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
+
+const MINUTE: u64 = 60_000;
+
+fn at(ms: u64) -> Time {
+    Time::from_unix_ms(1_700_000_000_000 + ms)
+}
+
+fn alerts(when: When) -> Alerts {
+    Alerts::new(vec![Rule::new("rule", when).unwrap()]).unwrap()
+}
+
+fn line(ms: u64, operation: &str, more: &str) -> Line {
+    let text = format!(r#"{{"seq":7,"time":"{}","category":"AuditEvent","operation":"{operation}"{more}}}"#, at(ms));
+    Line::parse(text.as_bytes()).unwrap()
+}
+
+fn kek() -> KekVersion {
+    KekVersion::new(KekName::new("tenants").unwrap(), 1)
+}
+
+fn lease(change: Change) -> Event {
+    Event::Lease { kek: kek(), change, trouble: None }
+}
+
+/// What was said, in short: `+` as it begins, `-` as it is over.
+fn said(notices: &[Notice]) -> Vec<String> {
+    notices.iter().map(|notice| format!("{}{}", if notice.is_over { '-' } else { '+' }, notice.subject)).collect()
+}
+
+const DONE: &str = r#","result":"done""#;
+
+fn by(caller: &str) -> String {
+    format!(r#"{DONE},"caller":"{caller}""#)
+}
+
+#[test]
+fn a_stranger_is_told_once_and_over_after_quiet_and_whoever_is_on_the_list_never() {
+    let mut alerts = alerts(When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] });
+    for operation in ["AccountOpen", "SecretGet", "KeyUnwrap", "KekCreate"] {
+        assert_eq!(alerts.line("n", &line(0, operation, &by("web-1"))), []);
+    }
+    let first = alerts.line("n", &line(1, "SecretGet", &by("eve")));
+    assert_eq!(said(&first), ["+caller eve"]);
+    assert_eq!((first[0].event.as_deref(), first[0].since), (Some("n/7"), at(1)));
+    assert_eq!(alerts.line("n", &line(9 * MINUTE, "AccountOpen", &by("eve"))), [], "the same trouble");
+    assert_eq!(said(&alerts.line("n", &line(9 * MINUTE, "AccountOpen", DONE))), ["+a caller without a name"]);
+    assert_eq!(alerts.tick(at(19 * MINUTE - 1)), [], "nine minutes and a bit since the last");
+    let over = alerts.tick(at(19 * MINUTE));
+    assert_eq!(said(&over), ["-a caller without a name", "-caller eve"]);
+    assert_eq!((over[1].count, over[1].since), (2, at(1)));
+    assert_eq!(said(&alerts.line("n", &line(20 * MINUTE, "SecretGet", &by("eve")))), ["+caller eve"], "a new one");
+}
+
+#[test]
+fn what_was_not_done_or_is_the_engines_own_is_no_use_of_a_key() {
+    let mut alerts = alerts(When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] });
+    for (operation, more) in [
+        ("AccountOpen", r#","result":"failed","caller":"eve""#),
+        ("SecretGet", r#","result":"asked","caller":"eve""#),
+        ("KeyUnwrap", DONE),
+        ("Blocks", r#","result":"done","caller":"eve","sealed":0,"opened":0,"forbidden":4"#),
+        ("GrantAdded", r#","result":"done","caller":"eve""#),
+    ] {
+        assert_eq!(alerts.line("n", &line(0, operation, more)), [], "{operation}");
+    }
+    let blocks = r#","result":"done","caller":"eve","sealed":0,"opened":1"#;
+    assert_eq!(said(&alerts.line("n", &line(0, "Blocks", blocks))), ["+caller eve"]);
+}
+
+#[test]
+fn a_denial_is_one_trouble_whether_the_trail_or_the_engine_tells_it_first_and_over_with_a_grant() {
+    let of_kek = r#","kek":"tenants","kek_version":1,"code":"CKR_KEY_FUNCTION_NOT_PERMITTED""#;
+    let mut alerts = alerts(When::Denied);
+    let told = alerts.line("n", &line(0, "Denied", of_kek));
+    assert_eq!(told[0].to_string(), "rule: KEK tenants/1: denied: CKR_KEY_FUNCTION_NOT_PERMITTED (n/7)");
+    assert_eq!(alerts.event(at(1), &lease(Change::Denied)), []);
+    assert_eq!(alerts.event(at(2), &lease(Change::Lapsed)), [], "not of this rule");
+    assert_eq!(alerts.tick(at(100 * MINUTE)), [], "quiet is no grant");
+    assert_eq!(said(&alerts.event(at(100 * MINUTE), &lease(Change::Resuming))), ["-KEK tenants/1"]);
+    assert_eq!(alerts.line("n", &line(100 * MINUTE, "Resumed", of_kek)), [], "it was over");
+    assert_eq!(said(&alerts.event(at(101 * MINUTE), &lease(Change::Denied))), ["+KEK tenants/1"]);
+}
+
+#[test]
+fn so_many_refusals_in_a_minute_are_no_trouble_and_one_more_is() {
+    let mut alerts = alerts(When::Forbidden { more_than: 3, within: Duration::from_secs(60) });
+    let refused = |ms| line(ms, "Forbidden", r#","result":"failed","caller":"eve","asked":"KekCreate""#);
+    for ms in [0, 10_000, 20_000] {
+        assert_eq!(alerts.line("n", &refused(ms)), []);
+    }
+    assert_eq!(alerts.line("n", &refused(61_000)), [], "the first is a minute ago");
+    assert_eq!(alerts.line("n", &line(61_500, "Forbidden", r#","caller":"bob""#)), [], "another caller");
+    assert_eq!(said(&alerts.line("n", &refused(62_000))), ["+caller eve"]);
+    // Those of a handle are in its sums, and in the line of the first of them not once more.
+    let of_handle = line(0, "Forbidden", r#","caller":"tom","asked":"Blocks""#);
+    assert_eq!(alerts.line("n", &of_handle), []);
+    assert_eq!(alerts.line("n", &line(62_000, "Blocks", r#","result":"done","caller":"tom","forbidden":3"#)), []);
+    let one = line(62_000, "Blocks", r#","result":"done","caller":"tom","forbidden":1"#);
+    assert_eq!(said(&alerts.line("n", &one)), ["+caller tom"]);
+}
+
+#[test]
+fn unwraps_far_from_their_usual_rate_are_told_once_that_is_known() {
+    let mut alerts = alerts(When::UnusualUnwraps { times: 5, at_least: 20 });
+    let mut unwrap = |ms| said(&alerts.line("n", &line(ms, "KeyUnwrap", r#","result":"done","kek":"tenants""#)));
+    assert!((0..100).all(|n| unwrap(n).is_empty()), "nothing is usual yet");
+    for minute in 1..=120 {
+        assert!((0..10).all(|n| unwrap(minute * MINUTE + n).is_empty()), "ten a minute");
+    }
+    let storm: Vec<_> = (0..100).map(|n| unwrap(121 * MINUTE + n)).collect();
+    let first = storm.iter().position(|said| !said.is_empty()).unwrap();
+    assert!((50..60).contains(&first), "told at {first}");
+    assert_eq!(storm.concat(), ["+KEK tenants"], "once");
+    assert_eq!(said(&alerts.tick(at(140 * MINUTE))), ["-KEK tenants"]);
+}
+
+#[test]
+fn unwraps_above_a_rate_are_told_by_kek() {
+    let mut alerts = alerts(When::Unwraps { more_than: 2, within: Duration::from_secs(1) });
+    let mut unwrap = |ms, kek| said(&alerts.line("n", &line(ms, "KeyUnwrap", &format!(r#","kek":"{kek}""#))));
+    assert!(unwrap(0, "a").is_empty() && unwrap(1, "a").is_empty() && unwrap(2, "b").is_empty());
+    assert_eq!(unwrap(3, "a"), ["+KEK a"]);
+}
+
+#[test]
+fn keys_of_a_token_that_changed_are_told_and_over_once_the_kek_is_back() {
+    let mut alerts = alerts(When::KekChanged);
+    assert_eq!(said(&alerts.event(at(0), &Event::KekReplaced { kek: kek() })), ["+KEK tenants/1"]);
+    assert_eq!(alerts.event(at(1), &Event::KekMissing { kek: kek(), current: true }), []);
+    assert_eq!(said(&alerts.event(at(2), &Event::KekBack { kek: kek() })), ["-KEK tenants/1"]);
+    let (token, id, label) = (TokenName::default(), KekId::new(vec![7]).unwrap(), "x".into());
+    assert_eq!(said(&alerts.event(at(3), &Event::KekUnknown { token, id, label })), ["+token default, CKA_ID 07"]);
+}
+
+#[test]
+fn a_broken_trail_spent_workers_and_missing_proofs_are_told_and_over_when_they_are() {
+    let rules = [
+        ("trail", When::TrailBroken),
+        ("workers", When::WorkersSpent),
+        ("proofs", When::NotProved { longer_than: Duration::from_secs(60) }),
+    ];
+    let rules = rules.map(|(name, when)| Rule::new(name, when).unwrap());
+    let mut alerts = Alerts::new(rules.into()).unwrap();
+    assert_eq!(said(&alerts.line("web-1", &line(0, "TrailBroken", r#","reason":"disk full""#))), ["+trail of web-1"]);
+    let whole = alerts.line("web-1", &line(1, "TrailResumed", r#","dropped":4"#));
+    assert!(whole[0].is_over && whole[0].what.contains("4 records were lost"), "{whole:?}");
+    let token = TokenName::default();
+    let workers = |alive| Workers { alive, hung: 2, hung_max: 2 };
+    assert_eq!(
+        said(&alerts.event(at(2), &Event::WorkerLost { token: token.clone(), workers: workers(0) })),
+        ["+token default"]
+    );
+    assert_eq!(alerts.workers(at(3), &token, workers(0)), []);
+    assert_eq!(said(&alerts.workers(at(4), &token, workers(1))), ["-token default"]);
+    let lease = |proved_s| LeaseStatus {
+        kek: kek(),
+        token: token.clone(),
+        on_standby: None,
+        phase: Phase::Active,
+        proved_ago: Some(Duration::from_secs(proved_s)),
+        fresh_ago: None,
+        ends_in: Duration::ZERO,
+        filled_slots: 0,
+        wanted_slots: 0,
+        trouble: None,
+    };
+    assert_eq!(alerts.leases(at(5), &[lease(60)]), []);
+    assert_eq!(said(&alerts.leases(at(6), &[lease(61)])), ["+KEK tenants/1"]);
+    assert_eq!(alerts.leases(at(7), &[lease(76)]), []);
+    assert_eq!(said(&alerts.leases(at(8), &[lease(3)])), ["-KEK tenants/1"]);
+}
+
+#[test]
+fn however_many_callers_come_what_is_remembered_has_a_bound_and_those_beyond_are_one_trouble() {
+    let mut alerts = alerts(When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] });
+    let mut told = 0;
+    for n in 0..SUBJECTS_MAX + 500 {
+        told += alerts.line("n", &line(0, "SecretGet", &by(&format!("eve-{n}")))).len();
+    }
+    assert_eq!((told, alerts.troubles.len()), (SUBJECTS_MAX + 1, SUBJECTS_MAX + 1));
+    assert_eq!(alerts.tick(at(10 * MINUTE)).len(), SUBJECTS_MAX + 1, "all over");
+    assert!(alerts.troubles.is_empty());
+}
+
+#[test]
+fn what_is_not_told_apart_is_over_by_quiet_alone() {
+    let mut alerts = alerts(When::Denied);
+    let denied = |version| Event::Lease {
+        kek: KekVersion::new(KekName::new("tenants").unwrap(), version),
+        change: Change::Denied,
+        trouble: None,
+    };
+    let count = SUBJECTS_MAX as u32 + 2;
+    let told: usize = (1..=count).map(|version| alerts.event(at(0), &denied(version)).len()).sum();
+    assert_eq!(told, SUBJECTS_MAX + 1);
+    assert_eq!(said(&alerts.tick(at(10 * MINUTE))), ["-others"]);
+}
+
+#[test]
+fn a_clock_that_is_behind_ends_nothing_and_begins_nothing_twice() {
+    let mut alerts = alerts(When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] });
+    assert_eq!(said(&alerts.line("a", &line(5 * MINUTE, "SecretGet", &by("eve")))), ["+caller eve"]);
+    assert_eq!(alerts.line("b", &line(0, "SecretGet", &by("eve"))), [], "a node whose lines come late");
+    assert_eq!(alerts.tick(at(0)), []);
+}
+
+#[test]
+fn rules_out_of_bounds_are_refused_by_name_and_each_is_rehearsed() {
+    let hour = Duration::from_secs(3600);
+    for (name, when) in [
+        ("", When::Denied),
+        ("a b", When::Denied),
+        ("none", When::Stranger { callers: Vec::new() }),
+        ("long", When::Forbidden { more_than: 1, within: 25 * hour }),
+        ("short", When::NotProved { longer_than: Duration::from_millis(999) }),
+        ("times", When::UnusualUnwraps { times: 1, at_least: 1 }),
+    ] {
+        let refused = Rule::new(name, when).unwrap_err().to_string();
+        assert!(refused.contains(&format!("alert {name}")) || refused.contains(&format!("{name:?}")), "{refused}");
+    }
+    assert!(Rule::new("a", When::Denied).unwrap().quiet(Duration::ZERO).is_err());
+    let rule = || Rule::new("twice", When::Lapsed).unwrap();
+    assert!(Alerts::new(vec![rule(), rule()]).unwrap_err().to_string().contains("two alerts are named twice"));
+    let alerts = Alerts::new(vec![rule(), Rule::new("other", When::Denied).unwrap()]).unwrap();
+    assert_eq!(alerts.rehearse(at(0)).iter().filter(|notice| !notice.is_over).count(), 2);
+    assert!(alerts.troubles.is_empty());
+}
+
+/// Takes notices, or does not.
+#[derive(Debug, Clone, Default)]
+struct Desk {
+    taken: Arc<Mutex<Vec<Notice>>>,
+    is_closed: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl NoticeSink for Desk {
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Err("closed".into());
+        }
+        self.taken.lock().unwrap().extend_from_slice(notices);
+        Ok(())
+    }
+}
+
+fn event(seq: u64, ms: u64, operation: &str, more: &str) -> TrailEvent {
+    let line = Line { seq, ..line(ms, operation, more) };
+    TrailEvent { node: NodeName::new("web-1").unwrap(), seq, time: line.time, line: line.encode().unwrap() }
+}
+
+#[tokio::test]
+async fn a_notice_that_was_not_taken_is_owed_and_events_that_come_again_are_counted_once() {
+    let desk = Desk::default();
+    let rule = Rule::new("refused", When::Forbidden { more_than: 2, within: Duration::from_secs(60) }).unwrap();
+    let stranger = Rule::new("strangers", When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] }).unwrap();
+    let mut sink = AlertSink::new(Alerts::new(vec![rule, stranger]).unwrap(), desk.clone());
+    let batch = [event(0, 0, "Forbidden", &by("eve")), event(1, 1, "SecretGet", &by("eve"))];
+    desk.is_closed.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert_eq!(sink.deliver(&batch).await, Err("closed".into()), "not acknowledged");
+    }
+    desk.is_closed.store(false, Ordering::SeqCst);
+    sink.deliver(&batch).await.unwrap();
+    assert_eq!(said(&desk.taken.lock().unwrap()), ["+caller eve"], "the stranger; one refusal is no trouble");
+    // While events come, the wall clock says nothing: they are of a trail that is behind.
+    sink.tick(at(60 * MINUTE)).await.unwrap();
+    assert_eq!(desk.taken.lock().unwrap().len(), 1);
+    sink.tick(at(60 * MINUTE)).await.unwrap();
+    let taken = desk.taken.lock().unwrap().clone();
+    assert_eq!(said(&taken), ["+caller eve", "-caller eve"]);
+    let ids: BTreeSet<_> = taken.iter().map(Notice::id).collect();
+    assert_eq!(ids.len(), 2);
+    let json: serde_json::Value = serde_json::from_slice(&taken[0].json()).unwrap();
+    assert_eq!((json["rule"].as_str(), json["event"].as_str()), (Some("strangers"), Some("web-1/1")));
+    assert!(taken[0].json().starts_with(b"{\"id\":\"strangers/caller eve/"));
+}
