@@ -106,12 +106,12 @@ async fn converse(stream: &TcpStream, engine: &Engine) -> io::Result<()> {
 async fn read_head(stream: &TcpStream) -> io::Result<Option<Vec<u8>>> {
     let (mut head, mut piece, mut is_too_long) = (Vec::new(), [0; 1024], false);
     loop {
+        is_too_long |= head.len() > REQUEST_BYTES_MAX;
         if head.windows(4).any(|four| four == b"\r\n\r\n") {
             return Ok((!is_too_long).then_some(head));
         }
-        if head.len() > REQUEST_BYTES_MAX {
-            is_too_long = true;
-            head.drain(..head.len() - 3); // as much of the empty line as may be there
+        if is_too_long {
+            head.drain(..head.len().saturating_sub(3)); // as much of the empty line as may be there
         }
         stream.readable().await?;
         match stream.try_read(&mut piece) {
