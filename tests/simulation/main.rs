@@ -21,6 +21,7 @@
 //! | ordinary proofs from an old context renew for ever | 30, 72, 294 |
 //! | what was just wrapped proves a KEK, an impostor too | 79, 87, 97 † |
 //! | what was found bare long ago proves | 900, 1409, 2800 † |
+//! | two processes come first under a KEK version that wraps nothing | 316127, 329701 † |
 //! | a re-wrap goes to an impostor that came since the target was vouched for | 87, 97, 174 † |
 //! | any record ends a denial, and not its witness alone | 114 † |
 //! | a denial that repeats another ends no epoch | 463 † |

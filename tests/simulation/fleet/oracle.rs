@@ -1020,7 +1020,8 @@ impl Oracle {
     fn refreshes_in_time(&self) -> bool {
         let Settings { aek_ttl, resume_rate, .. } = self.settings;
         let behind = self.tokens.iter().map(|token| token.queue_max).max().unwrap_or_default();
-        let queue = (Duration::from_secs(1) / resume_rate + behind) * self.aeks_in_use();
+        // Each waits for its place, and then for its worker.
+        let queue = (Duration::from_secs(1) / resume_rate + behind * 2) * self.aeks_in_use();
         // The record is read first, and what falls due meanwhile waits for that.
         let queue = queue + self.reads_take * 2;
         queue + Duration::from_millis(100).max(aek_ttl / 50) * 3 < aek_ttl * 25 / 100
