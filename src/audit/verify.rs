@@ -333,9 +333,14 @@ impl<'e> Judge<'e> {
 
     fn not_next(&mut self, seq: Option<u64>, walk: &Walk) -> Result<()> {
         self.settle(seq)?;
-        // What retention was about to remove.
-        if seq.is_some_and(|seq| seq < self.report.retained && self.next == self.report.retained) {
-            self.report.lines -= 1;
+        // Proved by nothing: what retention was about to remove as its process ended, or what somebody put there.
+        if let Some(seq) = seq.filter(|seq| *seq < self.report.retained && self.next == self.report.retained) {
+            let what = format!(
+                "line {seq} stands here, and those up to {} were removed: by a retention that was cut short, which the next one of the node's \
+                 writer ends, or somebody put it there",
+                self.report.retained
+            );
+            self.fault(FaultKind::Added, walk.place(), &what);
             return Ok(());
         }
         self.held = Some(Held { seq, place: walk.place() });

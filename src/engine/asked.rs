@@ -122,6 +122,11 @@ impl Engine {
         if operations.iter().any(|operation| operation.is_of_data()) {
             self.keyring().access.force.withheld().map_or(Ok(()), Err)?;
         }
+        self.is_granted(operations, on).await
+    }
+
+    /// As [`Engine::may`], for what takes keys away: that waits for no trail.
+    pub(crate) async fn is_granted(&self, operations: &[Operation], on: On<'_>) -> Result<()> {
         if self.keyring().access.force.is_open() {
             return Ok(());
         }

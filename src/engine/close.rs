@@ -72,7 +72,7 @@ impl Engine {
     pub async fn evict(&self, id: &AccountId) -> Result<()> {
         let on = Subject { account: Some(id.clone()), ..Subject::default() };
         let evict = async {
-            self.may(&[Operation::Unwrap], On::Account(id)).await?;
+            self.is_granted(&[Operation::Unwrap], On::Account(id)).await?;
             let id = id.clone();
             self.at_home(|keyring| async move {
                 keyring.shut(&id).await;

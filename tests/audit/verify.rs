@@ -38,6 +38,17 @@ fn golden_trails_verify_for_ever() {
 }
 
 #[test]
+fn lines_that_somebody_puts_before_what_retention_left_are_noticed() {
+    let trail = Trail::golden("trail-retained");
+    let path = trail.files().into_iter().find(|path| path.to_string_lossy().ends_with("PT1H.json")).unwrap();
+    let lines = fs::read_to_string(&path).unwrap();
+    let forged = lines.lines().next().unwrap().replacen("\"seq\":5", "\"seq\":3", 1);
+    assert_ne!(Some(&*forged), lines.lines().next());
+    fs::write(&path, format!("{forged}\n{lines}")).unwrap();
+    assert!(kinds(&trail.verify()).contains(&FaultKind::Added));
+}
+
+#[test]
 fn every_byte_that_is_changed_is_noticed() {
     let is_every_bit = std::env::var_os("EVERY_BIT").is_some();
     for name in ["trail", "trail-retained"] {

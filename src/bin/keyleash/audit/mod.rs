@@ -18,6 +18,7 @@ use keyleash::{
     access::Operation,
     audit::{self, Asked, Checkpoint, Expected, Keys, NOTE_BYTES_MAX, Note, Report, Request, Shown, Vkey},
     name::AccountId,
+    store::{Filter, Key, PAGE_KEYS_MAX, load_checkpoint, record::CheckpointRecord},
 };
 use serde_json::{Value, json};
 use std::{
@@ -37,7 +38,11 @@ pub(crate) async fn run(command: Audit, setup: &Setup, output: Output) -> Result
         Audit::Verify(args) => {
             let nodes = nodes(&args.nodes, setup)?;
             expect_reader(&args.nodes, setup).await?;
-            blocking(move || verify(&args, &nodes, output)).await
+            let stored = match args.nodes.is_empty() {
+                true => stored(setup, output).await?,
+                false => Vec::new(), // a copy, of any store's
+            };
+            blocking(move || verify(&args, &nodes, &stored, output)).await
         }
         Audit::Extract(args) => {
             let node = one_node(args.node.as_deref(), setup)?;
@@ -54,6 +59,35 @@ pub(crate) async fn run(command: Audit, setup: &Setup, output: Output) -> Result
             blocking(move || show::run(&args, &nodes, output)).await
         }
         Audit::Follow(args) => follow::run(args, setup, output).await,
+    }
+}
+
+/// The newest checkpoints of all nodes, as the key store has them. None, which is told, where that is not to be had: a running service
+/// has an embedded store for itself.
+async fn stored(setup: &Setup, output: Output) -> Result<Vec<CheckpointRecord>, Failure> {
+    let found = async {
+        let store = setup.store(Store::Read).await?;
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.list(&Filter::Checkpoints, after.as_ref(), PAGE_KEYS_MAX).await?;
+            for key in page.keys {
+                let Key::Checkpoint(node) = key else { continue };
+                found.extend(load_checkpoint(&*store, &node).await?.map(|(record, _)| record));
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok::<_, Failure>(found);
+            }
+        }
+    };
+    match found.await {
+        Err(Failure::Engine(Error::Store(why) | Error::NotFound(why))) => {
+            output.note(&format!(
+                "keyleash: not compared with the key store, which knows the newest checkpoint of each node: {why}"
+            ));
+            Ok(Vec::new())
+        }
+        found => found,
     }
 }
 
@@ -83,7 +117,7 @@ fn nodes(named: &[PathBuf], setup: &Setup) -> Result<Vec<PathBuf>, Failure> {
     let mut nodes = Vec::new();
     for entry in fs::read_dir(&audit.directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path.is_dir() {
+        if is_node(&path) {
             nodes.push(path);
         }
     }
@@ -92,6 +126,16 @@ fn nodes(named: &[PathBuf], setup: &Setup) -> Result<Vec<PathBuf>, Failure> {
         true => Err(Error::NotFound(format!("a trail of any node in {}", audit.directory.display())).into()),
         false => Ok(nodes),
     }
+}
+
+/// Where anything of a trail is left; not `lost+found`, nor what a start left that failed.
+fn is_node(path: &Path) -> bool {
+    let is_of_it = |name: &OsStr| {
+        let name = name.to_string_lossy();
+        name == "checkpoints" || name == "retained" || name.starts_with("y=")
+    };
+    fs::read_dir(path)
+        .is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| is_of_it(&entry.file_name()))))
 }
 
 fn one_node(named: Option<&Path>, setup: &Setup) -> Result<PathBuf, Failure> {
@@ -144,25 +188,42 @@ fn account(id: &OsStr) -> Result<AccountId, Failure> {
     Ok(AccountId::from_bytes(id.as_bytes())?)
 }
 
-fn verify(args: &Verify, nodes: &[PathBuf], output: Output) -> Result<(), Failure> {
+fn verify(args: &Verify, nodes: &[PathBuf], stored: &[CheckpointRecord], output: Output) -> Result<(), Failure> {
     let mut expected = Expected::by(keys(&args.keys)?);
-    let kept = checkpoints(&args.kept, &expected.keys)?;
+    let mut kept = checkpoints(&args.kept, &expected.keys)?;
+    for record in stored {
+        let note = Note::parse(record.note.as_bytes())?;
+        note.verify(&expected.keys)?;
+        kept.push(Checkpoint::of(&note)?);
+    }
     let (mut reports, mut lines, mut bad) = (Vec::new(), String::new(), 0);
     for node in nodes {
-        let name = node.file_name().unwrap_or_default().to_string_lossy();
+        let failed = |error| Failure::io(node.display(), error);
+        let path = node.canonicalize().map_err(failed)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         // Each is of one of the nodes.
-        let of_node = |kept: &&Checkpoint| kept.origin.rsplit('/').next() == Some(&*name);
-        expected.kept = kept.iter().filter(of_node).cloned().collect();
+        let of_node = |kept: &Checkpoint| kept.origin.rsplit('/').next() == Some(&*name);
+        (expected.kept, kept) = kept.into_iter().partition(of_node);
         let report = audit::verify(node, &expected)?;
         bad += usize::from(!report.is_whole());
         lines.push_str(&report_lines(node, &report));
         reports.push(report_json(node, &report));
     }
+    if let Some(kept) = kept.iter().find(|_| stored.is_empty()) {
+        return Err(Failure::Usage(format!("--kept: a checkpoint of {}, which is none of these nodes", kept.origin)));
+    }
+    for Checkpoint { origin, size, .. } in &kept {
+        bad += 1;
+        lines.push_str(&format!(
+            "trail  {origin}\n  {size} lines of it were signed, and there is nothing of it: its directory was removed\n"
+        ));
+        reports.push(json!({ "trail": origin, "whole": false, "signed": size, "removed": true }));
+    }
     output.result(&json!({ "whole": bad == 0, "nodes": reports }), &lines)?;
     match bad {
         0 => Ok(()),
         _ => Err(Failure::Partial {
-            what: format!("{} of {} not as it was written", count(bad as u64, "trail"), nodes.len()),
+            what: format!("{} of {} not as it was written", count(bad as u64, "trail"), nodes.len() + kept.len()),
             code: NOT_WHOLE,
         }),
     }
