@@ -81,7 +81,9 @@ impl Keyring {
         }
         let began = self.clock.now();
         if !answered && !leash.may_ask(began, REFUSED_ASK_PAUSE) {
-            return Err(leash.why_not());
+            // Where nothing is there nothing is asked.
+            let bare = self.bare(leash);
+            return if self.wraps_nothing(leash.kek()).await? { Ok(bare) } else { Err(leash.why_not()) };
         }
         let outcome = match (leash.is_denied(), leash.vouch.witness_record()) {
             (true, _) => self.ask_the_witness(leash).await,
@@ -115,6 +117,9 @@ impl Keyring {
     ) -> Result<Option<OwnedMutexGuard<FirstPlace>>> {
         let leash = self.leash(&target.kek).await?;
         if !vouched.is_bare() {
+            if leash.epoch() != vouched.epoch() {
+                return Err(leash.why_not()); // refused since it was vouched for
+            }
             let place = leash.vouch.first_place.try_lock();
             if let Some(at) = place.ok().as_deref().and_then(|place| place.for_reader(&target.seen)) {
                 target.seen = at.clone(); // it was written once more, unchanged, since it was read
@@ -125,15 +130,33 @@ impl Keyring {
         let taken = self.in_patience(self.take_first_place(&leash, target)).await;
         let place =
             taken.unwrap_or_else(|| Err(Error::Store(format!("no answer in time, for KEK {}", target.kek.name))))?;
-        let filter = Filter::WrappedBy(target.kek.clone());
-        match self.in_time(self.store.list(&filter, None, PAGE_KEYS_MAX)).await?.keys.is_empty() {
+        if !self.wraps_nothing(&target.kek).await? {
+            return Err(overtaken(target));
+        }
+        match leash.epoch() == vouched.epoch() {
             true => Ok(Some(place)),
-            false => Err(overtaken(target)),
+            false => Err(leash.why_not()), // refused since it was vouched for
+        }
+    }
+
+    /// As far as the store's index says.
+    async fn wraps_nothing(&self, kek: &KekVersion) -> Result<bool> {
+        let (filter, mut after) = (Filter::WrappedBy(kek.clone()), None);
+        loop {
+            let page = self.in_time(self.store.list(&filter, after.as_ref(), PAGE_KEYS_MAX)).await?;
+            if !page.keys.is_empty() || page.next.is_none() {
+                return Ok(page.keys.is_empty());
+            }
+            after = page.next;
         }
     }
 
     async fn take_first_place(&self, leash: &Leash, target: &mut Target) -> Result<OwnedMutexGuard<FirstPlace>> {
         let mut place = leash.vouch.first_place.clone().lock_owned().await;
+        // Whoever had it may have come first: then it is not taken once more, which would put off those who wait for nothing but the write.
+        if !self.wraps_nothing(&target.kek).await? {
+            return Err(overtaken(target));
+        }
         let (record, seen) = self.load_kek(&target.kek.name).await?;
         if seen != target.seen && place.for_reader(&target.seen) != Some(&seen) {
             return Err(overtaken(target));

@@ -37,6 +37,11 @@ impl Vouched {
         matches!(self, Self::Bare { .. })
     }
 
+    /// True when what was wrapped on that word may be stored on this one: as little was there, and no refusal came in between.
+    pub(crate) fn goes_on_from(self, wrapped: Self) -> bool {
+        self.is_bare() == wrapped.is_bare() && self.epoch() == wrapped.epoch()
+    }
+
     /// What is wrapped in another epoch, or verified in one, was not vouched for: the token refused in between.
     pub(crate) fn epoch(self) -> u64 {
         let (Self::ByRecord { epoch } | Self::Bare { epoch, .. }) = self;

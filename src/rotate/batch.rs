@@ -4,7 +4,7 @@ use super::hold::{Claim, Stint};
 use crate::{
     clock::Clock,
     error::{Error, Result},
-    keyring::{Keyring, gives_not_back, keks::Target},
+    keyring::{Keyring, NewProof, gives_not_back, keks::Target},
     leash::vouch::Vouched,
     name::{AccountId, KekVersion},
     secret::Aek,
@@ -108,7 +108,7 @@ impl Batch {
     /// Reads them together, has each re-wrapped by the token, and writes them together. One that was changed meanwhile is done
     /// again by itself.
     pub(super) async fn move_all(&self, ids: Vec<AccountId>) -> Vec<Landed> {
-        let (mut found, mut landed) = (Vec::new(), Vec::new());
+        let (mut found, mut landed, mut overtaken) = (Vec::new(), Vec::new(), Vec::new());
         for (id, read) in self.read(ids).await {
             match read {
                 Ok(Some((record, seen))) => found.push((id, record, seen)),
@@ -121,16 +121,18 @@ impl Batch {
             && let Ok(Vouched::Bare { .. }) = self.keyring.vouch(&self.target.kek).await
             && let Some((id, ..)) = found.pop()
         {
-            let moved = self.move_again(&id).await;
+            match self.move_again(&id).await {
+                Ok(aeks) => landed.push((id, Ok(aeks))),
+                Err(error) => overtaken.push(((id, 0), Err(error))), // once more, where it is the store's for once
+            }
             self.pace.progressed();
-            landed.push((id, moved));
         }
         let heap = Arc::new(Mutex::new(found.into_iter()));
         let mut hands = JoinSet::new();
         for _ in 0..BACKGROUND_IN_FLIGHT_MAX {
             hands.spawn(self.clone().work_off(heap.clone()));
         }
-        let (mut changes, mut changed, mut overtaken) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut changes, mut changed) = (Vec::new(), Vec::new());
         while let Some(done) = hands.join_next().await {
             for (id, change) in unless_it_died(done) {
                 match change {
@@ -164,21 +166,22 @@ impl Batch {
     }
 
     /// The old wrappings go with this write, for good: so the target is vouched for since, not only before the new ones.
-    async fn write_vouched(&self, changes: Vec<Change>) -> Vec<Result<StoreVersion>> {
+    async fn write_vouched(&self, changes: Vec<(Change, Vouched)>) -> Vec<Result<StoreVersion>> {
         if changes.is_empty() {
             return Vec::new();
         }
         let (keyring, mut target) = (&self.keyring, self.target.clone());
         let vouched = async {
             let vouched = keyring.vouch_since(&target.kek, keyring.clock.now()).await?;
-            if vouched.is_bare() {
-                return Err(wrapped_by_nobody_knows_what(&target)); // all that vouched before is gone
+            if !changes.iter().all(|(_, wrapped)| vouched.goes_on_from(*wrapped)) {
+                return Err(is_not_vouched_for(&target));
             }
             keyring.rest_on(&mut target, vouched).await.map(drop)
         };
         match vouched.await {
             Ok(()) => {
-                self.write(changes.into_iter().map(|(key, seen, put)| (key, seen, target.guard(put))).collect()).await
+                let guarded = changes.into_iter().map(|((key, seen, put), _)| (key, seen, target.guard(put)));
+                self.write(guarded.collect()).await
             }
             Err(lost) => vec![Err(lost); changes.len()],
         }
@@ -227,7 +230,7 @@ impl Batch {
     }
 
     /// Takes one account after the other until none is left; leaves the rest when one meets what would befall all.
-    async fn work_off(self, heap: Arc<Mutex<Heap>>) -> Vec<(AccountId, Result<Option<(Change, u64)>>)> {
+    async fn work_off(self, heap: Arc<Mutex<Heap>>) -> Vec<(AccountId, Result<Option<((Change, Vouched), u64)>>)> {
         let heap = || heap.lock().unwrap_or_else(PoisonError::into_inner);
         let next = || heap().next();
         let mut done = Vec::new();
@@ -242,15 +245,14 @@ impl Batch {
     }
 
     /// The change to an account's record, and how many AEKs it moves; `None` when there is nothing to move.
-    async fn change(&self, mut record: AccountRecord, seen: StoreVersion) -> Result<Option<(Change, u64)>> {
-        let (left, is_bare) = rewrap_all(&self.keyring, &mut record, &self.target, self.which(), &self.pace).await?;
-        if left.is_empty() {
-            return Ok(None);
+    async fn change(&self, mut record: AccountRecord, seen: StoreVersion) -> Result<Option<((Change, Vouched), u64)>> {
+        let rewrapped = rewrap_all(&self.keyring, &mut record, &self.target, self.which(), &self.pace).await?;
+        match rewrapped.vouched {
+            None => Ok(None),
+            // It is to come first, which is for one alone.
+            Some(Vouched::Bare { .. }) => Err(is_not_vouched_for(&self.target)),
+            Some(vouched) => Ok(Some((((record.key(), seen, record.put()?), vouched), rewrapped.left.len() as u64))),
         }
-        if is_bare {
-            return Err(wrapped_by_nobody_knows_what(&self.target));
-        }
-        Ok(Some(((record.key(), seen, record.put()?), left.len() as u64)))
     }
 }
 
@@ -259,6 +261,17 @@ type Heap = std::vec::IntoIter<(AccountId, AccountRecord, StoreVersion)>;
 
 /// A change of a record by compare-and-put, which is to rest on the target.
 type Change = (Key, StoreVersion, Put);
+
+/// What was wrapped anew for one account.
+#[derive(Default)]
+struct Rewrapped {
+    /// The KEK versions that the AEKs were under, one for each.
+    left: Vec<KekVersion>,
+    /// What vouched for the target.
+    vouched: Option<Vouched>,
+    /// The round trips while nothing did, of which one is to be the proof.
+    firsts: Vec<(WrappedAek, NewProof)>,
+}
 
 /// A task that panicked takes its batch with it: what that had not written is as it was.
 fn unless_it_died<T>(done: Result<T, tokio::task::JoinError>) -> T {
@@ -307,14 +320,16 @@ pub(super) async fn move_aeks(
                 Which::All => Err(Error::NotFound(format!("account {id}"))),
             };
         };
-        let (left, is_bare) = rewrap_all(keyring, &mut record, &target, which, pace).await?;
-        if left.is_empty() {
-            return Ok(0);
+        let rewrapped = rewrap_all(keyring, &mut record, &target, which, pace).await;
+        if matches!(rewrapped, Err(Error::Conflict(_))) {
+            continue;
         }
+        let Rewrapped { left, vouched, firsts } = rewrapped?;
+        let Some(wrapped) = vouched else { return Ok(0) };
         let vouched = keyring.vouch_since(&target.kek, keyring.clock.now()).await?; // as for a batch
         let write = async {
-            if is_bare && !vouched.is_bare() {
-                return Err(wrapped_by_nobody_knows_what(&target));
+            if !vouched.goes_on_from(wrapped) {
+                return Err(is_not_vouched_for(&target));
             }
             let _place = keyring.rest_on(&mut target, vouched).await?;
             let put = pace.claim().guard(target.guard(record.put()?)).await?;
@@ -322,6 +337,7 @@ pub(super) async fn move_aeks(
         };
         match write.await {
             Ok(_) => {
+                firsts.iter().for_each(|(wrapped, proof)| keyring.stored(id, wrapped, proof));
                 if matches!(which, Which::All) {
                     left.iter().for_each(|kek| keyring.note_moved(kek));
                 }
@@ -340,38 +356,45 @@ pub(super) async fn move_aeks(
 }
 
 /// What was wrapped while nothing was there that vouched for the target is not stored behind what came since, which another key may have
-/// wrapped: it is wrapped once more.
-fn wrapped_by_nobody_knows_what(target: &Target) -> Error {
-    Error::Conflict(format!("KEK {}, which wrapped nothing before", target.kek.name))
+/// wrapped; nor what was wrapped before a refusal: it is wrapped once more.
+fn is_not_vouched_for(target: &Target) -> Error {
+    Error::Conflict(format!("KEK {}, as it was when AEKs were wrapped by it", target.kek.name))
 }
 
-/// Puts every AEK of `record` that is to be moved under the target. Gives the KEK versions that they were under, one for each, and whether
-/// there was nothing that vouched for the target.
+/// Puts every AEK of `record` that is to be moved under the target.
+///
+/// # Errors
+/// [`Error::Conflict`] when what vouched for the target changed meanwhile: to be done again.
 async fn rewrap_all(
     keyring: &Arc<Keyring>,
     record: &mut AccountRecord,
     target: &Target,
     which: Which<'_>,
     pace: &Pace,
-) -> Result<(Vec<KekVersion>, bool)> {
-    let (mut moved, mut is_bare) = (Vec::new(), false);
+) -> Result<Rewrapped> {
+    let (mut moved, mut rewrapped) = (Vec::new(), Rewrapped::default());
     for old in left_behind(record, target, which) {
         let aek = match unwrap(keyring, &record.account, old, pace).await {
             Err(Error::Denied(_)) if which.may_leave(&old.kek) => continue,
             unwrapped => unwrapped?,
         };
-        let (new, vouched) = rewrap(keyring, &record.account, old, &aek, target, pace).await?;
-        is_bare |= vouched.is_bare();
-        moved.push((old.kek.clone(), new));
+        let (new, proof) = rewrap(keyring, &record.account, old, &aek, target, pace).await?;
+        if !rewrapped.vouched.is_none_or(|before| proof.vouched.goes_on_from(before)) {
+            return Err(is_not_vouched_for(target));
+        }
+        rewrapped.vouched = Some(proof.vouched);
+        moved.push((old.kek.clone(), new.clone()));
+        if proof.vouched.is_bare() {
+            rewrapped.firsts.push((new, proof));
+        }
     }
-    let mut left = Vec::with_capacity(moved.len());
     for (kek, aek) in moved {
         if let Some(place) = record.versions.iter_mut().find(|version| version.aek_version == aek.aek_version) {
             *place = aek;
-            left.push(kek);
+            rewrapped.left.push(kek);
         }
     }
-    Ok((left, is_bare))
+    Ok(rewrapped)
 }
 
 async fn unwrap(keyring: &Arc<Keyring>, id: &AccountId, old: &WrappedAek, pace: &Pace) -> Result<Aek> {
@@ -387,7 +410,7 @@ async fn rewrap(
     aek: &Aek,
     target: &Target,
     pace: &Pace,
-) -> Result<(WrappedAek, Vouched)> {
+) -> Result<(WrappedAek, NewProof)> {
     let to = keyring.leash(&target.kek).await?;
     let context = context(&target.kek, id, old.aek_version);
     let vouched = keyring.vouch(&target.kek).await?;
@@ -403,6 +426,8 @@ async fn rewrap(
         check: check_value(aek, &context),
         ..old.clone()
     };
-    let back = keyring.prove_new(id, &new, vouched, pace.place(&to).await).await?;
-    if back.aek.as_ref() == Some(aek) { Ok((new, vouched)) } else { Err(gives_not_back(&target.kek)) }
+    let mut back = keyring.prove_new(id, &new, vouched, pace.place(&to).await).await?;
+    // Wiped here: in no slot yet, and of a store that takes its time.
+    let is_it = back.aek.take().as_ref() == Some(aek);
+    if is_it { Ok((new, back)) } else { Err(gives_not_back(&target.kek)) }
 }

@@ -301,6 +301,37 @@ async fn a_rewrap_by_an_impostor_loses_no_account_beside_a_first_one_of_this_pro
 }
 
 #[tokio::test]
+async fn a_kek_version_that_was_denied_before_it_wrapped_anything_is_rewrapped_to_once_the_token_grants() {
+    let rig = Rig::new().await;
+    drop((rig.account("a").await, rig.account("b").await));
+    rig.engine.rotate_kek(&rig.kek).await.unwrap();
+    rig.script.push(Call::Unwrap, Act::fail(Verdict::Denied));
+    assert!(matches!(rig.engine.create_account(&account_id("x"), &rig.kek).await, Err(Error::Denied(_))));
+    rig.pass(2 * SECOND).await;
+    assert!(has_denial(&rig, 2).await);
+    let report = rig.meanwhile(rig.engine.rewrap_kek(&rig.kek, RewrapOptions::default(), |_| {})).await.unwrap();
+    assert!(report.stopped.is_none() && report.accounts == 2, "{report:?}");
+    rig.pass(SECOND).await;
+    assert!(!has_denial(&rig, 2).await);
+}
+
+#[tokio::test]
+async fn accounts_that_are_made_at_once_under_a_new_kek_are_all_made() {
+    let rig = Rig::new().await;
+    rig.script.standing(Call::Wrap, Act::Delay(SECOND / 100));
+    let creating: Vec<_> = (0..100)
+        .map(|n| {
+            let (engine, kek) = (rig.engine.clone(), rig.kek.clone());
+            tokio::spawn(async move { engine.create_account(&account_id(&format!("a{n}")), &kek).await.map(drop) })
+        })
+        .collect();
+    rig.pass_by(20 * SECOND, SECOND / 100).await;
+    for creating in creating {
+        creating.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn what_was_wrapped_before_a_denial_is_not_stored_though_the_kek_is_back() {
     let rig = Rig::new().await;
     drop((rig.account("a").await, rig.account("c").await));
