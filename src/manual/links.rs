@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What the files begin with that the pages name by their path.
-const FOLDERS: [&str; 8] = ["src/", "tests/", "benches/", "examples/", "monitoring/", "softhsm/", ".ci/", ".cargo/"];
+const FOLDERS: [&str; 7] = ["src/", "tests/", "benches/", "examples/", "softhsm/", ".ci/", ".cargo/"];
 
 /// A link, or an image, as it is written.
 #[derive(Debug, PartialEq, Eq)]

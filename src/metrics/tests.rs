@@ -141,8 +141,8 @@ fn the_text_adds_up_classes_and_escapes_what_would_end_a_label() {
     );
 }
 
-const RULES: &str = include_str!("../../monitoring/alerts.yml");
-const DASHBOARD: &str = include_str!("../../monitoring/grafana.json");
+const RULES: &str = include_str!("alerts.yml");
+const DASHBOARD: &str = include_str!("grafana.json");
 
 #[test]
 fn the_rules_and_the_dashboard_ask_for_metrics_and_events_that_there_are() {
@@ -199,9 +199,9 @@ async fn no_series_names_an_account_and_each_is_of_a_family_and_told_once() {
     assert_eq!(metrics.0.iter().filter(|sample| !FAMILIES.contains(&sample.family)).count(), 0);
 }
 
-/// `cargo test --lib metrics -- --ignored`, beside a promtool that `monitoring/need-promtool` installs.
+/// `cargo test --lib metrics -- --ignored`, beside a promtool that `softhsm/need-promtool` installs.
 #[tokio::test]
-#[ignore = "needs promtool: monitoring/need-promtool"]
+#[ignore = "needs promtool: softhsm/need-promtool"]
 async fn promtool_takes_the_text_and_the_rules_and_the_queries_of_the_dashboard() {
     use std::{
         io::Write,
@@ -210,12 +210,12 @@ async fn promtool_takes_the_text_and_the_rules_and_the_queries_of_the_dashboard(
     let promtool = |arguments: &[&str], input: &str| {
         let mut child = Command::new("promtool")
             .args(arguments)
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/monitoring"))
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/metrics"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("no promtool: run monitoring/need-promtool, which installs it");
+            .expect("no promtool: run softhsm/need-promtool, which installs it");
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         let said = [output.stdout, output.stderr].concat();
