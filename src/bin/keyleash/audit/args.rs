@@ -50,7 +50,8 @@ pub(crate) enum Audit {
     /// Say whether trails are as they were written: what was changed, removed, added, reordered or cut, and where. Needs no token.
     #[command(after_help = VERIFY_HELP)]
     Verify(Verify),
-    /// Write one account's lines, with the proof that none was left out, changed or added.
+    /// Write one account's lines in the trail of one node, with the proof that none of that was left out, changed or added. Where
+    /// several nodes wrote, each has lines of its own.
     #[command(after_help = EXTRACT_HELP)]
     Extract(Extract),
     /// The key in the token that signs the trail.

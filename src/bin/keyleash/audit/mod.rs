@@ -336,7 +336,7 @@ fn verify_extract(args: &VerifyExtract, output: Output) -> Result<(), Failure> {
     let rows = [
         ("trail", origin),
         ("account", account),
-        ("lines", format!("{number}, and none was left out")),
+        ("lines", format!("{number}, and none of this trail was left out")),
         ("from", from.unwrap_or_else(|| "the trail's beginning".into())),
         ("to", to.to_string()),
         ("checkpoint", format!("of {} lines", checkpoint.size)),
