@@ -2,7 +2,7 @@
 
 use super::hold::{Claim, Stint};
 use crate::{
-    clock::Clock,
+    clock::{Clock, Instant},
     error::{Error, Result},
     keyring::{Keyring, NewProof, gives_not_back, keks::Target},
     leash::vouch::Vouched,
@@ -246,7 +246,7 @@ impl Batch {
 
     /// The change to an account's record, and how many AEKs it moves; `None` when there is nothing to move.
     async fn change(&self, mut record: AccountRecord, seen: StoreVersion) -> Result<Option<((Change, Vouched), u64)>> {
-        let rewrapped = rewrap_all(&self.keyring, &mut record, &self.target, self.which(), &self.pace).await?;
+        let rewrapped = rewrap_all(&self.keyring, &mut record, &self.target, None, self.which(), &self.pace).await?;
         match rewrapped.vouched {
             None => Ok(None),
             // It is to come first, which is for one alone.
@@ -312,7 +312,7 @@ pub(super) async fn move_aeks(
     which: Which<'_>,
     pace: &Pace,
 ) -> Result<u64> {
-    let mut target = target.clone();
+    let (mut target, mut since) = (target.clone(), None);
     for _ in 0..CONFLICTS_MAX {
         let Some((mut record, seen)) = crate::store::load_account(&*keyring.store, id).await? else {
             return match which {
@@ -320,7 +320,9 @@ pub(super) async fn move_aeks(
                 Which::All => Err(Error::NotFound(format!("account {id}"))),
             };
         };
-        let rewrapped = rewrap_all(keyring, &mut record, &target, which, pace).await;
+        let rewrapped = rewrap_all(keyring, &mut record, &target, since, which, pace).await;
+        // By what is there from now on: what the last proof was by may be purged.
+        since = Some(keyring.clock.now());
         if matches!(rewrapped, Err(Error::Conflict(_))) {
             continue;
         }
@@ -361,7 +363,7 @@ fn is_not_vouched_for(target: &Target) -> Error {
     Error::Conflict(format!("KEK {}, as it was when AEKs were wrapped by it", target.kek.name))
 }
 
-/// Puts every AEK of `record` that is to be moved under the target.
+/// Puts every AEK of `record` that is to be moved under the target, which is vouched for as ever, or by what was asked at `since` or later.
 ///
 /// # Errors
 /// [`Error::Conflict`] when what vouched for the target changed meanwhile: to be done again.
@@ -369,6 +371,7 @@ async fn rewrap_all(
     keyring: &Arc<Keyring>,
     record: &mut AccountRecord,
     target: &Target,
+    since: Option<Instant>,
     which: Which<'_>,
     pace: &Pace,
 ) -> Result<Rewrapped> {
@@ -378,7 +381,7 @@ async fn rewrap_all(
             Err(Error::Denied(_)) if which.may_leave(&old.kek) => continue,
             unwrapped => unwrapped?,
         };
-        let (new, proof) = rewrap(keyring, &record.account, old, &aek, target, pace).await?;
+        let (new, proof) = rewrap(keyring, &record.account, old, &aek, (target, since), pace).await?;
         if !rewrapped.vouched.is_none_or(|before| proof.vouched.goes_on_from(before)) {
             return Err(is_not_vouched_for(target));
         }
@@ -408,12 +411,15 @@ async fn rewrap(
     id: &AccountId,
     old: &WrappedAek,
     aek: &Aek,
-    target: &Target,
+    (target, since): (&Target, Option<Instant>),
     pace: &Pace,
 ) -> Result<(WrappedAek, NewProof)> {
     let to = keyring.leash(&target.kek).await?;
     let context = context(&target.kek, id, old.aek_version);
-    let vouched = keyring.vouch(&target.kek).await?;
+    let vouched = match since {
+        Some(since) => keyring.vouch_since(&target.kek, since).await?,
+        None => keyring.vouch(&target.kek).await?,
+    };
     let place = pace.place(&to).await;
     let of = (id, old.aek_version);
     let (wrapped, place) = keyring.wrap(&target.kek, &target.record, of, aek, vouched, place).await?;

@@ -316,6 +316,19 @@ async fn a_kek_version_that_was_denied_before_it_wrapped_anything_is_rewrapped_t
 }
 
 #[tokio::test]
+async fn what_was_the_first_under_a_kek_version_may_be_purged_just_before_a_rewrap_to_it() {
+    let rig = Rig::new().await;
+    let (engine, _hand) = held_up(&rig);
+    drop(engine.create_account(&account_id("a"), &rig.kek).await.unwrap());
+    engine.rotate_kek(&rig.kek).await.unwrap();
+    drop(engine.create_account(&account_id("x"), &rig.kek).await.unwrap());
+    engine.delete_account(&account_id("x")).await.unwrap();
+    engine.purge_account(&account_id("x"), keyleash::When::Now).await.unwrap();
+    let report = rig.meanwhile(engine.rewrap_kek(&rig.kek, RewrapOptions::default(), |_| {})).await.unwrap();
+    assert!(report.stopped.is_none() && report.accounts == 1 && report.failed == 0, "{report:?}");
+}
+
+#[tokio::test]
 async fn accounts_that_are_made_at_once_under_a_new_kek_are_all_made() {
     let rig = Rig::new().await;
     rig.script.standing(Call::Wrap, Act::Delay(SECOND / 100));
