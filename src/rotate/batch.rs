@@ -165,17 +165,13 @@ impl Batch {
         landed
     }
 
-    /// The old wrappings go with this write, for good: so the target is vouched for since, not only before the new ones.
     async fn write_vouched(&self, changes: Vec<(Change, Vouched)>) -> Vec<Result<StoreVersion>> {
         if changes.is_empty() {
             return Vec::new();
         }
         let (keyring, mut target) = (&self.keyring, self.target.clone());
         let vouched = async {
-            let vouched = keyring.vouch_since(&target.kek, keyring.clock.now()).await?;
-            if !changes.iter().all(|(_, wrapped)| vouched.goes_on_from(*wrapped)) {
-                return Err(is_not_vouched_for(&target));
-            }
+            let vouched = vouch_to_write(keyring, &target, changes.iter().map(|(_, wrapped)| *wrapped)).await?;
             keyring.rest_on(&mut target, vouched).await.map(drop)
         };
         match vouched.await {
@@ -328,11 +324,8 @@ pub(super) async fn move_aeks(
         }
         let Rewrapped { left, vouched, firsts } = rewrapped?;
         let Some(wrapped) = vouched else { return Ok(0) };
-        let vouched = keyring.vouch_since(&target.kek, keyring.clock.now()).await?; // as for a batch
         let write = async {
-            if !vouched.goes_on_from(wrapped) {
-                return Err(is_not_vouched_for(&target));
-            }
+            let vouched = vouch_to_write(keyring, &target, std::iter::once(wrapped)).await?;
             let _place = keyring.rest_on(&mut target, vouched).await?;
             let put = pace.claim().guard(target.guard(record.put()?)).await?;
             keyring.store.replace(&record.key(), &seen, put).await
@@ -355,6 +348,20 @@ pub(super) async fn move_aeks(
         }
     }
     Err(again_and_again("account", id))
+}
+
+/// What vouches for the target as something is written that was `wrapped` on those words. The old wrappings go with that write, for good:
+/// so it is asked since, and not only before the new ones.
+async fn vouch_to_write(
+    keyring: &Arc<Keyring>,
+    target: &Target,
+    mut wrapped: impl Iterator<Item = Vouched>,
+) -> Result<Vouched> {
+    let vouched = keyring.vouch_since(&target.kek, keyring.clock.now()).await?;
+    match wrapped.all(|wrapped| vouched.goes_on_from(wrapped)) {
+        true => Ok(vouched),
+        false => Err(is_not_vouched_for(target)),
+    }
 }
 
 /// What was wrapped while nothing was there that vouched for the target is not stored behind what came since, which another key may have
