@@ -33,3 +33,5 @@ mod signing;
 mod survey;
 mod tokens;
 mod trouble;
+#[cfg(all(feature = "audit", feature = "secrets"))]
+mod watched;
