@@ -85,6 +85,24 @@ pub enum When {
     WorkersSpent,
 }
 
+impl When {
+    /// As `when` has it in a configuration: `stranger`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Stranger { .. } => "stranger",
+            Self::Denied => "denied",
+            Self::Lapsed => "lapsed",
+            Self::Forbidden { .. } => "forbidden",
+            Self::Unwraps { .. } => "unwraps",
+            Self::UnusualUnwraps { .. } => "unusual-unwraps",
+            Self::KekChanged => "kek-changed",
+            Self::TrailBroken => "trail-broken",
+            Self::NotProved { .. } => "not-proved",
+            Self::WorkersSpent => "workers-spent",
+        }
+    }
+}
+
 /// A rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {

@@ -9,6 +9,7 @@ use super::{
     audit::AuditItems,
     given::{Given, bad},
     grants::Grants,
+    mail::MailItems,
     tokens::{More, TokenItems, named_badly, tables},
 };
 pub(super) use crate::access::near;
@@ -67,6 +68,15 @@ pub(super) enum Item {
     AuditCompressAfter,
     AuditRetention,
     AuditEarlierKeys,
+    MailServer,
+    MailPort,
+    MailTls,
+    MailFrom,
+    MailTo,
+    MailUser,
+    MailPasswordFile,
+    MailCa,
+    MailTimeout,
 }
 
 pub(super) struct Named {
@@ -88,8 +98,9 @@ const fn named(item: Item, section: &'static str, key: &'static str, variable: &
     Named { item, section, key, variable }
 }
 
-const SECTIONS: [&str; 10] = ["token", "kek", "store", "lease", "cache", "keys", "grant", "role", "audit", "alert"];
-pub(super) const ITEMS: [Named; 27] = [
+const SECTIONS: [&str; 11] =
+    ["token", "kek", "store", "lease", "cache", "keys", "grant", "role", "audit", "alert", "mail"];
+pub(super) const ITEMS: [Named; 36] = [
     named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
     named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
     named(Item::Serial, "token", "serial", "KEYLEASH_TOKEN_SERIAL"),
@@ -118,6 +129,15 @@ pub(super) const ITEMS: [Named; 27] = [
     named(Item::AuditCompressAfter, "audit", "compress_after", "KEYLEASH_AUDIT_COMPRESS_AFTER"),
     named(Item::AuditRetention, "audit", "retention", "KEYLEASH_AUDIT_RETENTION"),
     named(Item::AuditEarlierKeys, "audit", "earlier_keys", "KEYLEASH_AUDIT_EARLIER_KEYS"),
+    named(Item::MailServer, "mail", "server", "KEYLEASH_MAIL_SERVER"),
+    named(Item::MailPort, "mail", "port", "KEYLEASH_MAIL_PORT"),
+    named(Item::MailTls, "mail", "tls", "KEYLEASH_MAIL_TLS"),
+    named(Item::MailFrom, "mail", "from", "KEYLEASH_MAIL_FROM"),
+    named(Item::MailTo, "mail", "to", "KEYLEASH_MAIL_TO"),
+    named(Item::MailUser, "mail", "user", "KEYLEASH_MAIL_USER"),
+    named(Item::MailPasswordFile, "mail", "password_file", "KEYLEASH_MAIL_PASSWORD_FILE"),
+    named(Item::MailCa, "mail", "ca", "KEYLEASH_MAIL_CA"),
+    named(Item::MailTimeout, "mail", "timeout", "KEYLEASH_MAIL_TIMEOUT"),
 ];
 
 /// What a configuration file says, and no more: defaults and bounds come with [`ConfigFile::resolve`].
@@ -158,6 +178,7 @@ pub struct ConfigFile {
     audit: AuditItems,
     grants: Grants,
     alerts: Vec<Rule>,
+    mail: MailItems,
     said: Vec<Said>,
 }
 
@@ -364,10 +385,12 @@ impl ConfigFile {
         }
         let store = self.store.unwrap_or_else(|| STORE_DEFAULT.into());
         let policy = self.grants.resolve()?;
-        let of_audit = |named: &&Named| named.section == "audit";
-        let said = ITEMS.iter().filter(of_audit).find_map(|named| said_in(&self.said, "audit", named.key));
-        let audit = self.audit.resolve(said.map(|said| said.origin.as_str()))?;
-        Ok(Config { token, other_tokens, standbys, store, settings, policy, audit, alerts: self.alerts })
+        let said = |section| {
+            let mut of_section = ITEMS.iter().filter(|named| named.section == section);
+            of_section.find_map(|named| said_in(&self.said, section, named.key)).map(|said| said.origin.as_str())
+        };
+        let (audit, mail) = (self.audit.resolve(said("audit"))?, self.mail.resolve(said("mail"))?);
+        Ok(Config { token, other_tokens, standbys, store, settings, policy, audit, alerts: self.alerts, mail })
     }
 
     /// What this says, and where it says nothing, what `below` says.
@@ -390,6 +413,7 @@ impl ConfigFile {
             audit: self.audit.over(below.audit),
             grants: below.grants, // no variable speaks of them
             alerts: below.alerts,
+            mail: self.mail.over(below.mail),
             said: said_over(self.said, below.said),
         }
     }
@@ -459,6 +483,15 @@ impl ConfigFile {
             Item::AuditCompressAfter => self.audit.set_compress_after(given.duration(origin)?, origin)?,
             Item::AuditRetention => self.audit.set_retention(given.duration(origin)?, origin)?,
             Item::AuditEarlierKeys => self.audit.set_earlier_keys(&given.string(origin)?, origin)?,
+            Item::MailServer => self.mail.set_server(given.string(origin)?, origin)?,
+            Item::MailPort => self.mail.port = Some(given.number(origin, 1, u16::MAX.into())?),
+            Item::MailTls => self.mail.set_tls(&given.string(origin)?, origin)?,
+            Item::MailFrom => self.mail.set_from(&given.string(origin)?, origin)?,
+            Item::MailTo => self.mail.set_to(&given.string(origin)?, origin)?,
+            Item::MailUser => self.mail.user = Some(given.string(origin)?),
+            Item::MailPasswordFile => self.mail.password_file = Some(given.path(origin)?),
+            Item::MailCa => self.mail.ca = Some(given.path(origin)?),
+            Item::MailTimeout => self.mail.set_timeout(given.duration(origin)?, origin)?,
         }
         Ok(())
     }
@@ -522,6 +555,8 @@ fn find_key(origin: &str, section: &str, key: &str) -> Result<&'static Named> {
     }
     let what = if section == "token" && key == "pin" {
         "a PIN does not stand in a configuration; use pin_file or pin_env".into()
+    } else if section == "mail" && key == "password" {
+        "a password does not stand in a configuration; use password_file".into()
     } else if let Some(elsewhere) = ITEMS.iter().find(|named| named.key == key) {
         format!("{key} belongs in [{}]", elsewhere.section)
     } else {

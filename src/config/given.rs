@@ -20,8 +20,15 @@ pub(super) enum Given {
 
 impl Given {
     pub(super) fn of_toml(origin: &str, item: Item, value: &DeValue<'_>) -> Result<Self> {
-        let wants_number =
-            matches!(item, Item::Slot | Item::Workers | Item::ResumeRate | Item::FreshProofEvery | Item::MaxCachedAeks);
+        let wants_number = matches!(
+            item,
+            Item::Slot
+                | Item::Workers
+                | Item::ResumeRate
+                | Item::FreshProofEvery
+                | Item::MaxCachedAeks
+                | Item::MailPort
+        );
         let is_duration = matches!(
             item,
             Item::TokenCallTimeout
@@ -32,6 +39,7 @@ impl Given {
                 | Item::Retention
                 | Item::AuditCompressAfter
                 | Item::AuditRetention
+                | Item::MailTimeout
         );
         let is_switch = matches!(item, Item::RequireRecoverable | Item::PurgeProtection);
         match value {
@@ -55,7 +63,10 @@ impl Given {
     }
 
     pub(super) fn of_variable(origin: &str, item: Item, value: OsString) -> Result<Self> {
-        let is_path = matches!(item, Item::Module | Item::PinFile | Item::Store | Item::AuditDirectory);
+        let is_path = matches!(
+            item,
+            Item::Module | Item::PinFile | Item::Store | Item::AuditDirectory | Item::MailPasswordFile | Item::MailCa
+        );
         if !is_path && value.to_str().is_none() {
             return Err(bad(origin, "is not UTF-8"));
         }

@@ -17,6 +17,7 @@ mod audit;
 mod file;
 mod given;
 mod grants;
+pub mod mail;
 pub mod page;
 mod tokens;
 
@@ -427,6 +428,8 @@ pub struct Config {
     pub audit: Option<AuditConfig>,
     /// The alerts of the file, by which a trail is watched.
     pub alerts: Vec<alert::Rule>,
+    /// Where notices go as mail; `None` where nothing was said.
+    pub mail: Option<mail::MailConfig>,
 }
 
 /// Which token, and how to log in. What is `None` was said nowhere.

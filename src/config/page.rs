@@ -5,6 +5,7 @@ use super::{
     COMPRESS_AFTER_MAX, COMPRESS_AFTER_MIN, EARLIER_KEYS_MAX, POLL_INTERVAL_MAX, POLL_INTERVAL_MIN, RETENTION_MAX,
     RETENTION_MIN, REVOCATION_MAX, STORE_DEFAULT, Settings, WORKERS_DEFAULT, WORKERS_MAX,
     file::{ConfigFile, ITEMS, Item, Said, said_in},
+    mail::{MAIL_TIMEOUT_DEFAULT, MAIL_TIMEOUT_MAX, MAIL_TIMEOUT_MIN, RECIPIENTS_MAX},
     show,
 };
 use crate::name::{KekName, TokenName};
@@ -196,6 +197,39 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
             format!("1 to {EARLIER_KEYS_MAX} keys as `keyleash audit key show` prints them, with a comma between two"),
             "keys that signed the trail before the one that signs now",
         ),
+        Item::MailServer => (
+            None,
+            "a name or an IP address".into(),
+            "the server that takes notices as mail; its certificate has this name",
+        ),
+        Item::MailPort => (
+            Some("[465; 587 with starttls, 25 without TLS]".into()),
+            "1 to 65535".into(),
+            "the port of the mail server",
+        ),
+        Item::MailTls => (
+            Some("implicit".into()),
+            "implicit, starttls, plaintext (to this machine) or plaintext-anywhere (without a password)".into(),
+            "how the way to the mail server is kept from others",
+        ),
+        Item::MailFrom => (None, "an address".into(), "who sends notices"),
+        Item::MailTo => {
+            (None, format!("1 to {RECIPIENTS_MAX} addresses, with a comma between two"), "who gets each notice")
+        }
+        Item::MailUser => (None, "a name, with a password_file".into(), "who the mail server takes mail from"),
+        Item::MailPasswordFile => {
+            (None, "a file".into(), "the file that holds that user's password; readable by its owner alone")
+        }
+        Item::MailCa => (
+            Some("[those of the platform]".into()),
+            "a file".into(),
+            "the certificates, PEM, by which the mail server's is known; no others are then",
+        ),
+        Item::MailTimeout => (
+            Some(show(MAIL_TIMEOUT_DEFAULT)),
+            format!("{} to {}", show(MAIL_TIMEOUT_MIN), show(MAIL_TIMEOUT_MAX)),
+            "how long connecting to the mail server may take, and its word on each mail",
+        ),
     }
 }
 
@@ -267,10 +301,12 @@ mod tests {
             .zip(template.lines())
             .map(|(line, whole)| if whole.starts_with('[') { format!("{whole}\n") } else { format!("{line}\n") })
             .collect();
-        // How a trail is kept says nothing without where.
-        let uncommented = uncommented.replace("[audit]\n", "[audit]\ndirectory = \"trail\"\n");
+        // How a trail is kept, or mail sent, says nothing without where.
+        let (trail, mail) =
+            ("[audit]\ndirectory = \"trail\"\n", "[mail]\nserver = \"m\"\nfrom = \"a@b\"\nto = \"c@d\"\n");
+        let uncommented = uncommented.replace("[audit]\n", trail).replace("[mail]\n", mail);
         let config = ConfigFile::parse(&uncommented, "t").unwrap().resolve().unwrap();
-        let defaults = ConfigFile::parse("[audit]\ndirectory = \"trail\"\n", "t").unwrap().resolve().unwrap();
+        let defaults = ConfigFile::parse(&format!("{trail}{mail}"), "t").unwrap().resolve().unwrap();
         assert_eq!(config, defaults);
     }
 }

@@ -35,10 +35,14 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "mail")]
+mod mail;
 mod seen;
 mod sink;
 mod window;
 
+#[cfg(feature = "mail")]
+pub use self::mail::MailSink;
 pub use self::sink::{AlertSink, NoticeSink, SharedAlerts};
 pub use crate::config::alert::{QUIET_DEFAULT, RULE_NAME_BYTES_MAX, RULES_MAX, Rule, SPAN_MAX, When};
 
@@ -55,6 +59,8 @@ pub const LEARNING_MINUTES: u64 = 60;
 pub struct Notice {
     /// The name of the rule.
     pub rule: String,
+    /// What it is a rule of: [`When::name`].
+    pub when: &'static str,
     /// The trouble is over; else it begins.
     pub is_over: bool,
     /// Whose trouble it is: `caller eve`, `KEK tenants/1`. With the rule and `since` it tells one trouble from all others.
@@ -75,7 +81,12 @@ pub struct Notice {
 impl Notice {
     /// The same whenever the same is noticed, so that whoever gets it twice knows: rule, subject, when it began, `begin` or `over`.
     pub fn id(&self) -> String {
-        let what = if self.is_over { "over" } else { "begin" };
+        self.id_of(self.is_over)
+    }
+
+    /// Of the notice that it begins, or that it is over.
+    fn id_of(&self, is_over: bool) -> String {
+        let what = if is_over { "over" } else { "begin" };
         format!("{}/{}/{}/{what}", self.rule, self.subject, self.since)
     }
 
@@ -182,6 +193,7 @@ impl Alerts {
         let of = |rule: &Rule| {
             [false, true].map(|is_over| Notice {
                 rule: rule.name.clone(),
+                when: rule.when.name(),
                 is_over,
                 subject: "rehearsal".into(),
                 what: "this is a test, nothing has happened".into(),
@@ -309,8 +321,9 @@ impl Alerts {
     ) -> Option<Notice> {
         let Trouble { since, count, .. } = *trouble;
         let what = if is_over { format!("{what} ({})", trouble.what) } else { what };
-        let (rule, subject) = (self.rules.get(*at)?.name.clone(), subject.clone());
-        Some(Notice { rule, is_over, subject, what, since, time: self.now, count, event: trouble.event.clone() })
+        let (rule, subject) = (self.rules.get(*at)?, subject.clone());
+        let (rule, when) = (rule.name.clone(), rule.when.name());
+        Some(Notice { rule, when, is_over, subject, what, since, time: self.now, count, event: trouble.event.clone() })
     }
 }
 

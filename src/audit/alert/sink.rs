@@ -16,6 +16,13 @@ pub trait NoticeSink: Send {
     async fn tell(&mut self, notices: &[Notice]) -> Result<(), String>;
 }
 
+#[async_trait]
+impl NoticeSink for Box<dyn NoticeSink> {
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
+        (**self).tell(notices).await
+    }
+}
+
 /// Appends them, a line of JSON each.
 #[async_trait]
 impl NoticeSink for FileSink {

@@ -30,6 +30,10 @@ Rules stand in the configuration:
 Examples:
   keyleash alert test --sink stdout
   keyleash alert watch --cursor /var/lib/keyleash/alerts --sink command /usr/local/bin/page-somebody
+  keyleash alert watch --cursor /var/lib/keyleash/alerts --sink mail
+
+Mail goes as [mail] of the configuration says: server, from, to, and more in
+keyleash config show. A build without the feature mail says how to get it.
 
 Each notice is a line of JSON, once as a trouble begins and once as it is over
 (is_over). What was not taken is brought again, with the same id.";
@@ -47,7 +51,7 @@ pub(crate) enum Alert {
 
 #[derive(Debug, Args)]
 pub(crate) struct Test {
-    /// Where notices are brought: stdout, file PATH, or command CMD [ARG]...
+    /// Where notices are brought: stdout, file PATH, command CMD [ARG]..., or mail, by the [mail] of the configuration.
     #[arg(long)]
     sink: SinkKind,
     /// The file, to which they are appended, or the command.
@@ -65,12 +69,7 @@ pub(crate) async fn run(command: Alert, setup: &Setup, output: Output) -> Result
     match command {
         Alert::Watch(mut args) => {
             let to = std::mem::take(&mut args.to);
-            let sink = match Destination::of(args.sink, to, setup)? {
-                Destination::Stdout => AlertSink::new(alerts, StdoutSink),
-                Destination::File(file) => AlertSink::new(alerts, file),
-                Destination::Command(command) => AlertSink::new(alerts, command),
-            };
-            let shared = SharedAlerts::new(sink);
+            let shared = SharedAlerts::new(AlertSink::new(alerts, notice_sink(args.sink, to, setup)?));
             let ticking = shared.clone();
             let tick = async move {
                 loop {
@@ -84,14 +83,38 @@ pub(crate) async fn run(command: Alert, setup: &Setup, output: Output) -> Result
         }
         Alert::Test(Test { sink, to }) => {
             let notices = alerts.rehearse(now());
-            let mut sink: Box<dyn NoticeSink> = match Destination::of(sink, to, setup)? {
-                Destination::Stdout => Box::new(StdoutSink),
-                Destination::File(file) => Box::new(file),
-                Destination::Command(command) => Box::new(command),
-            };
+            let mut sink = notice_sink(sink, to, setup)?;
             sink.tell(&notices).await.map_err(sink_failed)?;
             output.note(&format!("keyleash: {} brought", count(notices.len() as u64, "notice")));
             Ok(())
         }
     }
+}
+
+/// Where notices are brought.
+fn notice_sink(kind: SinkKind, to: Vec<OsString>, setup: &Setup) -> Result<Box<dyn NoticeSink>, Failure> {
+    if kind == SinkKind::Mail && to.is_empty() {
+        return mail(setup);
+    }
+    Ok(match Destination::of(kind, to, setup)? {
+        Destination::Stdout => Box::new(StdoutSink),
+        Destination::File(file) => Box::new(file),
+        Destination::Command(command) => Box::new(command),
+    })
+}
+
+#[cfg(feature = "mail")]
+fn mail(setup: &Setup) -> Result<Box<dyn NoticeSink>, Failure> {
+    let Some(mail) = setup.mail() else {
+        let what = "there is no [mail] in the configuration: set mail.server, mail.from and mail.to";
+        return Err(Error::Misconfigured(what.into()).into());
+    };
+    Ok(Box::new(keyleash::audit::alert::MailSink::new(mail.clone())?))
+}
+
+#[cfg(not(feature = "mail"))]
+fn mail(_: &Setup) -> Result<Box<dyn NoticeSink>, Failure> {
+    let what = "this keyleash was built without its feature `mail`: build it with `cargo build --release --features mail`, \
+                or give notices to a command that sends them (--sink command)";
+    Err(Error::Misconfigured(what.into()).into())
 }

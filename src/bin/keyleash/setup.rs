@@ -260,6 +260,12 @@ impl Setup {
         self.config.audit.as_ref()
     }
 
+    /// Where notices go as mail.
+    #[cfg(feature = "mail")]
+    pub(crate) fn mail(&self) -> Option<&keyleash::config::mail::MailConfig> {
+        self.config.mail.as_ref()
+    }
+
     /// The rules of `[[alert]]`.
     pub(crate) fn alerts(&self) -> &[Rule] {
         &self.config.alerts

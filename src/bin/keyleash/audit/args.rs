@@ -102,6 +102,8 @@ pub(crate) enum SinkKind {
     Stdout,
     File,
     Command,
+    /// Notices of `alert` alone.
+    Mail,
 }
 
 impl fmt::Display for SinkKind {
@@ -111,6 +113,7 @@ impl fmt::Display for SinkKind {
             Self::Stdout => "stdout takes nothing behind it",
             Self::File => "file takes one PATH behind it",
             Self::Command => "command takes a CMD behind it",
+            Self::Mail => "mail takes notices, those of keyleash alert, and nothing behind it",
         })
     }
 }

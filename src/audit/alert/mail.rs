@@ -1,0 +1,406 @@
+//! Notices as mail: one each, over SMTP, by `lettre`.
+
+use super::{Notice, NoticeSink};
+use crate::{
+    clock::Clock,
+    config::mail::{MailConfig, MailTls, MailUser},
+    error::{Error, Result},
+};
+use async_trait::async_trait;
+use lettre::{
+    Message,
+    message::{
+        Mailbox,
+        header::{ContentType, HeaderName, HeaderValue},
+    },
+    transport::smtp::{
+        authentication::{Credentials, Mechanism},
+        client::{
+            AsyncSmtpConnection, AsyncTokioStream, Certificate, CertificateStore, TlsParameters, TlsParametersBuilder,
+        },
+        extension::ClientId,
+    },
+};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{self, Read},
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, UNIX_EPOCH},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use zeroize::Zeroizing;
+
+/// Longest password, in bytes.
+const PASSWORD_BYTES_MAX: usize = 1024;
+/// Longest file of certificates, in bytes: ten times what platforms trust.
+const CA_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Longest header of ours, in characters; the body has the whole.
+const HEADER_CHARS_MAX: usize = 200;
+/// Longest that is repeated of what a server says, in characters.
+const SAID_CHARS_MAX: usize = 300;
+/// Most that a server says before TLS begins, in bytes: a greeting, what it can, an answer.
+const CLEAR_BYTES_MAX: usize = 16 * 1024;
+/// What a record of TLS begins with that opens a connection: its type, a handshake. No command of SMTP does.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Sends each notice as a mail, over one connection for all that come together, and has it taken when the server took it.
+///
+/// The subject is `[keyleash] ALERT RULE: SUBJECT`, or `[keyleash] over RULE: SUBJECT`; headers `Keyleash-Rule`, `Keyleash-When`,
+/// `Keyleash-State` (`begin` or `over`) and `Keyleash-Notice` (the id of the notice) are for filters. `Message-ID` is made of the id, so
+/// that one that is sent again is known to be the same, and the end of a trouble is an answer to its beginning.
+///
+/// What the server took is not sent again where a later one of the same call failed. A password is read for each connection, and is
+/// neither in an error nor in a log; `lettre` leaves copies of it in memory.
+#[derive(Debug)]
+pub struct MailSink {
+    config: MailConfig,
+    from: Mailbox,
+    to: Vec<Mailbox>,
+    hello: ClientId,
+    clock: Clock,
+    /// Of a call that failed: the ids of what the server took.
+    taken: BTreeSet<String>,
+}
+
+impl MailSink {
+    /// By this server. Asks nobody yet.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`] for an address that is none.
+    pub fn new(config: MailConfig) -> Result<Self> {
+        let mailbox = |key: &str, address: &str| {
+            let address =
+                address.parse().map_err(|why| Error::Misconfigured(format!("mail.{key}: {address:?}: {why}")));
+            address.map(|address| Mailbox::new(None, address))
+        };
+        let from = mailbox("from", &config.from)?;
+        let to = config.to.iter().map(|to| mailbox("to", to)).collect::<Result<_>>()?;
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let is_name =
+            !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte));
+        let hello = if is_name { ClientId::Domain(host) } else { ClientId::default() };
+        Ok(Self { config, from, to, hello, clock: Clock::default(), taken: BTreeSet::new() })
+    }
+
+    async fn send(&mut self, notices: &[Notice]) -> Result<(), String> {
+        let mut to_send = Vec::new();
+        for notice in notices.iter().filter(|notice| !self.taken.contains(&notice.id())) {
+            to_send.push((notice.id(), self.message(notice)?));
+        }
+        if to_send.is_empty() {
+            return Ok(());
+        }
+        let mut server = self.within(self.connect()).await?;
+        for (id, mail) in to_send {
+            let sent = async { server.send(mail.envelope(), &mail.formatted()).await.map_err(|error| said(&error)) };
+            self.within(sent).await?;
+            self.taken.insert(id);
+        }
+        // They are taken, whatever it says to that.
+        let _ = self.within(async { server.quit().await.map_err(|error| said(&error)) }).await;
+        Ok(())
+    }
+
+    /// What a server is asked for has an end.
+    async fn within<T>(&self, asked: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+        let timeout = self.config.timeout;
+        let answer = self.clock.until(self.clock.now().plus(timeout), asked).await;
+        answer.unwrap_or_else(|| {
+            let timeout = humantime::format_duration(timeout);
+            Err(format!("it did not answer within {timeout}; mail.timeout gives it longer"))
+        })
+    }
+
+    async fn connect(&self) -> Result<AsyncSmtpConnection, String> {
+        let MailConfig { server, port, tls, user, .. } = &self.config;
+        let (server, hello) = ((server.as_str(), *port), &self.hello);
+        let mut connection = match tls {
+            MailTls::Implicit => {
+                let tls = self.tls().await?;
+                AsyncSmtpConnection::connect_tokio1(server, None, hello, Some(tls), None)
+                    .await
+                    .map_err(|error| said(&error))?
+            }
+            MailTls::StartTls => {
+                let tls = self.tls().await?;
+                let stream = TcpStream::connect(server).await.map_err(|error| error.to_string())?;
+                let stream = Box::new(UntilTls { stream, is_tls: false, left: CLEAR_BYTES_MAX });
+                let connection = AsyncSmtpConnection::connect_with_transport(stream, hello).await;
+                let mut connection = connection.map_err(|error| said(&error))?;
+                if !connection.can_starttls() {
+                    return Err("it offers no STARTTLS, and nothing was sent: see mail.tls and mail.port".into());
+                }
+                connection.starttls(tls, hello).await.map_err(|error| said(&error))?;
+                connection
+            }
+            MailTls::Plaintext | MailTls::PlaintextAnywhere => {
+                AsyncSmtpConnection::connect_tokio1(server, None, hello, None, None)
+                    .await
+                    .map_err(|error| said(&error))?
+            }
+        };
+        if let Some(user) = user {
+            let credentials = credentials(user).await?;
+            let asked = connection.auth(&[Mechanism::Plain, Mechanism::Login], &credentials).await;
+            // Not what it said: that may be what it was told.
+            asked.map_err(|error| {
+                let (name, file) = (visible(&user.name, HEADER_CHARS_MAX), user.password_file.display());
+                match error.status() {
+                    Some(code) => format!("it refuses user {name} ({code}): see mail.user, and the password in {file}"),
+                    None if error.is_client() => {
+                        format!("it takes no password of user {name}: see mail.user and mail.port")
+                    }
+                    None => "the connection ended while it was asked to take the password".into(),
+                }
+            })?;
+        }
+        Ok(connection)
+    }
+
+    async fn tls(&self) -> Result<TlsParameters, String> {
+        let mut tls = TlsParametersBuilder::new(self.config.server.clone());
+        if let Some(path) = &self.config.ca {
+            let named = |why: String| format!("mail.ca {}: {why}", path.display());
+            let pem = read(path, CA_BYTES_MAX).await.map_err(named)?;
+            if !pem.windows(CERTIFICATE.len()).any(|bytes| bytes == CERTIFICATE) {
+                return Err(named("it has no certificate: name a file of certificates in PEM".into()));
+            }
+            let certificates = Certificate::from_pem(&pem).map_err(|error| named(error.to_string()))?;
+            tls = tls.certificate_store(CertificateStore::None).add_root_certificate(certificates);
+        }
+        // Reads those of the platform.
+        let built = tokio::task::spawn_blocking(move || tls.build()).await.map_err(|error| error.to_string())?;
+        built.map_err(|error| said(&error))
+    }
+
+    fn message(&self, notice: &Notice) -> Result<Message, String> {
+        let Notice { rule, when, is_over, subject, .. } = notice;
+        let header =
+            |name: &'static str, value: &str| HeaderValue::new(HeaderName::new_from_ascii_str(name), in_header(value));
+        let state = if *is_over { "over" } else { "begin" };
+        let word = if *is_over { "over" } else { "ALERT" };
+        let mut mail = Message::builder()
+            .from(self.from.clone())
+            .date(UNIX_EPOCH + Duration::from_millis(self.clock.wall_unix_ms()))
+            .message_id(Some(self.message_id(&notice.id())))
+            .subject(in_header(&format!("[keyleash] {word} {rule}: {subject}")))
+            .raw_header(header("Keyleash-Rule", rule))
+            .raw_header(header("Keyleash-When", when))
+            .raw_header(header("Keyleash-State", state))
+            .raw_header(header("Keyleash-Notice", &notice.id()))
+            // No machine answers it (RFC 3834).
+            .raw_header(header("Auto-Submitted", "auto-generated"))
+            .header(ContentType::TEXT_PLAIN);
+        mail = self.to.iter().fold(mail, |mail, to| mail.to(to.clone()));
+        if *is_over {
+            let begin = self.message_id(&notice.id_of(false));
+            mail = mail.in_reply_to(begin.clone()).references(begin);
+        }
+        mail.body(body(notice)).map_err(|error| error.to_string())
+    }
+
+    /// Of a notice's id, whose names may have anything in them.
+    fn message_id(&self, id: &str) -> String {
+        let digest = Sha256::digest(id.as_bytes());
+        let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        format!("<{hex}@{}>", self.from.email.domain())
+    }
+}
+
+#[async_trait]
+impl NoticeSink for MailSink {
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
+        let sent = self.send(notices).await;
+        if sent.is_ok() {
+            self.taken.clear();
+        }
+        sent.map_err(|why| format!("mail server {}, port {}: {why}", self.config.server, self.config.port))
+    }
+}
+
+const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
+/// For people: what, whose, when, where, and what to do.
+fn body(notice: &Notice) -> String {
+    let Notice { is_over, rule, when, subject, what, since, time, count, event } = notice;
+    let all = |text: &str| visible(text, usize::MAX);
+    let (page, remedy) = remedy(when);
+    let mut body = format!("{}\n\n", all(&notice.to_string()));
+    let mut line = |name: &str, value: &str| body.push_str(&format!("{name:<10}{}\n", all(value)));
+    line("What", what);
+    line("Whose", subject);
+    line("Rule", &format!("{rule} (when = \"{when}\")"));
+    line("Since", &since.to_string());
+    line(if *is_over { "Over" } else { "Noticed" }, &time.to_string());
+    line("Seen", &format!("{count} {}", if *count == 1 { "time" } else { "times" }));
+    if let Some(event) = event {
+        line("Line", &format!("{event}, of the trail: node and number"));
+    }
+    line("Id", &notice.id());
+    if !is_over {
+        body.push_str(&format!("\n{remedy}\nThe manual: src/manual/{page}, or keyleash::manual::{}.\n", module(page)));
+    }
+    body
+}
+
+/// The page as rustdoc has it.
+fn module(page: &str) -> &str {
+    page.split_once(".md").map_or(page, |(module, _)| module)
+}
+
+/// The page of the manual, and what to do.
+fn remedy(when: &str) -> (&'static str, &'static str) {
+    match when {
+        "stranger" => (
+            "grants.md",
+            "See what else this caller did: keyleash audit show --caller ID. Take its grants away where it may not.",
+        ),
+        "forbidden" => {
+            ("grants.md", "See what was refused: keyleash audit show --failed --caller ID. Grant it, or stop who asks.")
+        }
+        "denied" => {
+            ("revoking.md", "If nobody took the key away on purpose: keyleash token check says why the token refuses.")
+        }
+        "lapsed" => {
+            ("operations.md", "The token was silent for too long: keyleash token check says whether it answers.")
+        }
+        "unwraps" | "unusual-unwraps" => {
+            ("operations.md", "See which accounts: keyleash audit show --operation KeyUnwrap.")
+        }
+        "kek-changed" => (
+            "revoking.md",
+            "Somebody changed keys in the token: compare keyleash kek list with what its operators know.",
+        ),
+        "trail-broken" => ("audit.md", "The log and the status of that process say why, and what to do."),
+        "not-proved" => {
+            ("operations.md", "The token does not answer, or is too slow: see keyleash token check, and its workers.")
+        }
+        "workers-spent" => {
+            ("operations.md", "Calls hang in the PKCS#11 module: see to the token, then restart the process.")
+        }
+        _ => ("audit.md", "The alerts are described in the manual."),
+    }
+}
+
+/// With nothing in it that moves what stands beside it: line ends, other controls, marks that turn the direction of text.
+fn visible(text: &str, chars_max: usize) -> String {
+    let is_hidden = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut seen: String =
+        text.chars().take(chars_max).map(|c| if is_hidden(c) { char::REPLACEMENT_CHARACTER } else { c }).collect();
+    if text.chars().nth(chars_max).is_some() {
+        seen.push('…');
+    }
+    seen
+}
+
+/// Where `=?` begins an encoded word (RFC 2047), that a reader would decode to what is not to be seen.
+fn in_header(text: &str) -> String {
+    visible(text, HEADER_CHARS_MAX).replace("=?", "=\u{fffd}?")
+}
+
+/// What went wrong, and what to do where TLS did.
+fn said(error: &lettre::transport::smtp::Error) -> String {
+    // The kinds around it say nothing more, but for the code of an answer.
+    let mut inner: &dyn std::error::Error = error;
+    while let (None, Some(source)) = (error.status(), inner.source()) {
+        inner = source;
+    }
+    let mut said = visible(&inner.to_string(), SAID_CHARS_MAX);
+    if said.contains("certificate") {
+        said.push_str("; mail.server is the name in its certificate, and mail.ca the file of who signed that");
+    }
+    said
+}
+
+async fn credentials(user: &MailUser) -> Result<Credentials, String> {
+    let named = |why: String| format!("mail.password_file {}: {why}", user.password_file.display());
+    let mut bytes = read(&user.password_file, PASSWORD_BYTES_MAX).await.map_err(named)?;
+    if user.password_file.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o044 != 0) {
+        tracing::warn!(file = %user.password_file.display(), "others may read the password of the mail server: chmod 600 it");
+    }
+    while bytes.last().is_some_and(|byte| b"\r\n".contains(byte)) {
+        bytes.pop();
+    }
+    let password =
+        std::str::from_utf8(&bytes).ok().filter(|text| !text.is_empty() && !text.contains(['\r', '\n', '\0']));
+    let password =
+        password.ok_or_else(|| named("put the password there and nothing else, as one line of UTF-8".into()))?;
+    Ok(Credentials::new(user.name.clone(), password.to_owned()))
+}
+
+async fn read(path: &Path, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
+    let path = path.to_owned();
+    let read = move || {
+        let file = File::open(path).map_err(|error| error.to_string())?;
+        if !file.metadata().map_err(|error| error.to_string())?.is_file() {
+            return Err("it is no regular file".into());
+        }
+        // Room for a password, so that no copy is left behind by growth.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(PASSWORD_BYTES_MAX + 64));
+        file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+        if bytes.len() > bytes_max {
+            return Err(format!("it has more than {bytes_max} bytes"));
+        }
+        Ok(bytes)
+    };
+    tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?
+}
+
+/// Reads a byte at a time until the first byte of TLS was written, so that whoever reads lines has nothing of what came behind the answer
+/// to STARTTLS: what somebody put there in clear would pass for what the server says within TLS, that it took a mail too.
+///
+/// And it ends where the server says more than it has to say by then.
+#[derive(Debug)]
+struct UntilTls {
+    stream: TcpStream,
+    is_tls: bool,
+    /// Bytes that may come in clear.
+    left: usize,
+}
+
+impl AsyncTokioStream for UntilTls {
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+}
+
+impl AsyncRead for UntilTls {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.is_tls || buf.remaining() == 0 {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let Some(left) = self.left.checked_sub(1) else {
+            return Poll::Ready(Err(io::Error::other("it says too much before TLS begins")));
+        };
+        self.left = left;
+        let mut byte = [0; 1];
+        let mut one = ReadBuf::new(&mut byte);
+        let read = Pin::new(&mut self.stream).poll_read(cx, &mut one);
+        buf.put_slice(one.filled());
+        read
+    }
+}
+
+impl AsyncWrite for UntilTls {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.is_tls |= bytes.first() == Some(&TLS_HANDSHAKE);
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
