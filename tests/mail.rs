@@ -1,6 +1,11 @@
 //! Notices as mail, to a real server over real TLS: aiosmtpd, which `tests/servers/smtp install` brings.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // helpers of tests
 
+#[path = "../examples/watched_secret.rs"]
+#[allow(unreachable_pub, missing_docs)]
+mod watched_example;
+
+use self::watched_example::{APPLICATION, STRANGER, Watched};
 use keyleash::{
     access::Pattern,
     audit::{
@@ -8,6 +13,7 @@ use keyleash::{
         line::Line,
     },
     config::{ConfigFile, mail::MailConfig},
+    token::pkcs11::{PinSource, Pkcs11Settings, Pkcs11Token, Selector},
 };
 use serde_json::{Value, json};
 use std::{
@@ -16,6 +22,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Output, Stdio},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -344,4 +351,37 @@ fn while_the_server_is_away_nothing_is_lost_and_once_it_is_back_it_comes_with_th
     let mails = server.mails();
     assert_eq!(header(&mails[2], "subject"), "[keyleash] over strangers: rehearsal");
     assert!(mails[1]["body"].as_str().unwrap().contains("this is a test, nothing has happened"));
+}
+
+/// The whole of it: KEK, secret, hook, trail, queue, rule and mail, as the example has them.
+#[tokio::test]
+async fn an_application_that_reads_the_secret_of_another_is_the_one_mail_that_comes() {
+    let variable = |name: &str| std::env::var(name).expect("run it by softhsm/with-token");
+    let (label, pin) = (variable("KEYLEASH_TOKEN_LABEL"), variable("KEYLEASH_PIN_FILE"));
+    let settings =
+        Pkcs11Settings::new(variable("KEYLEASH_MODULE"), Selector::Label(label), PinSource::File(pin.into()));
+    let token = Arc::new(Pkcs11Token::open(settings).await.unwrap());
+    let (folder, directory) = (certificates("localhost", 1), tempfile::tempdir().unwrap());
+    let server = Server::begin(folder.path(), "implicit", &["--user", "me", "--password", PASSWORD]);
+    let sink = server.sink(folder.path(), &user(folder.path()));
+    let mut watched = Watched::new(token, directory.path(), sink).await.unwrap();
+
+    watched.read(APPLICATION).await.unwrap();
+    assert_eq!(watched.rotate().await.unwrap(), 2);
+    assert_eq!(watched.read(APPLICATION).await.unwrap().1.as_bytes(), b"password-2");
+    watched.follow().await.unwrap();
+    assert_eq!(server.mails(), Vec::<Value>::new(), "the right one is nobody's trouble");
+
+    for _ in 0..2 {
+        watched.read(STRANGER).await.unwrap();
+        watched.follow().await.unwrap();
+    }
+    watched.read(APPLICATION).await.unwrap();
+    watched.follow().await.unwrap();
+    watched.close().await.unwrap();
+    let mails = server.mails();
+    assert_eq!(mails.len(), 1, "{mails:?}");
+    assert_eq!(header(&mails[0], "subject"), format!("[keyleash] ALERT strangers: caller {STRANGER}"));
+    let body = mails[0]["body"].as_str().unwrap();
+    assert!(body.contains("SecretGet") && !body.contains("password-"), "{body}");
 }
