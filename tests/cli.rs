@@ -42,6 +42,7 @@ transcripts! {
     accounts,
     alerts,
     audit,
+    audit_hmac,
     damaged_files,
     damaged_stores,
     denied_and_unreachable,
@@ -246,7 +247,7 @@ fn forgets(args: &[&str], directory: &Path, first: &[u8], rest: &[u8], text: &[u
 
 /// Makes keys as other tools do, for transcripts: `"$TEST_BINARY" --exact makes_keys --ignored`, with a key on each line of
 /// KEYLEASH_TEST_KEYS: its label, its CKA_ID in hex (`-` for none), that of its public half if it is RSA, and what differs from a
-/// sound KEK. `set ID encrypt=false` changes one that is there.
+/// sound KEK; with `hmac` one that makes HMACs, as of a token without signatures. `set ID encrypt=false` changes one that is there.
 #[test]
 #[ignore = "transcripts call it"]
 fn makes_keys() {
@@ -284,6 +285,14 @@ fn make_key(session: &Session, words: &[&str]) {
         let (name, value) = change.split_once('=').unwrap();
         let attribute = [flag(name, value == "true")];
         session.update_attributes(session.find_objects(&[Attribute::Id(of(id))]).unwrap()[0], &attribute).unwrap();
+        return;
+    }
+    if let [label, id, "hmac"] = words {
+        let mut key = vec![Attribute::Token(true), Attribute::Label((*label).into()), Attribute::Id(of(id))];
+        let flags = ["private", "sensitive", "sign"].map(|on| (on, true)).into_iter().chain([("extractable", false)]);
+        key.extend(flags.map(|(name, value)| flag(name, value)));
+        key.push(Attribute::ValueLen(Ulong::new(32)));
+        session.generate_key(&Mechanism::GenericSecretKeyGen, &key).unwrap();
         return;
     }
     let (mut template, mut public) = (BTreeMap::new(), None);

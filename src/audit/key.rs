@@ -12,6 +12,10 @@ use std::{fmt, sync::Arc};
 /// What a new key signs first, so that one whose signatures nobody can verify is noticed before there is a trail.
 const TRIAL: &str = "keyleash: a trial of a signing key\n";
 
+/// What HMACs in the place of signatures cannot prove.
+pub const HMAC_WARNING: &str = "this token signs by HMAC alone: who verifies needs the token and the right to use the key, and could have \
+                                made the signatures as well; they prove nothing to a customer";
+
 /// Signs with a key of a token.
 pub struct TokenSigner {
     token: Arc<dyn Token>,
@@ -86,10 +90,7 @@ impl TokenSigner {
 
     /// What its signatures cannot prove; `None` where anybody can verify them.
     pub fn warning(&self) -> Option<&'static str> {
-        (!self.vkey.is_public()).then_some(
-            "this token signs by HMAC alone: who verifies needs the token and the right to use the key, and could have made the \
-             signatures as well; they prove nothing to a customer",
-        )
+        (!self.vkey.is_public()).then_some(HMAC_WARNING)
     }
 }
 

@@ -27,9 +27,11 @@ mod extract;
 mod follow;
 mod key;
 pub mod line;
+mod live;
 mod note;
 mod notes;
 mod progress;
+mod report;
 mod signer;
 mod tally;
 pub mod tree;
@@ -42,11 +44,12 @@ pub use self::{
     checkpoint::{Checkpoint, Retained, key_name},
     extract::{Asked, Extracted, Request, Shown, extract, verify_extract},
     follow::{AuditSink, BATCH_EVENTS_MAX, COMMAND_MAX, CommandSink, Event, FileSink, Follower, Told, Until},
-    key::TokenSigner,
+    key::{HMAC_WARNING, TokenSigner},
     note::{NOTE_BYTES_MAX, Note, SIGNATURES_MAX, Signature},
+    report::{Expected, Fault, FaultKind, Report},
     signer::Signer,
     tally::{GROUP_LINES_MAX, Group},
-    verify::{Expected, Fault, FaultKind, Report, verify},
+    verify::verify,
     vkey::{KeyId, Keys, Mac, POINT_BYTES, Vkey},
     walk::{Place, read},
     writer::{Options, QUEUE_RECORDS_MAX, STALL_MAX, TrailStatus, Writer},

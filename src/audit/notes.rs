@@ -24,36 +24,42 @@ struct Block {
     bytes: Vec<u8>,
     /// Number of its first line in the file.
     line: u64,
+    /// Bytes in front of it.
+    begin: u64,
     is_ended: bool,
     is_too_long: bool,
 }
 
 /// The notes of a file.
 pub(super) struct Notes {
-    reader: Option<BufReader<File>>,
+    reader: Option<BufReader<io::Take<File>>>,
     /// A block that was read too far.
     held: Option<Block>,
-    /// Lines that were read.
+    /// Lines and bytes that were read.
     lines: u64,
-    /// The line that the last note begins with.
+    bytes: u64,
+    /// The line that the last note begins with, and how many bytes stand in front of it.
     pub(super) line: u64,
+    pub(super) begin: u64,
 }
 
 impl Notes {
-    /// Of a file that may not be there.
+    /// Of a file that may not be there, up to its end as it is now.
     pub(super) fn open(file: &Path) -> io::Result<Self> {
         match File::open(file) {
-            Ok(file) => Ok(Self::of(file)),
+            Ok(file) => Self::of(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Self { reader: None, held: None, lines: 0, line: 0 })
+                Ok(Self { reader: None, held: None, lines: 0, bytes: 0, line: 0, begin: 0 })
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Of this one.
-    pub(super) fn of(file: File) -> Self {
-        Self { reader: Some(BufReader::new(file)), held: None, lines: 0, line: 0 }
+    /// Of this one, up to its end as it is now.
+    pub(super) fn of(file: File) -> io::Result<Self> {
+        let bytes = file.metadata()?.len();
+        let reader = Some(BufReader::new(file.take(bytes)));
+        Ok(Self { reader, held: None, lines: 0, bytes: 0, line: 0, begin: 0 })
     }
 
     fn block(&mut self) -> io::Result<Option<Block>> {
@@ -61,12 +67,14 @@ impl Notes {
             return Ok(Some(held));
         }
         let Some(reader) = &mut self.reader else { return Ok(None) };
-        let mut block = Block { bytes: Vec::new(), line: self.lines + 1, is_ended: false, is_too_long: false };
+        let (line, begin) = (self.lines + 1, self.bytes);
+        let mut block = Block { bytes: Vec::new(), line, begin, is_ended: false, is_too_long: false };
         let mut is_empty = true;
         loop {
             let from = block.bytes.len();
             // A piece of a line that is too long is as good as a line here.
             let read = reader.by_ref().take(NOTE_BYTES_MAX as u64).read_until(b'\n', &mut block.bytes)?;
+            self.bytes += read as u64;
             let line = block.bytes.get(from..).unwrap_or_default();
             self.lines += u64::from(line.ends_with(b"\n"));
             if line == b"\n" {
@@ -88,7 +96,7 @@ impl Notes {
     pub(super) fn next(&mut self) -> io::Result<Option<Next>> {
         let malformed = |what: &str| Ok(Some(Next::Malformed(what.to_owned())));
         let Some(text) = self.block()? else { return Ok(None) };
-        self.line = text.line;
+        (self.line, self.begin) = (text.line, text.begin);
         let is_signatures = |block: &Block| block.bytes.starts_with(DASH.as_bytes());
         if text.is_too_long || text.bytes.is_empty() {
             return malformed("no text of a note begins here");

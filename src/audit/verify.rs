@@ -6,11 +6,12 @@
 
 use super::{
     checkpoint::{Checkpoint, Retained},
+    live::{READS_MAX, Snapshot},
     note::Note,
-    notes::{Next, Notes, read_note},
+    notes::{Next, Notes},
+    report::{Expected, Fault, FaultKind, Report},
     tally::{Group, Tally},
     tree::{Frontier, Hash, leaf_hash},
-    vkey::Keys,
     walk::{Head, Place, Step, Walk, belongs},
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    io,
     path::Path,
 };
 
@@ -27,144 +28,11 @@ use std::{
 pub(super) const CHECKPOINTS: &str = "checkpoints";
 /// The file of what retention left.
 pub(super) const RETAINED: &str = "retained";
-/// Faults that are told one by one; what is more is counted.
-const FAULTS_MAX: usize = 100;
 /// Gaps in the numbers that are remembered.
 const GAPS_MAX: usize = 10_000;
 
-/// By what a trail is judged.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct Expected {
-    /// The keys that sign its checkpoints.
-    pub keys: Keys,
-    /// Whose trail it is. Where nothing is said, the node is called as its directory is, and a key of `keys` as its store.
-    pub origin: Option<String>,
-    /// Checkpoints that were kept elsewhere: in the key store, by a customer. Who gives one has verified it.
-    pub kept: Vec<Checkpoint>,
-}
-
-impl Expected {
-    /// By keys alone.
-    pub fn by(keys: Keys) -> Self {
-        Self { keys, ..Self::default() }
-    }
-
-    /// Whether this is the origin of the trail in a directory of this name.
-    fn is_of(&self, origin: &str, node: Option<&str>) -> bool {
-        let of_key = |key: &str| origin.strip_prefix(key).and_then(|rest| rest.strip_prefix('/')) == node;
-        match &self.origin {
-            Some(expected) => expected == origin,
-            None => node.is_some() && self.keys.iter().any(|key| of_key(key.name())),
-        }
-    }
-}
-
-/// What was done to a trail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FaultKind {
-    /// The bytes of a line, or of a checkpoint, are others.
-    Changed,
-    /// Lines are not there.
-    Removed,
-    /// There is something more.
-    Added,
-    /// Lines stand elsewhere than where they were written.
-    Reordered,
-    /// The end is not there.
-    Cut,
-    /// None of the keys signed it, or it is of another trail.
-    Forged,
-    /// A tally does not tell of its lines: by whoever wrote it.
-    Miscounted,
-    /// The disk, or what compressed the file, does not give it.
-    Unreadable,
-}
-
-impl fmt::Display for FaultKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Changed => "changed",
-            Self::Removed => "removed",
-            Self::Added => "added",
-            Self::Reordered => "reordered",
-            Self::Cut => "cut",
-            Self::Forged => "forged",
-            Self::Miscounted => "miscounted",
-            Self::Unreadable => "unreadable",
-        })
-    }
-}
-
-/// One thing that is wrong, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Fault {
-    /// What was done.
-    pub kind: FaultKind,
-    /// Where.
-    pub place: Place,
-    /// In words.
-    pub what: String,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}: {}", self.kind, self.place, self.what)
-    }
-}
-
-/// What verification found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Report {
-    /// Whose trail it is, as its checkpoints say.
-    pub origin: Option<String>,
-    /// Files of lines.
-    pub files: u64,
-    /// Bytes of lines that were read.
-    pub bytes: u64,
-    /// How many lines there are.
-    pub lines: u64,
-    /// How many lines retention removed in front of them.
-    pub retained: u64,
-    /// How many checkpoints there are that a key signed.
-    pub checkpoints: u64,
-    /// The newest checkpoint that the lines lead to. Lines behind it are covered by no signature: they were written since, or added.
-    pub newest: Option<Checkpoint>,
-    /// The number behind the last line.
-    pub end: u64,
-    /// Bytes behind the last line that are no whole line: torn by a crash, or just being written. They count for nothing.
-    pub torn: u64,
-    /// What is wrong: the first hundred.
-    pub faults: Vec<Fault>,
-    /// How many more.
-    pub more_faults: u64,
-}
-
-impl Report {
-    /// Whether nothing is wrong.
-    pub const fn is_whole(&self) -> bool {
-        self.faults.is_empty()
-    }
-
-    /// How many lines at the end no checkpoint covers.
-    pub fn uncovered(&self) -> u64 {
-        let covered = self.newest.as_ref().map_or(self.retained, |newest| newest.size);
-        self.end.saturating_sub(covered)
-    }
-
-    fn fault(&mut self, fault: Fault) {
-        if self.faults.len() < FAULTS_MAX {
-            self.faults.push(fault);
-        } else {
-            self.more_faults += 1;
-        }
-    }
-}
-
-/// Verifies the trail in a node's directory. Blocks for as long as reading it takes; needs no token where the keys are public.
+/// Verifies the trail in a node's directory, as it is when this begins: beside a writer too. Blocks for as long as reading it takes; needs
+/// no token where the keys are public.
 ///
 /// # Errors
 /// [`Error::NotFound`] where there is no trail; [`Error::Trail`] where the directory cannot be read; [`Error::Invalid`] where no key is
@@ -175,21 +43,29 @@ pub fn verify(node: &Path, expected: &Expected) -> Result<Report> {
             "a trail is verified by the key that signs it: `keyleash audit key show` prints it".into(),
         ));
     }
-    let failed = |error: io::Error| Error::Trail(format!("reading the trail {}: {error}", node.display()));
-    if !node.is_dir() {
-        return Err(Error::NotFound(format!("a trail in {}", node.display())));
+    let mut reads = 1;
+    loop {
+        let mut trail = Snapshot::take(node)?;
+        let report = verify_now(node, expected, &mut trail)?;
+        // What is read while the writer removes it, or cuts it off, is no fault of the trail's.
+        if report.is_whole() || reads == READS_MAX || !trail.has_moved()? {
+            return Ok(report);
+        }
+        reads += 1;
     }
-    let mut walk = Walk::new(node)?;
-    let notes = Notes::open(&node.join(CHECKPOINTS)).map_err(failed)?;
-    let retained = read_note(&node.join(RETAINED)).map_err(failed)?;
+}
+
+fn verify_now(node: &Path, expected: &Expected, trail: &mut Snapshot) -> Result<Report> {
+    let failed = |error: io::Error| Error::Trail(format!("reading the trail {}: {error}", node.display()));
+    let mut walk = Walk::of(node, trail.files.clone());
     let name = node.canonicalize().map_err(failed)?.file_name().and_then(|name| name.to_str().map(str::to_owned));
-    let mut judge = Judge::new(name, expected, notes);
+    let mut judge = Judge::new(name, expected, &mut trail.notes);
     judge.report.files = walk.files() as u64;
-    if let Some(retained) = &retained {
+    if let Some(retained) = &trail.retained {
         judge.begin_behind(retained)?;
     }
     judge.checkpoints_at()?;
-    loop {
+    while !judge.is_behind(trail.durable)? {
         match walk.step() {
             Step::Line => judge.line(&walk)?,
             Step::TooLong => judge.no_line(&walk)?,
@@ -200,10 +76,31 @@ pub fn verify(node: &Path, expected: &Expected) -> Result<Report> {
         }
     }
     judge.report.bytes = walk.bytes;
-    if walk.files() == 0 && judge.report.checkpoints == 0 && retained.is_none() && judge.report.is_whole() {
+    if walk.files() == 0 && judge.report.checkpoints == 0 && trail.retained.is_none() && judge.report.is_whole() {
         return Err(Error::NotFound(format!("a trail in {}: it has no lines and no checkpoints", node.display())));
     }
     judge.end(walk.place())
+}
+
+/// Lines that retention was about to remove as its process ended, or that somebody put there.
+struct Leftover {
+    /// `None` where it is not known, or they do not follow each other.
+    tree: Option<Frontier>,
+    lines: u64,
+    place: Place,
+}
+
+impl Leftover {
+    fn add(&mut self, line: &[u8], head: &Head) {
+        if self.lines == 0 && head.seq > 0 {
+            self.tree = Tally::parse(line).map(|tally| tally.frontier);
+        }
+        self.tree = self.tree.take().filter(|tree| tree.size() == head.seq);
+        if let Some(tree) = &mut self.tree {
+            tree.append(leaf_hash(line));
+        }
+        self.lines += 1;
+    }
 }
 
 /// A line that is not the next one; what it is says the line behind it.
@@ -217,7 +114,7 @@ struct Judge<'e> {
     node: Option<String>,
     expected: &'e Expected,
     report: Report,
-    notes: Notes,
+    notes: &'e mut Notes,
     /// The checkpoint that was read and not yet reached.
     ahead: Option<(Checkpoint, Place)>,
     /// Size of the one before.
@@ -238,10 +135,11 @@ struct Judge<'e> {
     /// Lines that say another number than that of their place: the one, and the other.
     misplaced: BTreeSet<(u64, u64)>,
     held: Option<Held>,
+    leftover: Option<Leftover>,
 }
 
 impl<'e> Judge<'e> {
-    fn new(node: Option<String>, expected: &'e Expected, notes: Notes) -> Self {
+    fn new(node: Option<String>, expected: &'e Expected, notes: &'e mut Notes) -> Self {
         Self {
             node,
             expected,
@@ -258,7 +156,13 @@ impl<'e> Judge<'e> {
             gaps: BTreeMap::new(),
             misplaced: BTreeSet::new(),
             held: None,
+            leftover: None,
         }
+    }
+
+    /// Whether all durable lines were read, and those that checkpoints tell of: what stands behind them may be cut off again.
+    fn is_behind(&mut self, durable: Option<u64>) -> Result<bool> {
+        Ok(durable.is_some_and(|durable| durable <= self.next) && self.held.is_none() && self.peek()?.is_none())
     }
 
     fn fault(&mut self, kind: FaultKind, place: Place, what: &str) {
@@ -304,6 +208,12 @@ impl<'e> Judge<'e> {
         if self.held.is_some() {
             self.settle(Some(head.seq))?;
         }
+        if head.seq < self.report.retained && self.next == self.report.retained {
+            let begin = || Leftover { tree: Some(Frontier::new()), lines: 0, place: walk.place() };
+            self.leftover.get_or_insert_with(begin).add(line, &head);
+            return Ok(());
+        }
+        self.settle_leftover();
         if !belongs(&head.time, walk.hour(), walk.is_first_line()) {
             self.fault(FaultKind::Reordered, walk.place(), "its time is not of the hour of this file");
         }
@@ -331,18 +241,23 @@ impl<'e> Judge<'e> {
         self.not_next(None, walk)
     }
 
+    /// They are as good as gone where they lead to what retention left.
+    fn settle_leftover(&mut self) {
+        let Some(Leftover { tree, lines, place }) = self.leftover.take() else { return };
+        if tree.is_some() && tree == self.tree {
+            self.report.leftover = lines;
+            return;
+        }
+        let retained = self.report.retained;
+        let what = format!(
+            "{lines} lines stand from here on with numbers below {retained}, up to which all were removed: by a retention that was cut short, \
+             which the next one of the node's writer ends, or somebody put them there"
+        );
+        self.fault(FaultKind::Added, place, &what);
+    }
+
     fn not_next(&mut self, seq: Option<u64>, walk: &Walk) -> Result<()> {
         self.settle(seq)?;
-        // Proved by nothing: what retention was about to remove as its process ended, or what somebody put there.
-        if let Some(seq) = seq.filter(|seq| *seq < self.report.retained && self.next == self.report.retained) {
-            let what = format!(
-                "line {seq} stands here, and those up to {} were removed: by a retention that was cut short, which the next one of the node's \
-                 writer ends, or somebody put it there",
-                self.report.retained
-            );
-            self.fault(FaultKind::Added, walk.place(), &what);
-            return Ok(());
-        }
         self.held = Some(Held { seq, place: walk.place() });
         Ok(())
     }
@@ -544,6 +459,7 @@ impl<'e> Judge<'e> {
 
     fn end(mut self, last: Place) -> Result<Report> {
         self.settle(None)?;
+        self.settle_leftover();
         let mut signed = 0;
         while let Some(size) = self.peek()? {
             signed = size;

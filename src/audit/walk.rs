@@ -88,7 +88,12 @@ impl HourFile {
 fn numbered(folder: &Path, prefix: &str, digits: usize) -> Result<Vec<String>> {
     let failed = |error: io::Error| Error::Trail(format!("reading the folder {}: {error}", folder.display()));
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
+    let entries = match fs::read_dir(folder) {
+        // It was removed with all that was in it, since the folder above it was read.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
         let name = entry.map_err(failed)?.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix(prefix));
         let fits = |number: &&str| number.len() == digits && number.bytes().all(|byte| byte.is_ascii_digit());
@@ -273,6 +278,8 @@ impl Walk {
                 (self.begun, self.number) = (self.begun + 1, 0);
                 match Source::open(&self.node, file) {
                     Ok(source) => self.source = Some(source),
+                    // It was removed since the folder was read: as if it had been before. The numbers of the lines tell what is missing.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Step::Unreadable(error.to_string()),
                 }
                 continue;
@@ -333,6 +340,12 @@ impl Walk {
             }
         }
     }
+}
+
+/// Number of the first line of a file; `None` where it has none.
+pub(super) fn first_seq(folder: &Path, file: Option<&HourFile>) -> Option<u64> {
+    let mut walk = Walk::of(folder, vec![file?.clone()]);
+    (walk.step() == Step::Line).then(|| Head::parse(walk.line()).map(|head| head.seq)).flatten()
 }
 
 /// Whether lines of these times may stand in the file of this hour: the first is of the hour, and the others are not of a later one.

@@ -23,7 +23,7 @@ fn asked() -> Asked {
 }
 
 fn check(text: &[u8], asked: &Asked) -> Result<Shown> {
-    verify_extract(&mut &*text, asked, &mut |_| {})
+    verify_extract(&mut &*text, asked, &mut |_, _| {}).map(|mut shown| shown.remove(0))
 }
 
 fn time(text: &str) -> Time {
@@ -38,9 +38,10 @@ fn each_account_is_shown_all_its_lines_and_no_other() {
         let mut seen = Vec::new();
         let mut asked = asked();
         asked.account = Some(AccountId::new(account).unwrap());
-        let shown = verify_extract(&mut text.as_bytes(), &asked, &mut |line| seen.push(line.to_owned())).unwrap();
+        let shown = verify_extract(&mut text.as_bytes(), &asked, &mut |_, line| seen.push(line.to_owned()));
+        let shown = shown.unwrap().remove(0);
         assert_eq!((shown.lines, seen.len(), shown.span, shown.from), (lines, lines as usize, 0..12, None));
-        assert_eq!((shown.to, shown.checkpoint.size), (time("2026-11-26T02:11:00.001Z"), 13));
+        assert_eq!((shown.to, shown.checkpoint.size), (time("2026-11-26T02:10:50.001Z"), 13));
         assert!(!text.contains(not), "of another account: {text}");
         asked.account = Some(AccountId::new("d").unwrap());
         assert!(matches!(check(text.as_bytes(), &asked).unwrap_err(), Error::Invalid(_)));
@@ -104,9 +105,9 @@ fn a_span_is_shown_with_whole_groups_and_what_is_not_shown_is_not_claimed() {
     let shown = check(text.as_bytes(), &asked()).unwrap();
     assert_eq!((shown.lines, shown.span), (1, 6..8));
     for (from, to, is_shown) in [
-        (Some("2026-11-26T01:00:00.010Z"), Some("2026-11-26T02:10:00.000Z"), true),
-        (Some("2026-11-26T01:00:00.009Z"), None, false),
-        (None, Some("2026-11-26T02:10:00.001Z"), false),
+        (Some("2026-11-26T01:00:10.010Z"), Some("2026-11-26T02:09:50.000Z"), true),
+        (Some("2026-11-26T01:00:10.009Z"), None, false),
+        (None, Some("2026-11-26T02:09:50.001Z"), false),
     ] {
         let mut asked = asked();
         (asked.from, asked.to) = (from.map(time), to.map(time));
@@ -115,13 +116,18 @@ fn a_span_is_shown_with_whole_groups_and_what_is_not_shown_is_not_claimed() {
     // What was asked for is not there yet, or not any more: the extract says what it has.
     request.to = Some(time("2026-11-27T00:00:00.000Z"));
     let shown = check(made(&trail.node, &request).as_bytes(), &asked()).unwrap();
-    assert_eq!(shown.to, time("2026-11-26T02:11:00.001Z"));
+    assert_eq!(shown.to, time("2026-11-26T02:10:50.001Z"));
     request.from = None;
     let retained = Trail::golden("trail-retained");
     let shown = check(made(&retained.node, &request).as_bytes(), &asked()).unwrap();
-    assert_eq!((shown.lines, shown.span, shown.from), (1, 6..12, Some(time("2026-11-26T01:00:00.010Z"))));
-    request.from = Some(time("2026-11-28T00:00:00.000Z"));
-    let error = extract(&trail.node, &request, &mut Vec::new()).unwrap_err();
+    assert_eq!((shown.lines, shown.span, shown.from), (1, 6..12, Some(time("2026-11-26T01:00:10.010Z"))));
+    // Of a trail that ended before, the last group.
+    (request.from, request.to) = (Some(time("2026-11-28T00:00:00.000Z")), None);
+    let shown = check(made(&trail.node, &request).as_bytes(), &asked()).unwrap();
+    assert_eq!((shown.span.end, shown.to), (12, time("2026-11-26T02:10:50.001Z")));
+    // Of one that begins behind, nothing: retention removed what was asked for.
+    (request.from, request.to) = (None, Some(time("2026-11-26T00:30:00.000Z")));
+    let error = extract(&retained.node, &request, &mut Vec::new()).unwrap_err();
     assert!(matches!(error, Error::NotFound(_)), "{error}");
 }
 

@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
+mod beside;
 mod crash;
 mod extract;
 mod follow;
 mod forked;
 mod golden;
 mod hmac;
+mod nodes;
 mod rig;
 mod second;
 mod stored;

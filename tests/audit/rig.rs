@@ -43,9 +43,13 @@ pub(crate) struct TestSigner {
 
 impl TestSigner {
     pub(crate) fn new(seed: u8) -> Arc<Self> {
+        Self::named(seed, "keyleash/test")
+    }
+
+    pub(crate) fn named(seed: u8, name: &str) -> Arc<Self> {
         let key = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
         let point = key.public_key().as_ref().try_into().unwrap();
-        let vkey = Vkey::ed25519("keyleash/test", &point).unwrap().to_string();
+        let vkey = Vkey::ed25519(name, &point).unwrap().to_string();
         Arc::new(Self { key, vkey, silent: AtomicBool::new(false) })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::golden::{KASE, Trail, vkey};
 use keyleash::{
-    audit::{Request, extract},
+    audit::{Request, Vkey, extract},
     name::AccountId,
 };
 use std::{fs, path::Path, process::Command, sync::Once};
@@ -23,8 +23,17 @@ fn python() -> Command {
 }
 
 fn second(what: &str, path: &Path) -> (bool, String) {
+    second_by(&vkey(), what, path, &[])
+}
+
+pub(crate) fn second_by(vkey: &Vkey, what: &str, path: &Path, nodes: &[&str]) -> (bool, String) {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/audit/verify.py");
-    let output = python().arg(program).arg(what).arg(path).arg("--key").arg(vkey().to_string()).output().unwrap();
+    let mut command = python();
+    command.arg(program).arg(what).arg(path).arg("--key").arg(vkey.to_string());
+    for node in nodes {
+        command.args(["--node", node]);
+    }
+    let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     // A failure of its own is no verdict.
     assert!(output.status.success() || said.starts_with("wrong: "), "{said}");

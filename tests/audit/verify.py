@@ -441,11 +441,15 @@ def check_group(tally, row, account, leaves):
         raise Wrong(f"of the account's lines in front of tally {tally['seq']} some were left out or added")
 
 
-def verify_extract(path, key):
-    rows = path.read_bytes().split(b"\n")
-    if rows.pop() or any(len(row) > ROW_MAX for row in rows):
-        raise Wrong("the extract was cut off, or a line is too long")
-    rows = [load(row) for row in rows]
+def late(time, seconds):
+    """A time, so much later."""
+    form = "%Y-%m-%dT%H:%M:%S.%f"
+    later = datetime.datetime.strptime(time[:-1], form) + datetime.timedelta(seconds=seconds)
+    return later.strftime(form)[:-3] + "Z"
+
+
+def verify_part(rows, key):
+    """One node's part of an extract."""
     header = rows.pop(0)
     if header.get("extract") != "keyleash.audit.extract.v1" or not header["origin"].startswith(key.name + "/"):
         raise Wrong("no extract of this trail")
@@ -488,20 +492,43 @@ def verify_extract(path, key):
     if tally is None:
         raise Wrong("nothing is shown")
     check_group(tally, group, account, leaves)
-    if "since" in first and (header["from"] is None or first["since"] > header["from"]):
+    if "since" in first and (header["from"] is None or late(first["since"], 10) > header["from"]):
         raise Wrong("it begins too late")
-    if tally["time"] < header["to"]:
+    if late(tally["time"], -10) < header["to"]:
         raise Wrong("it ends too early")
     return {"origin": header["origin"], "account": account, "lines": shown, "first": first["first"], "end": tally["seq"]}
 
 
+def verify_extract(path, key, nodes):
+    rows = path.read_bytes().split(b"\n")
+    if rows.pop() or any(len(row) > ROW_MAX for row in rows):
+        raise Wrong("the extract was cut off, or a line is too long")
+    parts = []
+    for row in map(load, rows):
+        if "extract" in row:
+            parts.append([])
+        parts[-1].append(row)
+    parts = [verify_part(part, key) for part in parts]
+    origins = [part["origin"] for part in parts]
+    if not parts or len(set(origins)) < len(parts) or len({part["account"] for part in parts}) > 1:
+        raise Wrong("the parts are not of one account and of each node once")
+    missing = [node for node in nodes if f"{key.name}/{node}" not in origins]
+    if missing:
+        raise Wrong(f"nothing is shown of {missing}")
+    return parts
+
+
+
+
 def main(arguments):
     what, where, *options = arguments
+    nodes = [value for name, value in zip(options[::2], options[1::2]) if name == "--node"]
     options = dict(zip(options[::2], options[1::2]))
     secret = bytes.fromhex(options["--hmac-key"]) if "--hmac-key" in options else None
     try:
         key = Key(options["--key"], secret)
-        found = (verify_trail if what == "trail" else verify_extract)(pathlib.Path(where), key)
+        where = pathlib.Path(where)
+        found = verify_trail(where, key) if what == "trail" else verify_extract(where, key, nodes)
     except (Wrong, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         print(f"wrong: {type(error).__name__}: {error}")
         return 1

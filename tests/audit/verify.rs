@@ -49,6 +49,30 @@ fn lines_that_somebody_puts_before_what_retention_left_are_noticed() {
 }
 
 #[test]
+fn lines_that_retention_was_about_to_remove_are_those_that_were_written_or_are_told() {
+    let (whole, trail) = (Trail::plain("trail"), Trail::golden("trail-retained"));
+    let old = whole.hours().remove(0);
+    let place = trail.node.join(old.strip_prefix(&whole.node).unwrap());
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    let text = fs::read_to_string(old).unwrap();
+    fs::write(&place, &text).unwrap();
+    let report = trail.verify();
+    assert_eq!((report.faults.len(), report.leftover, report.lines), (0, 5, 13), "{:?}", report.faults);
+    let lines: Vec<_> = text.split_inclusive('\n').collect();
+    for at in 0..lines.len() {
+        let mut other = lines.clone();
+        let changed = other[at].replace("2026", "2025");
+        other[at] = &changed;
+        fs::write(&place, other.concat()).unwrap();
+        assert!(kinds(&trail.verify()).contains(&FaultKind::Added), "line {at} changed");
+        let mut other = lines.clone();
+        other.remove(at);
+        fs::write(&place, other.concat()).unwrap();
+        assert!(kinds(&trail.verify()).contains(&FaultKind::Added), "line {at} removed");
+    }
+}
+
+#[test]
 fn every_byte_that_is_changed_is_noticed() {
     let is_every_bit = std::env::var_os("EVERY_BIT").is_some();
     for name in ["trail", "trail-retained"] {

@@ -1,6 +1,9 @@
 //! Whether an extract proves what it shows.
 
-use super::row::{Header, ROW_BYTES_MAX, Row};
+use super::{
+    earliest_behind, latest_before,
+    row::{Header, ROW_BYTES_MAX, Row},
+};
 use crate::{
     audit::{
         checkpoint::Checkpoint,
@@ -12,9 +15,12 @@ use crate::{
         walk::Head,
     },
     error::{Corrupt, Error, Result},
-    name::AccountId,
+    name::{AccountId, NodeName},
 };
 use std::io::{BufRead, Read};
+
+/// Most parts of an extract: one for each node.
+const PARTS_MAX: usize = 16_384;
 
 /// By what an extract is judged. What is not said here is taken as the extract says it.
 #[derive(Debug, Clone, Default)]
@@ -24,11 +30,13 @@ pub struct Asked {
     pub keys: Keys,
     /// Whose lines it is to show.
     pub account: Option<AccountId>,
-    /// From when on.
+    /// The nodes whose trails it has to show. It may show others too.
+    pub nodes: Vec<NodeName>,
+    /// From when on: of `nodes`, or where none is named of all that it shows.
     pub from: Option<Time>,
-    /// Up to when.
+    /// Up to when: of the same.
     pub to: Option<Time>,
-    /// Checkpoints from before that it has to go on from.
+    /// Checkpoints from before that it has to go on from, each of its own node.
     pub since: Vec<Checkpoint>,
 }
 
@@ -39,19 +47,21 @@ impl Asked {
     }
 }
 
-/// What an extract is found to show.
+/// What an extract is found to show of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Shown {
-    /// Whose trail it is of.
+    /// Whose trail it is of, as its checkpoints say.
     pub origin: String,
+    /// The node.
+    pub node: NodeName,
     /// Whose lines.
     pub account: String,
     /// How many lines.
     pub lines: u64,
-    /// From when on none was left out; `None` from the trail's beginning.
+    /// From when on none was left out; `None` from the trail's beginning. Ten seconds behind a tally, because lines may wait so long.
     pub from: Option<Time>,
-    /// Up to when.
+    /// Up to when: ten seconds in front of a tally.
     pub to: Time,
     /// The numbers of the trail between which none was left out.
     pub span: std::ops::Range<u64>,
@@ -63,15 +73,20 @@ fn wrong(what: impl Into<String>) -> Error {
     Error::Corrupt(Corrupt::Extract(what.into()))
 }
 
-/// Verifies an extract. `each` gets its lines, in order, while it is read: they count only once this has returned without an error.
+/// Verifies an extract, and gives what it shows of each node, in its order: no two of one node, all of one store and one account. `each`
+/// gets its lines, with the node that wrote each, while it is read: they count only once this has returned without an error.
+///
+/// Of a node that is not in it, and not among [`Asked::nodes`], it says nothing.
 ///
 /// # Errors
-/// [`Error::Corrupt`] where it does not prove what it shows; [`Error::Invalid`] where it is of another account or span than what is asked,
-/// or it takes the token to tell; [`Error::Trail`] where it cannot be read.
-pub fn verify_extract(reader: &mut dyn BufRead, asked: &Asked, each: &mut dyn FnMut(&str)) -> Result<Shown> {
-    let mut check =
-        Check { asked, header: None, checkpoints: Vec::new(), first: None, group: None, last: None, lines: 0 };
-    let (mut row, mut number) = (Vec::new(), 0_u64);
+/// [`Error::Corrupt`] where it does not prove what it shows; [`Error::Invalid`] where it is of another account, or less is in it than what
+/// is asked, or it takes the token to tell; [`Error::Trail`] where it cannot be read.
+pub fn verify_extract(
+    reader: &mut dyn BufRead,
+    asked: &Asked,
+    each: &mut dyn FnMut(&NodeName, &str),
+) -> Result<Vec<Shown>> {
+    let (mut parts, mut check, mut row, mut number) = (Parts::default(), None::<Check<'_>>, Vec::new(), 0_u64);
     loop {
         row.clear();
         // A line, its break, and a byte by which one that is too long is known.
@@ -87,9 +102,75 @@ pub fn verify_extract(reader: &mut dyn BufRead, asked: &Asked, each: &mut dyn Fn
         };
         let whole = row.strip_suffix(b"\n").filter(|row| row.len() <= ROW_BYTES_MAX);
         let whole = whole.ok_or_else(|| at(wrong("it was cut off, or is too long")))?;
-        Row::parse(whole).and_then(|row| check.row(row, each)).map_err(at)?;
+        match (Row::parse(whole).map_err(at)?, &mut check) {
+            (Row::Header(header), check) => {
+                if let Some(done) = check.take() {
+                    parts.take(done).map_err(at)?;
+                }
+                *check = Some(Check::begin(asked, header).map_err(at)?);
+            }
+            (row, Some(check)) => check.row(row, each).map_err(at)?,
+            (_, None) => return Err(at(wrong("it stands in the wrong place"))),
+        }
     }
-    check.end()
+    parts.take(check.ok_or_else(|| wrong("it is empty"))?)?;
+    parts.end(asked)
+}
+
+/// What was read to its end.
+#[derive(Default)]
+struct Parts {
+    shown: Vec<Shown>,
+    /// Of `Asked::since`, by their places there.
+    gone_on_from: Vec<usize>,
+}
+
+impl Parts {
+    fn take(&mut self, check: Check<'_>) -> Result<()> {
+        let (shown, gone_on_from) = check.end()?;
+        if let Some(first) = self.shown.first() {
+            if first.account != shown.account {
+                return Err(wrong(format!("it shows account {} and account {}", first.account, shown.account)));
+            }
+            // The same store's: the names of nodes are told apart within one.
+            if store_of(&first.origin) != store_of(&shown.origin) {
+                return Err(wrong(format!("{} and {} are not of one store", first.origin, shown.origin)));
+            }
+        }
+        if self.shown.iter().any(|other| other.node == shown.node) {
+            return Err(wrong(format!("node {} is shown twice", shown.node)));
+        }
+        if self.shown.len() == PARTS_MAX {
+            return Err(wrong(format!("it shows more than {PARTS_MAX} nodes")));
+        }
+        self.shown.push(shown);
+        self.gone_on_from.extend(gone_on_from);
+        Ok(())
+    }
+
+    fn end(self, asked: &Asked) -> Result<Vec<Shown>> {
+        let is_shown = |node: &NodeName| self.shown.iter().any(|shown| shown.node == *node);
+        let missing: Vec<_> = asked.nodes.iter().filter(|node| !is_shown(node)).map(NodeName::as_str).collect();
+        if !missing.is_empty() {
+            let there: Vec<_> = self.shown.iter().map(|shown| shown.node.as_str()).collect();
+            return Err(not_shown(format!("node {}; it shows {}", missing.join(", "), there.join(", "))));
+        }
+        for (at, since) in asked.since.iter().enumerate() {
+            if !self.gone_on_from.contains(&at) {
+                let Checkpoint { size, origin, .. } = since;
+                return Err(not_shown(format!("that the trail {origin} goes on from your checkpoint of {size} lines")));
+            }
+        }
+        Ok(self.shown)
+    }
+}
+
+fn store_of(origin: &str) -> Option<&str> {
+    origin.rsplit_once('/').map(|(store, _)| store)
+}
+
+fn not_shown(what: String) -> Error {
+    Error::Invalid(format!("the extract does not show what is asked for: {what}"))
 }
 
 /// The group that is being read.
@@ -101,9 +182,11 @@ struct Open {
     seq: Option<u64>,
 }
 
+/// One node's part of an extract.
 struct Check<'a> {
     asked: &'a Asked,
-    header: Option<Header>,
+    header: Header,
+    node: NodeName,
     checkpoints: Vec<Checkpoint>,
     first: Option<Tally>,
     group: Option<Open>,
@@ -112,38 +195,37 @@ struct Check<'a> {
     lines: u64,
 }
 
-impl Check<'_> {
-    fn row(&mut self, row: Row, each: &mut dyn FnMut(&str)) -> Result<()> {
+impl<'a> Check<'a> {
+    fn begin(asked: &'a Asked, header: Header) -> Result<Self> {
+        let account = AccountId::new(&header.account).map_err(|_| wrong("it names no account"))?;
+        if let Some(asked) = asked.account.as_ref().filter(|asked| **asked != account) {
+            return Err(Error::Invalid(format!("it is an extract of account {account}, not of {asked}")));
+        }
+        let of_key = |name: &str| NodeName::new(header.origin.strip_prefix(name)?.strip_prefix('/')?).ok();
+        let node = asked.keys.iter().find_map(|key| of_key(key.name()));
+        let node = node.ok_or_else(|| wrong(format!("it is of another trail, {}", header.origin)))?;
+        let (checkpoints, first, group, last, lines) = (Vec::new(), None, None, None, 0);
+        Ok(Self { asked, header, node, checkpoints, first, group, last, lines })
+    }
+
+    fn row(&mut self, row: Row, each: &mut dyn FnMut(&NodeName, &str)) -> Result<()> {
         match row {
-            Row::Header(header) if self.header.is_none() => self.begin(header),
             Row::Checkpoint { note, consistency } if self.first.is_none() => self.checkpoint(&note, &consistency),
             Row::Tally { seq, line, proof, beside } => self.tally(seq, &line, &proof, beside),
             Row::Line { seq, line, proof } => {
                 self.line(seq, &line, &proof)?;
-                each(&line);
+                each(&self.node, &line);
                 Ok(())
             }
             Row::Header(_) | Row::Checkpoint { .. } => Err(wrong("it stands in the wrong place")),
         }
     }
 
-    fn begin(&mut self, header: Header) -> Result<()> {
-        let account = AccountId::new(&header.account).map_err(|_| wrong("it names no account"))?;
-        if let Some(asked) = self.asked.account.as_ref().filter(|asked| **asked != account) {
-            return Err(Error::Invalid(format!("it is an extract of account {account}, not of {asked}")));
-        }
-        self.header = Some(header);
-        Ok(())
-    }
-
     fn checkpoint(&mut self, note: &str, consistency: &[Hash]) -> Result<()> {
         let note = Note::parse(note.as_bytes())?;
         note.verify(&self.asked.keys)?;
-        let (next, header) = (Checkpoint::of(&note)?, self.header.as_ref());
-        let of_key = |name: &str| next.origin.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
-        if header.is_none_or(|header| header.origin != next.origin)
-            || !self.asked.keys.iter().any(|key| of_key(key.name()))
-        {
+        let next = Checkpoint::of(&note)?;
+        if self.header.origin != next.origin {
             return Err(wrong(format!("it is a checkpoint of another trail, {}", next.origin)));
         }
         let goes_on = match self.checkpoints.last() {
@@ -186,7 +268,7 @@ impl Check<'_> {
 
     fn line(&mut self, seq: u64, line: &str, proof: &[Hash]) -> Result<()> {
         let leaf = self.is_in(seq, line, proof)?;
-        let account = self.header.as_ref().map(|header| &*header.account);
+        let account = Some(&*self.header.account);
         let head = Head::parse(line.as_bytes())
             .filter(|head| head.seq == seq && head.account() == account && !head.is_tally());
         head.ok_or_else(|| wrong("it is no line of this account"))?;
@@ -204,8 +286,7 @@ impl Check<'_> {
     /// That a group has all lines of the account.
     fn close_group(&mut self) -> Result<()> {
         let Some(Open { tally, beside, lines, .. }) = self.group.take() else { return Ok(()) };
-        let account = self.header.as_ref().map(|header| &*header.account).unwrap_or_default();
-        if !tally.tells_of(account, &lines, &beside) {
+        if !tally.tells_of(&self.header.account, &lines, &beside) {
             let (first, last) = (tally.first, tally.seq.saturating_sub(1));
             return Err(wrong(format!(
                 "of the account's lines between number {first} and {last} some were left out or added"
@@ -215,36 +296,46 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn end(mut self) -> Result<Shown> {
+    /// What it shows, and which checkpoints from before it goes on from.
+    fn end(mut self) -> Result<(Shown, Vec<usize>)> {
         self.close_group()?;
-        let (Some(header), Some(first), Some(last)) = (self.header, self.first, self.last) else {
-            return Err(wrong("it shows nothing: no tally is in it"));
+        let Self { asked, header, node, .. } = self;
+        let (Some(first), Some(last)) = (self.first, self.last) else {
+            return Err(wrong(format!("it shows nothing of node {node}: no tally is in it")));
         };
-        let Some(checkpoint) = self.checkpoints.last().cloned() else { return Err(wrong("no checkpoint is in it")) };
-        let missing =
-            |what: String| Err(Error::Invalid(format!("the extract does not show what is asked for: {what}")));
-        let from = self.asked.from.or(header.from);
-        if first.since.is_some_and(|since| from.is_none_or(|from| since > from)) {
+        let newest = self.checkpoints.last().cloned();
+        let checkpoint = newest.ok_or_else(|| wrong(format!("no checkpoint of node {node} is in it")))?;
+        let is_asked_for = asked.nodes.is_empty() || asked.nodes.contains(&node);
+        let missing = |what: String| {
+            let remedy = if asked.nodes.is_empty() { "; ask it of those nodes alone that have to show it" } else { "" };
+            Err(not_shown(format!("of node {node} {what}{remedy}")))
+        };
+        let (begin, end) = (first.since.map(earliest_behind), latest_before(last.time));
+        let from = asked.from.filter(|_| is_asked_for).or(header.from);
+        if begin.is_some_and(|begin| from.is_none_or(|from| begin > from)) {
             let from = from.map_or_else(|| "the trail's beginning".into(), |from| from.to_string());
             return missing(format!("it begins behind {from}"));
         }
-        let to = self.asked.to.unwrap_or(header.to);
-        if to > last.time {
-            return missing(format!("it ends at {}, before {to}", last.time));
+        let to = asked.to.filter(|_| is_asked_for).unwrap_or(header.to);
+        if to > end {
+            return missing(format!("it ends at {end}, before {to}"));
         }
-        for since in &self.asked.since {
-            if !self.checkpoints.iter().any(|there| (there.size, there.root) == (since.size, since.root)) {
-                return missing(format!("that the trail goes on from your checkpoint of {} lines", since.size));
-            }
-        }
-        Ok(Shown {
+        let is_there = |since: &Checkpoint| {
+            let is_it = |there: &Checkpoint| (there.size, there.root) == (since.size, since.root);
+            since.origin == header.origin && self.checkpoints.iter().any(is_it)
+        };
+        let gone_on_from = asked.since.iter().enumerate().filter(|(_, since)| is_there(since)).map(|(at, _)| at);
+        let gone_on_from = gone_on_from.collect();
+        let shown = Shown {
             origin: header.origin,
+            node,
             account: header.account,
             lines: self.lines,
-            from: first.since,
-            to: last.time,
+            from: begin,
+            to: end,
             span: first.first..last.seq,
             checkpoint,
-        })
+        };
+        Ok((shown, gone_on_from))
     }
 }

@@ -1,4 +1,4 @@
-//! One account's lines of a trail, with the proof that none of them was left out, changed or added: made here, checked by
+//! One account's lines of trails, with the proof that none of them was left out, changed or added: made here node by node, checked by
 //! [`verify_extract`] with the public key alone.
 
 mod check;
@@ -9,11 +9,12 @@ pub use check::{Asked, Shown, verify_extract};
 use super::{
     checkpoint::{Checkpoint, Retained},
     line::Time,
+    live::{READS_MAX, Snapshot},
     note::Note,
-    notes::{Next, Notes, read_note},
+    notes::{Next, Notes},
     tally::{Accounts, Group, Tally},
     tree::{Mark, Prover, Wanted, leaf_hash},
-    verify::{CHECKPOINTS, RETAINED},
+    verify::CHECKPOINTS,
     walk::{Head, Step, Walk},
 };
 use crate::{
@@ -26,17 +27,31 @@ use std::{
     path::Path,
 };
 
+/// A line may stand so long, in milliseconds, behind lines of a later time: who wrote it looked at the clock, and had to wait. So a tally
+/// says of the lines in front of it, and of those behind it, from when to when they are, but for so much.
+const LATE_MS: u64 = 10_000;
+
+/// From when on no line stands in front of a tally of this time.
+const fn earliest_behind(tally: Time) -> Time {
+    Time::from_unix_ms(tally.unix_ms() + LATE_MS)
+}
+
+/// Up to when no line stands behind a tally of this time.
+const fn latest_before(tally: Time) -> Time {
+    Time::from_unix_ms(tally.unix_ms().saturating_sub(LATE_MS))
+}
+
 /// What an extract is to show.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Request {
     /// Whose lines.
     pub account: AccountId,
-    /// From when on; `None` for the trail's beginning.
+    /// From when on; `None` for the trail's beginning. Of a trail that ended before, its last group of lines is shown.
     pub from: Option<Time>,
     /// Up to when; `None` for the last tally.
     pub to: Option<Time>,
-    /// A checkpoint that whoever gets the extract has already, which the trail is shown to go on from.
+    /// A checkpoint of this node that whoever gets the extract has already, which the trail is shown to go on from.
     pub since: Option<Note>,
 }
 
@@ -47,7 +62,7 @@ impl Request {
     }
 }
 
-/// What an extract has in it.
+/// What an extract has in it of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Extracted {
@@ -58,7 +73,7 @@ pub struct Extracted {
     /// From when on it shows that nothing was left out: later than what was asked for where retention removed what was before. `None`
     /// from the trail's beginning.
     pub from: Option<Time>,
-    /// Up to when: earlier than what was asked for where there is no tally of later yet.
+    /// Up to when: earlier than what was asked for where there is no tally of later yet, or the trail ended.
     pub to: Time,
 }
 
@@ -97,8 +112,7 @@ struct Picked {
 }
 
 /// The newest checkpoint of the trail, and how many lines it covers.
-fn newest(node: &Path) -> Result<(Note, Checkpoint)> {
-    let mut notes = checkpoints(node)?;
+fn newest(notes: &mut Notes) -> Result<(Note, Checkpoint)> {
     let mut newest = None;
     while let Some(next) = notes.next().map_err(|error| failed("reading the checkpoints", &error))? {
         if let Next::Note(note) = next {
@@ -106,25 +120,52 @@ fn newest(node: &Path) -> Result<(Note, Checkpoint)> {
             newest = Some((note, checkpoint));
         }
     }
-    newest.ok_or_else(|| Error::NotFound(format!("a checkpoint of the trail in {}", node.display())))
+    newest.ok_or_else(|| Error::NotFound("a checkpoint of the trail".into()))
 }
 
 fn checkpoints(node: &Path) -> Result<Notes> {
     Notes::open(&node.join(CHECKPOINTS)).map_err(|error| failed("reading the checkpoints", &error))
 }
 
-/// Writes the extract of the trail in a node's directory. Blocks for as long as reading the trail takes; keeps what is extracted in
-/// memory. Which key signed the checkpoints is not looked at, but that the lines lead to the newest of them.
+/// Writes the extract of the trail in a node's directory: that of several nodes is theirs one after the other. Blocks for as long as reading
+/// the trail takes; keeps what is extracted in memory. Which key signed the checkpoints is not looked at, but that the lines lead to the
+/// newest of them.
 ///
 /// # Errors
-/// [`Error::NotFound`] where no tally is of the span that is asked for; [`Error::Corrupt`] where the trail is not as it was written;
-/// [`Error::Trail`] where it cannot be read, or the extract not be written.
+/// [`Error::NotFound`] where there is no checkpoint, or no tally of the span or of before; [`Error::Invalid`] where the span ends before it
+/// begins; [`Error::Corrupt`] where the trail is not as it was written; [`Error::Trail`] where it cannot be read, or the extract not be
+/// written.
 pub fn extract(node: &Path, request: &Request, out: &mut dyn Write) -> Result<Extracted> {
-    let newest = newest(node)?;
-    let retained = read_note(&node.join(RETAINED)).map_err(|error| failed("reading what retention left", &error))?;
-    let retained = retained.map(|bytes| Retained::of(&Note::parse(&bytes)?)).transpose()?;
-    let mut way = Way::new(request, newest, checkpoints(node)?, retained.as_ref())?;
-    let mut walk = Walk::new(node)?;
+    if let (Some(from), Some(to)) = (request.from, request.to)
+        && from > to
+    {
+        return Err(Error::Invalid(format!("the span ends at {to}, before it begins at {from}")));
+    }
+    let mut reads = 1;
+    let extracted = loop {
+        let mut trail = Snapshot::take(node)?;
+        // What is read while the writer removes it is read again.
+        match extract_one(node, request, &mut trail).and_then(Way::checked) {
+            Err(Error::Corrupt(_)) if reads < READS_MAX && trail.has_moved()? => reads += 1,
+            way => break way.and_then(|way| way.write(out)),
+        }
+    };
+    extracted.map_err(|error| match error {
+        Error::Corrupt(Corrupt::Extract(what)) => Corrupt::Extract(format!("{}: {what}", node.display())).into(),
+        Error::NotFound(what) => Error::NotFound(format!("{what} in {}", node.display())),
+        error => error,
+    })
+}
+
+fn extract_one<'r>(node: &Path, request: &'r Request, trail: &mut Snapshot) -> Result<Way<'r>> {
+    let newest = newest(&mut trail.notes)?;
+    let retained = trail.retained.as_ref().map(|bytes| Retained::of(&Note::parse(bytes)?)).transpose()?;
+    let own = match (request.from, request.to) {
+        (None, None) => None, // all are
+        _ => own_lines(Walk::of(node, trail.files.clone()), request, newest.1.size)?,
+    };
+    let mut way = Way::new(request, own, newest, checkpoints(node)?, retained.as_ref())?;
+    let mut walk = Walk::of(node, trail.files.clone());
     while way.prover.size() < way.newest.1.size {
         match walk.step() {
             Step::Line => way.line(walk.line()).map_err(|error| match error {
@@ -136,11 +177,47 @@ pub fn extract(node: &Path, request: &Request, out: &mut dyn Write) -> Result<Ex
             step => return Err(broken(format!("{}: {step:?}, before line {}", walk.place(), way.newest.1.size))),
         }
     }
-    way.write(out)
+    Ok(way)
+}
+
+/// The first and the last of the account's lines of the span, by their numbers, wherever they stand: of a clock that was set back, lines of
+/// the span stand far behind it.
+fn own_lines(mut walk: Walk, request: &Request, size: u64) -> Result<Option<(u64, u64)>> {
+    let mut own = None;
+    loop {
+        match walk.step() {
+            Step::Line => {}
+            Step::TooLong | Step::Torn(_) => continue, // which the way through the tree does not pass by
+            Step::Unreadable(why) => return Err(broken(format!("{}: {why}", walk.place()))),
+            Step::End => return Ok(own),
+        }
+        let Some(head) = Head::parse(walk.line()) else { continue };
+        if head.seq >= size {
+            return Ok(own);
+        }
+        if head.account() != Some(request.account.as_str()) {
+            continue;
+        }
+        let Some(time) = Time::parse(&head.time) else { continue };
+        if request.from.is_none_or(|from| from <= time) && request.to.is_none_or(|to| time <= to) {
+            own = Some((own.map_or(head.seq, |(first, _)| first), head.seq));
+        }
+    }
+}
+
+/// Where a group stands to the span that is asked for. It never goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// In front of it. The last one is shown where the trail ends with it.
+    Before,
+    In,
+    Behind,
 }
 
 struct Way<'r> {
     request: &'r Request,
+    /// The first and the last of the account's lines of the span.
+    own: Option<(u64, u64)>,
     newest: (Note, Checkpoint),
     notes: Notes,
     ahead: Option<(Note, Checkpoint)>,
@@ -151,8 +228,7 @@ struct Way<'r> {
     group: Option<Group>,
     lines: Vec<Pick>,
     picked: Vec<Picked>,
-    /// Behind the span that was asked for.
-    is_over: bool,
+    stage: Stage,
     /// The one that the reader has, and the first that covers the last tally that is shown.
     since: Option<Shot>,
     cover: Option<Shot>,
@@ -161,6 +237,7 @@ struct Way<'r> {
 impl<'r> Way<'r> {
     fn new(
         request: &'r Request,
+        own: Option<(u64, u64)>,
         newest: (Note, Checkpoint),
         notes: Notes,
         retained: Option<&Retained>,
@@ -181,6 +258,7 @@ impl<'r> Way<'r> {
         }
         Ok(Self {
             request,
+            own,
             newest,
             notes,
             ahead: None,
@@ -189,7 +267,7 @@ impl<'r> Way<'r> {
             group: (begins == 0).then(|| Group::new(0, None)),
             lines: Vec::new(),
             picked: Vec::new(),
-            is_over: false,
+            stage: Stage::Before,
             since,
             cover: None,
         })
@@ -212,7 +290,7 @@ impl<'r> Way<'r> {
             match self.group.take() {
                 Some(group) if !tally.tells(&group) => return Err(broken("this tally does not tell of its lines")),
                 Some(group) => {
-                    let accounts = self.is_asked_for(&tally).then(|| group.accounts(&tally.salt)).flatten();
+                    let accounts = self.is_shown(&tally).then(|| group.accounts(&tally.salt)).flatten();
                     match accounts {
                         Some(accounts) => {
                             let wanted = self.prover.append_wanted(leaf);
@@ -234,7 +312,7 @@ impl<'r> Way<'r> {
             if let Some(group) = &mut self.group {
                 group.add(head.account(), &leaf);
             }
-            if !self.is_over && head.account() == Some(self.request.account.as_str()) {
+            if self.stage != Stage::Behind && head.account() == Some(self.request.account.as_str()) {
                 let wanted = self.prover.append_wanted(leaf);
                 self.lines.push(pick(wanted));
             } else {
@@ -244,14 +322,29 @@ impl<'r> Way<'r> {
         self.checkpoints_at()
     }
 
-    /// Whether the group of a tally is of the span that was asked for, whose groups follow each other.
-    fn is_asked_for(&mut self, tally: &Tally) -> bool {
+    /// Whether the group of a tally is shown: of the span, whose groups follow each other, or as yet the last one in front of it.
+    fn is_shown(&mut self, tally: &Tally) -> bool {
         let Request { from, to, .. } = self.request;
-        let begins_before_end = to.is_none_or(|to| tally.since.is_none_or(|since| since < to));
-        let ends_behind_begin = from.is_none_or(|from| tally.time >= from);
-        let is_asked_for = !self.is_over && begins_before_end && ends_behind_begin;
-        self.is_over |= !is_asked_for && !self.picked.is_empty();
-        is_asked_for
+        let has_begun = from.is_none_or(|from| from < earliest_behind(tally.time))
+            || self.own.is_some_and(|(first, _)| first < tally.seq);
+        if self.stage == Stage::Before {
+            self.forget_picked();
+            if has_begun {
+                self.stage = Stage::In;
+            }
+        }
+        let begins_behind = to.zip(tally.since).is_some_and(|(to, since)| latest_before(since) >= to)
+            && self.own.is_none_or(|(_, last)| last < tally.first);
+        if self.stage == Stage::In && begins_behind {
+            self.stage = Stage::Behind;
+        }
+        self.stage != Stage::Behind
+    }
+
+    fn forget_picked(&mut self) {
+        for Picked { tally, lines, .. } in self.picked.drain(..) {
+            lines.iter().chain([&tally]).for_each(|pick| self.prover.forget(pick.wanted));
+        }
     }
 
     fn pick(&mut self, tally: &Tally, accounts: &Accounts, pick: Pick) {
@@ -320,13 +413,18 @@ impl<'r> Way<'r> {
         shots
     }
 
-    fn write(mut self, out: &mut dyn Write) -> Result<Extracted> {
-        if self.prover.root() != self.newest.1.root {
-            return Err(broken("the lines do not lead to the newest checkpoint"));
+    /// Whether the lines lead to the newest checkpoint.
+    fn checked(self) -> Result<Self> {
+        match self.prover.root() == self.newest.1.root {
+            true => Ok(self),
+            false => Err(broken("the lines do not lead to the newest checkpoint")),
         }
+    }
+
+    fn write(mut self, out: &mut dyn Write) -> Result<Extracted> {
         let (Some(first), Some(last)) = (self.picked.first(), self.picked.last()) else {
             return Err(Error::NotFound(
-                "a tally of the span that is asked for: one is written within the hour, and when the service ends"
+                "a tally of the span that is asked for (one is written within the hour, and when the service ends)"
                     .into(),
             ));
         };
@@ -335,8 +433,12 @@ impl<'r> Way<'r> {
         let (first, last) = (of(&first.tally)?, of(&last.tally)?);
         let Request { account, from, to, .. } = self.request;
         // Not before what is shown, and not behind it.
-        let from = first.since.map(|since| from.map_or(since, |from| from.max(since))).or(*from);
-        let to = to.map_or(last.time, |to| to.min(last.time));
+        let (begin, end) = (first.since.map(earliest_behind), latest_before(last.time));
+        let from = match self.stage {
+            Stage::Before => begin, // it ended before what is asked for
+            _ => begin.map(|begin| from.map_or(begin, |from| from.max(begin))).or(*from),
+        };
+        let to = to.map_or(end, |to| to.min(end));
         let header = Header { origin: self.newest.1.origin.clone(), account: account.as_str().to_owned(), from, to };
         let mut rows = vec![Row::Header(header)];
         for Shot { note, consistency, .. } in self.shots() {

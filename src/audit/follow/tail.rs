@@ -7,7 +7,7 @@ use crate::{
         line::{LINE_BYTES_MAX, Time},
         progress,
         tree::leaf_hash,
-        walk::{Head, HourFile, Source, Step, Walk, hour_files, hour_files_from},
+        walk::{Head, HourFile, Source, first_seq, hour_files, hour_files_from},
         writer::retained_note,
     },
     error::Result,
@@ -344,10 +344,4 @@ impl Open {
             Err(error) => Err(error),
         }
     }
-}
-
-/// Number of the first line of a file; `None` where it has none.
-fn first_seq(folder: &Path, file: Option<&HourFile>) -> Option<u64> {
-    let mut walk = Walk::of(folder, vec![file?.clone()]);
-    (walk.step() == Step::Line).then(|| Head::parse(walk.line()).map(|head| head.seq)).flatten()
 }

@@ -4,10 +4,11 @@ use super::{
     disk::CHECKPOINTS,
     on_thread,
     queue::{Shared, Signed},
+    recover::retained_note,
 };
 use crate::{
     audit::{
-        checkpoint::Checkpoint,
+        checkpoint::{Checkpoint, Retained},
         note::Note,
         notes::{Next, Notes},
         signer::Signer,
@@ -168,8 +169,8 @@ impl Notary {
         let (note, version) = found.map(|(record, version)| (record.note, version)).unzip();
         self.version = version;
         let Some(note) = note else { return Ok(true) };
-        let place = self.folder.join(CHECKPOINTS);
-        on_thread(move || is_among(&place, &note)).await
+        let folder = self.folder.clone();
+        on_thread(move || Ok(is_among(&folder.join(CHECKPOINTS), &note)? || is_thinned(&folder, &note)?)).await
     }
 }
 
@@ -178,13 +179,20 @@ impl Notary {
 fn is_among(place: &Path, note: &str) -> Result<bool> {
     let failed = |error: io::Error| Error::Trail(format!("{}: {error}; see to the disk", place.display()));
     // One that is just being put back tells of nothing.
-    let mut notes = Notes::of(File::open(place).map_err(failed)?);
+    let mut notes = File::open(place).and_then(Notes::of).map_err(failed)?;
     while let Some(next) = notes.next().map_err(failed)? {
         if matches!(next, Next::Note(there) if there.to_string() == note) {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Whether a checkpoint is of those that retention took away from the directory: signed before it, of fewer lines.
+fn is_thinned(folder: &Path, note: &str) -> Result<bool> {
+    let Some(retained) = retained_note(folder)? else { return Ok(false) };
+    let (retained, checkpoint) = (Retained::of(&retained)?, Checkpoint::of(&Note::parse(note.as_bytes())?)?);
+    Ok(checkpoint.size < retained.frontier.size() && checkpoint.time <= retained.time)
 }
 
 /// Waits for something that may hang, or panic.
@@ -199,6 +207,33 @@ pub(super) async fn patiently<T: Send + 'static>(
         Err(_) => {
             task.abort();
             Err(Error::Trail(format!("{who} has not answered for {} s; see to it", PATIENCE.as_secs())))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{note::Signature, vkey::KeyId};
+
+    #[test]
+    fn a_stored_checkpoint_of_lines_that_retention_removed_is_ours_and_one_of_later_is_another_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = |lines: u64| {
+            let mut tree = Frontier::new();
+            (0..lines).for_each(|_| tree.append([1; 32]));
+            tree
+        };
+        let signed = |text: String| {
+            let signature = Signature { name: "k".into(), id: KeyId([0; 4]), bytes: vec![0; 64] };
+            Note::new(text).unwrap().signed(signature).to_string()
+        };
+        let note = |lines, time| signed(Checkpoint::new("keyleash/0/n", &tree(lines), time).text());
+        assert!(!is_thinned(folder.path(), &note(1, 10)).unwrap());
+        let retained = Retained::new("keyleash/0/n", tree(5), 20).text();
+        std::fs::write(folder.path().join("retained"), signed(retained)).unwrap();
+        for (lines, time, is_ours) in [(4, 19, true), (5, 19, false), (4, 21, false)] {
+            assert_eq!(is_thinned(folder.path(), &note(lines, time)).unwrap(), is_ours, "{lines} {time}");
         }
     }
 }

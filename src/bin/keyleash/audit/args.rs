@@ -16,12 +16,24 @@ kept elsewhere alone: --kept.";
 
 const EXTRACT_HELP: &str = "\
 Examples:
-  keyleash audit extract /srv/audit/web-1 --account alice -o alice.extract
+  keyleash audit extract --account alice -o alice.extract
+  keyleash audit extract /srv/audit --account alice --node web-1 --node web-2
   keyleash audit extract --account alice --from 2026-11-01 --to 2026-12-01 --since october.note
 
 It has whole groups of lines, each up to its tally: up to an hour more than was
-asked for. Of other accounts it shows nothing. Whoever gets it checks it with
-`keyleash audit verify-extract` and the public key.";
+asked for at each end. Of other accounts it shows nothing. A node that has no
+tally of the span yet is told, and is not in it. Whoever gets it checks it with
+`keyleash audit verify-extract` and the public key, and names the nodes that it
+has to show.";
+
+const VERIFY_EXTRACT_HELP: &str = "\
+Examples:
+  keyleash audit verify-extract alice.extract --key trail.pub --account alice
+  keyleash audit verify-extract alice.extract --key trail.pub --account alice --node web-1 --node web-2 --from 2026-11-01 --to 2026-12-01
+
+It says which nodes it shows, and that of each nothing was left out. Whether
+there are others it cannot know: name those that served the account, and it
+fails where one is not shown.";
 
 const KEY_HELP: &str = "\
 Examples:
@@ -50,17 +62,15 @@ pub(crate) enum Audit {
     /// Say whether trails are as they were written: what was changed, removed, added, reordered or cut, and where. Needs no token.
     #[command(after_help = VERIFY_HELP)]
     Verify(Verify),
-    /// Write one account's lines in the trail of one node, with the proof that none of that was left out, changed or added. Where
-    /// several nodes wrote, each has lines of its own.
+    /// Write one account's lines in the trails of all nodes, with the proof that of none of these trails any was left out, changed or
+    /// added.
     #[command(after_help = EXTRACT_HELP)]
     Extract(Extract),
     /// The key in the token that signs the trail.
     #[command(subcommand, after_help = KEY_HELP)]
     Key(super::key::Key),
     /// Say whether an extract proves what it shows. Needs the public key alone.
-    #[command(
-        after_help = "Example:\n  keyleash audit verify-extract alice.extract --key trail.pub --account alice --from 2026-11-01 --to 2026-12-01"
-    )]
+    #[command(after_help = VERIFY_EXTRACT_HELP)]
     VerifyExtract(VerifyExtract),
     /// Show lines, filtered. Verifies nothing.
     #[command(
@@ -127,7 +137,7 @@ pub(crate) struct Keys {
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// Directories of nodes [default: each in the directory of [audit]].
+    /// Directories of nodes, or directories of such [default: that of [audit]].
     #[arg(value_name = "DIR")]
     pub(crate) nodes: Vec<PathBuf>,
     #[command(flatten)]
@@ -139,17 +149,20 @@ pub(crate) struct Verify {
 
 #[derive(Debug, Args)]
 pub(crate) struct Extract {
-    /// The directory of a node [default: the only one in the directory of [audit]].
+    /// Directories of nodes, or directories of such [default: that of [audit]].
     #[arg(value_name = "DIR")]
-    pub(crate) node: Option<PathBuf>,
+    pub(crate) dirs: Vec<PathBuf>,
+    /// This node of them alone; may stand more than once.
+    #[arg(long = "node", value_name = "NODE")]
+    pub(crate) nodes: Vec<OsString>,
     /// Whose lines.
     #[arg(long, value_name = "ID")]
     pub(crate) account: OsString,
     #[command(flatten)]
     pub(crate) span: Span,
-    /// A file with a checkpoint that whoever gets the extract has already.
+    /// A file with a checkpoint that whoever gets the extract has already; one of each node, at most.
     #[arg(long, value_name = "FILE")]
-    pub(crate) since: Option<PathBuf>,
+    pub(crate) since: Vec<PathBuf>,
     /// Write to this file instead of standard output.
     #[arg(short, long, value_name = "OUT")]
     pub(crate) output: Option<PathBuf>,
@@ -168,9 +181,12 @@ pub(crate) struct VerifyExtract {
     /// Whose lines it has to show.
     #[arg(long, value_name = "ID")]
     pub(crate) account: Option<OsString>,
+    /// A node whose trail it has to show; may stand more than once. The span is asked of these alone, and of all where none is named.
+    #[arg(long = "node", value_name = "NODE")]
+    pub(crate) nodes: Vec<OsString>,
     #[command(flatten)]
     pub(crate) span: Span,
-    /// A file with a checkpoint from before, which it has to go on from.
+    /// A file with a checkpoint from before, which the trail of its node has to go on from.
     #[arg(long, value_name = "FILE")]
     pub(crate) since: Vec<PathBuf>,
     /// Print its lines, once it is found to prove them.
@@ -190,7 +206,7 @@ pub(crate) struct Span {
 
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// Directories of nodes, shown one after the other [default: each in the directory of [audit]].
+    /// Directories of nodes, or directories of such, shown one after the other [default: that of [audit]].
     #[arg(value_name = "DIR")]
     pub(crate) nodes: Vec<PathBuf>,
     #[command(flatten)]

@@ -1,22 +1,21 @@
 //! `audit verify`, `extract`, `verify-extract`, `show`, `follow`, `key create`, `key show`.
 
 pub(crate) mod args;
+mod extract;
 pub(crate) mod follow;
 pub(crate) mod key;
 mod show;
 
 use crate::{
     exit::Failure,
-    out_file::OutFile,
     output::{Output, columns, count, size},
     setup::{Setup, Store},
-    streams::Standard,
 };
-use args::{Audit, Extract, Keys as KeyArgs, Verify, VerifyExtract};
+use args::{Audit, Verify};
 use keyleash::{
     Error,
     access::Operation,
-    audit::{self, Asked, Checkpoint, Expected, Keys, NOTE_BYTES_MAX, Note, Report, Request, Shown, Vkey},
+    audit::{self, Checkpoint, Expected, Keys, NOTE_BYTES_MAX, Note, Report},
     name::AccountId,
     store::{Filter, Key, PAGE_KEYS_MAX, load_checkpoint, record::CheckpointRecord},
 };
@@ -24,7 +23,7 @@ use serde_json::{Value, json};
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io::{self, BufReader, BufWriter, Read, Write},
+    io::{self, Read},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
@@ -36,23 +35,33 @@ pub(crate) async fn run(command: Audit, setup: &Setup, output: Output) -> Result
     match command {
         Audit::Key(command) => key::run(command, setup, output).await,
         Audit::Verify(args) => {
-            let nodes = nodes(&args.nodes, setup)?;
             expect_reader(&args.nodes, setup).await?;
+            // First, so that of each the directory is there already.
             let stored = match args.nodes.is_empty() {
                 true => stored(setup, output).await?,
                 false => Vec::new(), // a copy, of any store's
             };
-            blocking(move || verify(&args, &nodes, &stored, output)).await
+            let nodes = nodes(&args.nodes, setup)?;
+            let keys = key::trusted(&args.keys, setup, output).await?;
+            blocking(move || verify(&args, keys, &nodes, &stored, output)).await
         }
         Audit::Extract(args) => {
-            let node = one_node(args.node.as_deref(), setup)?;
-            expect_reader(args.node.as_slice(), setup).await?;
+            expect_reader(&args.dirs, setup).await?;
             if let Some(out) = &args.output {
                 setup.own_files().refuse_to_replace(out)?;
             }
-            blocking(move || extract(&args, &node, output)).await
+            let stored = match args.dirs.is_empty() && args.nodes.is_empty() {
+                true => stored(setup, output).await?,
+                false => Vec::new(),
+            };
+            let nodes = extract::nodes(nodes(&args.dirs, setup)?, &args.nodes)?;
+            extract::tell_removed(&nodes, &stored, output);
+            blocking(move || extract::run(&args, &nodes, output)).await
         }
-        Audit::VerifyExtract(args) => blocking(move || verify_extract(&args, output)).await,
+        Audit::VerifyExtract(args) => {
+            let keys = key::trusted(&args.keys, setup, output).await?;
+            blocking(move || extract::verify(&args, keys, output)).await
+        }
         Audit::Show(args) => {
             let nodes = nodes(&args.nodes, setup)?;
             expect_reader(&args.nodes, setup).await?;
@@ -106,26 +115,40 @@ async fn blocking(work: impl FnOnce() -> Result<(), Failure> + Send + 'static) -
 /// Those that are named, or all that are configured.
 fn nodes(named: &[PathBuf], setup: &Setup) -> Result<Vec<PathBuf>, Failure> {
     if !named.is_empty() {
-        return Ok(named.to_vec());
+        let mut all = Vec::new();
+        for dir in named {
+            // One that is no node's may be that of nodes.
+            match if is_node(dir) { Vec::new() } else { below(dir).unwrap_or_default() } {
+                nodes if nodes.is_empty() => all.push(dir.clone()),
+                nodes => all.extend(nodes),
+            }
+        }
+        return Ok(all);
     }
     let Some(audit) = setup.audit() else {
         return Err(Failure::Usage(
             "name the directory of a node, or the directory of [audit] in the configuration".into(),
         ));
     };
-    let failed = |error| Failure::io(audit.directory.display(), error);
+    match below(&audit.directory).map_err(|error| Failure::io(audit.directory.display(), error))? {
+        nodes if nodes.is_empty() => {
+            Err(Error::NotFound(format!("a trail of any node in {}", audit.directory.display())).into())
+        }
+        nodes => Ok(nodes),
+    }
+}
+
+/// The nodes below a directory, by name.
+fn below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut nodes = Vec::new();
-    for entry in fs::read_dir(&audit.directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
         if is_node(&path) {
             nodes.push(path);
         }
     }
     nodes.sort_unstable();
-    match nodes.is_empty() {
-        true => Err(Error::NotFound(format!("a trail of any node in {}", audit.directory.display())).into()),
-        false => Ok(nodes),
-    }
+    Ok(nodes)
 }
 
 /// Where anything of a trail is left; not `lost+found`, nor what a start left that failed.
@@ -138,36 +161,11 @@ fn is_node(path: &Path) -> bool {
         .is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| is_of_it(&entry.file_name()))))
 }
 
-fn one_node(named: Option<&Path>, setup: &Setup) -> Result<PathBuf, Failure> {
-    let named: Vec<_> = named.map(Path::to_owned).into_iter().collect();
-    match &nodes(&named, setup)?[..] {
-        [node] => Ok(node.clone()),
-        nodes => Err(Failure::Usage(format!("there are {} nodes: name the directory of one", nodes.len()))),
-    }
-}
-
 /// The start of a file that is short.
 fn read_short(path: &Path) -> Result<Vec<u8>, Failure> {
     let (file, mut bytes) = (File::open(path).map_err(|error| Failure::input(path, error))?, Vec::new());
     let read = file.take(4 * NOTE_BYTES_MAX as u64).read_to_end(&mut bytes);
     read.map_err(|error| Failure::input(path, error)).map(|_| bytes)
-}
-
-/// Keys as they are, and files of keys.
-fn keys(args: &KeyArgs) -> Result<Keys, Failure> {
-    let mut keys = Keys::new();
-    for key in &args.keys {
-        if let Some(vkey) = key.to_str().and_then(|key| Vkey::parse(key).ok()) {
-            keys = keys.with(vkey);
-            continue;
-        }
-        let bytes = read_short(Path::new(key))?;
-        let lines = String::from_utf8_lossy(&bytes);
-        for line in lines.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            keys = keys.with(Vkey::parse(line)?);
-        }
-    }
-    Ok(keys)
 }
 
 fn note(path: &Path) -> Result<Note, Failure> {
@@ -188,8 +186,14 @@ fn account(id: &OsStr) -> Result<AccountId, Failure> {
     Ok(AccountId::from_bytes(id.as_bytes())?)
 }
 
-fn verify(args: &Verify, nodes: &[PathBuf], stored: &[CheckpointRecord], output: Output) -> Result<(), Failure> {
-    let mut expected = Expected::by(keys(&args.keys)?);
+fn verify(
+    args: &Verify,
+    keys: Keys,
+    nodes: &[PathBuf],
+    stored: &[CheckpointRecord],
+    output: Output,
+) -> Result<(), Failure> {
+    let mut expected = Expected::by(keys);
     let mut kept = checkpoints(&args.kept, &expected.keys)?;
     for record in stored {
         let note = Note::parse(record.note.as_bytes())?;
@@ -241,6 +245,9 @@ fn report_lines(node: &Path, report: &Report) -> String {
     if report.retained > 0 {
         rows.push(("removed by retention", format!("the first {}", report.retained)));
     }
+    if report.leftover > 0 {
+        rows.push(("left over", format!("{} that retention was about to remove", count(report.leftover, "line"))));
+    }
     if report.torn > 0 {
         rows.push((
             "torn",
@@ -267,84 +274,8 @@ fn report_json(node: &Path, report: &Report) -> Value {
     };
     json!({
         "directory": node.display().to_string(), "origin": report.origin, "whole": report.is_whole(), "files": report.files,
-        "bytes": report.bytes, "lines": report.lines, "retained": report.retained, "checkpoints": report.checkpoints,
+        "bytes": report.bytes, "lines": report.lines, "retained": report.retained, "leftover": report.leftover, "checkpoints": report.checkpoints,
         "covered": report.newest.as_ref().map(|newest| newest.size), "uncovered": report.uncovered(), "torn": report.torn,
         "faults": report.faults.iter().map(fault).collect::<Vec<_>>(), "more_faults": report.more_faults,
     })
-}
-
-fn extract(args: &Extract, node: &Path, output: Output) -> Result<(), Failure> {
-    let mut request = Request::all(account(&args.account)?);
-    (request.from, request.to) = (args.span.from, args.span.to);
-    request.since = args.since.as_deref().map(note).transpose()?;
-    let out = args.output.as_deref().filter(|path| *path != Path::new("-"));
-    let out = out.map(|place| OutFile::create(place, args.force)).transpose()?;
-    let extracted = match &out {
-        Some(out) => {
-            let extracted = audit::extract(node, &request, &mut BufWriter::new(out.writer()?))?;
-            out.complete()?;
-            extracted
-        }
-        None => {
-            // Past the buffer of the standard library.
-            let mut whole = Vec::new();
-            let extracted = audit::extract(node, &request, &mut whole)?;
-            Standard::Output.file()?.write_all(&whole).map_err(Failure::stdout)?;
-            extracted
-        }
-    };
-    if let Some((asked, to)) = args.span.to.zip(Some(extracted.to)).filter(|(asked, to)| asked > to) {
-        output.note(&format!("keyleash: there is no tally of {asked} yet: it ends at {to}"));
-    }
-    if let Some(from) = extracted.from.filter(|from| args.span.from.is_some_and(|asked| asked < *from)) {
-        output.note(&format!("keyleash: what was before is gone: it begins at {from}"));
-    }
-    let result = json!({
-        "account": request.account.as_str(), "lines": extracted.lines, "groups": extracted.groups,
-        "from": extracted.from.map(|from| from.to_string()), "to": extracted.to.to_string(),
-    });
-    let lines = format!("{} of account {}\n", count(extracted.lines, "line"), request.account);
-    match out {
-        Some(_) => output.result(&result, &lines),
-        None => output.result_beside_data(&result),
-    }
-}
-
-fn verify_extract(args: &VerifyExtract, output: Output) -> Result<(), Failure> {
-    let mut asked = Asked::by(keys(&args.keys)?);
-    asked.account = args.account.as_deref().map(account).transpose()?;
-    (asked.from, asked.to) = (args.span.from, args.span.to);
-    asked.since = checkpoints(&args.since, &asked.keys)?;
-    let input = match args.extract.as_deref().filter(|path| *path != Path::new("-")) {
-        Some(path) => File::open(path).map_err(|error| Failure::input(path, error))?,
-        None => Standard::Input.file()?,
-    };
-    let mut lines = Vec::new();
-    let shown = audit::verify_extract(&mut BufReader::new(input), &asked, &mut |line| {
-        if args.lines {
-            lines.push(line.to_owned());
-        }
-    })?;
-    let Shown { origin, account, lines: number, from, to, span, checkpoint, .. } = shown;
-    let from = from.map(|from| from.to_string());
-    let result = json!({
-        "origin": origin, "account": account, "lines": number, "from": from, "to": to.to_string(),
-        "first": span.start, "end": span.end,
-        "checkpoint": { "size": checkpoint.size, "time": checkpoint.time },
-        "shown": args.lines.then(|| lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<Value>>()),
-    });
-    let rows = [
-        ("trail", origin),
-        ("account", account),
-        ("lines", format!("{number}, and none of this trail was left out")),
-        ("from", from.unwrap_or_else(|| "the trail's beginning".into())),
-        ("to", to.to_string()),
-        ("checkpoint", format!("of {} lines", checkpoint.size)),
-    ];
-    let mut text = columns(&rows.map(|(name, value)| vec![name.into(), value]));
-    for line in &lines {
-        text.push_str(line);
-        text.push('\n');
-    }
-    output.result(&result, &text)
 }
