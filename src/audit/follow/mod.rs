@@ -179,7 +179,10 @@ impl Follower {
             self.cursor.nodes.insert(event.node.clone(), at);
         }
         self.delivered += events.len() as u64;
-        self.cursor.write()
+        self.cursor.write()?;
+        // As after a restart: of a node that comes from now on nothing was there before.
+        self.cursor.is_new = false;
+        Ok(())
     }
 
     /// The nodes that do not go on, and why.
