@@ -14,5 +14,6 @@ mod nodes;
 mod rig;
 mod second;
 mod stored;
+mod thin;
 mod verify;
 mod writer;

@@ -41,9 +41,9 @@ impl fmt::Debug for Hook {
 }
 
 /// Which file it is, whatever its path.
-type Id = (u64, u64);
+pub(super) type Id = (u64, u64);
 
-fn id(metadata: &Metadata) -> Id {
+pub(super) fn id(metadata: &Metadata) -> Id {
     (metadata.dev(), metadata.ino())
 }
 
@@ -172,6 +172,16 @@ impl Kept {
         }
         done
     }
+}
+
+/// The checkpoints without the oldest of them, in a file that is to take the place of theirs.
+#[derive(Debug)]
+pub(super) struct Thinned {
+    pub(super) file: File,
+    pub(super) temporary: PathBuf,
+    /// Which file it was made of, and up to where.
+    pub(super) of: Id,
+    pub(super) to: u64,
 }
 
 /// A name beside a file, for what is to take its place whole.
@@ -337,6 +347,31 @@ impl Disk {
         self.look()?;
         let before_sync = self.before_sync.clone();
         self.checkpoints.append(format!("{note}\n").as_bytes(), before_sync.as_ref())
+    }
+
+    /// Puts the checkpoints without the oldest in their place, with those behind that were written since.
+    ///
+    /// # Errors
+    /// They stay as they are.
+    pub(super) fn take_thinned(&mut self, thinned: Thinned) -> io::Result<()> {
+        let Thinned { file, temporary, of, to } = thinned;
+        let old = &self.checkpoints;
+        let mut rest = vec![0; usize::try_from(old.len.saturating_sub(to)).unwrap_or_default()];
+        let put = match of == old.id && to <= old.len {
+            true => old.file.read_exact_at(&mut rest, to),
+            false => Err(io::Error::other("they were put back meanwhile")),
+        };
+        let put = put.and_then(|()| {
+            file.write_all_at(&rest, file.metadata()?.len())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &old.path)
+        });
+        if put.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        put?;
+        self.checkpoints = Kept::of(file, self.checkpoints.path.clone())?;
+        sync_folder(&self.node)
     }
 
     /// Looks whether all is as it was left.

@@ -205,6 +205,8 @@ impl Writer {
         let place = directory.display().to_string();
         let (node, disk, note, retained) = on_thread(move || {
             let (node, mut disk) = Disk::take(&directory, &nodes, lock_patience, before_sync)?;
+            upkeep::remove_leftovers(&disk.node().join(disk::CHECKPOINTS))
+                .map_err(|error| Error::Trail(format!("{}: {error}; see to the disk", disk.node().display())))?;
             let note = recover::last_note(&mut disk)?;
             let retained = recover::retained_note(disk.node())?;
             Ok((node, disk, note, retained))

@@ -1,6 +1,6 @@
 //! What stands between callers, the thread that writes, and the one that signs: one short lock.
 
-use super::disk::Trouble;
+use super::disk::{Thinned, Trouble};
 use crate::{
     audit::tree::Frontier,
     clock::{Clock, Instant},
@@ -57,6 +57,8 @@ pub(super) struct Inner {
     pub(super) unsigned: Option<Frontier>,
     /// What was signed, and is to be written; or that it could not be.
     pub(super) signed: Option<Result<Signed>>,
+    /// What is to take the place of the checkpoints.
+    pub(super) thinned: Option<Thinned>,
     /// What is to be stored.
     pub(super) unstored: Option<Signed>,
     /// The signing thread is at work.

@@ -180,11 +180,21 @@ impl Scribe {
             self.tally_of_hour();
             self.take_note(signed);
             self.ask_for_note(is_urgent);
+            self.thin();
         } else if let Some(Ok(signed)) = signed {
             self.unwritten = Some(signed);
         }
         let broken = self.broken.as_ref().map(|(_, why)| why.clone());
         self.shared.turned(self.frontier.size(), self.pending.len(), std::mem::take(&mut self.dropped), broken);
+    }
+
+    /// Where that fails the checkpoints stay as they are: so it is no trouble.
+    fn thin(&mut self) {
+        let thinned = self.shared.lock().thinned.take();
+        let done = thinned.map_or(Ok(()), |thinned| self.disk.take_thinned(thinned));
+        if let Err(error) = done {
+            tracing::warn!("{}: its oldest checkpoints were not taken away: {error}", self.shared.name);
+        }
     }
 
     fn broke(&mut self, why: Trouble) {

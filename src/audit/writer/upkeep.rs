@@ -2,7 +2,7 @@
 
 use super::{
     Options, Trust, disk,
-    disk::{sync_folder, temporary},
+    disk::{Thinned, sync_folder, temporary},
     on_thread, patiently,
     queue::Shared,
     recover::{RETAINED, retained_note},
@@ -11,7 +11,8 @@ use crate::{
     audit::{
         checkpoint::{Checkpoint, Retained},
         line::Time,
-        note::Note,
+        note::{NOTE_BYTES_MAX, Note},
+        notes::{Next, Notes},
         tree::{Frontier, leaf_hash},
         walk::{Head, HourFile, Step, Walk, hour_files},
     },
@@ -21,9 +22,8 @@ use crate::{
 use flate2::{Compression, GzBuilder, bufread::GzDecoder};
 use sha2::{Digest, Sha256};
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{self, BufReader, Read, Write},
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -86,25 +86,31 @@ impl Upkeep {
         let begin = retained.as_ref().map(Retained::of).transpose()?.map_or_else(Frontier::new, |left| left.frontier);
         let (folder, gone) = (self.folder.clone(), begin.size());
         let Some(cut) = on_thread(move || find_cut(&folder, begin, until)).await? else { return Ok(()) };
+        let mut signed = None;
         if cut.frontier.size() > gone {
             // What stands in the place of the lines is signed only if it leads to what was signed while they were there.
             trust.check(&cut.witness).await?;
             let text = Retained::new(&*self.origin, cut.frontier.clone(), self.shared.clock.wall_unix()).text();
-            let (signer, signed) = (trust.signer.clone(), text.clone());
-            let signature = patiently("the token", async move { signer.sign(signed.as_bytes()).await }).await?;
+            let (signer, to_sign) = (trust.signer.clone(), text.clone());
+            let signature = patiently("the token", async move { signer.sign(to_sign.as_bytes()).await }).await?;
             let note = Note::new(text)?.signed(trust.vkey.signature(&signature)?).to_string();
-            let folder = self.folder.clone();
-            on_thread(move || {
-                let place = folder.join(RETAINED);
-                replace(&place, |file| file.write_all(note.as_bytes())).map_err(|error| failed(&place, &error))
-            })
-            .await?;
-            tracing::info!("{}: retention removed lines in front of line {}", self.shared.name, cut.frontier.size());
+            signed = Some(note);
+            tracing::info!("{}: retention removes lines in front of line {}", self.shared.name, cut.frontier.size());
         }
-        let folder = self.folder.clone();
+        let (folder, shared) = (self.folder.clone(), self.shared.clone());
+        // In one piece: where the trail is closed meanwhile, it is done all the same.
         on_thread(move || {
+            if let Some(note) = signed {
+                let place = folder.join(RETAINED);
+                replace(&place, |file| file.write_all(note.as_bytes())).map_err(|error| failed(&place, &error))?;
+            }
             for file in cut.files {
                 remove(&folder, &file).map_err(|error| failed(&folder.join(file.name()), &error))?;
+            }
+            let place = folder.join(disk::CHECKPOINTS);
+            let thinned = thin(&place, cut.frontier.size()).map_err(|error| failed(&place, &error))?;
+            if thinned.is_some() {
+                shared.lock().thinned = thinned;
             }
             Ok(())
         })
@@ -183,7 +189,7 @@ fn replace(place: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io:
 }
 
 /// What a crash left in the making beside a file.
-fn remove_leftovers(place: &Path) -> io::Result<()> {
+pub(super) fn remove_leftovers(place: &Path) -> io::Result<()> {
     for entry in fs::read_dir(place.parent().unwrap_or(Path::new(".")))? {
         let name = entry?.file_name();
         if name.to_string_lossy().starts_with('.') && name.to_string_lossy().ends_with(".new") {
@@ -215,7 +221,7 @@ fn find_cut(folder: &Path, begin: Frontier, until: u64) -> Result<Option<Cut>> {
     if due == 0 {
         return Ok(None);
     }
-    let notes = notes(folder)?;
+    let mut witnesses = Witnesses::open(folder)?;
     let changed = |what: String| {
         Error::Trail(format!(
             "{what}: somebody changed the trail; nothing is removed of it; see `keyleash audit verify`"
@@ -241,12 +247,15 @@ fn find_cut(folder: &Path, begin: Frontier, until: u64) -> Result<Option<Cut>> {
         if cut.is_none() && walk.files_begun() > due {
             cut = Some(frontier.clone());
         }
-        if let (Some(cut), Some(witness)) = (&cut, notes.get(&frontier.size())) {
-            return witnessed(files, cut.clone(), witness, &frontier, changed);
+        let is_cut = cut.is_some();
+        let witness = witnesses.of(frontier.size()).map(|witness| witness.filter(|_| is_cut))?;
+        if let (Some(cut), Some(witness)) = (&cut, witness) {
+            return witnessed(files, cut.clone(), &witness, &frontier, changed);
         }
         frontier.append(leaf_hash(walk.line()));
-        if let (Some(cut), Some(witness)) = (&cut, notes.get(&frontier.size())) {
-            return witnessed(files, cut.clone(), witness, &frontier, changed);
+        let witness = witnesses.of(frontier.size()).map(|witness| witness.filter(|_| is_cut))?;
+        if let (Some(cut), Some(witness)) = (&cut, witness) {
+            return witnessed(files, cut.clone(), &witness, &frontier, changed);
         }
     }
 }
@@ -271,19 +280,69 @@ fn begins_with_tally(folder: &Path, file: Option<&HourFile>) -> bool {
     walk.step() == Step::Line && Head::parse(walk.line()).is_some_and(|head| head.is_tally())
 }
 
-/// Every checkpoint, by its size.
-fn notes(folder: &Path) -> Result<BTreeMap<u64, (Note, Checkpoint)>> {
-    let place = folder.join(disk::CHECKPOINTS);
-    let bytes = fs::read(&place).map_err(|error| failed(&place, &error))?;
-    let text = String::from_utf8_lossy(&bytes);
-    let parts: Vec<_> = text.split("\n\n").collect();
-    let pairs = parts.chunks_exact(2).filter_map(|pair| match pair {
-        [text, signatures] => Note::parse(format!("{text}\n\n{signatures}\n").as_bytes()).ok(),
-        _ => None,
-    });
-    Ok(pairs
-        .filter_map(|note| Checkpoint::of(&note).ok().map(|checkpoint| (checkpoint.size, (note, checkpoint))))
-        .collect())
+/// The checkpoints on the way, one at a time.
+struct Witnesses {
+    place: PathBuf,
+    notes: Notes,
+    ahead: Option<(Note, Checkpoint)>,
+}
+
+impl Witnesses {
+    fn open(folder: &Path) -> Result<Self> {
+        let place = folder.join(disk::CHECKPOINTS);
+        let notes = Notes::open(&place).map_err(|error| failed(&place, &error))?;
+        Ok(Self { place, notes, ahead: None })
+    }
+
+    /// That of so many lines, of which there were never asked fewer before.
+    fn of(&mut self, size: u64) -> Result<Option<(Note, Checkpoint)>> {
+        while self.ahead.as_ref().is_none_or(|(_, ahead)| ahead.size < size) {
+            match self.notes.next().map_err(|error| failed(&self.place, &error))? {
+                None => return Ok(None),
+                Some(Next::Note(note)) => {
+                    self.ahead = Checkpoint::of(&note).ok().map(|checkpoint| (note, checkpoint)).or(self.ahead.take());
+                }
+                Some(Next::Malformed(_) | Next::Torn) => {}
+            }
+        }
+        Ok(self.ahead.clone().filter(|(_, ahead)| ahead.size == size))
+    }
+}
+
+/// Makes the file of checkpoints anew beside its place, without those of fewer lines than retention removed, which nothing is verified by
+/// any more. `None` where they are less than half of it, or it is not as it was written: it is left as it is.
+fn thin(place: &Path, retained: u64) -> io::Result<Option<Thinned>> {
+    let mut old = File::open(place)?;
+    let there = old.metadata()?;
+    let mut notes = Notes::of(old.try_clone()?)?;
+    let from = loop {
+        match notes.next()? {
+            Some(Next::Note(note)) => match Checkpoint::of(&note) {
+                Ok(checkpoint) if checkpoint.size >= retained => break notes.begin,
+                Ok(_) => {}
+                Err(_) => return Ok(None),
+            },
+            Some(Next::Malformed(_) | Next::Torn) | None => return Ok(None),
+        }
+    };
+    if from < there.len().saturating_sub(from) {
+        return Ok(None);
+    }
+    // The last one may be cut off again: whoever puts this in its place copies what is behind.
+    let to = there.len().saturating_sub(NOTE_BYTES_MAX as u64 + 1).max(from);
+    old.seek(SeekFrom::Start(from))?;
+    let temporary = temporary(place);
+    let made = (|| {
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).write(true).create_new(true).mode(disk::FILE_MODE).open(&temporary)?;
+        io::copy(&mut old.take(to - from), &mut file)?;
+        file.sync_all()?;
+        Ok(Thinned { file, temporary: temporary.clone(), of: disk::id(&there), to })
+    })();
+    if made.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    made.map(Some)
 }
 
 /// Removes a file, compressed or not, and the folders that are empty without it.
