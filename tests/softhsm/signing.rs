@@ -1,6 +1,6 @@
 //! Keys that sign checkpoints: made in the token, readable by nobody, and verified by what this crate knows of them alone.
 
-use crate::bench::alone;
+use crate::bench::{alone, alone_with_shim};
 use keyleash::{
     Error,
     audit::{Keys, Note, Signer, TokenSigner},
@@ -59,5 +59,38 @@ fn a_signing_key_that_was_exchanged_is_not_used() {
         assert_eq!(token.sign(&key, b"x").await.unwrap().len(), bytes);
         assert_eq!(token.find_signing_key("keyleash/other").await.unwrap(), None);
         assert!(token.sign(&exchanged, b"x").await.is_err() && token.sign(&key, b"x").await.is_ok());
+    });
+}
+
+/// As real tokens are that have no Ed25519, or no signatures at all.
+#[test]
+fn a_token_without_ed25519_signs_by_ecdsa_and_one_without_both_by_hmac() {
+    const NAME: &str = "signing::a_token_without_ed25519_signs_by_ecdsa_and_one_without_both_by_hmac";
+    alone_with_shim(NAME, |bench| async move {
+        let token: Arc<dyn Token> = Arc::new(bench.open().await);
+        for (faults, kind, bytes) in
+            [("C_GenerateKeyPair rv=0x70 count=2", "ECDSA P-256", 64), ("C_GenerateKeyPair rv=0x70", "HMAC", 32)]
+        {
+            let store = MemoryStore::new();
+            bench.fail(faults);
+            let made = TokenSigner::create(token.clone(), &store).await.unwrap();
+            bench.fail("");
+            let found = TokenSigner::open(token.clone(), &store).await.unwrap();
+            assert_eq!((found.vkey(), made.warning().is_some()), (made.vkey(), kind == "HMAC"));
+            assert!(made.kind().starts_with(kind), "{}", made.kind());
+            let raw = found.sign(TEXT.as_bytes()).await.unwrap();
+            assert_eq!(raw.len(), bytes);
+            let signature = found.public().signature(&raw).unwrap();
+            let keys = Keys::new().with(made.public().clone());
+            let verified = Note::new(TEXT).unwrap().signed(signature.clone()).verify(&keys);
+            if kind == "HMAC" {
+                assert!(matches!(verified, Err(Error::Invalid(_))), "it takes the token: {verified:?}");
+                assert_eq!(found.sign(TEXT.as_bytes()).await.unwrap(), raw, "which makes it again");
+                continue;
+            }
+            verified.unwrap();
+            let other = Note::new(TEXT.replace('7', "8")).unwrap().signed(signature);
+            assert!(other.verify(&keys).is_err(), "of another text");
+        }
     });
 }
