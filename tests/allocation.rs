@@ -13,7 +13,7 @@ use keyleash::{
     clock::Clock,
     name::{AccountId, KekName},
     store::memory::MemoryStore,
-    telemetry::trail::{Record, Trail},
+    telemetry::trail::{Noted, Record, Trail},
     token::{Profile, scripted::ScriptedToken},
 };
 use std::{
@@ -181,7 +181,9 @@ async fn nor_do_they_where_there_is_a_trail() {
     struct Taker;
     #[async_trait::async_trait]
     impl Trail for Taker {
-        fn note(&self, _: Record) {}
+        fn note(&self, _: Record) -> Noted {
+            Noted::Taken
+        }
         async fn write(&self, _: Record) -> Result<()> {
             Ok(())
         }

@@ -72,6 +72,7 @@ transcripts! {
     token_check,
     tokens,
     trail_files,
+    trail_full,
     usage,
 }
 

@@ -233,7 +233,7 @@ impl Engine {
     /// [`Error::NotFound`]; [`Error::Store`]: it may be deleted or not, and its keys are wiped so that its record is read before it
     /// is used again; [`Error::Conflict`].
     pub async fn delete_account(&self, id: &AccountId) -> Result<Deletion> {
-        let act = Act::new(Deed::AccountDelete, &[Operation::Delete], On::Account(id));
+        let act = Act::new(Deed::AccountDelete, &[Operation::Delete], On::Account(id)).taking_away();
         let id = id.clone();
         self.act(act, |keyring| async move { keyring.delete_account(&id).await }).await
     }

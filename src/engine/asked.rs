@@ -26,13 +26,28 @@ pub(crate) struct Act<'a> {
     takes: Vec<(&'a [Operation], On<'a>)>,
     /// A line each; most acts have one.
     on: Vec<Subject>,
+    /// See [`Act::taking_away`].
+    takes_away: bool,
 }
 
 impl<'a> Act<'a> {
     /// A deed that takes these operations of what it is done to.
     pub(crate) fn new(deed: Deed, operations: &'a [Operation], on: On<'a>) -> Self {
         let (account, kek) = on.names();
-        Self { deed, takes: vec![(operations, on)], on: vec![Subject { account, kek, ..Subject::default() }] }
+        let line = Subject { account, kek, ..Subject::default() };
+        Self { deed, takes: vec![(operations, on)], on: vec![line], takes_away: false }
+    }
+
+    /// It takes the use of something away, which can be given back, and nothing else: that waits for no trail, and is done whether there is
+    /// a line of it or not. What destroys is not among it.
+    pub(crate) fn taking_away(self) -> Self {
+        self.taking_away_if(true)
+    }
+
+    /// As [`Act::taking_away`], where it does.
+    pub(crate) fn taking_away_if(mut self, takes_away: bool) -> Self {
+        self.takes_away = takes_away;
+        self
     }
 
     /// And these of something else.
@@ -190,14 +205,15 @@ impl Engine {
         work: Pin<Box<W>>,
         made: impl Fn(&T, usize, &mut Subject),
     ) -> Result<T> {
-        let Some((by, mut lines)) = self.ask(act).await? else { return work.await };
+        let Some((by, lines)) = self.ask(act).await? else { return work.await };
         let outcome = asked_by(Some(by), work).await;
-        let ended = |(n, line): (usize, &mut Line)| line.ended(&outcome, |done, on| made(done, n, on));
-        let records: Vec<_> = lines.iter_mut().enumerate().map(ended).collect();
-        // It is done, and that it was asked for is written. That the trail is broken it says itself.
-        if self.at_home(|keyring| async move { keyring.write_all(records).await }).await.is_ok() {
-            lines.into_iter().for_each(Line::told);
-        }
+        let ended = |(n, line): (usize, Line)| line.ended(&outcome, |done, on| made(done, n, on));
+        let lines: Vec<_> = lines.into_iter().enumerate().map(ended).collect();
+        let written = self.at_home(|keyring| async move {
+            keyring.write_ends(lines).await;
+            Ok(())
+        });
+        let _ = written.await; // what is closed meanwhile has noted them
         outcome
     }
 
@@ -216,9 +232,9 @@ impl Engine {
         if !self.is_on_trail() {
             return Ok(None);
         }
-        let (deed, on, by) = (act.deed, act.on, self.asks());
+        let (deed, on, by, takes_away) = (act.deed, act.on, self.asks(), act.takes_away);
         let asks = by.clone();
-        let lines = self.at_home(|keyring| async move { keyring.ask_trail(deed, on, asks).await }).await?;
+        let lines = self.at_home(|keyring| async move { keyring.ask_trail(deed, on, asks, takes_away).await }).await?;
         Ok(Some((by, lines)))
     }
 
@@ -239,8 +255,60 @@ impl Engine {
         }
     }
 
-    /// Reads or takes something for somebody that is data: nothing is changed, nobody waits for the trail, and it is told. What it `made`
-    /// is told of what was done.
+    /// Opens or reads data for somebody: nothing is changed, and nobody waits for the line, but with it nothing is given out whose line is
+    /// lost where that is to be refused. What it `made` is told of what was done.
+    ///
+    /// # Errors
+    /// As `work`; [`Error::Trail`].
+    pub(crate) fn giving<'a, T>(
+        &'a self,
+        deed: Deed,
+        on: Subject,
+        work: impl Future<Output = Result<T>> + 'a,
+        made: impl FnOnce(&T, &mut Subject) + 'a,
+    ) -> impl Future<Output = Result<T>> {
+        let work = Box::pin(work);
+        async move {
+            if !self.is_on_trail() || self.own.is_some() {
+                return work.await;
+            }
+            if !self.keyring().has_room_on_trail() {
+                self.at_home(|keyring| async move {
+                    keyring.room_on_trail().await;
+                    Ok(())
+                })
+                .await?;
+            }
+            let (by, began) = self.begins()?;
+            let outcome = asked_by(Some(by.clone()), work).await;
+            self.gives(deed, by, on, began, outcome, made)
+        }
+    }
+
+    /// Before data is used for somebody; it is known by then who asks, and since when.
+    fn begins(&self) -> Result<(Asker, Instant)> {
+        fork::refuse_child()?;
+        self.keyring().look_at_trail()?;
+        Ok((self.asks(), self.keyring().clock.now()))
+    }
+
+    /// What is given out of what was done: nothing where its line, or one on its way, is lost and that is to be refused.
+    fn gives<T>(
+        &self,
+        deed: Deed,
+        by: Asker,
+        on: Subject,
+        began: Instant,
+        outcome: Result<T>,
+        made: impl FnOnce(&T, &mut Subject),
+    ) -> Result<T> {
+        let noted = self.note_told(deed, by, on, began, &outcome, made);
+        let done = outcome?;
+        noted.and_then(|()| self.keyring().access.force.withheld().map_or(Ok(done), Err))
+    }
+
+    /// Takes something from somebody: nothing is changed, nobody waits for the trail, and it is told. What it `made` is told of what was
+    /// done.
     pub(crate) fn telling<'a, T>(
         &'a self,
         deed: Deed,
@@ -255,7 +323,7 @@ impl Engine {
             }
             let (by, began) = (self.asks(), self.keyring().clock.now());
             let outcome = asked_by(Some(by.clone()), work).await;
-            self.note_told(deed, by, on, began, &outcome, made);
+            let _ = self.note_told(deed, by, on, began, &outcome, made); // it is taken all the same
             outcome
         }
     }
@@ -268,28 +336,32 @@ impl Engine {
         began: Instant,
         outcome: &Result<T>,
         made: impl FnOnce(&T, &mut Subject),
-    ) {
+    ) -> Result<()> {
         match outcome {
-            Err(_) if fork::in_child() => return, // where a lock may be held for good
-            Err(Error::Closed) => return,
-            Err(error @ Error::Forbidden(_)) => return self.note_forbidden(by, Some(deed), on, error),
+            Err(_) if fork::in_child() => return Ok(()), // where a lock may be held for good
+            // Of a trail that is full no more is told: who asks again and again leaves room for what happens else.
+            Err(Error::Closed | Error::Trail(_)) => return Ok(()),
+            Err(error @ Error::Forbidden(_)) => {
+                self.note_forbidden(by, Some(deed), on, error);
+                return Ok(());
+            }
             Err(_) => {}
             Ok(done) => made(done, &mut on),
         }
         let keyring = self.keyring();
         let mut record = Record::new(keyring.clock.wall_unix_ms(), deed, Outcome::of(outcome), by);
         (record.on, record.took) = (on, Some(keyring.clock.now().since(began)));
-        keyring.note(record);
+        keyring.note_use(record)
     }
 
-    /// As [`Engine::telling`], of the opening of an account.
+    /// As [`Engine::giving`], of the opening of an account.
     pub(super) async fn telling_open(
         &self,
         id: &AccountId,
         work: impl Future<Output = Result<Account>>,
     ) -> Result<Account> {
         let on = Subject { account: Some(id.clone()), ..Subject::default() };
-        self.telling(Deed::AccountOpen, on, work, |account, on| on.kek = Some(account.kek())).await
+        self.giving(Deed::AccountOpen, on, work, |account, on| on.kek = Some(account.kek())).await
     }
 
     /// As [`Engine::telling_open`], of one that blocks.
@@ -302,9 +374,16 @@ impl Engine {
             return open();
         }
         let on = Subject { account: Some(id.clone()), ..Subject::default() };
-        let (by, began) = (self.asks(), self.keyring().clock.now());
+        if !self.keyring().has_room_on_trail() {
+            let keyring = self.keyring().clone();
+            let room = async move {
+                keyring.room_on_trail().await;
+                Ok(())
+            };
+            self.keyring().home.call_blocking(room)?;
+        }
+        let (by, began) = self.begins()?;
         let outcome = asked_by_blocking(Some(by.clone()), open);
-        self.note_told(Deed::AccountOpen, by, on, began, &outcome, |account, on| on.kek = Some(account.kek()));
-        outcome
+        self.gives(Deed::AccountOpen, by, on, began, outcome, |account, on| on.kek = Some(account.kek()))
     }
 }

@@ -108,7 +108,7 @@ async fn end(keyring: &Arc<Keyring>, patience: Duration) -> Closed {
         None => Some(Error::Store(format!("no end of writing within {} s", patience.as_secs()))),
     };
     let told = async {
-        keyring.tell_sums(|_| {}).await;
+        keyring.tell_sums(true, |_| {}).await;
         keyring.note_of(Deed::EngineClose, || Outcome::Done, |_| {});
         keyring.flush_trail().await
     };

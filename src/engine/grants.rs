@@ -76,6 +76,7 @@ impl Engine {
             Change::RemoveRole(name) => vec![OfGrants::Name(name.clone())],
         };
         let act = Act::new(deed, &[Operation::GrantWrite], On::All).each(parts.into_iter());
+        let act = act.taking_away_if(deed == Deed::GrantRemoved);
         let caller = self.who.caller.clone();
         let change = self.at_home(|keyring| async move { keyring.change_policy(caller.as_ref(), &change).await });
         let drawn = |ids: &Vec<GrantId>, n: usize, on: &mut Subject| {

@@ -15,7 +15,7 @@ const SUMS_EVERY: Duration = Duration::from_secs(60);
 
 /// For as long as the engine lives. What the trail says now counts from now on.
 pub(super) fn begin(keyring: &Arc<Keyring>) {
-    keyring.look_at_trail();
+    let _ = keyring.look_at_trail(); // whoever asks is told
     keyring.note_of(Deed::EngineBegin, || Outcome::Done, |_| {});
     watch::supervise(keyring, "trail", |keyring, beat, _| {
         keyring.home.upkeep.spawn(look_after(keyring.clone(), beat)).abort_handle()
@@ -27,10 +27,10 @@ async fn look_after(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     while !keyring.is_closed() {
         let now = keyring.clock.now();
         beat.at(now);
-        keyring.look_at_trail();
+        let _ = keyring.look_at_trail();
         if now >= next_sums {
             next_sums = now.plus(SUMS_EVERY);
-            keyring.tell_sums(|now| beat.at(now)).await;
+            keyring.tell_sums(false, |now| beat.at(now)).await;
         }
         keyring.clock.sleep_until(now.plus(LOOK_EVERY)).await;
     }

@@ -1,7 +1,8 @@
 //! What the engine tells its trail, and when it is not told to go on.
 //!
 //! Nobody waits for what is noted; a call that changes something waits until it is written that it was asked for, for as long as a call of
-//! the store may take. What the trail says of itself is looked at once a second, and after each such call.
+//! the store may take. What the trail says of itself is looked at once a second, and by each call that uses data: of what is lost nothing
+//! is given out.
 
 use super::Keyring;
 use crate::{
@@ -9,15 +10,23 @@ use crate::{
     error::{Error, Result},
     name::{AccountId, KekName, KekVersion},
     slots::{account_keys::AccountKeys, tally::Tally},
-    telemetry::trail::{Asker, Correlation, Deed, Outcome, Record, Subject, Sums, Trail, Who},
+    telemetry::trail::{Asker, Correlation, Deed, Noted, Outcome, Record, Standing, Subject, Sums, Trail, Who},
     token::seats::Seat,
 };
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 /// Of many records one in so many is waited for, and with it those before it.
 const WRITTEN_AT_ONCE: usize = 64;
 /// Of many sums so many may wait to be written: the queue of a trail has a bound.
 const SUMS_AT_ONCE: usize = 1024;
+/// Who uses data waits so long for room in a queue that fills up. Longer, and the trail is as slow as one that is broken.
+const ROOM_PATIENCE: Duration = Duration::from_secs(1);
+/// What takes keys or grants away waits so long for the line that says that it was asked for.
+const TAKING_AWAY_PATIENCE: Duration = Duration::from_secs(1);
 
 tokio::task_local! {
     /// Who asked for what is being done.
@@ -44,7 +53,7 @@ pub(crate) fn asked_by_blocking<T>(asker: Option<Asker>, work: impl FnOnce() -> 
 pub(crate) struct OnTrail {
     trail: Option<Arc<dyn Trail>>,
     /// Of all handles that are open, or were since they were last summed.
-    tallies: Mutex<Vec<Arc<Tally>>>,
+    tallies: Mutex<VecDeque<Arc<Tally>>>,
 }
 
 impl OnTrail {
@@ -57,7 +66,16 @@ impl OnTrail {
         self.trail.is_some()
     }
 
-    fn tallies(&self) -> MutexGuard<'_, Vec<Arc<Tally>>> {
+    fn has_room(&self) -> bool {
+        self.trail.as_ref().is_none_or(|trail| trail.has_room())
+    }
+
+    /// How the trail stands, where there is one that says it.
+    pub(crate) fn standing(&self) -> Option<Standing> {
+        self.trail.as_ref()?.standing()
+    }
+
+    fn tallies(&self) -> MutexGuard<'_, VecDeque<Arc<Tally>>> {
         // Whole after every step.
         self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -76,18 +94,19 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// The record of its end, to be written. What it `made` is told of what was done.
-    pub(crate) fn ended<T>(&mut self, outcome: &Result<T>, made: impl FnOnce(&T, &mut Subject)) -> Record {
+    /// It ended so. What it `made` is told of what was done.
+    pub(crate) fn ended<T>(mut self, outcome: &Result<T>, made: impl FnOnce(&T, &mut Subject)) -> Self {
         if let Ok(done) = outcome {
             made(done, &mut self.record.on);
         }
         self.end(Outcome::of(outcome));
-        self.record.clone()
+        self
     }
 
-    /// Its end is written.
-    pub(crate) fn told(mut self) {
+    /// The record of its end, of which the trail is told by whoever has it.
+    fn told(mut self) -> Record {
         self.is_told = true;
+        self.record.clone()
     }
 
     /// It ended so, and whoever did it has no engine any more.
@@ -111,42 +130,66 @@ impl Drop for Line {
         if self.record.outcome == Outcome::Asked {
             self.end(Outcome::Dropped);
         }
-        self.trail.note(self.record.clone());
+        let _ = self.trail.note(self.record.clone()); // that it was asked for is written
     }
 }
 
 impl Keyring {
-    /// Tells the trail, and waits for nothing.
+    /// Tells the trail what goes on whether it takes it or not, and waits for nothing.
     pub(crate) fn note(&self, record: Record) {
         if let Some(trail) = &self.on_trail.trail {
-            trail.note(record);
+            let _ = trail.note(record); // it counts what it loses
         }
+    }
+
+    /// Tells the trail what was done with data, and waits for nothing. Where that is lost, and nothing is to be done unseen, nothing more
+    /// is, from this moment on.
+    ///
+    /// # Errors
+    /// [`Error::Trail`]: it is to be refused.
+    pub(crate) fn note_use(&self, record: Record) -> Result<()> {
+        let Some(trail) = &self.on_trail.trail else { return Ok(()) };
+        match trail.note(record) {
+            Noted::Taken | Noted::Lost(_) => Ok(()),
+            Noted::Refused(why) => {
+                self.withhold(Some(&why));
+                Err(why)
+            }
+        }
+    }
+
+    fn record_of(
+        &self,
+        deed: Deed,
+        outcome: impl FnOnce() -> Outcome,
+        tell: impl FnOnce(&mut Record),
+    ) -> Option<Record> {
+        self.on_trail.is_kept().then(|| {
+            let by = asker().unwrap_or_else(|| Asker::nobody(Correlation::random()));
+            let mut record = Record::new(self.clock.wall_unix_ms(), deed, outcome(), by);
+            tell(&mut record);
+            record
+        })
     }
 
     /// As [`Keyring::note`], made only where there is a trail.
     pub(crate) fn note_of(&self, deed: Deed, outcome: impl FnOnce() -> Outcome, tell: impl FnOnce(&mut Record)) {
-        if self.on_trail.is_kept() {
-            let by = asker().unwrap_or_else(|| Asker::nobody(Correlation::random()));
-            let mut record = Record::new(self.clock.wall_unix_ms(), deed, outcome(), by);
-            tell(&mut record);
-            self.note(record);
-        }
+        self.record_of(deed, outcome, tell).into_iter().for_each(|record| self.note(record));
     }
 
     /// Tells the trail durably. At home.
     ///
     /// # Errors
-    /// [`Error::Trail`], also where it does not answer within a `store_timeout`.
-    pub(crate) async fn write(&self, record: Record) -> Result<()> {
+    /// [`Error::Trail`], also where it does not answer within so long.
+    async fn write(&self, record: Record, timeout: Duration) -> Result<()> {
         let Some(trail) = &self.on_trail.trail else { return Ok(()) };
-        let timeout = self.settings.store_timeout;
         let written = self.clock.until(self.clock.now().plus(timeout), trail.write(record)).await;
         let written = written.unwrap_or_else(|| {
             let ms = timeout.as_millis();
             Err(Error::Trail(format!("it was not written within {ms} ms: see what its disk does, and try again")))
         });
         if written.is_err() {
-            self.look_at_trail();
+            let _ = self.look_at_trail(); // of which it is told next
         }
         // Whatever it fails with, it is the trail that failed.
         written.map_err(|error| match error {
@@ -156,34 +199,60 @@ impl Keyring {
     }
 
     /// As [`Keyring::write`], of several, in their order: what is noted before something is written is durable with it.
-    pub(crate) async fn write_all(&self, records: Vec<Record>) -> Result<()> {
+    async fn write_all(&self, records: Vec<Record>, timeout: Duration) -> Result<()> {
         let last = records.len().saturating_sub(1);
         for (n, record) in records.into_iter().enumerate() {
             if n == last || n % WRITTEN_AT_ONCE == WRITTEN_AT_ONCE - 1 {
-                self.write(record).await?;
-            } else {
-                self.note(record);
+                self.write(record, timeout).await?;
+            } else if let Some(Noted::Lost(why) | Noted::Refused(why)) =
+                self.on_trail.trail.as_ref().map(|trail| trail.note(record))
+            {
+                return Err(why);
             }
         }
         Ok(())
     }
 
-    /// Has it written that something is asked for, which is not to be done where that fails. At home.
+    /// Has it written how these ended. They have: what cannot be written now the trail keeps or counts, and that it is broken it says
+    /// itself. At home.
+    pub(crate) async fn write_ends(&self, lines: Vec<Line>) {
+        let (last, mut is_written) = (lines.len().saturating_sub(1), true);
+        for (n, record) in lines.into_iter().map(Line::told).enumerate() {
+            if is_written && (n == last || n % WRITTEN_AT_ONCE == WRITTEN_AT_ONCE - 1) {
+                is_written = self.write(record, self.settings.store_timeout).await.is_ok();
+            } else {
+                self.note(record);
+            }
+        }
+    }
+
+    /// Has it written that something is asked for, which is not to be done where that fails, unless it takes something away. At home.
     ///
     /// # Errors
     /// As [`Keyring::write`].
-    pub(crate) async fn ask_trail(self: &Arc<Self>, deed: Deed, on: Vec<Subject>, by: Asker) -> Result<Vec<Line>> {
+    pub(crate) async fn ask_trail(
+        self: &Arc<Self>,
+        deed: Deed,
+        on: Vec<Subject>,
+        by: Asker,
+        takes_away: bool,
+    ) -> Result<Vec<Line>> {
         let Some(trail) = &self.on_trail.trail else { return Ok(Vec::new()) };
         let (unix_ms, began) = (self.clock.wall_unix_ms(), self.clock.now());
         let asked = |on| Record { on, ..Record::new(unix_ms, deed, Outcome::Asked, by.clone()) };
         let (clock, is_told) = (&self.clock, false);
         let line = |on| Line { trail: trail.clone(), clock: clock.clone(), record: asked(on), began, is_told };
         let lines: Vec<_> = on.into_iter().map(line).collect();
-        match self.write_all(lines.iter().map(|line| line.record.clone()).collect()).await {
+        let timeout = if takes_away { TAKING_AWAY_PATIENCE } else { self.settings.store_timeout };
+        match self.write_all(lines.iter().map(|line| line.record.clone()).collect(), timeout).await {
             Ok(()) => Ok(lines),
+            Err(why) if takes_away => {
+                tracing::warn!("{deed}: done though it is not on the trail that it was asked for: {why}");
+                Ok(lines)
+            }
             Err(error) => {
                 let refused = Err::<(), _>(error.clone());
-                lines.into_iter().for_each(|mut line| drop(line.ended(&refused, |(), _| {})));
+                lines.into_iter().for_each(|line| drop(line.ended(&refused, |(), _| {})));
                 Err(error)
             }
         }
@@ -204,13 +273,9 @@ impl Keyring {
             return work.await;
         }
         let by = asker().unwrap_or_else(|| Asker::nobody(Correlation::random()));
-        let mut lines = self.ask_trail(deed, vec![on], by.clone()).await?;
+        let lines = self.ask_trail(deed, vec![on], by.clone(), false).await?;
         let outcome = asked_by(Some(by), work).await;
-        let ended = lines.iter_mut().map(|line| line.ended(&outcome, &made)).collect();
-        // It is done: that it was asked for is written, and that the trail is broken it says itself.
-        if self.write_all(ended).await.is_ok() {
-            lines.into_iter().for_each(Line::told);
-        }
+        self.write_ends(lines.into_iter().map(|line| line.ended(&outcome, &made)).collect()).await;
         outcome
     }
 
@@ -232,7 +297,7 @@ impl Keyring {
         }
         let (tally, is_new) = keys.tally(who);
         if is_new {
-            self.on_trail.tallies().push(tally.clone());
+            self.on_trail.tallies().push_back(tally.clone());
         }
         Some(tally)
     }
@@ -240,34 +305,51 @@ impl Keyring {
     /// Notes what all handles did since this was last called, and waits for none of it. Where there are many, [`Keyring::tell_sums`]
     /// is the way.
     pub(crate) fn note_sums(&self) {
-        self.take_sums().into_iter().for_each(|sum| self.note_sum(sum));
+        let all = self.on_trail.tallies().len();
+        self.take_sums(all).into_iter().for_each(|sum| self.note_sum(sum));
     }
 
-    /// As [`Keyring::note_sums`], and gives the trail the time to write them, of which it is told by `beat`. At home.
-    pub(crate) async fn tell_sums(&self, beat: impl Fn(Instant)) {
-        let mut answers = true;
-        for (n, sum) in self.take_sums().into_iter().enumerate() {
-            if answers && n > 0 && n % SUMS_AT_ONCE == 0 {
-                let give_up = self.clock.now().plus(self.settings.store_timeout);
-                // What it cannot write it says itself.
-                answers = matches!(self.clock.until(give_up, self.flush_trail()).await, Some(Ok(())));
+    /// As [`Keyring::note_sums`], and gives the trail the time to write them, of which it is told by `beat`. What it has no room for is
+    /// told the next time, unless this `is_last`. At home.
+    pub(crate) async fn tell_sums(&self, is_last: bool, beat: impl Fn(Instant)) {
+        let (mut left, mut answers) = (self.on_trail.tallies().len(), true);
+        while left > 0 {
+            let some = left.min(SUMS_AT_ONCE);
+            left -= some;
+            if !self.on_trail.has_room() && answers {
+                answers = self.flushed(self.settings.store_timeout).await;
                 beat(self.clock.now());
             }
-            self.note_sum(sum);
+            if !self.on_trail.has_room() && !is_last {
+                return;
+            }
+            let sums = self.take_sums(some);
+            let is_none = sums.is_empty();
+            sums.into_iter().for_each(|sum| self.note_sum(sum));
+            if answers && left > 0 && !is_none {
+                // What it cannot write it says itself.
+                answers = self.flushed(self.settings.store_timeout).await;
+                beat(self.clock.now());
+            }
         }
     }
 
-    fn take_sums(&self) -> Vec<(AccountId, Asker, Sums)> {
+    async fn flushed(&self, patience: Duration) -> bool {
+        let give_up = self.clock.now().plus(patience);
+        matches!(self.clock.until(give_up, self.flush_trail()).await, Some(Ok(())))
+    }
+
+    /// Of so many tallies, those that were not asked for longest.
+    fn take_sums(&self, most: usize) -> Vec<(AccountId, Asker, Sums)> {
         let mut summed = Vec::new();
-        {
-            let mut tallies = self.on_trail.tallies();
-            for tally in std::mem::take(&mut *tallies) {
-                summed.extend(tally.take().map(|sums| (tally.account.clone(), tally.who.asks(), sums)));
-                // One that nobody has any more ends, unless somebody gets it in this moment.
-                match Arc::try_unwrap(tally) {
-                    Ok(ended) => summed.extend(ended.take().map(|sums| (ended.account, ended.who.asks(), sums))),
-                    Err(tally) => tallies.push(tally),
-                }
+        let mut tallies = self.on_trail.tallies();
+        for _ in 0..most {
+            let Some(tally) = tallies.pop_front() else { break };
+            summed.extend(tally.take().map(|sums| (tally.account.clone(), tally.who.asks(), sums)));
+            // One that nobody has any more ends, unless somebody gets it in this moment.
+            match Arc::try_unwrap(tally) {
+                Ok(ended) => summed.extend(ended.take().map(|sums| (ended.account, ended.who.asks(), sums))),
+                Err(tally) => tallies.push_back(tally),
             }
         }
         summed
@@ -277,21 +359,42 @@ impl Keyring {
         let mut record = Record::new(self.clock.wall_unix_ms(), Deed::Blocks, Outcome::Done, by);
         record.on.kek = self.alive(&account).map(|keys| keys.kek().clone());
         (record.on.account, record.sums) = (Some(account), Some(sums));
-        self.note(record);
+        let _ = self.note_use(record); // it was done
     }
 
     /// Looks whether data may be used, by the trail.
-    pub(crate) fn look_at_trail(&self) {
-        let Some(trail) = &self.on_trail.trail else { return };
-        let (why, force) = (trail.serves().err(), &self.access.force);
-        if force.withheld() != why {
-            if let Some(why) = &why {
+    ///
+    /// # Errors
+    /// [`Error::Trail`]: from now on nothing is.
+    pub(crate) fn look_at_trail(&self) -> Result<()> {
+        let Some(trail) = &self.on_trail.trail else { return Ok(()) };
+        let serves = trail.serves();
+        self.withhold(serves.as_ref().err());
+        serves
+    }
+
+    fn withhold(&self, why: Option<&Error>) {
+        let force = &self.access.force;
+        if force.withheld().as_ref() != why {
+            if let Some(why) = why {
                 tracing::warn!(%why, "nothing is sealed, opened or read: the trail cannot be written");
             } else {
                 tracing::info!("the trail can be written again");
             }
-            force.withhold(why);
+            force.withhold(why.cloned());
         }
+    }
+
+    /// Waits, not for long, where so much waits to be written that it would be lost.
+    pub(crate) async fn room_on_trail(&self) {
+        if !self.on_trail.has_room() {
+            self.flushed(ROOM_PATIENCE).await;
+        }
+    }
+
+    /// True where nothing is to be waited for by [`Keyring::room_on_trail`].
+    pub(crate) fn has_room_on_trail(&self) -> bool {
+        self.on_trail.has_room()
     }
 
     /// Makes durable what was told to the trail so far. At home.
@@ -314,12 +417,15 @@ impl Keyring {
         began: Instant,
         outcome: impl FnOnce() -> Outcome,
     ) {
-        self.note_of(deed, outcome, |record| {
+        let record = self.record_of(deed, outcome, |record| {
             record.took = Some(self.clock.now().since(began));
             record.on = of_kek(kek);
             (record.on.account, record.on.aek_versions) = (Some(account.clone()), vec![aek_version]);
             (record.on.token, record.on.token_serial) = (Some(seat.name.clone()), seat.serial().map(Into::into));
         });
+        if let Some(record) = record {
+            let _ = self.note_use(record); // who waits for the key is refused by what it withholds
+        }
     }
 }
 

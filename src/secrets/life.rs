@@ -65,7 +65,7 @@ impl Secrets {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Store`]: it may be deleted or not; [`Error::Conflict`].
     pub async fn delete(&self, id: &SecretId) -> Result<Deletion> {
-        let act = Self::act(Deed::SecretDelete, id, Access::Delete);
+        let act = Self::act(Deed::SecretDelete, id, Access::Delete).taking_away();
         self.engine.acting(act, self.delete_now(id), |_, _| {}).await
     }
 

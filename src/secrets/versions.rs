@@ -185,7 +185,7 @@ impl Secrets {
             self.give(id, version).await
         };
         let given = |given: &OpenedSecret, on: &mut Subject| on.secret_version = Some(given.version.version);
-        self.engine.telling(Deed::SecretGet, on, get, given).await
+        self.engine.giving(Deed::SecretGet, on, get, given).await
     }
 
     /// As [`Secrets::get`], for whoever may have it given out.
@@ -226,6 +226,7 @@ impl Secrets {
     /// [`Error::NotFound`]; [`Error::Store`], [`Error::Conflict`].
     pub async fn set_enabled(&self, id: &SecretId, version: u32, enabled: bool) -> Result<()> {
         let act = Self::act(Deed::SecretSwitch, id, Access::Set).with(|on| on.secret_version = Some(version));
+        let act = act.taking_away_if(!enabled);
         let change = |head: &mut SecretRecord| {
             refuse_deleted(head)?;
             let found = head.versions.iter_mut().find(|known| known.version == version);

@@ -3,7 +3,7 @@
 //!
 //! A [`Record`] is made of names and numbers: no field of it can hold a key, a value of a secret, or an error's text. There are two kinds.
 //! What an *administrative* call changes is written before it is done ([`Outcome::Asked`]) and once it ended, with one [`Correlation`], and
-//! [`Trail::write`] is waited for: without the first of the two nothing is done. What happens to *data* (an account is opened, a key
+//! [`Trail::write`] is waited for: without the first of the two nothing is done, unless it only takes the use of something away. What happens to *data* (an account is opened, a key
 //! unwrapped, a lease denied) is told by [`Trail::note`], which nobody waits for; seals and opens are summed by handle and minute
 //! ([`Deed::Blocks`]).
 
@@ -24,14 +24,15 @@ const CODE_BYTES_MAX: usize = 64;
 /// any thread.
 #[async_trait]
 pub trait Trail: Send + Sync + fmt::Debug {
-    /// Takes a record of what happened to data. Never waits, and never fails the caller: where its queue, which has a bound, is full, the
-    /// trail is broken, and [`Trail::serves`] says so.
-    fn note(&self, record: Record);
+    /// Takes a record of what happened to data. Never waits: where its queue, which has a bound, is full, the record is lost, and the
+    /// trail is broken.
+    fn note(&self, record: Record) -> Noted;
 
-    /// Takes a record of an administrative call. It is durable when this returns, and so is all that was taken before it.
+    /// Takes a record of an administrative call. It is durable when this returns, and so is all that was taken before it. Where it cannot be
+    /// written, one of what was only asked for is forgotten; that of an end is kept until it can be, or counted as lost.
     ///
     /// # Errors
-    /// [`Error::Trail`], with the remedy: whatever the record is of is not to be begun.
+    /// [`Error::Trail`], with the remedy: whatever was asked for is not to be begun, unless it only takes something away.
     async fn write(&self, record: Record) -> Result<()>;
 
     /// Makes durable what was taken so far.
@@ -40,11 +41,49 @@ pub trait Trail: Send + Sync + fmt::Debug {
     /// [`Error::Trail`]: some of it is not.
     async fn flush(&self) -> Result<()>;
 
-    /// Whether data may be sealed, opened and read. Asked about once a second, and after each record of a call; at once.
+    /// Whether data may be sealed, opened and read. Asked about once a second, as an account is opened or a secret read, and where a call
+    /// could not be written; at once.
     ///
     /// # Errors
     /// [`Error::Trail`], with the remedy, where what is done could not be kept, and its operator wants it to be refused then.
     fn serves(&self) -> Result<()>;
+
+    /// False where so much waits that who can wait for it, by [`Trail::flush`], better does before more comes. At once.
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    /// How it stands, for metrics; `None` where it does not say. At once.
+    fn standing(&self) -> Option<Standing> {
+        None
+    }
+}
+
+/// What became of a record that nobody waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+#[non_exhaustive]
+pub enum Noted {
+    /// It was taken, and will be written.
+    Taken,
+    /// It is lost, and counted, for this reason; whatever it is of goes on.
+    Lost(Error),
+    /// It is lost, and counted, for this reason; whatever it is of is to be refused, and nothing of it given out.
+    Refused(Error),
+}
+
+/// How a trail stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Standing {
+    /// How long the oldest record has waited that is not durable yet; zero where all are.
+    pub lag: Duration,
+    /// Records that wait to be durable.
+    pub waiting: u64,
+    /// Records that were lost since it was opened.
+    pub lost: u64,
+    /// It cannot be kept.
+    pub is_broken: bool,
 }
 
 /// What was done, asked for, refused or failed.

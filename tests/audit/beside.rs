@@ -8,7 +8,7 @@ use keyleash::{
     audit::{Expected, Keys, Request, extract, verify, verify_extract},
     clock::{Clock, ManualClock},
     name::AccountId,
-    telemetry::trail::Trail,
+    telemetry::trail::{Noted, Trail},
 };
 use std::{
     fs,
@@ -39,7 +39,7 @@ async fn a_trail_is_read_whole_beside_its_writer_while_hours_turn_and_retention_
                 for _ in 0..50 {
                     let mut record = data(number);
                     record.unix_ms = clock_of.wall_unix_ms();
-                    writer.note(record);
+                    assert_eq!(writer.note(record), Noted::Taken);
                 }
                 at_rest(&writer);
                 clock.advance(HOUR / 4);

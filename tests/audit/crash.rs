@@ -5,7 +5,7 @@ use keyleash::{
     Error,
     clock::Clock,
     store::{KeyStore, memory::MemoryStore, redb::RedbStore},
-    telemetry::trail::{Record, Trail},
+    telemetry::trail::{Noted, Record, Trail},
 };
 use std::{
     collections::BTreeSet,
@@ -53,7 +53,7 @@ async fn child_that_writes_until_it_is_killed() {
         record
     };
     loop {
-        writer.note(now(data(number)));
+        assert_eq!(writer.note(now(data(number))), Noted::Taken);
         writer.write(now(admin(number + 1))).await.unwrap();
         // Flushed: the harness shows it as it comes.
         println!("durable {}", number + 1);
@@ -119,7 +119,7 @@ async fn child_whose_files_are_limited() {
     let (path, len) = (rig.file(), fs::metadata(rig.file()).unwrap().len());
     assert!(len <= FILE_BLOCKS * 1024 && fs::read(&path).unwrap().ends_with(b"\n"), "nothing half-done");
     assert!(writer.write(admin(durable)).await.is_err());
-    writer.note(data(durable + 1));
+    assert_eq!(writer.note(data(durable + 1)), Noted::Taken);
     let limit = rustix::process::Rlimit { current: None, maximum: None };
     rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
     until("room again", || writer.serves().is_ok());

@@ -10,7 +10,7 @@ use keyleash::{
     Error, Result,
     audit::{AuditSink, BATCH_EVENTS_MAX, CommandSink, Event, FileSink, Follower, Told, Until, line::Time},
     clock::{Clock, ManualClock},
-    telemetry::trail::{Deed, Outcome, Trail},
+    telemetry::trail::{Deed, Noted, Outcome, Trail},
 };
 use std::{
     env,
@@ -113,7 +113,7 @@ async fn many_events_of_one_millisecond_come_in_order_once_and_again_where_the_s
     let cursor = beside.path().join("cursor");
     let open = || Follower::open(&rig.directory, &cursor).unwrap();
     let writer = rig.open(rig.options()).await.unwrap();
-    (0..4_500).for_each(|number| writer.note(data(number)));
+    (0..4_500).for_each(|number| assert_eq!(writer.note(data(number)), Noted::Taken));
     writer.flush().await.unwrap();
     let mut taken = Taken { most: Some(2), ..Taken::default() };
     let error = once(open(), &mut taken).await.unwrap_err();
@@ -161,7 +161,7 @@ async fn what_is_not_durable_is_not_delivered() {
         writer.write(admin(10 * round)).await.unwrap();
         full.store(true, Ordering::SeqCst);
         assert!(writer.write(admin(10 * round + 1)).await.is_err());
-        writer.note(data(10 * round + 2));
+        assert_eq!(writer.note(data(10 * round + 2)), Noted::Taken);
         full.store(false, Ordering::SeqCst);
         until("kept again", || writer.serves().is_ok());
     }

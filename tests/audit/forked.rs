@@ -3,7 +3,10 @@
 #![allow(unsafe_code)] // fork itself
 
 use crate::rig::{PATIENCE, Rig, admin, data, numbers};
-use keyleash::{Error, telemetry::trail::Trail};
+use keyleash::{
+    Error,
+    telemetry::trail::{Noted, Trail},
+};
 
 #[tokio::test]
 async fn a_forked_child_neither_waits_nor_writes_nor_gives_the_lock_away() {
@@ -15,8 +18,9 @@ async fn a_forked_child_neither_waits_nor_writes_nor_gives_the_lock_away() {
     if child == 0 {
         // SAFETY: no pointers; one that waits is killed.
         unsafe { libc::alarm(60) };
-        writer.note(data(1));
-        let is_refused = matches!(writer.serves(), Err(Error::Fatal(_))) && writer.status().is_err();
+        let is_refused = matches!(writer.note(data(1)), Noted::Refused(Error::Fatal(_)))
+            && matches!(writer.serves(), Err(Error::Fatal(_)))
+            && writer.status().is_err();
         drop(writer);
         // SAFETY: no pointers.
         unsafe { libc::_exit(i32::from(!is_refused)) }

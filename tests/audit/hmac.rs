@@ -15,7 +15,7 @@ use keyleash::{
         memory::MemoryStore,
         record::{CommonRecord, StoreRecord},
     },
-    telemetry::trail::{Deed, Outcome, Trail},
+    telemetry::trail::{Deed, Noted, Outcome, Trail},
 };
 use std::{
     path::Path,
@@ -88,7 +88,7 @@ async fn a_trail_of_hmacs_is_gone_on_with_and_verified_by_who_has_the_key_and_by
         if round > 0 {
             assert!(token.used.load(Ordering::SeqCst) > before, "what it goes on from was verified by the token");
         }
-        writer.note(data(2 * round));
+        assert_eq!(writer.note(data(2 * round)), Noted::Taken);
         writer.write(admin(2 * round + 1)).await.unwrap();
         writer.close(PATIENCE).await.unwrap();
     }

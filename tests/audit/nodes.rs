@@ -16,7 +16,7 @@ use keyleash::{
         memory::MemoryStore,
         record::{CommonRecord, StoreRecord},
     },
-    telemetry::trail::{Record, Trail},
+    telemetry::trail::{Noted, Record, Trail},
 };
 use std::{fs, sync::Arc, time::Duration};
 use tempfile::TempDir;
@@ -64,7 +64,7 @@ impl Nodes {
     async fn write(&self, node: &str, clock: &ManualClock, records: impl IntoIterator<Item = Record>) {
         let writer: Writer = self.rig.open(self.options(node, clock)).await.unwrap();
         for record in records {
-            writer.note(record);
+            assert_eq!(writer.note(record), Noted::Taken);
         }
         writer.close(PATIENCE).await.unwrap();
     }

@@ -5,12 +5,12 @@ use crate::rig::{
 };
 use keyleash::{
     Error,
-    audit::{Checkpoint, Note, Options, QUEUE_RECORDS_MAX, STALL_MAX, Signer, Vkey},
+    audit::{Checkpoint, Note, Options, Signer, Vkey},
     clock::{Clock, ManualClock},
     config::{ConfigFile, OnFailure},
     name::NodeName,
     store::{load_checkpoint, record::CommonRecord},
-    telemetry::trail::{Deed, Outcome, Trail},
+    telemetry::trail::{Deed, Noted, Outcome, Trail},
 };
 use std::{
     fs,
@@ -18,8 +18,8 @@ use std::{
     os::unix::fs::MetadataExt,
     path::Path,
     sync::{
-        Arc, Condvar, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -44,12 +44,12 @@ async fn an_administrative_record_is_on_disk_when_its_write_returns_and_a_checkp
     let rig = Rig::new();
     let writer = rig.open(rig.options()).await.unwrap();
     for number in 0..3 {
-        writer.note(data(number * 2));
+        assert_eq!(writer.note(data(number * 2)), Noted::Taken);
         writer.write(admin(number * 2 + 1)).await.unwrap();
         let text = fs::read_to_string(rig.file()).unwrap();
         assert!(text.ends_with('\n') && text.lines().count() == 2 + 2 * number as usize, "{text}");
     }
-    writer.note(data(6));
+    assert_eq!(writer.note(data(6)), Noted::Taken);
     writer.flush().await.unwrap();
     writer.close(PATIENCE).await.unwrap();
     let (lines, checkpoints) = rig.read();
@@ -72,7 +72,7 @@ async fn an_administrative_record_is_on_disk_when_its_write_returns_and_a_checkp
 async fn records_that_nobody_waits_for_are_durable_by_themselves_and_many_of_one_millisecond_keep_their_order() {
     let rig = Rig::new();
     let writer = rig.open(rig.options()).await.unwrap();
-    (0..5_000).for_each(|number| writer.note(data(number)));
+    (0..5_000).for_each(|number| assert_eq!(writer.note(data(number)), Noted::Taken));
     until("durable", || writer.status().unwrap().lines == 5_000);
     assert_eq!(numbers(&rig.read().0), (0..5_000).collect::<Vec<_>>());
     // And a checkpoint by itself.
@@ -89,7 +89,7 @@ async fn a_group_of_lines_ends_with_its_tally_however_many_come() {
     let rig = Rig::new();
     let writer = rig.open(rig.options()).await.unwrap();
     for part in 0..14 {
-        (0..5_000).for_each(|number| writer.note(data(part * 5_000 + number)));
+        (0..5_000).for_each(|number| assert_eq!(writer.note(data(part * 5_000 + number)), Noted::Taken));
         writer.flush().await.unwrap();
     }
     writer.close(PATIENCE).await.unwrap();
@@ -353,7 +353,7 @@ async fn a_file_that_is_removed_moved_cut_or_written_to_is_noticed_and_what_was_
         let error = writer.write(admin(number)).await.unwrap_err();
         assert!(error.to_string().contains(what), "{error}");
         assert!(writer.serves().unwrap_err().to_string().contains(what));
-        writer.note(data(number));
+        assert_eq!(writer.note(data(number)), Noted::Taken, "it is held until it can be written");
     };
     let copy = file.with_extension("copy");
     fs::copy(&file, &copy).unwrap();
@@ -403,7 +403,7 @@ async fn while_the_disk_is_full_calls_are_refused_with_nothing_written_and_data_
         // What was done all the same is not lost: the end of an act, and data.
         let end = record(START_MS, Deed::KekRotate, Outcome::Done, 2);
         assert!(writer.write(end).await.is_err());
-        writer.note(data(3));
+        assert_eq!(writer.note(data(3)), Noted::Taken);
         assert!(writer.flush().await.is_err());
         assert!(writer.status().unwrap().broken.is_some());
         full.store(false, Ordering::SeqCst);
@@ -418,69 +418,6 @@ async fn while_the_disk_is_full_calls_are_refused_with_nothing_written_and_data_
         assert!(lines[1].reason.as_ref().unwrap().contains("make room"));
         assert_eq!(lines[4].dropped, Some(0));
     }
-}
-
-/// A gate that a disk stands still before.
-#[derive(Default)]
-struct Gate(Mutex<bool>, Condvar);
-
-impl Gate {
-    fn pass(&self) {
-        drop(self.1.wait_while(self.0.lock().unwrap(), |closed| *closed).unwrap());
-    }
-
-    fn set(&self, closed: bool) {
-        *self.0.lock().unwrap() = closed;
-        self.1.notify_all();
-    }
-}
-
-#[tokio::test]
-async fn a_disk_that_stands_still_blocks_nobody_and_what_it_could_not_take_is_counted() {
-    let (rig, gate, (manual, clock)) = (Rig::new(), Arc::new(Gate::default()), manual());
-    let reached = Arc::new(AtomicU64::new(0));
-    let hook = {
-        let (gate, reached) = (gate.clone(), reached.clone());
-        move || {
-            reached.fetch_add(1, Ordering::SeqCst);
-            gate.pass();
-            Ok(())
-        }
-    };
-    let writer = rig.open(rig.options().clock(clock).before_sync(hook)).await.unwrap();
-    writer.write(admin(0)).await.unwrap();
-    until("stored", || writer.status().unwrap().stored == 1);
-    gate.set(true);
-    let before = reached.load(Ordering::SeqCst);
-    writer.note(data(1));
-    until("the disk stands still", || reached.load(Ordering::SeqCst) > before);
-    writer.serves().unwrap();
-    // One who waits is refused in time, whatever the disk does.
-    let (outcome, ()) = tokio::join!(writer.write(admin(2)), async {
-        manual.advance(STALL_MAX + Duration::from_secs(1));
-    });
-    let error = outcome.unwrap_err();
-    assert!(error.to_string().contains("has not answered for 11 s"), "{error}");
-    assert!(writer.serves().is_err());
-    // And the queue has an end: nobody waits in front of it.
-    for number in 0..QUEUE_RECORDS_MAX as u128 + 100 {
-        writer.note(data(100 + number));
-    }
-    assert!(matches!(writer.write(admin(3)).await, Err(Error::Trail(_))));
-    let status = writer.status().unwrap();
-    assert_eq!((status.waiting, status.dropped), (QUEUE_RECORDS_MAX, 102));
-    gate.set(false);
-    until("kept again", || writer.serves().is_ok() && writer.status().unwrap().waiting == 0);
-    writer.close(PATIENCE).await.unwrap();
-    let (lines, _) = rig.read();
-    let resumed: Vec<_> = lines.iter().filter_map(|line| line.dropped).collect();
-    assert_eq!(
-        resumed,
-        [102],
-        "{:?}",
-        lines.iter().filter(|line| line.operation.starts_with("Trail")).collect::<Vec<_>>()
-    );
-    assert_eq!(numbers(&lines).len(), 1 + QUEUE_RECORDS_MAX);
 }
 
 #[tokio::test]

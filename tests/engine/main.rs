@@ -36,6 +36,7 @@ mod stuck;
 mod tamper;
 mod tokens;
 mod trail;
+mod trail_lost;
 mod twice;
 mod usage;
 mod vouch;

@@ -14,7 +14,7 @@ use keyleash::{
     name::{AccountId, KekName, Whence},
     rotate::PASS_EVERY,
     store::{Filter, Key, KeyStore, memory::MemoryStore, record::AekPolicy},
-    telemetry::trail::{Correlation, Deed, OfGrants, Outcome, Record, Sums, Trail},
+    telemetry::trail::{Correlation, Deed, Noted, OfGrants, Outcome, Record, Sums, Trail},
     token::{
         KekInfo, Token,
         scripted::{Act, Call, ScriptedToken},
@@ -30,9 +30,9 @@ use std::{
 };
 
 /// What is in a store, and the keys of a token.
-type Contents = (BTreeMap<String, Vec<u8>>, Vec<KekInfo>);
+pub(crate) type Contents = (BTreeMap<String, Vec<u8>>, Vec<KekInfo>);
 
-async fn contents(store: &MemoryStore, token: &ScriptedToken) -> Contents {
+pub(crate) async fn contents(store: &MemoryStore, token: &ScriptedToken) -> Contents {
     let mut values = BTreeMap::new();
     for filter in [
         Filter::Accounts,
@@ -52,12 +52,16 @@ async fn contents(store: &MemoryStore, token: &ScriptedToken) -> Contents {
 
 /// A trail in memory, which does as a test says.
 #[derive(Default)]
-struct Scripted {
+pub(crate) struct Scripted {
     taken: Mutex<Vec<Record>>,
     /// Records that may still be written before it refuses all.
     writes_left: Mutex<Option<usize>>,
-    hangs: AtomicBool,
-    withholds: AtomicBool,
+    pub(crate) hangs: AtomicBool,
+    pub(crate) withholds: AtomicBool,
+    /// Records of this deed, and whether what they are of is to be refused.
+    pub(crate) loses: Mutex<Option<(Deed, bool)>>,
+    /// It has no room, and a flush makes none.
+    pub(crate) is_crowded: AtomicBool,
     /// It takes what is asked for, and never says so.
     stops: AtomicBool,
     /// How many records it had at each.
@@ -73,14 +77,26 @@ impl std::fmt::Debug for Scripted {
     }
 }
 
-fn full() -> Error {
+pub(crate) fn full() -> Error {
     Error::Trail("the disk is full".into())
 }
 
 #[async_trait]
 impl Trail for Scripted {
-    fn note(&self, record: Record) {
-        self.taken.lock().unwrap().push(record);
+    fn note(&self, record: Record) -> Noted {
+        match *self.loses.lock().unwrap() {
+            Some((deed, refuses)) if deed == record.deed => {
+                if refuses {
+                    Noted::Refused(full())
+                } else {
+                    Noted::Lost(full())
+                }
+            }
+            _ => {
+                self.taken.lock().unwrap().push(record);
+                Noted::Taken
+            }
+        }
     }
 
     async fn write(&self, record: Record) -> Result<()> {
@@ -96,7 +112,7 @@ impl Trail for Scripted {
             *self.seen.lock().unwrap() = Some(seen);
         }
         let stops = record.outcome == Outcome::Asked && self.stops.load(Ordering::SeqCst);
-        self.note(record);
+        assert_eq!(self.note(record), Noted::Taken);
         if stops {
             std::future::pending::<()>().await;
         }
@@ -112,10 +128,14 @@ impl Trail for Scripted {
     fn serves(&self) -> Result<()> {
         if self.withholds.load(Ordering::SeqCst) { Err(full()) } else { Ok(()) }
     }
+
+    fn has_room(&self) -> bool {
+        !self.is_crowded.load(Ordering::SeqCst)
+    }
 }
 
 impl Scripted {
-    fn refuse_after(&self, writes: usize) {
+    pub(crate) fn refuse_after(&self, writes: usize) {
         *self.writes_left.lock().unwrap() = Some(writes);
     }
 
@@ -127,7 +147,7 @@ impl Scripted {
         its.map(|record| (record.deed, record.outcome.clone())).collect()
     }
 
-    fn records(&self, deed: Deed) -> Vec<Record> {
+    pub(crate) fn records(&self, deed: Deed) -> Vec<Record> {
         self.taken.lock().unwrap().iter().filter(|record| record.deed == deed).cloned().collect()
     }
 
@@ -137,7 +157,7 @@ impl Scripted {
 }
 
 /// Another engine over the rig's token and store, with a trail.
-fn engine(rig: &Rig, trail: &Arc<Scripted>) -> Engine {
+pub(crate) fn engine(rig: &Rig, trail: &Arc<Scripted>) -> Engine {
     Engine::builder(rig.token.clone(), rig.store.clone())
         .on_current_runtime()
         .clock(Clock::Manual(rig.clock.clone()))
@@ -149,11 +169,11 @@ fn engine(rig: &Rig, trail: &Arc<Scripted>) -> Engine {
         .unwrap()
 }
 
-const ID: Correlation = Correlation::new([7; 16]);
+pub(crate) const ID: Correlation = Correlation::new([7; 16]);
 
 /// What a call is on the trail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Is {
+pub(crate) enum Is {
     /// It changes something.
     Act(Deed),
     /// It does something with data, of which nobody waits for the line.
@@ -162,7 +182,7 @@ enum Is {
     Read,
 }
 
-fn is(call: &str) -> Is {
+pub(crate) fn is(call: &str) -> Is {
     match call {
         "Engine::account" | "Engine::account_blocking" => Is::Told(Deed::AccountOpen),
         "Engine::evict" => Is::Told(Deed::AccountEvict),
@@ -218,8 +238,12 @@ fn is(call: &str) -> Is {
     }
 }
 
+/// The acts that only take the use of something away.
+pub(crate) const TAKE_AWAY: [&str; 4] =
+    ["Engine::delete_account", "Engine::remove_grant", "Secrets::delete", "Secrets::set_enabled"];
+
 /// Every call of the manual's table that can be tried here, with what it takes.
-fn each_call() -> Vec<(String, Vec<Operation>)> {
+pub(crate) fn each_call() -> Vec<(String, Vec<Operation>)> {
     let is_tried = |call: &str| {
         (call.starts_with("Engine::") || cfg!(feature = "secrets") && call.starts_with("Secrets::"))
             && call != "Engine::account_blocking" // which blocks
@@ -228,7 +252,7 @@ fn each_call() -> Vec<(String, Vec<Operation>)> {
 }
 
 /// With a secret `s`, one that is deleted, `gone`, in account `a`, beside what the tests of grants have.
-async fn rig() -> Rig {
+pub(crate) async fn rig() -> Rig {
     let rig = grants::rig().await;
     give(&rig, vec![grant("all", &Operation::ALL)]).await;
     #[cfg(feature = "secrets")]
@@ -236,7 +260,7 @@ async fn rig() -> Rig {
     rig
 }
 
-async fn call(engine: &Engine, rig: &Rig, name: &str) -> Result<()> {
+pub(crate) async fn call(engine: &Engine, rig: &Rig, name: &str) -> Result<()> {
     match name.split_once("::").unwrap() {
         // The KEK that is there is found, and nothing is made.
         ("Engine", "get_or_create_kek") => {
@@ -251,7 +275,7 @@ async fn call(engine: &Engine, rig: &Rig, name: &str) -> Result<()> {
 }
 
 #[cfg(feature = "secrets")]
-mod secrets {
+pub(crate) mod secrets {
     use super::*;
     use keyleash::{
         When,
@@ -274,7 +298,7 @@ mod secrets {
         engine.secrets().delete(&id("gone")).await.unwrap();
     }
 
-    pub(super) async fn call(engine: &Engine, name: &str) -> Result<()> {
+    pub(crate) async fn call(engine: &Engine, name: &str) -> Result<()> {
         let secrets = engine.secrets();
         let shown = |name: &'static str| {
             let of_all = engine.caller(caller("all")).secrets();
@@ -365,6 +389,10 @@ async fn what_the_trail_does_not_take_is_not_begun() {
         trail.refuse_after(0);
         let before = contents(&rig.store, &rig.token).await;
         let outcome = rig.meanwhile(call(&engine, &rig, &name)).await;
+        if TAKE_AWAY.contains(&name.as_str()) {
+            assert_ne!(outcome, Err(full()), "{name}");
+            continue;
+        }
         assert_eq!(outcome, Err(full()), "{name}");
         settle().await;
         assert_eq!(contents(&rig.store, &rig.token).await, before, "{name} is half-done");
@@ -542,6 +570,7 @@ async fn what_handles_did_is_told_as_the_last_of_them_goes_with_the_engine() {
     seal(&account).unwrap();
     drop((engine, account));
     assert_eq!(trail.records(Deed::Blocks).len(), 1);
+    assert_eq!(trail.records(Deed::EngineBegin).len(), 1);
 }
 
 #[tokio::test]

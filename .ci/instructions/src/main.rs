@@ -7,7 +7,7 @@ use keyleash::{
     clock::Clock,
     name::{AccountId, KekName},
     store::memory::MemoryStore,
-    telemetry::trail::{Record, Trail},
+    telemetry::trail::{Noted, Record, Trail},
     token::{Profile, scripted::ScriptedToken},
 };
 use std::{error::Error, hint::black_box, sync::Arc, time::Duration};
@@ -59,7 +59,9 @@ struct Taker;
 
 #[async_trait::async_trait]
 impl Trail for Taker {
-    fn note(&self, _: Record) {}
+    fn note(&self, _: Record) -> Noted {
+        Noted::Taken
+    }
 
     async fn write(&self, _: Record) -> keyleash::Result<()> {
         Ok(())

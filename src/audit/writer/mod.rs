@@ -29,7 +29,7 @@ use crate::{
     name::NodeName,
     secret::fork,
     store::{KeyStore, load_checkpoint, store_id},
-    telemetry::trail::{Record, Trail},
+    telemetry::trail::{Noted, Record, Standing, Trail},
 };
 use async_trait::async_trait;
 use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
@@ -271,7 +271,7 @@ impl Writer {
         spawn("keyleash-trail", move || {
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scribe.run()));
             if outcome.is_err() {
-                ended.end(&Err(ended.error("its thread failed; see the log, and restart")));
+                ended.fail();
             }
         })?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -288,7 +288,7 @@ impl Writer {
     /// [`Error::Trail`]: some of it could not be written. It says how many records are lost.
     pub async fn close(&self, patience: Duration) -> Result<()> {
         fork::refuse_child()?;
-        match self.shared.close(patience) {
+        match self.shared.close(patience)? {
             Some(receiver) => self.answered(receiver).await,
             None => Ok(()),
         }
@@ -314,9 +314,11 @@ impl Writer {
 
 #[async_trait]
 impl Trail for Writer {
-    fn note(&self, record: Record) {
-        if !fork::in_child() {
-            self.shared.note(record);
+    fn note(&self, record: Record) -> Noted {
+        match (fork::refuse_child().and_then(|()| self.shared.note(record)), self.on_failure) {
+            (Ok(()), _) => Noted::Taken,
+            (Err(why), OnFailure::Refuse) => Noted::Refused(why),
+            (Err(why), OnFailure::Continue) => Noted::Lost(why),
         }
     }
 
@@ -338,6 +340,14 @@ impl Trail for Writer {
             (OnFailure::Refuse, Some(why)) => Err(self.shared.error(&why)),
             _ => Ok(()),
         }
+    }
+
+    fn has_room(&self) -> bool {
+        fork::in_child() || self.shared.has_room()
+    }
+
+    fn standing(&self) -> Option<Standing> {
+        (!fork::in_child()).then(|| self.shared.standing())
     }
 }
 

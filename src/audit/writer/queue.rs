@@ -5,7 +5,7 @@ use crate::{
     audit::tree::Frontier,
     clock::{Clock, Instant},
     error::{Error, Result},
-    telemetry::trail::{Outcome, Record},
+    telemetry::trail::{Outcome, Record, Standing},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,7 +14,7 @@ use std::{
 };
 use tokio::sync::{Notify, oneshot};
 
-/// Most records that wait to be written. One has some hundred bytes.
+/// Most records that wait to be written. One has about a kilobyte.
 pub const QUEUE_RECORDS_MAX: usize = 16 * 1024;
 /// A disk that has not answered for so long does not answer: who waits for it is refused, and the trail is broken.
 pub const STALL_MAX: Duration = Duration::from_secs(10);
@@ -24,6 +24,8 @@ const GROUP_EVERY: Duration = Duration::from_millis(200);
 const GROUP_RECORDS: usize = 1024;
 /// While there is nothing to write the files are looked at so often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What becomes of records is not known any more.
+const FAILED: &str = "its thread failed; see the log, and restart";
 
 /// A record that waits to be written.
 #[derive(Debug)]
@@ -31,19 +33,24 @@ pub(super) struct Entry {
     /// `None` for one who waits for all that was there before.
     pub(super) record: Option<Record>,
     pub(super) waiter: Option<u64>,
+    /// When it was taken.
+    pub(super) since: Instant,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Inner {
     entries: VecDeque<Entry>,
-    /// Records that the writing thread holds, because they could not be written.
+    /// Records that the writing thread holds, and since when the first of them waits.
     held: usize,
+    held_since: Option<Instant>,
     /// Somebody waits.
     urgent: bool,
     /// Nothing is taken any more; how long the end may take.
     closing: Option<Duration>,
     /// Records that were lost, and not told of yet.
     dropped: u64,
+    /// All that were lost.
+    lost: u64,
     /// Since when something is not durable.
     waiting_since: Option<Instant>,
     /// Who waits.
@@ -70,6 +77,8 @@ pub(super) struct Inner {
     /// Of how many the newest tells that is stored.
     pub(super) stored: u64,
     ended: bool,
+    /// The writing thread ended by a fault.
+    failed: bool,
 }
 
 /// A signed checkpoint.
@@ -116,54 +125,58 @@ impl Shared {
     }
 
     /// Takes a record that nobody waits for.
-    pub(super) fn note(&self, record: Record) {
+    ///
+    /// # Errors
+    /// Why it is lost.
+    pub(super) fn note(&self, record: Record) -> Result<()> {
         let mut inner = self.lock();
-        if inner.is_full() || inner.closing.is_some() {
-            inner.dropped = inner.dropped.saturating_add(1);
-            return;
+        if let Some(why) = inner.takes_nothing() {
+            inner.lose(1);
+            return Err(self.error(&why));
         }
         let was_empty = inner.entries.is_empty();
-        self.push(&mut inner, Entry { record: Some(record), waiter: None });
+        self.push(&mut inner, Some(record), None);
         if was_empty || inner.entries.len() >= GROUP_RECORDS {
             self.wake.notify_all();
         }
+        Ok(())
     }
 
     /// Takes one that is waited for, or none, for all that was taken before.
     pub(super) fn write(&self, record: Option<Record>) -> Result<oneshot::Receiver<Result<()>>> {
         let mut inner = self.lock();
-        let why = match (&inner.doubled, inner.closing, inner.is_full()) {
-            (Some(why), ..) => Some(why.clone()),
-            (None, Some(_), _) => Some("it was closed".to_owned()),
-            (None, None, true) => Some(inner.full()),
-            _ => None,
-        };
+        let why = inner.doubled.clone().or_else(|| inner.takes_nothing());
         if let Some(why) = why {
             // What was only asked for is not done, so that nothing is missed of it.
             if record.is_some_and(|record| record.outcome != Outcome::Asked) {
-                inner.dropped = inner.dropped.saturating_add(1);
+                inner.lose(1);
             }
             return Err(self.error(&why));
         }
         let (waiter, receiver) = inner.waiter();
         inner.urgent = true;
-        self.push(&mut inner, Entry { record, waiter: Some(waiter) });
+        self.push(&mut inner, record, Some(waiter));
         self.wake.notify_all();
         Ok(receiver)
     }
 
-    fn push(&self, inner: &mut Inner, entry: Entry) {
-        inner.entries.push_back(entry);
-        if inner.waiting_since.is_none() {
-            inner.waiting_since = Some(self.clock.now());
-        }
+    fn push(&self, inner: &mut Inner, record: Option<Record>, waiter: Option<u64>) {
+        let since = self.clock.now();
+        inner.entries.push_back(Entry { record, waiter, since });
+        inner.waiting_since.get_or_insert(since);
     }
 
     /// Begins the end, for which the receiver waits. `None` where somebody began it before, and it has come.
-    pub(super) fn close(&self, patience: Duration) -> Option<oneshot::Receiver<Result<()>>> {
+    ///
+    /// # Errors
+    /// It ended by itself.
+    pub(super) fn close(&self, patience: Duration) -> Result<Option<oneshot::Receiver<Result<()>>>> {
         let mut inner = self.lock();
+        if inner.failed {
+            return Err(self.error(FAILED));
+        }
         if inner.ended {
-            return None;
+            return Ok(None);
         }
         let (_, receiver) = inner.waiter();
         inner.closing.get_or_insert(patience);
@@ -172,7 +185,7 @@ impl Shared {
             inner.waiting_since = Some(self.clock.now());
         }
         self.wake.notify_all();
-        Some(receiver)
+        Ok(Some(receiver))
     }
 
     /// Waits for something to do; at most for [`LOOK_EVERY`].
@@ -190,6 +203,7 @@ impl Shared {
         let entries = std::mem::take(&mut inner.entries);
         // They are the writing thread's until it says what became of them.
         inner.held += entries.len();
+        inner.held_since = inner.held_since.or(entries.front().map(|entry| entry.since));
         let (signed, dropped) = (inner.signed.take(), std::mem::take(&mut inner.dropped));
         Batch { entries, signed, dropped, closing: inner.closing }
     }
@@ -222,16 +236,23 @@ impl Shared {
         self.lock().broken = Some(why.to_owned());
     }
 
-    /// How things stand after a turn of the writing thread, which still holds `held` records.
-    pub(super) fn turned(&self, size: u64, held: usize, dropped: u64, broken: Option<Trouble>) {
+    /// How things stand after a turn of the writing thread, which still holds these.
+    pub(super) fn turned(&self, size: u64, holds: &VecDeque<Entry>, dropped: u64, broken: Option<Trouble>) {
         let mut inner = self.lock();
+        let held = holds.len();
         (inner.size, inner.held, inner.broken) = (size, held, broken);
+        inner.held_since = holds.front().map(|entry| entry.since);
         inner.dropped = inner.dropped.saturating_add(dropped);
         inner.waiting_since = match (inner.entries.is_empty(), held) {
             (true, 0) if inner.closing.is_none() => None,
             // What could not be written is told by `broken`; the disk did answer.
             _ => Some(self.clock.now()),
         };
+    }
+
+    /// The writing thread could make no lines of so many.
+    pub(super) fn lost(&self, records: u64) {
+        self.lock().lose(records);
     }
 
     /// The signing thread has done something.
@@ -271,6 +292,19 @@ impl Shared {
         self.notary.notify_one();
     }
 
+    /// The writing thread has ended by a fault, and with it went what it held.
+    pub(super) fn fail(&self) {
+        {
+            let mut inner = self.lock();
+            inner.failed = true;
+            let went = inner.held + inner.entries.len();
+            inner.entries.clear();
+            (inner.held, inner.held_since) = (0, None);
+            inner.lose(went as u64);
+        }
+        self.end(&Err(self.error(FAILED)));
+    }
+
     pub(super) fn has_ended(&self) -> bool {
         self.lock().ended
     }
@@ -278,20 +312,52 @@ impl Shared {
     /// Why the trail is not kept; `None` when it is.
     pub(super) fn trouble(&self) -> Option<Trouble> {
         let inner = self.lock();
+        let closed = inner.doubled.clone().or_else(|| inner.closed());
         let dropped = || (inner.dropped > 0).then(|| inner.full());
-        inner.doubled.clone().or_else(|| inner.broken.clone()).or_else(dropped).or_else(|| inner.stalled(&self.clock))
+        closed.or_else(|| inner.broken.clone()).or_else(dropped).or_else(|| inner.stalled(&self.clock))
     }
 
     /// How many records wait, and how many were lost that no line tells of yet.
     pub(super) fn waiting(&self) -> (usize, u64) {
         let inner = self.lock();
-        (inner.entries.len() + inner.held, inner.dropped)
+        (inner.waiting(), inner.dropped)
+    }
+
+    /// At most half of what may wait does.
+    pub(super) fn has_room(&self) -> bool {
+        self.lock().waiting() <= QUEUE_RECORDS_MAX / 2
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        let is_broken = self.trouble().is_some();
+        let inner = self.lock();
+        let since = inner.held_since.or_else(|| inner.entries.front().map(|entry| entry.since));
+        let mut standing = Standing::default();
+        standing.lag = since.map_or(Duration::ZERO, |since| self.clock.now().since(since));
+        (standing.waiting, standing.lost, standing.is_broken) = (inner.waiting() as u64, inner.lost, is_broken);
+        standing
     }
 }
 
 impl Inner {
-    fn is_full(&self) -> bool {
-        self.entries.len() + self.held >= QUEUE_RECORDS_MAX
+    fn waiting(&self) -> usize {
+        self.entries.len() + self.held
+    }
+
+    /// Why nothing is taken any more.
+    fn closed(&self) -> Option<Trouble> {
+        let closed = self.closing.is_some() || self.ended;
+        self.failed.then(|| FAILED.to_owned()).or_else(|| closed.then(|| "it was closed".to_owned()))
+    }
+
+    /// Why nothing can be taken.
+    fn takes_nothing(&self) -> Option<Trouble> {
+        self.closed().or_else(|| (self.waiting() >= QUEUE_RECORDS_MAX).then(|| self.full()))
+    }
+
+    fn lose(&mut self, records: u64) {
+        self.dropped = self.dropped.saturating_add(records);
+        self.lost = self.lost.saturating_add(records);
     }
 
     fn full(&self) -> Trouble {
@@ -301,7 +367,9 @@ impl Inner {
 
     fn stalled(&self, clock: &Clock) -> Option<Trouble> {
         let waited = clock.now().since(self.waiting_since?);
-        (waited > STALL_MAX).then(|| format!("the disk has not answered for {} s; see to it", waited.as_secs()))
+        // The same words for as long as it lasts: who looks again has nothing new to say.
+        (waited > STALL_MAX)
+            .then(|| format!("the disk has not answered for {} s and more; see to it", STALL_MAX.as_secs()))
     }
 
     fn waiter(&mut self) -> (u64, oneshot::Receiver<Result<()>>) {

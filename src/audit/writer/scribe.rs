@@ -12,7 +12,7 @@ use crate::{
         walk::hour_of,
     },
     clock::Instant,
-    error::{Error, Result},
+    error::Result,
     telemetry::trail::{Outcome, Record},
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -131,7 +131,7 @@ impl Scribe {
         let Found { mut disk, frontier, group, checkpointed } = found;
         disk.tell(frontier.size());
         let now = shared.clock.now();
-        shared.turned(frontier.size(), 0, 0, None);
+        shared.turned(frontier.size(), &VecDeque::new(), 0, None);
         Self {
             shared,
             disk,
@@ -185,7 +185,7 @@ impl Scribe {
             self.unwritten = Some(signed);
         }
         let broken = self.broken.as_ref().map(|(_, why)| why.clone());
-        self.shared.turned(self.frontier.size(), self.pending.len(), std::mem::take(&mut self.dropped), broken);
+        self.shared.turned(self.frontier.size(), &self.pending, std::mem::take(&mut self.dropped), broken);
     }
 
     /// Where that fails the checkpoints stay as they are: so it is no trouble.
@@ -276,7 +276,7 @@ impl Scribe {
                     }
                     Err(error) => {
                         tracing::error!("{}: {error}", self.shared.name);
-                        self.dropped = self.dropped.saturating_add(1);
+                        self.shared.lost(1);
                         if let Item::Entry(Entry { waiter: Some(waiter), .. }) = item {
                             self.shared.answer([waiter], &Err(error));
                         }
@@ -337,11 +337,12 @@ impl Scribe {
         let mut waiters = Vec::new();
         for item in items {
             match item {
-                Item::Entry(Entry { record, waiter }) => {
+                Item::Entry(Entry { record, waiter, since }) => {
                     // What was asked for is not done.
                     let record = record.filter(|record| waiter.is_none() || record.outcome != Outcome::Asked);
                     waiters.extend(waiter);
-                    self.pending.extend(record.map(|record: Record| Entry { record: Some(record), waiter: None }));
+                    let kept = |record: Record| Entry { record: Some(record), waiter: None, since };
+                    self.pending.extend(record.map(kept));
                 }
                 Item::Resumed(_, dropped) => self.dropped = self.dropped.saturating_add(dropped),
                 Item::Broken(..) => {}
@@ -434,12 +435,16 @@ impl Scribe {
         }
         self.shared.wait_for_notary(patience);
         let broken = self.broken.as_ref().map(|(_, why)| why.clone());
-        self.shared.turned(self.frontier.size(), self.pending.len(), self.dropped, broken.clone());
-        let lost = self.pending.len() as u64 + self.dropped;
+        self.shared.turned(self.frontier.size(), &self.pending, self.dropped, broken.clone());
+        let (held, dropped) = self.shared.waiting();
+        let lost = held as u64 + dropped;
         let outcome = match broken {
-            None => Ok(()),
-            Some(why) => Err(Error::Trail(format!("{}: {why}; {lost} records are lost", self.shared.name))),
+            None if lost == 0 => Ok(()),
+            // No line can tell of them any more.
+            None => Err("some came as it was being closed".to_owned()),
+            Some(why) => Err(why),
         };
+        let outcome = outcome.map_err(|why| self.shared.error(&format!("{why}; {lost} records are lost")));
         drop(self.disk); // gives the lock back, before anybody hears of the end
         self.shared.end(&outcome);
     }

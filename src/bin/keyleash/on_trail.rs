@@ -10,20 +10,28 @@ use keyleash::{
     config::{AuditConfig, OnFailure},
     name::{CallerId, NodeName, WHENCE_BYTES_MAX, Whence},
     store::KeyStore,
-    telemetry::trail::{Asker, Correlation, Deed, Outcome, Record, Subject, Trail, Why},
+    telemetry::trail::{Asker, Correlation, Deed, Noted, Outcome, Record, Subject, Trail, Why},
     token::Token,
 };
 use std::{sync::Arc, time::Duration};
+use tokio::time::timeout;
 
 /// A trail has one writer, and commands run at once (`keyleash seal … | keyleash open …`), some for days: each takes the first of so many
 /// nodes that nobody has.
 const NODES_MAX: usize = 32;
+/// Commands that only take the use of something away, which can be given back: they wait for no trail, and are done whether there is a line
+/// of them or not.
+const TAKE_AWAY: [&str; 5] = ["kek disable", "account delete", "secret disable", "secret delete", "grant remove"];
+/// For how long such a command waits for its trail to be opened, and for its line.
+const TAKING_AWAY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Who gave the command, and from where.
 #[derive(Debug, Clone)]
 pub(crate) struct Whose {
     pub(crate) caller: CallerId,
     pub(crate) from: Whence,
+    /// The command is one of [`TAKE_AWAY`].
+    pub(crate) takes_away: bool,
 }
 
 impl Whose {
@@ -36,7 +44,7 @@ impl Whose {
         while place.len() > WHENCE_BYTES_MAX {
             place.pop();
         }
-        Ok(Self { caller, from: Whence::new(place)? })
+        Ok(Self { caller, from: Whence::new(place)?, takes_away: TAKE_AWAY.contains(&command) })
     }
 
     fn asks(&self) -> Asker {
@@ -79,10 +87,18 @@ impl Opened {
         config: &AuditConfig,
         store: Arc<dyn KeyStore>,
         token: Arc<dyn Token>,
-        patience: Duration,
+        (patience, takes_away): (Duration, bool),
         output: Output,
     ) -> Result<Self, Failure> {
-        match Self::try_open(config, store, token, patience).await {
+        let opening = Self::try_open(config, store, token, patience);
+        if takes_away {
+            let opened = timeout(TAKING_AWAY_PATIENCE, opening).await.unwrap_or_else(|_| Err(too_slow()));
+            return Ok(opened.unwrap_or_else(|error| {
+                output.warn(&format!("this is done without a trail: {error}"));
+                Self::Missing(Arc::new(Missing(error)))
+            }));
+        }
+        match opening.await {
             Err(error) if config.on_failure == OnFailure::Continue => {
                 output.note(&format!("keyleash: warning: data are used without a trail: {error}"));
                 Ok(Self::Missing(Arc::new(Missing(error))))
@@ -112,6 +128,11 @@ impl Opened {
         }
     }
 
+    /// It could not be opened.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::Missing(_))
+    }
+
     /// Writes what is waiting, and a checkpoint, for which it waits so long.
     pub(crate) async fn close(&self, patience: Duration) -> Result<()> {
         match self {
@@ -136,7 +157,9 @@ impl Missing {
 
 #[async_trait]
 impl Trail for Missing {
-    fn note(&self, _: Record) {}
+    fn note(&self, _: Record) -> Noted {
+        Noted::Lost(self.0.clone())
+    }
 
     async fn write(&self, _: Record) -> Result<()> {
         self.refuse()
@@ -149,6 +172,10 @@ impl Trail for Missing {
     fn serves(&self) -> Result<()> {
         Ok(())
     }
+}
+
+fn too_slow() -> Error {
+    Error::Trail(format!("nothing came of it within {} s", TAKING_AWAY_PATIENCE.as_secs()))
 }
 
 /// Something that a command does by its own hand, of which the trail has that it was asked for.
@@ -164,12 +191,25 @@ impl Asked {
     ///
     /// # Errors
     /// [`Error::Trail`]: it is not to be begun.
-    pub(crate) async fn ask(trail: Option<Arc<dyn Trail>>, whose: &Whose, deed: Deed, on: Subject) -> Result<Self> {
+    pub(crate) async fn ask(
+        trail: Option<Arc<dyn Trail>>,
+        whose: &Whose,
+        deed: Deed,
+        on: Subject,
+        output: Output,
+    ) -> Result<Self> {
         let clock = Clock::default();
         let mut record = Record::new(clock.wall_unix_ms(), deed, Outcome::Asked, whose.asks());
         record.on = on;
-        if let Some(trail) = &trail {
-            trail.write(record.clone()).await?;
+        match &trail {
+            Some(trail) if whose.takes_away => {
+                let written = timeout(TAKING_AWAY_PATIENCE, trail.write(record.clone())).await;
+                if let Err(error) = written.unwrap_or_else(|_| Err(too_slow())) {
+                    output.warn(&format!("{deed}: done though it is not on the trail that it was asked for: {error}"));
+                }
+            }
+            Some(trail) => trail.write(record.clone()).await?,
+            None => {}
         }
         Ok(Self { trail, record, began: clock.now() })
     }
@@ -215,7 +255,7 @@ pub(crate) fn note_forbidden(trail: &dyn Trail, whose: &Whose, error: &Error, on
     let outcome = Outcome::Failed(Why::of(error));
     let mut record = Record::new(Clock::default().wall_unix_ms(), Deed::Forbidden, outcome, whose.asks());
     record.on = on;
-    trail.note(record);
+    let _ = trail.note(record); // it is refused either way
 }
 
 #[cfg(test)]

@@ -73,6 +73,15 @@ impl Output {
         }
     }
 
+    /// Tells what somebody is to see to, though the command did what it was to do.
+    pub(crate) fn warn(self, line: &str) {
+        let line = match self.json {
+            true => harmless_json(&serde_json::json!({ "warning": line }).to_string()).to_string(),
+            false => harmless(&format!("keyleash: warning: {line}")).to_string(),
+        };
+        let _ = writeln!(io::stderr().lock(), "{line}");
+    }
+
     fn write(self, out: &mut impl Write, json: &Value, lines: &str) -> io::Result<()> {
         // In one piece: there is no buffer.
         if self.json {

@@ -112,7 +112,12 @@ impl Setup {
     /// As [`Setup::close`].
     pub(crate) async fn close_trail(&self, patience: Duration) -> Result<(), Failure> {
         let Some(trail) = self.trail.lock().await.take() else { return Ok(()) };
-        match (trail.close(patience).await, self.config.audit.as_ref().map(|audit| audit.on_failure)) {
+        let closed = trail.close(patience).await;
+        if let (Err(error), true) = (&closed, self.whose.takes_away) {
+            self.output.warn(&format!("it is done, and the trail does not have all of it: {error}"));
+            return Ok(());
+        }
+        match (closed, self.config.audit.as_ref().map(|audit| audit.on_failure)) {
             (Err(error), Some(OnFailure::Continue)) => {
                 self.output.note(&format!("keyleash: warning: {error}"));
                 Ok(())
@@ -139,11 +144,11 @@ impl Setup {
                     Some(token) => token,
                     None => Arc::new(LazyToken::new(self.noting(self.token_settings()?))),
                 };
-                let patience = self.config.settings.store_timeout;
+                let patience = (self.config.settings.store_timeout, self.whose.takes_away);
                 trail.insert(Opened::open(config, store.clone(), token, patience, self.output).await?)
             }
         };
-        Ok(Some(opened.trail()))
+        Ok(Some(opened).filter(|opened| !(self.whose.takes_away && opened.is_missing())).map(Opened::trail))
     }
 
     /// Something that a command does by its own hand and that changes something: the trail has that it was asked for before it is done,
@@ -169,7 +174,7 @@ impl Setup {
     /// # Errors
     /// As [`Setup::acting`].
     pub(crate) async fn ask(&self, store: &Arc<dyn KeyStore>, deed: Deed, on: Subject) -> Result<Asked, Failure> {
-        Ok(Asked::ask(self.trail(store, None).await?, &self.whose, deed, on).await?)
+        Ok(Asked::ask(self.trail(store, None).await?, &self.whose, deed, on, self.output).await?)
     }
 
     /// As [`Asked::end`], for what had the trail closed meanwhile.
@@ -432,7 +437,7 @@ impl Setup {
             builder = builder.standby(kek.clone(), standby.clone());
         }
         let policy = PolicySource::Given(self.config.policy.clone());
-        let Whose { caller, from } = self.whose.clone();
+        let Whose { caller, from, .. } = self.whose.clone();
         let engine = builder.policy(policy).build()?.caller(caller).from_where(from);
         *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine.clone());
         Ok(engine)
