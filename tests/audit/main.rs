@@ -14,6 +14,7 @@ mod merge;
 mod nodes;
 mod rig;
 mod second;
+mod small_disk;
 mod stored;
 mod thin;
 mod verify;

@@ -117,8 +117,20 @@ impl Kept {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         make_folders(folder)?;
         let temporary = temporary(&self.path);
+        // Takes nobody's place.
+        let copied = self.copy_to(&temporary).and_then(|copy| fs::hard_link(&temporary, &self.path).map(|()| copy));
+        // On a full disk above all, where it is tried again and again.
+        let _ = fs::remove_file(&temporary);
+        let put_back = Self::of(copied?, self.path.clone())?;
+        tracing::warn!(file = %self.path.display(), "a file of the trail was removed or moved, and was put back");
+        // It is what is at its place from now on, whatever becomes of the folder.
+        *self = put_back;
+        sync_folder(self.path.parent().unwrap_or(Path::new(".")))
+    }
+
+    fn copy_to(&self, place: &Path) -> io::Result<File> {
         let mut options = OpenOptions::new();
-        let copy = options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE).open(&temporary)?;
+        let copy = options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE).open(place)?;
         let (mut buffer, mut at) = (vec![0; 64 * 1024], 0);
         while at < self.len {
             let most = usize::try_from(self.len - at).unwrap_or(usize::MAX).min(buffer.len());
@@ -128,14 +140,7 @@ impl Kept {
             at += part.len() as u64;
         }
         copy.sync_all()?;
-        // Takes nobody's place.
-        let linked = fs::hard_link(&temporary, &self.path);
-        let _ = fs::remove_file(&temporary);
-        linked?;
-        sync_folder(folder)?;
-        tracing::warn!(file = %self.path.display(), "a file of the trail was removed or moved, and was put back");
-        *self = Self::of(copy, std::mem::take(&mut self.path))?;
-        Ok(())
+        Ok(copy)
     }
 
     /// Sees to it that it is at its place.
