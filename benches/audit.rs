@@ -1,3 +1,4 @@
+//! Opens of blocks by a handle of an engine that keeps a trail, beside those without one, in turn; and of handles, of which each is a line.
 //! Durable records a second of the trail, beside a bare loop that writes as many bytes in the same groups and syncs each with fdatasync.
 //! Side by side in one run, on the file system of the target folder; the ratio is what counts. And how fast a trail is verified and
 //! extracted by one thread, and what memory that takes of a trail, and of one that is four times as long.
@@ -12,12 +13,13 @@ mod common;
 use async_trait::async_trait;
 use common::pairs::Spread;
 use keyleash::{
-    Result,
+    Account, Engine, Result,
     audit::{Expected, Keys, Mac, Options, Request, Signer, Vkey, Writer, extract, key_name, line::Line, verify},
     clock::{Clock, unix_now},
-    name::{AccountId, CallerId, NodeName},
+    name::{AccountId, CallerId, KekName, NodeName},
     store::{Key, KeyStore, memory::MemoryStore, record::StoreRecord},
-    telemetry::trail::{Asker, Correlation, Deed, Outcome, Record, Trail},
+    telemetry::trail::{Asker, Correlation, Deed, Noted, Outcome, Record, Trail},
+    token::{Profile, scripted::ScriptedToken},
 };
 use std::{
     fs::{self, File},
@@ -42,6 +44,11 @@ const LONGER: u64 = 4 * LINES;
 const ACCOUNTS: u64 = 1_000;
 /// Records that are taken together where nobody waits: far from what the queue takes.
 const BATCH: u64 = 4 * 1024;
+/// Blocks that are opened in a round, and their bytes.
+const BLOCKS: u64 = 20_000;
+const BLOCK_BYTES: usize = 4096;
+/// Handles that are opened in a round.
+const HANDLES: u64 = 20_000;
 /// Rounds of each side, in turn.
 const ROUNDS: usize = 15;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -125,11 +132,65 @@ async fn long(directory: &Path, lines: u64) -> (std::path::PathBuf, Expected) {
     let options = Options::new(directory, NodeName::new(format!("long-{lines}")).unwrap());
     let writer = Writer::open(options, Arc::new(store), Arc::new(signer)).await.unwrap();
     for batch in 0..lines.div_ceil(BATCH) {
-        (batch * BATCH..lines.min((batch + 1) * BATCH)).for_each(|number| writer.note(record(number % ACCOUNTS)));
+        (batch * BATCH..lines.min((batch + 1) * BATCH))
+            .for_each(|number| assert_eq!(writer.note(record(number % ACCOUNTS)), Noted::Taken));
         writer.flush().await.unwrap();
     }
     writer.close(PATIENCE).await.unwrap();
     (directory.join(format!("long-{lines}")), Expected::by(Keys::new().with_mac(vkey, Arc::new(key))))
+}
+
+/// An engine over a token in memory, with an account. It keeps a trail, or none.
+async fn engine(trail: Option<Arc<Writer>>) -> (Engine, Account) {
+    let (token, _) = ScriptedToken::new(Clock::default(), Duration::from_secs(5), 1);
+    let builder = Engine::builder(token, Arc::new(MemoryStore::new()));
+    let engine = trail.into_iter().fold(builder, |builder, trail| builder.trail(trail)).build().unwrap();
+    let kek = KekName::new("kek").unwrap();
+    engine.create_kek(&kek, Profile::AesGcm).await.unwrap();
+    let account = engine.create_account(&AccountId::new("tenant-1").unwrap(), &kek).await.unwrap();
+    (engine, account)
+}
+
+/// Blocks that are opened in a second.
+fn blocks(account: &Account) -> f64 {
+    let (mut sealed, mut plain) = (vec![7; BLOCK_BYTES], vec![0; BLOCK_BYTES]);
+    let header = account.seal_in_place(1_u64, &mut sealed).unwrap();
+    let clock = Clock::default();
+    let begin = clock.now();
+    for _ in 0..BLOCKS {
+        account.open_into(1_u64, &header, &sealed, &mut plain).unwrap();
+    }
+    BLOCKS as f64 / clock.now().since(begin).as_secs_f64()
+}
+
+/// Handles that are opened in a second, whose key is in memory.
+async fn handles(engine: &Engine, id: &AccountId) -> f64 {
+    let clock = Clock::default();
+    let begin = clock.now();
+    for _ in 0..HANDLES {
+        engine.account(id).await.unwrap();
+    }
+    HANDLES as f64 / clock.now().since(begin).as_secs_f64()
+}
+
+/// With a trail, against without: of blocks, and of handles, and how many handles a second that was.
+async fn opens(directory: &Path) -> [Vec<f64>; 3] {
+    let signer = Memory(Zeroizing::new(vec![7; 32]), Vkey::hmac("keyleash/bench", b"id").unwrap().to_string());
+    let options = Options::new(directory, NodeName::new("opens").unwrap());
+    let writer = Arc::new(Writer::open(options, Arc::new(MemoryStore::new()), Arc::new(signer)).await.unwrap());
+    let (with, without) = (engine(Some(writer.clone())).await, engine(None).await);
+    let mut ratios = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        ratios[0].push(blocks(&with.1) / blocks(&without.1));
+        let (told, untold) = (handles(&with.0, with.1.id()).await, handles(&without.0, without.1.id()).await);
+        ratios[1].push(told / untold);
+        ratios[2].push(told);
+        writer.flush().await.unwrap(); // the rest is nobody's in the next round
+    }
+    assert_eq!(writer.standing().unwrap().lost, 0);
+    with.0.close(PATIENCE).await.unwrap();
+    writer.close(PATIENCE).await.unwrap();
+    ratios
 }
 
 /// KiB of memory that it takes at most, beyond what there is.
@@ -184,6 +245,11 @@ fn median(values: &[f64]) -> f64 {
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let [of_blocks, of_handles, handles] = runtime.block_on(opens(directory.path()));
+    let note = format!("of {BLOCK_BYTES} bytes, {BLOCKS} in each of {ROUNDS} rounds");
+    println!("opens of blocks:{:>9.2} (target 0.90)", row("trail, opens", of_blocks, &note));
+    let note = format!("{:.0} handles a second with it, a line each", median(&handles));
+    println!("of handles:     {:>9.2}, {note}", row("trail, handles", of_handles, &note));
     let (mut ours, mut bares, mut groups) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let (secs, syncs) = runtime.block_on(trail(directory.path(), round));

@@ -113,6 +113,8 @@ pub(crate) const TARGETS: &[Target] = &[
     row("rewrap 2", "re-wrap against a bare loop of the same token calls: two workers", AtLeast(0.7), Ratio).by("benches/rewrap.rs").miss(MISS_REWRAP),
     row("rewrap 2, module", "the same against two threads that make the module's calls alone", Beside, Ratio).by("benches/rewrap.rs"),
     row("trail", "durable records of the trail, 64 callers who wait for each, against a bare loop that writes as much and syncs it with fdatasync in the same groups", AtLeast(0.8), Ratio).by("benches/audit.rs"),
+    row("trail, opens", "opens of blocks of 4 KiB by a handle of an engine that keeps a trail, against one that keeps none", AtLeast(0.9), Ratio).by("benches/audit.rs"),
+    row("trail, handles", "the same of handles, the key in memory: with a trail each is a line", Reported, Ratio).by("benches/audit.rs"),
     row("trail, verify", "`keyleash audit verify` of a trail, one thread", AtLeast(200.0), MegabytesASecond).by("benches/audit.rs"),
     row("trail, extract", "`keyleash audit extract` of one account's lines, one thread", Reported, MegabytesASecond).by("benches/audit.rs"),
     row("trail, memory", "memory of a verification and of an extract of a trail four times as long, against the shorter one's", AtMost(1.1), Ratio).by("benches/audit.rs"),
