@@ -40,7 +40,7 @@ fn the_defaults_keep_every_promise_without_a_warning() {
 #[test]
 fn a_broken_bound_names_the_setting_the_value_the_bound_and_the_promise() {
     type Case = (fn(&mut Settings), [&'static str; 4]);
-    let cases: [Case; 19] = [
+    let cases: [Case; 20] = [
         (
             |s| s.grace = 55 * MIN,
             ["fresh_proof_every is 20 and grace is 55 min", "18 or less", "3280 s or less", "promise 1"],
@@ -66,6 +66,7 @@ fn a_broken_bound_names_the_setting_the_value_the_bound_and_the_promise() {
         (|s| s.resume_rate = 0, ["resume_rate", "0", "at least 1", "promise 2"]),
         (|s| s.max_cached_aeks = 0, ["max_cached_aeks", "0", "1 to 100000000", "promise 6"]),
         (|s| s.max_cached_aeks = CACHED_AEKS_MAX + 1, ["max_cached_aeks", "100000001", "1 to 100000000", "promise 6"]),
+        (|s| s.metric_accounts = 10_001, ["metric_accounts", "10001", "0 to 10000", "four series"]),
     ];
     for (change, words) in cases {
         let text = text_of(with(change).validate().unwrap_err());
@@ -174,6 +175,9 @@ memlock = "refuse"
 require_recoverable = true
 retention = "30d"
 purge_protection = false
+
+[metrics]
+metric_accounts = 100
 "#;
 
 fn parse(text: &str) -> Result<ConfigFile, Error> {
@@ -206,7 +210,8 @@ fn every_key_of_the_file_arrives() {
         .require_recoverable(true)
         .retention(30 * DAY)
         .purge_protection(false)
-        .scheduled_work(true);
+        .scheduled_work(true)
+        .metric_accounts(100);
     assert_eq!(config.settings, settings);
 }
 
@@ -260,6 +265,7 @@ fn every_variable_stands_over_the_file() {
         ("KEYLEASH_REQUIRE_RECOVERABLE", "false"),
         ("KEYLEASH_RETENTION", "168h"),
         ("KEYLEASH_PURGE_PROTECTION", "true"),
+        ("KEYLEASH_METRIC_ACCOUNTS", "7"),
         ("KEYLEASH_CONFIG", "read elsewhere"),
     ];
     let config = layered(WHOLE, &variables).unwrap();
@@ -279,7 +285,8 @@ fn every_variable_stands_over_the_file() {
         .require_recoverable(false)
         .retention(7 * DAY)
         .purge_protection(true)
-        .scheduled_work(true);
+        .scheduled_work(true)
+        .metric_accounts(7);
     assert_eq!(config.settings, settings);
     for (name, selector) in [
         ("KEYLEASH_TOKEN_LABEL", TokenSelector::Label("x".into())),

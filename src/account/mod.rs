@@ -104,6 +104,9 @@ impl Account {
     #[inline(never)]
     fn forbidden(&self, operation: Granted) -> Error {
         let why = self.why_forbidden(operation);
+        if let Error::Forbidden(_) = &why {
+            self.keyring().by_account.forbidden(self.id());
+        }
         if let (Error::Forbidden(_), Some(tally)) = (&why, &self.tally)
             && tally.forbidden()
         {

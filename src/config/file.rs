@@ -4,7 +4,7 @@
 //! near one: a misspelt limit must not be a default.
 
 use super::{
-    Config, PinSource, STORE_DEFAULT, Settings, TokenSelector, WORKERS_MAX,
+    Config, METRIC_ACCOUNTS_MAX, PinSource, STORE_DEFAULT, Settings, TokenSelector, WORKERS_MAX,
     alert::{self, RULES_MAX, Rule},
     audit::AuditItems,
     given::{Given, bad},
@@ -62,6 +62,7 @@ pub(super) enum Item {
     RequireRecoverable,
     Retention,
     PurgeProtection,
+    MetricAccounts,
     AuditDirectory,
     AuditNode,
     AuditOnFailure,
@@ -98,9 +99,9 @@ const fn named(item: Item, section: &'static str, key: &'static str, variable: &
     Named { item, section, key, variable }
 }
 
-const SECTIONS: [&str; 11] =
-    ["token", "kek", "store", "lease", "cache", "keys", "grant", "role", "audit", "alert", "mail"];
-pub(super) const ITEMS: [Named; 36] = [
+const SECTIONS: [&str; 12] =
+    ["token", "kek", "store", "lease", "cache", "keys", "metrics", "grant", "role", "audit", "alert", "mail"];
+pub(super) const ITEMS: [Named; 37] = [
     named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
     named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
     named(Item::Serial, "token", "serial", "KEYLEASH_TOKEN_SERIAL"),
@@ -120,6 +121,7 @@ pub(super) const ITEMS: [Named; 36] = [
     named(Item::RequireRecoverable, "keys", "require_recoverable", "KEYLEASH_REQUIRE_RECOVERABLE"),
     named(Item::Retention, "keys", "retention", "KEYLEASH_RETENTION"),
     named(Item::PurgeProtection, "keys", "purge_protection", "KEYLEASH_PURGE_PROTECTION"),
+    named(Item::MetricAccounts, "metrics", "metric_accounts", "KEYLEASH_METRIC_ACCOUNTS"),
     // Behind the keys of the same names elsewhere, which are the ones that are meant where no section is named.
     named(Item::TokenName, "token", "name", "KEYLEASH_TOKEN_NAME"),
     named(Item::TokenCallTimeout, "token", "call_timeout", "KEYLEASH_TOKEN_CALL_TIMEOUT"),
@@ -175,6 +177,7 @@ pub struct ConfigFile {
     require_recoverable: Option<bool>,
     retention: Option<Duration>,
     purge_protection: Option<bool>,
+    metric_accounts: Option<u32>,
     audit: AuditItems,
     grants: Grants,
     alerts: Vec<Rule>,
@@ -375,6 +378,7 @@ impl ConfigFile {
             retention: self.retention.unwrap_or(default.retention),
             purge_protection: self.purge_protection.unwrap_or(default.purge_protection),
             scheduled_work: default.scheduled_work,
+            metric_accounts: self.metric_accounts.unwrap_or(default.metric_accounts),
         };
         let call_timeout = settings.store_timeout;
         settings.validate_timeout("call_timeout", call_timeout).map_err(|error| self.located(error))?;
@@ -410,6 +414,7 @@ impl ConfigFile {
             require_recoverable: self.require_recoverable.or(below.require_recoverable),
             retention: self.retention.or(below.retention),
             purge_protection: self.purge_protection.or(below.purge_protection),
+            metric_accounts: self.metric_accounts.or(below.metric_accounts),
             audit: self.audit.over(below.audit),
             grants: below.grants, // no variable speaks of them
             alerts: below.alerts,
@@ -474,6 +479,7 @@ impl ConfigFile {
             Item::RequireRecoverable => self.require_recoverable = Some(given.switch(origin)?),
             Item::Retention => self.retention = Some(given.duration(origin)?),
             Item::PurgeProtection => self.purge_protection = Some(given.switch(origin)?),
+            Item::MetricAccounts => self.metric_accounts = Some(given.number(origin, 0, METRIC_ACCOUNTS_MAX.into())?),
             Item::AuditDirectory => self.audit.directory = Some(given.path(origin)?),
             Item::AuditNode => {
                 let name = NodeName::new(given.string(origin)?);

@@ -28,6 +28,7 @@ impl Given {
                 | Item::FreshProofEvery
                 | Item::MaxCachedAeks
                 | Item::MailPort
+                | Item::MetricAccounts
         );
         let is_duration = matches!(
             item,

@@ -54,6 +54,8 @@ pub const RETENTION_MAX: Duration = Duration::from_secs(90 * DAY_SECS);
 const DAY_SECS: u64 = 24 * 60 * 60;
 /// Most AEKs that may be set as the limit of the cache: some 27 GB of locked memory.
 pub const CACHED_AEKS_MAX: u64 = 100_000_000;
+/// The most accounts of which metrics have the ids.
+pub const METRIC_ACCOUNTS_MAX: u32 = 10_000;
 /// Most threads that call the token.
 pub const WORKERS_MAX: usize = 30;
 /// Threads that call the token, where nothing is said: a command asks one thing at a time, and with several workers SoftHSM
@@ -111,6 +113,9 @@ pub struct Settings {
     /// of what its suite allows. Of all engines that would, one does. Default true; the command line has it off, and does it
     /// with `keyleash schedule --run`.
     pub scheduled_work: bool,
+    /// Of so many accounts, 0 to 10,000, each is counted by itself, with its id in a label of the metrics; the others together. Default 0: who
+    /// reads metrics is not to read ids, and each account is four series more.
+    pub metric_accounts: u32,
 }
 
 impl Default for Settings {
@@ -128,6 +133,7 @@ impl Default for Settings {
             retention: RETENTION_MAX,
             purge_protection: true,
             scheduled_work: true,
+            metric_accounts: 0,
         }
     }
 }
@@ -159,6 +165,7 @@ setters! {
     retention: Duration,
     purge_protection: bool,
     scheduled_work: bool,
+    metric_accounts: u32,
 }
 
 impl Settings {
@@ -298,6 +305,12 @@ impl Settings {
                 "max_cached_aeks is {}, allowed are 1 to {CACHED_AEKS_MAX}: else no account could be used, or key memory could \
                  not be locked (promise 6, nothing lingers)",
                 self.max_cached_aeks
+            )));
+        }
+        if self.metric_accounts > METRIC_ACCOUNTS_MAX {
+            return Err(Error::Misconfigured(format!(
+                "metric_accounts is {}, allowed are 0 to {METRIC_ACCOUNTS_MAX}: each account is four series more of the metrics",
+                self.metric_accounts
             )));
         }
         Ok(())

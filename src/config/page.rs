@@ -2,8 +2,9 @@
 
 use super::{
     AEK_TTL_MIN, AUDIT_RETENTION_MIN, CACHED_AEKS_MAX, CALL_TIMEOUT_MAX, CALL_TIMEOUT_MIN, COMPRESS_AFTER_DEFAULT,
-    COMPRESS_AFTER_MAX, COMPRESS_AFTER_MIN, EARLIER_KEYS_MAX, POLL_INTERVAL_MAX, POLL_INTERVAL_MIN, RETENTION_MAX,
-    RETENTION_MIN, REVOCATION_MAX, STORE_DEFAULT, Settings, WORKERS_DEFAULT, WORKERS_MAX,
+    COMPRESS_AFTER_MAX, COMPRESS_AFTER_MIN, EARLIER_KEYS_MAX, METRIC_ACCOUNTS_MAX, POLL_INTERVAL_MAX,
+    POLL_INTERVAL_MIN, RETENTION_MAX, RETENTION_MIN, REVOCATION_MAX, STORE_DEFAULT, Settings, WORKERS_DEFAULT,
+    WORKERS_MAX,
     file::{ConfigFile, ITEMS, Item, Said, said_in},
     mail::{MAIL_TIMEOUT_DEFAULT, MAIL_TIMEOUT_MAX, MAIL_TIMEOUT_MIN, RECIPIENTS_MAX},
     show,
@@ -92,6 +93,7 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
         require_recoverable,
         retention,
         purge_protection,
+        metric_accounts,
         ..
     } = Settings::default();
     let one = || "one of label, serial and slot".to_owned();
@@ -168,6 +170,11 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
             Some(purge_protection.to_string()),
             "true or false".into(),
             "nobody purges an account before its retention is over",
+        ),
+        Item::MetricAccounts => (
+            Some(metric_accounts.to_string()),
+            format!("0 to {METRIC_ACCOUNTS_MAX}"),
+            "of so many accounts each is counted in the metrics by its id, of the others all together",
         ),
         Item::AuditDirectory => (
             None,

@@ -81,6 +81,14 @@ impl Engine {
     }
 
     async fn open_account(&self, id: &AccountId) -> Result<Account> {
+        let opened = self.open_uncounted(id).await;
+        if self.own.is_none() {
+            self.keyring().by_account.opened(id, &opened);
+        }
+        opened
+    }
+
+    async fn open_uncounted(&self, id: &AccountId) -> Result<Account> {
         let keys = match self.own {
             Some(_) => self.keyring().open_for_caller(id).await?,
             None => self.keyring().open_permitted(self.who.caller.as_ref(), id).await?,
@@ -105,9 +113,13 @@ impl Engine {
     /// As [`Engine::account`]; [`Error::Cold`] when `patience` is over; [`Error::Invalid`] for an engine on the current runtime.
     pub fn account_blocking(&self, id: &AccountId, patience: Duration) -> Result<Account> {
         self.telling_open_blocking(id, || {
-            let account = self.handle(self.keyring().open_blocking(self.who.caller.as_ref(), id, patience)?);
-            account.may(Operation::Unwrap)?;
-            Ok(account)
+            let opened = self.keyring().open_blocking(self.who.caller.as_ref(), id, patience).and_then(|keys| {
+                let account = self.handle(keys);
+                account.may(Operation::Unwrap)?;
+                Ok(account)
+            });
+            self.keyring().by_account.opened(id, &opened);
+            opened
         })
     }
 

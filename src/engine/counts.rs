@@ -3,14 +3,17 @@
 use super::Engine;
 use crate::{
     engine::{EngineHealth, Health, LeaseStatus},
+    keyring::by_account::AccountCounts,
     name::{KekName, TokenName},
     rotate::RewrapProgress,
     secret::{self, fork},
     store::word::StoreSilence,
+    telemetry::trail::Standing,
     token::{Workers, unwraps::Unwraps},
 };
 
-/// What an engine counted since it was begun, and how it stands. Numbers of accounts and names of KEKs and tokens; no account's id.
+/// What an engine counted since it was begun, and how it stands. Numbers of accounts and names of KEKs and tokens; no account's id but in
+/// [`Counts::by_account`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Counts {
@@ -46,6 +49,11 @@ pub struct Counts {
     pub rewraps: Vec<(KekName, RewrapProgress)>,
     /// Accounts that were re-wrapped.
     pub rewrapped: u64,
+    /// How the trail stands; `None` without one, and where it does not say.
+    pub trail: Option<Standing>,
+    /// By account, of up to [`Settings::metric_accounts`](crate::config::Settings#structfield.metric_accounts), and of all others together: those
+    /// of which the first handle was asked for, or the first key unwrapped. Empty where that is 0.
+    pub by_account: Vec<AccountCounts>,
 }
 
 /// What was counted of a token.
@@ -96,6 +104,8 @@ impl Engine {
             events: keyring.teller.counts(),
             rewraps: keyring.rewraps.under_way().into_iter().map(progress).collect(),
             rewrapped: keyring.rewraps.moved(),
+            trail: keyring.on_trail.standing(),
+            by_account: keyring.by_account.so_far(),
         }
     }
 }
@@ -119,6 +129,8 @@ impl Counts {
             events: Vec::new(),
             rewraps: Vec::new(),
             rewrapped: 0,
+            trail: None,
+            by_account: Vec::new(),
         }
     }
 }

@@ -53,6 +53,7 @@ pub use self::keks::{KekOptions, KekStatus, KekVersionStatus};
 #[doc(hidden)]
 pub use crate::keyring::access::Judge;
 pub use crate::keyring::access::PolicySource;
+pub use crate::keyring::by_account::AccountCounts;
 pub use crate::leash::{LeaseStatus, key_memory::WaitingWipe};
 
 /// The engine. Cheap to clone; clones share everything. It lives on threads of its own: what awaits may be awaited on any

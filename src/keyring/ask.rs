@@ -181,6 +181,7 @@ impl Keyring {
         });
         // A proof gives nobody a key; what it says of the lease is told.
         if matches!(right, Right::Place(_)) {
+            self.by_account.unwrapped(account);
             self.note_key(
                 Deed::KeyUnwrap,
                 seat,

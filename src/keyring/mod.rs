@@ -42,6 +42,7 @@ use tracing::Instrument;
 pub(crate) mod access;
 mod ask;
 pub(crate) mod background;
+pub(crate) mod by_account;
 mod common;
 mod create;
 mod denial;
@@ -128,6 +129,7 @@ pub(crate) struct Keyring {
     /// Of the accounts that were looked up, those that had to be waited for.
     misses: AtomicU64,
     pub(crate) rewraps: Rewraps,
+    pub(crate) by_account: by_account::ByAccount,
 }
 
 impl Keyring {
@@ -142,6 +144,7 @@ impl Keyring {
         policy: PolicySource,
         on_trail: OnTrail,
     ) -> Self {
+        let by_account = by_account::ByAccount::new(settings.metric_accounts);
         let listener_clock = clock.clone();
         let index = Cache::builder()
             .max_capacity(settings.max_cached_aeks)
@@ -188,6 +191,7 @@ impl Keyring {
             news: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             rewraps: Rewraps::default(),
+            by_account,
         }
     }
 
@@ -271,6 +275,8 @@ impl Keyring {
         id: &AccountId,
         patience: Duration,
     ) -> Result<Arc<AccountKeys>> {
+        fork::refuse_child()?;
+        let _ = self.open_at_once(id); // counts it
         let (keyring, caller, id) = (self.clone(), caller.cloned(), id.clone());
         self.home.call_blocking(on_trail::asked_by(on_trail::asker(), async move {
             let give_up = keyring.clock.now().plus(patience);

@@ -1,5 +1,5 @@
 //! Metrics of an engine: what it counts anyway, read when somebody asks for it. The data path has no part in them, no recorder runs on a
-//! thread of the engine's, and no series has an account's id.
+//! thread of the engine's, and no series has an account's id unless `metric_accounts` asks for it.
 //!
 //! [`Metrics::prometheus`] is the text that Prometheus scrapes. A service that has a recorder of the [`metrics`](https://docs.rs/metrics)
 //! facade gives it the same by a [`Publisher`].
@@ -17,6 +17,7 @@
 use crate::{
     engine::{Counts, Engine, Health, TokenCounts},
     leash::LeaseStatus,
+    telemetry::trail::Standing,
     token::unwraps::UnwrapsTook,
 };
 
@@ -77,6 +78,14 @@ families! {
     POLICY_DAMAGED Gauge "keyleash_policy_damaged" "1 while the policy of the store cannot be read.",
     FORBIDDEN Counter "keyleash_forbidden_total" "Calls that were refused because they are not granted.",
     EVENTS Counter "keyleash_events_total" "Events that the engine told, by kind; lease_denied and lease_lapsed are among them.",
+    TRAIL_LAG Gauge "keyleash_trail_lag_seconds" "How long the oldest record of the trail has waited that is not durable yet; 0 while all are.",
+    TRAIL_WAITING Gauge "keyleash_trail_records_waiting" "Records of the trail that are not durable yet.",
+    TRAIL_LOST Counter "keyleash_trail_records_lost_total" "Records of the trail that were lost.",
+    TRAIL_BROKEN Gauge "keyleash_trail_broken" "1 while the trail cannot be kept.",
+    ACCOUNT_OPENS Counter "keyleash_account_opens_total" "Handles of an account that were opened; without an account, of all that are not counted by themselves.",
+    ACCOUNT_UNWRAPS Counter "keyleash_account_unwraps_total" "Unwraps of an account's AEKs in a token, for use.",
+    ACCOUNT_DENIED Counter "keyleash_account_denied_total" "Handles of an account that were not opened, because its KEK was denied or had lapsed.",
+    ACCOUNT_FORBIDDEN Counter "keyleash_account_forbidden_total" "Calls with an account that were refused because they are not granted.",
     REWRAPPED Counter "keyleash_rewrapped_accounts_total" "Accounts that were re-wrapped.",
     REWRAP_FOUND Gauge "keyleash_rewrap_accounts" "Accounts that a re-wrap has found that is under way.",
     REWRAP_DONE Gauge "keyleash_rewrap_accounts_done" "Of them those that are done, failed ones too.",
@@ -134,6 +143,14 @@ impl Metrics {
             metrics.number(REWRAP_FOUND, &[("kek", kek.as_str())], progress.accounts as f64);
             metrics.number(REWRAP_DONE, &[("kek", kek.as_str())], progress.done as f64);
         }
+        counts.trail.iter().for_each(|trail| metrics.trail(trail));
+        for of in &counts.by_account {
+            let label = [("account", of.account.as_ref().map_or("", |account| account.as_str()))];
+            metrics.count(ACCOUNT_OPENS, &label, of.opens);
+            metrics.count(ACCOUNT_UNWRAPS, &label, of.unwraps);
+            metrics.count(ACCOUNT_DENIED, &label, of.denied);
+            metrics.count(ACCOUNT_FORBIDDEN, &label, of.forbidden);
+        }
         metrics
     }
 
@@ -160,6 +177,13 @@ impl Metrics {
             let labels = [labels, &[("health", health.name())]].concat();
             self.number(family, &labels, f64::from(health == is));
         }
+    }
+
+    fn trail(&mut self, trail: &Standing) {
+        self.number(TRAIL_LAG, &[], trail.lag.as_secs_f64());
+        self.number(TRAIL_WAITING, &[], trail.waiting as f64);
+        self.count(TRAIL_LOST, &[], trail.lost);
+        self.number(TRAIL_BROKEN, &[], f64::from(trail.is_broken));
     }
 
     fn lease(&mut self, lease: &LeaseStatus) {

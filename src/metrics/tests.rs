@@ -1,6 +1,7 @@
 //! Against a recorder, and the text.
 
 use super::*;
+use crate::telemetry::trail::{Noted, Record, Trail};
 use ::metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
@@ -146,7 +147,7 @@ const DASHBOARD: &str = include_str!("grafana.json");
 
 #[test]
 fn the_rules_and_the_dashboard_ask_for_metrics_and_events_that_there_are() {
-    for (file, text, least) in [("alerts.yml", RULES, 14), ("grafana.json", DASHBOARD, 15)] {
+    for (file, text, least) in [("alerts.yml", RULES, 17), ("grafana.json", DASHBOARD, 19)] {
         let mut named: Vec<_> = text
             .match_indices("keyleash_")
             .map(|(at, _)| {
@@ -171,18 +172,87 @@ fn the_rules_and_the_dashboard_ask_for_metrics_and_events_that_there_are() {
 
 /// All kinds of samples, of an engine that has done something.
 async fn of_an_engine() -> Metrics {
+    of_one_that_tells_of(0).await
+}
+
+/// It keeps a trail that stands still, and has seen three accounts, one of them twice.
+async fn of_one_that_tells_of(accounts: u32) -> Metrics {
     use crate::{
         clock::Clock,
+        config::Settings,
         name::{AccountId, KekName},
         store::memory::MemoryStore,
         token::{Profile, scripted::ScriptedToken},
     };
     let (token, _) = ScriptedToken::new(Clock::default(), Duration::from_secs(5), 1);
-    let engine = Engine::builder(token, Arc::new(MemoryStore::new())).on_current_runtime().build().unwrap();
+    let builder = Engine::builder(token, Arc::new(MemoryStore::new())).on_current_runtime();
+    let settings = Settings::default().metric_accounts(accounts);
+    let engine = builder.settings(settings).trail(Arc::new(Still)).build().unwrap();
     let kek = KekName::new("tenants").unwrap();
     engine.create_kek(&kek, Profile::AesGcm).await.unwrap();
-    let _account = engine.create_account(&AccountId::new("alice").unwrap(), &kek).await.unwrap();
+    for name in ["alice", "bob", "carol"] {
+        let id = AccountId::new(name).unwrap();
+        let _account = engine.create_account(&id, &kek).await.unwrap();
+        for _ in 0..if name == "alice" { 2 } else { 1 } {
+            engine.account(&id).await.unwrap();
+        }
+    }
     Metrics::of(&engine)
+}
+
+#[derive(Debug)]
+struct Still;
+
+#[async_trait::async_trait]
+impl Trail for Still {
+    fn note(&self, _: Record) -> Noted {
+        Noted::Taken
+    }
+
+    async fn write(&self, _: Record) -> crate::Result<()> {
+        Ok(())
+    }
+
+    async fn flush(&self) -> crate::Result<()> {
+        Ok(())
+    }
+
+    fn serves(&self) -> crate::Result<()> {
+        Ok(())
+    }
+
+    fn standing(&self) -> Option<Standing> {
+        Some(Standing { lag: Duration::from_millis(1500), waiting: 3, lost: 2, is_broken: true })
+    }
+}
+
+#[tokio::test]
+async fn how_the_trail_stands_is_told() {
+    let text = of_an_engine().await.prometheus();
+    for line in [
+        "keyleash_trail_lag_seconds 1.5",
+        "keyleash_trail_records_waiting 3",
+        "keyleash_trail_records_lost_total 2",
+        "keyleash_trail_broken 1",
+    ] {
+        assert!(text.lines().any(|told| told == line), "{line}: {text}");
+    }
+}
+
+/// The first that come have a series each, however many there are.
+#[tokio::test]
+async fn accounts_are_told_by_their_ids_on_request_alone_and_no_more_than_were_asked_for() {
+    let told = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name)).map(ToOwned::to_owned);
+        line.and_then(|line| Some(line.rsplit_once(' ')?.1.to_owned()))
+    };
+    let text = of_one_that_tells_of(2).await.prometheus();
+    for (account, opens) in [("alice", "2"), ("bob", "1"), ("", "1")] {
+        let series = format!("keyleash_account_opens_total{{account=\"{account}\"}}");
+        assert_eq!(told(&text, &series).as_deref(), Some(opens), "{account:?}: {text}");
+    }
+    assert!(!text.contains("carol"), "{text}");
+    assert_eq!(told(&of_an_engine().await.prometheus(), "keyleash_account"), None);
 }
 
 #[tokio::test]

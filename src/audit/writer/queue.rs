@@ -332,10 +332,12 @@ impl Shared {
         let is_broken = self.trouble().is_some();
         let inner = self.lock();
         let since = inner.held_since.or_else(|| inner.entries.front().map(|entry| entry.since));
-        let mut standing = Standing::default();
-        standing.lag = since.map_or(Duration::ZERO, |since| self.clock.now().since(since));
-        (standing.waiting, standing.lost, standing.is_broken) = (inner.waiting() as u64, inner.lost, is_broken);
-        standing
+        Standing {
+            lag: since.map_or(Duration::ZERO, |since| self.clock.now().since(since)),
+            waiting: inner.waiting() as u64,
+            lost: inner.lost,
+            is_broken,
+        }
     }
 }
 
