@@ -46,7 +46,7 @@ impl Snapshot {
             return Err(Error::NotFound(format!("a trail in {}", node.display())));
         }
         let notes = Notes::open(&node.join(CHECKPOINTS)).map_err(failed)?;
-        let durable = progress::ask(node).map_err(failed)?;
+        let durable = durable(node);
         let (mut first, mut waits) = (None, 0);
         let (retained, files) = loop {
             let retained = read_note(&node.join(RETAINED)).map_err(failed)?;
@@ -68,13 +68,18 @@ impl Snapshot {
     pub(super) fn has_moved(&self) -> Result<bool> {
         let failed = |error: io::Error| Error::Trail(format!("reading the trail {}: {error}", self.node.display()));
         let hours = |files: &[HourFile]| files.iter().map(|file| file.hour.clone()).collect::<Vec<_>>();
-        let durable = progress::ask(&self.node).map_err(failed)?;
+        let durable = durable(&self.node);
         let files = hour_files(&self.node)?;
         Ok(durable.is_some() != self.durable.is_some()
             || hours(&files) != hours(&self.files)
             || newest(&self.node, durable, &files) != self.newest
             || read_note(&self.node.join(RETAINED)).map_err(failed)? != self.retained)
     }
+}
+
+/// Where that cannot be asked, as of a copy that one may not lock, it is read as one that nobody writes.
+fn durable(node: &Path) -> Option<u64> {
+    progress::ask(node).unwrap_or_default()
 }
 
 fn newest(node: &Path, durable: Option<u64>, files: &[HourFile]) -> Option<(u64, SystemTime)> {
@@ -86,4 +91,18 @@ fn newest(node: &Path, durable: Option<u64>, files: &[HourFile]) -> Option<(u64,
 fn is_gone(node: &Path, retained: Option<&[u8]>, first: Option<&HourFile>) -> bool {
     let retained = retained.and_then(|bytes| Retained::of(&Note::parse(bytes).ok()?).ok());
     retained.is_some_and(|retained| first_seq(node, first).is_some_and(|first| first < retained.frontier.size()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trail_whose_writer_cannot_be_asked_for_is_read_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        // It leads to itself, so that nobody can open it.
+        std::os::unix::fs::symlink("lock", folder.path().join(progress::LOCK)).unwrap();
+        let trail = Snapshot::take(folder.path()).unwrap();
+        assert_eq!((trail.durable, trail.has_moved().unwrap()), (None, false));
+    }
 }
