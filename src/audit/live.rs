@@ -22,7 +22,7 @@ use std::{
 
 /// How often at most a trail is read again that moved on while it was read.
 pub(super) const READS_MAX: u32 = 8;
-/// Retention that is removing files is waited for, so long and so often, as long as none goes.
+/// Retention that is removing files is waited for, so long and so often, as long as none goes; and so is the first checkpoint.
 const WAIT: Duration = Duration::from_millis(50);
 const WAITS_MAX: u32 = 100;
 
@@ -45,8 +45,17 @@ impl Snapshot {
         if !node.is_dir() {
             return Err(Error::NotFound(format!("a trail in {}", node.display())));
         }
-        let notes = Notes::open(&node.join(CHECKPOINTS)).map_err(failed)?;
-        let durable = durable(node);
+        let mut waits = 0;
+        let (notes, durable) = loop {
+            let notes = Notes::open(&node.join(CHECKPOINTS)).map_err(failed)?;
+            let durable = durable(node);
+            // The first checkpoint is just being signed.
+            if !notes.is_empty() || durable.is_none_or(|durable| durable == 0) || waits == WAITS_MAX {
+                break (notes, durable);
+            }
+            waits += 1;
+            thread::sleep(WAIT);
+        };
         let (mut first, mut waits) = (None, 0);
         let (retained, files) = loop {
             let retained = read_note(&node.join(RETAINED)).map_err(failed)?;

@@ -1,6 +1,9 @@
 //! The file `checkpoints`, note by note.
 
-use super::note::{DASH, NOTE_BYTES_MAX, Note};
+use super::{
+    note::{DASH, NOTE_BYTES_MAX, Note},
+    walk::open_file,
+};
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
@@ -46,7 +49,7 @@ pub(super) struct Notes {
 impl Notes {
     /// Of a file that may not be there, up to its end as it is now.
     pub(super) fn open(file: &Path) -> io::Result<Self> {
-        match File::open(file) {
+        match open_file(file) {
             Ok(file) => Self::of(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Ok(Self { reader: None, held: None, lines: 0, bytes: 0, line: 0, begin: 0 })
@@ -60,6 +63,11 @@ impl Notes {
         let bytes = file.metadata()?.len();
         let reader = Some(BufReader::new(file.take(bytes)));
         Ok(Self { reader, held: None, lines: 0, bytes: 0, line: 0, begin: 0 })
+    }
+
+    /// Whether nothing is left of it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_none() && self.reader.as_ref().is_none_or(|reader| reader.get_ref().limit() == 0)
     }
 
     fn block(&mut self) -> io::Result<Option<Block>> {
@@ -128,7 +136,7 @@ impl Notes {
 /// A file that is one note; `None` where it is not there.
 pub(super) fn read_note(file: &Path) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    match File::open(file) {
+    match open_file(file) {
         Ok(file) => file.take(NOTE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map(|_| Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

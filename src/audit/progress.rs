@@ -4,6 +4,7 @@
 //! has not acknowledged. It says which those are in the file that it holds locked; where nobody holds it nobody cuts anything off but a
 //! line that is torn.
 
+use super::walk::open_file;
 use std::{
     fs::{File, TryLockError},
     io::{self, ErrorKind},
@@ -34,7 +35,7 @@ fn parse(bytes: &[u8]) -> Option<u64> {
 
 /// Whether somebody writes, and how many lines are durable then; `None` where nobody does, and every whole line stays.
 pub(super) fn ask(node: &Path) -> io::Result<Option<u64>> {
-    let lock = match File::open(node.join(LOCK)) {
+    let lock = match open_file(&node.join(LOCK)) {
         Ok(lock) => lock,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),

@@ -4,7 +4,7 @@ use super::{checkpoint::Checkpoint, vkey::Keys, walk::Place};
 use std::fmt;
 
 /// Faults that are told one by one; what is more is counted.
-const FAULTS_MAX: usize = 100;
+pub(super) const FAULTS_MAX: usize = 100;
 
 /// By what a trail is judged.
 #[derive(Debug, Clone, Default)]

@@ -9,7 +9,7 @@ use super::{
     live::{READS_MAX, Snapshot},
     note::Note,
     notes::{Next, Notes},
-    report::{Expected, Fault, FaultKind, Report},
+    report::{Expected, FAULTS_MAX, Fault, FaultKind, Report},
     tally::{Group, Tally},
     tree::{Frontier, Hash, leaf_hash},
     walk::{Head, Place, Step, Walk, belongs},
@@ -130,6 +130,7 @@ struct Judge<'e> {
     unproved_place: Option<Place>,
     /// What may be wrong with tallies, until the lines are proved to be those that were written.
     miscounted: Vec<Fault>,
+    more_miscounted: u64,
     /// Numbers that were passed over: up to which, and where the line is that came instead.
     gaps: BTreeMap<u64, (u64, Place)>,
     /// Lines that say another number than that of their place: the one, and the other.
@@ -153,6 +154,7 @@ impl<'e> Judge<'e> {
             unproved: 0,
             unproved_place: None,
             miscounted: Vec::new(),
+            more_miscounted: 0,
             gaps: BTreeMap::new(),
             misplaced: BTreeSet::new(),
             held: None,
@@ -339,14 +341,29 @@ impl<'e> Judge<'e> {
         self.tree = None;
         self.group = None;
         self.miscounted.clear();
+        self.more_miscounted = 0;
+    }
+
+    fn miscounted(&mut self, place: Place, what: String) {
+        match self.miscounted.len() {
+            FAULTS_MAX => self.more_miscounted += 1,
+            _ => self.miscounted.push(Fault { kind: FaultKind::Miscounted, place, what }),
+        }
+    }
+
+    fn tell_miscounted(&mut self) {
+        for fault in std::mem::take(&mut self.miscounted) {
+            self.report.fault(fault);
+        }
+        self.report.more_faults += std::mem::take(&mut self.more_miscounted);
     }
 
     fn count(&mut self, account: Option<&str>, leaf: &Hash, walk: &Walk) {
         match &mut self.group {
             Some(group) if group.is_full() => {
                 let what = format!("more than {} lines follow each other without a tally", group.lines());
-                self.miscounted.push(Fault { kind: FaultKind::Miscounted, place: walk.place(), what });
                 self.group = None;
+                self.miscounted(walk.place(), what);
             }
             Some(group) => group.add(account, leaf),
             None => {}
@@ -368,7 +385,7 @@ impl<'e> Judge<'e> {
             }
         };
         if let Some(what) = what {
-            self.miscounted.push(Fault { kind: FaultKind::Miscounted, place: walk.place(), what });
+            self.miscounted(walk.place(), what);
         }
         if let Some(tally) = tally.filter(|_| self.tree.is_none()) {
             self.tree = Some(tally.frontier);
@@ -439,9 +456,7 @@ impl<'e> Judge<'e> {
     fn compare(&mut self, checkpoint: &Checkpoint, which: &str) -> bool {
         let Some(root) = self.tree.as_ref().map(Frontier::root) else { return false };
         if root == checkpoint.root {
-            for fault in std::mem::take(&mut self.miscounted) {
-                self.report.fault(fault);
-            }
+            self.tell_miscounted();
             (self.unproved, self.unproved_place) = (self.next, None);
             return true;
         }
@@ -483,10 +498,8 @@ impl<'e> Judge<'e> {
             };
             self.fault(FaultKind::Removed, place, &what);
         }
-        for fault in std::mem::take(&mut self.miscounted) {
-            self.report.fault(fault);
-        }
-        if self.report.checkpoints == 0 && self.report.lines > 0 {
+        self.tell_miscounted();
+        if self.report.checkpoints == 0 && self.report.lines + self.report.retained > 0 {
             let place = Place { file: CHECKPOINTS.into(), line: 0 };
             self.fault(FaultKind::Cut, place, "there is no checkpoint that a key signed: nothing is proved");
         }

@@ -1,16 +1,20 @@
 //! The way through the files of a trail, line by line and hour by hour, in memory that does not grow with it.
 
 use super::line::{CATEGORY, LINE_BYTES_MAX, LINES_MAX, TALLY};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    name::ACCOUNT_ID_BYTES_MAX,
+};
 use flate2::bufread::GzDecoder;
 use serde::Deserialize;
 use std::{
     borrow::Cow,
     cmp::Ordering,
     fmt,
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Read},
     ops::ControlFlow,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -43,7 +47,8 @@ struct Text<'l>(#[serde(borrow)] Cow<'l, str>);
 impl<'l> Head<'l> {
     pub(super) fn parse(line: &'l [u8]) -> Option<Self> {
         let head: Self = serde_json::from_slice(line).ok()?;
-        (head.category == CATEGORY && hour_of(&head.time).is_some() && head.seq < LINES_MAX).then_some(head)
+        let fits = head.account().is_none_or(|account| account.len() <= ACCOUNT_ID_BYTES_MAX);
+        (fits && head.category == CATEGORY && hour_of(&head.time).is_some() && head.seq < LINES_MAX).then_some(head)
     }
 
     pub(super) fn account(&self) -> Option<&str> {
@@ -152,6 +157,17 @@ impl fmt::Display for Place {
     }
 }
 
+/// Opens what is to be read of a trail, which is a regular file: opening a pipe that nobody writes to would take for ever, and so would reading
+/// a device that has no end.
+pub(super) fn open_file(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other(format!("{} is no regular file", path.display()))),
+    }
+}
+
 /// An open file.
 pub(super) enum Source {
     Plain(BufReader<File>),
@@ -160,11 +176,11 @@ pub(super) enum Source {
 
 impl Source {
     pub(super) fn open(node: &Path, file: &mut HourFile) -> io::Result<Self> {
-        let opened = match File::open(node.join(file.name())) {
+        let opened = match open_file(&node.join(file.name())) {
             // It was compressed since the folder was read.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !file.is_compressed => {
                 file.is_compressed = true;
-                File::open(node.join(file.name()))?
+                open_file(&node.join(file.name()))?
             }
             opened => opened?,
         };

@@ -9,6 +9,7 @@ mod follow;
 mod forked;
 mod golden;
 mod hmac;
+mod hostile;
 mod loss;
 mod merge;
 mod nodes;

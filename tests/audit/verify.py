@@ -413,7 +413,7 @@ def verify_trail(directory, key):
         compare()
     if checkpoints and checkpoints[-1][0] > tree.size:
         raise Wrong(f"{checkpoints[-1][0]} lines were signed, and {tree.size} are there: the end was cut")
-    if not checkpoints and seen:
+    if not checkpoints and (seen or begins):
         raise Wrong("nothing is signed")
     return {"origin": origin, "lines": seen, "covered": covered, "uncovered": tree.size - covered, "checkpoints": len(checkpoints)}
 

@@ -332,5 +332,13 @@ fn where_there_is_no_trail_that_is_said() {
     let trail = Trail::golden("trail");
     fs::remove_file(trail.node.join("checkpoints")).unwrap();
     assert_eq!(kinds(&trail.verify()), [FaultKind::Cut]);
+    // Nor is a trail whole of which nothing is left but what retention wrote: the newest file stays.
+    let trail = Trail::golden("trail-retained");
+    trail
+        .files()
+        .into_iter()
+        .filter(|path| !path.ends_with("retained"))
+        .for_each(|path| fs::remove_file(path).unwrap());
+    assert_eq!(kinds(&trail.verify()), [FaultKind::Cut]);
     assert_eq!(vkey().name(), STORE);
 }

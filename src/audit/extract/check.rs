@@ -235,6 +235,8 @@ impl<'a> Check<'a> {
         if !goes_on {
             return Err(wrong("this checkpoint does not go on from the one before"));
         }
+        // Of two of as many lines one is enough: so there are no more than were signed.
+        self.checkpoints.pop_if(|last| last.size == next.size);
         self.checkpoints.push(next);
         Ok(())
     }
@@ -311,12 +313,14 @@ impl<'a> Check<'a> {
             Err(not_shown(format!("of node {node} {what}{remedy}")))
         };
         let (begin, end) = (first.since.map(earliest_behind), latest_before(last.time));
-        let from = asked.from.filter(|_| is_asked_for).or(header.from);
+        let [asked_from, asked_to] = [asked.from, asked.to].map(|asked| asked.filter(|_| is_asked_for));
+        let from = asked_from.or(header.from);
         if begin.is_some_and(|begin| from.is_none_or(|from| begin > from)) {
             let from = from.map_or_else(|| "the trail's beginning".into(), |from| from.to_string());
             return missing(format!("it begins behind {from}"));
         }
-        let to = asked.to.filter(|_| is_asked_for).unwrap_or(header.to);
+        // Of what begins behind the end nothing is shown.
+        let to = asked_to.unwrap_or(header.to).max(asked_from.unwrap_or(header.to));
         if to > end {
             return missing(format!("it ends at {end}, before {to}"));
         }

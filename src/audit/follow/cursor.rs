@@ -23,8 +23,8 @@ use std::{
 
 /// What the file says that it is.
 const FORM: &str = "keyleash.audit.cursor.v1";
-/// Longest file: a node takes some hundred bytes.
-const BYTES_MAX: u64 = 1024 * 1024;
+/// Longest file: a node takes some hundred bytes, and stays in it when it is gone.
+const BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The lock of a process that was just killed may be held for an instant, by a child that it was about to start.
 const LOCK_TRIES: u32 = 25;
 const LOCK_AGAIN: Duration = Duration::from_millis(20);
@@ -161,7 +161,9 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     let begin = format!(".{name}.");
     for entry in fs::read_dir(folder(path))? {
         let left = entry?.file_name();
-        if left.to_str().is_some_and(|left| left.starts_with(&begin) && left.ends_with(".new")) {
+        // Not of a cursor beside it, whose name begins as this one's.
+        let of = |left: &str| left.strip_prefix(&begin)?.strip_suffix(".new").map(|random| !random.contains('.'));
+        if left.to_str().and_then(of) == Some(true) {
             fs::remove_file(path.with_file_name(left))?;
         }
     }
@@ -177,6 +179,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("cursor");
         fs::write(folder.path().join(".cursor.00.new"), "torn").unwrap();
+        fs::write(folder.path().join(".cursor.b.00.new"), "of another, which is just being written").unwrap();
         let mut cursor = Cursor::open(&path).unwrap();
         assert!(cursor.is_new && cursor.nodes.is_empty());
         cursor.nodes.insert(NodeName::new("web-1").unwrap(), At { next: 17, leaf: Some([7; 32]) });
@@ -190,7 +193,22 @@ mod tests {
         assert_eq!((cursor.is_new, &cursor.nodes), (false, &nodes));
         let mut files: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         files.sort();
-        assert_eq!(files, ["cursor", "cursor.lock"]);
+        assert_eq!(files, [".cursor.b.00.new", "cursor", "cursor.lock"]);
+    }
+
+    #[test]
+    fn as_many_nodes_as_an_extract_can_have_are_written_and_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cursor");
+        let mut cursor = Cursor::open(&path).unwrap();
+        for node in 0..16_384 {
+            let name = NodeName::new(format!("deployment-7c9f8d6b5-{node}")).unwrap();
+            cursor.nodes.insert(name, At { next: 1_000_000, leaf: Some([7; 32]) });
+        }
+        cursor.write().unwrap();
+        let nodes = cursor.nodes.clone();
+        drop(cursor);
+        assert_eq!(Cursor::open(&path).unwrap().nodes, nodes);
     }
 
     #[test]

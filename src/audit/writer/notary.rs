@@ -14,13 +14,13 @@ use crate::{
         signer::Signer,
         tree::Frontier,
         vkey::Vkey,
+        walk::open_file,
     },
     error::{Error, Result},
     name::NodeName,
     store::{KeyStore, StoreVersion, load_checkpoint, record::CheckpointRecord},
 };
 use std::{
-    fs::File,
     future::Future,
     io,
     path::{Path, PathBuf},
@@ -179,7 +179,7 @@ impl Notary {
 fn is_among(place: &Path, note: &str) -> Result<bool> {
     let failed = |error: io::Error| Error::Trail(format!("{}: {error}; see to the disk", place.display()));
     // One that is just being put back tells of nothing.
-    let mut notes = File::open(place).and_then(Notes::of).map_err(failed)?;
+    let mut notes = open_file(place).and_then(Notes::of).map_err(failed)?;
     while let Some(next) = notes.next().map_err(failed)? {
         if matches!(next, Next::Note(there) if there.to_string() == note) {
             return Ok(true);

@@ -219,6 +219,11 @@ impl Shared {
         waited.unwrap_or_else(PoisonError::into_inner).0.waiting_since = Some(self.clock.now());
     }
 
+    /// Whether there are records that the writing thread has not taken.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.lock().entries.is_empty()
+    }
+
     /// What became of what was waited for.
     pub(super) fn answer(&self, waiters: impl IntoIterator<Item = u64>, outcome: &Result<()>) {
         let senders: Vec<_> = {

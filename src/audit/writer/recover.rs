@@ -8,7 +8,8 @@ use crate::{
     audit::{
         checkpoint::{Checkpoint, Retained},
         line::Time,
-        note::Note,
+        note::{NOTE_BYTES_MAX, Note},
+        notes::read_note,
         tally::{Group, Tally},
         tree::{Frontier, leaf_hash},
         walk::{Head, HourFile, Step, Walk, hour_files},
@@ -24,8 +25,6 @@ use std::{
 const NOTES_END_BYTES: usize = 64 * 1024;
 /// In a node's directory: what stands in the place of lines that retention removed.
 pub(in crate::audit) const RETAINED: &str = "retained";
-/// What the longest note has.
-const RETAINED_BYTES_MAX: u64 = 16 * 1024;
 /// By which a line is found that may be a tally.
 const TALLY_MARK: &str = "\"operation\":\"Tally\"";
 
@@ -58,14 +57,11 @@ pub(super) fn last_note(disk: &mut Disk) -> Result<Option<Note>> {
 /// What retention left, if it removed something.
 pub(in crate::audit) fn retained_note(node: &Path) -> Result<Option<Note>> {
     let path = node.join(RETAINED);
-    match fs::metadata(&path) {
-        Ok(metadata) if metadata.len() <= RETAINED_BYTES_MAX => {}
-        Ok(_) => return Err(changed(RETAINED, "it has more than 16 KiB")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::Trail(format!("{}: {error}; see to the disk", path.display()))),
+    let failed = |error: io::Error| Error::Trail(format!("{}: {error}; see to the disk", path.display()));
+    let Some(bytes) = read_note(&path).map_err(failed)? else { return Ok(None) };
+    if bytes.len() > NOTE_BYTES_MAX {
+        return Err(changed(RETAINED, "it has more than 16 KiB"));
     }
-    let bytes =
-        fs::read(&path).map_err(|error| Error::Trail(format!("{}: {error}; see to the disk", path.display())))?;
     Note::parse(&bytes).map(Some)
 }
 

@@ -216,7 +216,10 @@ impl Scribe {
         if is_back && !self.is_told {
             let slow = || (self.now(), "records came faster than the disk took them".to_owned());
             let (at, why) = self.broken.clone().unwrap_or_else(slow);
-            items.push_back(Item::Broken(at, why));
+            // It was before the first of those that waited: no tally of later may stand in front of them.
+            let first = self.pending.iter().chain(&entries).find_map(|entry| entry.record.as_ref());
+            let first = first.map_or(at, |record| Time::from_unix_ms(record.unix_ms));
+            items.push_back(Item::Broken(at.min(first), why));
         }
         items.extend(self.pending.drain(..).chain(entries).map(Item::Entry));
         let dropped = std::mem::take(&mut self.dropped);
@@ -354,7 +357,8 @@ impl Scribe {
     /// The tally of an hour that has ended, where no line came since.
     fn tally_of_hour(&mut self) {
         let time = self.now();
-        if self.group.lines() > 0 && self.disk.hour() < Some(hour(time).as_str()) {
+        // What waits may be of that hour: it comes first.
+        if self.group.lines() > 0 && !self.shared.is_waiting() && self.disk.hour() < Some(hour(time).as_str()) {
             self.tally(time);
         }
     }

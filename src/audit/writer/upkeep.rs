@@ -14,7 +14,7 @@ use crate::{
         note::{NOTE_BYTES_MAX, Note},
         notes::{Next, Notes},
         tree::{Frontier, leaf_hash},
-        walk::{Head, HourFile, Step, Walk, hour_files},
+        walk::{Head, HourFile, Step, Walk, hour_files, open_file},
     },
     error::{Error, Result},
     store::{KeyStore, load_common},
@@ -158,11 +158,11 @@ fn compress(plain: &Path, compressed: &Path) -> io::Result<()> {
     };
     replace(compressed, |file| {
         let mut gzip = GzBuilder::new().write(io::BufWriter::new(&mut *file), Compression::default());
-        io::copy(&mut File::open(plain)?, &mut gzip)?;
+        io::copy(&mut open_file(plain)?, &mut gzip)?;
         gzip.finish()?.flush()?;
         // The original goes only where the copy says the same.
         let copy = BufReader::with_capacity(BUFFER_BYTES, File::open(format!("/proc/self/fd/{}", fd(file)))?);
-        match digest(&mut GzDecoder::new(copy))? == digest(&mut File::open(plain)?)? {
+        match digest(&mut GzDecoder::new(copy))? == digest(&mut open_file(plain)?)? {
             true => Ok(()),
             false => Err(io::Error::other("what was compressed does not come back as it was")),
         }
@@ -312,7 +312,7 @@ impl Witnesses {
 /// Makes the file of checkpoints anew beside its place, without those of fewer lines than retention removed, which nothing is verified by
 /// any more. `None` where they are less than half of it, or it is not as it was written: it is left as it is.
 fn thin(place: &Path, retained: u64) -> io::Result<Option<Thinned>> {
-    let mut old = File::open(place)?;
+    let mut old = open_file(place)?;
     let there = old.metadata()?;
     let mut notes = Notes::of(old.try_clone()?)?;
     let from = loop {
