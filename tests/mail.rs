@@ -119,9 +119,12 @@ fn notices_of(caller: &str) -> Vec<Notice> {
         });
         Line::parse(line.to_string().as_bytes()).unwrap()
     };
-    let mut notices = alerts.line("web-1", &line("2026-11-26T01:02:03.004Z", caller));
-    notices.extend(alerts.line("web-1", &line("2026-11-26T02:02:03.004Z", "web-1")));
-    notices.extend(alerts.tick(line("2026-11-26T03:02:03.004Z", "web-1").time));
+    let mut at = |time: &str, caller: &str| {
+        let line = line(time, caller);
+        alerts.line(line.time, "web-1", &line)
+    };
+    let mut notices = at("2026-11-26T01:02:03.004Z", caller);
+    notices.extend(at("2026-11-26T02:02:03.004Z", "web-1"));
     assert_eq!(notices.iter().map(|notice| notice.is_over).collect::<Vec<_>>(), [false, true]);
     notices
 }

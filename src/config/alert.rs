@@ -23,9 +23,9 @@ pub const QUIET_DEFAULT: Duration = Duration::from_secs(10 * 60);
 /// What a rule counts over, where it says nothing.
 const WITHIN_DEFAULT: Duration = Duration::from_secs(60);
 /// The keys of an `[[alert]]`.
-const KEYS: [&str; 8] = ["name", "when", "callers", "more_than", "within", "times", "at_least", "quiet"];
+const KEYS: [&str; 9] = ["name", "when", "callers", "more_than", "within", "times", "at_least", "longer_than", "quiet"];
 /// What can be said of `when`, and which keys it takes. All is what a trail tells.
-const KINDS: [(&str, &[&str]); 8] = [
+const KINDS: [(&str, &[&str]); 11] = [
     ("stranger", &["callers", "quiet"]),
     ("denied", &[]),
     ("lapsed", &[]),
@@ -34,6 +34,9 @@ const KINDS: [(&str, &[&str]); 8] = [
     ("unusual-unwraps", &["times", "at_least", "quiet"]),
     ("kek-changed", &[]),
     ("trail-broken", &[]),
+    ("not-proved", &["longer_than"]),
+    ("workers-spent", &[]),
+    ("secret-expired", &[]),
 ];
 
 /// When a rule fires. Each has troubles of its own by caller, KEK version, KEK, token or node.
@@ -83,6 +86,9 @@ pub enum When {
     },
     /// No worker of a token is left that takes calls.
     WorkersSpent,
+    /// The newest version of a secret is past its expiry, as it is found by who runs its schedule. Over once it has another one, or is
+    /// deleted.
+    SecretExpired,
 }
 
 impl When {
@@ -99,6 +105,15 @@ impl When {
             Self::TrailBroken => "trail-broken",
             Self::NotProved { .. } => "not-proved",
             Self::WorkersSpent => "workers-spent",
+            Self::SecretExpired => "secret-expired",
+        }
+    }
+
+    /// The time that it counts in; the longest where it does not count.
+    pub(crate) fn within(&self) -> Duration {
+        match self {
+            Self::Forbidden { within, .. } | Self::Unwraps { within, .. } => *within,
+            _ => SPAN_MAX,
         }
     }
 }
@@ -203,6 +218,12 @@ pub(super) fn read(origin: &str, keys: &DeTable<'_>, at: &impl Fn(Range<usize>) 
         "lapsed" => When::Lapsed,
         "kek-changed" => When::KekChanged,
         "trail-broken" => When::TrailBroken,
+        "workers-spent" => When::WorkersSpent,
+        "secret-expired" => When::SecretExpired,
+        "not-proved" => match span("longer_than")? {
+            Some(longer_than) => When::NotProved { longer_than },
+            None => return Err(bad(of_when, "not-proved takes longer_than: set it, to some poll intervals")),
+        },
         "unusual-unwraps" => {
             let times = u32::try_from(number("times")?).unwrap_or(u32::MAX);
             When::UnusualUnwraps { times, at_least: number("at_least")? }

@@ -1,17 +1,27 @@
-//! What is done for the trail once a second: whether data may be used is looked at, and once a minute the sums of handles are told.
+//! What is done for the trail once a second: whether data may be used is looked at, and once a minute the sums of handles are told. What
+//! lasts and is no event, that a KEK version is not proved or a token has no workers, is told as it begins and as it is over.
 
 use crate::{
     home::beat::Beat,
-    keyring::Keyring,
-    telemetry::trail::{Deed, Outcome},
+    keyring::{Keyring, on_trail::of_kek},
+    name::{KekVersion, TokenName},
+    telemetry::trail::{Deed, Outcome, Record},
     watch,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 /// How often it is looked whether the trail lets data be used.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the sums of handles are told.
 const SUMS_EVERY: Duration = Duration::from_secs(60);
+/// How often it is looked what lasts.
+const LASTING_EVERY: Duration = Duration::from_secs(5);
+/// A KEK version that was not proved for so many poll intervals is told of.
+const POLLS_MISSED: u32 = 3;
 
 /// For as long as the engine lives. What the trail says now counts from now on.
 pub(super) fn begin(keyring: &Arc<Keyring>) {
@@ -24,6 +34,7 @@ pub(super) fn begin(keyring: &Arc<Keyring>) {
 
 async fn look_after(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     let mut next_sums = keyring.clock.now().plus(SUMS_EVERY);
+    let (mut lasting, mut next_lasting) = (Lasting::default(), keyring.clock.now());
     while !keyring.is_closed() {
         let now = keyring.clock.now();
         beat.at(now);
@@ -32,6 +43,48 @@ async fn look_after(keyring: Arc<Keyring>, beat: Arc<Beat>) {
             next_sums = now.plus(SUMS_EVERY);
             keyring.tell_sums(false, |now| beat.at(now)).await;
         }
+        if now >= next_lasting {
+            next_lasting = now.plus(LASTING_EVERY);
+            lasting.look(&keyring);
+        }
         keyring.clock.sleep_until(now.plus(LOOK_EVERY)).await;
+    }
+}
+
+/// What was told that lasts.
+#[derive(Debug, Default)]
+struct Lasting {
+    not_proved: BTreeSet<KekVersion>,
+    spent: BTreeSet<TokenName>,
+}
+
+impl Lasting {
+    fn look(&mut self, keyring: &Keyring) {
+        let (leases, missed) = (keyring.leases(), keyring.settings.poll_interval * POLLS_MISSED);
+        let late: BTreeMap<_, _> = leases
+            .into_iter()
+            .filter_map(|lease| Some((lease.kek, lease.proved_ago.filter(|ago| *ago > missed)?)))
+            .collect();
+        self.not_proved.retain(|kek| {
+            let is_late = late.contains_key(kek);
+            if !is_late {
+                keyring.note_of(Deed::Proved, || Outcome::Done, |record| record.on = of_kek(kek));
+            }
+            is_late
+        });
+        for (kek, ago) in late {
+            if self.not_proved.insert(kek.clone()) {
+                let tell = |record: &mut Record| (record.on, record.took) = (of_kek(&kek), Some(ago));
+                keyring.note_of(Deed::NotProved, || Outcome::Done, tell);
+            }
+        }
+        for seat in keyring.tokens.seats() {
+            let deed = match (seat.workers().restart_needed(), self.spent.contains(&seat.name)) {
+                (true, false) if self.spent.insert(seat.name.clone()) => Deed::WorkersSpent,
+                (false, true) if self.spent.remove(&seat.name) => Deed::WorkersBack,
+                _ => continue,
+            };
+            keyring.note_of(deed, || Outcome::Done, |record| record.on.token = Some(seat.name.clone()));
+        }
     }
 }

@@ -8,14 +8,18 @@ use super::Keyring;
 use crate::{
     clock::{Clock, Instant},
     error::{Error, Result},
-    name::{AccountId, KekName, KekVersion},
+    name::{AccountId, KekName, KekVersion, SecretId},
     slots::{account_keys::AccountKeys, tally::Tally},
+    telemetry::Event,
     telemetry::trail::{Asker, Correlation, Deed, Noted, Outcome, Record, Standing, Subject, Sums, Trail, Who},
     token::seats::Seat,
 };
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -48,17 +52,24 @@ pub(crate) fn asked_by_blocking<T>(asker: Option<Asker>, work: impl FnOnce() -> 
     ASKER.sync_scope(asker, work)
 }
 
+/// So many secrets past their expiry are remembered as told; with one more all are told once more.
+const EXPIRED_MAX: usize = 100_000;
+
 /// The engine's end of its trail.
 #[derive(Debug, Default)]
 pub(crate) struct OnTrail {
     trail: Option<Arc<dyn Trail>>,
     /// Of all handles that are open, or were since they were last summed.
     tallies: Mutex<VecDeque<Arc<Tally>>>,
+    /// It was told that the trail is broken.
+    is_broken: AtomicBool,
+    /// Versions of secrets that it was told are past their expiry.
+    expired: Mutex<BTreeMap<SecretId, u32>>,
 }
 
 impl OnTrail {
     pub(crate) fn new(trail: Option<Arc<dyn Trail>>) -> Self {
-        Self { trail, tallies: Mutex::default() }
+        Self { trail, ..Self::default() }
     }
 
     /// True where there is a trail.
@@ -73,6 +84,20 @@ impl OnTrail {
     /// How the trail stands, where there is one that says it.
     pub(crate) fn standing(&self) -> Option<Standing> {
         self.trail.as_ref()?.standing()
+    }
+
+    /// Whether it was not told yet that this version of a secret is past its expiry; with `None` none is.
+    pub(crate) fn is_news(&self, secret: &SecretId, expired: Option<u32>) -> bool {
+        // Whole after every step.
+        let mut told = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(version) = expired else {
+            told.remove(secret);
+            return false;
+        };
+        if told.len() >= EXPIRED_MAX {
+            told.clear();
+        }
+        told.insert(secret.clone(), version) != Some(version)
     }
 
     fn tallies(&self) -> MutexGuard<'_, VecDeque<Arc<Tally>>> {
@@ -368,6 +393,10 @@ impl Keyring {
     /// [`Error::Trail`]: from now on nothing is.
     pub(crate) fn look_at_trail(&self) -> Result<()> {
         let Some(trail) = &self.on_trail.trail else { return Ok(()) };
+        let trouble = trail.trouble();
+        if self.on_trail.is_broken.swap(trouble.is_some(), Ordering::SeqCst) != trouble.is_some() {
+            self.teller.tell(trouble.map_or(Event::TrailWhole, |why| Event::TrailBroken { why }));
+        }
         let serves = trail.serves();
         self.withhold(serves.as_ref().err());
         serves

@@ -25,7 +25,7 @@ use crate::{
     },
     telemetry::{
         Event,
-        trail::{Deed, Subject},
+        trail::{self, Deed, Subject},
     },
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -274,6 +274,7 @@ impl Secrets {
         let (_, earliest) = self.dates().await?;
         let is_due = match self.look(id).await {
             Ok(Seen { head: Some(head), .. }) => {
+                self.tell_if_expired(id, &head, earliest);
                 let rotation = head.rotation.as_ref();
                 head.deleted.is_none() && rotation.is_some_and(|rotation| earliest >= rotation.due_unix)
             }
@@ -290,6 +291,23 @@ impl Secrets {
             }
         };
         self.engine.acting(act, self.rotate_if(id, true), made).await
+    }
+
+    /// A line on the trail where the newest version is past its expiry, the first time that this process sees it.
+    fn tell_if_expired(&self, id: &SecretId, head: &SecretRecord, earliest: u64) {
+        let newest = head.versions.iter().max_by_key(|version| version.version);
+        let is_over = |version: &&SecretVersion| version.expires_unix.is_some_and(|until| until <= earliest);
+        let expired = newest.filter(is_over).filter(|_| head.deleted.is_none()).map(|version| version.version);
+        let keyring = self.engine.keyring();
+        if keyring.on_trail.is_news(id, expired) {
+            let on = Subject {
+                account: Some(id.account.clone()),
+                secret: Some(id.name.clone()),
+                secret_version: expired,
+                ..Subject::default()
+            };
+            keyring.note_of(Deed::SecretExpired, || trail::Outcome::Done, |record| record.on = on);
+        }
     }
 
     async fn rotate_if(&self, id: &SecretId, only_due: bool) -> Result<Outcome> {

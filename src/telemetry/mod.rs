@@ -84,6 +84,13 @@ pub enum Event {
     },
     /// The key store answers again.
     StoreAnswers,
+    /// What is done cannot be kept on the trail. Told once until it can be.
+    TrailBroken {
+        /// Why, and the remedy.
+        why: String,
+    },
+    /// The trail is kept again.
+    TrailWhole,
     /// No proof of a KEK version could be asked for: the records of its accounts cannot be read, or are damaged. Its lease runs out
     /// unless one can. Told once until one can.
     NoRecordToProve {
@@ -255,6 +262,8 @@ impl fmt::Display for Event {
             }
             Self::StoreSilent { why } => write!(f, "the store is silent: {why}; keys in use go on"),
             Self::StoreAnswers => f.write_str("the store answers again"),
+            Self::TrailBroken { why } => f.write_str(why),
+            Self::TrailWhole => f.write_str("the trail is kept again"),
             Self::NoRecordToProve { kek, why } => write!(f, "KEK {kek}: there is no record to prove it with: {why}"),
             Self::StandbyTookOver { kek, standby } => write!(f, "KEK {kek}: standby {standby} took over"),
             Self::StandbyDone { kek, standby } => write!(f, "KEK {kek}: standby {standby} is done"),
@@ -332,6 +341,7 @@ impl Teller {
             | Event::SecretRotated { .. }
             | Event::ContextRenewed { .. }
             | Event::StoreAnswers
+            | Event::TrailWhole
             | Event::WipeDone { .. }
             | Event::Rewrapped { failed: 0, .. }) => tracing::info!(target: EVENTS_TARGET, "{good}"),
             other => tracing::warn!(target: EVENTS_TARGET, "{other}"),

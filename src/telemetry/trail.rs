@@ -53,6 +53,11 @@ pub trait Trail: Send + Sync + fmt::Debug {
         true
     }
 
+    /// Why what is done cannot be kept, whatever its operator wants of data then; `None` while it can. Asked about once a second; at once.
+    fn trouble(&self) -> Option<String> {
+        self.serves().err().map(|error| error.to_string())
+    }
+
     /// How it stands, for metrics; `None` where it does not say. At once.
     fn standing(&self) -> Option<Standing> {
         None
@@ -243,6 +248,22 @@ deeds! {
     Resumed,
     /// The token has another key in the place of a KEK's.
     KekReplaced,
+    /// A KEK version is in the token no more.
+    KekMissing,
+    /// A KEK version that was missing is in the token again.
+    KekBack,
+    /// A key came into the token that no KEK names.
+    KekUnknown,
+    /// A KEK version in use is not proved any more, for [`Record::took`].
+    NotProved,
+    /// One that was not is proved again, or in use no more.
+    Proved,
+    /// No worker of a token is left that takes calls.
+    WorkersSpent,
+    /// Some are again.
+    WorkersBack,
+    /// The newest version of a secret is past its expiry.
+    SecretExpired,
 }
 
 impl Deed {

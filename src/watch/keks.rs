@@ -6,10 +6,13 @@
 use super::Beat;
 use crate::{
     error::Result,
-    keyring::Keyring,
+    keyring::{Keyring, on_trail::of_kek},
     name::{KekVersion, TokenName},
     store::{kek_names, load_kek, record::KekVersionRecord},
-    telemetry::Event,
+    telemetry::{
+        Event,
+        trail::{Deed, Outcome, Subject},
+    },
     token::{KekId, KekInfo, LABEL_PREFIX, seats::Seat},
 };
 use std::{
@@ -61,9 +64,23 @@ async fn look(keyring: &Keyring, seat: &Seat, seen: &mut Seen) -> Result<()> {
     let mut found = seat.token(&seat.budget.background(None).await).list_keks().await?;
     found.retain(|info| known.contains_key(&info.id) || !clones.contains(&info.id));
     for event in seen.compare(&known, &found) {
+        note(keyring, &event);
         keyring.teller.tell(event);
     }
     Ok(())
+}
+
+/// On the trail too.
+fn note(keyring: &Keyring, event: &Event) {
+    let (deed, on) = match event {
+        Event::KekUnknown { token, .. } => {
+            (Deed::KekUnknown, Subject { token: Some(token.clone()), ..Subject::default() })
+        }
+        Event::KekMissing { kek, .. } => (Deed::KekMissing, of_kek(kek)),
+        Event::KekBack { kek } => (Deed::KekBack, of_kek(kek)),
+        _ => return,
+    };
+    keyring.note_of(deed, || Outcome::Done, |record| record.on = on);
 }
 
 /// A version of a KEK that is not retired.

@@ -13,6 +13,7 @@ mod grants;
 mod hand;
 mod held;
 mod impostor;
+mod lasting;
 mod leash;
 mod memlock;
 mod moved;

@@ -287,6 +287,10 @@ fn remedy(when: &str) -> (&'static str, &'static str) {
         "workers-spent" => {
             ("operations.md", "Calls hang in the PKCS#11 module: see to the token, then restart the process.")
         }
+        "secret-expired" => (
+            "secrets.md",
+            "Give it a new value: keyleash secret set, or keyleash secret rotate; a schedule does it by a hook.",
+        ),
         _ => ("audit.md", "The alerts are described in the manual."),
     }
 }

@@ -11,14 +11,15 @@
 //! let callers = vec![Pattern::new("web-*")?];
 //! let mut alerts = Alerts::new(vec![Rule::new("strangers", When::Stranger { callers })?])?;
 //! let line = br#"{"seq":7,"time":"2026-11-26T01:02:03.004Z","category":"AuditEvent","operation":"SecretGet","result":"done","caller":"eve"}"#;
-//! let notices = alerts.line("web-1", &Line::parse(line).unwrap());
+//! let line = Line::parse(line).unwrap();
+//! let notices = alerts.line(line.time, "web-1", &line);
 //! assert_eq!(notices[0].to_string(), "strangers: caller eve: SecretGet by a caller that is not on the list (web-1/7)");
 //! # Ok::<_, keyleash::Error>(())
 //! ```
 
 use self::{
     seen::{Kind, Seen},
-    window::{Usual, Window},
+    window::{Counts, Usual, Window},
 };
 use super::line::{Line, Time};
 use crate::{
@@ -46,8 +47,11 @@ pub use self::mail::MailSink;
 pub use self::sink::{AlertSink, NoticeSink, SharedAlerts};
 pub use crate::config::alert::{QUIET_DEFAULT, RULE_NAME_BYTES_MAX, RULES_MAX, Rule, SPAN_MAX, When};
 
-/// Most troubles of one rule at once, each of another caller, KEK, …; what comes beyond is one trouble, of [`OTHERS`].
+/// Most troubles of one rule at once, each of another caller, KEK, …; what comes beyond is one trouble, of [`OTHERS`]. As many are counted
+/// at once: one more takes the place of the one that was seen the longest ago.
 pub const SUBJECTS_MAX: usize = 1000;
+/// Most nodes that one trouble is known of.
+const NODES_MAX: usize = 1000;
 /// The subject of what is too many.
 pub const OTHERS: &str = "others";
 /// A usual rate is known after so many minutes.
@@ -127,6 +131,16 @@ struct Trouble {
     event: Option<String>,
     /// Only quiet ends it.
     until_quiet: bool,
+    /// Who says so, and has not said that it is over.
+    nodes: BTreeSet<String>,
+}
+
+/// A KEK version that is not proved, and has not been for as long as a rule allows.
+#[derive(Debug)]
+struct Waiting {
+    /// Of each node, since when.
+    nodes: BTreeMap<String, Time>,
+    event: Option<String>,
 }
 
 /// Rules, and what troubles there are.
@@ -137,6 +151,10 @@ pub struct Alerts {
     now: Time,
     /// By rule and subject.
     troubles: BTreeMap<(usize, String), Trouble>,
+    /// What will be one when it lasts.
+    waiting: BTreeMap<(usize, String), Waiting>,
+    /// When the last one that lasted was over: what lasts began later, and has another id.
+    lasted: Time,
     windows: BTreeMap<(usize, String), Window>,
     usual: BTreeMap<(usize, String), Usual>,
 }
@@ -154,8 +172,8 @@ impl Alerts {
         if let Some(twice) = rules.iter().find(|rule| !names.insert(rule.name.as_str())) {
             return Err(Error::Invalid(format!("two alerts are named {}: give each a name of its own", twice.name)));
         }
-        let (now, troubles, windows, usual) = Default::default();
-        Ok(Self { rules, now, troubles, windows, usual })
+        let (now, troubles, waiting, lasted, windows, usual) = Default::default();
+        Ok(Self { rules, now, troubles, waiting, lasted, windows, usual })
     }
 
     /// The rules.
@@ -163,9 +181,16 @@ impl Alerts {
         &self.rules
     }
 
-    /// A line of a node's trail, at the time that it says. Lines of several nodes may come as they are followed, late ones late.
-    pub fn line(&mut self, node: &str, line: &Line) -> Vec<Notice> {
-        self.see(line.time, Seen::of_line(node, line))
+    /// A line of a node's trail, at the time that it says, or `now`, the wall clock's, where that is earlier: a node whose clock is ahead
+    /// takes nobody along. Lines of several nodes may come as they are followed, late ones late.
+    pub fn line(&mut self, now: Time, node: &str, line: &Line) -> Vec<Notice> {
+        self.see(line.time.min(now), Seen::of_line(node, line))
+    }
+
+    /// A node's trail cannot be followed, or with `None` can again ([`Told::Held`](super::Told::Held),
+    /// [`Told::GoesOn`](super::Told::GoesOn)): to the rules a trail that is broken.
+    pub fn held(&mut self, now: Time, node: &str, why: Option<&str>) -> Vec<Notice> {
+        self.see(now, vec![Seen::of_held(node, why)])
     }
 
     /// An event of an engine.
@@ -209,7 +234,11 @@ impl Alerts {
     fn see(&mut self, now: Time, seen: Vec<Seen>) -> Vec<Notice> {
         self.now = self.now.max(now);
         let mut notices = self.quiet();
+        notices.extend(self.lasting());
         for seen in seen {
+            if matches!(seen.kind, Kind::Began) {
+                notices.extend(self.began(&seen.node));
+            }
             for rule in 0..self.rules.len() {
                 notices.extend(self.judge(rule, &seen));
             }
@@ -257,45 +286,131 @@ impl Alerts {
             (When::KekChanged, Kind::KekUnknown(what)) => (true, what.clone()),
             (When::TrailBroken, Kind::TrailBroken(what)) => (false, what.clone()),
             (When::WorkersSpent, Kind::WorkersSpent) => (false, "no worker is left: restart the process".into()),
+            (When::SecretExpired, Kind::SecretExpired(what)) => (false, what.clone()),
+            (When::NotProved { .. }, Kind::NotProvedSince(time)) => {
+                let (time, key) = ((*time).max(self.lasted).min(now), known(&self.waiting, at, &subject));
+                let event = seen.event.clone();
+                let waiting = self.waiting.entry(key).or_insert_with(|| Waiting { nodes: BTreeMap::new(), event });
+                if waiting.nodes.len() < NODES_MAX {
+                    waiting.nodes.entry(seen.node.clone()).or_insert(time);
+                }
+                return None;
+            }
             (When::NotProved { longer_than }, Kind::ProvedAgo(ago)) if ago > longer_than => {
                 (false, format!("not proved for {} s", ago.as_secs()))
             }
-            (When::NotProved { .. }, Kind::ProvedAgo(_)) => return self.over(at, &subject, "it is proved again"),
-            (When::Denied | When::Lapsed, Kind::Granted) => return self.over(at, &subject, "the token grants again"),
-            (When::KekChanged, Kind::Granted) => return self.over(at, &subject, "it is the KEK again"),
-            (When::TrailBroken, Kind::TrailWhole(what)) => return self.over(at, &subject, what),
-            (When::WorkersSpent, Kind::WorkersAlive) => return self.over(at, &subject, "workers take calls"),
+            (When::NotProved { .. }, Kind::ProvedAgo(_)) => {
+                self.waits_no_more(at, &subject, &seen.node);
+                return self.over(at, &subject, &seen.node, "it is proved again");
+            }
+            (When::Denied | When::Lapsed, Kind::Granted) => {
+                return self.over(at, &subject, &seen.node, "the token grants again");
+            }
+            (When::KekChanged, Kind::Granted) => return self.over(at, &subject, &seen.node, "it is the KEK again"),
+            (When::TrailBroken, Kind::TrailWhole(what)) => return self.over(at, &subject, &seen.node, what),
+            (When::WorkersSpent, Kind::WorkersAlive) => {
+                return self.over(at, &subject, &seen.node, "workers take calls");
+            }
+            (When::SecretExpired, Kind::SecretRenewed(what)) => return self.over(at, &subject, &seen.node, what),
             _ => return None,
         };
-        self.trouble(at, subject, until_quiet, what, seen.event.clone())
+        self.trouble((at, subject), now, until_quiet, what, seen.event.clone(), [seen.node.clone()].into())
     }
 
     /// A trouble is seen: told, if it is a new one.
     fn trouble(
         &mut self,
-        at: usize,
-        subject: String,
+        (at, subject): (usize, String),
+        since: Time,
         until_quiet: bool,
         what: String,
         event: Option<String>,
+        nodes: BTreeSet<String>,
     ) -> Option<Notice> {
         let key = known(&self.troubles, at, &subject);
         if let Some(trouble) = self.troubles.get_mut(&key) {
             (trouble.last, trouble.count) = (self.now, trouble.count.saturating_add(1));
+            let room = NODES_MAX.saturating_sub(trouble.nodes.len());
+            trouble.nodes.extend(nodes.into_iter().take(room));
             return None;
         }
         let until_quiet = until_quiet || key.1 == OTHERS; // nothing else could end what is not told apart
-        let trouble = Trouble { since: self.now, last: self.now, count: 1, what: what.clone(), event, until_quiet };
+        let (last, what_it_is) = (self.now, what.clone());
+        let trouble = Trouble { since, last, count: 1, what: what_it_is, event, until_quiet, nodes };
         let notice = self.notice(&key, &trouble, false, what);
         self.troubles.insert(key, trouble);
         notice
     }
 
-    /// A trouble is over, if it was one.
-    fn over(&mut self, at: usize, subject: &str, why: &str) -> Option<Notice> {
+    /// A node says that a trouble is over: it is, if it was one, and no other node has it.
+    fn over(&mut self, at: usize, subject: &str, node: &str, why: &str) -> Option<Notice> {
         let key = (at, subject.to_owned());
-        let trouble = self.troubles.remove(&key)?;
-        self.notice(&key, &trouble, true, why.to_owned())
+        let trouble = self.troubles.get_mut(&key)?;
+        if !trouble.nodes.remove(node) || !trouble.nodes.is_empty() || trouble.until_quiet {
+            return None;
+        }
+        self.end(&key, why)
+    }
+
+    /// A process that begins, or ends in order, has none of the workers of the one before, and says anew what it does not prove.
+    fn began(&mut self, node: &str) -> Vec<Notice> {
+        let rules = &self.rules;
+        let is_of_process = |(at, _): &(usize, String)| {
+            rules.get(*at).is_some_and(|rule| matches!(rule.when, When::WorkersSpent | When::NotProved { .. }))
+        };
+        let waiting: Vec<_> = self.waiting.keys().filter(|key| is_of_process(key)).cloned().collect();
+        let troubles: Vec<_> = self.troubles.keys().filter(|key| is_of_process(key)).cloned().collect();
+        waiting.into_iter().for_each(|(at, subject)| self.waits_no_more(at, &subject, node));
+        let over = |(at, subject): (usize, String)| self.over(at, &subject, node, "its process ended");
+        troubles.into_iter().filter_map(over).collect()
+    }
+
+    fn end(&mut self, key: &(usize, String), why: &str) -> Option<Notice> {
+        let trouble = self.troubles.remove(key)?;
+        let notice = self.notice(key, &trouble, true, why.to_owned());
+        // The next one of it has another id, also where time stands still.
+        self.now = self.now.max(Time::from_unix_ms(trouble.since.unix_ms().saturating_add(1)));
+        if self.rules.get(key.0).is_some_and(|rule| matches!(rule.when, When::NotProved { .. })) {
+            self.lasted = self.now;
+        }
+        notice
+    }
+
+    fn waits_no_more(&mut self, at: usize, subject: &str, node: &str) {
+        let key = (at, subject.to_owned());
+        if let Some(waiting) = self.waiting.get_mut(&key) {
+            waiting.nodes.remove(node);
+            if waiting.nodes.is_empty() {
+                self.waiting.remove(&key);
+            }
+        }
+    }
+
+    /// What has lasted as long as its rule allows is a trouble.
+    fn lasting(&mut self) -> Vec<Notice> {
+        let (now, rules) = (self.now, &self.rules);
+        let longer_than = |at: usize| match rules.get(at).map(|rule| &rule.when) {
+            Some(When::NotProved { longer_than }) => *longer_than,
+            _ => Duration::MAX,
+        };
+        let mut lasting = Vec::new();
+        self.waiting.retain(|key, waiting| {
+            let is_long = |time: &Time| since(now, *time) > longer_than(key.0);
+            if let Some(first) = waiting.nodes.values().copied().filter(is_long).min() {
+                let long: BTreeSet<_> =
+                    waiting.nodes.iter().filter(|(_, time)| is_long(time)).map(|(node, _)| node.clone()).collect();
+                waiting.nodes.retain(|node, _| !long.contains(node));
+                lasting.push((key.clone(), first, long, waiting.event.clone()));
+            }
+            !waiting.nodes.is_empty()
+        });
+        let mut notices = Vec::new();
+        for (key, first, nodes, event) in lasting {
+            // Of the time since when, and not of this moment: noticed again it is the same.
+            let what = format!("not proved for {} s", since(now, first).as_secs());
+            notices.extend(self.trouble(key, first, false, what, event, nodes));
+        }
+        notices
     }
 
     /// What nothing was seen of for the quiet of its rule is over, and what nobody counts any more is forgotten.
@@ -307,9 +422,10 @@ impl Alerts {
         };
         let over: Vec<_> =
             self.troubles.iter().filter(|(key, trouble)| is_over(key, trouble)).map(|(key, _)| key.clone()).collect();
-        self.windows.retain(|_, window| !window.is_idle(now));
+        let span_of = |at: usize| self.rules.get(at).map_or(SPAN_MAX, |rule| rule.when.within());
+        self.windows.retain(|(at, _), window| since(now, window.last()) <= span_of(*at));
         self.usual.retain(|_, usual| !usual.is_idle(now));
-        over.into_iter().filter_map(|(at, subject)| self.over(at, &subject, "nothing was seen of it since")).collect()
+        over.into_iter().filter_map(|key| self.end(&key, "nothing was seen of it since")).collect()
     }
 
     fn notice(
@@ -334,8 +450,17 @@ fn known<T>(map: &BTreeMap<(usize, String), T>, at: usize, subject: &str) -> (us
     if map.contains_key(&key) || of_rule() < SUBJECTS_MAX { key } else { (at, OTHERS.to_owned()) }
 }
 
-fn window<'a, T: Default>(map: &'a mut BTreeMap<(usize, String), T>, at: usize, subject: &str) -> &'a mut T {
-    let key = known(map, at, subject);
+/// That of this subject. Where there are too many it takes the place of the one that was seen the longest ago: counted together, many
+/// who are no trouble would be one.
+fn window<'a, T: Counts>(map: &'a mut BTreeMap<(usize, String), T>, at: usize, subject: &str) -> &'a mut T {
+    let key = (at, subject.to_owned());
+    if !map.contains_key(&key) {
+        let of_rule = || map.range((at, String::new())..(at + 1, String::new()));
+        if of_rule().count() >= SUBJECTS_MAX {
+            let oldest = of_rule().min_by_key(|(_, counts)| counts.last()).map(|(key, _)| key.clone());
+            oldest.map(|oldest| map.remove(&oldest));
+        }
+    }
     map.entry(key).or_default()
 }
 

@@ -1,6 +1,6 @@
 //! What lines, events, leases and workers say to the rules.
 
-use super::super::line::{BROKEN, Line, RESUMED};
+use super::super::line::{BROKEN, Line, RESUMED, Time};
 use crate::{
     lease::Change,
     leash::LeaseStatus,
@@ -14,6 +14,8 @@ use std::time::Duration;
 pub(super) struct Seen {
     pub(super) kind: Kind,
     pub(super) subject: String,
+    /// Who says so: a node, or nobody with a name, of what an engine tells. What one says is over may not be with another.
+    pub(super) node: String,
     /// Node and number of its line.
     pub(super) event: Option<String>,
 }
@@ -39,23 +41,46 @@ pub(super) enum Kind {
     WorkersSpent,
     WorkersAlive,
     ProvedAgo(Duration),
+    NotProvedSince(Time),
+    SecretExpired(String),
+    SecretRenewed(String),
+    /// A process.
+    Began,
 }
+
+/// Who follows, as a node: what it says is over when it says so.
+const FOLLOWER: &str = "the follower";
 
 impl Seen {
     fn new(kind: Kind, subject: String) -> Self {
-        Self { kind, subject, event: None }
+        Self { kind, subject, node: String::new(), event: None }
+    }
+
+    /// That a trail cannot be followed, or can again.
+    pub(super) fn of_held(node: &str, why: Option<&str>) -> Self {
+        let kind = match why {
+            Some(why) => Kind::TrailBroken(format!("it cannot be followed: {why}")),
+            None => Kind::TrailWhole("it is followed again".into()),
+        };
+        Self { node: FOLLOWER.into(), ..Self::new(kind, format!("trail of {node}")) }
     }
 
     pub(super) fn of_line(node: &str, line: &Line) -> Vec<Self> {
         let id = format!("{node}/{}", line.seq);
         let mut seen = Vec::new();
-        let mut see = |kind, subject| seen.push(Self { kind, subject, event: Some(id.clone()) });
+        let says = one_of_commands(node);
+        let mut see = |kind, subject| seen.push(Self { kind, subject, node: says.to_owned(), event: Some(id.clone()) });
         let (operation, is_done) = (line.operation.as_str(), line.result.as_deref() == Some("done"));
         let of_caller =
             || line.caller.as_ref().map_or_else(|| "a caller without a name".into(), |id| format!("caller {id}"));
         let of_version = || match (&line.kek, line.kek_version) {
             (Some(kek), Some(version)) => format!("KEK {kek}/{version}"),
             (kek, _) => format!("KEK {}", kek.as_deref().unwrap_or("?")),
+        };
+        let of_token = || format!("token {}", line.token.as_deref().unwrap_or("?"));
+        let of_secret = || {
+            let name = |name: &Option<String>| name.clone().unwrap_or_else(|| "?".into());
+            format!("secret {} of account {}", name(&line.secret), name(&line.account))
         };
         let why = |what: &str| match (&line.code, &line.reason) {
             (Some(why), _) | (None, Some(why)) => format!("{what}: {why}"),
@@ -86,7 +111,29 @@ impl Seen {
             see(Kind::Lapsed(why("lapsed")), of_version());
         } else if is(Deed::KekReplaced) {
             see(Kind::KekChanged("another key stands in its place".into()), of_version());
-        } else if [Deed::Granted, Deed::Resuming, Deed::Resumed].into_iter().any(is) {
+        } else if is(Deed::KekMissing) {
+            see(Kind::KekChanged("it is in its token no more".into()), of_version());
+        } else if is(Deed::KekUnknown) {
+            see(Kind::KekUnknown("a new key that no KEK names".into()), of_token());
+        } else if is(Deed::NotProved) {
+            let since = Time::from_unix_ms(line.time.unix_ms().saturating_sub(line.took_us.unwrap_or(0) / 1000));
+            see(Kind::NotProvedSince(since), of_version());
+        } else if is(Deed::Proved) {
+            see(Kind::ProvedAgo(Duration::ZERO), of_version());
+        } else if is(Deed::WorkersSpent) {
+            see(Kind::WorkersSpent, format!("{} on {node}", of_token()));
+        } else if is(Deed::WorkersBack) {
+            see(Kind::WorkersAlive, format!("{} on {node}", of_token()));
+        } else if is(Deed::EngineBegin) || is(Deed::EngineClose) {
+            see(Kind::Began, String::new());
+        } else if is(Deed::SecretExpired) {
+            let version = line.secret_version.unwrap_or(0);
+            see(Kind::SecretExpired(format!("version {version}, its newest, is past its expiry")), of_secret());
+        } else if is_done && [Deed::SecretSet, Deed::SecretRotate].into_iter().any(is) {
+            see(Kind::SecretRenewed("it has a new version".into()), of_secret());
+        } else if is_done && [Deed::SecretDelete, Deed::SecretPurge].into_iter().any(is) {
+            see(Kind::SecretRenewed("it is deleted".into()), of_secret());
+        } else if [Deed::KekBack, Deed::Granted, Deed::Resuming, Deed::Resumed].into_iter().any(is) {
             see(Kind::Granted, of_version());
         } else if operation == BROKEN {
             see(Kind::TrailBroken(why("it could not be kept")), format!("trail of {node}"));
@@ -94,6 +141,9 @@ impl Seen {
             let lost = line.dropped.unwrap_or(0);
             see(Kind::TrailWhole(format!("it is kept again, {lost} records were lost")), format!("trail of {node}"));
         }
+        // What a secret is they all say alike.
+        let of_all = |seen: &&mut Self| matches!(seen.kind, Kind::SecretExpired(_) | Kind::SecretRenewed(_));
+        seen.iter_mut().filter(of_all).for_each(|seen| seen.node.clear());
         seen
     }
 
@@ -116,6 +166,8 @@ impl Seen {
             Event::KekReplaced { kek } => one(Kind::KekChanged("another key stands in its place".into()), of(kek)),
             Event::KekMissing { kek, .. } => one(Kind::KekChanged("it is in its token no more".into()), of(kek)),
             Event::KekBack { kek } => one(Kind::Granted, of(kek)),
+            Event::TrailBroken { why } => one(Kind::TrailBroken(why.clone()), "trail of this process".into()),
+            Event::TrailWhole => one(Kind::TrailWhole("it is kept again".into()), "trail of this process".into()),
             Event::KekUnknown { token, id, .. } => {
                 one(Kind::KekUnknown("a new key that no KEK names".into()), format!("token {token}, CKA_ID {id}"))
             }
@@ -132,4 +184,11 @@ impl Seen {
         let kind = if workers.restart_needed() { Kind::WorkersSpent } else { Kind::WorkersAlive };
         Self::new(kind, format!("token {token}"))
     }
+}
+
+/// A command has whichever of its host's nodes is free, and what one says may be over with the next: `web.cli-2` is `web.cli`.
+fn one_of_commands(node: &str) -> &str {
+    let number = |(_, number): &(&str, &str)| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let commands = node.rsplit_once('-').filter(number).map(|(commands, _)| commands);
+    commands.filter(|commands| commands.ends_with(".cli")).unwrap_or(node)
 }

@@ -1,7 +1,10 @@
 //! Alerts behind a trail that is followed, and where their notices go.
 
 use super::{Alerts, Notice, Time};
-use crate::audit::{AuditSink, CommandSink, Event, FileSink, line::Line};
+use crate::{
+    audit::{AuditSink, CommandSink, Event, FileSink, line::Line},
+    clock::Clock,
+};
 use async_trait::async_trait;
 use std::{collections::BTreeMap, fmt, sync::Arc};
 use tokio::sync::Mutex;
@@ -51,6 +54,7 @@ pub struct AlertSink {
     seen: BTreeMap<String, u64>,
     /// An event came since the last tick.
     is_busy: bool,
+    clock: Clock,
 }
 
 impl fmt::Debug for AlertSink {
@@ -62,7 +66,14 @@ impl fmt::Debug for AlertSink {
 impl AlertSink {
     /// Of these rules, to this sink.
     pub fn new(alerts: Alerts, to: impl NoticeSink + 'static) -> Self {
-        Self { alerts, to: Box::new(to), owed: Vec::new(), seen: BTreeMap::new(), is_busy: false }
+        Self {
+            alerts,
+            to: Box::new(to),
+            owed: Vec::new(),
+            seen: BTreeMap::new(),
+            is_busy: false,
+            clock: Clock::default(),
+        }
     }
 
     /// Time goes by, while no event comes: some times a minute, by the wall clock. While events do come, it is theirs that counts: those of a
@@ -75,6 +86,20 @@ impl AlertSink {
             self.owed.extend(self.alerts.tick(now));
         }
         self.pay().await
+    }
+
+    /// A node's trail cannot be followed, or with `None` can again: what [`Follower::deliver`](crate::audit::Follower::deliver) tells.
+    ///
+    /// # Errors
+    /// As [`AlertSink::tick`].
+    pub async fn held(&mut self, node: &str, why: Option<&str>) -> Result<(), String> {
+        let now = self.now();
+        self.owed.extend(self.alerts.held(now, node, why));
+        self.pay().await
+    }
+
+    fn now(&self) -> Time {
+        Time::from_unix_ms(self.clock.wall_unix_ms())
     }
 
     async fn pay(&mut self) -> Result<(), String> {
@@ -90,6 +115,7 @@ impl AlertSink {
 impl AuditSink for AlertSink {
     async fn deliver(&mut self, events: &[Event]) -> Result<(), String> {
         self.is_busy = true;
+        let now = self.now();
         for event in events {
             let seen = self.seen.entry(event.node.to_string()).or_default();
             // Followed lines were parsed; what is no line says nothing to a rule.
@@ -97,7 +123,7 @@ impl AuditSink for AlertSink {
                 && let Ok(line) = Line::parse(&event.line)
             {
                 *seen = event.seq.saturating_add(1);
-                self.owed.extend(self.alerts.line(event.node.as_str(), &line));
+                self.owed.extend(self.alerts.line(now, event.node.as_str(), &line));
             }
         }
         self.pay().await
@@ -120,6 +146,14 @@ impl SharedAlerts {
     /// As [`AlertSink::tick`].
     pub async fn tick(&self, now: Time) -> Result<(), String> {
         self.0.lock().await.tick(now).await
+    }
+
+    /// As [`AlertSink::held`].
+    ///
+    /// # Errors
+    /// As [`AlertSink::tick`].
+    pub async fn held(&self, node: &str, why: Option<&str>) -> Result<(), String> {
+        self.0.lock().await.held(node, why).await
     }
 }
 

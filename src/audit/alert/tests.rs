@@ -9,12 +9,15 @@ use crate::{
     token::KekId,
 };
 use async_trait::async_trait;
+use proptest::prelude::*;
 use std::sync::{
     Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
 const MINUTE: u64 = 60_000;
+/// Later than all that is seen.
+const YEAR: u64 = 365 * 24 * 60 * MINUTE;
 
 fn at(ms: u64) -> Time {
     Time::from_unix_ms(1_700_000_000_000 + ms)
@@ -52,18 +55,22 @@ fn by(caller: &str) -> String {
 fn a_stranger_is_told_once_and_over_after_quiet_and_whoever_is_on_the_list_never() {
     let mut alerts = alerts(When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] });
     for operation in ["AccountOpen", "SecretGet", "KeyUnwrap", "KekCreate"] {
-        assert_eq!(alerts.line("n", &line(0, operation, &by("web-1"))), []);
+        assert_eq!(alerts.line(at(YEAR), "n", &line(0, operation, &by("web-1"))), []);
     }
-    let first = alerts.line("n", &line(1, "SecretGet", &by("eve")));
+    let first = alerts.line(at(YEAR), "n", &line(1, "SecretGet", &by("eve")));
     assert_eq!(said(&first), ["+caller eve"]);
     assert_eq!((first[0].event.as_deref(), first[0].since), (Some("n/7"), at(1)));
-    assert_eq!(alerts.line("n", &line(9 * MINUTE, "AccountOpen", &by("eve"))), [], "the same trouble");
-    assert_eq!(said(&alerts.line("n", &line(9 * MINUTE, "AccountOpen", DONE))), ["+a caller without a name"]);
+    assert_eq!(alerts.line(at(YEAR), "n", &line(9 * MINUTE, "AccountOpen", &by("eve"))), [], "the same trouble");
+    assert_eq!(said(&alerts.line(at(YEAR), "n", &line(9 * MINUTE, "AccountOpen", DONE))), ["+a caller without a name"]);
     assert_eq!(alerts.tick(at(19 * MINUTE - 1)), [], "nine minutes and a bit since the last");
     let over = alerts.tick(at(19 * MINUTE));
     assert_eq!(said(&over), ["-a caller without a name", "-caller eve"]);
     assert_eq!((over[1].count, over[1].since), (2, at(1)));
-    assert_eq!(said(&alerts.line("n", &line(20 * MINUTE, "SecretGet", &by("eve")))), ["+caller eve"], "a new one");
+    assert_eq!(
+        said(&alerts.line(at(YEAR), "n", &line(20 * MINUTE, "SecretGet", &by("eve")))),
+        ["+caller eve"],
+        "a new one"
+    );
 }
 
 #[test]
@@ -76,23 +83,24 @@ fn what_was_not_done_or_is_the_engines_own_is_no_use_of_a_key() {
         ("Blocks", r#","result":"done","caller":"eve","sealed":0,"opened":0,"forbidden":4"#),
         ("GrantAdded", r#","result":"done","caller":"eve""#),
     ] {
-        assert_eq!(alerts.line("n", &line(0, operation, more)), [], "{operation}");
+        assert_eq!(alerts.line(at(YEAR), "n", &line(0, operation, more)), [], "{operation}");
     }
     let blocks = r#","result":"done","caller":"eve","sealed":0,"opened":1"#;
-    assert_eq!(said(&alerts.line("n", &line(0, "Blocks", blocks))), ["+caller eve"]);
+    assert_eq!(said(&alerts.line(at(YEAR), "n", &line(0, "Blocks", blocks))), ["+caller eve"]);
 }
 
 #[test]
 fn a_denial_is_one_trouble_whether_the_trail_or_the_engine_tells_it_first_and_over_with_a_grant() {
     let of_kek = r#","kek":"tenants","kek_version":1,"code":"CKR_KEY_FUNCTION_NOT_PERMITTED""#;
     let mut alerts = alerts(When::Denied);
-    let told = alerts.line("n", &line(0, "Denied", of_kek));
+    let told = alerts.line(at(YEAR), "n", &line(0, "Denied", of_kek));
     assert_eq!(told[0].to_string(), "rule: KEK tenants/1: denied: CKR_KEY_FUNCTION_NOT_PERMITTED (n/7)");
     assert_eq!(alerts.event(at(1), &lease(Change::Denied)), []);
     assert_eq!(alerts.event(at(2), &lease(Change::Lapsed)), [], "not of this rule");
     assert_eq!(alerts.tick(at(100 * MINUTE)), [], "quiet is no grant");
-    assert_eq!(said(&alerts.event(at(100 * MINUTE), &lease(Change::Resuming))), ["-KEK tenants/1"]);
-    assert_eq!(alerts.line("n", &line(100 * MINUTE, "Resumed", of_kek)), [], "it was over");
+    assert_eq!(alerts.event(at(100 * MINUTE), &lease(Change::Resuming)), [], "the node has not said so");
+    assert_eq!(said(&alerts.line(at(YEAR), "n", &line(100 * MINUTE, "Resuming", of_kek))), ["-KEK tenants/1"]);
+    assert_eq!(alerts.line(at(YEAR), "n", &line(100 * MINUTE, "Resumed", of_kek)), [], "it was over");
     assert_eq!(said(&alerts.event(at(101 * MINUTE), &lease(Change::Denied))), ["+KEK tenants/1"]);
 }
 
@@ -101,23 +109,27 @@ fn so_many_refusals_in_a_minute_are_no_trouble_and_one_more_is() {
     let mut alerts = alerts(When::Forbidden { more_than: 3, within: Duration::from_secs(60) });
     let refused = |ms| line(ms, "Forbidden", r#","result":"failed","caller":"eve","asked":"KekCreate""#);
     for ms in [0, 10_000, 20_000] {
-        assert_eq!(alerts.line("n", &refused(ms)), []);
+        assert_eq!(alerts.line(at(YEAR), "n", &refused(ms)), []);
     }
-    assert_eq!(alerts.line("n", &refused(61_000)), [], "the first is a minute ago");
-    assert_eq!(alerts.line("n", &line(61_500, "Forbidden", r#","caller":"bob""#)), [], "another caller");
-    assert_eq!(said(&alerts.line("n", &refused(62_000))), ["+caller eve"]);
+    assert_eq!(alerts.line(at(YEAR), "n", &refused(61_000)), [], "the first is a minute ago");
+    assert_eq!(alerts.line(at(YEAR), "n", &line(61_500, "Forbidden", r#","caller":"bob""#)), [], "another caller");
+    assert_eq!(said(&alerts.line(at(YEAR), "n", &refused(62_000))), ["+caller eve"]);
     // Those of a handle are in its sums, and in the line of the first of them not once more.
     let of_handle = line(0, "Forbidden", r#","caller":"tom","asked":"Blocks""#);
-    assert_eq!(alerts.line("n", &of_handle), []);
-    assert_eq!(alerts.line("n", &line(62_000, "Blocks", r#","result":"done","caller":"tom","forbidden":3"#)), []);
+    assert_eq!(alerts.line(at(YEAR), "n", &of_handle), []);
+    assert_eq!(
+        alerts.line(at(YEAR), "n", &line(62_000, "Blocks", r#","result":"done","caller":"tom","forbidden":3"#)),
+        []
+    );
     let one = line(62_000, "Blocks", r#","result":"done","caller":"tom","forbidden":1"#);
-    assert_eq!(said(&alerts.line("n", &one)), ["+caller tom"]);
+    assert_eq!(said(&alerts.line(at(YEAR), "n", &one)), ["+caller tom"]);
 }
 
 #[test]
 fn unwraps_far_from_their_usual_rate_are_told_once_that_is_known() {
     let mut alerts = alerts(When::UnusualUnwraps { times: 5, at_least: 20 });
-    let mut unwrap = |ms| said(&alerts.line("n", &line(ms, "KeyUnwrap", r#","result":"done","kek":"tenants""#)));
+    let mut unwrap =
+        |ms| said(&alerts.line(at(YEAR), "n", &line(ms, "KeyUnwrap", r#","result":"done","kek":"tenants""#)));
     assert!((0..100).all(|n| unwrap(n).is_empty()), "nothing is usual yet");
     for minute in 1..=120 {
         assert!((0..10).all(|n| unwrap(minute * MINUTE + n).is_empty()), "ten a minute");
@@ -132,7 +144,7 @@ fn unwraps_far_from_their_usual_rate_are_told_once_that_is_known() {
 #[test]
 fn unwraps_above_a_rate_are_told_by_kek() {
     let mut alerts = alerts(When::Unwraps { more_than: 2, within: Duration::from_secs(1) });
-    let mut unwrap = |ms, kek| said(&alerts.line("n", &line(ms, "KeyUnwrap", &format!(r#","kek":"{kek}""#))));
+    let mut unwrap = |ms, kek| said(&alerts.line(at(YEAR), "n", &line(ms, "KeyUnwrap", &format!(r#","kek":"{kek}""#))));
     assert!(unwrap(0, "a").is_empty() && unwrap(1, "a").is_empty() && unwrap(2, "b").is_empty());
     assert_eq!(unwrap(3, "a"), ["+KEK a"]);
 }
@@ -156,8 +168,11 @@ fn a_broken_trail_spent_workers_and_missing_proofs_are_told_and_over_when_they_a
     ];
     let rules = rules.map(|(name, when)| Rule::new(name, when).unwrap());
     let mut alerts = Alerts::new(rules.into()).unwrap();
-    assert_eq!(said(&alerts.line("web-1", &line(0, "TrailBroken", r#","reason":"disk full""#))), ["+trail of web-1"]);
-    let whole = alerts.line("web-1", &line(1, "TrailResumed", r#","dropped":4"#));
+    assert_eq!(
+        said(&alerts.line(at(YEAR), "web-1", &line(0, "TrailBroken", r#","reason":"disk full""#))),
+        ["+trail of web-1"]
+    );
+    let whole = alerts.line(at(YEAR), "web-1", &line(1, "TrailResumed", r#","dropped":4"#));
     assert!(whole[0].is_over && whole[0].what.contains("4 records were lost"), "{whole:?}");
     let token = TokenName::default();
     let workers = |alive| Workers { alive, hung: 2, hung_max: 2 };
@@ -190,7 +205,7 @@ fn however_many_callers_come_what_is_remembered_has_a_bound_and_those_beyond_are
     let mut alerts = alerts(When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] });
     let mut told = 0;
     for n in 0..SUBJECTS_MAX + 500 {
-        told += alerts.line("n", &line(0, "SecretGet", &by(&format!("eve-{n}")))).len();
+        told += alerts.line(at(YEAR), "n", &line(0, "SecretGet", &by(&format!("eve-{n}")))).len();
     }
     assert_eq!((told, alerts.troubles.len()), (SUBJECTS_MAX + 1, SUBJECTS_MAX + 1));
     assert_eq!(alerts.tick(at(10 * MINUTE)).len(), SUBJECTS_MAX + 1, "all over");
@@ -212,10 +227,166 @@ fn what_is_not_told_apart_is_over_by_quiet_alone() {
 }
 
 #[test]
+fn what_one_node_has_another_does_not_end_and_a_command_has_whichever_node_is_free() {
+    let of_kek = r#","kek":"tenants","kek_version":1"#;
+    let mut alerts = alerts(When::Denied);
+    let mut hear = |node, ms, operation| said(&alerts.line(at(YEAR), node, &line(ms, operation, of_kek)));
+    assert_eq!(hear("web-1", 0, "Denied"), ["+KEK tenants/1"]);
+    assert_eq!(hear("web-2", 1, "Granted"), [""; 0], "of another node");
+    assert_eq!(hear("web-2", 2, "Denied"), [""; 0], "the same trouble");
+    assert_eq!(hear("web-1", 3, "Resuming"), [""; 0], "the other has it still");
+    assert_eq!(hear("web-2", 4, "Resuming"), ["-KEK tenants/1"]);
+    assert_eq!(hear("web.cli-2", 5, "Denied"), ["+KEK tenants/1"]);
+    assert_eq!(hear("web.cli", 6, "Granted"), ["-KEK tenants/1"], "the next command");
+}
+
+#[test]
+fn what_is_not_proved_for_as_long_as_its_rule_allows_is_told_from_the_trail_and_over_when_it_is_proved() {
+    let of_kek = r#","kek":"tenants","kek_version":1"#;
+    let late = |took_s: u64| format!(r#"{of_kek},"took_us":{}"#, took_s * 1_000_000);
+    let mut alerts = alerts(When::NotProved { longer_than: Duration::from_secs(120) });
+    assert_eq!(alerts.line(at(YEAR), "a", &line(MINUTE, "NotProved", &late(60))), [], "for a minute");
+    assert_eq!(alerts.line(at(YEAR), "b", &line(MINUTE, "Proved", of_kek)), []);
+    assert_eq!(alerts.tick(at(2 * MINUTE)), []);
+    let told = alerts.tick(at(2 * MINUTE + 1));
+    assert_eq!(told[0].to_string(), "rule: KEK tenants/1: not proved for 120 s (a/7)");
+    assert_eq!(told[0].since, at(0), "whenever it is noticed");
+    assert_eq!(alerts.tick(at(10 * MINUTE)), [], "once");
+    assert_eq!(said(&alerts.line(at(YEAR), "a", &line(11 * MINUTE, "Proved", of_kek))), ["-KEK tenants/1"]);
+    // In time, and a process that is gone: neither is told.
+    for (n, end) in ["Proved", "EngineBegin", "EngineClose"].into_iter().enumerate() {
+        let from = (20 + 10 * n as u64) * MINUTE;
+        assert_eq!(alerts.line(at(YEAR), "a", &line(from, "NotProved", &late(60))), []);
+        assert_eq!(alerts.line(at(YEAR), "a", &line(from, end, of_kek)), []);
+        assert_eq!(alerts.tick(at(from + 9 * MINUTE)), [], "{end}");
+    }
+}
+
+#[test]
+fn workers_secrets_and_keys_are_told_from_the_trail_too() {
+    let rules = [
+        ("workers", When::WorkersSpent),
+        ("secrets", When::SecretExpired),
+        ("keys", When::KekChanged),
+        ("trail", When::TrailBroken),
+    ];
+    let mut alerts = Alerts::new(rules.map(|(name, when)| Rule::new(name, when).unwrap()).into()).unwrap();
+    let mut hear = |node, operation, more| said(&alerts.line(at(YEAR), node, &line(0, operation, more)));
+    let token = r#","token":"default""#;
+    assert_eq!(hear("a", "WorkersSpent", token), ["+token default on a"]);
+    assert_eq!(hear("b", "WorkersSpent", token), ["+token default on b"]);
+    assert_eq!(hear("a", "WorkersBack", token), ["-token default on a"]);
+    assert_eq!(hear("b", "EngineBegin", ""), ["-token default on b"], "it was started anew");
+    let secret = r#","account":"shop","secret":"db","secret_version":3"#;
+    assert_eq!(hear("a", "SecretExpired", secret), ["+secret db of account shop"]);
+    assert_eq!(hear("b", "SecretExpired", secret), [""; 0]);
+    assert_eq!(hear("c", "SecretSet", r#","result":"failed","account":"shop","secret":"db""#), [""; 0]);
+    assert_eq!(
+        hear("c", "SecretSet", r#","result":"done","account":"shop","secret":"db""#),
+        ["-secret db of account shop"]
+    );
+    let kek = r#","kek":"tenants","kek_version":1"#;
+    assert_eq!(hear("a", "KekMissing", kek), ["+KEK tenants/1"]);
+    assert_eq!(hear("a", "KekBack", kek), ["-KEK tenants/1"]);
+    assert_eq!(hear("a", "KekUnknown", token), ["+token default"]);
+    assert_eq!(said(&alerts.held(at(1), "a", Some("it was cut"))), ["+trail of a"]);
+    assert_eq!(alerts.held(at(2), "a", Some("it is gone")), []);
+    assert_eq!(said(&alerts.held(at(3), "a", None)), ["-trail of a"]);
+    assert_eq!(said(&alerts.event(at(4), &Event::TrailBroken { why: "full".into() })), ["+trail of this process"]);
+    assert_eq!(said(&alerts.event(at(5), &Event::TrailWhole)), ["-trail of this process"]);
+}
+
+#[test]
+fn a_clock_that_is_a_year_ahead_takes_nobody_along() {
+    let mut alerts = alerts(When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] });
+    assert_eq!(said(&alerts.line(at(0), "wrong", &line(YEAR, "SecretGet", &by("eve")))), ["+caller eve"]);
+    assert_eq!(said(&alerts.tick(at(10 * MINUTE))), ["-caller eve"], "quiet goes by");
+    let right = alerts.line(at(11 * MINUTE), "right", &line(11 * MINUTE, "SecretGet", &by("eve")));
+    assert_eq!((right[0].since, right[0].time), (at(11 * MINUTE), at(11 * MINUTE)));
+}
+
+#[test]
+fn of_however_many_callers_each_is_counted_by_itself() {
+    let mut alerts = alerts(When::Forbidden { more_than: 2, within: Duration::from_secs(60) });
+    let mut refused = |caller: &str| said(&alerts.line(at(YEAR), "n", &line(0, "Forbidden", &by(caller))));
+    for n in 0..3 * SUBJECTS_MAX {
+        assert_eq!(refused(&format!("eve-{n}")), [""; 0], "once each");
+    }
+    assert_eq!([refused("tom"), refused("tom"), refused("tom")].concat(), ["+caller tom"]);
+    assert!(alerts.windows.len() <= SUBJECTS_MAX);
+    alerts.tick(at(2 * MINUTE));
+    assert!(alerts.windows.is_empty(), "what nobody counts any more is forgotten");
+}
+
+/// What comes to all rules at once, of few subjects and of many.
+fn anything() -> impl Strategy<Value = (u8, u8, u16, u64, bool)> {
+    (0..16_u8, 0..4_u8, prop_oneof![0..3_u16, 0..2000_u16], 0..5 * MINUTE, any::<bool>())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_comes_a_trouble_begins_and_is_over_in_turn_with_ids_of_its_own_and_in_bounded_memory(
+        steps in prop::collection::vec(anything(), 1..1500)
+    ) {
+        let minute = Duration::from_secs(60);
+        let rules = [
+            When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] },
+            When::Denied,
+            When::Lapsed,
+            When::Forbidden { more_than: 1, within: minute },
+            When::Unwraps { more_than: 1, within: minute },
+            When::KekChanged,
+            When::TrailBroken,
+            When::NotProved { longer_than: minute },
+            When::WorkersSpent,
+            When::SecretExpired,
+        ];
+        let count = rules.len();
+        let rules = rules.into_iter().map(|when| Rule::new(when.name(), when).unwrap()).collect();
+        let mut alerts = Alerts::new(rules).unwrap();
+        let (mut wall, mut open, mut ids) = (0_u64, BTreeMap::new(), BTreeSet::new());
+        for (kind, node, subject, ms, goes_on) in steps {
+            if goes_on {
+                wall += ms;
+            }
+            // Behind, or ahead.
+            let time = if goes_on { wall } else { wall.saturating_sub(ms) + ms % 7 * MINUTE };
+            let node = ["a", "b", "host.cli", "host.cli-2"][usize::from(node)];
+            let on = format!(
+                r#","result":"done","caller":"eve-{subject}","kek":"k","kek_version":{subject},"token":"t{subject}","account":"a","secret":"s{subject}","took_us":9"#
+            );
+            let operations = [
+                "SecretGet", "Forbidden", "KeyUnwrap", "Denied", "Lapsed", "Resuming", "KekReplaced", "KekUnknown", "NotProved", "Proved",
+                "WorkersSpent", "WorkersBack", "SecretExpired", "SecretSet", "EngineBegin",
+            ];
+            let notices = match operations.get(usize::from(kind)) {
+                Some(operation) => alerts.line(at(wall), node, &line(time, operation, &on)),
+                None if goes_on => alerts.held(at(wall), node, Some("gone")),
+                None => alerts.held(at(wall), node, None),
+            };
+            for notice in notices {
+                prop_assert!(ids.insert(notice.id()), "twice: {}", notice.id());
+                let key = (notice.rule.clone(), notice.subject.clone());
+                if notice.is_over {
+                    prop_assert_eq!(open.remove(&key), Some(notice.since), "over, and did not begin");
+                    prop_assert!(notice.time >= notice.since);
+                } else {
+                    prop_assert_eq!(open.insert(key, notice.since), None, "begins, and is not over");
+                }
+            }
+            prop_assert_eq!(open.len(), alerts.troubles.len());
+            let most = count * (SUBJECTS_MAX + 1);
+            prop_assert!(alerts.troubles.len() + alerts.waiting.len() + alerts.windows.len() <= 3 * most);
+        }
+    }
+}
+
+#[test]
 fn a_clock_that_is_behind_ends_nothing_and_begins_nothing_twice() {
     let mut alerts = alerts(When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] });
-    assert_eq!(said(&alerts.line("a", &line(5 * MINUTE, "SecretGet", &by("eve")))), ["+caller eve"]);
-    assert_eq!(alerts.line("b", &line(0, "SecretGet", &by("eve"))), [], "a node whose lines come late");
+    assert_eq!(said(&alerts.line(at(YEAR), "a", &line(5 * MINUTE, "SecretGet", &by("eve")))), ["+caller eve"]);
+    assert_eq!(alerts.line(at(YEAR), "b", &line(0, "SecretGet", &by("eve"))), [], "a node whose lines come late");
     assert_eq!(alerts.tick(at(0)), []);
 }
 

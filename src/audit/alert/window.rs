@@ -1,6 +1,6 @@
 //! How often something was seen of late, and how often it usually is.
 
-use super::{LEARNING_MINUTES, SPAN_MAX, Time};
+use super::{LEARNING_MINUTES, Time};
 use std::{collections::VecDeque, time::Duration};
 
 /// A span is counted in so many parts: what was seen longer ago than it is forgotten a part late at most.
@@ -10,6 +10,12 @@ const MINUTE_MS: u64 = 60_000;
 const USUAL_MINUTES: u64 = 24 * 60;
 /// What was not seen for so long is not known any more.
 const FORGOTTEN_MINUTES: u64 = 7 * USUAL_MINUTES;
+
+/// What counts one subject.
+pub(super) trait Counts: Default {
+    /// When it was seen last, to a part.
+    fn last(&self) -> Time;
+}
 
 /// So often in the last span of time.
 #[derive(Debug, Default)]
@@ -34,11 +40,11 @@ impl Window {
         }
         self.parts.iter().fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
+}
 
-    /// Nothing was seen for the longest span.
-    pub(super) fn is_idle(&self, now: Time) -> bool {
-        let last = self.parts.back().map_or(0, |(at, _)| *at);
-        Duration::from_millis(now.unix_ms().saturating_sub(last)) > SPAN_MAX
+impl Counts for Window {
+    fn last(&self) -> Time {
+        Time::from_unix_ms(self.parts.back().map_or(0, |(at, _)| *at))
     }
 }
 
@@ -75,5 +81,11 @@ impl Usual {
     /// Nothing is known any more.
     pub(super) fn is_idle(&self, now: Time) -> bool {
         self.minute.is_none_or(|minute| now.unix_ms() / MINUTE_MS > minute.saturating_add(FORGOTTEN_MINUTES))
+    }
+}
+
+impl Counts for Usual {
+    fn last(&self) -> Time {
+        Time::from_unix_ms(self.minute.unwrap_or_default().saturating_mul(MINUTE_MS))
     }
 }

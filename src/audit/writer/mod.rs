@@ -349,6 +349,10 @@ impl Trail for Writer {
     fn standing(&self) -> Option<Standing> {
         (!fork::in_child()).then(|| self.shared.standing())
     }
+
+    fn trouble(&self) -> Option<String> {
+        if fork::in_child() { None } else { self.shared.trouble().map(|why| self.shared.error(&why).to_string()) }
+    }
 }
 
 impl Drop for Writer {

@@ -13,19 +13,25 @@ use clap::{Args, Subcommand};
 use keyleash::{
     Error,
     audit::{
+        Told,
         alert::{AlertSink, Alerts, NoticeSink, SharedAlerts},
         line::Time,
     },
     clock::Clock,
 };
-use std::{ffi::OsString, time::Duration};
+use std::{
+    ffi::OsString,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 pub(crate) const HELP: &str = "\
 Rules stand in the configuration:
   [[alert]]
   name = \"strangers\"
   when = \"stranger\"       # or denied, lapsed, forbidden, unwraps,
-  callers = [\"web-*\"]     # unusual-unwraps, kek-changed, trail-broken
+  callers = [\"web-*\"]     # unusual-unwraps, kek-changed, trail-broken,
+                          # not-proved, workers-spent, secret-expired
 
 Examples:
   keyleash alert test --sink stdout
@@ -70,16 +76,36 @@ pub(crate) async fn run(command: Alert, setup: &Setup, output: Output) -> Result
         Alert::Watch(mut args) => {
             let to = std::mem::take(&mut args.to);
             let shared = SharedAlerts::new(AlertSink::new(alerts, notice_sink(args.sink, to, setup)?));
-            let ticking = shared.clone();
-            let tick = async move {
+            let held = Mutex::new(Vec::new());
+            let hear = |told: &Told| {
+                let held_now = match told {
+                    Told::Held(node, why) => (node.to_string(), Some(why.clone())),
+                    Told::GoesOn(node) => (node.to_string(), None),
+                    _ => return,
+                };
+                held.lock().unwrap_or_else(PoisonError::into_inner).push(held_now);
+            };
+            let tell_held = async || {
+                let held = std::mem::take(&mut *held.lock().unwrap_or_else(PoisonError::into_inner));
+                let mut told = Ok(());
+                for (node, why) in held {
+                    told = shared.held(&node, why.as_deref()).await;
+                }
+                told
+            };
+            let tick = async {
                 loop {
                     tokio::time::sleep(TICK).await;
-                    if let Err(why) = ticking.tick(now()).await {
+                    // What the first could not bring the second does.
+                    let _ = tell_held().await;
+                    if let Err(why) = shared.tick(now()).await {
                         output.failure(&sink_failed(format!("{why}; again in {} s", TICK.as_secs())));
                     }
                 }
             };
-            follow(args, Box::new(shared), tick, setup, output).await
+            let followed = follow(args, Box::new(shared.clone()), tick, hear, setup, output).await;
+            tell_held().await.map_err(sink_failed)?;
+            followed
         }
         Alert::Test(Test { sink, to }) => {
             let notices = alerts.rehearse(now());

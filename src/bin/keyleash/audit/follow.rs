@@ -101,14 +101,15 @@ pub(super) async fn run(mut args: Follow, setup: &Setup, output: Output) -> Resu
         Destination::File(file) => Box::new(file),
         Destination::Command(command) => Box::new(command),
     };
-    follow(args, sink, std::future::pending(), setup, output).await
+    follow(args, sink, std::future::pending(), |_| {}, setup, output).await
 }
 
-/// Follows, beside `meanwhile`, which never ends.
+/// Follows, beside `meanwhile`, which never ends. What is told on the way `heard` hears too.
 pub(crate) async fn follow(
     args: Follow,
     mut sink: Box<dyn AuditSink>,
     meanwhile: impl Future<Output = ()>,
+    mut heard: impl FnMut(&Told) + Send,
     setup: &Setup,
     output: Output,
 ) -> Result<(), Failure> {
@@ -133,14 +134,17 @@ pub(crate) async fn follow(
     let follower =
         follower.map_err(|error| Failure::io("the cursor", io::Error::other(error)))??.skip_removed(skip_removed);
     let mut refused = None;
-    let mut told = |told: Told| match told {
-        Told::Held(node, why) => output.failure(&held(format!("node {node} is held: {why}"))),
-        Told::GoesOn(node) => output.note(&format!("keyleash: node {node} goes on")),
-        Told::Refused(why, Some(again)) => {
-            output.failure(&sink_failed(format!("{why}; again in {} s", again.as_secs())));
+    let mut told = |told: Told| {
+        heard(&told);
+        match told {
+            Told::Held(node, why) => output.failure(&held(format!("node {node} is held: {why}"))),
+            Told::GoesOn(node) => output.note(&format!("keyleash: node {node} goes on")),
+            Told::Refused(why, Some(again)) => {
+                output.failure(&sink_failed(format!("{why}; again in {} s", again.as_secs())));
+            }
+            Told::Refused(why, None) => refused = Some(why),
+            _ => {}
         }
-        Told::Refused(why, None) => refused = Some(why),
-        _ => {}
     };
     let clock = Clock::default();
     let follower = tokio::select! {

@@ -1,0 +1,123 @@
+//! What lasts and is told on the trail as it begins and as it is over, so that who follows it can be alarmed.
+
+use crate::{
+    Rig, SECOND, account_id,
+    trail::{Scripted, engine},
+};
+use keyleash::{
+    telemetry::{Event, trail::Deed},
+    token::{
+        Token,
+        scripted::{Act, Call},
+    },
+};
+use std::sync::{Arc, atomic::Ordering};
+
+#[tokio::test]
+async fn a_kek_version_that_is_not_proved_is_told_once_and_once_that_it_is_again() {
+    let (rig, trail) = (Rig::new().await, Arc::new(Scripted::default()));
+    rig.account("a").await;
+    let engine = engine(&rig, &trail);
+    let account = rig.meanwhile(engine.account(&account_id("a"))).await.unwrap();
+    rig.pass(60 * SECOND).await;
+    assert_eq!(trail.records(Deed::NotProved), []);
+    rig.script.set_unreachable(true);
+    rig.pass(5 * 60 * SECOND).await;
+    let told = trail.records(Deed::NotProved);
+    assert_eq!(told.len(), 1, "once");
+    assert_eq!((told[0].on.kek.as_ref(), told[0].on.kek_version), (Some(&rig.kek), Some(1)));
+    let polls = engine.settings().poll_interval * 3;
+    assert!(told[0].took.is_some_and(|ago| (polls..polls + 10 * SECOND).contains(&ago)), "{told:?}");
+    assert_eq!(trail.records(Deed::Proved), []);
+    rig.script.set_unreachable(false);
+    rig.pass(2 * 60 * SECOND).await;
+    assert_eq!((trail.records(Deed::NotProved).len(), trail.records(Deed::Proved).len()), (1, 1));
+    drop(account);
+}
+
+#[tokio::test]
+async fn a_token_without_workers_is_told_once_and_once_that_it_has_some_again() {
+    let (rig, trail) = (Rig::new().await, Arc::new(Scripted::default()));
+    rig.account("a").await;
+    let engine = engine(&rig, &trail);
+    let account = rig.meanwhile(engine.account(&account_id("a"))).await.unwrap();
+    rig.script.standing(Call::Unwrap, Act::Hang);
+    rig.pass(10 * 60 * SECOND).await;
+    assert!(rig.token.workers().restart_needed());
+    let told = trail.records(Deed::WorkersSpent);
+    assert_eq!((told.len(), told[0].on.token.is_some()), (1, true));
+    rig.script.standing(Call::Unwrap, Act::Serve);
+    rig.script.release();
+    rig.pass(60 * SECOND).await;
+    assert_eq!((trail.records(Deed::WorkersSpent).len(), trail.records(Deed::WorkersBack).len()), (1, 1));
+    drop(account);
+}
+
+#[tokio::test]
+async fn a_kek_that_goes_from_its_token_and_comes_back_is_told() {
+    let (rig, trail) = (Rig::new().await, Arc::new(Scripted::default()));
+    rig.account("a").await;
+    let engine = engine(&rig, &trail);
+    let look = engine.settings().poll_interval * 21;
+    rig.pass_by(look, SECOND).await;
+    rig.script.destroy(&rig.kek_id);
+    rig.pass_by(look, SECOND).await;
+    let told = trail.records(Deed::KekMissing);
+    assert_eq!((told.len(), told[0].on.kek.as_ref()), (1, Some(&rig.kek)));
+    rig.script.restore(&rig.kek_id);
+    rig.pass_by(look, SECOND).await;
+    assert_eq!((trail.records(Deed::KekMissing).len(), trail.records(Deed::KekBack).len()), (1, 1));
+}
+
+/// It cannot tell of itself.
+#[tokio::test]
+async fn a_trail_that_breaks_is_an_event_at_once() {
+    let (rig, trail) = (Rig::new().await, Arc::new(Scripted::default()));
+    let engine = engine(&rig, &trail);
+    let mut events = engine.events();
+    let mut told = || -> Vec<_> {
+        let of_trail = |event: &Event| matches!(event, Event::TrailBroken { .. } | Event::TrailWhole);
+        std::iter::from_fn(|| events.try_next()).filter(of_trail).map(|event| event.to_string()).collect()
+    };
+    rig.pass(5 * SECOND).await;
+    assert_eq!(told(), [""; 0]);
+    trail.withholds.store(true, Ordering::SeqCst);
+    rig.pass(5 * SECOND).await;
+    let broken = told();
+    assert!(broken.len() == 1 && broken[0].contains("the disk is full"), "{broken:?}");
+    trail.withholds.store(false, Ordering::SeqCst);
+    rig.pass(5 * SECOND).await;
+    assert_eq!(told(), ["the trail is kept again"]);
+}
+
+#[cfg(feature = "secrets")]
+#[tokio::test]
+async fn a_secret_past_its_expiry_is_told_by_who_runs_its_schedule_once_for_each_version() {
+    use keyleash::{
+        clock::unix_now,
+        name::{SecretId, SecretName},
+        secrets::{SecretValue, SetOptions},
+    };
+    let (rig, trail) = (Rig::new().await, Arc::new(Scripted::default()));
+    rig.account("a").await;
+    let engine = engine(&rig, &trail);
+    let secrets = engine.secrets();
+    let id = SecretId::new(account_id("a"), SecretName::new("db").unwrap());
+    let set = async |expires: u64| {
+        let value = SecretValue::new(b"v".to_vec()).unwrap();
+        rig.meanwhile(secrets.set(&id, value, SetOptions::default().expires(expires))).await.unwrap()
+    };
+    let (over, later) = (5, unix_now() + 100_000);
+    for (expires, lines) in [(later, 0), (over, 1), (later, 1), (over, 2)] {
+        set(expires).await;
+        for _ in 0..3 {
+            rig.meanwhile(secrets.run_schedule()).await.unwrap();
+        }
+        assert_eq!(trail.records(Deed::SecretExpired).len(), lines);
+    }
+    let told = &trail.records(Deed::SecretExpired)[1].on;
+    assert_eq!(
+        (told.account.clone(), told.secret.clone(), told.secret_version),
+        (Some(id.account), Some(id.name), Some(4))
+    );
+}
