@@ -161,7 +161,7 @@ async fn a_notice_is_one_mail_that_says_what_when_where_and_what_to_do_over_eith
         assert_ne!(header(over, "message-id"), header(begin, "message-id"));
         let body = begin["body"].as_str().unwrap();
         for said in [
-            "SecretGet by a caller that is not on the list",
+            "SecretGet, by a caller that is not on the list",
             "caller eve",
             "2026-11-26T01:02:03.004Z",
             "web-1/7, of the trail",
@@ -386,5 +386,8 @@ async fn an_application_that_reads_the_secret_of_another_is_the_one_mail_that_co
     assert_eq!(mails.len(), 1, "{mails:?}");
     assert_eq!(header(&mails[0], "subject"), format!("[keyleash] ALERT strangers: caller {STRANGER}"));
     let body = mails[0]["body"].as_str().unwrap();
-    assert!(body.contains("SecretGet") && !body.contains("password-"), "{body}");
+    assert!(
+        body.contains("SecretGet of secret db/password of account billing") && !body.contains("password-"),
+        "{body}"
+    );
 }

@@ -64,7 +64,10 @@ async fn watched(bench: Bench) {
     watched.follow().await.unwrap();
     let told = told.0.lock().unwrap().1.clone();
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("strangers: caller reports: SecretGet"), "{told:?}");
+    assert!(
+        told[0].starts_with("strangers: caller reports: SecretGet of secret db/password of account billing, by"),
+        "{told:?}"
+    );
 
     // The queue has every one of them, with its number and in its place.
     let queue = fs::read_to_string(&watched.queue).unwrap();

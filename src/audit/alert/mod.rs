@@ -10,10 +10,10 @@
 //!
 //! let callers = vec![Pattern::new("web-*")?];
 //! let mut alerts = Alerts::new(vec![Rule::new("strangers", When::Stranger { callers })?])?;
-//! let line = br#"{"seq":7,"time":"2026-11-26T01:02:03.004Z","category":"AuditEvent","operation":"SecretGet","result":"done","caller":"eve"}"#;
+//! let line = br#"{"seq":7,"time":"2026-11-26T01:02:03.004Z","category":"AuditEvent","operation":"SecretGet","result":"done","caller":"eve","account":"shop","secret":"db/key"}"#;
 //! let line = Line::parse(line).unwrap();
 //! let notices = alerts.line(line.time, "web-1", &line);
-//! assert_eq!(notices[0].to_string(), "strangers: caller eve: SecretGet by a caller that is not on the list (web-1/7)");
+//! assert_eq!(notices[0].to_string(), "strangers: caller eve: SecretGet of secret db/key of account shop, by a caller that is not on the list (web-1/7)");
 //! # Ok::<_, keyleash::Error>(())
 //! ```
 
@@ -256,7 +256,7 @@ impl Alerts {
                 if callers.iter().any(|pattern| pattern.covers(caller.as_deref())) {
                     return None;
                 }
-                (true, format!("{operation} by a caller that is not on the list"))
+                (true, format!("{operation}, by a caller that is not on the list"))
             }
             (When::Forbidden { more_than, within }, Kind::Forbidden(times)) => {
                 let (more_than, within) = (*more_than, *within);

@@ -93,7 +93,12 @@ impl Seen {
         // What a handle only tried and was refused is no use.
         let blocks = line.sealed.unwrap_or(0).saturating_add(line.opened.unwrap_or(0));
         if is_use && is_done && (!is(Deed::Blocks) || blocks > 0) {
-            see(Kind::Used { caller: line.caller.clone(), operation: operation.to_owned() }, of_caller());
+            let operation = match (&line.secret, &line.account) {
+                (Some(_), _) => format!("{operation} of {}", of_secret()),
+                (None, Some(account)) => format!("{operation} of account {account}"),
+                (None, None) => operation.to_owned(),
+            };
+            see(Kind::Used { caller: line.caller.clone(), operation }, of_caller());
         }
         match line.forbidden {
             Some(times) if times > 0 => see(Kind::Forbidden(times), of_caller()),
