@@ -111,6 +111,8 @@ pub struct Report {
     pub end: u64,
     /// How many lines there are that retention was about to remove as its process ended. They are those that were written.
     pub leftover: u64,
+    /// How many checkpoints that were kept elsewhere are of fewer lines than what retention removed: there is nothing to compare them with.
+    pub kept_before: u64,
     /// Bytes behind the last line that are no whole line: torn by a crash, or just being written. They count for nothing.
     pub torn: u64,
     /// What is wrong: the first hundred.

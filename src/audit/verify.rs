@@ -481,6 +481,8 @@ impl<'e> Judge<'e> {
             self.ahead = None;
         }
         self.report.end = self.next;
+        let is_before = |kept: &&Checkpoint| kept.size < self.report.retained;
+        self.report.kept_before = self.expected.kept.iter().filter(is_before).count() as u64;
         let kept = self.expected.kept.iter().map(|kept| kept.size).max().unwrap_or_default();
         for (size, which) in [(signed, "a checkpoint"), (kept, "a checkpoint that was kept elsewhere")] {
             if size > self.next {

@@ -268,6 +268,17 @@ fn an_older_state_put_back_is_noticed_by_a_checkpoint_that_was_kept_elsewhere() 
 }
 
 #[test]
+fn a_checkpoint_that_was_kept_of_lines_that_retention_removed_is_told_not_to_be_compared() {
+    let (whole, trail) = (Trail::plain("trail"), Trail::golden("trail-retained"));
+    let mut expected = expected();
+    expected.kept = whole.notes().iter().map(|note| checkpoint(note)).collect();
+    let before = expected.kept.iter().filter(|kept| kept.size < 5).count() as u64;
+    let report = verify(&trail.node, &expected).unwrap();
+    assert!(report.is_whole() && before > 0 && before < expected.kept.len() as u64, "{report:?}");
+    assert_eq!(report.kept_before, before);
+}
+
+#[test]
 fn what_a_crash_tore_is_no_fault_and_counts_for_nothing() {
     let trail = Trail::plain("trail");
     let (last, notes) = (trail.hours().pop().unwrap(), trail.notes());

@@ -351,7 +351,9 @@ fn remove(folder: &Path, file: &HourFile) -> io::Result<()> {
         let path = folder.join(HourFile { is_compressed, ..file.clone() }.name());
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+            Err(_) => {}
+            // The oldest go first on the disk too: what is left when the power fails follows itself, up to what was not to be removed.
+            Ok(()) => sync_folder(path.parent().unwrap_or(folder))?,
         }
     }
     let mut above = folder.join(file.name());

@@ -263,6 +263,10 @@ fn report_lines(node: &Path, report: &Report) -> String {
     if report.leftover > 0 {
         rows.push(("left over", format!("{} that retention was about to remove", count(report.leftover, "line"))));
     }
+    if report.kept_before > 0 {
+        let kept = count(report.kept_before, "checkpoint");
+        rows.push(("not compared", format!("{kept} kept elsewhere, of lines that retention removed")));
+    }
     if report.torn > 0 {
         rows.push((
             "torn",
@@ -289,7 +293,8 @@ fn report_json(node: &Path, report: &Report) -> Value {
     };
     json!({
         "directory": node.display().to_string(), "origin": report.origin, "whole": report.is_whole(), "files": report.files,
-        "bytes": report.bytes, "lines": report.lines, "retained": report.retained, "leftover": report.leftover, "checkpoints": report.checkpoints,
+        "bytes": report.bytes, "lines": report.lines, "retained": report.retained, "leftover": report.leftover,
+        "kept_before": report.kept_before, "checkpoints": report.checkpoints,
         "covered": report.newest.as_ref().map(|newest| newest.size), "uncovered": report.uncovered(), "torn": report.torn,
         "faults": report.faults.iter().map(fault).collect::<Vec<_>>(), "more_faults": report.more_faults,
     })
