@@ -110,6 +110,7 @@ impl When {
     }
 
     /// The time that it counts in; the longest where it does not count.
+    #[cfg(feature = "audit")]
     pub(crate) fn within(&self) -> Duration {
         match self {
             Self::Forbidden { within, .. } | Self::Unwraps { within, .. } => *within,

@@ -8,14 +8,14 @@ use super::Keyring;
 use crate::{
     clock::{Clock, Instant},
     error::{Error, Result},
-    name::{AccountId, KekName, KekVersion, SecretId},
+    name::{AccountId, KekName, KekVersion},
     slots::{account_keys::AccountKeys, tally::Tally},
     telemetry::Event,
     telemetry::trail::{Asker, Correlation, Deed, Noted, Outcome, Record, Standing, Subject, Sums, Trail, Who},
     token::seats::Seat,
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -53,6 +53,7 @@ pub(crate) fn asked_by_blocking<T>(asker: Option<Asker>, work: impl FnOnce() -> 
 }
 
 /// So many secrets past their expiry are remembered as told; with one more all are told once more.
+#[cfg(feature = "secrets")]
 const EXPIRED_MAX: usize = 100_000;
 
 /// The engine's end of its trail.
@@ -64,7 +65,8 @@ pub(crate) struct OnTrail {
     /// It was told that the trail is broken.
     is_broken: AtomicBool,
     /// Versions of secrets that it was told are past their expiry.
-    expired: Mutex<BTreeMap<SecretId, u32>>,
+    #[cfg(feature = "secrets")]
+    expired: Mutex<std::collections::BTreeMap<crate::name::SecretId, u32>>,
 }
 
 impl OnTrail {
@@ -87,7 +89,8 @@ impl OnTrail {
     }
 
     /// Whether it was not told yet that this version of a secret is past its expiry; with `None` none is.
-    pub(crate) fn is_news(&self, secret: &SecretId, expired: Option<u32>) -> bool {
+    #[cfg(feature = "secrets")]
+    pub(crate) fn is_news(&self, secret: &crate::name::SecretId, expired: Option<u32>) -> bool {
         // Whole after every step.
         let mut told = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(version) = expired else {
