@@ -68,9 +68,12 @@ fn a_token_without_ed25519_signs_by_ecdsa_and_one_without_both_by_hmac() {
     const NAME: &str = "signing::a_token_without_ed25519_signs_by_ecdsa_and_one_without_both_by_hmac";
     alone_with_shim(NAME, |bench| async move {
         let token: Arc<dyn Token> = Arc::new(bench.open().await);
-        for (faults, kind, bytes) in
-            [("C_GenerateKeyPair rv=0x70 count=2", "ECDSA P-256", 64), ("C_GenerateKeyPair rv=0x70", "HMAC", 32)]
-        {
+        let best = TokenSigner::create(token.clone(), &MemoryStore::new()).await.unwrap();
+        // Of one that has no Ed25519 to be taken away the other test has what comes next.
+        let has_ed25519 = best.kind().starts_with("Ed25519");
+        let rows =
+            [("C_GenerateKeyPair rv=0x70 count=2", "ECDSA P-256", 64), ("C_GenerateKeyPair rv=0x70", "HMAC", 32)];
+        for (faults, kind, bytes) in rows.into_iter().skip(usize::from(!has_ed25519)) {
             let store = MemoryStore::new();
             bench.fail(faults);
             let made = TokenSigner::create(token.clone(), &store).await.unwrap();
