@@ -273,11 +273,7 @@ impl Engine {
                 return work.await;
             }
             if !self.keyring().has_room_on_trail() {
-                self.at_home(|keyring| async move {
-                    keyring.room_on_trail().await;
-                    Ok(())
-                })
-                .await?;
+                self.at_home(Keyring::room_on_trail).await?;
             }
             let (by, began) = self.begins()?;
             let outcome = asked_by(Some(by.clone()), work).await;
@@ -288,7 +284,7 @@ impl Engine {
     /// Before data is used for somebody; it is known by then who asks, and since when.
     fn begins(&self) -> Result<(Asker, Instant)> {
         fork::refuse_child()?;
-        self.keyring().look_at_trail()?;
+        self.keyring().trail_serves()?;
         Ok((self.asks(), self.keyring().clock.now()))
     }
 
@@ -375,12 +371,7 @@ impl Engine {
         }
         let on = Subject { account: Some(id.clone()), ..Subject::default() };
         if !self.keyring().has_room_on_trail() {
-            let keyring = self.keyring().clone();
-            let room = async move {
-                keyring.room_on_trail().await;
-                Ok(())
-            };
-            self.keyring().home.call_blocking(room)?;
+            self.keyring().home.call_blocking(self.keyring().clone().room_on_trail())?;
         }
         let (by, began) = self.begins()?;
         let outcome = asked_by_blocking(Some(by.clone()), open);

@@ -25,7 +25,7 @@ const POLLS_MISSED: u32 = 3;
 
 /// For as long as the engine lives. What the trail says now counts from now on.
 pub(super) fn begin(keyring: &Arc<Keyring>) {
-    let _ = keyring.look_at_trail(); // whoever asks is told
+    keyring.look_at_trail();
     keyring.note_of(Deed::EngineBegin, || Outcome::Done, |_| {});
     watch::supervise(keyring, "trail", |keyring, beat, _| {
         keyring.home.upkeep.spawn(look_after(keyring.clone(), beat)).abort_handle()
@@ -38,7 +38,7 @@ async fn look_after(keyring: Arc<Keyring>, beat: Arc<Beat>) {
     while !keyring.is_closed() {
         let now = keyring.clock.now();
         beat.at(now);
-        let _ = keyring.look_at_trail();
+        keyring.look_at_trail();
         if now >= next_sums {
             next_sums = now.plus(SUMS_EVERY);
             keyring.tell_sums(false, |now| beat.at(now)).await;

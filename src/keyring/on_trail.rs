@@ -217,7 +217,7 @@ impl Keyring {
             Err(Error::Trail(format!("it was not written within {ms} ms: see what its disk does, and try again")))
         });
         if written.is_err() {
-            let _ = self.look_at_trail(); // of which it is told next
+            self.look_at_trail();
         }
         // Whatever it fails with, it is the trail that failed.
         written.map_err(|error| match error {
@@ -390,16 +390,22 @@ impl Keyring {
         let _ = self.note_use(record); // it was done
     }
 
-    /// Looks whether data may be used, by the trail.
-    ///
-    /// # Errors
-    /// [`Error::Trail`]: from now on nothing is.
-    pub(crate) fn look_at_trail(&self) -> Result<()> {
-        let Some(trail) = &self.on_trail.trail else { return Ok(()) };
+    /// Looks at the trail: whether data may be used, and whether it broke or is kept again, of which it tells.
+    pub(crate) fn look_at_trail(&self) {
+        let Some(trail) = &self.on_trail.trail else { return };
         let trouble = trail.trouble();
         if self.on_trail.is_broken.swap(trouble.is_some(), Ordering::SeqCst) != trouble.is_some() {
             self.teller.tell(trouble.map_or(Event::TrailWhole, |why| Event::TrailBroken { why }));
         }
+        let _ = self.trail_serves(); // whoever asks is told
+    }
+
+    /// Whether data may be used, by the trail.
+    ///
+    /// # Errors
+    /// [`Error::Trail`]: from now on nothing is.
+    pub(crate) fn trail_serves(&self) -> Result<()> {
+        let Some(trail) = &self.on_trail.trail else { return Ok(()) };
         let serves = trail.serves();
         self.withhold(serves.as_ref().err());
         serves
@@ -417,11 +423,12 @@ impl Keyring {
         }
     }
 
-    /// Waits, not for long, where so much waits to be written that it would be lost.
-    pub(crate) async fn room_on_trail(&self) {
+    /// Waits, not for long, where so much waits to be written that it would be lost. At home, and so with an outcome: it never fails.
+    pub(crate) async fn room_on_trail(self: Arc<Self>) -> Result<()> {
         if !self.on_trail.has_room() {
             self.flushed(ROOM_PATIENCE).await;
         }
+        Ok(())
     }
 
     /// True where nothing is to be waited for by [`Keyring::room_on_trail`].
