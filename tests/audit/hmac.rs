@@ -1,6 +1,6 @@
 //! A trail whose token has no key that signs: its checkpoints are HMACs, which say something to who may use the key, and to nobody else.
 
-use crate::rig::{NODE, PATIENCE, START_MS, admin, at_rest, data, record};
+use crate::rig::{NODE, PATIENCE, START_MS, STORE, admin, at_rest, data, known_store, put_date, record};
 use async_trait::async_trait;
 use keyleash::{
     Error, Result,
@@ -10,11 +10,6 @@ use keyleash::{
     },
     clock::{Clock, ManualClock},
     name::{AccountId, NodeName},
-    store::{
-        Key, KeyStore,
-        memory::MemoryStore,
-        record::{CommonRecord, StoreRecord},
-    },
     telemetry::trail::{Deed, Noted, Outcome, Trail},
 };
 use std::{
@@ -27,7 +22,6 @@ use std::{
 };
 use zeroize::Zeroizing;
 
-const STORE: [u8; 8] = [7; 8];
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The key `seed` in memory, in the place of the token's; how often it was used.
@@ -66,12 +60,6 @@ impl Signer for Token {
     }
 }
 
-async fn store() -> Arc<dyn KeyStore> {
-    let store = MemoryStore::new();
-    store.create(&Key::Store, StoreRecord { id: STORE }.put().unwrap()).await.unwrap();
-    Arc::new(store)
-}
-
 fn options(directory: &Path) -> Options {
     Options::new(directory, NodeName::new(NODE).unwrap())
         .clock(Clock::Manual(ManualClock::default()))
@@ -80,7 +68,7 @@ fn options(directory: &Path) -> Options {
 
 #[tokio::test]
 async fn a_trail_of_hmacs_is_gone_on_with_and_verified_by_who_has_the_key_and_by_nobody_else() {
-    let (directory, store, token) = (tempfile::tempdir().unwrap(), store().await, Token::new(1));
+    let (directory, store, token) = (tempfile::tempdir().unwrap(), known_store().await, Token::new(1));
     let (directory, node) = (directory.path(), directory.path().join(NODE));
     for round in 0..3 {
         let before = token.used.load(Ordering::SeqCst);
@@ -115,17 +103,8 @@ async fn a_trail_of_hmacs_is_gone_on_with_and_verified_by_who_has_the_key_and_by
 
 #[tokio::test]
 async fn retention_verifies_an_hmac_by_making_it_again_before_it_removes_anything() {
-    let (directory, store, token) = (tempfile::tempdir().unwrap(), store().await, Token::new(1));
-    let common = CommonRecord {
-        date_unix: START_MS / 1000 + 10 * DAY.as_secs(),
-        boot: [0; 16],
-        boottime_ns: 0,
-        wall_unix: 0,
-        aek_overlap_secs: 3600,
-        purge_protection: false,
-        is_governed: false,
-    };
-    store.create(&Key::Common, common.put().unwrap()).await.unwrap();
+    let (directory, store, token) = (tempfile::tempdir().unwrap(), known_store().await, Token::new(1));
+    put_date(&*store, START_MS / 1000 + 10 * DAY.as_secs()).await;
     let clock = ManualClock::default();
     let options = options(directory.path()).clock(Clock::Manual(clock.clone())).retention(Some(DAY));
     let writer = Writer::open(options, store, token.clone()).await.unwrap();

@@ -12,6 +12,7 @@ use keyleash::{
     token::{Profile, scripted::ScriptedToken},
 };
 use std::{
+    io,
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -21,16 +22,31 @@ use std::{
 
 /// A gate that a disk stands still before.
 #[derive(Default)]
-struct Gate(Mutex<bool>, Condvar);
+struct Gate {
+    is_closed: Mutex<bool>,
+    opened: Condvar,
+    reached: AtomicU64,
+}
 
 impl Gate {
-    fn pass(&self) {
-        drop(self.1.wait_while(self.0.lock().unwrap(), |closed| *closed).unwrap());
+    /// For a writer, before it syncs.
+    fn hook(self: &Arc<Self>) -> impl Fn() -> io::Result<()> + Send + Sync + use<> {
+        let gate = self.clone();
+        move || {
+            gate.reached.fetch_add(1, Ordering::SeqCst);
+            drop(gate.opened.wait_while(gate.is_closed.lock().unwrap(), |closed| *closed).unwrap());
+            Ok(())
+        }
     }
 
     fn set(&self, closed: bool) {
-        *self.0.lock().unwrap() = closed;
-        self.1.notify_all();
+        *self.is_closed.lock().unwrap() = closed;
+        self.opened.notify_all();
+    }
+
+    /// How often it was come to.
+    fn reached(&self) -> u64 {
+        self.reached.load(Ordering::SeqCst)
     }
 }
 
@@ -38,22 +54,13 @@ impl Gate {
 async fn a_disk_that_stands_still_blocks_nobody_and_what_it_could_not_take_is_counted() {
     let (rig, gate, manual) = (Rig::new(), Arc::new(Gate::default()), ManualClock::default());
     let clock = Clock::Manual(manual.clone());
-    let reached = Arc::new(AtomicU64::new(0));
-    let hook = {
-        let (gate, reached) = (gate.clone(), reached.clone());
-        move || {
-            reached.fetch_add(1, Ordering::SeqCst);
-            gate.pass();
-            Ok(())
-        }
-    };
-    let writer = rig.open(rig.options().clock(clock).before_sync(hook)).await.unwrap();
+    let writer = rig.open(rig.options().clock(clock).before_sync(gate.hook())).await.unwrap();
     writer.write(admin(0)).await.unwrap();
     until("stored", || writer.status().unwrap().stored == 1);
     gate.set(true);
-    let before = reached.load(Ordering::SeqCst);
+    let before = gate.reached();
     assert_eq!(writer.note(data(1)), Noted::Taken);
-    until("the disk stands still", || reached.load(Ordering::SeqCst) > before);
+    until("the disk stands still", || gate.reached() > before);
     writer.serves().unwrap();
     // One who waits is refused in time, whatever the disk does.
     let (outcome, ()) = tokio::join!(writer.write(admin(2)), async {
@@ -103,26 +110,18 @@ async fn what_is_lost_as_it_is_closed_or_by_a_fault_is_told() {
             }
             (noted, _) => panic!("{noted:?}"),
         };
-        let (rig, gate, reached) = (Rig::new(), Arc::new(Gate::default()), Arc::new(AtomicU64::new(0)));
-        let hook = {
-            let (gate, reached) = (gate.clone(), reached.clone());
-            move || {
-                reached.fetch_add(1, Ordering::SeqCst);
-                gate.pass();
-                Ok(())
-            }
-        };
-        let writer = Arc::new(rig.open(rig.options().on_failure(on_failure).before_sync(hook)).await.unwrap());
+        let (rig, gate) = (Rig::new(), Arc::new(Gate::default()));
+        let writer = Arc::new(rig.open(rig.options().on_failure(on_failure).before_sync(gate.hook())).await.unwrap());
         writer.write(admin(0)).await.unwrap();
         until("stored", || writer.status().unwrap().stored == 1);
         gate.set(true);
-        let before = reached.load(Ordering::SeqCst);
+        let before = gate.reached();
         let closing = tokio::spawn({
             let writer = writer.clone();
             async move { writer.close(PATIENCE).await }
         });
         tokio::task::yield_now().await;
-        until("the last line", || reached.load(Ordering::SeqCst) > before);
+        until("the last line", || gate.reached() > before);
         is_lost(writer.note(data(1)), "it was closed");
         gate.set(false);
         let error = closing.await.unwrap().unwrap_err();

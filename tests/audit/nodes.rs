@@ -1,7 +1,7 @@
 //! An extract of several nodes: which it shows is known, one that is asked for and missing is told, and no line of a span is missed.
 
 use crate::{
-    rig::{PATIENCE, Rig, START_MS, TestSigner, data},
+    rig::{PATIENCE, Rig, START_MS, STORE, TestSigner, data, known_store, put_date},
     second::second_by,
 };
 use keyleash::{
@@ -11,17 +11,11 @@ use keyleash::{
     },
     clock::{Clock, ManualClock},
     name::{AccountId, NodeName},
-    store::{
-        Key, KeyStore,
-        memory::MemoryStore,
-        record::{CommonRecord, StoreRecord},
-    },
     telemetry::trail::{Noted, Record, Trail},
 };
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, time::Duration};
 use tempfile::TempDir;
 
-const STORE: [u8; 8] = [7; 8];
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Nodes below one directory, of a store whose id is known.
@@ -32,25 +26,15 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) async fn new() -> Self {
-        let (dir, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
-        store.create(&Key::Store, StoreRecord { id: STORE }.put().unwrap()).await.unwrap();
-        let mut rig = Rig::beside(dir.path(), Arc::new(store));
+        let dir = tempfile::tempdir().unwrap();
+        let mut rig = Rig::beside(dir.path(), known_store().await);
         rig.signer = TestSigner::named(7, &key_name(STORE));
         Self { dir, rig }
     }
 
     /// With a date of the store far ahead, so that retention goes by the wall clock.
     pub(crate) async fn with_a_date(self) -> Self {
-        let common = CommonRecord {
-            date_unix: START_MS / 1000 + 100 * 365 * 24 * 3600,
-            boot: [0; 16],
-            boottime_ns: 0,
-            wall_unix: 0,
-            aek_overlap_secs: 3600,
-            purge_protection: false,
-            is_governed: false,
-        };
-        self.rig.store.create(&Key::Common, common.put().unwrap()).await.unwrap();
+        put_date(&*self.rig.store, START_MS / 1000 + 100 * 365 * 24 * 3600).await;
         self
     }
 

@@ -12,7 +12,11 @@ use keyleash::{
     },
     clock::{Clock, ManualClock},
     name::{AccountId, NodeName},
-    store::{KeyStore, memory::MemoryStore},
+    store::{
+        Key, KeyStore,
+        memory::MemoryStore,
+        record::{CommonRecord, StoreRecord},
+    },
     telemetry::trail::{Asker, Correlation, Deed, Outcome, Record},
 };
 use std::{
@@ -29,6 +33,7 @@ use tempfile::TempDir;
 
 /// What a manual clock at 0 says, in milliseconds: 2023-11-14T22:13:20Z.
 pub(crate) const START_MS: u64 = 1_700_000_000_000;
+pub(crate) const STORE: [u8; 8] = [7; 8];
 pub(crate) const NODE: &str = "node-1";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -123,6 +128,27 @@ impl Rig {
         assert_eq!(files.len(), 1, "{files:?}");
         files[0].clone()
     }
+}
+
+/// A store of the id [`STORE`].
+pub(crate) async fn known_store() -> Arc<dyn KeyStore> {
+    let store = MemoryStore::new();
+    store.create(&Key::Store, StoreRecord { id: STORE }.put().unwrap()).await.unwrap();
+    Arc::new(store)
+}
+
+/// Writes the store's date down, by which retention goes.
+pub(crate) async fn put_date(store: &dyn KeyStore, date_unix: u64) {
+    let common = CommonRecord {
+        date_unix,
+        boot: [0; 16],
+        boottime_ns: 0,
+        wall_unix: 0,
+        aek_overlap_secs: 3600,
+        purge_protection: false,
+        is_governed: false,
+    };
+    store.create(&Key::Common, common.put().unwrap()).await.unwrap();
 }
 
 fn below(folder: &Path, found: &mut Vec<PathBuf>) {

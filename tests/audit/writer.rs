@@ -1,7 +1,7 @@
 //! The writer of a trail: what was acknowledged is there, and what is not kept is told.
 
 use crate::rig::{
-    NODE, PATIENCE, Rig, START_MS, TestSigner, admin, at_rest, data, numbers, operations, read, record, until,
+    NODE, PATIENCE, Rig, START_MS, TestSigner, admin, at_rest, data, numbers, operations, put_date, read, record, until,
 };
 use keyleash::{
     Error,
@@ -9,7 +9,7 @@ use keyleash::{
     clock::{Clock, ManualClock},
     config::{ConfigFile, OnFailure},
     name::NodeName,
-    store::{load_checkpoint, record::CommonRecord},
+    store::load_checkpoint,
     telemetry::trail::{Deed, Noted, Outcome, Trail},
 };
 use std::{
@@ -455,17 +455,8 @@ async fn files_are_compressed_after_a_day_and_removed_by_age_with_a_note_in_thei
     assert_eq!(numbers(&rig.read().0), [0, 1, 2]);
     // The store knows no date yet: nothing is removed, whatever the wall clock says.
     manual.advance(2 * HOUR);
-    let common = CommonRecord {
-        date_unix: START_MS / 1000 + 4 * 24 * 3600,
-        boot: [0; 16],
-        boottime_ns: 0,
-        wall_unix: 0,
-        aek_overlap_secs: 3600,
-        purge_protection: false,
-        is_governed: false,
-    };
     assert_eq!(rig.files().iter().filter(|file| file.contains("d=14")).count(), 1);
-    rig.store.create(&keyleash::store::Key::Common, common.put().unwrap()).await.unwrap();
+    put_date(&*rig.store, START_MS / 1000 + 4 * 24 * 3600).await;
     manual.advance(2 * DAY);
     writer.write(day(5, 3)).await.unwrap();
     until("removed", || {
