@@ -46,7 +46,8 @@ struct Text<'l>(#[serde(borrow)] Cow<'l, str>);
 
 impl<'l> Head<'l> {
     pub(super) fn parse(line: &'l [u8]) -> Option<Self> {
-        let head: Self = serde_json::from_slice(line).ok()?;
+        // Of bytes each string would be looked at by itself.
+        let head: Self = serde_json::from_str(std::str::from_utf8(line).ok()?).ok()?;
         let fits = head.account().is_none_or(|account| account.len() <= ACCOUNT_ID_BYTES_MAX);
         (fits && head.category == CATEGORY && hour_of(&head.time).is_some() && head.seq < LINES_MAX).then_some(head)
     }
@@ -387,5 +388,18 @@ pub fn read(node: &Path, each: &mut dyn FnMut(&[u8], &Place) -> ControlFlow<()>)
             Step::Unreadable(why) => return Err(Error::Trail(format!("reading {}: {why}", walk.place()))),
             Step::End => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_utf_8_is_no_line_even_where_nobody_reads() {
+        let known = br#"{"seq":0,"time":"2026-11-26T01:02:03.004Z","category":"AuditEvent","operation":"A","new":""#;
+        let line = |byte: u8| [&known[..], &[byte], b"\"}"].concat();
+        assert!(Head::parse(&line(b'a')).is_some());
+        assert!(Head::parse(&line(0xff)).is_none());
     }
 }
