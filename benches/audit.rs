@@ -1,7 +1,8 @@
 //! Opens of blocks by a handle of an engine that keeps a trail, beside those without one, in turn; and of handles, of which each is a line.
 //! Durable records a second of the trail, beside a bare loop that writes as many bytes in the same groups and syncs each with fdatasync.
 //! Side by side in one run, on the file system of the target folder; the ratio is what counts. And how fast a trail is verified and
-//! extracted by one thread, and what memory that takes of a trail, and of one that is four times as long.
+//! extracted by one thread, beside what SHA-256 alone makes of the same lines, one hash each, and what memory that takes of a trail, and of
+//! one that is four times as long.
 //!
 //!     cargo bench --bench audit
 
@@ -14,7 +15,10 @@ use async_trait::async_trait;
 use common::pairs::Spread;
 use keyleash::{
     Account, Engine, Result,
-    audit::{Expected, Keys, Mac, Options, Request, Signer, Vkey, Writer, extract, key_name, line::Line, verify},
+    audit::{
+        self, Expected, Keys, Mac, Options, Request, Signer, Vkey, Writer, extract, key_name, line::Line,
+        tree::leaf_hash, verify,
+    },
     clock::{Clock, unix_now},
     name::{AccountId, CallerId, KekName, NodeName},
     store::{Key, KeyStore, memory::MemoryStore, record::StoreRecord},
@@ -23,7 +27,9 @@ use keyleash::{
 };
 use std::{
     fs::{self, File},
+    hint::black_box,
     io::{self, Write},
+    ops::ControlFlow,
     path::Path,
     sync::{
         Arc,
@@ -226,6 +232,24 @@ fn read(node: &Path, expected: &Expected) -> ([f64; 2], [u64; 2]) {
     ([verified, megabytes / (processor() - begin)], [verify_kib, extract_kib])
 }
 
+/// MB in a second of the processor, of each line's SHA-256 alone.
+fn hash(node: &Path) -> f64 {
+    let mut lines = Vec::new();
+    audit::read(node, &mut |line, _| {
+        lines.push(line.to_vec());
+        if lines.len() < BATCH as usize { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })
+    .unwrap();
+    let begin = processor();
+    for _ in 0..LINES / BATCH {
+        for line in &lines {
+            black_box(leaf_hash(line));
+        }
+    }
+    let bytes = lines.iter().map(Vec::len).sum::<usize>() as u64 * (LINES / BATCH);
+    bytes as f64 / 1e6 / (processor() - begin)
+}
+
 /// Leaves a row for `benches/report`, which sets `BENCH_REPORT_DIR`, and gives what is in the middle.
 fn row(key: &str, values: Vec<f64>, note: &str) -> f64 {
     let Spread { low, median, high } = Spread::of(values);
@@ -267,8 +291,9 @@ fn main() {
         let (node, expected) = runtime.block_on(long(directory.path(), lines));
         let rounds: Vec<_> = (0..ROUNDS / 3).map(|_| read(&node, &expected)).collect();
         let of = |which: usize| rounds.iter().map(|(speed, _)| speed[which]).collect();
-        let note = format!("{lines} lines of {ACCOUNTS} accounts");
-        println!("verify:         {:>9.0} MB/s of {lines} lines (target 200)", row("trail, verify", of(0), &note));
+        let hashed = median(&(0..ROUNDS / 3).map(|_| hash(&node)).collect::<Vec<_>>());
+        let note = format!("{lines} lines of {ACCOUNTS} accounts; SHA-256 alone makes {hashed:.0} MB/s of them");
+        println!("verify:         {:>9.0} MB/s (target 200) of {note}", row("trail, verify", of(0), &note));
         println!("extract:        {:>9.0} MB/s of {lines} lines", row("trail, extract", of(1), &note));
         most.push([0, 1].map(|which| rounds.iter().map(|(_, kib)| kib[which]).max().unwrap()));
         println!(
