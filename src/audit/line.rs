@@ -229,7 +229,7 @@ impl Line {
             caller: by.caller.as_ref().map(|id| text(id)),
             from: by.from.as_ref().map(|whence| text(whence)),
             correlation: Some(by.correlation.to_string()),
-            took_us: took.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+            took_us: took.map(micros),
             ..Self::own(seq, Time::from_unix_ms(*unix_ms), deed.name())
         };
         if let Outcome::Failed(why) = outcome {
@@ -242,13 +242,7 @@ impl Line {
             (line.opened, line.opened_bytes) = (Some(opened), Some(opened_bytes));
             line.forbidden = Some(forbidden);
         }
-        match on.grants.as_ref() {
-            Some(OfGrants::Grant(grant)) => line.grant = Some(grant.into()),
-            Some(OfGrants::Id(id)) => line.grant = Some(LineGrant { id: text(id), ..LineGrant::default() }),
-            Some(OfGrants::Role(role)) => line.role = Some(role.into()),
-            Some(OfGrants::Name(name)) => line.role = Some(LineRole { name: text(name), ..LineRole::default() }),
-            None => {}
-        }
+        (line.grant, line.role) = in_line(on.grants.as_ref());
         line
     }
 
@@ -257,14 +251,9 @@ impl Line {
     /// # Errors
     /// [`Error::Invalid`] over [`LINE_BYTES_MAX`], which no record's names come to.
     pub fn encode(&self) -> Result<Vec<u8>> {
-        let bytes =
-            serde_json::to_vec(self).map_err(|error| Error::Invalid(format!("a line of the trail: {error}")))?;
-        match bytes.len() {
-            0..=LINE_BYTES_MAX => Ok(bytes),
-            len => {
-                Err(Error::Invalid(format!("a line of the trail has {len} bytes, at most {LINE_BYTES_MAX} are kept")))
-            }
-        }
+        let bytes = serde_json::to_vec(self).map_err(no_line)?;
+        fits(bytes.len())?;
+        Ok(bytes)
     }
 
     /// Reads the bytes of a line, without its line break. Names that this release does not know are passed over.
@@ -283,6 +272,32 @@ impl Line {
             return Err(format!("has the number {}, numbers end at 2^53", line.seq));
         }
         Ok(line)
+    }
+}
+
+pub(super) fn no_line(error: serde_json::Error) -> Error {
+    Error::Invalid(format!("a line of the trail: {error}"))
+}
+
+pub(super) fn fits(len: usize) -> Result<()> {
+    match len {
+        0..=LINE_BYTES_MAX => Ok(()),
+        len => Err(Error::Invalid(format!("a line of the trail has {len} bytes, at most {LINE_BYTES_MAX} are kept"))),
+    }
+}
+
+pub(super) fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// What a line says of grants.
+pub(super) fn in_line(grants: Option<&OfGrants>) -> (Option<LineGrant>, Option<LineRole>) {
+    match grants {
+        Some(OfGrants::Grant(grant)) => (Some(grant.into()), None),
+        Some(OfGrants::Id(id)) => (Some(LineGrant { id: id.to_string(), ..LineGrant::default() }), None),
+        Some(OfGrants::Role(role)) => (None, Some(role.into())),
+        Some(OfGrants::Name(name)) => (None, Some(LineRole { name: name.to_string(), ..LineRole::default() })),
+        None => (None, None),
     }
 }
 
@@ -321,7 +336,7 @@ impl From<&Role> for LineRole {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         access::{Operation, Pattern},
@@ -331,7 +346,7 @@ mod tests {
     };
     use proptest::prelude::*;
 
-    fn longest() -> Record {
+    pub(in crate::audit) fn longest() -> Record {
         // What JSON writes with two bytes for one.
         let long = |max: usize| "\"".repeat(max);
         let mut record = Record::new(

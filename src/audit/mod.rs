@@ -35,6 +35,7 @@ mod report;
 mod signer;
 mod tally;
 pub mod tree;
+mod unnumbered;
 mod verify;
 mod vkey;
 mod walk;

@@ -155,9 +155,8 @@ impl Kept {
         }
     }
 
-    /// Appends bytes, durably; of what fails nothing stays.
+    /// Appends bytes to what has just been looked at, durably; of what fails nothing stays.
     fn append(&mut self, bytes: &[u8], before_sync: Option<&Hook>) -> Result<(), Trouble> {
-        self.stand()?;
         let before = self.len;
         let written = self.file.write_all_at(bytes, before).and_then(|()| {
             before_sync.map_or(Ok(()), |hook| hook.0())?;

@@ -2,7 +2,7 @@
 
 use super::disk::{Thinned, Trouble};
 use crate::{
-    audit::tree::Frontier,
+    audit::{tree::Frontier, unnumbered::Unnumbered},
     clock::{Clock, Instant},
     error::{Error, Result},
     telemetry::trail::{Outcome, Record, Standing},
@@ -14,7 +14,7 @@ use std::{
 };
 use tokio::sync::{Notify, oneshot};
 
-/// Most records that wait to be written. One has about a kilobyte.
+/// Most records that wait to be written. One has about half a kilobyte.
 pub const QUEUE_RECORDS_MAX: usize = 16 * 1024;
 /// A disk that has not answered for so long does not answer: who waits for it is refused, and the trail is broken.
 pub const STALL_MAX: Duration = Duration::from_secs(10);
@@ -31,7 +31,9 @@ const FAILED: &str = "its thread failed; see the log, and restart";
 #[derive(Debug)]
 pub(super) struct Entry {
     /// `None` for one who waits for all that was there before.
-    pub(super) record: Option<Record>,
+    pub(super) line: Option<Unnumbered>,
+    /// Of what is not done yet.
+    pub(super) is_asked: bool,
     pub(super) waiter: Option<u64>,
     /// When it was taken.
     pub(super) since: Instant,
@@ -45,6 +47,8 @@ pub(super) struct Inner {
     held_since: Option<Instant>,
     /// Somebody waits.
     urgent: bool,
+    /// The writing thread sleeps, and nobody has woken it.
+    asleep: bool,
     /// Nothing is taken any more; how long the end may take.
     closing: Option<Duration>,
     /// Records that were lost, and not told of yet.
@@ -129,41 +133,61 @@ impl Shared {
     /// # Errors
     /// Why it is lost.
     pub(super) fn note(&self, record: Record) -> Result<()> {
+        let line = self.line(&record)?;
         let mut inner = self.lock();
         if let Some(why) = inner.takes_nothing() {
             inner.lose(1);
             return Err(self.error(&why));
         }
         let was_empty = inner.entries.is_empty();
-        self.push(&mut inner, Some(record), None);
+        self.push(&mut inner, Some(line), false, None);
         if was_empty || inner.entries.len() >= GROUP_RECORDS {
-            self.wake.notify_all();
+            self.wake(inner);
         }
         Ok(())
     }
 
     /// Takes one that is waited for, or none, for all that was taken before.
     pub(super) fn write(&self, record: Option<Record>) -> Result<oneshot::Receiver<Result<()>>> {
+        let is_asked = record.as_ref().is_some_and(|record| record.outcome == Outcome::Asked);
+        let line = record.map(|record| self.line(&record)).transpose()?;
         let mut inner = self.lock();
         let why = inner.doubled.clone().or_else(|| inner.takes_nothing());
         if let Some(why) = why {
             // What was only asked for is not done, so that nothing is missed of it.
-            if record.is_some_and(|record| record.outcome != Outcome::Asked) {
+            if line.is_some() && !is_asked {
                 inner.lose(1);
             }
             return Err(self.error(&why));
         }
         let (waiter, receiver) = inner.waiter();
         inner.urgent = true;
-        self.push(&mut inner, record, Some(waiter));
-        self.wake.notify_all();
+        self.push(&mut inner, line, is_asked, Some(waiter));
+        self.wake(inner);
         Ok(receiver)
     }
 
-    fn push(&self, inner: &mut Inner, record: Option<Record>, waiter: Option<u64>) {
+    /// One of the limits of a record would have to be missing for a line to be too long.
+    fn line(&self, record: &Record) -> Result<Unnumbered> {
+        Unnumbered::of(record).inspect_err(|error| {
+            tracing::error!("{}: {error}", self.name);
+            self.lock().lose(1);
+        })
+    }
+
+    fn push(&self, inner: &mut Inner, line: Option<Unnumbered>, is_asked: bool, waiter: Option<u64>) {
         let since = self.clock.now();
-        inner.entries.push_back(Entry { record, waiter, since });
+        inner.entries.push_back(Entry { line, is_asked, waiter, since });
         inner.waiting_since.get_or_insert(since);
+    }
+
+    /// Wakes the writing thread, which is no call of the kernel's where it does not sleep.
+    fn wake(&self, mut inner: MutexGuard<'_, Inner>) {
+        let was_asleep = std::mem::take(&mut inner.asleep);
+        drop(inner);
+        if was_asleep {
+            self.wake.notify_all();
+        }
     }
 
     /// Begins the end, for which the receiver waits. `None` where somebody began it before, and it has come.
@@ -184,19 +208,15 @@ impl Shared {
         if inner.waiting_since.is_none() {
             inner.waiting_since = Some(self.clock.now());
         }
-        self.wake.notify_all();
+        self.wake(inner);
         Ok(Some(receiver))
     }
 
     /// Waits for something to do; at most for [`LOOK_EVERY`].
     pub(super) fn wait(&self) -> Batch {
-        let is_idle = |inner: &mut Inner| inner.entries.is_empty() && inner.signed.is_none() && inner.closing.is_none();
-        let wait = |inner, most, condition: &dyn Fn(&mut Inner) -> bool| {
-            let waited = self.wake.wait_timeout_while(inner, most, condition);
-            waited.unwrap_or_else(PoisonError::into_inner).0
-        };
-        let inner = wait(self.lock(), LOOK_EVERY, &is_idle);
-        let mut inner = wait(inner, GROUP_EVERY, &|inner| {
+        let is_idle = |inner: &Inner| inner.entries.is_empty() && inner.signed.is_none() && inner.closing.is_none();
+        let inner = self.sleep(self.lock(), LOOK_EVERY, is_idle);
+        let mut inner = self.sleep(inner, GROUP_EVERY, |inner| {
             !inner.urgent && !inner.entries.is_empty() && inner.entries.len() < GROUP_RECORDS && inner.signed.is_none()
         });
         inner.urgent = false;
@@ -208,15 +228,31 @@ impl Shared {
         Batch { entries, signed, dropped, closing: inner.closing }
     }
 
+    /// The writing thread sleeps while it may, at most so long.
+    fn sleep<'i>(
+        &self,
+        inner: MutexGuard<'i, Inner>,
+        most: Duration,
+        may_sleep: impl Fn(&Inner) -> bool,
+    ) -> MutexGuard<'i, Inner> {
+        let waited = self.wake.wait_timeout_while(inner, most, |inner| {
+            inner.asleep = may_sleep(inner);
+            inner.asleep
+        });
+        let mut inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+        inner.asleep = false;
+        inner
+    }
+
     /// Waits until the signing thread has nothing to do, or has signed something; at most so long.
     pub(super) fn wait_for_notary(&self, most: Duration) {
         let mut inner = self.lock();
         // It is not the disk that is waited for.
         inner.waiting_since = None;
-        let waited = self.wake.wait_timeout_while(inner, most, |inner| {
+        let mut inner = self.sleep(inner, most, |inner| {
             inner.signed.is_none() && (inner.signing || inner.unsigned.is_some() || inner.unstored.is_some())
         });
-        waited.unwrap_or_else(PoisonError::into_inner).0.waiting_since = Some(self.clock.now());
+        inner.waiting_since = Some(self.clock.now());
     }
 
     /// Whether there are records that the writing thread has not taken.
@@ -255,15 +291,11 @@ impl Shared {
         };
     }
 
-    /// The writing thread could make no lines of so many.
-    pub(super) fn lost(&self, records: u64) {
-        self.lock().lose(records);
-    }
-
     /// The signing thread has done something.
     pub(super) fn notarized(&self, change: impl FnOnce(&mut Inner)) {
-        change(&mut self.lock());
-        self.wake.notify_all();
+        let mut inner = self.lock();
+        change(&mut inner);
+        self.wake(inner);
     }
 
     /// Another process writes the trail of this node.

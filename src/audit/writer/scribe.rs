@@ -9,11 +9,12 @@ use crate::{
         line::{BROKEN, Line, RESUMED, Time},
         tally::Group,
         tree::{Frontier, Hash, leaf_hash},
+        unnumbered::Unnumbered,
         walk::hour_of,
     },
     clock::Instant,
     error::Result,
-    telemetry::trail::{Outcome, Record},
+    name::AccountId,
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -27,6 +28,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// About so many bytes are written at once.
 const SEGMENT_BYTES: usize = 1024 * 1024;
 
+const HOUR_MS: u64 = 60 * 60 * 1000;
+
 /// The hour of a time, as the files' folders have it.
 fn hour(time: Time) -> String {
     hour_of(&time.to_string()).unwrap_or_default().to_owned()
@@ -34,37 +37,37 @@ fn hour(time: Time) -> String {
 
 /// What becomes a line.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant)] // all but two of a thousand are entries
 enum Item {
     Entry(Entry),
-    /// The trail was broken, from then on, for this reason.
-    Broken(Time, Trouble),
+    /// The trail was broken.
+    Broken(Option<Unnumbered>),
     /// It is whole again, and so many records were lost.
-    Resumed(Time, u64),
+    Resumed(Option<Unnumbered>, u64),
 }
 
+// Lines of the writer's own are far from the longest that may be.
 impl Item {
-    fn time(&self) -> Option<Time> {
+    /// From then on, for this reason.
+    fn broken(at: Time, why: &str) -> Self {
+        let mut line = Line::own(0, at, BROKEN);
+        line.reason = Some(why.chars().filter(|char| !char.is_control()).take(1024).collect());
+        Self::Broken(Unnumbered::own(&line).ok())
+    }
+
+    fn resumed(at: Time, dropped: u64) -> Self {
+        let mut line = Line::own(0, at, RESUMED);
+        line.dropped = Some(dropped);
+        Self::Resumed(Unnumbered::own(&line).ok(), dropped)
+    }
+
+    const fn line(&self) -> Option<&Unnumbered> {
         match self {
-            Self::Entry(entry) => entry.record.as_ref().map(|record| Time::from_unix_ms(record.unix_ms)),
-            Self::Broken(at, _) | Self::Resumed(at, _) => Some(*at),
+            Self::Entry(Entry { line, .. }) | Self::Broken(line) | Self::Resumed(line, _) => line.as_ref(),
         }
     }
 
-    fn line(&self, seq: u64) -> Option<Line> {
-        match self {
-            Self::Entry(entry) => Some(Line::of(entry.record.as_ref()?, seq)),
-            Self::Broken(at, why) => {
-                let mut line = Line::own(seq, *at, BROKEN);
-                line.reason = Some(why.chars().filter(|char| !char.is_control()).take(1024).collect());
-                Some(line)
-            }
-            Self::Resumed(at, dropped) => {
-                let mut line = Line::own(seq, *at, RESUMED);
-                line.dropped = Some(*dropped);
-                Some(line)
-            }
-        }
+    fn time(&self) -> Option<Time> {
+        self.line().map(|line| line.time)
     }
 }
 
@@ -76,15 +79,16 @@ struct Segment {
     /// The time of its tally.
     tally: Option<Time>,
     /// Of each line behind that: its account, and its leaf.
-    leaves: Vec<(Option<String>, Hash)>,
+    leaves: Vec<(Option<AccountId>, Hash)>,
     frontier: Frontier,
     items: Vec<Item>,
 }
 
 impl Segment {
-    fn put(&mut self, line: &[u8]) -> Hash {
-        let leaf = leaf_hash(line);
-        self.bytes.extend_from_slice(line);
+    fn put(&mut self, line: &Unnumbered) -> Hash {
+        let begin = self.bytes.len();
+        line.put(self.frontier.size(), &mut self.bytes);
+        let leaf = leaf_hash(self.bytes.get(begin..).unwrap_or_default());
         self.bytes.push(b'\n');
         self.frontier.append(leaf);
         leaf
@@ -170,7 +174,7 @@ impl Scribe {
     fn turn(&mut self, batch: Batch) {
         let Batch { entries, signed, dropped, closing: _ } = batch;
         self.dropped = self.dropped.saturating_add(dropped);
-        let is_urgent = entries.iter().any(|entry| entry.waiter.is_some() && entry.record.is_some());
+        let is_urgent = entries.iter().any(|entry| entry.waiter.is_some() && entry.line.is_some());
         let is_idle = entries.is_empty() && self.pending.is_empty() && self.broken.is_none();
         if is_idle && let Err(why) = self.disk.look() {
             self.broke(why);
@@ -217,14 +221,14 @@ impl Scribe {
             let slow = || (self.now(), "records came faster than the disk took them".to_owned());
             let (at, why) = self.broken.clone().unwrap_or_else(slow);
             // It was before the first of those that waited: no tally of later may stand in front of them.
-            let first = self.pending.iter().chain(&entries).find_map(|entry| entry.record.as_ref());
-            let first = first.map_or(at, |record| Time::from_unix_ms(record.unix_ms));
-            items.push_back(Item::Broken(at.min(first), why));
+            let first = self.pending.iter().chain(&entries).find_map(|entry| entry.line.as_ref());
+            let first = first.map_or(at, |line| line.time);
+            items.push_back(Item::broken(at.min(first), &why));
         }
         items.extend(self.pending.drain(..).chain(entries).map(Item::Entry));
         let dropped = std::mem::take(&mut self.dropped);
         if is_back {
-            items.push_back(Item::Resumed(self.now(), dropped));
+            items.push_back(Item::resumed(self.now(), dropped));
         }
         // It is whole again when all of it can be written.
         if let (true, Some(signed)) = (is_back, &self.unwritten) {
@@ -262,30 +266,20 @@ impl Scribe {
     fn segment(&mut self, items: &mut VecDeque<Item>) -> Segment {
         let first = items.iter().find_map(Item::time).unwrap_or_else(|| self.now());
         let mut segment = self.begin(first);
+        // Formatted are only those of another hour.
+        let hour_ms = first.unix_ms() / HOUR_MS;
         let mut lines = if segment.tally.is_some() { 0 } else { self.group.lines() };
         while let Some(item) = items.pop_front() {
-            let is_later = item.time().is_some_and(|time| hour(time) > segment.hour);
+            let is_later =
+                item.time().is_some_and(|time| time.unix_ms() / HOUR_MS > hour_ms && hour(time) > segment.hour);
             if is_later || lines >= crate::audit::tally::GROUP_LINES_MAX || segment.bytes.len() >= SEGMENT_BYTES {
                 items.push_front(item);
                 break;
             }
-            // One of the limits of a record would have to be missing for a line to be too long.
-            if let Some(line) = item.line(segment.frontier.size()) {
-                match line.encode() {
-                    Ok(bytes) => {
-                        let leaf = segment.put(&bytes);
-                        segment.leaves.push((line.account, leaf));
-                        lines += 1;
-                    }
-                    Err(error) => {
-                        tracing::error!("{}: {error}", self.shared.name);
-                        self.shared.lost(1);
-                        if let Item::Entry(Entry { waiter: Some(waiter), .. }) = item {
-                            self.shared.answer([waiter], &Err(error));
-                        }
-                        continue;
-                    }
-                }
+            if let Some(line) = item.line() {
+                let leaf = segment.put(line);
+                segment.leaves.push((line.account.clone(), leaf));
+                lines += 1;
             }
             segment.items.push(item);
         }
@@ -308,7 +302,7 @@ impl Scribe {
     }
 
     fn put_tally(&self, segment: &mut Segment, time: Time) {
-        match self.group.tally(time, &self.frontier).encode() {
+        match Unnumbered::own(&self.group.tally(time, &self.frontier)) {
             Ok(line) => {
                 segment.put(&line);
                 segment.tally = Some(time);
@@ -322,9 +316,6 @@ impl Scribe {
         if let Some(time) = segment.tally {
             self.group = Group::new(self.frontier.size() + 1, Some(time));
         }
-        for (account, leaf) in segment.leaves {
-            self.group.add(account.as_deref(), &leaf);
-        }
         self.frontier = segment.frontier;
         self.disk.tell(self.frontier.size());
         self.is_told |= segment.items.iter().any(|item| matches!(item, Item::Broken(..)));
@@ -333,6 +324,10 @@ impl Scribe {
             _ => None,
         });
         self.shared.answer(waiters, &Ok(()));
+        // Only the next tally waits for it.
+        for (account, leaf) in segment.leaves {
+            self.group.add(account.as_ref().map(AccountId::as_str), &leaf);
+        }
     }
 
     /// Nothing of these was written: who waits is refused; what was done all the same is kept for later.
@@ -340,12 +335,11 @@ impl Scribe {
         let mut waiters = Vec::new();
         for item in items {
             match item {
-                Item::Entry(Entry { record, waiter, since }) => {
+                Item::Entry(entry) => {
+                    waiters.extend(entry.waiter);
                     // What was asked for is not done.
-                    let record = record.filter(|record| waiter.is_none() || record.outcome != Outcome::Asked);
-                    waiters.extend(waiter);
-                    let kept = |record: Record| Entry { record: Some(record), waiter: None, since };
-                    self.pending.extend(record.map(kept));
+                    let is_kept = entry.line.is_some() && (entry.waiter.is_none() || !entry.is_asked);
+                    self.pending.extend(is_kept.then_some(Entry { waiter: None, ..entry }));
                 }
                 Item::Resumed(_, dropped) => self.dropped = self.dropped.saturating_add(dropped),
                 Item::Broken(..) => {}
