@@ -9,7 +9,7 @@ use self::watched_example::{APPLICATION, STRANGER, Watched};
 use keyleash::{
     access::Pattern,
     audit::{
-        alert::{Alerts, MailSink, Notice, NoticeSink, Rule, When},
+        alert::{Alerts, Failed, MailSink, Notice, NoticeSink, Rule, When},
         line::Line,
     },
     config::{ConfigFile, mail::MailConfig},
@@ -292,6 +292,39 @@ async fn a_server_that_says_nothing_is_given_up_and_one_that_takes_some_gets_tho
         assert!(why.contains("452"), "{why}");
     }
     assert_eq!(server.mails().len(), 1, "what it took is not brought again");
+}
+
+#[tokio::test]
+async fn an_address_or_a_mail_that_is_refused_holds_up_no_other() {
+    let folder = certificates("localhost", 1);
+    let folder = folder.path();
+    let refuse = ["--refuse", "550=gone@", "--refuse", "450=full@", "--refuse", "554=eve"];
+    let server = Server::begin(folder, "implicit", &refuse);
+    let to = |to: &str| {
+        let settings = server.settings(folder, "").replace("ops@example.org, päger@example.org", to);
+        MailSink::new(config(&settings)).unwrap()
+    };
+    // For good: who is there has it, and it is taken.
+    to("gone@example.org, ops@example.org").tell(&notices_of("bob")).await.unwrap();
+    assert_eq!(server.mails().len(), 2);
+    assert_eq!(server.mails()[0]["to"], json!(["ops@example.org"]));
+    // For now: it is not taken, and who has it does not get it again.
+    let mut sink = to("full@example.org, ops@example.org");
+    for _ in 0..2 {
+        let why = sink.tell(&notices_of("bob")).await.unwrap_err();
+        assert!(why.contains("full@example.org: ") && why.contains("450"), "{why}");
+        assert_eq!((sink.failed(), server.mails().len()), (Failed::Unclear, 4));
+    }
+    // No address.
+    let mut sink = to("gone@example.org");
+    let why = sink.tell(&notices_of("bob")).await.unwrap_err();
+    assert!(why.contains("gone@example.org: ") && why.contains("550"), "{why}");
+    assert_eq!((sink.failed(), server.mails().len()), (Failed::ForGood, 4));
+    // A mail: those behind it come, by the same connection.
+    let mut sink = to("ops@example.org");
+    let why = sink.tell(&[notices_of("eve"), notices_of("tom")].concat()).await.unwrap_err();
+    assert!(why.contains("554"), "{why}");
+    assert_eq!((sink.failed(), server.mails().len()), (Failed::ForGood, 6));
 }
 
 fn keyleash(folder: &Path, args: &[&str]) -> Output {

@@ -109,7 +109,7 @@ async fn end(keyring: &Arc<Keyring>, patience: Duration) -> Closed {
     };
     let told = async {
         keyring.tell_sums(true, |_| {}).await;
-        keyring.note_of(Deed::EngineClose, || Outcome::Done, |_| {});
+        keyring.note_of_itself(Deed::EngineClose, |_| {});
         keyring.flush_trail().await
     };
     let untold = match clock.until(give_up, told).await {

@@ -2,15 +2,16 @@
 //! lasts and is no event, that a KEK version is not proved or a token has no workers, is told as it begins and as it is over.
 
 use crate::{
+    clock::Instant,
     home::beat::Beat,
     keyring::{Keyring, on_trail::of_kek},
     name::{KekVersion, TokenName},
-    telemetry::trail::{Deed, Outcome, Record},
+    telemetry::trail::{Deed, Record},
     watch,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -20,21 +21,25 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const SUMS_EVERY: Duration = Duration::from_secs(60);
 /// How often it is looked what lasts.
 const LASTING_EVERY: Duration = Duration::from_secs(5);
+/// What lasts that who follows waits for is said again so often.
+const SAID_AGAIN: Duration = Duration::from_secs(10 * 60);
 /// A KEK version that was not proved for so many poll intervals is told of.
 const POLLS_MISSED: u32 = 3;
 
 /// For as long as the engine lives. What the trail says now counts from now on.
 pub(super) fn begin(keyring: &Arc<Keyring>) {
     keyring.look_at_trail();
-    keyring.note_of(Deed::EngineBegin, || Outcome::Done, |_| {});
-    watch::supervise(keyring, "trail", |keyring, beat, _| {
-        keyring.home.upkeep.spawn(look_after(keyring.clone(), beat)).abort_handle()
+    keyring.note_of_itself(Deed::EngineBegin, |_| {});
+    // Whoever looks after it when the one before failed knows what was told.
+    let lasting = Arc::new(Mutex::new(Lasting::default()));
+    watch::supervise(keyring, "trail", move |keyring, beat, _| {
+        keyring.home.upkeep.spawn(look_after(keyring.clone(), beat, lasting.clone())).abort_handle()
     });
 }
 
-async fn look_after(keyring: Arc<Keyring>, beat: Arc<Beat>) {
+async fn look_after(keyring: Arc<Keyring>, beat: Arc<Beat>, lasting: Arc<Mutex<Lasting>>) {
     let mut next_sums = keyring.clock.now().plus(SUMS_EVERY);
-    let (mut lasting, mut next_lasting) = (Lasting::default(), keyring.clock.now());
+    let mut next_lasting = keyring.clock.now();
     while !keyring.is_closed() {
         let now = keyring.clock.now();
         beat.at(now);
@@ -45,7 +50,7 @@ async fn look_after(keyring: Arc<Keyring>, beat: Arc<Beat>) {
         }
         if now >= next_lasting {
             next_lasting = now.plus(LASTING_EVERY);
-            lasting.look(&keyring);
+            lasting.lock().unwrap_or_else(PoisonError::into_inner).look(&keyring);
         }
         keyring.clock.sleep_until(now.plus(LOOK_EVERY)).await;
     }
@@ -54,28 +59,32 @@ async fn look_after(keyring: Arc<Keyring>, beat: Arc<Beat>) {
 /// What was told that lasts.
 #[derive(Debug, Default)]
 struct Lasting {
-    not_proved: BTreeSet<KekVersion>,
+    /// When it was said last.
+    not_proved: BTreeMap<KekVersion, Instant>,
     spent: BTreeSet<TokenName>,
 }
 
 impl Lasting {
     fn look(&mut self, keyring: &Keyring) {
         let (leases, missed) = (keyring.leases(), keyring.settings.poll_interval * POLLS_MISSED);
+        let now = keyring.clock.now();
         let late: BTreeMap<_, _> = leases
             .into_iter()
             .filter_map(|lease| Some((lease.kek, lease.proved_ago.filter(|ago| *ago > missed)?)))
             .collect();
-        self.not_proved.retain(|kek| {
+        self.not_proved.retain(|kek, _| {
             let is_late = late.contains_key(kek);
             if !is_late {
-                keyring.note_of(Deed::Proved, || Outcome::Done, |record| record.on = of_kek(kek));
+                keyring.note_of_itself(Deed::Proved, |record| record.on = of_kek(kek));
             }
             is_late
         });
         for (kek, ago) in late {
-            if self.not_proved.insert(kek.clone()) {
+            // Again while it lasts: who follows and began anew meanwhile has not heard of it, and may wait for it to last.
+            if self.not_proved.get(&kek).is_none_or(|said| now.since(*said) >= SAID_AGAIN) {
+                self.not_proved.insert(kek.clone(), now);
                 let tell = |record: &mut Record| (record.on, record.took) = (of_kek(&kek), Some(ago));
-                keyring.note_of(Deed::NotProved, || Outcome::Done, tell);
+                keyring.note_of_itself(Deed::NotProved, tell);
             }
         }
         for seat in keyring.tokens.seats() {
@@ -84,7 +93,7 @@ impl Lasting {
                 (false, true) if self.spent.remove(&seat.name) => Deed::WorkersBack,
                 _ => continue,
             };
-            keyring.note_of(deed, || Outcome::Done, |record| record.on.token = Some(seat.name.clone()));
+            keyring.note_of_itself(deed, |record| record.on.token = Some(seat.name.clone()));
         }
     }
 }

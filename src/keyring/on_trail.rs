@@ -17,7 +17,7 @@ use crate::{
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -60,6 +60,8 @@ const EXPIRED_MAX: usize = 100_000;
 #[derive(Debug, Default)]
 pub(crate) struct OnTrail {
     trail: Option<Arc<dyn Trail>>,
+    /// Of what the engine says of itself.
+    own: OnceLock<Correlation>,
     /// Of all handles that are open, or were since they were last summed.
     tallies: Mutex<VecDeque<Arc<Tally>>>,
     /// It was told that the trail is broken.
@@ -203,6 +205,15 @@ impl Keyring {
     /// As [`Keyring::note`], made only where there is a trail.
     pub(crate) fn note_of(&self, deed: Deed, outcome: impl FnOnce() -> Outcome, tell: impl FnOnce(&mut Record)) {
         self.record_of(deed, outcome, tell).into_iter().for_each(|record| self.note(record));
+    }
+
+    /// What the engine says of itself, and says is over.
+    pub(crate) fn note_of_itself(&self, deed: Deed, tell: impl FnOnce(&mut Record)) {
+        let tell = |record: &mut Record| {
+            record.by = Asker::nobody(*self.on_trail.own.get_or_init(Correlation::of_engine));
+            tell(record);
+        };
+        self.note_of(deed, || Outcome::Done, tell);
     }
 
     /// Tells the trail durably. At home.

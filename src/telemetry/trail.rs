@@ -13,10 +13,16 @@ use crate::{
     name::{AccountId, CallerId, GrantId, KekName, RoleName, SecretName, TokenName, Whence},
 };
 use async_trait::async_trait;
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 /// Bytes of a [`Correlation`].
 pub const CORRELATION_BYTES: usize = 16;
+/// Where the half of an engine begins in one of what it says of itself; before it stands its process.
+pub(crate) const ENGINE_AT: usize = CORRELATION_BYTES / 2;
 /// Longest return code of a token that is kept, in bytes: the longest of PKCS#11 has 43.
 const CODE_BYTES_MAX: usize = 64;
 
@@ -450,6 +456,16 @@ impl Correlation {
     /// A new one.
     pub fn random() -> Self {
         Self(rand::random())
+    }
+
+    /// Of what an engine says of itself: for as long as it lives the same, and in the first half the same for all engines of one process, so
+    /// that who reads it knows which of them is gone.
+    pub(crate) fn of_engine() -> Self {
+        static PROCESS: OnceLock<[u8; ENGINE_AT]> = OnceLock::new();
+        let mut id: [u8; CORRELATION_BYTES] = rand::random();
+        let (process, _) = id.split_at_mut(ENGINE_AT);
+        process.copy_from_slice(PROCESS.get_or_init(rand::random));
+        Self(id)
     }
 
     /// Its bytes.

@@ -29,10 +29,22 @@ async fn a_kek_version_that_is_not_proved_is_told_once_and_once_that_it_is_again
     let polls = engine.settings().poll_interval * 3;
     assert!(told[0].took.is_some_and(|ago| (polls..polls + 10 * SECOND).contains(&ago)), "{told:?}");
     assert_eq!(trail.records(Deed::Proved), []);
+    rig.pass(8 * 60 * SECOND).await;
+    assert_eq!(trail.records(Deed::NotProved).len(), 2, "again, for who follows and began anew");
     rig.script.set_unreachable(false);
     rig.pass(2 * 60 * SECOND).await;
-    assert_eq!((trail.records(Deed::NotProved).len(), trail.records(Deed::Proved).len()), (1, 1));
+    assert_eq!((trail.records(Deed::NotProved).len(), trail.records(Deed::Proved).len()), (2, 1));
     drop(account);
+}
+
+/// Who follows tells by it which of them is gone.
+#[tokio::test]
+async fn what_engines_of_a_process_say_of_themselves_is_known_to_be_theirs_each_its_own() {
+    let (rig, trail) = (Rig::new().await, Arc::new(Scripted::default()));
+    let engines = [engine(&rig, &trail), engine(&rig, &trail)];
+    let [one, two] = [0, 1].map(|at| trail.records(Deed::EngineBegin)[at].by.correlation.bytes());
+    assert_eq!((one[..8] == two[..8], one == two), (true, false));
+    drop(engines);
 }
 
 #[tokio::test]

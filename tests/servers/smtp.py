@@ -25,19 +25,36 @@ args.add_argument("--port", type=int, default=0)
 args.add_argument("--hang", choices=["greeting", "mail"], help="says nothing any more from there on")
 args.add_argument("--refuse-after", type=int, default=1 << 30, help="takes so many mails, and refuses the next")
 args.add_argument("--inject", action="store_true", help="says more than it may behind its answer to STARTTLS")
+args.add_argument("--refuse", action="append", default=[], metavar="CODE=WORD", help="answers so to an address, or a subject, with that word")
 args = args.parse_args()
+
+
+def refused(text):
+    for refusal in args.refuse:
+        code, word = refusal.split("=", 1)
+        if word in text:
+            return f"{code} no {word}"
+    return None
 
 
 class Keeper:
     taken = 0
+
+    async def handle_RCPT(self, server, session, envelope, address, rcpt_options):
+        if answer := refused(address):
+            return answer
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
 
     async def handle_DATA(self, server, session, envelope):
         if args.hang == "mail":
             await asyncio.sleep(3600)
         if self.taken >= args.refuse_after:
             return "452 4.2.2 no room"
-        self.taken += 1
         parsed = email.message_from_bytes(envelope.content, policy=email.policy.default)
+        if answer := refused(parsed["subject"]):
+            return answer
+        self.taken += 1
         with open(args.mails, "a", encoding="utf-8") as mails:
             mail = {
                 "from": envelope.mail_from,

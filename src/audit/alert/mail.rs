@@ -1,6 +1,6 @@
 //! Notices as mail: one each, over SMTP, by `lettre`.
 
-use super::{Notice, NoticeSink};
+use super::{Failed, Notice, NoticeSink};
 use crate::{
     clock::Clock,
     config::mail::{MailConfig, MailTls, MailUser},
@@ -8,22 +8,25 @@ use crate::{
 };
 use async_trait::async_trait;
 use lettre::{
-    Message,
+    Address, Message,
     message::{
         Mailbox,
         header::{ContentType, HeaderName, HeaderValue},
     },
     transport::smtp::{
+        Error as SmtpError,
         authentication::{Credentials, Mechanism},
         client::{
             AsyncSmtpConnection, AsyncTokioStream, Certificate, CertificateStore, TlsParameters, TlsParametersBuilder,
         },
-        extension::ClientId,
+        commands::{Data, Mail, Rcpt, Rset},
+        extension::{ClientId, Extension, MailBodyParameter, MailParameter},
+        response::Response,
     },
 };
 use sha2::{Digest, Sha256};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read},
     net::SocketAddr,
@@ -58,7 +61,8 @@ const TLS_HANDSHAKE: u8 = 0x16;
 /// `Keyleash-State` (`begin` or `over`) and `Keyleash-Notice` (the id of the notice) are for filters. `Message-ID` is made of the id, so
 /// that one that is sent again is known to be the same, and the end of a trouble is an answer to its beginning.
 ///
-/// What the server took is not sent again where a later one of the same call failed. A password is read for each connection, and is
+/// A mail goes to every address that the server takes it for: one that it refuses for good (`5xx`) is logged, and holds up no other. A notice
+/// is taken when one address has it at least, and the server refuses all others for good. What an address has is not sent to it again. A password is read for each connection, and is
 /// neither in an error nor in a log; `lettre` leaves copies of it in memory.
 #[derive(Debug)]
 pub struct MailSink {
@@ -67,8 +71,21 @@ pub struct MailSink {
     to: Vec<Mailbox>,
     hello: ClientId,
     clock: Clock,
-    /// Of a call that failed: the ids of what the server took.
-    taken: BTreeSet<String>,
+    /// Of calls that failed: by the id of a notice, which addresses need it no more, and whether any has it.
+    done: BTreeMap<String, Done>,
+    failed: Failed,
+}
+
+#[derive(Debug, Default)]
+struct Done {
+    addresses: BTreeSet<Address>,
+    is_taken: bool,
+}
+
+/// What the server says to a mail, but that it took it.
+struct Refusal {
+    said: String,
+    is_for_good: bool,
 }
 
 impl MailSink {
@@ -88,26 +105,108 @@ impl MailSink {
         let is_name =
             !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte));
         let hello = if is_name { ClientId::Domain(host) } else { ClientId::default() };
-        Ok(Self { config, from, to, hello, clock: Clock::default(), taken: BTreeSet::new() })
+        Ok(Self { config, from, to, hello, clock: Clock::default(), done: BTreeMap::new(), failed: Failed::default() })
     }
 
     async fn send(&mut self, notices: &[Notice]) -> Result<(), String> {
+        self.failed = Failed::Away;
         let mut to_send = Vec::new();
-        for notice in notices.iter().filter(|notice| !self.taken.contains(&notice.id())) {
-            to_send.push((notice.id(), self.message(notice)?));
+        for notice in notices.iter().filter(|notice| !self.is_taken(&notice.id())) {
+            to_send.push((notice.id(), self.message(notice)?.formatted()));
         }
         if to_send.is_empty() {
             return Ok(());
         }
         let mut server = self.within(self.connect()).await?;
+        let mut first = None;
         for (id, mail) in to_send {
-            let sent = async { server.send(mail.envelope(), &mail.formatted()).await.map_err(|error| said(&error)) };
-            self.within(sent).await?;
-            self.taken.insert(id);
+            let mut done = self.done.remove(&id).unwrap_or_default();
+            let sent = self.within(self.mail(&mut server, &mail, &mut done)).await;
+            self.done.insert(id, done);
+            if let Some(refusal) = sent? {
+                first.get_or_insert(refusal);
+            }
         }
         // They are taken, whatever it says to that.
         let _ = self.within(async { server.quit().await.map_err(|error| said(&error)) }).await;
-        Ok(())
+        let Some(Refusal { said, is_for_good }) = first else { return Ok(()) };
+        self.failed = if is_for_good { Failed::ForGood } else { Failed::Unclear };
+        Err(said)
+    }
+
+    /// Every address has it, or never will.
+    fn is_taken(&self, id: &str) -> bool {
+        self.done
+            .get(id)
+            .is_some_and(|done| done.is_taken && self.to.iter().all(|to| done.addresses.contains(&to.email)))
+    }
+
+    /// One mail, to whom has not got it.
+    async fn mail(
+        &self,
+        server: &mut AsyncSmtpConnection,
+        mail: &[u8],
+        done: &mut Done,
+    ) -> Result<Option<Refusal>, String> {
+        let can = |extension| server.server_info().supports_feature(extension);
+        let (any_name, any_text) = (can(Extension::SmtpUtfEight), can(Extension::EightBitMime));
+        let is_plain = |address: &Address| address.to_string().is_ascii();
+        let never = |said: &str| Some(Refusal { said: said.into(), is_for_good: true });
+        if !any_text && !mail.is_ascii() || !any_name && !is_plain(&self.from.email) {
+            return Ok(never("it takes plain ASCII alone"));
+        }
+        let left: Vec<_> = self.to.iter().map(|to| &to.email).filter(|to| !done.addresses.contains(*to)).collect();
+        let mut options = Vec::new();
+        if any_name && !(is_plain(&self.from.email) && left.iter().all(|to| is_plain(to))) {
+            options.push(MailParameter::SmtpUtfEight);
+        }
+        if !mail.is_ascii() {
+            options.push(MailParameter::Body(MailBodyParameter::EightBitMime));
+        }
+        if let Some(refusal) = answer(server.command(Mail::new(Some(self.from.email.clone()), options)).await)? {
+            return Ok(Some(refusal));
+        }
+        let (mut taken, mut later, mut refused) = (Vec::new(), None, None);
+        for to in left {
+            let refusal = match any_name || is_plain(to) {
+                true => answer(server.command(Rcpt::new(to.clone(), Vec::new())).await)?,
+                false => never("it takes plain ASCII alone"),
+            };
+            let Some(Refusal { said, is_for_good }) = refusal else {
+                taken.push(to.clone());
+                continue;
+            };
+            let said = format!("{}: {said}", visible(&to.to_string(), HEADER_CHARS_MAX));
+            if is_for_good {
+                tracing::error!("mail server {} refuses {said}: see mail.to", self.config.server);
+                done.addresses.insert(to.clone());
+                refused = Some(said);
+            } else {
+                later = Some(Refusal { said, is_for_good });
+            }
+        }
+        let forget = if taken.is_empty() {
+            true
+        } else if let Some(refusal) = answer(server.command(Data).await)? {
+            later = Some(refusal);
+            true
+        } else if let Some(refusal) = answer(server.message(mail).await)? {
+            later = Some(refusal);
+            false
+        } else {
+            done.is_taken = true;
+            done.addresses.extend(taken);
+            false
+        };
+        if forget {
+            server.command(Rset).await.map_err(|error| said(&error))?;
+        }
+        if later.is_none() && !done.is_taken {
+            // Nobody has it, and the next time each is asked again.
+            done.addresses.clear();
+            later = refused.map(|said| Refusal { said, is_for_good: true });
+        }
+        Ok(later)
     }
 
     /// What a server is asked for has an end.
@@ -221,9 +320,26 @@ impl NoticeSink for MailSink {
     async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
         let sent = self.send(notices).await;
         if sent.is_ok() {
-            self.taken.clear();
+            // Nobody brings them again.
+            notices.iter().for_each(|notice| drop(self.done.remove(&notice.id())));
         }
         sent.map_err(|why| format!("mail server {}, port {}: {why}", self.config.server, self.config.port))
+    }
+
+    fn failed(&self) -> Failed {
+        self.failed
+    }
+}
+
+/// What it says to a command: nothing but that, or that it ends.
+fn answer(answer: Result<Response, SmtpError>) -> Result<Option<Refusal>, String> {
+    match answer {
+        Ok(_) => Ok(None),
+        // It is about to end (RFC 5321, section 3.8).
+        Err(error) if error.status().is_some_and(|code| u16::from(code) != 421) => {
+            Ok(Some(Refusal { said: said(&error), is_for_good: error.is_permanent() }))
+        }
+        Err(error) => Err(said(&error)),
     }
 }
 
@@ -312,7 +428,7 @@ fn in_header(text: &str) -> String {
 }
 
 /// What went wrong, and what to do where TLS did.
-fn said(error: &lettre::transport::smtp::Error) -> String {
+fn said(error: &SmtpError) -> String {
     // The kinds around it say nothing more, but for the code of an answer.
     let mut inner: &dyn std::error::Error = error;
     while let (None, Some(source)) = (error.status(), inner.source()) {

@@ -18,7 +18,7 @@
 //! ```
 
 use self::{
-    seen::{Kind, Seen},
+    seen::{Engine, Kind, Seen},
     window::{Counts, Usual, Window},
 };
 use super::line::{Line, Time};
@@ -44,7 +44,7 @@ mod window;
 
 #[cfg(feature = "mail")]
 pub use self::mail::MailSink;
-pub use self::sink::{AlertSink, NoticeSink, SharedAlerts};
+pub use self::sink::{AlertSink, Failed, NoticeSink, SharedAlerts};
 pub use crate::config::alert::{QUIET_DEFAULT, RULE_NAME_BYTES_MAX, RULES_MAX, Rule, SPAN_MAX, When};
 
 /// Most troubles of one rule at once, each of another caller, KEK, …; what comes beyond is one trouble, of [`OTHERS`]. As many are counted
@@ -52,6 +52,8 @@ pub use crate::config::alert::{QUIET_DEFAULT, RULE_NAME_BYTES_MAX, RULES_MAX, Ru
 pub const SUBJECTS_MAX: usize = 1000;
 /// Most nodes that one trouble is known of.
 const NODES_MAX: usize = 1000;
+/// A clock that is so much earlier than it was before was set back.
+const SET_BACK: Duration = Duration::from_secs(10);
 /// The subject of what is too many.
 pub const OTHERS: &str = "others";
 /// A usual rate is known after so many minutes.
@@ -147,7 +149,7 @@ struct Waiting {
 #[derive(Debug)]
 pub struct Alerts {
     rules: Vec<Rule>,
-    /// The latest time that was heard of: time never goes back here, whichever node's clock is behind.
+    /// The latest time that was heard of: time never goes back here, whichever node's clock is behind, but with the clock of who follows.
     now: Time,
     /// By rule and subject.
     troubles: BTreeMap<(usize, String), Trouble>,
@@ -184,33 +186,33 @@ impl Alerts {
     /// A line of a node's trail, at the time that it says, or `now`, the wall clock's, where that is earlier: a node whose clock is ahead
     /// takes nobody along. Lines of several nodes may come as they are followed, late ones late.
     pub fn line(&mut self, now: Time, node: &str, line: &Line) -> Vec<Notice> {
-        self.see(line.time.min(now), Seen::of_line(node, line))
+        self.see(now, line.time.min(now), Seen::of_line(node, line))
     }
 
     /// A node's trail cannot be followed, or with `None` can again ([`Told::Held`](super::Told::Held),
     /// [`Told::GoesOn`](super::Told::GoesOn)): to the rules a trail that is broken.
     pub fn held(&mut self, now: Time, node: &str, why: Option<&str>) -> Vec<Notice> {
-        self.see(now, vec![Seen::of_held(node, why)])
+        self.see(now, now, vec![Seen::of_held(node, why)])
     }
 
     /// An event of an engine.
     pub fn event(&mut self, now: Time, event: &Event) -> Vec<Notice> {
-        self.see(now, Seen::of_event(event))
+        self.see(now, now, Seen::of_event(event))
     }
 
     /// The leases of an engine, as they are now.
     pub fn leases(&mut self, now: Time, leases: &[LeaseStatus]) -> Vec<Notice> {
-        self.see(now, leases.iter().map(Seen::of_lease).collect())
+        self.see(now, now, leases.iter().map(|lease| Seen::of_lease(now, lease)).collect())
     }
 
     /// The workers of a token, as they are now.
     pub fn workers(&mut self, now: Time, token: &TokenName, workers: Workers) -> Vec<Notice> {
-        self.see(now, vec![Seen::of_workers(token, workers)])
+        self.see(now, now, vec![Seen::of_workers(token, workers)])
     }
 
     /// Time goes by: says what is over because nothing was seen of it any more.
     pub fn tick(&mut self, now: Time) -> Vec<Notice> {
-        self.see(now, Vec::new())
+        self.see(now, now, Vec::new())
     }
 
     /// What each rule would say, as a trouble begins and as it is over: to see that notices arrive where they should. Changes nothing.
@@ -231,19 +233,35 @@ impl Alerts {
         self.rules.iter().flat_map(of).collect()
     }
 
-    fn see(&mut self, now: Time, seen: Vec<Seen>) -> Vec<Notice> {
+    fn see(&mut self, wall: Time, now: Time, seen: Vec<Seen>) -> Vec<Notice> {
+        // No time that was heard of is later than that clock was then.
+        if since(self.now, wall) > SET_BACK {
+            self.set_back(wall);
+        }
         self.now = self.now.max(now);
         let mut notices = self.quiet();
         notices.extend(self.lasting());
         for seen in seen {
-            if matches!(seen.kind, Kind::Began) {
-                notices.extend(self.began(&seen.node));
+            if let Kind::Began(engine) | Kind::Ended(engine) = &seen.kind {
+                let is_begin = matches!(seen.kind, Kind::Began(_));
+                let is_gone = |says: &str| Engine::ends(engine.as_ref(), is_begin, &seen.node, says);
+                notices.extend(self.gone(is_gone));
             }
             for rule in 0..self.rules.len() {
                 notices.extend(self.judge(rule, &seen));
             }
         }
         notices
+    }
+
+    /// The clock of who follows was set back: what was later is of this moment, so that time goes by.
+    fn set_back(&mut self, now: Time) {
+        (self.now, self.lasted) = (now, self.lasted.min(now));
+        self.troubles.values_mut().for_each(|trouble| trouble.last = trouble.last.min(now));
+        let waiting = self.waiting.values_mut().flat_map(|waiting| waiting.nodes.values_mut());
+        waiting.for_each(|since| *since = (*since).min(now));
+        self.windows.values_mut().for_each(|window| window.set_back(now));
+        self.usual.values_mut().for_each(|usual| usual.set_back(now));
     }
 
     /// What one rule says to what was seen.
@@ -352,17 +370,26 @@ impl Alerts {
         self.end(&key, why)
     }
 
-    /// A process that begins, or ends in order, has none of the workers of the one before, and says anew what it does not prove.
-    fn began(&mut self, node: &str) -> Vec<Notice> {
+    /// A process that begins has none of the workers of the one before, and says anew what it does not prove: what engines say that are gone
+    /// is over.
+    fn gone(&mut self, is_gone: impl Fn(&str) -> bool) -> Vec<Notice> {
         let rules = &self.rules;
         let is_of_process = |(at, _): &(usize, String)| {
             rules.get(*at).is_some_and(|rule| matches!(rule.when, When::WorkersSpent | When::NotProved { .. }))
         };
-        let waiting: Vec<_> = self.waiting.keys().filter(|key| is_of_process(key)).cloned().collect();
-        let troubles: Vec<_> = self.troubles.keys().filter(|key| is_of_process(key)).cloned().collect();
-        waiting.into_iter().for_each(|(at, subject)| self.waits_no_more(at, &subject, node));
-        let over = |(at, subject): (usize, String)| self.over(at, &subject, node, "its process ended");
-        troubles.into_iter().filter_map(over).collect()
+        self.waiting.retain(|key, waiting| {
+            if is_of_process(key) {
+                waiting.nodes.retain(|says, _| !is_gone(says));
+            }
+            !waiting.nodes.is_empty()
+        });
+        let mut gone = Vec::new();
+        for (key, trouble) in self.troubles.iter().filter(|(key, _)| is_of_process(key)) {
+            gone.extend(trouble.nodes.iter().filter(|says| is_gone(says)).map(|says| (key.clone(), says.clone())));
+        }
+        let over =
+            |((at, subject), says): ((usize, String), String)| self.over(at, &subject, &says, "its process ended");
+        gone.into_iter().filter_map(over).collect()
     }
 
     fn end(&mut self, key: &(usize, String), why: &str) -> Option<Notice> {

@@ -5,7 +5,10 @@ use crate::{
     lease::Change,
     leash::LeaseStatus,
     name::{KekVersion, TokenName},
-    telemetry::{Event, trail::Deed},
+    telemetry::{
+        Event,
+        trail::{Deed, ENGINE_AT},
+    },
     token::Workers,
 };
 use std::time::Duration;
@@ -44,8 +47,10 @@ pub(super) enum Kind {
     NotProvedSince(Time),
     SecretExpired(String),
     SecretRenewed(String),
-    /// A process.
-    Began,
+    /// An engine: this one, of this process, which are known where its line says so.
+    Began(Option<Engine>),
+    /// It ended in order.
+    Ended(Option<Engine>),
 }
 
 /// Who follows, as a node: what it says is over when it says so.
@@ -87,6 +92,7 @@ impl Seen {
             (None, None) => what.to_owned(),
         };
         let is = |deed: Deed| operation == deed.name();
+        let engine = line.correlation.as_deref().and_then(Engine::of);
         // The engine's own unwraps, ahead of a TTL, are nobody's use.
         let is_use = [Deed::AccountOpen, Deed::SecretGet, Deed::Blocks].into_iter().any(is)
             || is(Deed::KeyUnwrap) && line.caller.is_some();
@@ -129,8 +135,10 @@ impl Seen {
             see(Kind::WorkersSpent, format!("{} on {node}", of_token()));
         } else if is(Deed::WorkersBack) {
             see(Kind::WorkersAlive, format!("{} on {node}", of_token()));
-        } else if is(Deed::EngineBegin) || is(Deed::EngineClose) {
-            see(Kind::Began, String::new());
+        } else if is(Deed::EngineBegin) {
+            see(Kind::Began(engine.clone()), String::new());
+        } else if is(Deed::EngineClose) {
+            see(Kind::Ended(engine.clone()), String::new());
         } else if is(Deed::SecretExpired) {
             let version = line.secret_version.unwrap_or(0);
             see(Kind::SecretExpired(format!("version {version}, its newest, is past its expiry")), of_secret());
@@ -145,6 +153,14 @@ impl Seen {
         } else if operation == RESUMED {
             let lost = line.dropped.unwrap_or(0);
             see(Kind::TrailWhole(format!("it is kept again, {lost} records were lost")), format!("trail of {node}"));
+        }
+        // Engines of one process say it each for itself.
+        let of_engine = |seen: &&mut Self| {
+            let kind = &seen.kind;
+            matches!(kind, Kind::NotProvedSince(_) | Kind::ProvedAgo(_) | Kind::WorkersSpent | Kind::WorkersAlive)
+        };
+        if let Some(engine) = &engine {
+            seen.iter_mut().filter(of_engine).for_each(|seen| seen.node = engine.on(says));
         }
         // What a secret is they all say alike.
         let of_all = |seen: &&mut Self| matches!(seen.kind, Kind::SecretExpired(_) | Kind::SecretRenewed(_));
@@ -181,13 +197,52 @@ impl Seen {
         }
     }
 
-    pub(super) fn of_lease(lease: &LeaseStatus) -> Self {
-        Self::new(Kind::ProvedAgo(lease.proved_ago.unwrap_or_default()), format!("KEK {}", lease.kek))
+    pub(super) fn of_lease(now: Time, lease: &LeaseStatus) -> Self {
+        // What was never proved, though it was tried, waits since it is known; of what nobody tried there is nothing to say.
+        let kind = match (lease.proved_ago, &lease.trouble) {
+            (None, Some(_)) => Kind::NotProvedSince(now),
+            (ago, _) => Kind::ProvedAgo(ago.unwrap_or_default()),
+        };
+        Self::new(kind, format!("KEK {}", lease.kek))
     }
 
     pub(super) fn of_workers(token: &TokenName, workers: Workers) -> Self {
         let kind = if workers.restart_needed() { Kind::WorkersSpent } else { Kind::WorkersAlive };
         Self::new(kind, format!("token {token}"))
+    }
+}
+
+/// Which engine of which process says something of itself: [`Correlation::of_engine`](crate::telemetry::trail::Correlation).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Engine {
+    process: String,
+    engine: String,
+}
+
+/// Between a node and an engine of it; no name of a node has one.
+const OF_NODE: char = '#';
+
+impl Engine {
+    fn of(correlation: &str) -> Option<Self> {
+        let (process, engine) = correlation.split_at_checked(2 * ENGINE_AT)?;
+        Some(Self { process: process.to_owned(), engine: engine.to_owned() })
+    }
+
+    /// As who says something.
+    fn on(&self, node: &str) -> String {
+        format!("{node}{OF_NODE}{}{}", self.process, self.engine)
+    }
+
+    /// Whether `says` is of that node, and gone when this engine of it begins, or has ended.
+    pub(super) fn ends(this: Option<&Self>, is_begin: bool, node: &str, says: &str) -> bool {
+        let Some(rest) = says.strip_prefix(node) else { return false };
+        let other = if rest.is_empty() { None } else { rest.strip_prefix(OF_NODE) };
+        match (this, other) {
+            (_, None) => rest.is_empty(),
+            (None, Some(_)) => true,
+            (Some(this), Some(_)) if !is_begin => says == this.on(node),
+            (Some(this), Some(other)) => !other.starts_with(&this.process),
+        }
     }
 }
 

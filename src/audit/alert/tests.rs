@@ -1,19 +1,15 @@
 //! Rules on what is seen, at times that the test says.
 
 use super::*;
-use crate::audit::{AuditSink, Event as TrailEvent};
 use crate::{
     access::Pattern,
     lease::{Change, Phase},
-    name::{KekName, KekVersion, NodeName},
+    name::{KekName, KekVersion},
     token::KekId,
 };
-use async_trait::async_trait;
 use proptest::prelude::*;
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
-};
+
+mod sinks;
 
 const MINUTE: u64 = 60_000;
 /// Later than all that is seen.
@@ -198,6 +194,13 @@ fn a_broken_trail_spent_workers_and_missing_proofs_are_told_and_over_when_they_a
     assert_eq!(said(&alerts.leases(at(6), &[lease(61)])), ["+KEK tenants/1"]);
     assert_eq!(alerts.leases(at(7), &[lease(76)]), []);
     assert_eq!(said(&alerts.leases(at(8), &[lease(3)])), ["-KEK tenants/1"]);
+    // Never: nobody tried, and then it was tried in vain.
+    let never = |trouble: Option<&str>| LeaseStatus { proved_ago: None, trouble: trouble.map(Into::into), ..lease(0) };
+    assert_eq!(alerts.leases(at(9), &[never(None)]), []);
+    assert_eq!(alerts.leases(at(10), &[never(Some("silent"))]), []);
+    assert_eq!(alerts.leases(at(10 + MINUTE), &[never(Some("silent"))]), []);
+    assert_eq!(said(&alerts.leases(at(11 + MINUTE), &[never(Some("silent"))])), ["+KEK tenants/1"]);
+    assert_eq!(said(&alerts.leases(at(12 + MINUTE), &[lease(0)])), ["-KEK tenants/1"]);
 }
 
 #[test]
@@ -391,6 +394,56 @@ fn a_clock_that_is_behind_ends_nothing_and_begins_nothing_twice() {
 }
 
 #[test]
+fn when_the_clock_of_who_follows_is_set_back_time_goes_by_all_the_same() {
+    let rules = [
+        ("refused", When::Forbidden { more_than: 2, within: Duration::from_secs(60) }),
+        ("strangers", When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] }),
+        ("proofs", When::NotProved { longer_than: Duration::from_secs(420) }),
+    ];
+    let rules = rules.map(|(name, when)| Rule::new(name, when).unwrap());
+    let mut alerts = Alerts::new(rules.into()).unwrap();
+    let wrong = 600 * MINUTE;
+    let mut hear = |ms, operation, more: &str| said(&alerts.line(at(ms), "n", &line(ms, operation, more)));
+    assert_eq!(hear(wrong, "SecretGet", &by("eve")), ["+caller eve"]);
+    assert_eq!(hear(wrong, "Forbidden", &by("web-1")), [""; 0]);
+    assert_eq!(hear(wrong, "NotProved", r#","kek":"k","kek_version":1"#), [""; 0]);
+    // Ten hours back.
+    assert_eq!(hear(0, "Forbidden", &by("web-1")), [""; 0]);
+    for minutes in 1..4 {
+        assert_eq!(hear(2 * minutes * MINUTE, "Forbidden", &by("web-1")), [""; 0], "none in a minute");
+    }
+    assert_eq!(said(&alerts.tick(at(8 * MINUTE))), ["+KEK k/1"]);
+    assert_eq!(said(&alerts.tick(at(10 * MINUTE))), ["-caller eve"]);
+}
+
+#[test]
+fn an_engine_that_begins_beside_another_in_its_process_ends_nothing_of_that_and_one_of_the_next_process_does() {
+    let workers = Rule::new("workers", When::WorkersSpent).unwrap();
+    let proofs = Rule::new("proofs", When::NotProved { longer_than: Duration::from_secs(60) }).unwrap();
+    let mut alerts = Alerts::new(vec![workers, proofs]).unwrap();
+    let by_engine =
+        |process: char, engine: char| format!("{}{}", process.to_string().repeat(16), engine.to_string().repeat(16));
+    let mut hear = |ms, operation, process, engine| {
+        let more = format!(
+            r#","kek":"k","kek_version":1,"token":"t","took_us":0,"correlation":"{}""#,
+            by_engine(process, engine)
+        );
+        said(&alerts.line(at(YEAR), "a", &line(ms, operation, &more)))
+    };
+    assert_eq!(hear(0, "EngineBegin", 'a', '1'), [""; 0]);
+    assert_eq!(hear(0, "NotProved", 'a', '1'), [""; 0]);
+    assert_eq!(hear(1, "WorkersSpent", 'a', '1'), ["+token t on a"]);
+    assert_eq!(hear(2, "EngineBegin", 'a', '2'), [""; 0], "another one beside it");
+    assert_eq!(hear(3, "NotProved", 'a', '2'), [""; 0]);
+    assert_eq!(hear(2 * MINUTE, "EngineBegin", 'a', '3'), ["+KEK k/1"]);
+    assert_eq!(hear(2 * MINUTE, "Proved", 'a', '2'), [""; 0], "the first does not prove it");
+    assert_eq!(hear(2 * MINUTE, "EngineClose", 'a', '3'), [""; 0]);
+    assert_eq!(hear(3 * MINUTE, "EngineBegin", 'b', '1'), ["-token t on a", "-KEK k/1"], "the next process");
+    assert_eq!(hear(4 * MINUTE, "WorkersSpent", 'b', '1'), ["+token t on a"]);
+    assert_eq!(hear(5 * MINUTE, "EngineClose", 'b', '1'), ["-token t on a"]);
+}
+
+#[test]
 fn rules_out_of_bounds_are_refused_by_name_and_each_is_rehearsed() {
     let hour = Duration::from_secs(3600);
     for (name, when) in [
@@ -410,54 +463,4 @@ fn rules_out_of_bounds_are_refused_by_name_and_each_is_rehearsed() {
     let alerts = Alerts::new(vec![rule(), Rule::new("other", When::Denied).unwrap()]).unwrap();
     assert_eq!(alerts.rehearse(at(0)).iter().filter(|notice| !notice.is_over).count(), 2);
     assert!(alerts.troubles.is_empty());
-}
-
-/// Takes notices, or does not.
-#[derive(Debug, Clone, Default)]
-struct Desk {
-    taken: Arc<Mutex<Vec<Notice>>>,
-    is_closed: Arc<AtomicBool>,
-}
-
-#[async_trait]
-impl NoticeSink for Desk {
-    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
-        if self.is_closed.load(Ordering::SeqCst) {
-            return Err("closed".into());
-        }
-        self.taken.lock().unwrap().extend_from_slice(notices);
-        Ok(())
-    }
-}
-
-fn event(seq: u64, ms: u64, operation: &str, more: &str) -> TrailEvent {
-    let line = Line { seq, ..line(ms, operation, more) };
-    TrailEvent { node: NodeName::new("web-1").unwrap(), seq, time: line.time, line: line.encode().unwrap() }
-}
-
-#[tokio::test]
-async fn a_notice_that_was_not_taken_is_owed_and_events_that_come_again_are_counted_once() {
-    let desk = Desk::default();
-    let rule = Rule::new("refused", When::Forbidden { more_than: 2, within: Duration::from_secs(60) }).unwrap();
-    let stranger = Rule::new("strangers", When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] }).unwrap();
-    let mut sink = AlertSink::new(Alerts::new(vec![rule, stranger]).unwrap(), desk.clone());
-    let batch = [event(0, 0, "Forbidden", &by("eve")), event(1, 1, "SecretGet", &by("eve"))];
-    desk.is_closed.store(true, Ordering::SeqCst);
-    for _ in 0..3 {
-        assert_eq!(sink.deliver(&batch).await, Err("closed".into()), "not acknowledged");
-    }
-    desk.is_closed.store(false, Ordering::SeqCst);
-    sink.deliver(&batch).await.unwrap();
-    assert_eq!(said(&desk.taken.lock().unwrap()), ["+caller eve"], "the stranger; one refusal is no trouble");
-    // While events come, the wall clock says nothing: they are of a trail that is behind.
-    sink.tick(at(60 * MINUTE)).await.unwrap();
-    assert_eq!(desk.taken.lock().unwrap().len(), 1);
-    sink.tick(at(60 * MINUTE)).await.unwrap();
-    let taken = desk.taken.lock().unwrap().clone();
-    assert_eq!(said(&taken), ["+caller eve", "-caller eve"]);
-    let ids: BTreeSet<_> = taken.iter().map(Notice::id).collect();
-    assert_eq!(ids.len(), 2);
-    let json: serde_json::Value = serde_json::from_slice(&taken[0].json()).unwrap();
-    assert_eq!((json["rule"].as_str(), json["event"].as_str()), (Some("strangers"), Some("web-1/1")));
-    assert!(taken[0].json().starts_with(b"{\"id\":\"strangers/caller eve/"));
 }

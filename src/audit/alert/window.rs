@@ -42,6 +42,14 @@ impl Window {
     }
 }
 
+impl Window {
+    /// What was later than now was now.
+    pub(super) fn set_back(&mut self, now: Time) {
+        // The next one counted begins a part of its own, in their order.
+        self.parts.iter_mut().for_each(|(at, _)| *at = (*at).min(now.unix_ms()));
+    }
+}
+
 impl Counts for Window {
     fn last(&self) -> Time {
         Time::from_unix_ms(self.parts.back().map_or(0, |(at, _)| *at))
@@ -76,6 +84,11 @@ impl Usual {
         }
         self.count = self.count.saturating_add(1);
         (self.minutes >= LEARNING_MINUTES).then_some((self.count, self.mean))
+    }
+
+    /// What was later than now was now.
+    pub(super) fn set_back(&mut self, now: Time) {
+        self.minute = self.minute.map(|minute| minute.min(now.unix_ms() / MINUTE_MS));
     }
 
     /// Nothing is known any more.

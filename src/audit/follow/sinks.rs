@@ -122,12 +122,14 @@ pub struct CommandSink {
     args: Vec<OsString>,
     /// Not for it to see.
     hidden: Vec<OsString>,
+    /// It ended by itself the last time, whatever it said.
+    answered: Arc<AtomicBool>,
 }
 
 impl CommandSink {
     /// This program, with these arguments.
     pub fn new(program: impl Into<OsString>, args: impl IntoIterator<Item = OsString>) -> Self {
-        Self { program: program.into(), args: args.into_iter().collect(), hidden: Vec::new() }
+        Self { program: program.into(), args: args.into_iter().collect(), hidden: Vec::new(), answered: Arc::default() }
     }
 
     /// Does not give it this variable of the environment: one that holds a PIN.
@@ -145,7 +147,14 @@ impl CommandSink {
         for variable in &self.hidden {
             command.env_remove(variable);
         }
-        blocking(move |stop| run(command, &bytes, stop).map_err(|why| format!("{name}: {why}"))).await
+        let answered = self.answered.clone();
+        answered.store(false, Ordering::SeqCst);
+        blocking(move |stop| run(command, &bytes, stop, &answered).map_err(|why| format!("{name}: {why}"))).await
+    }
+
+    /// False where it could not be started, or had to be killed.
+    pub(in crate::audit) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::SeqCst)
     }
 }
 
@@ -156,7 +165,7 @@ impl AuditSink for CommandSink {
     }
 }
 
-fn run(mut command: Command, bytes: &[u8], stop: &AtomicBool) -> Result<(), String> {
+fn run(mut command: Command, bytes: &[u8], stop: &AtomicBool, answered: &AtomicBool) -> Result<(), String> {
     let io = |error: io::Error| error.to_string();
     // In memory, and whole before the command begins: it need not be waited for, and is not torn where this process ends.
     let mut input = File::from(memfd_create("keyleash-events", MemfdFlags::CLOEXEC).map_err(|error| io(error.into()))?);
@@ -175,5 +184,6 @@ fn run(mut command: Command, bytes: &[u8], stop: &AtomicBool) -> Result<(), Stri
         thread::sleep(PAUSE);
     }
     let status = running.end().map_err(io)?;
+    answered.store(true, Ordering::SeqCst);
     if status.success() { Ok(()) } else { Err(said(status)) }
 }

@@ -3,7 +3,7 @@
 use crate::{
     audit::{
         args::{Follow, SinkKind},
-        follow::{Destination, StdoutSink, follow, sink_failed},
+        follow::{Destination, StdoutSink, follow, held, sink_failed},
     },
     exit::Failure,
     output::{Output, count},
@@ -75,20 +75,22 @@ pub(crate) async fn run(command: Alert, setup: &Setup, output: Output) -> Result
     match command {
         Alert::Watch(mut args) => {
             let to = std::mem::take(&mut args.to);
-            let shared = SharedAlerts::new(AlertSink::new(alerts, notice_sink(args.sink, to, setup)?));
-            let held = Mutex::new(Vec::new());
+            let sink = AlertSink::new(alerts, notice_sink(args.sink, to, setup)?);
+            let sink = sink.on_untaken(move |why| output.failure(&sink_failed(why.to_owned())));
+            let shared = SharedAlerts::new(sink);
+            let heard = Mutex::new(Vec::new());
             let hear = |told: &Told| {
                 let held_now = match told {
                     Told::Held(node, why) => (node.to_string(), Some(why.clone())),
                     Told::GoesOn(node) => (node.to_string(), None),
                     _ => return,
                 };
-                held.lock().unwrap_or_else(PoisonError::into_inner).push(held_now);
+                heard.lock().unwrap_or_else(PoisonError::into_inner).push(held_now);
             };
             let tell_held = async || {
-                let held = std::mem::take(&mut *held.lock().unwrap_or_else(PoisonError::into_inner));
+                let taken = std::mem::take(&mut *heard.lock().unwrap_or_else(PoisonError::into_inner));
                 let mut told = Ok(());
-                for (node, why) in held {
+                for (node, why) in taken {
                     told = shared.held(&node, why.as_deref()).await;
                 }
                 told
@@ -105,7 +107,11 @@ pub(crate) async fn run(command: Alert, setup: &Setup, output: Output) -> Result
             };
             let followed = follow(args, Box::new(shared.clone()), tick, hear, setup, output).await;
             tell_held().await.map_err(sink_failed)?;
-            followed
+            followed?;
+            match shared.untaken().await {
+                0 => Ok(()),
+                notices => Err(held(format!("{} not taken: see what was said of each", count(notices, "notice")))),
+            }
         }
         Alert::Test(Test { sink, to }) => {
             let notices = alerts.rehearse(now());

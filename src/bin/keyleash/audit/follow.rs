@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use keyleash::{
     audit::{
         AuditSink, CommandSink, Event, FileSink, Follower, Told, Until,
-        alert::{Notice, NoticeSink},
+        alert::{Failed, Notice, NoticeSink},
         line::Time,
     },
     clock::Clock,
@@ -44,6 +44,10 @@ impl AuditSink for StdoutSink {
 impl NoticeSink for StdoutSink {
     async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
         to_stdout(notices.iter().flat_map(Notice::json).collect()).await
+    }
+
+    fn failed(&self) -> Failed {
+        Failed::Away
     }
 }
 
@@ -170,6 +174,6 @@ pub(crate) fn sink_failed(why: String) -> Failure {
     Failure::io("the sink", io::Error::other(why))
 }
 
-fn held(what: String) -> Failure {
+pub(crate) fn held(what: String) -> Failure {
     Failure::Partial { what, code: NOT_WHOLE }
 }
