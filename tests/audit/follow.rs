@@ -3,7 +3,7 @@
 use crate::{
     crash::{self, KILLS, KILLS_DEFAULT},
     golden::Trail as Golden,
-    rig::{NODE, PATIENCE, Rig, START_MS, admin, at_rest, data, files, record, until},
+    rig::{NODE, PATIENCE, Rig, START_MS, admin, at_rest, bytes, data, files, record, until},
 };
 use async_trait::async_trait;
 use keyleash::{
@@ -17,7 +17,7 @@ use std::{
     ffi::OsString,
     fs,
     io::{self, BufRead, BufReader, Read},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
@@ -77,16 +77,7 @@ async fn once(follower: Follower, sink: &mut dyn AuditSink) -> Result<Vec<String
 
 /// The lines of a node as they stand in its files.
 fn lines(node: &Path) -> Vec<String> {
-    let read = |path: &PathBuf| {
-        let bytes = fs::read(path).unwrap();
-        let mut text = String::new();
-        match path.extension().is_some_and(|is| is == "gz") {
-            true => drop(flate2::read::GzDecoder::new(&bytes[..]).read_to_string(&mut text).unwrap()),
-            false => text = String::from_utf8(bytes).unwrap(),
-        }
-        text.lines().map(str::to_owned).collect::<Vec<_>>()
-    };
-    files(node).iter().flat_map(read).collect()
+    String::from_utf8(bytes(node)).unwrap().lines().map(str::to_owned).collect()
 }
 
 fn is_all(taken: &Taken, node: &Path) {

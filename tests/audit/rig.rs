@@ -152,7 +152,12 @@ pub(crate) async fn put_date(store: &dyn KeyStore, date_unix: u64) {
 }
 
 fn below(folder: &Path, found: &mut Vec<PathBuf>) {
-    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+    let entries = match fs::read_dir(folder) {
+        // It was empty, and was removed meanwhile.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        entries => entries.unwrap(),
+    };
+    for path in entries.map(|entry| entry.unwrap().path()) {
         if path.is_dir() {
             below(&path, found);
         } else if ["PT1H.json", "PT1H.json.gz"].contains(&&*path.file_name().unwrap().to_string_lossy()) {
@@ -165,20 +170,34 @@ fn below(folder: &Path, found: &mut Vec<PathBuf>) {
 pub(crate) fn files(node: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     below(node, &mut found);
-    found.sort();
-    found
+    // What is being compressed is there twice, for as long as the disk takes to sync.
+    let is_twice =
+        |path: &PathBuf| path.extension().is_some_and(|is| is == "gz") && found.contains(&path.with_extension(""));
+    let mut files: Vec<_> = found.iter().filter(|path| !is_twice(path)).cloned().collect();
+    files.sort();
+    files
+}
+
+/// What stands in the files of a node, one behind the other.
+pub(crate) fn bytes(node: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for path in files(node) {
+        match fs::read(&path) {
+            Ok(file) if path.extension().is_some_and(|is| is == "gz") => {
+                flate2::read::GzDecoder::new(&file[..]).read_to_end(&mut bytes).unwrap();
+            }
+            Ok(file) => bytes.extend(file),
+            // It was compressed meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return self::bytes(node),
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+    }
+    bytes
 }
 
 /// Every line of a node, read in the dullest way, and the sizes of its checkpoints.
 pub(crate) fn read(node: &Path, keys: &Keys) -> (Vec<Line>, Vec<u64>) {
-    let mut bytes = Vec::new();
-    for path in files(node) {
-        let file = fs::read(&path).unwrap();
-        match path.extension().is_some_and(|is| is == "gz") {
-            true => drop(flate2::read::GzDecoder::new(&file[..]).read_to_end(&mut bytes).unwrap()),
-            false => bytes.extend(file),
-        }
-    }
+    let bytes = bytes(node);
     assert!(bytes.is_empty() || bytes.ends_with(b"\n"), "a torn line");
     // What the library's own verifier says of it.
     let store = fs::read_to_string(node.join("checkpoints")).unwrap();

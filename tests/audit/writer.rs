@@ -451,9 +451,7 @@ async fn files_are_compressed_after_a_day_and_removed_by_age_with_a_note_in_thei
         manual.advance(DAY);
     }
     until("compressed, and the plain ones gone", || {
-        let files = rig.files();
-        let is_done = files.iter().all(|file| !files.contains(&format!("{file}.gz")));
-        is_done && files.iter().filter(|file| file.ends_with(".gz")).count() == 2
+        rig.files().iter().filter(|file| file.ends_with(".gz")).count() == 2
     });
     assert!(!rig.node().join(FIRST).exists());
     assert_eq!(numbers(&rig.read().0), [0, 1, 2]);
