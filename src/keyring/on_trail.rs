@@ -210,7 +210,7 @@ impl Keyring {
     /// What the engine says of itself, and says is over.
     pub(crate) fn note_of_itself(&self, deed: Deed, tell: impl FnOnce(&mut Record)) {
         let tell = |record: &mut Record| {
-            record.by = Asker::nobody(*self.on_trail.own.get_or_init(Correlation::of_engine));
+            record.by.correlation = *self.on_trail.own.get_or_init(Correlation::of_engine);
             tell(record);
         };
         self.note_of(deed, || Outcome::Done, tell);

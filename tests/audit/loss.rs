@@ -125,7 +125,7 @@ async fn what_is_lost_as_it_is_closed_or_by_a_fault_is_told() {
         is_lost(writer.note(data(1)), "it was closed");
         gate.set(false);
         let error = closing.await.unwrap().unwrap_err();
-        assert!(error.to_string().contains("1 records are lost"), "{error}");
+        assert!(error.to_string().contains("1 record lost"), "{error}");
         is_lost(writer.note(data(2)), "it was closed");
         assert_eq!(writer.serves().is_ok(), on_failure == OnFailure::Continue, "nothing is kept any more");
         assert_eq!(writer.standing().unwrap().lost, 2);

@@ -102,7 +102,7 @@ async fn in_a_namespace_of_its_own() {
         number += 1;
     }
     let error = writer.close(PATIENCE).await.unwrap_err();
-    assert!(error.to_string().contains("1 records are lost"), "{error}");
+    assert!(error.to_string().contains("1 record lost"), "{error}");
     fs::remove_file(disk.join("fill")).unwrap();
     let writer = rig.open(options()).await.unwrap();
     writer.write(later(3000)).await.unwrap();

@@ -15,6 +15,7 @@ use crate::{
     clock::Instant,
     error::Result,
     name::AccountId,
+    store::number_of,
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -442,7 +443,9 @@ impl Scribe {
             None => Err("some came as it was being closed".to_owned()),
             Some(why) => Err(why),
         };
-        let outcome = outcome.map_err(|why| self.shared.error(&format!("{why}; {lost} records are lost")));
+        // Only what the trail adds of its own, a tally or a checkpoint, was too much for the disk, say: the next start writes it.
+        let of_records = if lost == 0 { "every record is kept".into() } else { number_of(lost, "record") + " lost" };
+        let outcome = outcome.map_err(|why| self.shared.error(&format!("{why}; {of_records}")));
         drop(self.disk); // gives the lock back, before anybody hears of the end
         self.shared.end(&outcome);
     }
