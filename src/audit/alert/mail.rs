@@ -176,7 +176,7 @@ impl MailSink {
                 taken.push(to.clone());
                 continue;
             };
-            let said = format!("{}: {said}", visible(&to.to_string(), HEADER_CHARS_MAX));
+            let said = format!("{}: {said}", visible(to.as_ref(), HEADER_CHARS_MAX));
             if is_for_good {
                 tracing::error!("mail server {} refuses {said}: see mail.to", self.config.server);
                 done.addresses.insert(to.clone());
