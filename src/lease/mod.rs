@@ -482,7 +482,8 @@ mod tests {
     /// step what the promises say. Time is kept relative, so that states are finitely many.
     #[test]
     fn no_schedule_breaks_a_promise() {
-        const DEPTH: usize = 8;
+        // A step more is three times the states; optimised they take a tenth.
+        const DEPTH: usize = if cfg!(debug_assertions) { 6 } else { 8 };
         #[derive(Clone, Copy, PartialEq, Eq, Hash)]
         struct World {
             lease: Lease,

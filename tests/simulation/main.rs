@@ -84,8 +84,8 @@ use std::{
 };
 use world::Quiet;
 
-/// Seeds where nothing is said: a minute of a build that is not optimised, for its checks of overflow. CI runs 10,000 optimised ones too.
-const SEEDS: u64 = 200;
+/// Seeds where nothing is said: half a minute of a build that is not optimised, for its checks of overflow. CI runs 10,000 optimised ones too.
+const SEEDS: u64 = 100;
 /// So many seeds that fail end a run, where nothing is said.
 const FAILURES_MAX: u64 = 10;
 /// moka's housekeeping goes by real time too: where the machine stands still for 300 ms in the midst of a seed, two tasks of one instant
@@ -229,7 +229,7 @@ impl Watchdog {
 #[test]
 fn one_seed_has_one_trace() {
     quiet_scripted_panics();
-    let (from, seeds) = (env("KEYLEASH_SIM_FROM").unwrap_or(0), env("KEYLEASH_SIM_TRACED").unwrap_or(40));
+    let (from, seeds) = (env("KEYLEASH_SIM_FROM").unwrap_or(0), env("KEYLEASH_SIM_TRACED").unwrap_or(20));
     let (mut happened, mut differ) = (0, Vec::new());
     for (of, seed) in [Of::One, Of::Fleet].into_iter().flat_map(|of| (from..from + seeds).map(move |seed| (of, seed))) {
         let (mut one, mut other) = (run(of, seed, true), run(of, seed, true));

@@ -36,12 +36,15 @@ fn machine(time: &ManualClock, rng: &mut StdRng) -> ManualClock {
     time.elsewhere().with_wall(walls[rng.random_range(0..walls.len())])
 }
 
+/// Of worlds in which dates are compared: optimised they take a tenth.
+const SEEDS: u64 = if cfg!(debug_assertions) { 60 } else { 300 };
+
 /// Whoever dates, whoever compares, whenever each looked or wrote last, whatever their wall clocks say, and whichever of them were
 /// begun anew on the same boot, on another, or on a copy of the machine.
 #[tokio::test]
 async fn no_date_looks_older_than_it_is() {
     let (mut compared, mut passed_at_most, mut late_at_most) = (0_u64, 0, 0);
-    for seed in 0..300 {
+    for seed in 0..SEEDS {
         let mut rng = StdRng::seed_from_u64(seed);
         let time = ManualClock::new(Instant::from_nanos(50_000_000_000_000));
         let store = Arc::new(MemoryStore::new());
@@ -83,7 +86,7 @@ async fn no_date_looks_older_than_it_is() {
         }
     }
     assert!(
-        compared > 10_000 && passed_at_most > 12 * HOUR && late_at_most > 0,
+        compared > 30 * SEEDS && passed_at_most > 12 * HOUR && late_at_most > 0,
         "{compared} {passed_at_most} {late_at_most}"
     );
 }
