@@ -6,7 +6,7 @@ use crate::{
     home::beat::Beat,
     keyring::{Keyring, on_trail::of_kek},
     name::{KekVersion, TokenName},
-    telemetry::trail::{Deed, Record},
+    telemetry::trail::{Deed, Outcome},
     watch,
 };
 use std::{
@@ -23,7 +23,8 @@ const SUMS_EVERY: Duration = Duration::from_secs(60);
 const LASTING_EVERY: Duration = Duration::from_secs(5);
 /// What lasts that who follows waits for is said again so often.
 const SAID_AGAIN: Duration = Duration::from_secs(10 * 60);
-/// A KEK version that was not proved for so many poll intervals is told of.
+/// A KEK version that was not proved for so many poll intervals is told of; and nobody wants it any more where nobody did for
+/// [`SAID_AGAIN`].
 const POLLS_MISSED: u32 = 3;
 
 /// For as long as the engine lives. What the trail says now counts from now on.
@@ -59,32 +60,57 @@ async fn look_after(keyring: Arc<Keyring>, beat: Arc<Beat>, lasting: Arc<Mutex<L
 /// What was told that lasts.
 #[derive(Debug, Default)]
 struct Lasting {
-    /// When it was said last.
-    not_proved: BTreeMap<KekVersion, Instant>,
+    unproved: BTreeMap<KekVersion, Unproved>,
     spent: BTreeSet<TokenName>,
+}
+
+/// A KEK version that is wanted, and of which no proof came of late, or ever.
+#[derive(Debug)]
+struct Unproved {
+    /// The newest proof; where there is none, when it was wanted first.
+    since: Instant,
+    /// When it was wanted last.
+    wanted: Instant,
+    /// When it was told last.
+    told: Option<Instant>,
 }
 
 impl Lasting {
     fn look(&mut self, keyring: &Keyring) {
-        let (leases, missed) = (keyring.leases(), keyring.settings.poll_interval * POLLS_MISSED);
-        let now = keyring.clock.now();
-        let late: BTreeMap<_, _> = leases
-            .into_iter()
-            .filter_map(|lease| Some((lease.kek, lease.proved_ago.filter(|ago| *ago > missed)?)))
-            .collect();
-        self.not_proved.retain(|kek, _| {
-            let is_late = late.contains_key(kek);
-            if !is_late {
-                keyring.note_of_itself(Deed::Proved, |record| record.on = of_kek(kek));
+        let (now, missed) = (keyring.clock.now(), keyring.settings.poll_interval * POLLS_MISSED);
+        let mut proved = BTreeSet::new();
+        // Who cannot be proved is forgotten between two attempts to open an account under it: what was is remembered here.
+        for kek in keyring.on_trail.given_up() {
+            self.wants(kek, None, now);
+        }
+        for leash in keyring.leashes() {
+            let kek = leash.kek().clone();
+            match leash.lease().proved() {
+                Some(asked) if now.since(asked) <= missed => drop(proved.insert(kek)),
+                Some(asked) => self.wants(kek, Some(asked), now),
+                None if leash.has_trouble() || leash.member(0).is_some() => self.wants(kek, None, now),
+                // Asked for by nobody: its record was looked at, say.
+                None => {}
             }
-            is_late
+        }
+        self.unproved.retain(|kek, unproved| {
+            let outcome = match proved.contains(kek) {
+                true => Outcome::Done,
+                false if now.since(unproved.wanted) >= SAID_AGAIN => Outcome::Dropped,
+                false => return true,
+            };
+            if unproved.told.is_some() {
+                keyring.note_of_itself(Deed::Proved, |record| (record.on, record.outcome) = (of_kek(kek), outcome));
+            }
+            false
         });
-        for (kek, ago) in late {
+        for (kek, unproved) in &mut self.unproved {
+            let is_late = unproved.wanted.since(unproved.since) > missed;
             // Again while it lasts: who follows and began anew meanwhile has not heard of it, and may wait for it to last.
-            if self.not_proved.get(&kek).is_none_or(|said| now.since(*said) >= SAID_AGAIN) {
-                self.not_proved.insert(kek.clone(), now);
-                let tell = |record: &mut Record| (record.on, record.took) = (of_kek(&kek), Some(ago));
-                keyring.note_of_itself(Deed::NotProved, tell);
+            if is_late && unproved.told.is_none_or(|told| now.since(told) >= SAID_AGAIN) {
+                unproved.told = Some(now);
+                let took = Some(now.since(unproved.since));
+                keyring.note_of_itself(Deed::NotProved, |record| (record.on, record.took) = (of_kek(kek), took));
             }
         }
         for seat in keyring.tokens.seats() {
@@ -95,5 +121,12 @@ impl Lasting {
             };
             keyring.note_of_itself(deed, |record| record.on.token = Some(seat.name.clone()));
         }
+    }
+
+    /// It is wanted now, and was not proved since then, or ever.
+    fn wants(&mut self, kek: KekVersion, proved: Option<Instant>, now: Instant) {
+        let since = proved.unwrap_or(now);
+        let unproved = self.unproved.entry(kek).or_insert(Unproved { since, wanted: now, told: None });
+        (unproved.since, unproved.wanted) = (unproved.since.max(proved.unwrap_or_default()), now);
     }
 }

@@ -110,6 +110,9 @@ impl Keyring {
         let forgotten =
             unused && !matches!(leash.lease().phase(), Phase::Denied { .. }) && leashes.remove(leash.kek()).is_some();
         if forgotten {
+            if leash.has_trouble() {
+                self.on_trail.give_up(leash.kek());
+            }
             self.samples().forget(leash.kek());
         }
         forgotten

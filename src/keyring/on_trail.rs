@@ -15,7 +15,7 @@ use crate::{
     token::seats::Seat,
 };
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -66,6 +66,8 @@ pub(crate) struct OnTrail {
     tallies: Mutex<VecDeque<Arc<Tally>>>,
     /// It was told that the trail is broken.
     is_broken: AtomicBool,
+    /// KEK versions whose lease was forgotten with its trouble, since it was asked last.
+    given_up: Mutex<BTreeSet<KekVersion>>,
     /// Versions of secrets that it was told are past their expiry.
     #[cfg(feature = "secrets")]
     expired: Mutex<std::collections::BTreeMap<crate::name::SecretId, u32>>,
@@ -88,6 +90,18 @@ impl OnTrail {
     /// How the trail stands, where there is one that says it.
     pub(crate) fn standing(&self) -> Option<Standing> {
         self.trail.as_ref()?.standing()
+    }
+
+    /// Nobody uses the KEK version any more, or whoever wanted to could not.
+    pub(super) fn give_up(&self, kek: &KekVersion) {
+        if self.is_kept() {
+            self.given_up.lock().unwrap_or_else(PoisonError::into_inner).insert(kek.clone());
+        }
+    }
+
+    /// Those that were given up since this was asked last.
+    pub(crate) fn given_up(&self) -> BTreeSet<KekVersion> {
+        std::mem::take(&mut *self.given_up.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether it was not told yet that this version of a secret is past its expiry; with `None` none is.

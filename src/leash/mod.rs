@@ -340,6 +340,12 @@ impl<M: Member> Leash<M> {
         self.inner().trouble.as_ref().map(|trouble| trouble.verdict)
     }
 
+    /// It was not proved as it was last to be.
+    pub(crate) fn has_trouble(&self) -> bool {
+        let inner = self.inner();
+        inner.trouble.is_some() || inner.unprovable.is_some()
+    }
+
     /// Notes why it was denied before this process.
     pub(crate) fn remember(&self, trouble: TokenError) {
         self.inner().trouble = Some(trouble);

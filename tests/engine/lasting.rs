@@ -5,7 +5,11 @@ use crate::{
     trail::{Scripted, engine},
 };
 use keyleash::{
-    telemetry::{Event, trail::Deed},
+    Error,
+    telemetry::{
+        Event,
+        trail::{Deed, Outcome},
+    },
     token::{
         Token,
         scripted::{Act, Call},
@@ -35,6 +39,61 @@ async fn a_kek_version_that_is_not_proved_is_told_once_and_once_that_it_is_again
     rig.pass(2 * 60 * SECOND).await;
     assert_eq!((trail.records(Deed::NotProved).len(), trail.records(Deed::Proved).len()), (2, 1));
     drop(account);
+}
+
+/// Its token was away as it began: whoever wants an account tries again and again.
+#[tokio::test]
+async fn a_kek_version_that_an_engine_never_proved_is_told_while_it_is_wanted() {
+    for (every, open_at_once) in [(5, 3), (50, 1)] {
+        let (rig, trail) = (Rig::new().await, Arc::new(Scripted::default()));
+        rig.account("a").await;
+        rig.script.set_unreachable(true);
+        let engine = engine(&rig, &trail);
+        let attempt = async || {
+            for _ in 0..open_at_once {
+                let Err(error) = rig.meanwhile(engine.account(&account_id("a"))).await else { panic!("it is away") };
+                assert!(matches!(error, Error::Unreachable(_)), "{error}");
+            }
+        };
+        // Once is not again and again: nobody wants it any more.
+        attempt().await;
+        rig.pass(15 * 60 * SECOND).await;
+        assert_eq!(trail.records(Deed::NotProved), []);
+
+        let retry = async |seconds: u32| {
+            for _ in 0..seconds / every {
+                attempt().await;
+                rig.pass(every * SECOND).await;
+            }
+        };
+        retry(5 * 60).await;
+        let told = trail.records(Deed::NotProved);
+        assert_eq!(told.len(), 1, "{every} s: {told:?}");
+        assert_eq!((told[0].on.kek.as_ref(), told[0].on.kek_version), (Some(&rig.kek), Some(1)));
+        assert!(told[0].took.is_some_and(|ago| ago > engine.settings().poll_interval * 3), "{told:?}");
+        retry(10 * 60).await;
+        assert_eq!((trail.records(Deed::NotProved).len(), trail.records(Deed::Proved)), (2, Vec::new()), "again");
+        // Given up: that is said, and no proof.
+        let outcomes = || trail.records(Deed::Proved).into_iter().map(|record| record.outcome).collect::<Vec<_>>();
+        rig.pass(5 * 60 * SECOND).await;
+        assert_eq!(outcomes(), []);
+        rig.pass(10 * 60 * SECOND).await;
+        assert_eq!(outcomes(), [Outcome::Dropped]);
+        let told = trail.records(Deed::NotProved).len();
+        rig.pass(30 * 60 * SECOND).await;
+        assert_eq!(trail.records(Deed::NotProved).len(), told);
+        // Wanted again, and proved.
+        retry(5 * 60).await;
+        assert_eq!(trail.records(Deed::NotProved).len(), told + 1);
+        rig.script.set_unreachable(false);
+        let account = rig.meanwhile(engine.account(&account_id("a"))).await.unwrap();
+        rig.pass(60 * SECOND).await;
+        assert_eq!(
+            (outcomes(), trail.records(Deed::NotProved).len()),
+            (vec![Outcome::Dropped, Outcome::Done], told + 1)
+        );
+        drop(account);
+    }
 }
 
 /// Who follows tells by it which of them is gone.

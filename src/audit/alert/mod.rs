@@ -317,9 +317,11 @@ impl Alerts {
             (When::NotProved { longer_than }, Kind::ProvedAgo(ago)) if ago > longer_than => {
                 (false, format!("not proved for {} s", ago.as_secs()))
             }
-            (When::NotProved { .. }, Kind::ProvedAgo(_)) => {
+            (When::NotProved { .. }, kind @ (Kind::ProvedAgo(_) | Kind::GivenUp)) => {
                 self.waits_no_more(at, &subject, &seen.node);
-                return self.over(at, &subject, &seen.node, "it is proved again");
+                let is_proved = matches!(kind, Kind::ProvedAgo(_));
+                let why = if is_proved { "it is proved again" } else { "nobody asks for it any more" };
+                return self.over(at, &subject, &seen.node, why);
             }
             (When::Denied | When::Lapsed, Kind::Granted) => {
                 return self.over(at, &subject, &seen.node, "the token grants again");

@@ -7,7 +7,7 @@ use crate::{
     name::{KekVersion, TokenName},
     telemetry::{
         Event,
-        trail::{Deed, ENGINE_AT},
+        trail::{Deed, ENGINE_AT, Outcome},
     },
     token::Workers,
 };
@@ -45,6 +45,8 @@ pub(super) enum Kind {
     WorkersAlive,
     ProvedAgo(Duration),
     NotProvedSince(Time),
+    /// Nobody wants it any more.
+    GivenUp,
     SecretExpired(String),
     SecretRenewed(String),
     /// An engine: this one, of this process, which are known where its line says so.
@@ -130,7 +132,8 @@ impl Seen {
             let since = Time::from_unix_ms(line.time.unix_ms().saturating_sub(line.took_us.unwrap_or(0) / 1000));
             see(Kind::NotProvedSince(since), of_version());
         } else if is(Deed::Proved) {
-            see(Kind::ProvedAgo(Duration::ZERO), of_version());
+            let is_given_up = line.result.as_deref() == Some(Outcome::Dropped.name());
+            see(if is_given_up { Kind::GivenUp } else { Kind::ProvedAgo(Duration::ZERO) }, of_version());
         } else if is(Deed::WorkersSpent) {
             see(Kind::WorkersSpent, format!("{} on {node}", of_token()));
         } else if is(Deed::WorkersBack) {
@@ -157,7 +160,10 @@ impl Seen {
         // Engines of one process say it each for itself.
         let of_engine = |seen: &&mut Self| {
             let kind = &seen.kind;
-            matches!(kind, Kind::NotProvedSince(_) | Kind::ProvedAgo(_) | Kind::WorkersSpent | Kind::WorkersAlive)
+            matches!(
+                kind,
+                Kind::NotProvedSince(_) | Kind::ProvedAgo(_) | Kind::GivenUp | Kind::WorkersSpent | Kind::WorkersAlive
+            )
         };
         if let Some(engine) = &engine {
             seen.iter_mut().filter(of_engine).for_each(|seen| seen.node = engine.on(says));
