@@ -41,6 +41,7 @@ macro_rules! transcripts {
 transcripts! {
     accounts,
     alerts,
+    alerts_kept,
     audit,
     audit_hmac,
     damaged_files,

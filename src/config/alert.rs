@@ -39,6 +39,12 @@ const KINDS: [(&str, &[&str]); 11] = [
     ("secret-expired", &[]),
 ];
 
+/// What can be said of `when`, where it is that.
+#[cfg(feature = "audit")]
+pub(crate) fn kind(when: &str) -> Option<&'static str> {
+    KINDS.iter().map(|(kind, _)| *kind).find(|kind| *kind == when)
+}
+
 /// When a rule fires. Each has troubles of its own by caller, KEK version, KEK, token or node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

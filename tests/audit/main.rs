@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // in tests
 
+mod alerts;
 mod beside;
 mod crash;
 mod extract;

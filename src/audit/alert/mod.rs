@@ -29,7 +29,7 @@ use crate::{
     telemetry::Event,
     token::Workers,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -40,11 +40,12 @@ use std::{
 mod mail;
 mod seen;
 mod sink;
+mod state;
 mod window;
 
 #[cfg(feature = "mail")]
 pub use self::mail::MailSink;
-pub use self::sink::{AlertSink, Failed, NoticeSink, SharedAlerts};
+pub use self::sink::{AlertSink, Failed, NoticeSink};
 pub use crate::config::alert::{QUIET_DEFAULT, RULE_NAME_BYTES_MAX, RULES_MAX, Rule, SPAN_MAX, When};
 
 /// Most troubles of one rule at once, each of another caller, KEK, …; what comes beyond is one trouble, of [`OTHERS`]. As many are counted
@@ -124,7 +125,7 @@ impl fmt::Display for Notice {
 }
 
 /// A trouble that is not over.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Trouble {
     since: Time,
     last: Time,
@@ -138,7 +139,7 @@ struct Trouble {
 }
 
 /// A KEK version that is not proved, and has not been for as long as a rule allows.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Waiting {
     /// Of each node, since when.
     nodes: BTreeMap<String, Time>,
@@ -193,6 +194,15 @@ impl Alerts {
     /// [`Told::GoesOn`](super::Told::GoesOn)): to the rules a trail that is broken.
     pub fn held(&mut self, now: Time, node: &str, why: Option<&str>) -> Vec<Notice> {
         self.see(now, now, vec![Seen::of_held(node, why)])
+    }
+
+    /// The nodes of which it was said last that they cannot be followed.
+    fn held_nodes(&self) -> BTreeSet<String> {
+        let held = |((_, subject), trouble): (&(usize, String), &Trouble)| {
+            let node = seen::held_node(subject).filter(|_| trouble.nodes.contains(seen::FOLLOWER));
+            node.map(str::to_owned)
+        };
+        self.troubles.iter().filter_map(held).collect()
     }
 
     /// An event of an engine.

@@ -56,7 +56,16 @@ pub(super) enum Kind {
 }
 
 /// Who follows, as a node: what it says is over when it says so.
-const FOLLOWER: &str = "the follower";
+pub(super) const FOLLOWER: &str = "the follower";
+
+fn trail_of(node: &str) -> String {
+    format!("trail of {node}")
+}
+
+/// The node, of what is a trouble of a node's trail.
+pub(super) fn held_node(subject: &str) -> Option<&str> {
+    subject.strip_prefix("trail of ")
+}
 
 impl Seen {
     fn new(kind: Kind, subject: String) -> Self {
@@ -69,7 +78,7 @@ impl Seen {
             Some(why) => Kind::TrailBroken(format!("it cannot be followed: {why}")),
             None => Kind::TrailWhole("it is followed again".into()),
         };
-        Self { node: FOLLOWER.into(), ..Self::new(kind, format!("trail of {node}")) }
+        Self { node: FOLLOWER.into(), ..Self::new(kind, trail_of(node)) }
     }
 
     pub(super) fn of_line(node: &str, line: &Line) -> Vec<Self> {
@@ -152,10 +161,10 @@ impl Seen {
         } else if [Deed::KekBack, Deed::Granted, Deed::Resuming, Deed::Resumed].into_iter().any(is) {
             see(Kind::Granted, of_version());
         } else if operation == BROKEN {
-            see(Kind::TrailBroken(why("it could not be kept")), format!("trail of {node}"));
+            see(Kind::TrailBroken(why("it could not be kept")), trail_of(node));
         } else if operation == RESUMED {
             let lost = line.dropped.unwrap_or(0);
-            see(Kind::TrailWhole(format!("it is kept again, {lost} records were lost")), format!("trail of {node}"));
+            see(Kind::TrailWhole(format!("it is kept again, {lost} records were lost")), trail_of(node));
         }
         // Engines of one process say it each for itself.
         let of_engine = |seen: &&mut Self| {

@@ -1,18 +1,20 @@
 //! Alerts behind a trail that is followed, and where their notices go.
 
-use super::{Alerts, Notice, Time};
+use super::{
+    Alerts, Notice, Time,
+    state::{Kept, KeptAside, Known, STATE_BYTES_MAX},
+};
 use crate::{
     audit::{AuditSink, CommandSink, Event, FileSink, line::Line},
     clock::{Clock, Instant},
+    name::NodeName,
 };
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
-    sync::Arc,
     time::Duration,
 };
-use tokio::sync::Mutex;
 
 /// Where notices are brought.
 #[async_trait]
@@ -93,19 +95,19 @@ impl NoticeSink for CommandSink {
 /// Gives the events of a trail to rules, and their notices to a sink. Events are acknowledged once whoever is to be told has been told.
 ///
 /// A notice that is not taken holds up the others for an hour at most: where they come together each is tried by itself. Where others are
-/// taken, where it is refused for good ([`Failed::ForGood`]), or after that hour it is set aside, in memory, and so is what comes later of the
+/// taken, where it is refused for good ([`Failed::ForGood`]), or after that hour it is set aside, and so is what comes later of the
 /// same trouble: brought again every ten minutes for a day, and then given up. Of both [`AlertSink::on_untaken`] hears. A sink that
 /// takes nothing at all because it is away ([`Failed::Away`]) has all of them kept, and no event acknowledged.
 ///
-/// What troubles there are is in memory: a process that begins anew tells of what it sees from then on. Of what is not proved engines say
-/// so every ten minutes.
+/// What is known, of troubles, rates and notices that were not taken, is kept with the cursor ([`AuditSink::state`]): whichever process follows by it next
+/// goes on with that.
 pub struct AlertSink {
     alerts: Alerts,
     to: Box<dyn NoticeSink>,
     /// What the sink has not taken yet.
     owed: Vec<Notice>,
     /// Since when none of it is taken.
-    failing: Option<Instant>,
+    failing: Option<Since>,
     /// What holds up nothing any more.
     aside: VecDeque<Aside>,
     given_up: u64,
@@ -116,12 +118,32 @@ pub struct AlertSink {
     is_busy: bool,
     /// Events were brought and not acknowledged.
     is_behind: bool,
+    /// Why each node is held of which it is known.
+    held: BTreeMap<NodeName, String>,
+    /// What was given to be kept last.
+    kept: String,
     clock: Clock,
+}
+
+/// Since when, by the clock that goes by, and for whoever comes after this process by that of the wall.
+#[derive(Clone, Copy)]
+struct Since(Instant, Time);
+
+impl Since {
+    fn now(clock: &Clock) -> Self {
+        Self(clock.now(), Time::from_unix_ms(clock.wall_unix_ms()))
+    }
+
+    fn from(then: Time, clock: &Clock) -> Self {
+        let ago = Duration::from_millis(clock.wall_unix_ms().saturating_sub(then.unix_ms()));
+        let ago = u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX);
+        Self(Instant::from_nanos(clock.now().as_nanos().saturating_sub(ago)), then)
+    }
 }
 
 struct Aside {
     notice: Notice,
-    since: Instant,
+    since: Since,
     next: Instant,
 }
 
@@ -150,6 +172,8 @@ impl AlertSink {
             seen: BTreeMap::new(),
             is_busy: false,
             is_behind: false,
+            held: BTreeMap::new(),
+            kept: String::new(),
             clock: Clock::default(),
         }
     }
@@ -184,16 +208,6 @@ impl AlertSink {
         self.pay().await
     }
 
-    /// A node's trail cannot be followed, or with `None` can again: what [`Follower::deliver`](crate::audit::Follower::deliver) tells.
-    ///
-    /// # Errors
-    /// As [`AlertSink::tick`].
-    pub async fn held(&mut self, node: &str, why: Option<&str>) -> Result<(), String> {
-        let now = self.now();
-        self.owed.extend(self.alerts.held(now, node, why));
-        self.pay().await
-    }
-
     fn now(&self) -> Time {
         Time::from_unix_ms(self.clock.wall_unix_ms())
     }
@@ -210,7 +224,7 @@ impl AlertSink {
             self.failing = None;
             return Ok(());
         };
-        let since = *self.failing.get_or_insert_with(|| self.clock.now());
+        let Since(since, _) = *self.failing.get_or_insert_with(|| Since::now(&self.clock));
         if self.to.failed() == Failed::Away {
             return Err(why);
         }
@@ -263,9 +277,9 @@ impl AlertSink {
     }
 
     fn set_aside(&mut self, notice: Notice, why: &str) {
-        let now = self.clock.now();
+        let since = Since::now(&self.clock);
         self.say(&notice, &format!("not taken, and set aside: {why}; it is brought again for a day"));
-        self.aside.push_back(Aside { notice, since: now, next: now.plus(ASIDE_AGAIN) });
+        self.aside.push_back(Aside { notice, since, next: since.0.plus(ASIDE_AGAIN) });
         while self.aside.len() > ASIDE_NOTICES_MAX
             && let Some(oldest) = self.aside.pop_front()
         {
@@ -287,7 +301,7 @@ impl AlertSink {
         while let Some(aside) = self.aside.get(at)
             && self.clock.now().since(begun) < EACH_FOR
         {
-            let (notice, is_old) = (aside.notice.clone(), begun.since(aside.since) >= ASIDE_MAX);
+            let (notice, is_old) = (aside.notice.clone(), begun.since(aside.since.0) >= ASIDE_MAX);
             if aside.next > begun || held.contains(&trouble(&notice)) {
                 held.insert(trouble(&notice));
                 at += 1;
@@ -331,11 +345,12 @@ impl AuditSink for AlertSink {
         let (now, before) = (self.now(), self.alerts.now);
         for event in events {
             let seen = self.seen.entry(event.node.to_string()).or_default();
+            if event.seq < *seen {
+                continue;
+            }
+            *seen = event.seq.saturating_add(1);
             // Followed lines were parsed; what is no line says nothing to a rule.
-            if event.seq >= *seen
-                && let Ok(line) = Line::parse(&event.line)
-            {
-                *seen = event.seq.saturating_add(1);
+            if let Ok(line) = Line::parse(&event.line) {
                 self.owed.extend(self.alerts.line(now, event.node.as_str(), &line));
             }
         }
@@ -345,43 +360,69 @@ impl AuditSink for AlertSink {
         self.is_behind = paid.is_err();
         paid
     }
-}
 
-/// The same for whoever follows, and for whoever lets time go by beside.
-#[derive(Debug, Clone)]
-pub struct SharedAlerts(Arc<Mutex<AlertSink>>);
-
-impl SharedAlerts {
-    /// Shares it.
-    pub fn new(sink: AlertSink) -> Self {
-        Self(Arc::new(Mutex::new(sink)))
+    async fn idle(&mut self) -> Result<(), String> {
+        self.is_busy = false;
+        let now = self.now();
+        self.tick(now).await
     }
 
-    /// As [`AlertSink::tick`].
-    ///
-    /// # Errors
-    /// As [`AlertSink::tick`].
-    pub async fn tick(&self, now: Time) -> Result<(), String> {
-        self.0.lock().await.tick(now).await
+    fn held(&mut self, held: &BTreeMap<NodeName, String>) {
+        let now = self.now();
+        let is_over = |node: &String| !held.keys().any(|held| held.as_str() == node);
+        for node in self.alerts.held_nodes().into_iter().filter(is_over) {
+            self.owed.extend(self.alerts.held(now, &node, None));
+        }
+        for (node, why) in held.iter().filter(|(node, why)| self.held.get(*node) != Some(why)) {
+            self.owed.extend(self.alerts.held(now, node.as_str(), Some(why)));
+        }
+        self.held = held.clone();
     }
 
-    /// As [`AlertSink::untaken`].
-    pub async fn untaken(&self) -> u64 {
-        self.0.lock().await.untaken()
+    fn state(&mut self) -> Result<Option<String>, String> {
+        let aside = |Aside { notice, since, .. }: &Aside| KeptAside { notice: notice.into(), since: since.1 };
+        let mut known = self.alerts.known();
+        known.seen.clone_from(&self.seen);
+        known.owed = self.owed.iter().map(Kept::from).collect();
+        known.aside = self.aside.iter().map(aside).collect();
+        known.failing = self.failing.map(|since| since.1);
+        let known = known.text().ok_or_else(|| {
+            format!(
+                "what the alerts know has more than {STATE_BYTES_MAX} bytes: divide the rules among several processes"
+            )
+        })?;
+        // That time went by is nothing to write down.
+        Ok((known != self.kept).then(|| {
+            let whole = Known::whole(&known, self.alerts.now);
+            self.kept = known;
+            whole
+        }))
     }
 
-    /// As [`AlertSink::held`].
-    ///
-    /// # Errors
-    /// As [`AlertSink::tick`].
-    pub async fn held(&self, node: &str, why: Option<&str>) -> Result<(), String> {
-        self.0.lock().await.held(node, why).await
-    }
-}
-
-#[async_trait]
-impl AuditSink for SharedAlerts {
-    async fn deliver(&mut self, events: &[Event]) -> Result<(), String> {
-        self.0.lock().await.deliver(events).await
+    fn take_up(&mut self, state: &str, acknowledged: &BTreeMap<NodeName, u64>) -> Result<(), String> {
+        let damaged = || "what the alerts knew is damaged, or of another version of keyleash".to_owned();
+        let (mut known, now) = Known::parse(state).ok_or_else(damaged)?;
+        for (node, next) in acknowledged {
+            let seen = known.seen.get(node.as_str()).copied().unwrap_or_default();
+            if seen < *next {
+                return Err(format!(
+                    "lines {seen} to {} of node {node} are behind it, and no rule has seen them",
+                    next - 1
+                ));
+            }
+        }
+        // A node that somebody took out of the cursor begins anew.
+        known.seen.retain(|seen, _| acknowledged.keys().any(|node| node.as_str() == seen));
+        let clock = self.clock.clone();
+        self.owed = self.alerts.take_up(&mut known, now);
+        for kept in known.owed {
+            self.owed.push(kept.notice().ok_or_else(damaged)?);
+        }
+        for KeptAside { notice, since } in known.aside {
+            let notice = notice.notice().ok_or_else(damaged)?;
+            self.aside.push_back(Aside { notice, since: Since::from(since, &clock), next: clock.now() });
+        }
+        (self.seen, self.failing) = (known.seen, known.failing.map(|since| Since::from(since, &clock)));
+        Ok(())
     }
 }

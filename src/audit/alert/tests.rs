@@ -10,6 +10,7 @@ use crate::{
 use proptest::prelude::*;
 
 mod sinks;
+mod state;
 
 const MINUTE: u64 = 60_000;
 /// Later than all that is seen.
@@ -257,6 +258,11 @@ fn what_is_not_proved_for_as_long_as_its_rule_allows_is_told_from_the_trail_and_
     assert_eq!(alerts.tick(at(10 * MINUTE)), [], "once");
     assert_eq!(said(&alerts.line(at(YEAR), "a", &line(11 * MINUTE, "Proved", of_kek))), ["-KEK tenants/1"]);
     // In time, and a process that is gone: neither is told.
+    let given_up = format!(r#","result":"dropped"{of_kek}"#);
+    assert_eq!(alerts.line(at(YEAR), "a", &line(12 * MINUTE, "NotProved", &late(60))), []);
+    assert_eq!(said(&alerts.tick(at(14 * MINUTE))), ["+KEK tenants/1"]);
+    let over = alerts.line(at(YEAR), "a", &line(15 * MINUTE, "Proved", &given_up));
+    assert!(over[0].is_over && over[0].what.starts_with("nobody asks for it any more"), "{over:?}");
     for (n, end) in ["Proved", "EngineBegin", "EngineClose"].into_iter().enumerate() {
         let from = (20 + 10 * n as u64) * MINUTE;
         assert_eq!(alerts.line(at(YEAR), "a", &line(from, "NotProved", &late(60))), []);
@@ -321,9 +327,63 @@ fn of_however_many_callers_each_is_counted_by_itself() {
     assert!(alerts.windows.is_empty(), "what nobody counts any more is forgotten");
 }
 
+type Step = (u8, u8, u16, u64, bool);
+
 /// What comes to all rules at once, of few subjects and of many.
-fn anything() -> impl Strategy<Value = (u8, u8, u16, u64, bool)> {
+fn anything() -> impl Strategy<Value = Step> {
     (0..16_u8, 0..4_u8, prop_oneof![0..3_u16, 0..2000_u16], 0..5 * MINUTE, any::<bool>())
+}
+
+/// One of each kind that a clock alone does not have to tell, but for the one that counts in fractions.
+fn every_rule() -> Vec<Rule> {
+    let minute = Duration::from_secs(60);
+    let rules = [
+        When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] },
+        When::Denied,
+        When::Lapsed,
+        When::Forbidden { more_than: 1, within: minute },
+        When::Unwraps { more_than: 1, within: minute },
+        When::KekChanged,
+        When::TrailBroken,
+        When::NotProved { longer_than: minute },
+        When::WorkersSpent,
+        When::SecretExpired,
+    ];
+    rules.into_iter().map(|when| Rule::new(when.name(), when).unwrap()).collect()
+}
+
+fn step(alerts: &mut Alerts, wall: &mut u64, (kind, node, subject, ms, goes_on): Step) -> Vec<Notice> {
+    if goes_on {
+        *wall += ms;
+    }
+    // Behind, or ahead.
+    let time = if goes_on { *wall } else { wall.saturating_sub(ms) + ms % 7 * MINUTE };
+    let node = ["a", "b", "host.cli", "host.cli-2"][usize::from(node)];
+    let on = format!(
+        r#","result":"done","caller":"eve-{subject}","kek":"k","kek_version":{subject},"token":"t{subject}","account":"a","secret":"s{subject}","took_us":9"#
+    );
+    let operations = [
+        "SecretGet",
+        "Forbidden",
+        "KeyUnwrap",
+        "Denied",
+        "Lapsed",
+        "Resuming",
+        "KekReplaced",
+        "KekUnknown",
+        "NotProved",
+        "Proved",
+        "WorkersSpent",
+        "WorkersBack",
+        "SecretExpired",
+        "SecretSet",
+        "EngineBegin",
+    ];
+    match operations.get(usize::from(kind)) {
+        Some(operation) => alerts.line(at(*wall), node, &line(time, operation, &on)),
+        None if goes_on => alerts.held(at(*wall), node, Some("gone")),
+        None => alerts.held(at(*wall), node, None),
+    }
 }
 
 proptest! {
@@ -332,42 +392,12 @@ proptest! {
     fn whatever_comes_a_trouble_begins_and_is_over_in_turn_with_ids_of_its_own_and_in_bounded_memory(
         steps in prop::collection::vec(anything(), 1..1500)
     ) {
-        let minute = Duration::from_secs(60);
-        let rules = [
-            When::Stranger { callers: vec![Pattern::new("web-*").unwrap()] },
-            When::Denied,
-            When::Lapsed,
-            When::Forbidden { more_than: 1, within: minute },
-            When::Unwraps { more_than: 1, within: minute },
-            When::KekChanged,
-            When::TrailBroken,
-            When::NotProved { longer_than: minute },
-            When::WorkersSpent,
-            When::SecretExpired,
-        ];
+        let rules = every_rule();
         let count = rules.len();
-        let rules = rules.into_iter().map(|when| Rule::new(when.name(), when).unwrap()).collect();
         let mut alerts = Alerts::new(rules).unwrap();
         let (mut wall, mut open, mut ids) = (0_u64, BTreeMap::new(), BTreeSet::new());
-        for (kind, node, subject, ms, goes_on) in steps {
-            if goes_on {
-                wall += ms;
-            }
-            // Behind, or ahead.
-            let time = if goes_on { wall } else { wall.saturating_sub(ms) + ms % 7 * MINUTE };
-            let node = ["a", "b", "host.cli", "host.cli-2"][usize::from(node)];
-            let on = format!(
-                r#","result":"done","caller":"eve-{subject}","kek":"k","kek_version":{subject},"token":"t{subject}","account":"a","secret":"s{subject}","took_us":9"#
-            );
-            let operations = [
-                "SecretGet", "Forbidden", "KeyUnwrap", "Denied", "Lapsed", "Resuming", "KekReplaced", "KekUnknown", "NotProved", "Proved",
-                "WorkersSpent", "WorkersBack", "SecretExpired", "SecretSet", "EngineBegin",
-            ];
-            let notices = match operations.get(usize::from(kind)) {
-                Some(operation) => alerts.line(at(wall), node, &line(time, operation, &on)),
-                None if goes_on => alerts.held(at(wall), node, Some("gone")),
-                None => alerts.held(at(wall), node, None),
-            };
+        for one in steps {
+            let notices = step(&mut alerts, &mut wall, one);
             for notice in notices {
                 prop_assert!(ids.insert(notice.id()), "twice: {}", notice.id());
                 let key = (notice.rule.clone(), notice.subject.clone());

@@ -1,6 +1,7 @@
 //! How often something was seen of late, and how often it usually is.
 
 use super::{LEARNING_MINUTES, Time};
+use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, time::Duration};
 
 /// A span is counted in so many parts: what was seen longer ago than it is forgotten a part late at most.
@@ -18,7 +19,7 @@ pub(super) trait Counts: Default {
 }
 
 /// So often in the last span of time.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(super) struct Window {
     /// When each part begins, and how often in it.
     parts: VecDeque<(u64, u64)>,
@@ -57,7 +58,7 @@ impl Counts for Window {
 }
 
 /// How often it is in a usual minute.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(super) struct Usual {
     /// The minute that is being counted.
     minute: Option<u64>,

@@ -21,10 +21,12 @@ use std::{
     time::Duration,
 };
 
-/// What the file says that it is.
+/// What the file says that it is;
 const FORM: &str = "keyleash.audit.cursor.v1";
-/// Longest file: a node takes some hundred bytes, and stays in it when it is gone.
-const BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// and where something of the sink's is kept with it.
+const FORM_WITH_STATE: &str = "keyleash.audit.cursor.v2";
+/// Longest file: a node takes some hundred bytes, and stays in it when it is gone; and what a sink keeps.
+const BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The lock of a process that was just killed may be held for an instant, by a child that it was about to start.
 const LOCK_TRIES: u32 = 25;
 const LOCK_AGAIN: Duration = Duration::from_millis(20);
@@ -41,7 +43,12 @@ pub(super) struct At {
 #[derive(Serialize, Deserialize)]
 struct Text {
     cursor: String,
+    /// Nothing was acknowledged yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    new: bool,
     nodes: BTreeMap<String, Node>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state: Option<serde_json::Value>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -57,8 +64,10 @@ pub(super) struct Cursor {
     /// Held until this is dropped.
     _lock: File,
     pub(super) nodes: BTreeMap<NodeName, At>,
-    /// There was no file: what is there is where it begins.
+    /// There was no file, or nothing in it was acknowledged: what is there is where it begins.
     pub(super) is_new: bool,
+    /// What the sink keeps with it: one value of JSON.
+    pub(super) state: Option<String>,
 }
 
 impl Cursor {
@@ -76,22 +85,21 @@ impl Cursor {
             ))
         })?;
         let mut bytes = Vec::new();
-        let is_new = match File::open(path) {
+        let (is_new, nodes, state) = match File::open(path) {
             Ok(file) => {
                 file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-                false
+                parse(&bytes)
+                    .ok_or_else(|| unusable(path, "it is no cursor of a trail, or of another version of keyleash"))?
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => true,
+            Err(error) if error.kind() == ErrorKind::NotFound => (true, BTreeMap::new(), None),
             Err(error) => return Err(failed(error)),
         };
-        let nodes = if is_new { Some(BTreeMap::new()) } else { parse(&bytes) };
-        let nodes = nodes.ok_or_else(|| {
-            Error::Invalid(format!(
-                "{} is no cursor of a trail: put it back from a copy, or move it away, and all that is there is delivered anew",
-                path.display()
-            ))
-        })?;
-        Ok(Self { path: path.to_owned(), _lock: lock, nodes, is_new })
+        Ok(Self { path: path.to_owned(), _lock: lock, nodes, is_new, state })
+    }
+
+    /// It is none to go on from.
+    pub(super) fn unusable(&self, why: &str) -> Error {
+        unusable(&self.path, why)
     }
 
     /// Writes it. It is durable when this returns.
@@ -101,14 +109,29 @@ impl Cursor {
         let node = |(name, at): (&NodeName, &At)| {
             (name.to_string(), Node { next: at.next, leaf: at.leaf.map(|leaf| base64::encode(&leaf)) })
         };
-        let text = Text { cursor: FORM.into(), nodes: self.nodes.iter().map(node).collect() };
+        let cursor = if self.state.is_some() { FORM_WITH_STATE } else { FORM }.to_owned();
+        let text = Text { cursor, new: self.is_new, nodes: self.nodes.iter().map(node).collect(), state: None };
         let mut text = serde_json::to_vec(&text).map_err(|error| Error::Invalid(format!("cursor {place}: {error}")))?;
-        text.push(b'\n');
+        if let (Some(state), Some(b'}')) = (&self.state, text.pop()) {
+            text.extend_from_slice(b",\"state\":");
+            text.extend_from_slice(state.as_bytes());
+        }
+        text.extend_from_slice(b"}\n");
         replace(&self.path, &text).map_err(failed)
     }
 }
 
-fn parse(bytes: &[u8]) -> Option<BTreeMap<NodeName, At>> {
+fn unusable(path: &Path, why: &str) -> Error {
+    Error::Invalid(format!(
+        "cursor {}: {why}; put it back from a copy, or move it away, and all that is there is delivered anew",
+        path.display()
+    ))
+}
+
+/// Whether nothing was acknowledged, where each node is, and what the sink keeps.
+type Parsed = (bool, BTreeMap<NodeName, At>, Option<String>);
+
+fn parse(bytes: &[u8]) -> Option<Parsed> {
     let text: Text = (bytes.len() as u64 <= BYTES_MAX).then(|| serde_json::from_slice(bytes).ok()).flatten()?;
     let node = |(name, node): (String, Node)| {
         let leaf = match node.leaf {
@@ -117,7 +140,9 @@ fn parse(bytes: &[u8]) -> Option<BTreeMap<NodeName, At>> {
         };
         (node.next <= LINES_MAX).then_some((NodeName::new(name).ok()?, At { next: node.next, leaf }))
     };
-    (text.cursor == FORM).then(|| text.nodes.into_iter().map(node).collect()).flatten()
+    let form = if text.state.is_some() { FORM_WITH_STATE } else { FORM };
+    let nodes: Option<_> = text.nodes.into_iter().map(node).collect();
+    (text.cursor == form).then_some((text.new, nodes?, text.state.map(|state| state.to_string())))
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -173,6 +198,7 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_cursor_comes_back_as_it_was_and_one_process_has_it() {
@@ -184,13 +210,19 @@ mod tests {
         assert!(cursor.is_new && cursor.nodes.is_empty());
         cursor.nodes.insert(NodeName::new("web-1").unwrap(), At { next: 17, leaf: Some([7; 32]) });
         cursor.nodes.insert(NodeName::new("web-2").unwrap(), At { next: 0, leaf: None });
-        cursor.write().unwrap();
         let error = Cursor::open(&path).unwrap_err();
         assert!(matches!(error, Error::Conflict(_)), "{error}");
         let nodes = cursor.nodes.clone();
-        drop(cursor);
-        let cursor = Cursor::open(&path).unwrap();
-        assert_eq!((cursor.is_new, &cursor.nodes), (false, &nodes));
+        for is_new in [true, false] {
+            for state in [Some(r#"{"a":[1,2.5],"b":"}"}"#.to_owned()), None] {
+                (cursor.is_new, cursor.state) = (is_new, state.clone());
+                cursor.write().unwrap();
+                drop(cursor);
+                cursor = Cursor::open(&path).unwrap();
+                assert_eq!((cursor.is_new, &cursor.nodes, &cursor.state), (is_new, &nodes, &state));
+            }
+        }
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let mut files: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         files.sort();
         assert_eq!(files, [".cursor.b.00.new", "cursor", "cursor.lock"]);
@@ -219,6 +251,8 @@ mod tests {
             "",
             "{}",
             r#"{"cursor":"keyleash.audit.cursor.v2","nodes":{}}"#,
+            r#"{"cursor":"keyleash.audit.cursor.v1","nodes":{},"state":{}}"#,
+            r#"{"cursor":"keyleash.audit.cursor.v3","nodes":{},"state":{}}"#,
             r#"{"cursor":"keyleash.audit.cursor.v1","nodes":{"web 1":{"next":1}}}"#,
             r#"{"cursor":"keyleash.audit.cursor.v1","nodes":{"a":{"next":1,"leaf":"AA=="}}}"#,
             r#"{"cursor":"keyleash.audit.cursor.v1","nodes":{"a":{"next":-1}}}"#,

@@ -33,6 +33,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A sink that failed is tried again so long after, twice as long after each failure, up to a minute.
 const SINK_AGAIN: Duration = Duration::from_secs(1);
 const SINK_AGAIN_MAX: Duration = Duration::from_secs(60);
+/// A sink is told so often that there is nothing.
+const IDLE_EVERY: Duration = Duration::from_secs(10);
 
 /// A line of a trail, on its way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +75,36 @@ pub trait AuditSink: Send {
     /// # Errors
     /// Why they could not be taken, and the remedy. They are brought again, later.
     async fn deliver(&mut self, events: &[Event]) -> Result<(), String>;
+
+    /// There is nothing to bring: all that is there was delivered. Called about every 10 s, and before what is followed to an end ends.
+    ///
+    /// # Errors
+    /// As [`AuditSink::deliver`]; where there is no next time the follower ends with it.
+    async fn idle(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// These nodes do not go on, and why: called at the beginning, and as that changes.
+    fn held(&mut self, _held: &BTreeMap<NodeName, String>) {}
+
+    /// What it wants to be kept with the cursor, one value of JSON, where that changed since it was asked last. It is written with the
+    /// cursor, whole, so that both are of one moment, also where the process is killed; and is asked for after whatever it was called for,
+    /// also where that failed.
+    ///
+    /// # Errors
+    /// Why there is none; the follower ends with it.
+    fn state(&mut self) -> Result<Option<String>, String> {
+        Ok(None)
+    }
+
+    /// Takes up what was kept, before anything is delivered, where there is something; `acknowledged` has for each node the number of the
+    /// line behind those that were acknowledged.
+    ///
+    /// # Errors
+    /// Why it is none of its own: nothing is delivered.
+    fn take_up(&mut self, _state: &str, _acknowledged: &BTreeMap<NodeName, u64>) -> Result<(), String> {
+        Err("it has what alerts know: give what follows besides a cursor of its own".into())
+    }
 }
 
 /// How long is followed.
@@ -174,15 +206,26 @@ impl Follower {
     /// # Errors
     /// [`Error::Trail`] where it cannot be written: they are delivered again after a restart.
     pub fn acknowledge(&mut self, events: &[Event]) -> Result<()> {
+        // As after a restart: of a node that comes from now on nothing was there before.
+        self.cursor.is_new = false;
         for event in events {
             let at = At { next: event.seq + 1, leaf: Some(leaf_hash(&event.line)) };
             self.cursor.nodes.insert(event.node.clone(), at);
         }
         self.delivered += events.len() as u64;
-        self.cursor.write()?;
-        // As after a restart: of a node that comes from now on nothing was there before.
-        self.cursor.is_new = false;
-        Ok(())
+        self.cursor.write()
+    }
+
+    /// Keeps what a sink says, which has these events, and did not acknowledge them.
+    fn keep(&mut self, state: Option<String>, events: &[Event]) -> Result<()> {
+        if state.is_none() {
+            return Ok(());
+        }
+        for event in events {
+            self.cursor.nodes.entry(event.node.clone()).or_insert(At { next: event.seq, leaf: None });
+        }
+        self.cursor.state = state;
+        self.cursor.write()
     }
 
     /// The nodes that do not go on, and why.
@@ -239,7 +282,8 @@ impl Follower {
     /// then delivered again.
     ///
     /// # Errors
-    /// As [`Follower::next_batch`] and [`Follower::acknowledge`]; [`Error::Trail`] with the sink's words.
+    /// As [`Follower::next_batch`] and [`Follower::acknowledge`]; [`Error::Trail`] with the sink's words; [`Error::Invalid`] where what is kept
+    /// with the cursor is not this sink's.
     pub async fn deliver(
         mut self,
         sink: &mut dyn AuditSink,
@@ -247,33 +291,70 @@ impl Follower {
         clock: &Clock,
         told: &mut (dyn FnMut(Told) + Send),
     ) -> Result<Self> {
+        if let Some(state) = &self.cursor.state {
+            let acknowledged = self.cursor.nodes.iter().map(|(node, at)| (node.clone(), at.next)).collect();
+            sink.take_up(state, &acknowledged).map_err(|why| self.cursor.unusable(&why))?;
+        }
+        let (mut next_idle, mut is_first) = (clock.now(), true);
         loop {
             // Asked before it is looked: what was there at that time is delivered.
             let is_time = |clock: &Clock| matches!(until, Until::Time(end) if clock.wall_unix_ms() >= end.unix_ms());
             let is_last = is_time(clock);
             let (follower, batch) = blocking(self, |follower| follower.next_batch()).await?;
             self = follower;
-            self.news().into_iter().for_each(&mut *told);
+            let news = self.news();
+            if !news.is_empty() || std::mem::take(&mut is_first) {
+                sink.held(&self.held);
+                next_idle = clock.now();
+            }
+            news.into_iter().for_each(&mut *told);
             if batch.is_empty() {
+                if is_last || clock.now() >= next_idle {
+                    next_idle = clock.now().plus(IDLE_EVERY);
+                    let idled = sink.idle().await;
+                    let state = kept(sink)?;
+                    (self, ()) = blocking(self, move |follower| follower.keep(state, &[])).await?;
+                    if let Err(why) = idled {
+                        told(Told::Refused(why.clone(), (!is_last).then_some(IDLE_EVERY)));
+                        if is_last {
+                            return Err(refused(&why));
+                        }
+                    }
+                }
                 if is_last {
                     return Ok(self);
                 }
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;
             }
-            let mut again = SINK_AGAIN;
+            let (mut again, mut batch) = (SINK_AGAIN, batch);
             while let Err(why) = sink.deliver(&batch).await {
+                let state = kept(sink)?;
+                (self, batch) = blocking(self, move |follower| follower.keep(state, &batch).map(|()| batch)).await?;
                 if is_time(clock) {
                     told(Told::Refused(why.clone(), None));
-                    return Err(Error::Trail(format!("the sink did not take events of it: {why}")));
+                    return Err(refused(&why));
                 }
                 told(Told::Refused(why, Some(again)));
                 tokio::time::sleep(again).await;
                 again = SINK_AGAIN_MAX.min(again * 2);
             }
-            (self, ()) = blocking(self, move |follower| follower.acknowledge(&batch)).await?;
+            let state = kept(sink)?;
+            let acknowledge = move |follower: &mut Self| {
+                follower.cursor.state = state.or(follower.cursor.state.take());
+                follower.acknowledge(&batch)
+            };
+            (self, ()) = blocking(self, acknowledge).await?;
         }
     }
+}
+
+fn kept(sink: &mut dyn AuditSink) -> Result<Option<String>> {
+    sink.state().map_err(Error::Trail)
+}
+
+fn refused(why: &str) -> Error {
+    Error::Trail(format!("the sink did not take events of it: {why}"))
 }
 
 /// Does with the follower what blocks.

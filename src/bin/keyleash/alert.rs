@@ -13,17 +13,12 @@ use clap::{Args, Subcommand};
 use keyleash::{
     Error,
     audit::{
-        Told,
-        alert::{AlertSink, Alerts, NoticeSink, SharedAlerts},
+        alert::{AlertSink, Alerts, NoticeSink},
         line::Time,
     },
     clock::Clock,
 };
-use std::{
-    ffi::OsString,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::ffi::OsString;
 
 pub(crate) const HELP: &str = "\
 Rules stand in the configuration:
@@ -43,9 +38,6 @@ keyleash config show. A build without the feature mail says how to get it.
 
 Each notice is a line of JSON, once as a trouble begins and once as it is over
 (is_over). What was not taken is brought again, with the same id.";
-
-/// Between two looks at what has become quiet.
-const TICK: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Alert {
@@ -76,39 +68,9 @@ pub(crate) async fn run(command: Alert, setup: &Setup, output: Output) -> Result
         Alert::Watch(mut args) => {
             let to = std::mem::take(&mut args.to);
             let sink = AlertSink::new(alerts, notice_sink(args.sink, to, setup)?);
-            let sink = sink.on_untaken(move |why| output.failure(&sink_failed(why.to_owned())));
-            let shared = SharedAlerts::new(sink);
-            let heard = Mutex::new(Vec::new());
-            let hear = |told: &Told| {
-                let held_now = match told {
-                    Told::Held(node, why) => (node.to_string(), Some(why.clone())),
-                    Told::GoesOn(node) => (node.to_string(), None),
-                    _ => return,
-                };
-                heard.lock().unwrap_or_else(PoisonError::into_inner).push(held_now);
-            };
-            let tell_held = async || {
-                let taken = std::mem::take(&mut *heard.lock().unwrap_or_else(PoisonError::into_inner));
-                let mut told = Ok(());
-                for (node, why) in taken {
-                    told = shared.held(&node, why.as_deref()).await;
-                }
-                told
-            };
-            let tick = async {
-                loop {
-                    tokio::time::sleep(TICK).await;
-                    // What the first could not bring the second does.
-                    let _ = tell_held().await;
-                    if let Err(why) = shared.tick(now()).await {
-                        output.failure(&sink_failed(format!("{why}; again in {} s", TICK.as_secs())));
-                    }
-                }
-            };
-            let followed = follow(args, Box::new(shared.clone()), tick, hear, setup, output).await;
-            tell_held().await.map_err(sink_failed)?;
-            followed?;
-            match shared.untaken().await {
+            let mut sink = sink.on_untaken(move |why| output.failure(&sink_failed(why.to_owned())));
+            follow(args, &mut sink, setup, output).await?;
+            match sink.untaken() {
                 0 => Ok(()),
                 notices => Err(held(format!("{} not taken: see what was said of each", count(notices, "notice")))),
             }

@@ -14,8 +14,8 @@ use std::sync::{
 
 /// Takes notices, or does not.
 #[derive(Debug, Clone, Default)]
-struct Desk {
-    taken: Arc<Mutex<Vec<Notice>>>,
+pub(super) struct Desk {
+    pub(super) taken: Arc<Mutex<Vec<Notice>>>,
     is_closed: Arc<AtomicBool>,
 }
 
@@ -32,9 +32,9 @@ impl NoticeSink for Desk {
 
 /// Takes those alone that are not of these subjects.
 #[derive(Debug, Clone, Default)]
-struct Picky {
-    taken: Arc<Mutex<Vec<Notice>>>,
-    refused: Arc<Mutex<Vec<&'static str>>>,
+pub(super) struct Picky {
+    pub(super) taken: Arc<Mutex<Vec<Notice>>>,
+    pub(super) refused: Arc<Mutex<Vec<&'static str>>>,
     how: Failed,
 }
 
@@ -115,7 +115,7 @@ async fn a_notice_that_is_never_taken_holds_up_no_other_for_ever_and_is_said() {
     assert_eq!(sink.untaken(), 0);
 }
 
-fn event(seq: u64, ms: u64, operation: &str, more: &str) -> TrailEvent {
+pub(super) fn event(seq: u64, ms: u64, operation: &str, more: &str) -> TrailEvent {
     let line = Line { seq, ..line(ms, operation, more) };
     TrailEvent { node: NodeName::new("web-1").unwrap(), seq, time: line.time, line: line.encode().unwrap() }
 }

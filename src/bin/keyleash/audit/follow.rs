@@ -100,20 +100,18 @@ impl Destination {
 
 pub(super) async fn run(mut args: Follow, setup: &Setup, output: Output) -> Result<(), Failure> {
     let to = std::mem::take(&mut args.to);
-    let sink: Box<dyn AuditSink> = match Destination::of(args.sink, to, setup)? {
+    let mut sink: Box<dyn AuditSink> = match Destination::of(args.sink, to, setup)? {
         Destination::Stdout => Box::new(StdoutSink),
         Destination::File(file) => Box::new(file),
         Destination::Command(command) => Box::new(command),
     };
-    follow(args, sink, std::future::pending(), |_| {}, setup, output).await
+    follow(args, &mut *sink, setup, output).await
 }
 
-/// Follows, beside `meanwhile`, which never ends. What is told on the way `heard` hears too.
+/// Follows, and brings events to a sink.
 pub(crate) async fn follow(
     args: Follow,
-    mut sink: Box<dyn AuditSink>,
-    meanwhile: impl Future<Output = ()>,
-    mut heard: impl FnMut(&Told) + Send,
+    sink: &mut dyn AuditSink,
     setup: &Setup,
     output: Output,
 ) -> Result<(), Failure> {
@@ -138,23 +136,19 @@ pub(crate) async fn follow(
     let follower =
         follower.map_err(|error| Failure::io("the cursor", io::Error::other(error)))??.skip_removed(skip_removed);
     let mut refused = None;
-    let mut told = |told: Told| {
-        heard(&told);
-        match told {
-            Told::Held(node, why) => output.failure(&held(format!("node {node} is held: {why}"))),
-            Told::GoesOn(node) => output.note(&format!("keyleash: node {node} goes on")),
-            Told::Refused(why, Some(again)) => {
-                output.failure(&sink_failed(format!("{why}; again in {} s", again.as_secs())));
-            }
-            Told::Refused(why, None) => refused = Some(why),
-            _ => {}
+    let mut told = |told: Told| match told {
+        Told::Held(node, why) => output.failure(&held(format!("node {node} is held: {why}"))),
+        Told::GoesOn(node) => output.note(&format!("keyleash: node {node} goes on")),
+        Told::Refused(why, Some(again)) => {
+            output.failure(&sink_failed(format!("{why}; again in {} s", again.as_secs())));
         }
+        Told::Refused(why, None) => refused = Some(why),
+        _ => {}
     };
     let clock = Clock::default();
     let follower = tokio::select! {
-        followed = follower.deliver(&mut *sink, until, &clock, &mut told) => followed,
+        followed = follower.deliver(sink, until, &clock, &mut told) => followed,
         () = reader_is_gone(), if is_stdout => return Err(Failure::Closed),
-        () = meanwhile => return Ok(()),
     };
     if let Some(why) = refused {
         return Err(sink_failed(why));
