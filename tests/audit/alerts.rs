@@ -4,10 +4,11 @@ use crate::{
     crash::{KILLS, KILLS_DEFAULT},
     rig::START_MS,
 };
+use async_trait::async_trait;
 use keyleash::{
     access::Pattern,
     audit::{
-        FileSink, Follower, Until,
+        AuditSink, Event, FileSink, Follower, Told, Until,
         alert::{AlertSink, Alerts, Rule, When},
         line::Time,
     },
@@ -19,6 +20,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Command, Stdio},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -61,6 +63,90 @@ async fn watch(directory: &Path, own: &Path) {
     println!("watches");
     let all = Until::Time(Time::default());
     follower.deliver(&mut sink, all, &Clock::default(), &mut |told| println!("{told:?}")).await.unwrap();
+}
+
+/// Takes events.
+#[derive(Default)]
+struct Ids(Arc<Mutex<Vec<String>>>);
+
+#[async_trait]
+impl AuditSink for Ids {
+    async fn deliver(&mut self, events: &[Event]) -> Result<(), String> {
+        self.0.lock().unwrap().extend(events.iter().map(Event::id));
+        Ok(())
+    }
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..12_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what}");
+}
+
+#[tokio::test]
+async fn a_directory_that_goes_away_holds_its_nodes_by_name_until_it_is_back() {
+    let (top, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (directory, away) = (top.path().join("trail"), top.path().join("away"));
+    trail(&directory);
+    let mut sink = Ids::default();
+    let (ids, said) = (sink.0.clone(), Mutex::new(Vec::new()));
+    let follower = Follower::open(&directory, own.path().join("cursor")).unwrap();
+    let (clock, mut tell) = (Clock::default(), |told| said.lock().unwrap().push(told));
+    let is_held = || matches!(said.lock().unwrap().last(), Some(Told::Held(node, _)) if node.as_str() == "a");
+    tokio::select! {
+        followed = follower.deliver(&mut sink, Until::Dropped, &clock, &mut tell) => panic!("{followed:?}"),
+        () = async {
+            until("all", || ids.lock().unwrap().len() as u64 == LINES).await;
+            // The whole of it, and then the node's own.
+            for (from, to) in [(directory.clone(), away.clone()), (directory.join("a"), away.clone())] {
+                fs::rename(&from, &to).unwrap();
+                until("held", is_held).await;
+                fs::rename(&to, &from).unwrap();
+                until("goes on", || matches!(said.lock().unwrap().last(), Some(Told::GoesOn(_)))).await;
+            }
+        } => {}
+    }
+    assert_eq!(ids.lock().unwrap().len() as u64, LINES);
+    // One that begins while it is away knows which nodes there were.
+    fs::rename(&directory, &away).unwrap();
+    let follower = Follower::open(&directory, own.path().join("cursor")).unwrap();
+    let all = Until::Time(Time::default());
+    let follower = follower.deliver(&mut Ids::default(), all, &Clock::default(), &mut |_| {}).await.unwrap();
+    assert_eq!(follower.held().map(|(node, _)| node.as_str()).collect::<Vec<_>>(), ["a"]);
+    let follower = Follower::open(&directory, own.path().join("new")).unwrap();
+    assert!(follower.deliver(&mut Ids::default(), all, &Clock::default(), &mut |_| {}).await.is_err(), "a wrong name");
+}
+
+#[tokio::test]
+async fn a_cursor_that_cannot_be_written_is_written_later_and_nothing_is_brought_again_for_it() {
+    let (directory, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    trail(directory.path());
+    let cursor = own.path().join("cursor");
+    let mut sink = Ids::default();
+    let (ids, said) = (sink.0.clone(), Mutex::new(Vec::new()));
+    let follower = Follower::open(directory.path(), &cursor).unwrap();
+    fs::create_dir(&cursor).unwrap(); // no file can take its place
+    let (clock, mut tell) = (Clock::default(), |told| said.lock().unwrap().push(told));
+    tokio::select! {
+        followed = follower.deliver(&mut sink, Until::Dropped, &clock, &mut tell) => panic!("{followed:?}"),
+        () = async {
+            until("said", || !said.lock().unwrap().is_empty()).await;
+            fs::remove_dir(&cursor).unwrap();
+            until("all", || fs::read_to_string(&cursor).is_ok_and(|text| text.contains("\"next\":6000"))).await;
+        } => {}
+    }
+    let said = std::mem::take(&mut *said.lock().unwrap());
+    assert!(matches!(&said[..], [Told::NotWritten(why, _), ..] if why.contains("make room")), "{said:?}");
+    assert_eq!(*ids.lock().unwrap(), (0..LINES).map(|seq| format!("a/{seq}")).collect::<Vec<_>>(), "once");
+    let follower = Follower::open(directory.path(), own.path().join("other")).unwrap();
+    fs::create_dir(own.path().join("other")).unwrap();
+    let all = Until::Time(Time::default());
+    let error = follower.deliver(&mut Ids::default(), all, &Clock::default(), &mut |_| {}).await.unwrap_err();
+    assert!(error.to_string().contains("make room"), "{error}");
 }
 
 /// The child of the test that kills.

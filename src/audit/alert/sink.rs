@@ -414,10 +414,11 @@ impl AuditSink for AlertSink {
         // A node that somebody took out of the cursor begins anew.
         known.seen.retain(|seen, _| acknowledged.keys().any(|node| node.as_str() == seen));
         let clock = self.clock.clone();
-        self.owed = self.alerts.take_up(&mut known, now);
+        let gone = self.alerts.take_up(&mut known, now);
         for kept in known.owed {
             self.owed.push(kept.notice().ok_or_else(damaged)?);
         }
+        self.owed.extend(gone); // behind that they began
         for KeptAside { notice, since } in known.aside {
             let notice = notice.notice().ok_or_else(damaged)?;
             self.aside.push_back(Aside { notice, since: Since::from(since, &clock), next: clock.now() });

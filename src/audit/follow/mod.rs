@@ -2,7 +2,7 @@
 
 use self::{
     cursor::{At, Cursor},
-    tail::Tail,
+    tail::{GONE, Tail},
 };
 use super::{line::Time, tree::leaf_hash};
 use crate::{
@@ -15,6 +15,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -127,6 +128,8 @@ pub enum Told {
     GoesOn(NodeName),
     /// The sink did not take events, and why; they are brought again, so long after, or not by this call where that is `None`.
     Refused(String, Option<Duration>),
+    /// The cursor could not be written, and why; it is written again so long after, and nothing is delivered before.
+    NotWritten(String, Duration),
 }
 
 /// Reads the trails of all nodes below a directory, behind what a cursor says was acknowledged.
@@ -177,7 +180,7 @@ impl Follower {
     /// The next events, in their order; none where there is nothing now. Blocks.
     ///
     /// # Errors
-    /// [`Error::Trail`] where the directory cannot be read.
+    /// [`Error::Trail`] where the directory cannot be read, and no node of it is known.
     pub fn next_batch(&mut self) -> Result<Vec<Event>> {
         self.look_for_nodes()?;
         let (mut batch, mut bytes, mut dry) = (Vec::new(), 0, BTreeSet::new());
@@ -228,6 +231,29 @@ impl Follower {
         self.cursor.write()
     }
 
+    /// Does what ends with writing the cursor. Where that fails it is written again later, as long as it may: until then nothing more is
+    /// delivered, and what was is not brought again.
+    async fn writing(
+        self,
+        is_time: impl Fn() -> bool,
+        told: &mut (dyn FnMut(Told) + Send),
+        work: impl FnOnce(&mut Self) -> Result<()> + Send + 'static,
+    ) -> Result<Self> {
+        let mut again = SINK_AGAIN;
+        let (mut follower, mut written) = blocking(self, |follower| Ok(work(follower))).await?;
+        while let Err(error) = written {
+            if is_time() {
+                return Err(error);
+            }
+            let why = if let Error::Trail(why) = error { why } else { error.to_string() };
+            told(Told::NotWritten(why, again));
+            tokio::time::sleep(again).await;
+            again = SINK_AGAIN_MAX.min(again * 2);
+            (follower, written) = blocking(follower, |follower| Ok(follower.cursor.write())).await?;
+        }
+        Ok(follower)
+    }
+
     /// The nodes that do not go on, and why.
     pub fn held(&self) -> impl Iterator<Item = (&NodeName, &str)> {
         self.held.iter().map(|(node, why)| (node, why.as_str()))
@@ -241,8 +267,13 @@ impl Follower {
     fn look_for_nodes(&mut self) -> Result<()> {
         let failed =
             |error: io::Error| Error::Trail(format!("{}: {error}; see to the directory", self.directory.display()));
-        for entry in fs::read_dir(&self.directory).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
+        let entries = match fs::read_dir(&self.directory).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
+            Ok(entries) => entries,
+            // A disk that is not mounted: each node that was there is held, by its name, until it is back.
+            Err(_) if !self.tails.is_empty() || !self.cursor.nodes.is_empty() => Vec::new(),
+            Err(error) => return Err(failed(error)),
+        };
+        for entry in entries {
             let Some(name) = entry.file_name().to_str().and_then(|name| NodeName::new(name).ok()) else { continue };
             let folder = entry.path();
             if self.tails.contains_key(&name)
@@ -266,8 +297,7 @@ impl Follower {
         let trouble = |(name, tail): (&NodeName, &Tail)| Some((name.clone(), tail.trouble()?.to_owned()));
         let mut held: BTreeMap<_, _> = self.tails.iter().filter_map(trouble).collect();
         for name in self.cursor.nodes.keys().filter(|name| !self.tails.contains_key(*name)) {
-            let why = "its directory is gone: put it back, or take the node out of the cursor's file while nobody follows by it";
-            held.insert(name.clone(), why.to_owned());
+            held.insert(name.clone(), GONE.to_owned());
         }
         let new = held.iter().filter(|(name, why)| self.held.get(*name) != Some(why));
         let mut news: Vec<_> = new.map(|(name, why)| Told::Held(name.clone(), why.clone())).collect();
@@ -298,8 +328,8 @@ impl Follower {
         let (mut next_idle, mut is_first) = (clock.now(), true);
         loop {
             // Asked before it is looked: what was there at that time is delivered.
-            let is_time = |clock: &Clock| matches!(until, Until::Time(end) if clock.wall_unix_ms() >= end.unix_ms());
-            let is_last = is_time(clock);
+            let is_time = || matches!(until, Until::Time(end) if clock.wall_unix_ms() >= end.unix_ms());
+            let is_last = is_time();
             let (follower, batch) = blocking(self, |follower| follower.next_batch()).await?;
             self = follower;
             let news = self.news();
@@ -313,7 +343,7 @@ impl Follower {
                     next_idle = clock.now().plus(IDLE_EVERY);
                     let idled = sink.idle().await;
                     let state = kept(sink)?;
-                    (self, ()) = blocking(self, move |follower| follower.keep(state, &[])).await?;
+                    self = self.writing(is_time, told, move |follower| follower.keep(state, &[])).await?;
                     if let Err(why) = idled {
                         told(Told::Refused(why.clone(), (!is_last).then_some(IDLE_EVERY)));
                         if is_last {
@@ -327,11 +357,11 @@ impl Follower {
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;
             }
-            let (mut again, mut batch) = (SINK_AGAIN, batch);
+            let (mut again, batch) = (SINK_AGAIN, Arc::new(batch));
             while let Err(why) = sink.deliver(&batch).await {
-                let state = kept(sink)?;
-                (self, batch) = blocking(self, move |follower| follower.keep(state, &batch).map(|()| batch)).await?;
-                if is_time(clock) {
+                let (state, events) = (kept(sink)?, batch.clone());
+                self = self.writing(is_time, told, move |follower| follower.keep(state, &events)).await?;
+                if is_time() {
                     told(Told::Refused(why.clone(), None));
                     return Err(refused(&why));
                 }
@@ -344,7 +374,7 @@ impl Follower {
                 follower.cursor.state = state.or(follower.cursor.state.take());
                 follower.acknowledge(&batch)
             };
-            (self, ()) = blocking(self, acknowledge).await?;
+            self = self.writing(is_time, told, acknowledge).await?;
         }
     }
 }

@@ -24,6 +24,10 @@ use std::{
 /// About so many bytes of a node are held.
 const HELD_BYTES: usize = 256 * 1024;
 
+/// Why a node that was there does not go on.
+pub(super) const GONE: &str =
+    "its directory is gone: put it back, or take the node out of the cursor's file while nobody follows by it";
+
 /// Why a node does not go on, in words.
 type Trouble = String;
 
@@ -99,6 +103,10 @@ impl Tail {
     }
 
     fn read_on(&mut self) -> Result<(), Stop> {
+        // A file that is open is read on wherever it was moved to, and nothing comes any more.
+        if !self.folder.try_exists()? {
+            return Err(Stop(GONE.to_owned()));
+        }
         let bound = self.bound()?;
         match (&self.open, self.at, &bound) {
             (Some(_), Some(At { next, .. }), Bound::Lines(durable)) if next >= *durable => return Ok(()),

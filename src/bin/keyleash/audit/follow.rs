@@ -12,6 +12,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use keyleash::{
+    Error,
     audit::{
         AuditSink, CommandSink, Event, FileSink, Follower, Told, Until,
         alert::{Failed, Notice, NoticeSink},
@@ -143,6 +144,9 @@ pub(crate) async fn follow(
             output.failure(&sink_failed(format!("{why}; again in {} s", again.as_secs())));
         }
         Told::Refused(why, None) => refused = Some(why),
+        Told::NotWritten(why, again) => {
+            output.failure(&Error::Trail(format!("{why}; again in {} s", again.as_secs())).into());
+        }
         _ => {}
     };
     let clock = Clock::default();
