@@ -1,0 +1,192 @@
+//! An etcd of one member or several on loopback, for the tests that name this file by its path. It is killed with the thread that began it.
+
+use serde_json::Value;
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+use tempfile::TempDir;
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/etcd");
+
+pub(crate) struct Etcd {
+    folder: TempDir,
+    members: Vec<Member>,
+    /// What etcdctl needs to be told to reach it.
+    ctl: Vec<String>,
+}
+
+struct Member {
+    port: u16,
+    args: Vec<String>,
+    child: Option<Child>,
+}
+
+#[allow(dead_code)] // each of the tests uses some of it
+impl Etcd {
+    pub(crate) fn begin(members: usize) -> Self {
+        Self::begin_with(members, &[], &[])
+    }
+
+    /// With more arguments for each member, and for etcdctl; with `--cert-file` among them over TLS.
+    pub(crate) fn begin_with(members: usize, args: &[&str], ctl: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let listeners: Vec<_> = (0..2 * members).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
+        let ports: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+        drop(listeners);
+        let (clients, peers) = ports.split_at(members);
+        let peer = |n: usize| format!("http://127.0.0.1:{}", peers[n]);
+        let cluster: Vec<_> = (0..members).map(|n| format!("m{n}={}", peer(n))).collect();
+        let scheme = if args.contains(&"--cert-file") { "https" } else { "http" };
+        let member = |n: usize| {
+            let client = format!("{scheme}://127.0.0.1:{}", clients[n]);
+            let own = [
+                ("--name", format!("m{n}")),
+                ("--listen-client-urls", client.clone()),
+                ("--advertise-client-urls", client),
+                ("--listen-peer-urls", peer(n)),
+                ("--initial-advertise-peer-urls", peer(n)),
+                ("--initial-cluster", cluster.join(",")),
+            ];
+            let own = own.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+            let args = own.chain(args.iter().map(|arg| (*arg).to_owned())).collect();
+            Member { port: clients[n], args, child: None }
+        };
+        let ctl = ctl.iter().map(|arg| (*arg).to_owned()).collect();
+        let mut etcd = Self { members: (0..members).map(member).collect(), folder, ctl };
+        for n in 0..members {
+            etcd.spawn(n);
+        }
+        etcd.await_health();
+        etcd
+    }
+
+    fn spawn(&mut self, n: usize) {
+        let member = &mut self.members[n];
+        let mut command = Command::new(SCRIPT);
+        command.arg("run").arg(self.folder.path().join(format!("m{n}"))).args(&member.args).stdin(Stdio::null());
+        // Quiet, but for what is wrong.
+        member.child = Some(command.stdout(Stdio::null()).spawn().unwrap());
+    }
+
+    /// Waits until every member that runs has a leader.
+    pub(crate) fn await_health(&mut self) {
+        for _ in 0..400 {
+            for member in &mut self.members {
+                let ended = member.child.as_mut().and_then(|child| child.try_wait().unwrap());
+                assert!(ended.is_none(), "etcd ended ({ended:?}): run tests/servers/etcd install");
+            }
+            if self.try_ctl(&["endpoint", "health"]).status.success() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        panic!("etcd does not begin");
+    }
+
+    pub(crate) fn endpoints(&self) -> String {
+        let endpoints: Vec<_> = self.members.iter().map(|member| format!("127.0.0.1:{}", member.port)).collect();
+        endpoints.join(",")
+    }
+
+    pub(crate) fn url(&self, namespace: &str) -> String {
+        format!("etcd://{}/{namespace}", self.endpoints())
+    }
+
+    fn running(&self) -> String {
+        let running = self.members.iter().filter(|member| member.child.is_some());
+        running.map(|member| format!("127.0.0.1:{}", member.port)).collect::<Vec<_>>().join(",")
+    }
+
+    fn try_ctl(&self, args: &[&str]) -> Output {
+        let mut command = Command::new("etcdctl");
+        command.args(["--endpoints", &self.running()]).args(&self.ctl).args(args).env("ETCDCTL_API", "3");
+        command.output().expect("etcdctl: run tests/servers/etcd install")
+    }
+
+    /// What etcdctl says.
+    pub(crate) fn ctl(&self, args: &[&str]) -> String {
+        let run = self.try_ctl(args);
+        assert!(run.status.success(), "etcdctl {args:?}: {}", String::from_utf8_lossy(&run.stderr));
+        String::from_utf8(run.stdout).unwrap()
+    }
+
+    pub(crate) fn leader(&self) -> usize {
+        for _ in 0..100 {
+            let status: Value = serde_json::from_str(&self.ctl(&["endpoint", "status", "-w", "json"])).unwrap();
+            for one in status.as_array().unwrap() {
+                let port = one["Endpoint"].as_str().unwrap().rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+                let status = &one["Status"];
+                if status["leader"]
+                    .as_u64()
+                    .is_some_and(|id| id != 0 && Some(id) == status["header"]["member_id"].as_u64())
+                {
+                    return self.members.iter().position(|member| member.port == port).unwrap();
+                }
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        panic!("nobody leads");
+    }
+
+    pub(crate) fn kill(&mut self, n: usize) {
+        let mut child = self.members[n].child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub(crate) fn restart(&mut self, n: usize) {
+        self.spawn(n);
+        self.await_health();
+    }
+
+    fn signal(&self, n: usize, signal: i32) {
+        let child = self.members[n].child.as_ref().unwrap();
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status().unwrap();
+        assert!(sent.success());
+    }
+
+    pub(crate) fn stop(&self, n: usize) {
+        self.signal(n, 19); // SIGSTOP
+    }
+
+    pub(crate) fn go_on(&self, n: usize) {
+        self.signal(n, 18); // SIGCONT
+    }
+
+    /// Where a member keeps its data.
+    pub(crate) fn folder(&self, n: usize) -> std::path::PathBuf {
+        self.folder.path().join(format!("m{n}"))
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        for child in self.members.iter_mut().filter_map(|member| member.child.as_mut()) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Certificates in a folder: `ca.pem` of an authority, `own.pem` and `own.key` of a host, for `days` days.
+#[allow(dead_code)]
+pub(crate) fn certificates(host: &str, days: i32) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let name = folder.path().file_name().unwrap().to_str().unwrap(); // no two are called the same
+    let new = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(folder.path(), &format!("{new} -x509 -keyout ca.key -out ca.pem -subj /CN=authority{name} -days 2"));
+    openssl(folder.path(), &format!("{new} -keyout own.key -out own.csr -subj /CN=x -addext subjectAltName={host}"));
+    let sign = "x509 -req -in own.csr -CA ca.pem -CAkey ca.key -CAcreateserial -copy_extensions copy";
+    openssl(folder.path(), &format!("{sign} -out own.pem -days {days}"));
+    folder
+}
+
+fn openssl(directory: &Path, args: &str) {
+    let run = Command::new("openssl").args(args.split(' ')).current_dir(directory).output();
+    let run = run.expect("openssl: run tests/servers/etcd install");
+    assert!(run.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&run.stderr));
+}
