@@ -5,7 +5,7 @@ use keyleash::{
     Error,
     config::{
         CACHED_AEKS_MAX, CONFIG_BYTES_MAX, Config, ConfigFile, OnFailure, PinSource, STORE_DEFAULT, Settings,
-        TokenSelector, WORKERS_DEFAULT,
+        StoreConfig, TokenSelector, WORKERS_DEFAULT,
     },
     secret::MemlockPolicy,
 };
@@ -197,7 +197,7 @@ fn every_key_of_the_file_arrives() {
     assert_eq!(config.token.module, Some("/usr/lib/softhsm/libsofthsm2.so".into()));
     assert_eq!(config.token.selector, Some(TokenSelector::Label("production".into())));
     assert_eq!(config.token.pin, Some(PinSource::File("/run/secrets/pin".into())));
-    assert_eq!((config.token.workers, config.store), (8, PathBuf::from("keys.redb")));
+    assert_eq!((config.token.workers, config.store), (8, StoreConfig::Redb("keys.redb".into())));
     let settings = Settings::default()
         .poll_interval(20 * S)
         .store_timeout(2500 * MS)
@@ -219,7 +219,7 @@ fn every_key_of_the_file_arrives() {
 fn without_a_word_the_defaults_hold() {
     let config = layered("", &[]).unwrap();
     assert_eq!(config.settings, Settings::default());
-    assert_eq!(config.store, PathBuf::from(STORE_DEFAULT));
+    assert_eq!(config.store, StoreConfig::Redb(STORE_DEFAULT.into()));
     assert_eq!((config.token.module, config.token.selector, config.token.pin), (None, None, None));
     assert_eq!(config.token.workers, WORKERS_DEFAULT);
 }
@@ -272,7 +272,7 @@ fn every_variable_stands_over_the_file() {
     assert_eq!(config.token.module, Some("/m.so".into()));
     assert_eq!(config.token.selector, Some(TokenSelector::Slot(7)), "it takes the place of the file's label");
     assert_eq!(config.token.pin, Some(PinSource::Env("HSM_PIN".into())), "it takes the place of the file's pin_file");
-    assert_eq!((config.token.workers, config.store), (2, PathBuf::from("/var/k.redb")));
+    assert_eq!((config.token.workers, config.store), (2, StoreConfig::Redb("/var/k.redb".into())));
     let settings = Settings::default()
         .poll_interval(10 * S)
         .store_timeout(S)
@@ -472,7 +472,7 @@ fn what_is_wrong_in_the_environment_is_named_with_its_variable() {
     let error = text_of(parse("").unwrap().overlay([], lookup("KEYLEASH_TOKEN_LABEL")).unwrap_err());
     assert!(error.contains("KEYLEASH_TOKEN_LABEL: is not UTF-8"), "{error}");
     let config = parse("").unwrap().overlay([], lookup("KEYLEASH_STORE")).unwrap().resolve().unwrap();
-    assert_eq!(config.store.into_os_string(), bytes, "a path may be any bytes");
+    assert_eq!(config.store.path().unwrap().as_os_str(), bytes, "a path may be any bytes");
 }
 
 #[test]
@@ -537,4 +537,57 @@ fn a_trail_that_is_kept_nowhere_and_what_would_make_one_useless_is_refused_by_na
     let file = ConfigFile::parse("[audit]\nnode = \"n\"\n", "k.toml").unwrap();
     let config = file.overlay(["KEYLEASH_AUDIT_DIRECTORY".into()], variable).unwrap().resolve().unwrap();
     assert_eq!(config.audit.unwrap().directory, PathBuf::from("/d"));
+}
+
+fn store(text: &str) -> Result<StoreConfig, Error> {
+    Ok(ConfigFile::parse(text, "f")?.resolve()?.store)
+}
+
+#[test]
+fn a_store_is_a_path_or_an_url_and_the_variable_takes_either() {
+    let etcd =
+        "[store]\nurl = \"etcd://a:1,b:2/n\"\nca = \"c\"\nuser = \"me\"\npassword_env = \"P\"\ntimeout = \"2s\"\n";
+    let StoreConfig::Etcd(config) = store(etcd).unwrap() else { panic!("no etcd") };
+    assert_eq!(config.endpoints, ["a:1", "b:2"]);
+    assert_eq!((config.namespace.as_str(), config.timeout), ("n", Duration::from_secs(2)));
+    assert_eq!(config.ca, Some("c".into()));
+    assert!(config.user.is_some_and(|user| user.name == "me"));
+    assert_eq!(store("[store]\nurl = \"redb:a:b\"").unwrap(), StoreConfig::Redb("a:b".into()));
+    for value in ["x.redb", "./a:b", "redb:k", "etcd://[::1]:1/n"] {
+        let file = ConfigFile::parse(etcd, "f").unwrap();
+        let lookup = |name: &str| (name == "KEYLEASH_STORE").then(|| value.into());
+        let file = file.overlay(["KEYLEASH_STORE".into(), "P".into()], lookup).unwrap();
+        let shown = file.shown();
+        let said: Vec<_> = shown.iter().filter(|one| one.key.section == "store" && one.value.is_some()).collect();
+        assert!(!said.iter().any(|one| one.value.as_deref() == Some("etcd://a:1,b:2/n")), "{said:?}");
+        assert_eq!(file.resolve().unwrap().store.to_string(), value.trim_start_matches("redb:"));
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_store_is_said_with_its_line_and_no_password_is_shown() {
+    for (keys, said) in [
+        ("url = \"mysql://a/b\"", "f line 2: store.url: there is no store of the kind \"mysql\""),
+        ("url = \"etcd://me:hunter2@a:1/n\"", "f line 2: store.url: has a user in it"),
+        ("url = \"redb:\"", "names no file"),
+        ("url = \"redb:a\"\npath = \"b\"", "f line 3: store.path: the store is named twice"),
+        ("password = \"hunter2\"", "f line 2: a password does not stand in a configuration; use password_file"),
+        ("user = \"a\"", "store.password_file is missing"),
+        ("password_file = \"a\"", "store.user is missing"),
+        ("password_file = \"a\"\npassword_env = \"B\"", "f line 3: store.password_env: the password is given twice"),
+        ("password_env = \"hunter2!\"", "it names the variable that holds the password, not the password"),
+        ("cert = \"a\"", "store.key is missing"),
+        ("tls = \"off\"", "f line 2: store.tls: is \"off\"; use \"on\""),
+        ("timeout = \"2 min\"", "f line 2: store.timeout: allowed is 100ms to 60s"),
+        ("url = \"etcd://a:1/n\"\ntls = \"plaintext\"", "a:1 is not this machine"),
+        (
+            "url = \"etcd://a:1/n\"\ntls = \"plaintext-anywhere\"\nuser = \"a\"\npassword_env = \"B\"",
+            "by which no password is sent",
+        ),
+    ] {
+        let error = store(&format!("[store]\n{keys}\n")).unwrap_err().to_string();
+        assert!(error.contains(said) && !error.contains("hunter2"), "{keys}: {error}");
+    }
+    let hidden = ConfigFile::parse("[store]\nurl = \"etcd://me:hunter2@a:1/n\"\n", "f");
+    assert!(hidden.is_err_and(|error| !error.to_string().contains("hunter2")));
 }

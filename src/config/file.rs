@@ -4,12 +4,14 @@
 //! near one: a misspelt limit must not be a default.
 
 use super::{
-    Config, METRIC_ACCOUNTS_MAX, PinSource, STORE_DEFAULT, Settings, TokenSelector, WORKERS_MAX,
+    Config, METRIC_ACCOUNTS_MAX, PinSource, Settings, TokenSelector, WORKERS_MAX,
     alert::{self, RULES_MAX, Rule},
     audit::AuditItems,
     given::{Given, bad},
     grants::Grants,
+    items::{ITEMS, Item, Named, SECTIONS},
     mail::MailItems,
+    store::{PasswordSource, StoreItems},
     tokens::{More, TokenItems, named_badly, tables},
 };
 pub(super) use crate::access::near;
@@ -23,7 +25,7 @@ use std::{
     ffi::OsString,
     io::{ErrorKind, Read},
     ops::Range,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 use toml::de::{DeTable, DeValue};
@@ -39,54 +41,6 @@ const PIN_VARIABLE: &str = "KEYLEASH_PIN";
 /// Variables that are read elsewhere: the path of the file itself, and those of the fault shim (softhsm/fault-shim).
 const VARIABLES_ELSEWHERE: [&str; 3] = ["KEYLEASH_CONFIG", "KEYLEASH_SHIM_MODULE", "KEYLEASH_SHIM_CONTROL"];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Item {
-    TokenName,
-    Module,
-    Label,
-    Serial,
-    Slot,
-    PinFile,
-    PinEnv,
-    Workers,
-    TokenCallTimeout,
-    Store,
-    PollInterval,
-    CallTimeout,
-    Grace,
-    AekTtl,
-    ResumeRate,
-    FreshProofEvery,
-    MaxCachedAeks,
-    Memlock,
-    RequireRecoverable,
-    Retention,
-    PurgeProtection,
-    MetricAccounts,
-    AuditDirectory,
-    AuditNode,
-    AuditOnFailure,
-    AuditCompressAfter,
-    AuditRetention,
-    AuditEarlierKeys,
-    MailServer,
-    MailPort,
-    MailTls,
-    MailFrom,
-    MailTo,
-    MailUser,
-    MailPasswordFile,
-    MailCa,
-    MailTimeout,
-}
-
-pub(super) struct Named {
-    pub(super) item: Item,
-    pub(super) section: &'static str,
-    pub(super) key: &'static str,
-    pub(super) variable: &'static str,
-}
-
 /// What was said of an item, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Said {
@@ -94,53 +48,6 @@ pub(super) struct Said {
     pub(super) text: String,
     pub(super) origin: String,
 }
-
-const fn named(item: Item, section: &'static str, key: &'static str, variable: &'static str) -> Named {
-    Named { item, section, key, variable }
-}
-
-const SECTIONS: [&str; 12] =
-    ["token", "kek", "store", "lease", "cache", "keys", "metrics", "grant", "role", "audit", "alert", "mail"];
-pub(super) const ITEMS: [Named; 37] = [
-    named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
-    named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
-    named(Item::Serial, "token", "serial", "KEYLEASH_TOKEN_SERIAL"),
-    named(Item::Slot, "token", "slot", "KEYLEASH_TOKEN_SLOT"),
-    named(Item::PinFile, "token", "pin_file", "KEYLEASH_PIN_FILE"),
-    named(Item::PinEnv, "token", "pin_env", "KEYLEASH_PIN_ENV"),
-    named(Item::Workers, "token", "workers", "KEYLEASH_WORKERS"),
-    named(Item::Store, "store", "path", "KEYLEASH_STORE"),
-    named(Item::PollInterval, "lease", "poll_interval", "KEYLEASH_POLL_INTERVAL"),
-    named(Item::CallTimeout, "lease", "call_timeout", "KEYLEASH_CALL_TIMEOUT"),
-    named(Item::Grace, "lease", "grace", "KEYLEASH_GRACE"),
-    named(Item::AekTtl, "lease", "aek_ttl", "KEYLEASH_AEK_TTL"),
-    named(Item::ResumeRate, "lease", "resume_rate", "KEYLEASH_RESUME_RATE"),
-    named(Item::FreshProofEvery, "lease", "fresh_proof_every", "KEYLEASH_FRESH_PROOF_EVERY"),
-    named(Item::MaxCachedAeks, "cache", "max_cached_aeks", "KEYLEASH_MAX_CACHED_AEKS"),
-    named(Item::Memlock, "cache", "memlock", "KEYLEASH_MEMLOCK"),
-    named(Item::RequireRecoverable, "keys", "require_recoverable", "KEYLEASH_REQUIRE_RECOVERABLE"),
-    named(Item::Retention, "keys", "retention", "KEYLEASH_RETENTION"),
-    named(Item::PurgeProtection, "keys", "purge_protection", "KEYLEASH_PURGE_PROTECTION"),
-    named(Item::MetricAccounts, "metrics", "metric_accounts", "KEYLEASH_METRIC_ACCOUNTS"),
-    // Behind the keys of the same names elsewhere, which are the ones that are meant where no section is named.
-    named(Item::TokenName, "token", "name", "KEYLEASH_TOKEN_NAME"),
-    named(Item::TokenCallTimeout, "token", "call_timeout", "KEYLEASH_TOKEN_CALL_TIMEOUT"),
-    named(Item::AuditDirectory, "audit", "directory", "KEYLEASH_AUDIT_DIRECTORY"),
-    named(Item::AuditNode, "audit", "node", "KEYLEASH_AUDIT_NODE"),
-    named(Item::AuditOnFailure, "audit", "on_failure", "KEYLEASH_AUDIT_ON_FAILURE"),
-    named(Item::AuditCompressAfter, "audit", "compress_after", "KEYLEASH_AUDIT_COMPRESS_AFTER"),
-    named(Item::AuditRetention, "audit", "retention", "KEYLEASH_AUDIT_RETENTION"),
-    named(Item::AuditEarlierKeys, "audit", "earlier_keys", "KEYLEASH_AUDIT_EARLIER_KEYS"),
-    named(Item::MailServer, "mail", "server", "KEYLEASH_MAIL_SERVER"),
-    named(Item::MailPort, "mail", "port", "KEYLEASH_MAIL_PORT"),
-    named(Item::MailTls, "mail", "tls", "KEYLEASH_MAIL_TLS"),
-    named(Item::MailFrom, "mail", "from", "KEYLEASH_MAIL_FROM"),
-    named(Item::MailTo, "mail", "to", "KEYLEASH_MAIL_TO"),
-    named(Item::MailUser, "mail", "user", "KEYLEASH_MAIL_USER"),
-    named(Item::MailPasswordFile, "mail", "password_file", "KEYLEASH_MAIL_PASSWORD_FILE"),
-    named(Item::MailCa, "mail", "ca", "KEYLEASH_MAIL_CA"),
-    named(Item::MailTimeout, "mail", "timeout", "KEYLEASH_MAIL_TIMEOUT"),
-];
 
 /// What a configuration file says, and no more: defaults and bounds come with [`ConfigFile::resolve`].
 ///
@@ -165,7 +72,7 @@ pub(super) const ITEMS: [Named; 37] = [
 pub struct ConfigFile {
     token: TokenItems,
     more: More,
-    store: Option<PathBuf>,
+    store: StoreItems,
     poll_interval: Option<Duration>,
     call_timeout: Option<Duration>,
     grace: Option<Duration>,
@@ -322,7 +229,8 @@ impl ConfigFile {
         lookup: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self> {
         let mut environment = Self::default();
-        for named in &ITEMS {
+        // A store is named by one variable, whichever it is.
+        for named in ITEMS.iter().filter(|named| named.item != Item::StoreUrl) {
             if let Some(value) = lookup(named.variable) {
                 let origin = format!("environment variable {}", named.variable);
                 environment.set(named.item, Given::of_variable(&origin, named.item, value)?, &origin)?;
@@ -347,6 +255,7 @@ impl ConfigFile {
                 || name == PIN_VARIABLE
                 || VARIABLES_ELSEWHERE.contains(&name)
                 || layered.token.pin == Some(PinSource::Env(name.into()))
+                || layered.store.is_password_variable(name)
         };
         if let Some(unknown) = names.iter().find(|name| !is_known(name)) {
             let mut known: Vec<_> = ITEMS.iter().map(|named| named.variable).collect();
@@ -387,14 +296,15 @@ impl ConfigFile {
         for token in [&token].into_iter().chain(&other_tokens) {
             settings.validate_token(&token.name, token.call_timeout)?;
         }
-        let store = self.store.unwrap_or_else(|| STORE_DEFAULT.into());
+        let (store, stores) = self.store.resolve()?;
         let policy = self.grants.resolve()?;
         let said = |section| {
             let mut of_section = ITEMS.iter().filter(|named| named.section == section);
             of_section.find_map(|named| said_in(&self.said, section, named.key)).map(|said| said.origin.as_str())
         };
         let (audit, mail) = (self.audit.resolve(said("audit"))?, self.mail.resolve(said("mail"))?);
-        Ok(Config { token, other_tokens, standbys, store, settings, policy, audit, alerts: self.alerts, mail })
+        let alerts = self.alerts;
+        Ok(Config { token, other_tokens, standbys, store, stores, settings, policy, audit, alerts, mail })
     }
 
     /// What this says, and where it says nothing, what `below` says.
@@ -402,7 +312,7 @@ impl ConfigFile {
         Self {
             token: self.token.over(below.token),
             more: below.more, // no variable speaks of them
-            store: self.store.or(below.store),
+            store: self.store.over(below.store),
             poll_interval: self.poll_interval.or(below.poll_interval),
             call_timeout: self.call_timeout.or(below.call_timeout),
             grace: self.grace.or(below.grace),
@@ -453,6 +363,7 @@ impl ConfigFile {
 
     /// Sets one item, which is set once per file and once per environment.
     fn set(&mut self, item: Item, given: Given, origin: &str) -> Result<()> {
+        let item = if item == Item::Store && given.names_scheme() { Item::StoreUrl } else { item };
         self.said.push(Said { item, text: given.shown(item), origin: origin.to_owned() });
         match item {
             Item::TokenName => {
@@ -461,12 +372,22 @@ impl ConfigFile {
             }
             Item::TokenCallTimeout => self.token.call_timeout = Some(given.duration(origin)?),
             Item::Module => self.token.module = Some(given.path(origin)?),
-            Item::Store => self.store = Some(given.path(origin)?),
+            Item::Store | Item::StoreUrl => self.store.set_place(&given.path(origin)?, origin)?,
+            Item::StoreTls => self.store.set_tls(&given.string(origin)?, origin)?,
+            Item::StoreCa => self.store.ca = Some(given.path(origin)?),
+            Item::StoreCert => self.store.cert = Some(given.path(origin)?),
+            Item::StoreKey => self.store.key = Some(given.path(origin)?),
+            Item::StoreUser => self.store.user = Some(given.string(origin)?),
+            Item::StorePasswordFile => self.store.set_password(PasswordSource::File(given.path(origin)?), origin)?,
+            Item::StorePasswordEnv => {
+                self.store.set_password(PasswordSource::Env(given.variable_name(origin, "password")?), origin)?
+            }
+            Item::StoreTimeout => self.store.set_timeout(given.duration(origin)?, origin)?,
             Item::Label => self.token.select(TokenSelector::Label(given.text(origin, LABEL_BYTES_MAX)?), origin)?,
             Item::Serial => self.token.select(TokenSelector::Serial(given.text(origin, SERIAL_BYTES_MAX)?), origin)?,
             Item::Slot => self.token.select(TokenSelector::Slot(given.number(origin, 0, u64::MAX)?), origin)?,
             Item::PinFile => self.token.take_pin(PinSource::File(given.path(origin)?), origin)?,
-            Item::PinEnv => self.token.take_pin(PinSource::Env(given.variable_name(origin)?), origin)?,
+            Item::PinEnv => self.token.take_pin(PinSource::Env(given.variable_name(origin, "PIN")?), origin)?,
             Item::Workers => self.token.workers = Some(given.number(origin, 1, WORKERS_MAX as u64)?),
             Item::PollInterval => self.poll_interval = Some(given.duration(origin)?),
             Item::CallTimeout => self.call_timeout = Some(given.duration(origin)?),
@@ -514,6 +435,8 @@ fn said_over(mut upper: Vec<Said>, lower: Vec<Said>) -> Vec<Said> {
     let group = |item: Item| match item {
         Item::Label | Item::Serial | Item::Slot => Item::Label,
         Item::PinFile | Item::PinEnv => Item::PinFile,
+        Item::Store | Item::StoreUrl => Item::Store,
+        Item::StorePasswordFile | Item::StorePasswordEnv => Item::StorePasswordFile,
         item => item,
     };
     let above: Vec<_> = upper.iter().map(|said| group(said.item)).collect();
@@ -561,7 +484,7 @@ fn find_key(origin: &str, section: &str, key: &str) -> Result<&'static Named> {
     }
     let what = if section == "token" && key == "pin" {
         "a PIN does not stand in a configuration; use pin_file or pin_env".into()
-    } else if section == "mail" && key == "password" {
+    } else if ["mail", "store"].contains(&section) && key == "password" {
         "a password does not stand in a configuration; use password_file".into()
     } else if let Some(elsewhere) = ITEMS.iter().find(|named| named.key == key) {
         format!("{key} belongs in [{}]", elsewhere.section)

@@ -1,6 +1,6 @@
 //! A value as it was given, in the file or in a variable, and what it must be.
 
-use super::file::Item;
+use super::items::Item;
 use crate::{
     error::{Error, Result},
     secret::MemlockPolicy,
@@ -41,6 +41,7 @@ impl Given {
                 | Item::AuditCompressAfter
                 | Item::AuditRetention
                 | Item::MailTimeout
+                | Item::StoreTimeout
         );
         let is_switch = matches!(item, Item::RequireRecoverable | Item::PurgeProtection);
         match value {
@@ -66,7 +67,16 @@ impl Given {
     pub(super) fn of_variable(origin: &str, item: Item, value: OsString) -> Result<Self> {
         let is_path = matches!(
             item,
-            Item::Module | Item::PinFile | Item::Store | Item::AuditDirectory | Item::MailPasswordFile | Item::MailCa
+            Item::Module
+                | Item::PinFile
+                | Item::Store
+                | Item::StoreCa
+                | Item::StoreCert
+                | Item::StoreKey
+                | Item::StorePasswordFile
+                | Item::AuditDirectory
+                | Item::MailPasswordFile
+                | Item::MailCa
         );
         if !is_path && value.to_str().is_none() {
             return Err(bad(origin, "is not UTF-8"));
@@ -77,10 +87,17 @@ impl Given {
     /// As it was written; where the PIN may be, only that something is.
     pub(super) fn shown(&self, item: Item) -> String {
         match self {
-            _ if item == Item::PinEnv => "(set)".into(),
+            _ if [Item::PinEnv, Item::StorePasswordEnv].contains(&item) => "(set)".into(),
+            // What is refused may have a password in it.
+            Self::Text(text) if item == Item::StoreUrl => super::store::shown_url(&text.to_string_lossy()),
             Self::Number(text) => text.clone(),
             Self::Text(text) => text.to_string_lossy().into_owned(),
         }
+    }
+
+    /// It is an URL, where it could be a path.
+    pub(super) fn names_scheme(&self) -> bool {
+        matches!(self, Self::Text(text) if super::store::scheme_of(text).is_some())
     }
 
     pub(super) fn string(self, origin: &str) -> Result<String> {
@@ -108,13 +125,18 @@ impl Given {
     }
 
     /// Says nothing about the value: somebody may have put the PIN there.
-    pub(super) fn variable_name(self, origin: &str) -> Result<String> {
+    pub(super) fn variable_name(self, origin: &str, what: &str) -> Result<String> {
         let name = self.string(origin)?;
         let begins_well = name.bytes().next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_');
         if begins_well && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             return Ok(name);
         }
-        Err(bad(origin, "is no name of an environment variable; it names the variable that holds the PIN, not the PIN"))
+        Err(bad(
+            origin,
+            &format!(
+                "is no name of an environment variable; it names the variable that holds the {what}, not the {what}"
+            ),
+        ))
     }
 
     pub(super) fn number<N: TryFrom<u64>>(self, origin: &str, min: u64, max: u64) -> Result<N> {

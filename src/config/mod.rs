@@ -10,15 +10,21 @@ use crate::{
     planted::{self, Fault},
     secret::MemlockPolicy,
 };
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 pub mod alert;
 mod audit;
 mod file;
 mod given;
 mod grants;
+mod items;
 pub mod mail;
 pub mod page;
+pub mod store;
 mod tokens;
 
 pub use audit::{
@@ -26,6 +32,7 @@ pub use audit::{
     OnFailure,
 };
 pub use file::{CONFIG_BYTES_MAX, ConfigFile};
+pub use store::StoreConfig;
 
 /// Shortest time between two proofs of a KEK version.
 pub const POLL_INTERVAL_MIN: Duration = Duration::from_secs(1);
@@ -431,7 +438,9 @@ pub struct Config {
     /// The standby of each KEK that has one.
     pub standbys: BTreeMap<KekName, TokenName>,
     /// Where the store is; relative paths are relative to the working directory.
-    pub store: PathBuf,
+    pub store: StoreConfig,
+    /// How stores elsewhere are reached.
+    pub(crate) stores: store::Reach,
     /// How the engine behaves; validated.
     pub settings: Settings,
     /// The grants of the file, which count beside those of the store
@@ -443,6 +452,16 @@ pub struct Config {
     pub alerts: Vec<alert::Rule>,
     /// Where notices go as mail; `None` where nothing was said.
     pub mail: Option<mail::MailConfig>,
+}
+
+impl Config {
+    /// A store at another place, a path or an URL, that is reached as the one that is configured.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`], naming what is wrong with it.
+    pub fn store_at(&self, place: &Path) -> Result<StoreConfig> {
+        self.stores.at(place)
+    }
 }
 
 /// Which token, and how to log in. What is `None` was said nowhere.

@@ -5,9 +5,11 @@ use super::{
     COMPRESS_AFTER_MAX, COMPRESS_AFTER_MIN, EARLIER_KEYS_MAX, METRIC_ACCOUNTS_MAX, POLL_INTERVAL_MAX,
     POLL_INTERVAL_MIN, RETENTION_MAX, RETENTION_MIN, REVOCATION_MAX, STORE_DEFAULT, Settings, WORKERS_DEFAULT,
     WORKERS_MAX,
-    file::{ConfigFile, ITEMS, Item, Said, said_in},
+    file::{ConfigFile, Said, said_in},
+    items::{ITEMS, Item, Named},
     mail::{MAIL_TIMEOUT_DEFAULT, MAIL_TIMEOUT_MAX, MAIL_TIMEOUT_MIN, RECIPIENTS_MAX},
     show,
+    store::{ETCD_TIMEOUT_DEFAULT, ETCD_TIMEOUT_MAX, ETCD_TIMEOUT_MIN},
 };
 use crate::name::{KekName, TokenName};
 use std::fmt::Write as _;
@@ -49,7 +51,7 @@ pub fn keys() -> Vec<Key> {
     let mut items: Vec<_> = ITEMS.iter().collect();
     let sections: Vec<_> = ITEMS.iter().map(|named| named.section).collect();
     items.sort_by_key(|named| sections.iter().position(|section| *section == named.section));
-    let key = |named: &&super::file::Named| {
+    let key = |named: &&Named| {
         let (default, bounds, about) = facts(named.item);
         Key { section: named.section, key: named.key, variable: named.variable, default, bounds, about }
     };
@@ -116,7 +118,38 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
             "as that".into(),
             "deadline of a call of this token, where it has one of its own",
         ),
-        Item::Store => (Some(STORE_DEFAULT.into()), "a file".into(), "where the wrapped AEKs are"),
+        Item::Store => (Some(STORE_DEFAULT.into()), "a file, or url".into(), "where the wrapped AEKs are"),
+        Item::StoreUrl => (
+            None,
+            "etcd://HOST:PORT,HOST:PORT/NAMESPACE or redb:FILE, instead of path".into(),
+            "where the wrapped AEKs are, of many machines",
+        ),
+        Item::StoreTls => (
+            Some("on".into()),
+            "on, plaintext (to this machine) or plaintext-anywhere (without a password)".into(),
+            "how the way to etcd is kept from others",
+        ),
+        Item::StoreCa => (
+            Some("[those of the platform]".into()),
+            "a file".into(),
+            "the certificates, PEM, by which those of etcd are known; no others are then",
+        ),
+        Item::StoreCert => (None, "a file, with a key".into(), "the certificate, PEM, by which etcd knows this client"),
+        Item::StoreKey => (None, "a file, with a cert".into(), "its private key, PEM; readable by its owner alone"),
+        Item::StoreUser => (None, "a name, with a password".into(), "the user of etcd"),
+        Item::StorePasswordFile => (
+            None,
+            "one of password_file and password_env".into(),
+            "the file that holds that user's password; readable by its owner alone",
+        ),
+        Item::StorePasswordEnv => {
+            (None, "one of password_file and password_env".into(), "the variable that holds that user's password")
+        }
+        Item::StoreTimeout => (
+            Some(show(ETCD_TIMEOUT_DEFAULT)),
+            format!("{} to {}", show(ETCD_TIMEOUT_MIN), show(ETCD_TIMEOUT_MAX)),
+            "how long a call waits for etcd, all its members asked; let it be less than call_timeout",
+        ),
         Item::PollInterval => (
             Some(show(poll_interval)),
             format!("{} to {}", show(POLL_INTERVAL_MIN), show(POLL_INTERVAL_MAX)),

@@ -2,8 +2,9 @@
 
 use super::{
     PinSource, TokenConfig, TokenSelector, WORKERS_DEFAULT,
-    file::{Item, Said, in_order, near, two_pins},
+    file::{Said, in_order, near, two_pins},
     given::{Given, bad},
+    items::Item,
 };
 use crate::{
     error::{Error, Result},

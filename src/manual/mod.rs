@@ -19,5 +19,5 @@ macro_rules! pages {
 pages! {
     architecture audit backups changes development drills format grants modules monitoring operations performance promises revoking rotation secrets
     settings
-    threats tokens
+    stores threats tokens
 }

@@ -5,10 +5,12 @@
 //! a store of one's own keeps the contract is said by [`check`].
 
 pub use self::policy::{PART_ID_BYTES, PartId, load_policy};
+pub use self::probe::Probe;
 pub use self::record::load_checkpoint;
 use self::record::{
     AEK_VERSIONS_MAX, AccountRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, StoreRecord, WorkRecord,
 };
+pub(crate) use self::walk::{all_keys, kek_names, newest_date, read_accounts};
 use crate::{
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion, NodeName, SecretId, SecretName},
@@ -17,10 +19,16 @@ use async_trait::async_trait;
 use std::fmt;
 
 pub mod check;
+pub mod copy;
+pub(crate) mod envelope;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod memory;
 pub(crate) mod policy;
+mod probe;
 pub mod record;
 pub mod redb;
+mod walk;
 pub(crate) mod word;
 
 /// Longest value, in bytes: below the limit of every store that is meant (etcd: 1.5 MiB).
@@ -351,6 +359,14 @@ pub trait KeyStore: Send + Sync + 'static {
     /// [`Error::Store`]: what was deleted is deleted, and its bytes may still be found.
     async fn shred(&self, remains: Vec<Vec<u8>>) -> Result<()>;
 
+    /// Tries reads and writes on the server, of nothing that is a record. `None` where there is no server.
+    ///
+    /// # Errors
+    /// [`Error::Store`], and where it may not be written [`Error::Misconfigured`].
+    async fn probe(&self) -> Result<Option<Probe>> {
+        Ok(None)
+    }
+
     /// Up to `limit` (at most [`PAGE_KEYS_MAX`]) keys after `after`. Keys that live through the whole listing appear once.
     ///
     /// # Errors
@@ -469,27 +485,6 @@ pub async fn load_secret(store: &dyn KeyStore, id: &SecretId) -> Result<Option<(
     load(store, Key::Secret(id.clone()), SecretRecord::decode).await
 }
 
-/// The newest date that any account or KEK holds, in seconds since 1970; `None` when there is none.
-///
-/// # Errors
-/// [`Error::Store`]; [`Error::Corrupt`] for a record that cannot be read, and may hold a newer one.
-pub(crate) async fn newest_date(store: &dyn KeyStore) -> Result<Option<u64>> {
-    let mut newest = None;
-    for name in kek_names(store).await? {
-        if let Some((record, _)) = load_kek(store, &name).await? {
-            newest = newest.max(record.versions.iter().map(|version| version.created_unix).max());
-        }
-    }
-    read_accounts(store, |_, record| {
-        let record = record?;
-        let deleted = record.deleted.map(|deletion| deletion.since_unix);
-        newest = newest.max(record.versions.iter().map(|aek| aek.created_unix).max()).max(deleted);
-        Ok(())
-    })
-    .await?;
-    Ok(newest)
-}
-
 /// What the store is known by in tokens; made, and written down, where there is nothing yet.
 ///
 /// # Errors
@@ -507,31 +502,6 @@ pub(crate) async fn store_id(store: &dyn KeyStore) -> Result<StoreRecord> {
         }
     }
     Err(again_and_again("the", Key::Store))
-}
-
-/// The names of all KEKs, in their order.
-///
-/// # Errors
-/// [`Error::Store`].
-pub(crate) async fn kek_names(store: &dyn KeyStore) -> Result<Vec<KekName>> {
-    let keys = all_keys(store, &Filter::Keks).await?;
-    Ok(keys.into_iter().filter_map(|key| if let Key::Kek(name) = key { Some(name) } else { None }).collect())
-}
-
-/// Every key that a filter lists, in their order.
-///
-/// # Errors
-/// [`Error::Store`].
-pub(crate) async fn all_keys(store: &dyn KeyStore, filter: &Filter) -> Result<Vec<Key>> {
-    let (mut keys, mut after) = (Vec::new(), None);
-    loop {
-        let page = store.list(filter, after.as_ref(), PAGE_KEYS_MAX).await?;
-        keys.extend(page.keys);
-        after = page.next;
-        if after.is_none() {
-            return Ok(keys);
-        }
-    }
 }
 
 /// A record as it was found, damaged or not, and the version by which it can be replaced or deleted.
@@ -554,33 +524,6 @@ pub(crate) async fn find<R>(
             Ok(Some((Err(damage), version)))
         }
         Err(error) => Err(error),
-    }
-}
-
-/// Reads every account and gives what each holds, or what is wrong with it; ends with the first error that `each` returns.
-///
-/// # Errors
-/// [`Error::Store`], and what `each` returns.
-pub(crate) async fn read_accounts(
-    store: &dyn KeyStore,
-    mut each: impl FnMut(&AccountId, Result<AccountRecord>) -> Result<()> + Send,
-) -> Result<()> {
-    let mut after = None;
-    loop {
-        let page = store.list(&Filter::Accounts, after.as_ref(), PAGE_KEYS_MAX).await?;
-        for (key, found) in page.keys.iter().zip(store.get_many(&page.keys).await) {
-            let Key::Account(id) = key else { continue };
-            match found {
-                Err(error @ Error::Store(_)) => return Err(error),
-                Err(error) => each(id, Err(error))?,
-                Ok(None) => {} // deleted since it was listed
-                Ok(Some(found)) => each(id, AccountRecord::decode(key, &found.value))?,
-            }
-        }
-        after = page.next;
-        if after.is_none() {
-            return Ok(());
-        }
     }
 }
 

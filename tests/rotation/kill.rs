@@ -1,11 +1,9 @@
 //! The real binary, killed with SIGKILL at random instants of a re-wrap, a rotation, the making of an account.
 
-use crate::shop::Shop;
+use crate::{ground::KILLS, shop::Shop};
 use keyleash::{clock::Clock, secret::fill_random};
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Command, time::Duration};
 
-/// Kills that hit a command which was still running.
-const KILLS: u32 = 50;
 const ACCOUNTS: u32 = 12;
 /// A kill comes within so many percent of the time that the command takes when nobody kills it.
 const SPREAD_PERCENT: u64 = 110;

@@ -5,6 +5,7 @@ mod crash;
 mod disk;
 mod faults;
 mod golden;
+mod ground;
 #[cfg(feature = "cli")]
 mod kill;
 #[cfg(feature = "cli")]

@@ -16,16 +16,13 @@ impl Shop {
     pub(crate) fn new(name: &str) -> Self {
         assert!(std::env::var_os("KEYLEASH_MODULE").is_some(), "no token: run `softhsm/with-token cargo test`");
         let shop = Self { directory: tempfile::tempdir().unwrap(), kek: format!("{name}-{}", std::process::id()) };
+        crate::ground::configure(shop.directory.path());
         shop.run(&["kek", "create", &shop.kek]);
         shop
     }
 
     pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
         self.directory.path().join(name)
-    }
-
-    pub(crate) fn store(&self) -> std::path::PathBuf {
-        self.path("keyleash.redb")
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {

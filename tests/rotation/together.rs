@@ -6,7 +6,7 @@ use keyleash::{
     config::Settings,
     name::{AccountId, KekName, KekVersion},
     rotate::RewrapOptions,
-    store::{KeyStore, redb::RedbStore},
+    store::KeyStore,
     token::{
         Profile,
         pkcs11::{PinSource, Pkcs11Settings, Pkcs11Token, Selector},
@@ -154,7 +154,7 @@ async fn two_engines_over_one_store_rotate_and_rewrap_under_a_load_and_disturb_n
     const ROUNDS: u32 = 6;
     let directory = tempfile::tempdir().unwrap();
     let token = token().await;
-    let store = Arc::new(RedbStore::open_or_create(directory.path().join("store.redb")).await.unwrap());
+    let store = crate::ground::make(directory.path()).await;
     let (one, two) = (engine(&token, store.clone()), engine(&token, store.clone()));
     let kek = KekName::new(format!("together-{}", std::process::id())).unwrap();
     one.create_kek(&kek, keyleash::KekOptions::new(Profile::AesGcm).destroyable()).await.unwrap();
@@ -212,7 +212,7 @@ async fn two_engines_over_one_store_rotate_and_rewrap_under_a_load_and_disturb_n
 #[cfg(feature = "cli")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_rotate_and_rewrap_one_store_while_a_third_seals_without_pause() {
-    use crate::{shared_store::SharedStore, shop::Shop};
+    use crate::shop::Shop;
     const ACCOUNTS: usize = 8;
     const ROUNDS: usize = 5;
     let shop = Shop::new("processes");
@@ -220,7 +220,7 @@ async fn two_processes_rotate_and_rewrap_one_store_while_a_third_seals_without_p
         shop.run(&["account", "create", id(number).as_str(), "--kek", &shop.kek]);
     }
     let token = token().await;
-    let store = Arc::new(SharedStore::open(shop.store(), false).await.unwrap());
+    let store = crate::ground::share(shop.directory.path()).await;
     let third = engine(&token, store.clone());
     let sealers = Sealers::start(&third, ACCOUNTS).await;
     let (shop, made) = tokio::task::spawn_blocking(move || {

@@ -34,3 +34,16 @@ async fn stores() -> (Vec<Arc<dyn KeyStore>>, tempfile::TempDir) {
     let redb = RedbStore::open_or_create(directory.path().join("store.redb")).await.unwrap();
     (vec![Arc::new(MemoryStore::new()), Arc::new(redb)], directory)
 }
+
+/// Where the model's store is, which is opened again and again.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    async fn open(&self) -> RedbStore {
+        RedbStore::open_or_create(self.0.path().join("store.redb")).await.unwrap()
+    }
+}

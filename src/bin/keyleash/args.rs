@@ -217,10 +217,22 @@ pub(crate) enum Token {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Store {
-    /// Read all of it, and name what is damaged or missing. Asks no token, changes nothing.
+    /// Read all of it, and name what is damaged or missing. Asks no token, changes no record.
     ///
-    /// Ends with 0 when all of it is whole, with 5 when it is not.
+    /// Of a store on a server it says how long a read and a write take, and what the server lacks. Ends with 0 when all of it is whole, with 5
+    /// when it is not.
     Check,
+    /// Copy a store to a place where none is, of whatever kind, and verify it. What was cut short goes on when it is called again.
+    ///
+    /// Nobody may write to FROM meanwhile, nor later: the copy is the same store. Both are left as they are where they differ.
+    Copy {
+        /// A file, or an URL, which is reached by the settings of [store].
+        #[arg(value_name = "FROM")]
+        from: PathBuf,
+        /// The same.
+        #[arg(value_name = "TO")]
+        to: PathBuf,
+    },
     /// Copy the store, as it is at one instant, to a file that is not there yet, and verify the copy.
     ///
     /// A service that has the store open does so itself (RedbStore::snapshot). Without the token's KEKs, or their backup, it opens nothing.

@@ -18,6 +18,7 @@ mod lazy_token;
 mod man;
 mod monitor;
 mod on_trail;
+mod open_store;
 mod open_token;
 mod os_caller;
 mod out_file;

@@ -61,7 +61,7 @@ pub(crate) async fn run(args: Quickstart, setup: &Setup, output: Output) -> Resu
                 "{}: {}; its AEK is in {}, only as wrapped by that KEK",
                 place.account.id(),
                 made(place.account_made),
-                setup.store_path().display()
+                setup.place()
             ),
         ),
         row(

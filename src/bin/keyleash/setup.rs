@@ -4,19 +4,20 @@ use crate::{
     exit::Failure,
     lazy_token::LazyToken,
     on_trail::{Asked, Opened, Whose, note_forbidden},
+    open_store::open_store,
     open_token::open,
     os_caller::os_caller,
     out_file::OutFile,
     output::Output,
     refused_pins::RefusedPins,
-    shared_store::SharedStore,
     streams::{OwnFiles, Standard},
 };
 use keyleash::{
     Engine, Error,
     access::{Operation, Policy},
     config::{
-        AuditConfig, Config, ConfigFile, OnFailure, PinSource, Settings, TokenConfig, TokenSelector, alert::Rule,
+        AuditConfig, Config, ConfigFile, OnFailure, PinSource, STORE_DEFAULT, Settings, StoreConfig, TokenConfig,
+        TokenSelector, alert::Rule,
     },
     engine::{Judge, PolicySource},
     name::{AccountId, CallerId, KekName, KekVersion, TokenName},
@@ -256,8 +257,18 @@ impl Setup {
     }
 
     /// Where the store is.
-    pub(crate) fn store_path(&self) -> &Path {
+    pub(crate) fn place(&self) -> &StoreConfig {
         &self.config.store
+    }
+
+    /// A store at another place, that is reached as the one that is configured.
+    pub(crate) fn store_at(&self, place: &Path) -> Result<StoreConfig, Failure> {
+        Ok(self.config.store_at(place)?)
+    }
+
+    /// The store's file, or where it would be: a command keeps beside it what is this machine's own.
+    fn local_store(&self) -> &Path {
+        self.config.store.path().unwrap_or(Path::new(STORE_DEFAULT))
     }
 
     /// Where the trail is kept; `None` where none is.
@@ -297,7 +308,10 @@ impl Setup {
             Some(PinSource::File(path)) => Some(path.clone()),
             _ => None,
         };
-        OwnFiles { store: store.clone(), pins: other_tokens.iter().chain([token]).filter_map(pin).collect() }
+        OwnFiles {
+            store: store.path().map(Path::to_owned),
+            pins: other_tokens.iter().chain([token]).filter_map(pin).collect(),
+        }
     }
 
     /// Begins a report, in the place of an older one.
@@ -307,19 +321,12 @@ impl Setup {
     }
 
     pub(crate) async fn store(&self, need: Store) -> Result<Arc<dyn KeyStore>, Failure> {
-        let path = self.config.store.clone();
-        let opened = match need {
-            Store::Create => SharedStore::open(path, true).await,
-            Store::Existing => SharedStore::open(path, false).await,
-            Store::Read => SharedStore::open_to_read(path).await,
-        };
-        match opened {
-            Ok(store) => {
-                if store.is_new() {
-                    let path = self.store_path().display();
-                    self.output.note(&format!("keyleash: store {path}: made, for there was none"));
+        match open_store(self.place(), need).await {
+            Ok((store, is_new)) => {
+                if is_new {
+                    self.output.note(&format!("keyleash: store {}: made, for there was none", self.place()));
                 }
-                Ok(Arc::new(store))
+                Ok(store)
             }
             Err(Error::NotFound(what)) => {
                 Err(Error::NotFound(format!("{what}: `keyleash kek create NAME` makes it")).into())
@@ -460,7 +467,7 @@ impl Setup {
     /// With a note beside the store of each PIN that the token refuses: a drill changes PINs, and leaves none.
     fn noting(&self, settings: Pkcs11Settings) -> Pkcs11Settings {
         let mut settings = settings;
-        settings.refusal_notes = Some(Arc::new(RefusedPins::beside(&self.config.store)));
+        settings.refusal_notes = Some(Arc::new(RefusedPins::beside(self.local_store())));
         settings
     }
 

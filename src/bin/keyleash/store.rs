@@ -4,6 +4,7 @@ use crate::{
     args::Store as Command,
     consent::Consent,
     exit::Failure,
+    open_store::open_store,
     out_file::sync_directory_of,
     output::{Output, count, hex},
     setup::{Setup, Store},
@@ -16,8 +17,9 @@ use keyleash::{
     clock::{Clock, unix_now},
     secret::fill_random,
     store::{
-        KeyStore,
+        KeyStore, Probe,
         check::{Check, check},
+        copy::copy,
         redb::RedbStore,
     },
     telemetry::trail::{Deed, Subject},
@@ -34,17 +36,23 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
         Command::Shred => {
+            expect_file(
+                setup,
+                "shred",
+                "etcd keeps what was replaced in its history: `etcdctl compact` and `etcdctl defrag` end it",
+            )?;
             let store = setup.store(Store::Existing).await?;
             // Whoever is to read a policy that is damaged looks at it, and destroys nothing.
             setup.permit(&store, Operation::Purge, None, None).await?;
             let shred = async { Ok(store.shred(Vec::new()).await?) };
             setup.acting(&store, Deed::StoreShred, Subject::default(), shred).await?;
-            let path = setup.store_path().display();
+            let path = setup.place();
             let line = format!("store {path}: what was deleted or replaced is written over\n");
             output.result(&json!({ "store": path.to_string(), "shredded": true }), &line)
         }
@@ -53,19 +61,57 @@ pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Resu
             let store = setup.store(Store::Read).await?;
             setup.expect_over_all(store.clone(), Operation::Get).await?;
             let found = check(&*store).await?;
-            report(&format!("store {}", setup.store_path().display()), setup.store_path(), &found, output)
+            let probe = store.probe().await?;
+            if let Some(probe) = &probe {
+                let [read, write] = [probe.read, probe.write].map(millis);
+                output.note(&format!("keyleash: store {}: a read takes {read} ms, a write {write} ms", setup.place()));
+                probe.lacks.iter().for_each(|lack| output.warn(lack));
+            }
+            report(&format!("store {}", setup.place()), &setup.place().to_string(), &found, probe.as_ref(), output)
         }
         Command::Snapshot { file } => {
-            let opened = SharedStore::open_to_read(setup.store_path().to_owned()).await;
+            let path = expect_file(
+                setup,
+                "snapshot",
+                "`etcdctl snapshot save` copies all of etcd, and `keyleash store copy` this store",
+            )?;
+            let opened = SharedStore::open_to_read(path.to_owned()).await;
             let store = Arc::new(opened.map_err(its_own_to_copy)?);
             setup.expect_over_all(store.clone(), Operation::Get).await?;
             store.snapshot(file.clone()).await?;
             // A copy that nobody looked at is none.
             let found = check(&RedbStore::open(&file).await?).await?;
-            report(&format!("snapshot {}", file.display()), &file, &found, output)
+            report(&format!("snapshot {}", file.display()), &file.display().to_string(), &found, None, output)
         }
+        Command::Copy { from, to } => copy_store(&from, &to, setup, output).await,
         Command::Restore { file, consent } => restore(&file, consent, setup, output).await,
     }
+}
+
+async fn copy_store(from: &Path, to: &Path, setup: &Setup, output: Output) -> Result<(), Failure> {
+    let (from, to) = (setup.store_at(from)?, setup.store_at(to)?);
+    if from == to {
+        return Err(Failure::Usage(format!("{from}: it is no copy of itself: name another place for it")));
+    }
+    let (source, _) = open_store(&from, Store::Read).await?;
+    setup.expect_over_all(source.clone(), Operation::Get).await?;
+    let (target, _) = open_store(&to, Store::Create).await?;
+    let copied = copy(source, target.clone()).await?;
+    let found = check(&*target).await?;
+    let already = if copied.already > 0 { format!(", {} there already", copied.already) } else { String::new() };
+    output.note(&format!(
+        "keyleash: {} copied from {from}{already}; let nobody use that one any more",
+        count(copied.written, "record")
+    ));
+    report(&format!("store {to}"), &to.to_string(), &found, None, output)
+}
+
+/// The store's file. What is done with it alone has another way elsewhere, which is said.
+fn expect_file<'a>(setup: &'a Setup, command: &str, instead: &str) -> Result<&'a Path, Failure> {
+    let place = setup.place();
+    place.path().ok_or_else(|| {
+        Error::Invalid(format!("store {place}: `store {command}` is for a store in a file; {instead}")).into()
+    })
 }
 
 /// What has the store open for good is a service: it can copy what nobody else can.
@@ -79,12 +125,23 @@ fn its_own_to_copy(error: Error) -> Error {
     }
 }
 
-fn report(name: &str, path: &Path, found: &Check, output: Output) -> Result<(), Failure> {
+/// To a tenth.
+fn millis(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1e4).round() / 10.0
+}
+
+fn report(name: &str, place: &str, found: &Check, probe: Option<&Probe>, output: Output) -> Result<(), Failure> {
     for error in &found.findings {
         output.note(&format!("keyleash: {error}"));
     }
     let whole = if found.found == 0 { "all of it is whole" } else { "NOT all of it is whole" };
-    output.result(&report_json(path, found), &format!("{name}: {}; {whole}\n", contents(found)))?;
+    let mut result = report_json(place, found);
+    if let (Some(fields), Some(probe)) = (result.as_object_mut(), probe) {
+        fields.insert("read_ms".into(), millis(probe.read).into());
+        fields.insert("write_ms".into(), millis(probe.write).into());
+        fields.insert("lacks".into(), probe.lacks.clone().into());
+    }
+    output.result(&result, &format!("{name}: {}; {whole}\n", contents(found)))?;
     match found.findings.first() {
         None => Ok(()),
         first => Err(Failure::partial(
@@ -94,10 +151,10 @@ fn report(name: &str, path: &Path, found: &Check, output: Output) -> Result<(), 
     }
 }
 
-fn report_json(path: &Path, found: &Check) -> Value {
+fn report_json(place: &str, found: &Check) -> Value {
     let findings: Vec<_> = found.findings.iter().map(ToString::to_string).collect();
     json!({
-        "store": path.display().to_string(), "accounts": found.accounts, "keks": found.keks, "denials": found.denials,
+        "store": place, "accounts": found.accounts, "keks": found.keks, "denials": found.denials,
         "secrets": found.secrets, "found": found.found, "findings": findings,
     })
 }
@@ -111,7 +168,8 @@ fn contents(found: &Check) -> String {
 
 /// Puts a verified copy of the snapshot in the store's place. What was there stays beside it, whatever it was.
 async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -> Result<(), Failure> {
-    let place = &named_place(setup.store_path())?;
+    let path = expect_file(setup, "restore", "`keyleash store copy` brings one into an empty namespace")?;
+    let place = &named_place(path)?;
     let staged = Staged::copy(file, place)?;
     let copy = RedbStore::open(&staged.0).await?;
     let found = check(&copy).await?;
@@ -163,7 +221,7 @@ async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -
             format!("store {}: restored; {}; what was there is {kept}\n", place.display(), contents(&found))
         }
     };
-    let mut result = report_json(place, &found);
+    let mut result = report_json(&place.display().to_string(), &found);
     if let Some(fields) = result.as_object_mut() {
         fields.insert("dry_run".into(), (!done).into());
         fields.insert("kept".into(), kept.into());

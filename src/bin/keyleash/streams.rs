@@ -119,7 +119,8 @@ pub(crate) fn refuse_onto_itself(input: &Metadata, source: &str, output: &Metada
 /// Files without which nothing that was sealed is ever opened again.
 #[derive(Debug, Clone)]
 pub(crate) struct OwnFiles {
-    pub(crate) store: PathBuf,
+    /// `None` where it is in no file.
+    pub(crate) store: Option<PathBuf>,
     pub(crate) pins: Vec<PathBuf>,
 }
 
@@ -127,7 +128,7 @@ impl OwnFiles {
     /// Refuses the key store for IN or OUT: what would be written there destroys it, with all that was ever sealed; and a copy of it that
     /// is sealed with itself is one that nobody can open when it is needed.
     pub(crate) fn refuse_store(&self, stream: &Metadata, name: &str) -> Result<(), Failure> {
-        if !is_at(&self.store, stream) {
+        if !self.store.as_ref().is_some_and(|store| is_at(store, stream)) {
             return Ok(());
         }
         Err(Failure::Usage(format!(

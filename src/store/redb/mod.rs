@@ -8,7 +8,10 @@
 //! Damage: opening verifies the checksums of all pages, in which every key, value and index entry stands, along the tree from
 //! the root, so that nothing can be missing; what is read later is compared with what was verified (`pages.rs`).
 
-use super::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, check_limit, check_put};
+use super::{
+    Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned, check_limit, check_put,
+    envelope::{self, Envelope},
+};
 use crate::error::{Error, Result};
 use crate::secret::fill_random;
 use ::redb::{Database, Error as RedbError, ReadableDatabase, StorageBackend};
@@ -21,7 +24,6 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-mod envelope;
 mod file;
 mod header;
 mod pages;
@@ -30,7 +32,6 @@ mod read_only;
 mod shred;
 mod write;
 
-use self::envelope::Envelope;
 use self::file::{INDEX, RECORDS};
 use self::pages::Known;
 use self::queue::{Queue, Writer};
@@ -352,7 +353,7 @@ impl KeyStore for RedbStore {
         });
         let decoded = |(key, bytes): (&Key, Option<Vec<u8>>)| {
             let Some(bytes) = bytes else { return Ok(None) };
-            let Envelope { revision, record, .. } = Envelope::decode(key, &bytes)?;
+            let Envelope { revision, record, .. } = Envelope::decode(key, &bytes, write::CHANGED)?;
             Ok(Some(Versioned { value: record.to_vec(), version: version_of(revision) }))
         };
         match found.await {

@@ -1,16 +1,22 @@
 //! Writes: many in one transaction, each with its own outcome.
 
 use super::{
-    envelope::{Envelope, index_key},
     file::{INDEX, META, RECORDS, REVISION},
     version_of,
 };
 use crate::{
     error::Result,
-    store::{Key, Put, StoreVersion, conflict, exists, not_found},
+    store::{
+        Key, Put, StoreVersion, conflict,
+        envelope::{Envelope, index_key},
+        exists, not_found,
+    },
 };
 use ::redb::{Database, Durability, Error as RedbError, ReadableTable, StorageError, Table, WriteTransaction};
 use tokio::sync::oneshot;
+
+/// Said of a record whose bytes are not those that were written.
+pub(super) const CHANGED: &str = "its bytes were changed in the store's file; restore the file from a copy";
 
 /// The version that a value got; for a delete, the one that it would have got.
 pub(super) type Outcome = Result<StoreVersion>;
@@ -130,10 +136,12 @@ impl<'t> Tables<'t> {
     fn check_guard(&self, key: &Key, expected: &StoreVersion) -> Result<Result<()>, RedbError> {
         Ok(match self.records.get(key.to_bytes().as_slice())? {
             None => Err(conflict(key)),
-            Some(value) => Envelope::decode(key, value.value()).and_then(|found| match version_of(found.revision) {
-                version if version == *expected => Ok(()),
-                _ => Err(conflict(key)),
-            }),
+            Some(value) => {
+                Envelope::decode(key, value.value(), CHANGED).and_then(|found| match version_of(found.revision) {
+                    version if version == *expected => Ok(()),
+                    _ => Err(conflict(key)),
+                })
+            }
         })
     }
 
@@ -152,7 +160,7 @@ impl<'t> Tables<'t> {
     fn remove(&mut self, key: &Key, expected: &StoreVersion) -> Result<Result<()>, RedbError> {
         let wrapped_by = match self.records.get(key.to_bytes().as_slice())? {
             None => return Ok(Err(not_found(key))),
-            Some(value) => match Envelope::decode(key, value.value()) {
+            Some(value) => match Envelope::decode(key, value.value(), CHANGED) {
                 Ok(envelope) if version_of(envelope.revision) != *expected => return Ok(Err(conflict(key))),
                 Ok(envelope) => envelope.wrapped_by,
                 Err(error) => return Ok(Err(error)),

@@ -1,6 +1,6 @@
-//! The bytes around a record in the redb file: its revision, a digest that tells damage, and where it is indexed.
+//! The bytes around a record in a store that keeps bytes: its revision, a digest that tells damage, and where it is indexed.
 //!
-//! redb trusts the pages of a file that was closed cleanly. The digest is no MAC: it tells bit rot, not forgery, which
+//! redb trusts the pages of a file that was closed cleanly, etcd those of its own. The digest is no MAC: it tells bit rot, not forgery, which
 //! the check value of each wrapped AEK does.
 
 use crate::{
@@ -14,15 +14,15 @@ const DIGEST_BYTES: usize = 16;
 
 /// A stored value, taken apart.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Envelope<'a> {
-    pub(super) revision: u64,
-    pub(super) wrapped_by: Vec<KekVersion>,
-    pub(super) record: &'a [u8],
+pub(crate) struct Envelope<'a> {
+    pub(crate) revision: u64,
+    pub(crate) wrapped_by: Vec<KekVersion>,
+    pub(crate) record: &'a [u8],
 }
 
 impl<'a> Envelope<'a> {
     /// `u64 revision ‖ digest ‖ u16 count ‖ count × (u8 len ‖ KEK name ‖ u32 KEK version) ‖ record`, big-endian.
-    pub(super) fn encode(&self, key: &Key) -> Vec<u8> {
+    pub(crate) fn encode(&self, key: &Key) -> Vec<u8> {
         // At most WRAPPED_BY_MAX of them, and names have at most 64 bytes: both lengths fit.
         let mut tail = (self.wrapped_by.len() as u16).to_be_bytes().to_vec();
         for kek in &self.wrapped_by {
@@ -34,13 +34,10 @@ impl<'a> Envelope<'a> {
         [self.revision.to_be_bytes().as_slice(), &digest(key, self.revision, &tail), &tail].concat()
     }
 
-    /// Takes the bytes that were found under `key` apart.
-    pub(super) fn decode(key: &Key, bytes: &'a [u8]) -> Result<Self> {
+    /// Takes the bytes that were found under `key` apart; `what` is said of those that were changed.
+    pub(crate) fn decode(key: &Key, bytes: &'a [u8], what: &str) -> Result<Self> {
         let decoded = Self::split(key, bytes);
-        decoded.ok_or_else(|| {
-            let what = "its bytes were changed in the store's file; restore the file from a copy";
-            Corrupt::Record { record: key.to_string(), what: what.into() }.into()
-        })
+        decoded.ok_or_else(|| Corrupt::Record { record: key.to_string(), what: what.into() }.into())
     }
 
     fn split(key: &Key, bytes: &'a [u8]) -> Option<Self> {
@@ -80,12 +77,12 @@ fn digest(key: &Key, revision: u64, tail: &[u8]) -> [u8; DIGEST_BYTES] {
 
 /// What the index's keys for a KEK version begin with: `KEK name ‖ 00 ‖ u32 KEK version`. Names have no zero byte, so
 /// that no prefix is the beginning of another.
-pub(super) fn index_prefix(kek: &KekVersion) -> Vec<u8> {
+pub(crate) fn index_prefix(kek: &KekVersion) -> Vec<u8> {
     [kek.name.as_str().as_bytes(), &[0], &kek.version.to_be_bytes()].concat()
 }
 
 /// The index's key that says that `key` has an AEK wrapped by `kek`.
-pub(super) fn index_key(kek: &KekVersion, key: &Key) -> Vec<u8> {
+pub(crate) fn index_key(kek: &KekVersion, key: &Key) -> Vec<u8> {
     [index_prefix(kek), key.to_bytes()].concat()
 }
 
@@ -100,16 +97,16 @@ mod tests {
         let keks = ["a", "b-2"].map(|name| KekVersion::new(KekName::new(name).unwrap(), 7));
         let envelope = Envelope { revision: 9, wrapped_by: keks.to_vec(), record: b"record" };
         let bytes = envelope.encode(&key);
-        assert_eq!(Envelope::decode(&key, &bytes).unwrap(), envelope);
+        assert_eq!(Envelope::decode(&key, &bytes, "").unwrap(), envelope);
         for bit in 0..bytes.len() * 8 {
             let mut changed = bytes.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
-            assert!(Envelope::decode(&key, &changed).is_err(), "bit {bit}");
+            assert!(Envelope::decode(&key, &changed, "").is_err(), "bit {bit}");
         }
         for len in 0..bytes.len() {
-            assert!(Envelope::decode(&key, &bytes[..len]).is_err(), "cut at {len}");
+            assert!(Envelope::decode(&key, &bytes[..len], "").is_err(), "cut at {len}");
         }
         let other = Key::Account(AccountId::new("bob").unwrap());
-        assert!(Envelope::decode(&other, &bytes).unwrap_err().to_string().contains("account bob"));
+        assert!(Envelope::decode(&other, &bytes, "").unwrap_err().to_string().contains("account bob"));
     }
 }

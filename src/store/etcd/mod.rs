@@ -1,0 +1,384 @@
+//! The store in an etcd cluster, for services on many machines.
+//!
+//! A write is one transaction: it compares the revision of the record, those of its guards, and the layout, and writes the record and what
+//! is different in the index. So the index is exact at every instant, and a listing is of what is. Reads are linearizable, which here means
+//! that a majority of the members had a part in each. [`StoreVersion`] is the revision at which the record was written last: it counts for
+//! the whole cluster, so that none comes twice.
+//!
+//! The connections live on a thread of the store's own, so that they stand still with nobody's runtime. Nothing is kept in memory between
+//! two calls. What was deleted or replaced stays in etcd's history until that is compacted, and in its files until they are defragmented:
+//! who can do both is whoever runs the cluster, so [`shred`](KeyStore::shred) does nothing here.
+
+use self::{
+    cluster::{Cluster, Failure},
+    keys::{Expected, Keys, LAYOUT, OPERATIONS_MAX, found, open, revision_of, version_of},
+};
+use super::{
+    Filter, Key, KeyStore, Page, Probe, Put, StoreVersion, Versioned, check_limit, check_put, conflict, exists,
+    not_found,
+};
+use crate::{
+    clock::Clock,
+    config::store::EtcdConfig,
+    error::{Error, Result},
+    name::KekVersion,
+};
+use async_trait::async_trait;
+use etcd_client::{KeyValue, TxnResponse};
+use std::{collections::HashMap, fmt, sync::Arc, thread, time::Duration};
+use tokio::{
+    runtime::{Builder, Handle},
+    sync::{Semaphore, oneshot},
+    task::JoinHandle,
+};
+
+mod cluster;
+mod files;
+mod keys;
+
+/// Most requests that one call has under way.
+const REQUESTS_AT_ONCE: usize = 64;
+
+/// How often a read and a write are tried to tell how long they take.
+const PROBES: usize = 9;
+
+/// A key store in etcd. Shared by reference or `Arc`; its connections end with the last one.
+pub struct EtcdStore {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    /// The thread ends when this is dropped.
+    _alive: oneshot::Sender<()>,
+}
+
+struct Shared {
+    name: String,
+    cluster: Cluster,
+    keys: Keys,
+    requests: Arc<Semaphore>,
+}
+
+/// Ends what is under way for a caller that is gone.
+struct Task<T>(JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl EtcdStore {
+    /// Opens the store in a namespace.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the namespace is empty. [`Error::Misconfigured`] when it is somebody else's, or of a layout that this
+    /// release does not know; when the cluster refuses the user or wants one; when the settings are none. [`Error::Store`] when nobody
+    /// answers.
+    pub async fn open(config: &EtcdConfig) -> Result<Self> {
+        Self::connect(config, false).await
+    }
+
+    /// As [`EtcdStore::open`], and makes the store where the namespace is empty. For setting up: a service that makes a store where none
+    /// is takes a namespace that is misspelt for one without accounts.
+    ///
+    /// # Errors
+    /// As [`EtcdStore::open`].
+    pub async fn open_or_create(config: &EtcdConfig) -> Result<Self> {
+        Self::connect(config, true).await
+    }
+
+    async fn connect(config: &EtcdConfig, create: bool) -> Result<Self> {
+        config.validate()?;
+        let shared = Shared {
+            name: config.to_string(),
+            cluster: Cluster::new(config.clone()),
+            keys: Keys::new(&config.namespace),
+            requests: Arc::new(Semaphore::new(REQUESTS_AT_ONCE)),
+        };
+        let failed = |error: std::io::Error| Error::Fatal(format!("store {config}: no thread for it: {error}"));
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (alive, ended) = oneshot::channel::<()>();
+        let handle = runtime.handle().clone();
+        let work = move || drop(runtime.block_on(ended));
+        thread::Builder::new().name("keyleash-etcd".into()).spawn(work).map_err(failed)?;
+        let store = Self { shared: Arc::new(shared), runtime: handle, _alive: alive };
+        store.run(move |shared| async move { shared.find(create).await }).await?;
+        Ok(store)
+    }
+
+    /// On the store's own thread.
+    async fn run<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
+        &self,
+        work: impl FnOnce(Arc<Shared>) -> F,
+    ) -> Result<T> {
+        let mut task = Task(self.runtime.spawn(work(self.shared.clone())));
+        let ended = (&mut task.0).await;
+        ended.unwrap_or_else(|_| Err(Error::Store(format!("store {}: it was closed", self.shared.name))))
+    }
+
+    /// Each on the store's own thread, [`REQUESTS_AT_ONCE`] at a time.
+    async fn run_each<A, T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+        &self,
+        each: Vec<A>,
+        work: impl Fn(Arc<Shared>, A) -> F,
+    ) -> Vec<Result<T>> {
+        let begin = |one: A| {
+            let (permits, work) = (self.shared.requests.clone(), work(self.shared.clone(), one));
+            Task(self.runtime.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                work.await
+            }))
+        };
+        let tasks: Vec<_> = each.into_iter().map(begin).collect();
+        let mut outcomes = Vec::with_capacity(tasks.len());
+        for mut task in tasks {
+            let ended = (&mut task.0).await;
+            outcomes.push(ended.map_err(|_| Error::Store(format!("store {}: it was closed", self.shared.name))));
+        }
+        outcomes
+    }
+}
+
+impl fmt::Debug for EtcdStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("EtcdStore").field(&self.shared.name).finish()
+    }
+}
+
+impl Shared {
+    fn named(&self, failure: Failure) -> Error {
+        let Error::Store(what) = failure.into() else { return Error::Store(self.name.clone()) };
+        Error::Store(format!("{}: {what}", self.name))
+    }
+
+    /// Looks for the layout, and makes it where there is nothing and `create` is true.
+    async fn find(&self, create: bool) -> Result<()> {
+        let set_up_wrong = |failure| match failure {
+            Failure::Refused(what) => Error::Misconfigured(format!("store {}: {what}", self.name)),
+            // What one has to another that does not know it.
+            Failure::Silent(what) if what.contains("certificate") => {
+                let remedy = "see store.ca, by which theirs are known, store.cert, by which they know this one, and the names in store.url";
+                Error::Misconfigured(format!("store {}: {what}; {remedy}", self.name))
+            }
+            failure => self.named(failure),
+        };
+        let answer = self.cluster.read(self.keys.look()).await.map_err(set_up_wrong)?;
+        let mut seen = found(&answer).into_iter();
+        let (layout, any) = (seen.next().unwrap_or_default(), seen.next().unwrap_or_default());
+        match layout.first().map(KeyValue::value) {
+            Some(layout) if layout == LAYOUT.as_bytes() => Ok(()),
+            Some(layout) => Err(self.strange(layout)),
+            None if !any.is_empty() => Err(self.strange(b"")),
+            None if !create => Err(Error::NotFound(format!("store {}: the namespace is empty", self.name))),
+            None => {
+                let made = self.cluster.write(self.keys.make(), self.keys.look()).await.map_err(set_up_wrong)?;
+                // Else somebody was faster: perhaps to make the same.
+                if made.succeeded() { Ok(()) } else { Box::pin(self.find(false)).await }
+            }
+        }
+    }
+
+    fn strange(&self, layout: &[u8]) -> Error {
+        let what = match layout.starts_with(b"keyleash ") {
+            true => format!(
+                "its layout is {:?}, this release knows {LAYOUT:?}: use the release that wrote it, or another namespace",
+                layout.escape_ascii().to_string()
+            ),
+            false => "the namespace holds keys that are no store's: use one of its own".to_owned(),
+        };
+        Error::Misconfigured(format!("store {}: {what}", self.name))
+    }
+
+    /// What stands there, as it is stored; at most [`OPERATIONS_MAX`].
+    async fn stored(&self, keys: &[Key]) -> Result<Vec<Option<KeyValue>>> {
+        let answer = self.cluster.read(self.keys.get(keys)).await.map_err(|failure| self.named(failure))?;
+        let found = found(&answer);
+        if found.len() != keys.len() {
+            return Err(Error::Store(format!("{}: an answer with {} of {} keys", self.name, found.len(), keys.len())));
+        }
+        Ok(found.into_iter().map(|kvs| kvs.into_iter().next()).collect())
+    }
+
+    async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
+        check_put(key, &put)?;
+        let revision = self.write(key, Expected::Absent, Some(&put), &[]).await?;
+        Ok(version_of(revision))
+    }
+
+    /// Replaces, or without a `put` deletes. Which KEK versions an account is found under is in its record: what is `stored`, where it was
+    /// read before.
+    async fn change(
+        &self,
+        key: &Key,
+        expected: &StoreVersion,
+        put: Option<Put>,
+        stored: Option<KeyValue>,
+    ) -> Result<i64> {
+        if let Some(put) = &put {
+            check_put(key, put)?;
+        }
+        let expected = revision_of(expected);
+        let was = match (key, stored) {
+            (Key::Account(_), Some(stored)) if stored.mod_revision() == expected => open(key, &stored)?.1,
+            (Key::Account(_), _) => match self.stored(std::slice::from_ref(key)).await?.into_iter().next().flatten() {
+                None => return Err(not_found(key)),
+                Some(stored) if stored.mod_revision() != expected => return Err(conflict(key)),
+                Some(stored) => open(key, &stored)?.1,
+            },
+            _ => Vec::new(),
+        };
+        self.write(key, Expected::Version(expected), put.as_ref(), &was).await
+    }
+
+    async fn write(&self, key: &Key, expected: Expected, put: Option<&Put>, was: &[KekVersion]) -> Result<i64> {
+        let written = self.cluster.write(self.keys.write(key, expected, put, was), self.keys.look()).await;
+        let answer = written.map_err(|failure| self.named(failure))?;
+        match answer.succeeded() {
+            true => answer
+                .header()
+                .map(etcd_client::ResponseHeader::revision)
+                .ok_or_else(|| Error::Store(format!("{}: an answer without a revision", self.name))),
+            false => Err(self.refusal(key, expected, put, &answer)),
+        }
+    }
+
+    /// Which of the comparisons did not hold.
+    fn refusal(&self, key: &Key, expected: Expected, put: Option<&Put>, answer: &TxnResponse) -> Error {
+        let mut seen = found(answer).into_iter().map(|kvs| kvs.into_iter().next());
+        let (layout, record) = (seen.next().flatten(), seen.next().flatten());
+        if layout.is_none_or(|layout| layout.value() != LAYOUT.as_bytes()) {
+            return Error::Store(format!("{}: the store was removed from its namespace", self.name));
+        }
+        match (expected, record) {
+            (Expected::Absent, Some(_)) => return exists(key),
+            (Expected::Version(_), None) => return not_found(key),
+            (Expected::Version(revision), Some(record)) if record.mod_revision() != revision => return conflict(key),
+            _ => {}
+        }
+        let mut guards = put.map(|put| put.guards.as_slice()).unwrap_or_default().iter().zip(seen);
+        let changed =
+            guards.find(|((_, version), now)| now.as_ref().map_or(0, KeyValue::mod_revision) != revision_of(version));
+        conflict(changed.map_or(key, |((guard, _), _)| guard))
+    }
+
+    async fn probe(&self) -> Result<Probe> {
+        let (clock, mut reads, mut writes) = (Clock::default(), Vec::new(), Vec::new());
+        for _ in 0..PROBES {
+            let begun = clock.now();
+            self.cluster.read(self.keys.look()).await.map_err(|failure| self.named(failure))?;
+            reads.push(clock.now().since(begun));
+        }
+        let write = async |txn| match self.cluster.write(txn, self.keys.look()).await {
+            Err(Failure::Refused(what)) => Err(Error::Misconfigured(format!("store {}: {what}", self.name))),
+            outcome => outcome.map_err(|failure| self.named(failure)),
+        };
+        for _ in 0..PROBES {
+            let begun = clock.now();
+            write(self.keys.probe()).await?;
+            writes.push(clock.now().since(begun));
+        }
+        write(self.keys.end_probe()).await?;
+        let median = |mut spans: Vec<Duration>| {
+            spans.sort_unstable();
+            spans.get(spans.len() / 2).copied().unwrap_or_default()
+        };
+        Ok(Probe { read: median(reads), write: median(writes), lacks: self.cluster.lacks().await })
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
+        let limit = check_limit(limit)?;
+        let (prefix, of) = match filter {
+            Filter::WrappedBy(kek) => (Vec::new(), Some(kek)),
+            filter => (filter.prefix(), None),
+        };
+        // One more than asked for tells whether there is a next page.
+        let (txn, place) = self.keys.list(&prefix, of, after, limit + 1);
+        let answer = self.cluster.read(txn).await.map_err(|failure| self.named(failure))?;
+        let listed = found(&answer).into_iter().next().unwrap_or_default();
+        let keys = listed.iter().map(|kv| Key::from_bytes(kv.key().get(place..).unwrap_or_default()));
+        Ok(Page::of(keys.collect::<Result<_>>()?, limit))
+    }
+}
+
+fn versioned(key: &Key, stored: Option<KeyValue>) -> Result<Option<Versioned>> {
+    let Some(stored) = stored else { return Ok(None) };
+    let (value, _, revision) = open(key, &stored)?;
+    Ok(Some(Versioned { value, version: version_of(revision) }))
+}
+
+#[async_trait]
+impl KeyStore for EtcdStore {
+    async fn get(&self, key: &Key) -> Result<Option<Versioned>> {
+        let found = self.get_many(std::slice::from_ref(key)).await.pop();
+        found.unwrap_or(Ok(None))
+    }
+
+    async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
+        let key = key.clone();
+        self.run(|shared| async move { shared.create(&key, put).await }).await
+    }
+
+    async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion> {
+        let (key, expected) = (key.clone(), expected.clone());
+        self.run(|shared| async move { shared.change(&key, &expected, Some(put), None).await }).await.map(version_of)
+    }
+
+    async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Versioned>>> {
+        let parts = keys.chunks(OPERATIONS_MAX).map(<[Key]>::to_vec).collect();
+        let read = |shared: Arc<Shared>, keys: Vec<Key>| async move { (shared.stored(&keys).await, keys) };
+        let mut outcomes = Vec::with_capacity(keys.len());
+        for part in self.run_each(parts, read).await {
+            match part {
+                Ok((Ok(stored), keys)) => {
+                    outcomes.extend(keys.iter().zip(stored).map(|(key, one)| versioned(key, one)))
+                }
+                Ok((Err(error), keys)) => outcomes.extend(keys.iter().map(|_| Err(error.clone()))),
+                Err(error) => {
+                    outcomes.extend((0..OPERATIONS_MAX.min(keys.len() - outcomes.len())).map(|_| Err(error.clone())))
+                }
+            }
+        }
+        outcomes
+    }
+
+    /// Beside each other, each for itself, once all accounts were read together.
+    async fn replace_many(&self, changes: Vec<(Key, StoreVersion, Put)>) -> Vec<Result<StoreVersion>> {
+        let accounts: Vec<_> =
+            changes.iter().map(|(key, ..)| key).filter(|key| matches!(key, Key::Account(_))).collect();
+        let parts = accounts.chunks(OPERATIONS_MAX).map(|keys| keys.iter().copied().cloned().collect()).collect();
+        let read = |shared: Arc<Shared>, keys: Vec<Key>| async move {
+            shared.stored(&keys).await.map(|stored| (keys, stored))
+        };
+        let mut known = HashMap::new();
+        // What could not be read is read again.
+        for (keys, stored) in self.run_each(parts, read).await.into_iter().flatten().flatten() {
+            known.extend(keys.into_iter().zip(stored));
+        }
+        let changes = changes.into_iter().map(|(key, expected, put)| {
+            let stored = known.remove(&key).flatten();
+            (key, expected, put, stored)
+        });
+        let change = |shared: Arc<Shared>, (key, expected, put, stored): (Key, StoreVersion, Put, Option<KeyValue>)| async move {
+            shared.change(&key, &expected, Some(put), stored).await.map(version_of)
+        };
+        self.run_each(changes.collect(), change).await.into_iter().map(Result::flatten).collect()
+    }
+
+    async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {
+        let (key, expected) = (key.clone(), expected.clone());
+        self.run(|shared| async move { shared.change(&key, &expected, None, None).await }).await.map(drop)
+    }
+
+    /// Nothing: what was replaced is in etcd's history until whoever runs the cluster compacts and defragments it.
+    async fn shred(&self, _: Vec<Vec<u8>>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn probe(&self) -> Result<Option<Probe>> {
+        self.run(|shared| async move { shared.probe().await }).await.map(Some)
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
+        let (filter, after) = (filter.clone(), after.cloned());
+        self.run(|shared| async move { shared.list(&filter, after.as_ref(), limit).await }).await
+    }
+}

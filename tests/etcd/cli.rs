@@ -1,0 +1,136 @@
+//! The whole command line on a store in etcd, with the token of the tests.
+
+use crate::{server::Etcd, shared_url};
+use std::{
+    fs,
+    process::{Command, Output, Stdio},
+};
+use tempfile::TempDir;
+
+/// A directory in which `keyleash` is run on one store.
+struct Shell {
+    folder: TempDir,
+    store: String,
+}
+
+impl Shell {
+    fn new(store: &str) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), store: store.to_owned() }
+    }
+
+    fn try_run(&self, line: &str) -> Output {
+        let mut command = Command::new("bash");
+        let keyleash = std::path::Path::new(env!("CARGO_BIN_EXE_keyleash")).parent().unwrap();
+        let path = format!("{}:{}", keyleash.display(), std::env::var("PATH").unwrap());
+        command.args(["-c", line]).current_dir(self.folder.path()).stdin(Stdio::null()).env("PATH", path);
+        command.env("KEYLEASH_STORE", &self.store).env("KEYLEASH_STORE_TLS", "plaintext").output().unwrap()
+    }
+
+    /// What it prints, both of it together.
+    fn run(&self, line: &str) -> String {
+        let run = self.try_run(line);
+        let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+        assert!(run.status.success(), "$ {line}\n{said}");
+        said
+    }
+
+    fn refused(&self, line: &str, status: i32, words: &[&str]) {
+        let run = self.try_run(line);
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(status), "$ {line}\n{said}");
+        words.iter().for_each(|word| assert!(said.contains(word), "$ {line}\n{said}: nothing of {word:?}"));
+    }
+}
+
+fn expect_token() {
+    assert!(
+        std::env::var_os("KEYLEASH_MODULE").is_some(),
+        "run it as softhsm/with-token cargo test --features etcd --test etcd"
+    );
+}
+
+#[test]
+fn the_command_line_does_on_etcd_what_it_does_on_a_file() {
+    expect_token();
+    let url = shared_url();
+    let name = url.rsplit('/').next().unwrap().to_owned();
+    let shell = Shell::new(&url);
+    shell.refused("keyleash kek list", 6, &["not found", "the namespace is empty", "keyleash kek create NAME"]);
+    let made = shell.run(&format!("keyleash kek create k{name}"));
+    assert!(made.contains(&format!("store {url}: made, for there was none")) && made.contains("CKA_ID"), "{made}");
+    shell.run(&format!("keyleash account create alice --kek k{name}"));
+    shell.run("echo attack at dawn > plan && keyleash seal --account alice plan -o plan.sealed");
+    assert_eq!(shell.run("keyleash open plan.sealed -o -"), "attack at dawn\n");
+    // Two commands at once on one store.
+    assert_eq!(
+        shell.run("keyleash seal --account alice plan.sealed -o - | keyleash open - -o - | keyleash open - -o -"),
+        "attack at dawn\n"
+    );
+    shell.run("keyleash account rotate alice");
+    shell.run(&format!("keyleash kek rotate k{name} && keyleash kek rewrap k{name}"));
+    assert_eq!(shell.run("keyleash open plan.sealed -o -"), "attack at dawn\n");
+    shell.run(&format!("keyleash kek retire k{name}/1 --yes"));
+    assert!(shell.run("keyleash account list").contains("alice"));
+    let status = shell.run("keyleash status");
+    assert!(status.contains(&name), "{status}");
+    shell.run("printf hunter2 | keyleash secret set db/password --account alice");
+    let check = shell.run("keyleash store check");
+    assert!(
+        check.contains("all of it is whole") && check.contains("a read takes") && check.contains("1 member"),
+        "{check}"
+    );
+    let json = shell.run("keyleash store check --json 2>/dev/null");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["write_ms"].as_f64().is_some_and(|ms| ms > 0.0) && json["store"] == url.as_str(), "{json}");
+
+    // What is for a file alone says so.
+    shell.refused("keyleash store shred", 2, &["is for a store in a file", "etcdctl compact"]);
+    shell.refused("keyleash store snapshot copy.redb", 2, &["is for a store in a file", "etcdctl snapshot save"]);
+    shell.refused("keyleash store restore copy.redb --yes", 2, &["is for a store in a file", "keyleash store copy"]);
+
+    // To a file and back to another namespace; what is there is no place for a copy.
+    let copied = shell.run(&format!("keyleash store copy {url} here.redb"));
+    assert!(copied.contains("copied from") && copied.contains("all of it is whole"), "{copied}");
+    assert!(shell.run(&format!("keyleash store copy {url} here.redb")).contains("0 records copied"));
+    assert_eq!(shell.run("KEYLEASH_STORE=here.redb keyleash open plan.sealed -o -"), "attack at dawn\n");
+    let elsewhere = format!("{url}/elsewhere");
+    shell.run(&format!("keyleash store copy redb:here.redb {elsewhere}"));
+    assert_eq!(shell.run(&format!("KEYLEASH_STORE={elsewhere} keyleash open plan.sealed -o -")), "attack at dawn\n");
+    shell.run("KEYLEASH_STORE=other.redb keyleash quickstart /etc/hostname >/dev/null");
+    shell.refused(&format!("keyleash store copy other.redb {elsewhere}"), 7, &["a store of its own"]);
+    shell.refused(&format!("keyleash store copy {url} {url}"), 2, &["no copy of itself"]);
+}
+
+#[test]
+fn what_is_set_up_wrong_is_said_by_the_command_line_too() {
+    let etcd = Etcd::begin(1);
+    let shell = Shell::new(&etcd.url("a"));
+    shell.refused(
+        "KEYLEASH_STORE=postgres://x/y keyleash kek list",
+        2,
+        &["no store of the kind \"postgres\"", "etcd://HOST:PORT/NAMESPACE"],
+    );
+    let run = shell.try_run("KEYLEASH_STORE=etcd://me:hunter2@h:1/a keyleash kek list");
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(said.contains("a password does not stand in an URL") && !said.contains("hunter2"), "{said}");
+    let shown = shell.run("KEYLEASH_STORE=redb:a@b keyleash config show; keyleash config show");
+    assert!(shown.contains(&etcd.url("a")) && !shown.contains("hunter2"), "{shown}");
+    shell.refused(
+        "KEYLEASH_STORE_TLS=on KEYLEASH_STORE=etcd://127.0.0.1:1/a keyleash kek list",
+        8,
+        &["no etcd answers", "refused"],
+    );
+    shell.refused(
+        "KEYLEASH_STORE=etcd://etcd.example.org:1/a keyleash kek list",
+        2,
+        &["store.tls", "is not this machine"],
+    );
+    fs::write(shell.folder.path().join("keyleash.toml"), "[store]\npath = \"a\"\nurl = \"redb:b\"\n").unwrap();
+    shell.refused("env -u KEYLEASH_STORE keyleash kek list", 2, &["keyleash.toml line 3", "named twice"]);
+    fs::write(shell.folder.path().join("keyleash.toml"), "[store]\nurl = \"redb:b\"\npassword = \"x\"\n").unwrap();
+    shell.refused("env -u KEYLEASH_STORE keyleash kek list", 2, &["keyleash.toml line 3", "use password_file"]);
+    for (more, said) in [("user = \"u\"", "store.password_file is missing"), ("cert = \"c\"", "store.key is missing")] {
+        fs::write(shell.folder.path().join("keyleash.toml"), format!("[store]\n{more}\n")).unwrap();
+        shell.refused("keyleash kek list", 2, &[said]);
+    }
+}

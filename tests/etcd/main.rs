@@ -1,0 +1,91 @@
+//! The key store in etcd, on real ones: what every store must do, and what becomes of it while members are killed, stop, or are set up
+//! wrong. They come by `tests/servers/etcd install`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // helpers of tests
+
+mod cli;
+#[path = "../store/conformance.rs"]
+mod conformance;
+mod ground;
+#[path = "../rotation/kill.rs"]
+#[allow(dead_code)] // the trials of secrets use some of it
+mod kill;
+#[path = "../store/model.rs"]
+mod model;
+#[path = "../servers/etcd.rs"]
+mod server;
+mod set_up;
+#[path = "../rotation/shop.rs"]
+#[allow(dead_code)]
+mod shop;
+#[path = "../rotation/together.rs"]
+#[allow(dead_code)]
+mod together;
+mod trouble;
+
+use self::server::Etcd;
+use keyleash::{
+    config::store::{EtcdConfig, EtcdTls},
+    name::{AccountId, KekName, KekVersion},
+    secret::fill_random,
+    store::{Key, KeyStore, Put, etcd::EtcdStore},
+};
+use std::{
+    sync::{Arc, OnceLock, mpsc},
+    thread,
+};
+
+fn account(id: impl AsRef<str>) -> Key {
+    Key::Account(AccountId::new(id).unwrap())
+}
+
+fn kek(name: &str, version: u32) -> KekVersion {
+    KekVersion::new(KekName::new(name).unwrap(), version)
+}
+
+fn put(value: impl Into<Vec<u8>>, wrapped_by: &[KekVersion]) -> Put {
+    Put { value: value.into(), wrapped_by: wrapped_by.to_vec(), guards: Vec::new() }
+}
+
+fn config(url: &str) -> EtcdConfig {
+    let mut config = EtcdConfig::new(url).unwrap();
+    config.tls = EtcdTls::Plaintext;
+    config
+}
+
+/// One member for all tests that only use it, in a namespace of its own for each that asks.
+fn shared_url() -> String {
+    static ENDPOINTS: OnceLock<String> = OnceLock::new();
+    let endpoints = ENDPOINTS.get_or_init(|| {
+        let (told, endpoints) = mpsc::channel();
+        // It lives as long as the thread does, which is as long as the process.
+        thread::spawn(move || {
+            let etcd = Etcd::begin(1);
+            told.send(etcd.endpoints()).unwrap();
+            loop {
+                thread::park();
+            }
+        });
+        endpoints.recv().expect("etcd did not begin: run tests/servers/etcd install")
+    });
+    let mut random = [0; 8];
+    fill_random(&mut random).unwrap();
+    format!("etcd://{endpoints}/test/{}", hex::encode(random))
+}
+
+async fn stores() -> (Vec<Arc<dyn KeyStore>>, ()) {
+    let store = EtcdStore::open_or_create(&config(&shared_url())).await.unwrap();
+    (vec![Arc::new(store)], ())
+}
+
+/// Where the model's store is, which is opened again and again.
+struct Place(EtcdConfig);
+
+impl Place {
+    fn new() -> Self {
+        Self(config(&shared_url()))
+    }
+
+    async fn open(&self) -> EtcdStore {
+        EtcdStore::open_or_create(&self.0).await.unwrap()
+    }
+}

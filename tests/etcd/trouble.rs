@@ -1,0 +1,321 @@
+//! Members that are killed or stand still, answers that get lost, and clusters that are not what they were.
+
+use crate::{account, config, kek, put, server::Etcd};
+use keyleash::{
+    Error,
+    config::store::EtcdConfig,
+    secret::fill_random,
+    store::{Filter, KeyStore, StoreVersion, etcd::EtcdStore},
+};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    thread,
+    time::Duration,
+};
+
+/// Each with an account of its own, which it counts up.
+const WRITERS: usize = 4;
+const STEP_MAX: u64 = u64::MAX - 1;
+
+fn random_ms(below: u64) -> Duration {
+    let mut random = [0; 8];
+    fill_random(&mut random).unwrap();
+    Duration::from_millis(u64::from_le_bytes(random) % below)
+}
+
+async fn pause(span: Duration) {
+    tokio::task::spawn_blocking(move || thread::sleep(span)).await.unwrap();
+}
+
+/// With a short time for each call, of which a busy machine may need several.
+async fn open_at_last(config: &EtcdConfig) -> EtcdStore {
+    loop {
+        match EtcdStore::open_or_create(config).await {
+            Ok(store) => return store,
+            Err(Error::Store(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// What the account of a writer holds; asked until there is an answer.
+async fn step_of(store: &dyn KeyStore, writer: usize) -> (u64, StoreVersion) {
+    loop {
+        match store.get(&account(format!("w{writer}"))).await {
+            Ok(found) => {
+                let found = found.expect("an account is gone");
+                return (u64::from_be_bytes(found.value.try_into().unwrap()), found.version);
+            }
+            Err(Error::Store(_)) => pause(Duration::from_millis(20)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Counts up as far as it gets. What was acknowledged is told in `acknowledged`.
+async fn count_up(store: Arc<EtcdStore>, writer: usize, acknowledged: Arc<AtomicU64>, over: Arc<AtomicBool>) -> u64 {
+    let (mut tried, mut unknown) = (0, 0);
+    while !over.load(SeqCst) {
+        let (step, version) = step_of(&*store, writer).await;
+        let known = acknowledged.load(SeqCst);
+        assert!(
+            (known..=tried).contains(&step),
+            "writer {writer}: {known} was acknowledged, {tried} tried, {step} found"
+        );
+        // What was unknown is known by now, unless it is still on its way.
+        acknowledged.store(step, SeqCst);
+        tried = tried.max(step + 1);
+        let put = put((step + 1).to_be_bytes(), &[kek("k", 1 + (step % 3) as u32)]);
+        match store.replace(&account(format!("w{writer}")), &version, put).await {
+            Ok(_) => acknowledged.store(step + 1, SeqCst),
+            Err(Error::Store(_)) => unknown += 1,
+            Err(Error::Conflict(_)) if unknown > 0 => {} // one that was on its way
+            Err(error) => panic!("writer {writer}: {error}"),
+        }
+    }
+    unknown
+}
+
+/// Writers count up and readers look on while `harm` is done; in the end all that was acknowledged is there, and the index is right.
+async fn trial(mut etcd: Etcd, harm: impl FnOnce(&mut Etcd)) {
+    let url = etcd.url("trial");
+    let first = EtcdStore::open_or_create(&config(&url)).await.unwrap();
+    for writer in 0..WRITERS {
+        first.create(&account(format!("w{writer}")), put(0_u64.to_be_bytes(), &[])).await.unwrap();
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    let acknowledged: Vec<_> = (0..WRITERS).map(|_| Arc::new(AtomicU64::new(0))).collect();
+    let mut tasks = Vec::new();
+    for (writer, acknowledged) in acknowledged.iter().enumerate() {
+        let store = Arc::new(EtcdStore::open(&config(&url)).await.unwrap());
+        tasks.push(tokio::spawn(count_up(store, writer, acknowledged.clone(), over.clone())));
+    }
+    // One reader asks whoever answers, and one each member by itself: none hears what is over.
+    let endpoints = etcd.endpoints();
+    let urls = endpoints.split(',').map(|one| format!("etcd://{one}/trial")).chain([url]);
+    let mut readers = Vec::new();
+    for url in urls {
+        let (store, over, acknowledged) =
+            (EtcdStore::open(&config(&url)).await.unwrap(), over.clone(), acknowledged.clone());
+        readers.push(tokio::spawn(async move {
+            let mut answers = 0;
+            while !over.load(SeqCst) {
+                for (writer, acknowledged) in acknowledged.iter().enumerate() {
+                    let known = acknowledged.load(SeqCst);
+                    match store.get(&account(format!("w{writer}"))).await {
+                        Ok(found) => {
+                            let step = u64::from_be_bytes(found.unwrap().value.try_into().unwrap());
+                            assert!(step >= known, "{url}: {step} is of the past, {known} was acknowledged");
+                            answers += 1;
+                        }
+                        Err(Error::Store(_)) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+            answers
+        }));
+    }
+    // On this thread, with which its members end.
+    tokio::task::block_in_place(|| harm(&mut etcd));
+    over.store(true, SeqCst);
+    let mut unknown = 0;
+    for task in tasks {
+        unknown += task.await.unwrap();
+    }
+    let mut answers = 0;
+    for reader in readers {
+        answers += reader.await.unwrap();
+    }
+    etcd.await_health();
+    // What was on its way has arrived, or never does.
+    pause(Duration::from_millis(200)).await;
+    let mut steps = Vec::new();
+    for (writer, acknowledged) in acknowledged.iter().enumerate() {
+        let (step, _) = step_of(&first, writer).await;
+        let known = acknowledged.load(SeqCst);
+        assert!((known..=known + 1).contains(&step), "writer {writer}: {known} was acknowledged, {step} is there");
+        for version in 1..=3 {
+            let page = first.list(&Filter::WrappedBy(kek("k", version)), None, 1000).await.unwrap();
+            let is_under = step > 0 && u64::from(version) == 1 + (step - 1) % 3;
+            assert_eq!(
+                page.keys.contains(&account(format!("w{writer}"))),
+                is_under,
+                "the index of w{writer} at {step}"
+            );
+        }
+        steps.push(step);
+    }
+    assert!(steps.iter().all(|step| (1..STEP_MAX).contains(step)) && answers > 0, "{steps:?}, {answers} answers");
+    println!("steps {steps:?}, {unknown} writes whose outcome was not known, {answers} answers to readers");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_acknowledged_write_is_lost_however_often_the_server_is_killed() {
+    trial(Etcd::begin(1), |etcd| {
+        for _ in 0..6 {
+            thread::sleep(Duration::from_millis(100) + random_ms(300));
+            etcd.kill(0);
+            thread::sleep(random_ms(200));
+            etcd.restart(0);
+        }
+        thread::sleep(Duration::from_millis(500));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_acknowledged_write_is_lost_and_none_of_the_past_is_read_while_leaders_die_and_stand_still() {
+    trial(Etcd::begin(3), |etcd| {
+        for _ in 0..2 {
+            thread::sleep(Duration::from_millis(300) + random_ms(300));
+            let leader = etcd.leader();
+            etcd.kill(leader);
+            thread::sleep(Duration::from_millis(1500));
+            etcd.restart(leader);
+            let leader = etcd.leader();
+            etcd.stop(leader);
+            thread::sleep(Duration::from_millis(2500));
+            // It wakes up, and takes itself for the leader.
+            etcd.go_on(leader);
+            thread::sleep(random_ms(300));
+        }
+        etcd.await_health();
+        thread::sleep(Duration::from_millis(500));
+    })
+    .await;
+}
+
+/// Passes on what is said between a client and a server, but for the server's part while `is_mute`.
+fn proxy(to: String) -> (u16, Arc<AtomicBool>) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let (port, is_mute) = (listener.local_addr().unwrap().port(), Arc::new(AtomicBool::new(false)));
+    let mute = is_mute.clone();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (Ok(client), Ok(server)) = (client, TcpStream::connect(&to)) else { continue };
+            let ways = [
+                (client.try_clone().unwrap(), server.try_clone().unwrap(), None),
+                (server, client, Some(mute.clone())),
+            ];
+            for (mut from, mut to, mute) in ways {
+                thread::spawn(move || {
+                    let mut bytes = [0; 4096];
+                    while let Ok(n @ 1..) = from.read(&mut bytes) {
+                        if !mute.as_ref().is_some_and(|mute| mute.load(SeqCst)) && to.write_all(&bytes[..n]).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        }
+    });
+    (port, is_mute)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_answer_is_lost_is_not_known_and_is_not_done_again() {
+    let etcd = Etcd::begin(1);
+    let (port, is_mute) = proxy(etcd.endpoints());
+    let direct = EtcdStore::open_or_create(&config(&etcd.url("lost"))).await.unwrap();
+    let mut through = config(&format!("etcd://127.0.0.1:{port}/lost"));
+    through.timeout = Duration::from_secs(1);
+    let store = open_at_last(&through).await;
+    let key = account("a");
+    for step in 0..3 {
+        is_mute.store(true, SeqCst);
+        let outcome = match direct.get(&key).await.unwrap() {
+            None => store.create(&key, put([step], &[])).await,
+            // Its reads are mute as well: a guard is compared without one.
+            Some(_) => store.create(&account(format!("a{step}")), put([step], &[])).await,
+        };
+        let Err(Error::Store(what)) = &outcome else { panic!("{outcome:?}") };
+        assert!(what.contains("not known") || step > 0, "{what}");
+        is_mute.store(false, SeqCst);
+        // It is there once, and whoever asks is told so.
+        let found = loop {
+            match store.get(&key).await {
+                Ok(found) => break found.expect("it was written"),
+                Err(Error::Store(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(found.value, [0]);
+        assert_eq!(direct.get(&key).await.unwrap().unwrap().version, found.version);
+        assert!(matches!(store.create(&key, put([9], &[])).await, Err(Error::Exists(_))));
+    }
+}
+
+async fn version_of_a(store: &dyn KeyStore) -> StoreVersion {
+    loop {
+        match store.get(&account("a")).await {
+            Ok(found) => return found.expect("it was made").version,
+            Err(Error::Store(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_waits_on_a_server_that_stands_still_is_told_so_in_time_and_goes_on_with_it_later() {
+    let etcd = Etcd::begin(1);
+    let mut config = config(&etcd.url("still"));
+    config.timeout = Duration::from_secs(1);
+    let store = open_at_last(&config).await;
+    let _ = store.create(&account("a"), put([1], &[])).await;
+    let made = version_of_a(&store).await;
+    etcd.stop(0);
+    for _ in 0..3 {
+        let error = store.get(&account("a")).await.unwrap_err();
+        assert!(matches!(&error, Error::Store(what) if what.contains("no answer within")), "{error}");
+    }
+    assert!(matches!(store.replace(&account("a"), &made, put([2], &[])).await, Err(Error::Store(_))));
+    assert!(matches!(store.list(&Filter::Accounts, None, 10).await, Err(Error::Store(_))));
+    etcd.go_on(0);
+    let mut replaced = Err(Error::Store(String::new()));
+    while let Err(Error::Store(_) | Error::Conflict(_)) = &replaced {
+        let version = version_of_a(&store).await;
+        replaced = store.replace(&account("a"), &version, put([3], &[])).await;
+    }
+    replaced.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_was_set_back_under_its_clients_is_told_from_what_it_was() {
+    let mut etcd = Etcd::begin(1);
+    let store = EtcdStore::open_or_create(&config(&etcd.url("back"))).await.unwrap();
+    store.create(&account("a"), put([1], &[])).await.unwrap();
+    let (folder, copy) = (etcd.folder(0), tempfile::tempdir().unwrap());
+    etcd.kill(0);
+    let cp = |from: &std::path::Path, to: &std::path::Path| {
+        assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    };
+    cp(&folder, copy.path());
+    etcd.restart(0);
+    for n in 0..5 {
+        while let Err(Error::Store(_)) = store.create(&account(format!("b{n}")), put([1], &[])).await {}
+    }
+    etcd.kill(0);
+    fs::remove_dir_all(&folder).unwrap();
+    cp(&copy.path().join("m0"), folder.parent().unwrap());
+    etcd.restart(0);
+    let error = loop {
+        match store.get(&account("a")).await {
+            Err(Error::Store(what)) if what.contains("no etcd answers") => {}
+            other => break other.unwrap_err().to_string(),
+        }
+    };
+    assert!(error.contains("older state than before") && error.contains("restart"), "{error}");
+    // Nothing is written by whoever knows of another past.
+    let outcome = store.create(&account("c"), put([1], &[])).await;
+    assert!(matches!(&outcome, Err(Error::Store(what)) if what.contains("older state")), "{outcome:?}");
+    let anew = EtcdStore::open(&config(&etcd.url("back"))).await.unwrap();
+    assert!(anew.get(&account("b0")).await.unwrap().is_none() && anew.get(&account("a")).await.unwrap().is_some());
+}
