@@ -88,6 +88,22 @@ struct Refusal {
     is_for_good: bool,
 }
 
+impl Refusal {
+    fn for_plain_text() -> Self {
+        Self { said: "it takes plain ASCII alone".into(), is_for_good: true }
+    }
+}
+
+/// What the server said of the addresses of a mail.
+#[derive(Default)]
+struct Recipients {
+    taken: Vec<Address>,
+    /// Why the last one is not to have it now,
+    later: Option<Refusal>,
+    /// and never.
+    refused: Option<String>,
+}
+
 impl MailSink {
     /// By this server. Asks nobody yet.
     ///
@@ -151,9 +167,8 @@ impl MailSink {
         let can = |extension| server.server_info().supports_feature(extension);
         let (any_name, any_text) = (can(Extension::SmtpUtfEight), can(Extension::EightBitMime));
         let is_plain = |address: &Address| address.to_string().is_ascii();
-        let never = |said: &str| Some(Refusal { said: said.into(), is_for_good: true });
         if !any_text && !mail.is_ascii() || !any_name && !is_plain(&self.from.email) {
-            return Ok(never("it takes plain ASCII alone"));
+            return Ok(Some(Refusal::for_plain_text()));
         }
         let left: Vec<_> = self.to.iter().map(|to| &to.email).filter(|to| !done.addresses.contains(*to)).collect();
         let mut options = Vec::new();
@@ -166,40 +181,22 @@ impl MailSink {
         if let Some(refusal) = answer(server.command(Mail::new(Some(self.from.email.clone()), options)).await)? {
             return Ok(Some(refusal));
         }
-        let (mut taken, mut later, mut refused) = (Vec::new(), None, None);
+        let mut asked = Recipients::default();
         for to in left {
             let refusal = match any_name || is_plain(to) {
                 true => answer(server.command(Rcpt::new(to.clone(), Vec::new())).await)?,
-                false => never("it takes plain ASCII alone"),
+                false => Some(Refusal::for_plain_text()),
             };
-            let Some(Refusal { said, is_for_good }) = refusal else {
-                taken.push(to.clone());
-                continue;
-            };
-            let said = format!("{}: {said}", visible(to.as_ref(), HEADER_CHARS_MAX));
-            if is_for_good {
-                tracing::error!("mail server {} refuses {said}: see mail.to", self.config.server);
-                done.addresses.insert(to.clone());
-                refused = Some(said);
-            } else {
-                later = Some(Refusal { said, is_for_good });
-            }
+            self.recipient(to, refusal, &mut asked, done);
         }
-        let forget = if taken.is_empty() {
-            true
-        } else if let Some(refusal) = answer(server.command(Data).await)? {
+        let Recipients { taken, mut later, refused } = asked;
+        if taken.is_empty() {
+            forget(server).await?;
+        } else if let Some(refusal) = text(server, mail).await? {
             later = Some(refusal);
-            true
-        } else if let Some(refusal) = answer(server.message(mail).await)? {
-            later = Some(refusal);
-            false
         } else {
             done.is_taken = true;
             done.addresses.extend(taken);
-            false
-        };
-        if forget {
-            server.command(Rset).await.map_err(|error| said(&error))?;
         }
         if later.is_none() && !done.is_taken {
             // Nobody has it, and the next time each is asked again.
@@ -207,6 +204,22 @@ impl MailSink {
             later = refused.map(|said| Refusal { said, is_for_good: true });
         }
         Ok(later)
+    }
+
+    /// What the server said of an address.
+    fn recipient(&self, to: &Address, refusal: Option<Refusal>, asked: &mut Recipients, done: &mut Done) {
+        let Some(Refusal { said, is_for_good }) = refusal else {
+            asked.taken.push(to.clone());
+            return;
+        };
+        let said = format!("{}: {said}", visible(to.as_ref(), HEADER_CHARS_MAX));
+        if is_for_good {
+            tracing::error!("mail server {} refuses {said}: see mail.to", self.config.server);
+            done.addresses.insert(to.clone());
+            asked.refused = Some(said);
+        } else {
+            asked.later = Some(Refusal { said, is_for_good });
+        }
     }
 
     /// What a server is asked for has an end.
@@ -329,6 +342,21 @@ impl NoticeSink for MailSink {
     fn failed(&self) -> Failed {
         self.failed
     }
+}
+
+/// The text of a mail that has recipients.
+async fn text(server: &mut AsyncSmtpConnection, mail: &[u8]) -> Result<Option<Refusal>, String> {
+    let refusal = answer(server.command(Data).await)?;
+    if refusal.is_some() {
+        forget(server).await?;
+        return Ok(refusal);
+    }
+    answer(server.message(mail).await)
+}
+
+/// A mail that was begun comes to nothing, and another may follow.
+async fn forget(server: &mut AsyncSmtpConnection) -> Result<(), String> {
+    server.command(Rset).await.map(drop).map_err(|error| said(&error))
 }
 
 /// What it says to a command: nothing but that, or that it ends.
