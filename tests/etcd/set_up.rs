@@ -210,6 +210,16 @@ async fn users_are_known_by_their_password_and_do_what_they_may() {
     let outcome = reader.create(&account("b"), put([1], &[])).await;
     assert!(matches!(&outcome, Err(Error::Store(what)) if what.contains("user reader may not")), "{outcome:?}");
 
+    // The password is another one now, for whoever is connected too.
+    let change =
+        format!("echo two | etcdctl --endpoints {} --user root:r user passwd me --interactive=false", etcd.endpoints());
+    let run = std::process::Command::new("bash").args(["-c", &change]).output().unwrap();
+    assert!(run.status.success(), "{run:?}");
+    let outcome = store.get(&account("a")).await;
+    assert!(matches!(&outcome, Err(Error::Store(what)) if what.contains("does not take user me")), "{outcome:?}");
+    fs::write(&password, "two\n").unwrap();
+    assert!(store.get(&account("a")).await.unwrap().is_some());
+
     fs::write(&password, "wrong\n").unwrap();
     says(&refusal(&as_user("me", "users")).await, &["does not take user me and the password"]);
     let error = refusal(&as_user("me", "users")).await;

@@ -68,6 +68,8 @@ enum Trouble {
     Refused(String),
     /// What the member knows this client by is of no use any more.
     Stale(String),
+    /// So may the password be: it is read anew once.
+    Password(String),
 }
 
 impl From<Failure> for Error {
@@ -114,7 +116,7 @@ impl Cluster {
                         self.is_well.store(true, SeqCst);
                         return Ok(answer);
                     }
-                    Err(Trouble::Refused(what)) => return Err(Failure::Refused(what)),
+                    Err(Trouble::Refused(what) | Trouble::Password(what)) => return Err(Failure::Refused(what)),
                     Err(Trouble::NotSent(what)) => said.push(what),
                     Err(Trouble::Unsettled(what) | Trouble::Stale(what)) => {
                         all_away = false;
@@ -149,7 +151,7 @@ impl Cluster {
                     self.judge(&answer, at, before)?;
                     return Ok(answer);
                 }
-                Err(Trouble::Refused(what)) => return Err(Failure::Refused(what)),
+                Err(Trouble::Refused(what) | Trouble::Password(what)) => return Err(Failure::Refused(what)),
                 Err(Trouble::NotSent(what) | Trouble::Stale(what)) => {
                     self.is_well.store(false, SeqCst);
                     if tries.next().is_some() && self.clock.now() < until {
@@ -204,7 +206,7 @@ impl Cluster {
         let again = async {
             match asked.await {
                 // Nothing was done: who asks is looked at first.
-                Err(Trouble::Stale(_)) => {
+                Err(Trouble::Stale(_) | Trouble::Password(_)) => {
                     member.client.lock().await.take();
                     let mut client = self.client(member).await?.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX);
                     client.txn(txn.clone()).await.map_err(|error| self.trouble(&error))
@@ -218,7 +220,7 @@ impl Cluster {
             Trouble::NotSent(what) => Trouble::NotSent(named(what)),
             Trouble::Unsettled(what) => Trouble::Unsettled(named(what)),
             Trouble::Stale(what) => Trouble::Stale(named(what)),
-            Trouble::Refused(what) => Trouble::Refused(format!("etcd {}", named(what))),
+            Trouble::Refused(what) | Trouble::Password(what) => Trouble::Refused(format!("etcd {}", named(what))),
         })
     }
 
@@ -298,7 +300,7 @@ impl Cluster {
             "Unauthenticated" => Trouble::Stale(said.into()),
             "InvalidArgument" if said.contains("auth store is old") => Trouble::Stale(said.into()),
             "InvalidArgument" if said.contains("authentication failed") => {
-                Trouble::Refused(format!("it does not take user {user} and the password: see store.user, and where the password is from"))
+                Trouble::Password(format!("it does not take user {user} and the password: see store.user, and where the password is from"))
             }
             "InvalidArgument" if said.contains("user name is empty") => {
                 Trouble::Refused("it wants to know who asks: set store.user, and store.password_file or store.password_env".into())
