@@ -288,6 +288,33 @@ async fn a_caller_that_waits_on_a_server_that_stands_still_is_told_so_in_time_an
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_gives_up_early_is_answered_by_another_member_later() {
+    let mut etcd = Etcd::begin(3);
+    let mut config = config(&etcd.url("early"));
+    // Longer for each member than the callers wait.
+    config.timeout = Duration::from_secs(60);
+    let store = EtcdStore::open_or_create(&config).await.unwrap();
+    store.create(&account("a"), put([1], &[])).await.unwrap();
+    // All tries together take less than it takes to see that a connection is of no use.
+    let patience = Duration::from_millis(400);
+    // The first of the URL, which answered last.
+    etcd.stop(0);
+    let mut tries = 0..25;
+    while tokio::time::timeout(patience, store.get(&account("a"))).await.is_err() {
+        tries.next().expect("the member that stands still is asked again and again");
+    }
+    etcd.go_on(0);
+    etcd.await_health();
+    let store = EtcdStore::open(&config).await.unwrap();
+    etcd.stop(0);
+    let mut tries = 0..25;
+    while tokio::time::timeout(patience, store.create(&account("b"), put([1], &[]))).await.is_err() {
+        tries.next().expect("the member that stands still is written to again and again");
+    }
+    etcd.go_on(0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_was_set_back_under_its_clients_is_told_from_what_it_was() {
     let mut etcd = Etcd::begin(1);
     let store = EtcdStore::open_or_create(&config(&etcd.url("back"))).await.unwrap();

@@ -50,6 +50,23 @@ struct Member {
     client: Mutex<Option<Client>>,
 }
 
+/// A request that is under way. Where none answers, also none before the caller gave it up, another member is asked the next time.
+struct Asking<'a> {
+    cluster: &'a Cluster,
+    at: usize,
+    is_answered: bool,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let Self { cluster, at, is_answered } = *self;
+        if !is_answered {
+            cluster.is_well.store(false, SeqCst);
+            let _ = cluster.current.compare_exchange(at, (at + 1) % cluster.members.len(), SeqCst, SeqCst);
+        }
+    }
+}
+
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -124,7 +141,6 @@ impl Cluster {
                     }
                 }
             }
-            self.is_well.store(false, SeqCst);
             // What a round was too short for says less than the one before.
             if is_whole_round || told.is_empty() {
                 told = said;
@@ -153,16 +169,12 @@ impl Cluster {
                 }
                 Err(Trouble::Refused(what) | Trouble::Password(what)) => return Err(Failure::Refused(what)),
                 Err(Trouble::NotSent(what) | Trouble::Stale(what)) => {
-                    self.is_well.store(false, SeqCst);
                     if tries.next().is_some() && self.clock.now() < until {
                         continue;
                     }
                     what
                 }
-                Err(Trouble::Unsettled(what)) => {
-                    self.is_well.store(false, SeqCst);
-                    format!("{what}: whether it was written is not known")
-                }
+                Err(Trouble::Unsettled(what)) => format!("{what}: whether it was written is not known"),
             };
             return Err(Failure::Silent(format!("no etcd answers: {what}")));
         }
@@ -214,7 +226,9 @@ impl Cluster {
                 outcome => outcome,
             }
         };
+        let mut asking = Asking { cluster: self, at, is_answered: false };
         let outcome = timeout(limit, again).await;
+        asking.is_answered = matches!(outcome, Ok(Ok(_) | Err(Trouble::Refused(_) | Trouble::Password(_))));
         let outcome = outcome.unwrap_or_else(|_| Err(Trouble::Unsettled(format!("no answer within {limit:.1?}"))));
         outcome.map_err(|trouble| match trouble {
             Trouble::NotSent(what) => Trouble::NotSent(named(what)),
