@@ -195,9 +195,16 @@ async fn no_acknowledged_write_is_lost_and_none_of_the_past_is_read_while_leader
 
 /// Passes on what is said between a client and a server, but for the server's part while `is_mute`.
 fn proxy(to: String) -> (u16, Arc<AtomicBool>) {
+    let (port, is_mute, _) = slow_proxy(to);
+    (port, is_mute)
+}
+
+/// The same, and what the server says comes so many milliseconds later.
+fn slow_proxy(to: String) -> (u16, Arc<AtomicBool>, Arc<AtomicU64>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let (port, is_mute) = (listener.local_addr().unwrap().port(), Arc::new(AtomicBool::new(false)));
-    let mute = is_mute.clone();
+    let (mute, late) = (is_mute.clone(), Arc::new(AtomicU64::new(0)));
+    let lateness = late.clone();
     thread::spawn(move || {
         for client in listener.incoming() {
             let (Ok(client), Ok(server)) = (client, TcpStream::connect(&to)) else { continue };
@@ -206,9 +213,15 @@ fn proxy(to: String) -> (u16, Arc<AtomicBool>) {
                 (server, client, Some(mute.clone())),
             ];
             for (mut from, mut to, mute) in ways {
+                let lateness = lateness.clone();
                 thread::spawn(move || {
                     let mut bytes = [0; 4096];
-                    while let Ok(n @ 1..) = from.read(&mut bytes) {
+                    loop {
+                        // A whole answer is late once.
+                        if mute.is_some() && from.peek(&mut bytes).is_ok() {
+                            thread::sleep(Duration::from_millis(lateness.load(SeqCst)));
+                        }
+                        let Ok(n @ 1..) = from.read(&mut bytes) else { break };
                         if !mute.as_ref().is_some_and(|mute| mute.load(SeqCst)) && to.write_all(&bytes[..n]).is_err() {
                             break;
                         }
@@ -217,7 +230,7 @@ fn proxy(to: String) -> (u16, Arc<AtomicBool>) {
             }
         }
     });
-    (port, is_mute)
+    (port, is_mute, late)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,6 +325,19 @@ async fn a_caller_that_gives_up_early_is_answered_by_another_member_later() {
         tries.next().expect("the member that stands still is written to again and again");
     }
     etcd.go_on(0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_of_two_requests_has_one_deadline() {
+    let etcd = Etcd::begin(1);
+    let (port, _, late) = slow_proxy(etcd.endpoints());
+    let mut config = config(&format!("etcd://127.0.0.1:{port}/late"));
+    config.timeout = Duration::from_secs(2);
+    let store = open_at_last(&config).await;
+    let made = store.create(&account("a"), put([1], &[])).await.unwrap();
+    late.store(1200, SeqCst);
+    let outcome = store.replace(&account("a"), &made, put([2], &[])).await;
+    assert!(matches!(outcome, Err(Error::Store(_))), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@
 
 use super::files::{read_password, read_pem};
 use crate::{
-    clock::Clock,
+    clock::{Clock, Instant},
     config::store::{EtcdConfig, EtcdTls},
     error::Error,
 };
@@ -112,10 +112,14 @@ impl Cluster {
         }
     }
 
+    /// When a call that begins now is over, however many requests it makes.
+    pub(super) fn deadline(&self) -> Instant {
+        self.clock.now().plus(self.config.timeout)
+    }
+
     /// Asks member by member, until one answers or the time is over.
-    pub(super) async fn read(&self, txn: Txn) -> Result<TxnResponse, Failure> {
-        let (until, each) =
-            (self.clock.now().plus(self.config.timeout), self.config.timeout / self.members.len().max(1) as u32);
+    pub(super) async fn read(&self, txn: Txn, until: Instant) -> Result<TxnResponse, Failure> {
+        let each = self.config.timeout / self.members.len().max(1) as u32;
         let mut told = Vec::new();
         loop {
             let is_whole_round = until.since(self.clock.now()) >= each;
@@ -153,12 +157,11 @@ impl Cluster {
     }
 
     /// Has a member that is well do it; `look` is what tells that it is.
-    pub(super) async fn write(&self, txn: Txn, look: Txn) -> Result<TxnResponse, Failure> {
-        let until = self.clock.now().plus(self.config.timeout);
+    pub(super) async fn write(&self, txn: Txn, look: Txn, until: Instant) -> Result<TxnResponse, Failure> {
         let mut tries = 0..=self.members.len();
         loop {
             if !self.is_well.load(SeqCst) {
-                self.read(look.clone()).await?;
+                self.read(look.clone(), until).await?;
             }
             let (at, before) = (self.current.load(SeqCst), self.revision.load(SeqCst));
             self.refuse_if_back()?;

@@ -18,7 +18,7 @@ use super::{
     not_found,
 };
 use crate::{
-    clock::Clock,
+    clock::{Clock, Instant},
     config::store::EtcdConfig,
     error::{Error, Result},
     name::KekVersion,
@@ -161,7 +161,8 @@ impl Shared {
             }
             failure => self.named(failure),
         };
-        let answer = self.cluster.read(self.keys.look()).await.map_err(set_up_wrong)?;
+        let until = self.cluster.deadline();
+        let answer = self.cluster.read(self.keys.look(), until).await.map_err(set_up_wrong)?;
         let mut seen = found(&answer).into_iter();
         let (layout, any) = (seen.next().unwrap_or_default(), seen.next().unwrap_or_default());
         match layout.first().map(KeyValue::value) {
@@ -170,7 +171,7 @@ impl Shared {
             None if !any.is_empty() => Err(self.strange(b"")),
             None if !create => Err(Error::NotFound(format!("store {}: the namespace is empty", self.name))),
             None => {
-                let made = self.cluster.write(self.keys.make(), self.keys.look()).await.map_err(set_up_wrong)?;
+                let made = self.cluster.write(self.keys.make(), self.keys.look(), until).await.map_err(set_up_wrong)?;
                 // Else somebody was faster: perhaps to make the same.
                 if made.succeeded() { Ok(()) } else { Box::pin(self.find(false)).await }
             }
@@ -189,8 +190,8 @@ impl Shared {
     }
 
     /// What stands there, as it is stored; at most [`OPERATIONS_MAX`].
-    async fn stored(&self, keys: &[Key]) -> Result<Vec<Option<KeyValue>>> {
-        let answer = self.cluster.read(self.keys.get(keys)).await.map_err(|failure| self.named(failure))?;
+    async fn stored(&self, keys: &[Key], until: Instant) -> Result<Vec<Option<KeyValue>>> {
+        let answer = self.cluster.read(self.keys.get(keys), until).await.map_err(|failure| self.named(failure))?;
         let found = found(&answer);
         if found.len() != keys.len() {
             return Err(Error::Store(format!("{}: an answer with {} of {} keys", self.name, found.len(), keys.len())));
@@ -200,7 +201,7 @@ impl Shared {
 
     async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
         check_put(key, &put)?;
-        let revision = self.write(key, Expected::Absent, Some(&put), &[]).await?;
+        let revision = self.write(key, Expected::Absent, Some(&put), &[], self.cluster.deadline()).await?;
         Ok(version_of(revision))
     }
 
@@ -216,21 +217,30 @@ impl Shared {
         if let Some(put) = &put {
             check_put(key, put)?;
         }
-        let expected = revision_of(expected);
+        let (expected, until) = (revision_of(expected), self.cluster.deadline());
         let was = match (key, stored) {
             (Key::Account(_), Some(stored)) if stored.mod_revision() == expected => open(key, &stored)?.1,
-            (Key::Account(_), _) => match self.stored(std::slice::from_ref(key)).await?.into_iter().next().flatten() {
-                None => return Err(not_found(key)),
-                Some(stored) if stored.mod_revision() != expected => return Err(conflict(key)),
-                Some(stored) => open(key, &stored)?.1,
-            },
+            (Key::Account(_), _) => {
+                match self.stored(std::slice::from_ref(key), until).await?.into_iter().next().flatten() {
+                    None => return Err(not_found(key)),
+                    Some(stored) if stored.mod_revision() != expected => return Err(conflict(key)),
+                    Some(stored) => open(key, &stored)?.1,
+                }
+            }
             _ => Vec::new(),
         };
-        self.write(key, Expected::Version(expected), put.as_ref(), &was).await
+        self.write(key, Expected::Version(expected), put.as_ref(), &was, until).await
     }
 
-    async fn write(&self, key: &Key, expected: Expected, put: Option<&Put>, was: &[KekVersion]) -> Result<i64> {
-        let written = self.cluster.write(self.keys.write(key, expected, put, was), self.keys.look()).await;
+    async fn write(
+        &self,
+        key: &Key,
+        expected: Expected,
+        put: Option<&Put>,
+        was: &[KekVersion],
+        until: Instant,
+    ) -> Result<i64> {
+        let written = self.cluster.write(self.keys.write(key, expected, put, was), self.keys.look(), until).await;
         let answer = written.map_err(|failure| self.named(failure))?;
         match answer.succeeded() {
             true => answer
@@ -264,10 +274,13 @@ impl Shared {
         let (clock, mut reads, mut writes) = (Clock::default(), Vec::new(), Vec::new());
         for _ in 0..PROBES {
             let begun = clock.now();
-            self.cluster.read(self.keys.look()).await.map_err(|failure| self.named(failure))?;
+            self.cluster
+                .read(self.keys.look(), self.cluster.deadline())
+                .await
+                .map_err(|failure| self.named(failure))?;
             reads.push(clock.now().since(begun));
         }
-        let write = async |txn| match self.cluster.write(txn, self.keys.look()).await {
+        let write = async |txn| match self.cluster.write(txn, self.keys.look(), self.cluster.deadline()).await {
             Err(Failure::Refused(what)) => Err(Error::Misconfigured(format!("store {}: {what}", self.name))),
             outcome => outcome.map_err(|failure| self.named(failure)),
         };
@@ -292,7 +305,7 @@ impl Shared {
         };
         // One more than asked for tells whether there is a next page.
         let (txn, place) = self.keys.list(&prefix, of, after, limit + 1);
-        let answer = self.cluster.read(txn).await.map_err(|failure| self.named(failure))?;
+        let answer = self.cluster.read(txn, self.cluster.deadline()).await.map_err(|failure| self.named(failure))?;
         let listed = found(&answer).into_iter().next().unwrap_or_default();
         let keys = listed.iter().map(|kv| Key::from_bytes(kv.key().get(place..).unwrap_or_default()));
         Ok(Page::of(keys.collect::<Result<_>>()?, limit))
@@ -324,7 +337,9 @@ impl KeyStore for EtcdStore {
 
     async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Versioned>>> {
         let parts = keys.chunks(OPERATIONS_MAX).map(<[Key]>::to_vec).collect();
-        let read = |shared: Arc<Shared>, keys: Vec<Key>| async move { (shared.stored(&keys).await, keys) };
+        let read = |shared: Arc<Shared>, keys: Vec<Key>| async move {
+            (shared.stored(&keys, shared.cluster.deadline()).await, keys)
+        };
         let mut outcomes = Vec::with_capacity(keys.len());
         for part in self.run_each(parts, read).await {
             match part {
@@ -346,7 +361,7 @@ impl KeyStore for EtcdStore {
             changes.iter().map(|(key, ..)| key).filter(|key| matches!(key, Key::Account(_))).collect();
         let parts = accounts.chunks(OPERATIONS_MAX).map(|keys| keys.iter().copied().cloned().collect()).collect();
         let read = |shared: Arc<Shared>, keys: Vec<Key>| async move {
-            shared.stored(&keys).await.map(|stored| (keys, stored))
+            shared.stored(&keys, shared.cluster.deadline()).await.map(|stored| (keys, stored))
         };
         let mut known = HashMap::new();
         // What could not be read is read again.
