@@ -341,6 +341,26 @@ async fn a_call_of_two_requests_has_one_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_was_restored_under_its_clients_says_so_however_far_it_got_since() {
+    let mut etcd = Etcd::begin(1);
+    let store = EtcdStore::open_or_create(&config(&etcd.url("again"))).await.unwrap();
+    store.create(&account("a"), put([1], &[])).await.unwrap();
+    etcd.save_and_restore(0);
+    for n in 0..20 {
+        etcd.ctl(&["put", "more", &n.to_string()]);
+    }
+    let error = loop {
+        match store.get(&account("a")).await {
+            Err(Error::Store(what)) if what.contains("no etcd answers") => {}
+            other => break other.unwrap_err().to_string(),
+        }
+    };
+    assert!(error.contains("restored from a copy") && error.contains("restart"), "{error}");
+    let anew = EtcdStore::open(&config(&etcd.url("again"))).await.unwrap();
+    assert!(anew.get(&account("a")).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_was_set_back_under_its_clients_is_told_from_what_it_was() {
     let mut etcd = Etcd::begin(1);
     let store = EtcdStore::open_or_create(&config(&etcd.url("back"))).await.unwrap();

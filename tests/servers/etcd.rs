@@ -143,6 +143,22 @@ impl Etcd {
         self.await_health();
     }
 
+    /// What the one member has is saved, and a cluster that is begun from that takes its place.
+    pub(crate) fn save_and_restore(&mut self, n: usize) {
+        let (copy, folder) = (self.folder.path().join("copy"), self.folder(n));
+        self.ctl(&["snapshot", "save", copy.to_str().unwrap()]);
+        self.kill(n);
+        std::fs::remove_dir_all(&folder).unwrap();
+        let known = ["--name", "--initial-cluster", "--initial-advertise-peer-urls"];
+        let known: Vec<_> = self.members[n].args.chunks(2).filter(|arg| known.contains(&arg[0].as_str())).collect();
+        let restore = ["snapshot", "restore", copy.to_str().unwrap(), "--initial-cluster-token", "anew", "--data-dir"];
+        let mut command = Command::new("etcdctl");
+        command.args(restore).arg(folder).args(known.concat()).env("ETCDCTL_API", "3");
+        let run = command.output().unwrap();
+        assert!(run.status.success(), "{run:?}");
+        self.restart(n);
+    }
+
     fn signal(&self, n: usize, signal: i32) {
         let child = self.members[n].child.as_ref().unwrap();
         let sent = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status().unwrap();

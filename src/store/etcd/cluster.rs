@@ -189,7 +189,8 @@ impl Cluster {
         let id = self.id.compare_exchange(0, header.cluster_id(), SeqCst, SeqCst).unwrap_or_else(|id| id);
         if id != 0 && id != header.cluster_id() {
             let what = format!(
-                "etcd {} is of another cluster than the other members of store.url: list the members of one",
+                "etcd {} is of another cluster than what answered before: name members of one in store.url, or if it was restored from a copy, \
+                 restart whatever used it meanwhile",
                 self.members.get(at).map(|member| member.endpoint.as_str()).unwrap_or_default()
             );
             return Err(Failure::Refused(what));
