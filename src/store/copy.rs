@@ -7,17 +7,19 @@ use tokio::task::JoinSet;
 
 /// Writes that are under way at once.
 const WRITES_AT_ONCE: usize = 64;
-/// What is listed. Beside it there are [`SINGLES`].
+/// What is listed, in the order in which it is written; beside it there are [`SINGLES`], before all of it. KEKs come last: without them
+/// nothing is done with a copy that was cut short, and its check says that they are missing. Who retired a KEK version in one, where
+/// accounts are missing, would destroy what those of the store are wrapped by.
 const FILTERS: [Filter; 7] = [
-    Filter::Keks,
     Filter::Denials,
     Filter::Accounts,
     Filter::Secrets,
     Filter::SecretValues,
     Filter::Grants,
     Filter::Checkpoints,
+    Filter::Keks,
 ];
-/// Of which there is one each. The store's own first: by it a copy that was cut short is known.
+/// Of which there is one each. The store's own is written before any other record: by it a copy that was cut short is known.
 const SINGLES: [Key; 4] = [Key::Store, Key::Common, Key::Work, Key::Policy];
 /// Records that are in memory at once: each may have 256 KiB.
 const RECORDS_AT_ONCE: usize = 128;
@@ -45,11 +47,13 @@ pub async fn copy(from: Arc<dyn KeyStore>, to: Arc<dyn KeyStore>) -> Result<Copi
     let same = |one: &Option<Versioned>, other: &Option<Versioned>| {
         one.as_ref().map(|one| &one.value) == other.as_ref().map(|other| &other.value)
     };
-    if !same(&source, &target) && (target.is_some() || !is_empty(&*to).await?) {
+    if (source.is_none() || !same(&source, &target)) && (target.is_some() || !is_empty(&*to).await?) {
         return Err(Error::Exists("what is to be the copy is a store of its own: name a place where none is".into()));
     }
     let mut copied = Copied::default();
-    copy_keys(&from, &to, &SINGLES, &mut copied).await?;
+    for key in SINGLES {
+        copy_keys(&from, &to, &[key], &mut copied).await?;
+    }
     for filter in FILTERS {
         let mut after = None;
         loop {
@@ -160,9 +164,11 @@ async fn differing(from: &dyn KeyStore, to: &dyn KeyStore, keys: &[Key]) -> Resu
 mod tests {
     use super::*;
     use crate::{
-        name::{AccountId, KekName, KekVersion},
-        store::{StoreVersion, memory::MemoryStore, record::StoreRecord},
+        name::{AccountId, KekName, KekVersion, NodeName},
+        store::{Page, StoreVersion, memory::MemoryStore, record::StoreRecord},
     };
+    use async_trait::async_trait;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     fn kek_key(name: &str) -> Key {
         Key::Kek(KekName::new(name).unwrap())
@@ -219,13 +225,74 @@ mod tests {
         assert_eq!(to.get(&kek_key("k001")).await.unwrap().unwrap().value, [99]);
     }
 
+    /// Does not do one of the writes.
+    struct Cut {
+        inner: Arc<dyn KeyStore>,
+        /// How many come before that one.
+        before: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl KeyStore for Cut {
+        async fn get(&self, key: &Key) -> Result<Option<Versioned>> {
+            self.inner.get(key).await
+        }
+        async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
+            match self.before.fetch_sub(1, SeqCst) {
+                0 => Err(Error::Store("cut".into())),
+                _ => self.inner.create(key, put).await,
+            }
+        }
+        async fn replace(&self, _: &Key, _: &StoreVersion, _: Put) -> Result<StoreVersion> {
+            unreachable!("a copy replaces nothing")
+        }
+        async fn delete(&self, _: &Key, _: &StoreVersion) -> Result<()> {
+            unreachable!("a copy deletes nothing")
+        }
+        async fn shred(&self, _: Vec<Vec<u8>>) -> Result<()> {
+            unreachable!("a copy shreds nothing")
+        }
+        async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
+            self.inner.list(filter, after, limit).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_cut_short_at_any_write_goes_on_and_has_no_kek_until_all_else_is_there() {
+        let from = store().await;
+        for key in [Key::Common, Key::Work, Key::Policy, Key::Checkpoint(NodeName::new("n").unwrap())] {
+            from.create(&key, put(1)).await.unwrap();
+        }
+        for n in 0..5 {
+            from.create(&kek_key(&format!("k{n}")), put(n)).await.unwrap();
+            let denial = Key::Denial(KekVersion::new(KekName::new(format!("k{n}")).unwrap(), 1));
+            from.create(&denial, put(n)).await.unwrap();
+        }
+        for cut in 0..15 {
+            let to: Arc<dyn KeyStore> = Arc::new(MemoryStore::new());
+            let through = Cut { inner: to.clone(), before: AtomicUsize::new(cut) };
+            assert!(matches!(copy(from.clone(), Arc::new(through)).await, Err(Error::Store(_))), "write {cut}");
+            let (there, all) = (values(&*to).await, values(&*from).await);
+            let is_kek = |(key, ..): &&(Key, Vec<u8>, StoreVersion)| matches!(key, Key::Kek(_));
+            let others = |of: &[(Key, Vec<u8>, StoreVersion)]| of.iter().filter(|one| !is_kek(one)).count();
+            assert!(!there.iter().any(|one| is_kek(&one)) || others(&there) == others(&all), "write {cut}: {there:?}");
+            let copied = copy(from.clone(), to).await.unwrap_or_else(|error| panic!("write {cut}: {error}"));
+            assert_eq!(copied.written + copied.already, 15, "write {cut}");
+        }
+    }
+
     #[tokio::test]
     async fn a_store_of_its_own_is_no_place_for_a_copy_and_a_damaged_record_is_named() {
         let (from, other) = (store().await, store().await);
         assert!(matches!(copy(from.clone(), other).await, Err(Error::Exists(_))));
         let without_id: Arc<dyn KeyStore> = Arc::new(MemoryStore::new());
         without_id.create(&kek_key("k"), put(1)).await.unwrap();
-        assert!(matches!(copy(from.clone(), without_id).await, Err(Error::Exists(_))));
+        assert!(matches!(copy(from.clone(), without_id.clone()).await, Err(Error::Exists(_))));
+        // Nor is one that has none a part of another that has none.
+        let other: Arc<dyn KeyStore> = Arc::new(MemoryStore::new());
+        other.create(&kek_key("other"), put(1)).await.unwrap();
+        assert!(matches!(copy(without_id, other.clone()).await, Err(Error::Exists(_))));
+        assert!(other.get(&kek_key("k")).await.unwrap().is_none());
         from.create(&Key::Account(AccountId::new("a").unwrap()), put(1)).await.unwrap();
         let refused = copy(from, Arc::new(MemoryStore::new())).await;
         assert!(matches!(&refused, Err(Error::Corrupt(what)) if what.to_string().contains("account a")), "{refused:?}");
