@@ -91,7 +91,13 @@ fn the_command_line_does_on_etcd_what_it_does_on_a_file() {
     // To a file and back to another namespace; what is there is no place for a copy.
     let copied = shell.run(&format!("keyleash store copy {url} here.redb"));
     assert!(copied.contains("copied from") && copied.contains("all of it is whole"), "{copied}");
-    assert!(shell.run(&format!("keyleash store copy {url} here.redb")).contains("0 records copied"));
+    assert!(shell.run(&format!("keyleash store copy {url} here.redb")).contains("nothing was copied from"));
+    // A store by another name is no copy of it.
+    shell.run("ln -s here.redb link.redb");
+    shell.refused("keyleash store copy here.redb redb:link.redb", 2, &["no copy of itself"]);
+    let alias = url.replace("127.0.0.1", "localhost");
+    let copied = shell.run(&format!("keyleash store copy {alias} {url}"));
+    assert!(copied.contains("both name one store") && !copied.contains("any more"), "{copied}");
     assert_eq!(shell.run("KEYLEASH_STORE=here.redb keyleash open plan.sealed -o -"), "attack at dawn\n");
     let elsewhere = format!("{url}/elsewhere");
     shell.run(&format!("keyleash store copy redb:here.redb {elsewhere}"));

@@ -15,6 +15,7 @@ use keyleash::{
     Error,
     access::Operation,
     clock::{Clock, unix_now},
+    config::StoreConfig,
     secret::fill_random,
     store::{
         KeyStore, Probe,
@@ -90,7 +91,7 @@ pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Resu
 
 async fn copy_store(from: &Path, to: &Path, setup: &Setup, output: Output) -> Result<(), Failure> {
     let (from, to) = (setup.store_at(from)?, setup.store_at(to)?);
-    if from == to {
+    if from == to || is_one_file(&from, &to) {
         return Err(Failure::Usage(format!("{from}: it is no copy of itself: name another place for it")));
     }
     let (source, _) = open_store(&from, Store::Read).await?;
@@ -98,12 +99,23 @@ async fn copy_store(from: &Path, to: &Path, setup: &Setup, output: Output) -> Re
     let (target, _) = open_store(&to, Store::Create).await?;
     let copied = copy(source, target.clone()).await?;
     let found = check(&*target).await?;
-    let already = if copied.already > 0 { format!(", {} there already", copied.already) } else { String::new() };
-    output.note(&format!(
-        "keyleash: {} copied from {from}{already}; let nobody use that one any more",
-        count(copied.written, "record")
-    ));
+    let already = count(copied.already, "record");
+    output.note(&match (copied.written, copied.already) {
+        // Who deleted FROM now might have nothing left.
+        (0, 1..) => format!(
+            "keyleash: nothing was copied from {from}: {already} are in {to} already, by an earlier copy, or because both name one store"
+        ),
+        (written, there) => {
+            let already = if there > 0 { format!(", {already} there already") } else { String::new() };
+            format!("keyleash: {} copied from {from}{already}; let nobody use that one any more", count(written, "record"))
+        }
+    });
     report(&format!("store {to}"), &to.to_string(), &found, None, output)
+}
+
+fn is_one_file(one: &StoreConfig, other: &StoreConfig) -> bool {
+    let there = |store: &StoreConfig| fs::metadata(store.path()?).ok();
+    there(one).zip(there(other)).is_some_and(|(one, other)| is_same_file(&one, &other))
 }
 
 /// The store's file. What is done with it alone has another way elsewhere, which is said.
