@@ -113,7 +113,7 @@ async fn trail(directory: &Path, node: usize) -> (f64, u64) {
 }
 
 fn bare(directory: &Path, round: usize, groups: u64) -> f64 {
-    let line = [Line::of(&record(CALLERS), 1_000).encode().unwrap(), b"\n".to_vec()].concat();
+    let line = [Line::of(&record(CALLERS), 1_000).unwrap().encode().unwrap(), b"\n".to_vec()].concat();
     let mut file = File::create(directory.join(format!("bare-{round}"))).unwrap();
     file.write_all(&line).unwrap();
     file.sync_all().unwrap();

@@ -1,9 +1,10 @@
 //! A line of the trail: one event as JSON. What its bytes are says [`manual::format`](mod@crate::manual::format).
 
+use super::unnumbered::Unnumbered;
 use crate::{
     access::{Actions, Grant, Operations, Role},
     error::{Error, Result},
-    telemetry::trail::{OfGrants, Outcome, Record, Subject, Sums},
+    telemetry::trail::Record,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{fmt, time::Duration};
@@ -210,40 +211,14 @@ impl Line {
         Self { seq, time, category: CATEGORY.into(), operation: operation.into(), ..Self::default() }
     }
 
-    /// What a record says, as line `seq`.
-    pub fn of(record: &Record, seq: u64) -> Self {
-        let Record { unix_ms, deed, outcome, on, by, took, sums } = record;
-        let Subject { kek, kek_version, account, aek_versions, secret, .. } = on;
-        let text = |name: &dyn fmt::Display| name.to_string();
-        let mut line = Self {
-            result: Some(outcome.name().into()),
-            asked: on.asked.map(|deed| deed.name().into()),
-            kek: kek.as_ref().map(|name| text(name)),
-            kek_version: *kek_version,
-            account: account.as_ref().map(|id| text(id)),
-            aek_versions: (!aek_versions.is_empty()).then(|| aek_versions.clone()),
-            secret: secret.as_ref().map(|name| text(name)),
-            secret_version: on.secret_version,
-            token: on.token.as_ref().map(|name| text(name)),
-            token_serial: on.token_serial.as_ref().map(|serial| serial.to_string()),
-            caller: by.caller.as_ref().map(|id| text(id)),
-            from: by.from.as_ref().map(|whence| text(whence)),
-            correlation: Some(by.correlation.to_string()),
-            took_us: took.map(micros),
-            ..Self::own(seq, Time::from_unix_ms(*unix_ms), deed.name())
-        };
-        if let Outcome::Failed(why) = outcome {
-            line.reason = Some(why.kind.into());
-            line.code.clone_from(&why.code);
-            line.not_granted = why.not_granted.map(Into::into);
-        }
-        if let Some(Sums { sealed, sealed_bytes, opened, opened_bytes, forbidden }) = *sums {
-            (line.sealed, line.sealed_bytes) = (Some(sealed), Some(sealed_bytes));
-            (line.opened, line.opened_bytes) = (Some(opened), Some(opened_bytes));
-            line.forbidden = Some(forbidden);
-        }
-        (line.grant, line.role) = in_line(on.grants.as_ref());
-        line
+    /// What a record says, as line `seq`: the writer's bytes, read again.
+    ///
+    /// # Errors
+    /// As [`Line::encode`]; [`Error::Invalid`] from [`LINES_MAX`] on.
+    pub fn of(record: &Record, seq: u64) -> Result<Self> {
+        let mut bytes = Vec::new();
+        Unnumbered::of(record)?.put(seq, &mut bytes);
+        Self::parse(&bytes).map_err(Error::Invalid)
     }
 
     /// Its bytes, without a line break.
@@ -283,21 +258,6 @@ pub(super) fn fits(len: usize) -> Result<()> {
     match len {
         0..=LINE_BYTES_MAX => Ok(()),
         len => Err(Error::Invalid(format!("a line of the trail has {len} bytes, at most {LINE_BYTES_MAX} are kept"))),
-    }
-}
-
-pub(super) fn micros(took: Duration) -> u64 {
-    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// What a line says of grants.
-pub(super) fn in_line(grants: Option<&OfGrants>) -> (Option<LineGrant>, Option<LineRole>) {
-    match grants {
-        Some(OfGrants::Grant(grant)) => (Some(grant.into()), None),
-        Some(OfGrants::Id(id)) => (Some(LineGrant { id: id.to_string(), ..LineGrant::default() }), None),
-        Some(OfGrants::Role(role)) => (None, Some(role.into())),
-        Some(OfGrants::Name(name)) => (None, Some(LineRole { name: name.to_string(), ..LineRole::default() })),
-        None => (None, None),
     }
 }
 
@@ -342,7 +302,7 @@ pub(super) mod tests {
         access::{Operation, Pattern},
         error::Forbidden,
         name::{AccountId, CallerId, GrantId, KekName, RoleName, SecretName, TokenName, Whence},
-        telemetry::trail::{Asker, Correlation, Deed, Why},
+        telemetry::trail::{Asker, Correlation, Deed, OfGrants, Outcome, Sums, Why},
     };
     use proptest::prelude::*;
 
@@ -392,7 +352,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_longest_record_fits_into_a_line_and_comes_back_as_it_was() {
-        let line = Line::of(&longest(), LINES_MAX - 1);
+        let line = Line::of(&longest(), LINES_MAX - 1).unwrap();
         let bytes = line.encode().unwrap();
         assert!(bytes.len() < LINE_BYTES_MAX * 3 / 4, "{} bytes", bytes.len());
         assert!(!bytes.contains(&b'\n'));
@@ -406,7 +366,7 @@ pub(super) mod tests {
         record.on.account = Some(AccountId::new("tenant-7 \"ä\"").unwrap());
         record.took = Some(Duration::from_micros(1234));
         let expected = r#"{"seq":3,"time":"2023-11-14T22:13:20.004Z","category":"AuditEvent","operation":"AccountOpen","result":"done","account":"tenant-7 \"ä\"","caller":"web","correlation":"07070707070707070707070707070707","took_us":1234}"#;
-        assert_eq!(String::from_utf8(Line::of(&record, 3).encode().unwrap()).unwrap(), expected);
+        assert_eq!(String::from_utf8(Line::of(&record, 3).unwrap().encode().unwrap()).unwrap(), expected);
         record.on.grants = Some(OfGrants::Grant(Grant {
             id: GrantId::new("new").unwrap(),
             callers: Pattern::all(),
@@ -414,7 +374,7 @@ pub(super) mod tests {
             accounts: Pattern::all(),
             actions: Actions::Operations(Operations::of(&[Operation::Open])),
         }));
-        let line = Line::of(&record, 3).encode().unwrap();
+        let line = Line::of(&record, 3).unwrap().encode().unwrap();
         assert!(
             String::from_utf8(line.clone())
                 .unwrap()
