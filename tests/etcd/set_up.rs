@@ -149,6 +149,30 @@ async fn certificates_are_of_the_host_of_the_authority_and_of_today() {
 }
 
 #[tokio::test]
+async fn certificates_that_were_replaced_are_read_anew_by_who_was_connected() {
+    let (ours, next) = (certificates("IP:127.0.0.1", 2), certificates("IP:127.0.0.1", 2));
+    let ca = ours.path().join("ca.pem");
+    let more = ["--client-cert-auth", "--trusted-ca-file", ca.to_str().unwrap()];
+    let mut etcd = begin_tls(ours.path(), &more);
+    let config = with(over_tls(&etcd, &ca), |config| {
+        config.identity = Some((ours.path().join("own.pem"), ours.path().join("own.key")));
+    });
+    let store = EtcdStore::open_or_create(&config).await.unwrap();
+    store.create(&account("a"), put([1], &[])).await.unwrap();
+    etcd.kill(0);
+    for file in ["ca.pem", "own.pem", "own.key"] {
+        fs::copy(next.path().join(file), ours.path().join(file)).unwrap();
+    }
+    etcd.restart(0);
+    // The first ones find that the connection is gone.
+    let mut tries = 0..5;
+    while let Err(error) = store.get(&account("a")).await {
+        tries.next().unwrap_or_else(|| panic!("{error}"));
+    }
+    store.create(&account("b"), put([1], &[])).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_cluster_that_wants_a_certificate_is_shown_one() {
     let (good, stranger) = (certificates("IP:127.0.0.1", 2), certificates("IP:127.0.0.1", 2));
     let ca = good.path().join("ca.pem");

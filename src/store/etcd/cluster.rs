@@ -47,7 +47,16 @@ pub(super) struct Cluster {
 
 struct Member {
     endpoint: String,
-    client: Mutex<Option<Client>>,
+    /// Which of its clients it is, and that.
+    client: Mutex<Option<(u64, Client)>>,
+    clients: AtomicU64,
+}
+
+impl Member {
+    /// The next call makes a client anew. One that somebody else made meanwhile stays.
+    async fn forget(&self, which: u64) {
+        let _ = self.client.lock().await.take_if(|(it, _)| *it == which);
+    }
 }
 
 /// A request that is under way. Where none answers, also none before the caller gave it up, another member is asked the next time.
@@ -99,7 +108,11 @@ impl From<Failure> for Error {
 
 impl Cluster {
     pub(super) fn new(config: EtcdConfig) -> Self {
-        let member = |endpoint: &String| Member { endpoint: endpoint.clone(), client: Mutex::default() };
+        let member = |endpoint: &String| Member {
+            endpoint: endpoint.clone(),
+            client: Mutex::default(),
+            clients: AtomicU64::new(0),
+        };
         Self {
             members: config.endpoints.iter().map(member).collect(),
             config,
@@ -214,19 +227,10 @@ impl Cluster {
     async fn ask(&self, at: usize, txn: Txn, limit: Duration) -> Result<TxnResponse, Trouble> {
         let Some(member) = self.members.get(at) else { return Err(Trouble::NotSent("no member".into())) };
         let named = |what: String| format!("{}: {what}", member.endpoint);
-        let asked = async {
-            let client = self.client(member).await?;
-            let mut client = client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX);
-            client.txn(txn.clone()).await.map_err(|error| self.trouble(&error))
-        };
         let again = async {
-            match asked.await {
+            match self.send(member, txn.clone()).await {
                 // Nothing was done: who asks is looked at first.
-                Err(Trouble::Stale(_) | Trouble::Password(_)) => {
-                    member.client.lock().await.take();
-                    let mut client = self.client(member).await?.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX);
-                    client.txn(txn.clone()).await.map_err(|error| self.trouble(&error))
-                }
+                Err(Trouble::Stale(_) | Trouble::Password(_)) => self.send(member, txn).await,
                 outcome => outcome,
             }
         };
@@ -242,8 +246,24 @@ impl Cluster {
         })
     }
 
-    /// A client that has this one member, connected by its first call. Files are read for each connection, so that they can be replaced.
-    async fn client(&self, member: &Member) -> Result<Client, Trouble> {
+    async fn send(&self, member: &Member, txn: Txn) -> Result<TxnResponse, Trouble> {
+        let (which, client) = self.client(member).await?;
+        let answer = client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX).txn(txn).await;
+        let error = match answer {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let trouble = self.trouble(&error);
+        // What a member says has no cause here. A client connects again by what it was made with, which may be of no use any more.
+        let is_said = matches!(&error, EtcdError::GRpcStatus(status) if std::error::Error::source(status).is_none());
+        if !is_said || matches!(trouble, Trouble::Stale(_) | Trouble::Password(_)) {
+            member.forget(which).await;
+        }
+        Err(trouble)
+    }
+
+    /// A client that has this one member, connected by its first call. Files are read for each, so that they can be replaced.
+    async fn client(&self, member: &Member) -> Result<(u64, Client), Trouble> {
         let mut kept = member.client.lock().await;
         if let Some(client) = &*kept {
             return Ok(client.clone());
@@ -256,7 +276,7 @@ impl Cluster {
             Trouble::Unsettled(what) => Trouble::NotSent(what),
             trouble => trouble,
         })?;
-        Ok(kept.insert(client).clone())
+        Ok(kept.insert((member.clients.fetch_add(1, SeqCst), client)).clone())
     }
 
     fn options(&self) -> Result<ConnectOptions, String> {
@@ -290,7 +310,7 @@ impl Cluster {
             lacks.push("no TLS: whoever is in between decides what the store says".into());
         }
         let Some(member) = self.members.get(self.current.load(SeqCst)) else { return lacks };
-        let listed = async { self.client(member).await.ok()?.cluster_client().member_list().await.ok() };
+        let listed = async { self.client(member).await.ok()?.1.cluster_client().member_list().await.ok() };
         // A user may do without the right to ask.
         if let Ok(Some(listed)) = timeout(self.config.timeout, listed).await {
             let (there, named) = (listed.members().len(), self.members.len());
