@@ -1,6 +1,10 @@
 //! The whole command line on a store in etcd, with the token of the tests.
 
-use crate::{server::Etcd, shared_url};
+use crate::{config, put, server::Etcd, shared_url};
+use keyleash::{
+    name::KekName,
+    store::{Key, KeyStore, etcd::EtcdStore},
+};
 use std::{
     fs,
     process::{Command, Output, Stdio},
@@ -139,4 +143,18 @@ fn what_is_set_up_wrong_is_said_by_the_command_line_too() {
         fs::write(shell.folder.path().join("keyleash.toml"), format!("[store]\n{more}\n")).unwrap();
         shell.refused("keyleash kek list", 2, &[said]);
     }
+}
+
+#[tokio::test]
+async fn a_store_that_takes_no_write_is_checked_before_that_is_said() {
+    let etcd = Etcd::begin_with(1, &["--quota-backend-bytes", "2000000"], &[]);
+    let store = EtcdStore::open_or_create(&config(&etcd.url("full"))).await.unwrap();
+    let mut n = 0;
+    while store.create(&Key::Kek(KekName::new(format!("k{n}")).unwrap()), put(vec![7; 200_000], &[])).await.is_ok() {
+        n += 1;
+        assert!(n < 100);
+    }
+    let run = Shell::new(&etcd.url("full")).try_run("keyleash store check");
+    let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(said.contains(&format!("{n} KEKs")), "{said}");
 }
