@@ -415,6 +415,10 @@ impl AuditSink for AlertSink {
         known.seen.retain(|seen, _| acknowledged.keys().any(|node| node.as_str() == seen));
         let clock = self.clock.clone();
         let gone = self.alerts.take_up(&mut known, now);
+        // In the place of what it knew itself, if it followed before: what was kept has that too, or is older and has its events again.
+        self.kept.clear();
+        self.owed.clear();
+        self.aside.clear();
         for kept in known.owed {
             self.owed.push(kept.notice().ok_or_else(damaged)?);
         }

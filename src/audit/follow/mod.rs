@@ -98,7 +98,7 @@ pub trait AuditSink: Send {
         Ok(None)
     }
 
-    /// Takes up what was kept, before anything is delivered, where there is something; `acknowledged` has for each node the number of the
+    /// Takes up what was kept, in the place of all that it knows, before anything is delivered, where there is something; `acknowledged` has for each node the number of the
     /// line behind those that were acknowledged.
     ///
     /// # Errors

@@ -116,6 +116,26 @@ async fn notices_that_were_not_taken_are_the_next_ones_with_their_ages() {
 }
 
 #[tokio::test]
+async fn who_follows_again_owes_each_notice_once_and_gives_all_that_it_knows_to_be_kept() {
+    let desk = Picky::default();
+    desk.refused.lock().unwrap().extend(["eve", "tom"]);
+    let mut sink = AlertSink::new(rules(&[("strangers", stranger())]), desk.clone());
+    let events = [event(0, 0, "SecretGet", &by("eve")), event(1, 0, "SecretGet", &by("tom"))];
+    sink.deliver(&events[..1]).await.unwrap_err();
+    let first = sink.state().unwrap().unwrap();
+    sink.deliver(&events).await.unwrap_err();
+    let second = sink.state().unwrap().unwrap();
+    // The second was not written: its events are brought again, and it is asked for again.
+    sink.take_up(&first, &nodes(0)).unwrap();
+    sink.deliver(&events).await.unwrap_err();
+    assert_eq!(sink.state().unwrap(), Some(second.clone()));
+    sink.take_up(&second, &nodes(0)).unwrap();
+    desk.refused.lock().unwrap().clear();
+    sink.deliver(&events).await.unwrap();
+    assert_eq!(said(&desk.taken.lock().unwrap()), ["+caller eve", "+caller tom"]);
+}
+
+#[tokio::test]
 async fn a_trouble_whose_rule_is_gone_is_over_and_a_node_that_is_followed_again_too() {
     let desk = Desk::default();
     let both = || rules(&[("broken", When::TrailBroken), ("strangers", stranger())]);
