@@ -38,6 +38,11 @@ impl Shell {
         said
     }
 
+    /// What it prints, without what is said beside it: a build with planted faults says at every start that it is one.
+    fn prints(&self, line: &str) -> String {
+        self.run(&format!("{{ {line}; }} 2>stderr"))
+    }
+
     fn refused(&self, line: &str, status: i32, words: &[&str]) {
         let run = self.try_run(line);
         let said = String::from_utf8_lossy(&run.stderr);
@@ -64,15 +69,15 @@ fn the_command_line_does_on_etcd_what_it_does_on_a_file() {
     assert!(made.contains(&format!("store {url}: made, for there was none")) && made.contains("CKA_ID"), "{made}");
     shell.run(&format!("keyleash account create alice --kek k{name}"));
     shell.run("echo attack at dawn > plan && keyleash seal --account alice plan -o plan.sealed");
-    assert_eq!(shell.run("keyleash open plan.sealed -o -"), "attack at dawn\n");
+    assert_eq!(shell.prints("keyleash open plan.sealed -o -"), "attack at dawn\n");
     // Two commands at once on one store.
     assert_eq!(
-        shell.run("keyleash seal --account alice plan.sealed -o - | keyleash open - -o - | keyleash open - -o -"),
+        shell.prints("keyleash seal --account alice plan.sealed -o - | keyleash open - -o - | keyleash open - -o -"),
         "attack at dawn\n"
     );
     shell.run("keyleash account rotate alice");
     shell.run(&format!("keyleash kek rotate k{name} && keyleash kek rewrap k{name}"));
-    assert_eq!(shell.run("keyleash open plan.sealed -o -"), "attack at dawn\n");
+    assert_eq!(shell.prints("keyleash open plan.sealed -o -"), "attack at dawn\n");
     shell.run(&format!("keyleash kek retire k{name}/1 --yes"));
     assert!(shell.run("keyleash account list").contains("alice"));
     let status = shell.run("keyleash status");
@@ -102,10 +107,10 @@ fn the_command_line_does_on_etcd_what_it_does_on_a_file() {
     let alias = url.replace("127.0.0.1", "localhost");
     let copied = shell.run(&format!("keyleash store copy {alias} {url}"));
     assert!(copied.contains("both name one store") && !copied.contains("any more"), "{copied}");
-    assert_eq!(shell.run("KEYLEASH_STORE=here.redb keyleash open plan.sealed -o -"), "attack at dawn\n");
+    assert_eq!(shell.prints("KEYLEASH_STORE=here.redb keyleash open plan.sealed -o -"), "attack at dawn\n");
     let elsewhere = format!("{url}/elsewhere");
     shell.run(&format!("keyleash store copy redb:here.redb {elsewhere}"));
-    assert_eq!(shell.run(&format!("KEYLEASH_STORE={elsewhere} keyleash open plan.sealed -o -")), "attack at dawn\n");
+    assert_eq!(shell.prints(&format!("KEYLEASH_STORE={elsewhere} keyleash open plan.sealed -o -")), "attack at dawn\n");
     shell.run("KEYLEASH_STORE=other.redb keyleash quickstart /etc/hostname >/dev/null");
     shell.refused(&format!("keyleash store copy other.redb {elsewhere}"), 7, &["a store of its own"]);
     shell.refused(&format!("keyleash store copy {url} {url}"), 2, &["no copy of itself"]);
