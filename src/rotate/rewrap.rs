@@ -10,7 +10,7 @@ use crate::{
     keyring::{Keyring, keks::Target},
     name::{AccountId, KekName, KekVersion},
     planted,
-    store::{Filter, Key, PAGE_KEYS_MAX, Page, read_accounts},
+    store::{Filter, Key, PAGE_KEYS_MAX, Page, Pages, read_accounts},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -179,15 +179,11 @@ impl Keyring {
     /// How many accounts the index finds under a KEK version: for who wants to see how far it is.
     async fn count_indexed(&self, kek: &KekVersion) -> Result<u64> {
         let filter = Filter::WrappedBy(kek.clone());
-        let (mut count, mut after) = (0, None);
-        loop {
-            let page = self.store.list(&filter, after.as_ref(), PAGE_KEYS_MAX).await?;
-            count += page.keys.len() as u64;
-            after = page.next;
-            if after.is_none() {
-                return Ok(count);
-            }
+        let (mut count, mut pages) = (0, Pages::of(&*self.store, &filter));
+        while let Some(keys) = pages.next().await? {
+            count += keys.len() as u64;
         }
+        Ok(count)
     }
 
     /// Every version before the target; retired ones too, under which a crash may have left an account.

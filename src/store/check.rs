@@ -1,8 +1,8 @@
 //! Reads a whole store, and names what is wrong in it.
 
 use super::{
-    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Versioned, all_keys, load_account, load_secret, number_of,
-    policy,
+    CONFLICTS_MAX, Filter, Key, KeyStore, PAGE_KEYS_MAX, Pages, Versioned, all_keys, load_account, load_secret,
+    number_of, policy,
     record::{
         AccountRecord, CheckpointRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, SecretValueRecord,
         StoreRecord, WorkRecord,
@@ -338,11 +338,10 @@ async fn read(store: &dyn KeyStore, keys: &BTreeSet<Key>) -> Result<Vec<Result<O
 
 /// Every key that a filter lists, with what it holds.
 async fn each(store: &dyn KeyStore, filter: &Filter, mut each: impl FnMut(&Key, Result<Vec<u8>>) + Send) -> Result<()> {
-    let mut after = None;
+    let mut pages = Pages::of(store, filter);
     let at_once = if *filter == Filter::SecretValues { VALUES_AT_ONCE } else { PAGE_KEYS_MAX };
-    loop {
-        let page = store.list(filter, after.as_ref(), PAGE_KEYS_MAX).await?;
-        for keys in page.keys.chunks(at_once) {
+    while let Some(page) = pages.next().await? {
+        for keys in page.chunks(at_once) {
             for (key, found) in keys.iter().zip(store.get_many(keys).await) {
                 match found {
                     Err(error @ Error::Store(_)) => return Err(error),
@@ -352,11 +351,8 @@ async fn each(store: &dyn KeyStore, filter: &Filter, mut each: impl FnMut(&Key, 
                 }
             }
         }
-        after = page.next;
-        if after.is_none() {
-            return Ok(());
-        }
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Copies a whole store into another, of whatever kind.
 
-use super::{Filter, Key, KeyStore, PAGE_KEYS_MAX, Put, Versioned, number_of, record::AccountRecord};
+use super::{Filter, Key, KeyStore, Pages, Put, Versioned, number_of, record::AccountRecord};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -54,16 +54,11 @@ pub async fn copy(from: Arc<dyn KeyStore>, to: Arc<dyn KeyStore>) -> Result<Copi
     for key in SINGLES {
         copy_keys(&from, &to, &[key], &mut copied).await?;
     }
-    for filter in FILTERS {
-        let mut after = None;
-        loop {
-            let page = from.list(&filter, after.as_ref(), PAGE_KEYS_MAX).await?;
-            for keys in page.keys.chunks(RECORDS_AT_ONCE) {
+    for filter in &FILTERS {
+        let mut pages = Pages::of(&*from, filter);
+        while let Some(page) = pages.next().await? {
+            for keys in page.chunks(RECORDS_AT_ONCE) {
                 copy_keys(&from, &to, keys, &mut copied).await?;
-            }
-            after = page.next;
-            if after.is_none() {
-                break;
             }
         }
     }
@@ -130,15 +125,10 @@ fn differs(key: &Key) -> Error {
 async fn verify(from: &dyn KeyStore, to: &dyn KeyStore) -> Result<()> {
     let mut differing = differing(from, to, &SINGLES).await?;
     for (store, filter) in FILTERS.iter().flat_map(|filter| [(from, filter), (to, filter)]) {
-        let mut after = None;
-        loop {
-            let page = store.list(filter, after.as_ref(), PAGE_KEYS_MAX).await?;
-            for keys in page.keys.chunks(RECORDS_AT_ONCE) {
+        let mut pages = Pages::of(store, filter);
+        while let Some(page) = pages.next().await? {
+            for keys in page.chunks(RECORDS_AT_ONCE) {
                 differing += self::differing(from, to, keys).await?;
-            }
-            after = page.next;
-            if after.is_none() {
-                break;
             }
         }
     }

@@ -10,7 +10,7 @@ pub use self::record::load_checkpoint;
 use self::record::{
     AEK_VERSIONS_MAX, AccountRecord, CommonRecord, DenialRecord, KekRecord, SecretRecord, StoreRecord, WorkRecord,
 };
-pub(crate) use self::walk::{all_keys, kek_names, newest_date, read_accounts};
+pub(crate) use self::walk::{Pages, all_keys, kek_names, newest_date, read_accounts};
 use crate::{
     error::{Corrupt, Error, Result},
     name::{AccountId, KekName, KekVersion, NodeName, SecretId, SecretName},

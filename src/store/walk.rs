@@ -36,20 +36,44 @@ pub(crate) async fn kek_names(store: &dyn KeyStore) -> Result<Vec<KekName>> {
     Ok(keys.into_iter().filter_map(|key| if let Key::Kek(name) = key { Some(name) } else { None }).collect())
 }
 
+/// The pages of a listing, one after the other.
+pub(crate) struct Pages<'s> {
+    store: &'s dyn KeyStore,
+    filter: &'s Filter,
+    after: Option<Key>,
+    is_over: bool,
+}
+
+impl<'s> Pages<'s> {
+    pub(crate) fn of(store: &'s dyn KeyStore, filter: &'s Filter) -> Self {
+        Self { store, filter, after: None, is_over: false }
+    }
+
+    /// The keys of the next one; `None` behind the last.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<Key>>> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let page = self.store.list(self.filter, self.after.as_ref(), PAGE_KEYS_MAX).await?;
+        self.after = page.next;
+        self.is_over = self.after.is_none();
+        Ok(Some(page.keys))
+    }
+}
+
 /// Every key that a filter lists, in their order.
 ///
 /// # Errors
 /// [`Error::Store`].
 pub(crate) async fn all_keys(store: &dyn KeyStore, filter: &Filter) -> Result<Vec<Key>> {
-    let (mut keys, mut after) = (Vec::new(), None);
-    loop {
-        let page = store.list(filter, after.as_ref(), PAGE_KEYS_MAX).await?;
-        keys.extend(page.keys);
-        after = page.next;
-        if after.is_none() {
-            return Ok(keys);
-        }
+    let (mut keys, mut pages) = (Vec::new(), Pages::of(store, filter));
+    while let Some(page) = pages.next().await? {
+        keys.extend(page);
     }
+    Ok(keys)
 }
 
 /// Reads every account and gives what each holds, or what is wrong with it; ends with the first error that `each` returns.
@@ -60,10 +84,9 @@ pub(crate) async fn read_accounts(
     store: &dyn KeyStore,
     mut each: impl FnMut(&AccountId, Result<AccountRecord>) -> Result<()> + Send,
 ) -> Result<()> {
-    let mut after = None;
-    loop {
-        let page = store.list(&Filter::Accounts, after.as_ref(), PAGE_KEYS_MAX).await?;
-        for (key, found) in page.keys.iter().zip(store.get_many(&page.keys).await) {
+    let mut pages = Pages::of(store, &Filter::Accounts);
+    while let Some(keys) = pages.next().await? {
+        for (key, found) in keys.iter().zip(store.get_many(&keys).await) {
             let Key::Account(id) = key else { continue };
             match found {
                 Err(error @ Error::Store(_)) => return Err(error),
@@ -72,9 +95,6 @@ pub(crate) async fn read_accounts(
                 Ok(Some(found)) => each(id, AccountRecord::decode(key, &found.value))?,
             }
         }
-        after = page.next;
-        if after.is_none() {
-            return Ok(());
-        }
     }
+    Ok(())
 }
