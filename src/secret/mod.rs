@@ -14,6 +14,8 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
 mod cells;
+#[cfg(any(feature = "etcd", feature = "mail"))]
+pub(crate) mod credential;
 pub(crate) mod fork;
 pub(crate) mod in_flight;
 mod key_slot;

@@ -5,6 +5,7 @@ use crate::{
     clock::Clock,
     config::mail::{MailConfig, MailTls, MailUser},
     error::{Error, Result},
+    secret::credential::{self, PASSWORD_BYTES_MAX},
 };
 use async_trait::async_trait;
 use lettre::{
@@ -27,8 +28,7 @@ use lettre::{
 use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{self, Read},
+    io,
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -42,8 +42,6 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-/// Longest password, in bytes.
-const PASSWORD_BYTES_MAX: usize = 1024;
 /// Longest file of certificates, in bytes: ten times what platforms trust.
 const CA_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Longest header of ours, in characters; the body has the whole.
@@ -471,36 +469,19 @@ fn said(error: &SmtpError) -> String {
 
 async fn credentials(user: &MailUser) -> Result<Credentials, String> {
     let named = |why: String| format!("mail.password_file {}: {why}", user.password_file.display());
-    let mut bytes = read(&user.password_file, PASSWORD_BYTES_MAX).await.map_err(named)?;
+    let bytes = read(&user.password_file, PASSWORD_BYTES_MAX).await.map_err(named)?;
     if user.password_file.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o044 != 0) {
         tracing::warn!(file = %user.password_file.display(), "others may read the password of the mail server: chmod 600 it");
     }
-    while bytes.last().is_some_and(|byte| b"\r\n".contains(byte)) {
-        bytes.pop();
-    }
-    let password =
-        std::str::from_utf8(&bytes).ok().filter(|text| !text.is_empty() && !text.contains(['\r', '\n', '\0']));
-    let password =
-        password.ok_or_else(|| named("put the password there and nothing else, as one line of UTF-8".into()))?;
+    let password = credential::password(&bytes).map_err(named)?;
     Ok(Credentials::new(user.name.clone(), password.to_owned()))
 }
 
 async fn read(path: &Path, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
     let path = path.to_owned();
-    let read = move || {
-        let file = File::open(path).map_err(|error| error.to_string())?;
-        if !file.metadata().map_err(|error| error.to_string())?.is_file() {
-            return Err("it is no regular file".into());
-        }
-        // Room for a password, so that no copy is left behind by growth.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(PASSWORD_BYTES_MAX + 64));
-        file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-        if bytes.len() > bytes_max {
-            return Err(format!("it has more than {bytes_max} bytes"));
-        }
-        Ok(bytes)
-    };
-    tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?
+    tokio::task::spawn_blocking(move || credential::read_file(&path, bytes_max))
+        .await
+        .map_err(|error| error.to_string())?
 }
 
 /// Reads a byte at a time until the first byte of TLS was written, so that whoever reads lines has nothing of what came behind the answer
