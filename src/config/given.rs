@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     secret::MemlockPolicy,
 };
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf, time::Duration};
 use toml::de::DeValue;
 
 const DURATION_FORM: &str = "write a whole number and a unit, \"100ms\", \"15s\", \"30 min\", \"1h\" or \"90d\"";
@@ -182,6 +182,11 @@ impl Given {
             other => Err(bad(origin, &format!("is {other:?}; use \"warn\" or \"refuse\""))),
         }
     }
+}
+
+/// A host by name or address: what is sent there does not leave this machine.
+pub(super) fn is_this_machine(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 pub(super) fn bad(origin: &str, what: &str) -> Error {

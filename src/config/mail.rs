@@ -1,8 +1,8 @@
 //! By which server, from whom and to whom notices go as mail: `[mail]`. Read by every build; what sends is `audit::alert::MailSink`.
 
-use super::given::bad;
+use super::given::{bad, is_this_machine};
 use crate::error::Result;
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 /// Longest that a mail takes from the first byte to the server's word, where nothing is said.
 pub const MAIL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -176,9 +176,7 @@ impl MailItems {
         let server = server.ok_or_else(|| must("server"))?;
         let (from, to) = (from.ok_or_else(|| must("from"))?, to.ok_or_else(|| must("to"))?);
         let tls = tls.unwrap_or_default();
-        let is_here =
-            server.eq_ignore_ascii_case("localhost") || server.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if tls == MailTls::Plaintext && !is_here {
+        if tls == MailTls::Plaintext && !is_this_machine(&server) {
             return Err(bad(
                 origin,
                 &format!(

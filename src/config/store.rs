@@ -1,11 +1,14 @@
 //! Where the key store is: `[store]`. Read by every build; what connects is [`EtcdStore`](crate::store).
 
-use super::{STORE_DEFAULT, given::bad};
+use super::{
+    STORE_DEFAULT,
+    given::{bad, is_this_machine},
+};
 use crate::error::{Error, Result};
 use std::{
     ffi::OsStr,
     fmt,
-    net::{IpAddr, Ipv6Addr},
+    net::Ipv6Addr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -346,8 +349,7 @@ impl fmt::Display for EtcdConfig {
 }
 
 fn is_here(endpoint: &str) -> bool {
-    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host).trim_matches(['[', ']']);
-    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    is_this_machine(endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host).trim_matches(['[', ']']))
 }
 
 fn check_namespace(namespace: &str) -> Result<(), String> {
