@@ -8,7 +8,6 @@ use super::files::{read_password, read_pem};
 use crate::{
     clock::{Clock, Instant},
     config::store::{EtcdConfig, EtcdTls},
-    error::Error,
 };
 use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions, Txn, TxnResponse};
 use std::{
@@ -96,14 +95,6 @@ enum Trouble {
     Stale(String),
     /// So may the password be: it is read anew once.
     Password(String),
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Silent(what) | Failure::Refused(what) => Self::Store(what),
-        }
-    }
 }
 
 impl Cluster {

@@ -146,7 +146,7 @@ impl fmt::Debug for EtcdStore {
 
 impl Shared {
     fn named(&self, failure: Failure) -> Error {
-        let Error::Store(what) = failure.into() else { return Error::Store(self.name.clone()) };
+        let (Failure::Silent(what) | Failure::Refused(what)) = failure;
         Error::Store(format!("{}: {what}", self.name))
     }
 
