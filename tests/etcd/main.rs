@@ -9,6 +9,8 @@ mod ground;
 #[path = "../rotation/kill.rs"]
 #[allow(dead_code)] // the trials of secrets use some of it
 mod kill;
+#[path = "../store/made.rs"]
+mod made;
 #[path = "../store/model.rs"]
 mod model;
 #[path = "../servers/etcd.rs"]
@@ -22,29 +24,19 @@ mod shop;
 mod together;
 mod trouble;
 
-use self::server::Etcd;
+use self::{
+    made::{account, kek, put},
+    server::Etcd,
+};
 use keyleash::{
     config::store::{EtcdConfig, EtcdTls},
-    name::{AccountId, KekName, KekVersion},
     secret::fill_random,
-    store::{Key, KeyStore, Put, etcd::EtcdStore},
+    store::{KeyStore, etcd::EtcdStore},
 };
 use std::{
     sync::{Arc, OnceLock, mpsc},
     thread,
 };
-
-fn account(id: impl AsRef<str>) -> Key {
-    Key::Account(AccountId::new(id).unwrap())
-}
-
-fn kek(name: &str, version: u32) -> KekVersion {
-    KekVersion::new(KekName::new(name).unwrap(), version)
-}
-
-fn put(value: impl Into<Vec<u8>>, wrapped_by: &[KekVersion]) -> Put {
-    Put { value: value.into(), wrapped_by: wrapped_by.to_vec(), guards: Vec::new() }
-}
 
 fn config(url: &str) -> EtcdConfig {
     let mut config = EtcdConfig::new(url).unwrap();

@@ -6,27 +6,14 @@ mod conformance;
 mod crash;
 mod damage;
 mod files;
+mod made;
 mod model;
 mod records;
 mod shred;
 
-use keyleash::{
-    name::{AccountId, KekName, KekVersion},
-    store::{Key, KeyStore, Put, memory::MemoryStore, redb::RedbStore},
-};
+use self::made::{account, kek, put};
+use keyleash::store::{KeyStore, memory::MemoryStore, redb::RedbStore};
 use std::sync::Arc;
-
-fn account(id: impl AsRef<str>) -> Key {
-    Key::Account(AccountId::new(id).unwrap())
-}
-
-fn kek(name: &str, version: u32) -> KekVersion {
-    KekVersion::new(KekName::new(name).unwrap(), version)
-}
-
-fn put(value: impl Into<Vec<u8>>, wrapped_by: &[KekVersion]) -> Put {
-    Put { value: value.into(), wrapped_by: wrapped_by.to_vec(), guards: Vec::new() }
-}
 
 /// One of each implementation, empty. The directory goes when the guard goes.
 async fn stores() -> (Vec<Arc<dyn KeyStore>>, tempfile::TempDir) {
