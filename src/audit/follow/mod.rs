@@ -98,8 +98,8 @@ pub trait AuditSink: Send {
         Ok(None)
     }
 
-    /// Takes up what was kept, in the place of all that it knows, before anything is delivered, where there is something; `acknowledged` has for each node the number of the
-    /// line behind those that were acknowledged.
+    /// Takes up what was kept, in the place of all that it knows, before anything is delivered, where there is something; `acknowledged` has
+    /// for each node the number of the line behind those that were acknowledged.
     ///
     /// # Errors
     /// Why it is none of its own: nothing is delivered.
