@@ -13,7 +13,7 @@ use keyleash::{
     access::{Actions, Grant, Operation, Operations, Pattern},
     audit::{
         AuditSink, CommandSink, FileSink, Follower, Options, TokenSigner, Until, Writer,
-        alert::{AlertSink, Alerts, Notice, NoticeSink, Rule, When},
+        alert::{AlertSink, Alerts, NotTaken, Notice, NoticeSink, Rule, When},
         line::Time,
     },
     clock::Clock,
@@ -167,7 +167,7 @@ struct Print;
 
 #[async_trait]
 impl NoticeSink for Print {
-    async fn tell(&mut self, notices: &[Notice]) -> std::result::Result<(), String> {
+    async fn tell(&mut self, notices: &[Notice]) -> std::result::Result<(), NotTaken> {
         notices.iter().for_each(|notice| println!("told: {notice}"));
         Ok(())
     }

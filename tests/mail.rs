@@ -9,7 +9,7 @@ use self::watched_example::{APPLICATION, STRANGER, Watched};
 use keyleash::{
     access::Pattern,
     audit::{
-        alert::{Alerts, Failed, MailSink, Notice, NoticeSink, Rule, When},
+        alert::{Alerts, MailSink, NotTaken, Notice, NoticeSink, Rule, When},
         line::Line,
     },
     config::{ConfigFile, mail::MailConfig},
@@ -231,13 +231,13 @@ async fn a_server_that_cannot_show_who_it_is_gets_nothing() {
         let own_ca = format!("ca = \"{}/ca.pem\"\n", folder.path().display());
         let ca = ca.map_or_else(String::new, |ca| format!("ca = \"{}/ca.pem\"\n", ca.path().display()));
         let mut sink = MailSink::new(config(&settings.replace(&own_ca, &ca))).unwrap();
-        let why = sink.tell(&notices_of("eve")).await.unwrap_err();
+        let why = sink.tell(&notices_of("eve")).await.unwrap_err().to_string();
         assert!(why.contains(said) && why.contains("mail.ca"), "{said}: {why}");
         assert_eq!(server.mails(), Vec::<Value>::new());
     }
     // Nor does one that has no TLS.
     let server = Server::begin(own.path(), "none", &[]);
-    let why = server.sink(own.path(), "tls = \"starttls\"").tell(&notices_of("eve")).await.unwrap_err();
+    let why = server.sink(own.path(), "tls = \"starttls\"").tell(&notices_of("eve")).await.unwrap_err().to_string();
     assert!(why.contains("it offers no STARTTLS"), "{why}");
     assert_eq!(server.mails(), Vec::<Value>::new());
     server.sink(own.path(), "tls = \"plaintext\"").tell(&notices_of("eve")).await.unwrap();
@@ -248,7 +248,7 @@ async fn a_server_that_cannot_show_who_it_is_gets_nothing() {
 async fn what_is_said_in_clear_behind_starttls_passes_for_nothing_that_the_server_says() {
     let folder = certificates("localhost", 1);
     let server = Server::begin(folder.path(), "starttls", &["--inject"]);
-    let why = server.sink(folder.path(), "tls = \"starttls\"").tell(&notices_of("eve")).await.unwrap_err();
+    let why = server.sink(folder.path(), "tls = \"starttls\"").tell(&notices_of("eve")).await.unwrap_err().to_string();
     assert!(why.contains("InvalidContentType"), "{why}");
     assert_eq!(server.mails(), Vec::<Value>::new());
 }
@@ -259,7 +259,7 @@ async fn a_wrong_password_is_refused_and_stands_in_no_error() {
     let folder = folder.path();
     let server = Server::begin(folder, "implicit", &["--user", "me", "--password", "another"]);
     let mut sink = server.sink(folder, &user(folder));
-    let why = sink.tell(&notices_of("eve")).await.unwrap_err();
+    let why = sink.tell(&notices_of("eve")).await.unwrap_err().to_string();
     assert!(why.contains("it refuses user me (535)") && why.contains("password"), "{why}");
     assert!(!why.contains("horse") && !format!("{sink:?}").contains("horse"), "{why}");
     // It is read anew: once it is right, all is well.
@@ -268,7 +268,7 @@ async fn a_wrong_password_is_refused_and_stands_in_no_error() {
     assert_eq!(server.mails().len(), 2);
     for (text, said) in [("", "as one line"), ("a\nb\n", "as one line"), (&*"x".repeat(2000), "more than 1024 bytes")] {
         fs::write(folder.join("password"), text).unwrap();
-        let why = sink.tell(&notices_of("eve")).await.unwrap_err();
+        let why = sink.tell(&notices_of("eve")).await.unwrap_err().to_string();
         assert!(why.contains(said) && why.contains("mail.password_file"), "{why}");
     }
 }
@@ -281,14 +281,14 @@ async fn a_server_that_says_nothing_is_given_up_and_one_that_takes_some_gets_tho
         let server = Server::begin(folder, tls, &["--hang", hang]);
         let tls = if tls == "none" { "plaintext" } else { tls };
         let settings = server.settings(folder, &format!("tls = \"{tls}\"")).replace("10s", "1s");
-        let why = MailSink::new(config(&settings)).unwrap().tell(&notices_of("eve")).await.unwrap_err();
+        let why = MailSink::new(config(&settings)).unwrap().tell(&notices_of("eve")).await.unwrap_err().to_string();
         assert!(why.contains("did not answer within 1s"), "{hang}: {why}");
     }
     let notices = notices_of("eve");
     let server = Server::begin(folder, "implicit", &["--refuse-after", "1"]);
     let mut sink = server.sink(folder, "");
     for _ in 0..3 {
-        let why = sink.tell(&notices).await.unwrap_err();
+        let why = sink.tell(&notices).await.unwrap_err().to_string();
         assert!(why.contains("452"), "{why}");
     }
     assert_eq!(server.mails().len(), 1, "what it took is not brought again");
@@ -311,20 +311,23 @@ async fn an_address_or_a_mail_that_is_refused_holds_up_no_other() {
     // For now: it is not taken, and who has it does not get it again.
     let mut sink = to("full@example.org, ops@example.org");
     for _ in 0..2 {
-        let why = sink.tell(&notices_of("bob")).await.unwrap_err();
+        let untaken = sink.tell(&notices_of("bob")).await.unwrap_err();
+        let why = untaken.to_string();
         assert!(why.contains("full@example.org: ") && why.contains("450"), "{why}");
-        assert_eq!((sink.failed(), server.mails().len()), (Failed::Unclear, 4));
+        assert_eq!((untaken, server.mails().len()), (NotTaken::Unclear(why), 4));
     }
     // No address.
     let mut sink = to("gone@example.org");
-    let why = sink.tell(&notices_of("bob")).await.unwrap_err();
+    let untaken = sink.tell(&notices_of("bob")).await.unwrap_err();
+    let why = untaken.to_string();
     assert!(why.contains("gone@example.org: ") && why.contains("550"), "{why}");
-    assert_eq!((sink.failed(), server.mails().len()), (Failed::ForGood, 4));
+    assert_eq!((untaken, server.mails().len()), (NotTaken::ForGood(why), 4));
     // A mail: those behind it come, by the same connection.
     let mut sink = to("ops@example.org");
-    let why = sink.tell(&[notices_of("eve"), notices_of("tom")].concat()).await.unwrap_err();
+    let untaken = sink.tell(&[notices_of("eve"), notices_of("tom")].concat()).await.unwrap_err();
+    let why = untaken.to_string();
     assert!(why.contains("554"), "{why}");
-    assert_eq!((sink.failed(), server.mails().len()), (Failed::ForGood, 6));
+    assert_eq!((untaken, server.mails().len()), (NotTaken::ForGood(why), 6));
 }
 
 fn keyleash(folder: &Path, args: &[&str]) -> Output {

@@ -9,7 +9,7 @@ use crate::bench::{Bench, alone};
 use async_trait::async_trait;
 use keyleash::{
     Error,
-    audit::alert::{Notice, NoticeSink},
+    audit::alert::{NotTaken, Notice, NoticeSink},
     token::pkcs11::Pkcs11Token,
 };
 use serde_json::Value;
@@ -24,10 +24,10 @@ struct Told(Arc<Mutex<(bool, Vec<String>)>>);
 
 #[async_trait]
 impl NoticeSink for Told {
-    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), NotTaken> {
         let mut told = self.0.lock().unwrap();
         if !std::mem::replace(&mut told.0, true) {
-            return Err("the server is away".into());
+            return Err(NotTaken::Unclear("the server is away".into()));
         }
         told.1.extend(notices.iter().map(ToString::to_string));
         Ok(())

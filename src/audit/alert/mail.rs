@@ -1,6 +1,6 @@
 //! Notices as mail: one each, over SMTP, by `lettre`.
 
-use super::{Failed, Notice, NoticeSink};
+use super::{NotTaken, Notice, NoticeSink};
 use crate::{
     clock::Clock,
     config::mail::{MailConfig, MailTls, MailUser},
@@ -60,8 +60,8 @@ const TLS_HANDSHAKE: u8 = 0x16;
 /// that one that is sent again is known to be the same, and the end of a trouble is an answer to its beginning.
 ///
 /// A mail goes to every address that the server takes it for: one that it refuses for good (`5xx`) is logged, and holds up no other. A notice
-/// is taken when one address has it at least, and the server refuses all others for good. What an address has is not sent to it again. A password is read for each connection, and is
-/// neither in an error nor in a log; `lettre` leaves copies of it in memory.
+/// is taken when one address has it at least, and the server refuses all others for good. What an address has is not sent to it again. A
+/// password is read for each connection, and is neither in an error nor in a log; `lettre` leaves copies of it in memory.
 #[derive(Debug)]
 pub struct MailSink {
     config: MailConfig,
@@ -71,7 +71,6 @@ pub struct MailSink {
     clock: Clock,
     /// Of calls that failed: by the id of a notice, which addresses need it no more, and whether any has it.
     done: BTreeMap<String, Done>,
-    failed: Failed,
 }
 
 #[derive(Debug, Default)]
@@ -119,17 +118,17 @@ impl MailSink {
         let is_name =
             !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(&byte));
         let hello = if is_name { ClientId::Domain(host) } else { ClientId::default() };
-        Ok(Self { config, from, to, hello, clock: Clock::default(), done: BTreeMap::new(), failed: Failed::default() })
+        Ok(Self { config, from, to, hello, clock: Clock::default(), done: BTreeMap::new() })
     }
 
-    async fn send(&mut self, notices: &[Notice]) -> Result<(), String> {
-        self.failed = Failed::Away;
+    /// The first refusal; an error where the server cannot be asked at all.
+    async fn send(&mut self, notices: &[Notice]) -> Result<Option<Refusal>, String> {
         let mut to_send = Vec::new();
         for notice in notices.iter().filter(|notice| !self.is_taken(&notice.id())) {
             to_send.push((notice.id(), self.message(notice)?.formatted()));
         }
         if to_send.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let mut server = self.within(self.connect()).await?;
         let mut first = None;
@@ -143,9 +142,7 @@ impl MailSink {
         }
         // They are taken, whatever it says to that.
         let _ = self.within(async { server.quit().await.map_err(|error| said(&error)) }).await;
-        let Some(Refusal { said, is_for_good }) = first else { return Ok(()) };
-        self.failed = if is_for_good { Failed::ForGood } else { Failed::Unclear };
-        Err(said)
+        Ok(first)
     }
 
     /// Every address has it, or never will.
@@ -328,17 +325,19 @@ impl MailSink {
 
 #[async_trait]
 impl NoticeSink for MailSink {
-    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), NotTaken> {
         let sent = self.send(notices).await;
-        if sent.is_ok() {
-            // Nobody brings them again.
-            notices.iter().for_each(|notice| drop(self.done.remove(&notice.id())));
+        let named = |why| format!("mail server {}, port {}: {why}", self.config.server, self.config.port);
+        match sent {
+            Err(why) => Err(NotTaken::Away(named(why))),
+            Ok(Some(Refusal { said, is_for_good: true })) => Err(NotTaken::ForGood(named(said))),
+            Ok(Some(Refusal { said, .. })) => Err(NotTaken::Unclear(named(said))),
+            Ok(None) => {
+                // Nobody brings them again.
+                notices.iter().for_each(|notice| drop(self.done.remove(&notice.id())));
+                Ok(())
+            }
         }
-        sent.map_err(|why| format!("mail server {}, port {}: {why}", self.config.server, self.config.port))
-    }
-
-    fn failed(&self) -> Failed {
-        self.failed
     }
 }
 

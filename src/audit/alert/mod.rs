@@ -45,7 +45,7 @@ mod window;
 
 #[cfg(feature = "mail")]
 pub use self::mail::MailSink;
-pub use self::sink::{AlertSink, Failed, NoticeSink};
+pub use self::sink::{AlertSink, NotTaken, NoticeSink};
 pub use crate::config::alert::{QUIET_DEFAULT, RULE_NAME_BYTES_MAX, RULES_MAX, Rule, SPAN_MAX, When};
 
 /// Most troubles of one rule at once, each of another caller, KEK, …; what comes beyond is one trouble, of [`OTHERS`]. As many are counted

@@ -5,7 +5,7 @@ use super::{
     state::{Kept, KeptAside, Known, STATE_BYTES_MAX},
 };
 use crate::{
-    audit::{AuditSink, CommandSink, Event, FileSink, line::Line},
+    audit::{AuditSink, CommandSink, Event, FileSink, follow::CommandFailure, line::Line},
     clock::{Clock, Instant},
     name::NodeName,
 };
@@ -22,36 +22,48 @@ pub trait NoticeSink: Send {
     /// Takes notices, one or more, in their order. Where it fails all of them are brought again, with the same ids. Dropped, it gives up.
     ///
     /// # Errors
-    /// Why they could not be taken, and the remedy.
-    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String>;
+    /// Why they were not taken, and what that says of others. Where nothing is known of others, a text becomes
+    /// [`NotTaken::Unclear`] by `?`.
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), NotTaken>;
+}
 
-    /// What the last failure of [`NoticeSink::tell`] says of other notices. Where nothing is known, [`Failed::Unclear`].
-    fn failed(&self) -> Failed {
-        Failed::Unclear
+/// Why notices were not taken, in words and with the remedy, and what that says of others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotTaken {
+    /// Nothing can be brought now, whatever it is: a server does not answer, a disk is full.
+    Away(String),
+    /// That may be of these notices, or of all.
+    Unclear(String),
+    /// These are refused for good, and others need not be.
+    ForGood(String),
+}
+
+impl NotTaken {
+    fn why(self) -> String {
+        match self {
+            Self::Away(why) | Self::Unclear(why) | Self::ForGood(why) => why,
+        }
     }
 }
 
-/// What it says of other notices that some were not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Failed {
-    /// Nothing can be brought now, whatever it is: a server does not answer, a disk is full.
-    Away,
-    /// That may be of these notices, or of all.
-    #[default]
-    Unclear,
-    /// These are refused for good, and others need not be.
-    ForGood,
+impl From<String> for NotTaken {
+    fn from(why: String) -> Self {
+        Self::Unclear(why)
+    }
+}
+
+impl fmt::Display for NotTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Away(why) | Self::Unclear(why) | Self::ForGood(why)) = self;
+        f.write_str(why)
+    }
 }
 
 #[async_trait]
 impl NoticeSink for Box<dyn NoticeSink> {
-    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), NotTaken> {
         (**self).tell(notices).await
-    }
-
-    fn failed(&self) -> Failed {
-        (**self).failed()
     }
 }
 
@@ -71,33 +83,28 @@ const EACH_FOR: Duration = Duration::from_secs(60);
 /// Appends them, a line of JSON each.
 #[async_trait]
 impl NoticeSink for FileSink {
-    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
-        self.take(notices.iter().flat_map(Notice::json).collect()).await
-    }
-
-    fn failed(&self) -> Failed {
-        Failed::Away
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), NotTaken> {
+        self.take(notices.iter().flat_map(Notice::json).collect()).await.map_err(NotTaken::Away)
     }
 }
 
 /// Gives it a line of JSON for each.
 #[async_trait]
 impl NoticeSink for CommandSink {
-    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
-        self.take(notices.iter().flat_map(Notice::json).collect()).await
-    }
-
-    fn failed(&self) -> Failed {
-        if self.has_answered() { Failed::Unclear } else { Failed::Away }
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), NotTaken> {
+        self.take(notices.iter().flat_map(Notice::json).collect()).await.map_err(|failure| match failure {
+            CommandFailure::Said(why) => NotTaken::Unclear(why),
+            CommandFailure::None(why) => NotTaken::Away(why),
+        })
     }
 }
 
 /// Gives the events of a trail to rules, and their notices to a sink. Events are acknowledged once whoever is to be told has been told.
 ///
 /// A notice that is not taken holds up the others for an hour at most: where they come together each is tried by itself. Where others are
-/// taken, where it is refused for good ([`Failed::ForGood`]), or after that hour it is set aside, and so is what comes later of the
+/// taken, where it is refused for good ([`NotTaken::ForGood`]), or after that hour it is set aside, and so is what comes later of the
 /// same trouble: brought again every ten minutes for a day, and then given up. Of both [`AlertSink::on_untaken`] hears. A sink that
-/// takes nothing at all because it is away ([`Failed::Away`]) has all of them kept, and no event acknowledged.
+/// takes nothing at all because it is away ([`NotTaken::Away`]) has all of them kept, and no event acknowledged.
 ///
 /// What is known, of troubles, rates and notices that were not taken, is kept with the cursor ([`AuditSink::state`]): whichever process follows by it next
 /// goes on with that.
@@ -219,23 +226,24 @@ impl AlertSink {
             self.failing = None;
             return Ok(());
         }
-        let Err(why) = self.to.tell(&self.owed).await else {
+        let Err(untaken) = self.to.tell(&self.owed).await else {
             self.owed.clear();
             self.failing = None;
             return Ok(());
         };
         let Since(since, _) = *self.failing.get_or_insert_with(|| Since::now(&self.clock));
-        if self.to.failed() == Failed::Away {
+        if let NotTaken::Away(why) = untaken {
             return Err(why);
         }
-        let (refused, is_any_taken) = self.each(&why).await;
+        let (refused, is_any_taken) = self.each(&untaken).await;
         let is_too_long = self.clock.now().since(since) >= PATIENCE;
-        for (notice, why, is_for_good) in refused {
-            if is_for_good || is_any_taken || is_too_long {
+        for (notice, untaken) in refused {
+            if matches!(untaken, NotTaken::ForGood(_)) || is_any_taken || is_too_long {
                 self.owed.retain(|owed| owed.id() != notice.id());
-                self.set_aside(notice, &why);
+                self.set_aside(notice, &untaken.why());
             }
         }
+        let why = untaken.why();
         self.follow_aside(&why);
         if is_any_taken {
             self.failing = None;
@@ -243,12 +251,11 @@ impl AlertSink {
         if self.owed.is_empty() { Ok(()) } else { Err(why) }
     }
 
-    /// Each by itself: those that were not taken, why, and whether that is for good; and whether any was taken. Those that were are not
-    /// owed any more.
-    async fn each(&mut self, why: &str) -> (Vec<(Notice, String, bool)>, bool) {
+    /// Each by itself, after what was said of all: those that were not taken, and whether any was. Those that were are not owed any more.
+    async fn each(&mut self, all: &NotTaken) -> (Vec<(Notice, NotTaken)>, bool) {
         let (begun, owed) = (self.clock.now(), self.owed.clone());
         if let [one] = &owed[..] {
-            return (vec![(one.clone(), why.to_owned(), self.to.failed() == Failed::ForGood)], false);
+            return (vec![(one.clone(), all.clone())], false);
         }
         let (mut refused, mut held, mut is_any_taken) = (Vec::new(), BTreeSet::new(), false);
         for notice in owed {
@@ -263,10 +270,10 @@ impl AlertSink {
                     is_any_taken = true;
                     self.owed.retain(|owed| owed.id() != notice.id());
                 }
-                Err(_) if self.to.failed() == Failed::Away => break,
-                Err(why) => {
+                Err(NotTaken::Away(_)) => break,
+                Err(untaken) => {
                     held.insert(trouble(&notice));
-                    refused.push((notice, why, self.to.failed() == Failed::ForGood));
+                    refused.push((notice, untaken));
                 }
             }
         }
@@ -312,10 +319,10 @@ impl AlertSink {
                 Ok(()) => {
                     self.aside.remove(at);
                 }
-                Err(_) if self.to.failed() == Failed::Away => return,
-                Err(why) if is_old => {
+                Err(NotTaken::Away(_)) => return,
+                Err(untaken) if is_old => {
                     self.aside.remove(at);
-                    self.give_up(&notice, &why);
+                    self.give_up(&notice, &untaken.why());
                 }
                 Err(_) => {
                     held.insert(trouble(&notice));

@@ -23,6 +23,7 @@ mod cursor;
 mod sinks;
 mod tail;
 
+pub(in crate::audit) use self::sinks::CommandFailure;
 pub use self::sinks::{COMMAND_MAX, CommandSink, FileSink};
 
 /// Most events that are delivered at once.

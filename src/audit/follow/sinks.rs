@@ -14,7 +14,7 @@ use std::{
     io::{self, ErrorKind, Seek, Write},
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -37,7 +37,9 @@ fn lines(events: &[Event]) -> Vec<u8> {
 }
 
 /// Does what blocks; what it does is given up when this is dropped, where it looks.
-async fn blocking(work: impl FnOnce(&AtomicBool) -> Result<(), String> + Send + 'static) -> Result<(), String> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce(&AtomicBool) -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
     struct Stop(Arc<AtomicBool>);
     impl Drop for Stop {
         fn drop(&mut self) {
@@ -122,14 +124,20 @@ pub struct CommandSink {
     args: Vec<OsString>,
     /// Not for it to see.
     hidden: Vec<OsString>,
-    /// It ended by itself the last time, whatever it said.
-    answered: Arc<AtomicBool>,
+}
+
+/// A command did not take what it was given.
+pub(in crate::audit) enum CommandFailure {
+    /// It ended by itself, and said so.
+    Said(String),
+    /// It could not be started, or had to be killed.
+    None(String),
 }
 
 impl CommandSink {
     /// This program, with these arguments.
     pub fn new(program: impl Into<OsString>, args: impl IntoIterator<Item = OsString>) -> Self {
-        Self { program: program.into(), args: args.into_iter().collect(), hidden: Vec::new(), answered: Arc::default() }
+        Self { program: program.into(), args: args.into_iter().collect(), hidden: Vec::new() }
     }
 
     /// Does not give it this variable of the environment: one that holds a PIN.
@@ -140,32 +148,31 @@ impl CommandSink {
     }
 
     /// Gives it lines.
-    pub(in crate::audit) async fn take(&self, bytes: Vec<u8>) -> Result<(), String> {
+    pub(in crate::audit) async fn take(&self, bytes: Vec<u8>) -> Result<(), CommandFailure> {
         let name = Path::new(&self.program).display().to_string();
         let mut command = Command::new(&self.program);
         command.args(&self.args);
         for variable in &self.hidden {
             command.env_remove(variable);
         }
-        let answered = self.answered.clone();
-        answered.store(false, Ordering::SeqCst);
-        blocking(move |stop| run(command, &bytes, stop, &answered).map_err(|why| format!("{name}: {why}"))).await
-    }
-
-    /// False where it could not be started, or had to be killed.
-    pub(in crate::audit) fn has_answered(&self) -> bool {
-        self.answered.load(Ordering::SeqCst)
+        let status = blocking(move |stop| run(command, &bytes, stop)).await;
+        match status.map_err(|why| CommandFailure::None(format!("{name}: {why}")))? {
+            status if status.success() => Ok(()),
+            status => Err(CommandFailure::Said(format!("{name}: {}", said(status)))),
+        }
     }
 }
 
 #[async_trait]
 impl AuditSink for CommandSink {
     async fn deliver(&mut self, events: &[Event]) -> Result<(), String> {
-        self.take(lines(events)).await
+        let taken = self.take(lines(events)).await;
+        taken.map_err(|(CommandFailure::Said(why) | CommandFailure::None(why))| why)
     }
 }
 
-fn run(mut command: Command, bytes: &[u8], stop: &AtomicBool, answered: &AtomicBool) -> Result<(), String> {
+/// How it ended, by itself.
+fn run(mut command: Command, bytes: &[u8], stop: &AtomicBool) -> Result<ExitStatus, String> {
     let io = |error: io::Error| error.to_string();
     // In memory, and whole before the command begins: it need not be waited for, and is not torn where this process ends.
     let mut input = File::from(memfd_create("keyleash-events", MemfdFlags::CLOEXEC).map_err(|error| io(error.into()))?);
@@ -183,7 +190,5 @@ fn run(mut command: Command, bytes: &[u8], stop: &AtomicBool, answered: &AtomicB
         }
         thread::sleep(PAUSE);
     }
-    let status = running.end().map_err(io)?;
-    answered.store(true, Ordering::SeqCst);
-    if status.success() { Ok(()) } else { Err(said(status)) }
+    running.end().map_err(io)
 }

@@ -78,7 +78,7 @@ pub(crate) async fn run(command: Alert, setup: &Setup, output: Output) -> Result
         Alert::Test(Test { sink, to }) => {
             let notices = alerts.rehearse(now());
             let mut sink = notice_sink(sink, to, setup)?;
-            sink.tell(&notices).await.map_err(sink_failed)?;
+            sink.tell(&notices).await.map_err(|untaken| sink_failed(untaken.to_string()))?;
             output.note(&format!("keyleash: {} brought", count(notices.len() as u64, "notice")));
             Ok(())
         }

@@ -21,9 +21,9 @@ pub(super) struct Desk {
 
 #[async_trait]
 impl NoticeSink for Desk {
-    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), NotTaken> {
         if self.is_closed.load(Ordering::SeqCst) {
-            return Err("closed".into());
+            return Err("closed".to_owned().into());
         }
         self.taken.lock().unwrap().extend_from_slice(notices);
         Ok(())
@@ -31,26 +31,28 @@ impl NoticeSink for Desk {
 }
 
 /// Takes those alone that are not of these subjects.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Picky {
     pub(super) taken: Arc<Mutex<Vec<Notice>>>,
     pub(super) refused: Arc<Mutex<Vec<&'static str>>>,
-    how: Failed,
+    how: NotTaken,
 }
 
 #[async_trait]
 impl NoticeSink for Picky {
-    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), NotTaken> {
         let refused = self.refused.lock().unwrap();
         if notices.iter().any(|notice| refused.iter().any(|word| notice.subject.contains(word))) {
-            return Err("not this one".into());
+            return Err(self.how.clone());
         }
         self.taken.lock().unwrap().extend_from_slice(notices);
         Ok(())
     }
+}
 
-    fn failed(&self) -> Failed {
-        self.how
+impl Default for Picky {
+    fn default() -> Self {
+        Self { taken: Arc::default(), refused: Arc::default(), how: NotTaken::Unclear("not this one".into()) }
     }
 }
 
@@ -87,7 +89,7 @@ async fn a_notice_that_is_never_taken_holds_up_no_other_for_ever_and_is_said() {
     assert_eq!(sink.untaken(), 0);
 
     // For good: at once. Alone: after an hour. Never taken: given up after a day.
-    for (how, minutes) in [(Failed::ForGood, 0), (Failed::Unclear, 61)] {
+    for (how, minutes) in [(NotTaken::ForGood("never".into()), 0), (NotTaken::Unclear("not now".into()), 61)] {
         let (desk, time) = (Picky { how, ..Picky::default() }, clock());
         desk.refused.lock().unwrap().push("eve");
         let mut sink = sink_to(&desk, &time);
@@ -105,7 +107,7 @@ async fn a_notice_that_is_never_taken_holds_up_no_other_for_ever_and_is_said() {
     }
 
     // Away: nothing is set aside, however long.
-    let (desk, time) = (Picky { how: Failed::Away, ..Picky::default() }, clock());
+    let (desk, time) = (Picky { how: NotTaken::Away("away".into()), ..Picky::default() }, clock());
     desk.refused.lock().unwrap().push("eve");
     let mut sink = sink_to(&desk, &time);
     for _ in 0..3 {

@@ -15,7 +15,7 @@ use keyleash::{
     Error,
     audit::{
         AuditSink, CommandSink, Event, FileSink, Follower, Told, Until,
-        alert::{Failed, Notice, NoticeSink},
+        alert::{NotTaken, Notice, NoticeSink},
         line::Time,
     },
     clock::Clock,
@@ -43,12 +43,8 @@ impl AuditSink for StdoutSink {
 
 #[async_trait]
 impl NoticeSink for StdoutSink {
-    async fn tell(&mut self, notices: &[Notice]) -> Result<(), String> {
-        to_stdout(notices.iter().flat_map(Notice::json).collect()).await
-    }
-
-    fn failed(&self) -> Failed {
-        Failed::Away
+    async fn tell(&mut self, notices: &[Notice]) -> Result<(), NotTaken> {
+        to_stdout(notices.iter().flat_map(Notice::json).collect()).await.map_err(NotTaken::Away)
     }
 }
 
