@@ -25,7 +25,7 @@ const WITHIN_DEFAULT: Duration = Duration::from_secs(60);
 /// The keys of an `[[alert]]`.
 const KEYS: [&str; 9] = ["name", "when", "callers", "more_than", "within", "times", "at_least", "longer_than", "quiet"];
 /// What can be said of `when`, and which keys it takes. All is what a trail tells.
-const KINDS: [(&str, &[&str]); 11] = [
+const KINDS: [(&str, &[&str]); 12] = [
     ("stranger", &["callers", "quiet"]),
     ("denied", &[]),
     ("lapsed", &[]),
@@ -36,6 +36,7 @@ const KINDS: [(&str, &[&str]); 11] = [
     ("trail-broken", &[]),
     ("not-proved", &["longer_than"]),
     ("workers-spent", &[]),
+    ("store-silent", &[]),
     ("secret-expired", &[]),
 ];
 
@@ -92,6 +93,8 @@ pub enum When {
     },
     /// No worker of a token is left that takes calls.
     WorkersSpent,
+    /// The key store does not answer, by the word of an engine.
+    StoreSilent,
     /// The newest version of a secret is past its expiry, as it is found by who runs its schedule. Over once it has another one, or is
     /// deleted.
     SecretExpired,
@@ -111,6 +114,7 @@ impl When {
             Self::TrailBroken => "trail-broken",
             Self::NotProved { .. } => "not-proved",
             Self::WorkersSpent => "workers-spent",
+            Self::StoreSilent => "store-silent",
             Self::SecretExpired => "secret-expired",
         }
     }
@@ -226,6 +230,7 @@ pub(super) fn read(origin: &str, keys: &DeTable<'_>, at: &impl Fn(Range<usize>) 
         "kek-changed" => When::KekChanged,
         "trail-broken" => When::TrailBroken,
         "workers-spent" => When::WorkersSpent,
+        "store-silent" => When::StoreSilent,
         "secret-expired" => When::SecretExpired,
         "not-proved" => match span("longer_than")? {
             Some(longer_than) => When::NotProved { longer_than },

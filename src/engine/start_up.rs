@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     keyring::{Keyring, keks::round_trip},
     name::{KekVersion, TokenName},
-    store::{self, Filter, Key, PAGE_KEYS_MAX},
+    store::{self, Filter, Key, Pages},
     telemetry::Event,
     token::{KekHandle, Profile, Verdict, seats::Seat},
 };
@@ -48,22 +48,25 @@ async fn one_of_each_profile(
     keyring: &Keyring,
     token: &TokenName,
 ) -> Result<BTreeMap<Profile, (KekVersion, KekHandle)>> {
-    let (mut found, mut after) = (BTreeMap::new(), None);
-    loop {
-        let page = keyring.store.list(&Filter::Keks, after.as_ref(), PAGE_KEYS_MAX).await?;
-        for key in page.keys {
+    let (mut found, mut pages) = (BTreeMap::new(), Pages::of(&*keyring.store, &Filter::Keks));
+    // Nobody else may ask the store for long after the start: what is learned of it here is told.
+    while found.len() < Profile::ALL.len()
+        && let Some(keys) = keyring.in_time(pages.next()).await?
+    {
+        for key in keys {
             let Key::Kek(name) = key else { continue };
-            // A damaged record is told by whoever needs it.
-            let Ok(Some((record, _))) = store::load_kek(&*keyring.store, &name).await else { continue };
+            let record = match keyring.in_time(store::load_kek(&*keyring.store, &name)).await {
+                Ok(Some((record, _))) => record,
+                Err(error @ Error::Store(_)) => return Err(error),
+                // A damaged record is told by whoever needs it.
+                Ok(None) | Err(_) => continue,
+            };
             if let Some(current) = record.current().filter(|current| current.token == *token) {
                 let kek = KekVersion::new(name, current.version);
                 let handle = KekHandle { id: current.id.clone(), profile: current.profile };
                 found.entry(current.profile).or_insert((kek, handle));
             }
         }
-        after = page.next;
-        if after.is_none() || found.len() == Profile::ALL.len() {
-            return Ok(found);
-        }
     }
+    Ok(found)
 }

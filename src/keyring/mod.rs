@@ -357,8 +357,8 @@ impl Keyring {
         Ok((keys, reading))
     }
 
-    /// A read of the store on the way to an unwrap: somebody waits for it, so it ends.
-    async fn in_time<T>(&self, reading: impl Future<Output = Result<T>>) -> Result<T> {
+    /// A read of the store that somebody waits for, as on the way to an unwrap, so it ends; what comes of it is the store's word.
+    pub(crate) async fn in_time<T>(&self, reading: impl Future<Output = Result<T>>) -> Result<T> {
         let (asked, timeout) = (self.clock.now(), self.settings.store_timeout);
         let read = self.clock.until(asked.plus(timeout), reading).await.unwrap_or_else(|| {
             Err(Error::Store(format!(
@@ -375,12 +375,20 @@ impl Keyring {
 
     /// Tells of a store that has been silent for as long as a proof may take to ask it again, and of the end of that.
     pub(crate) fn tell_of_store(&self, now: Instant) {
-        let Settings { poll_interval, store_timeout, .. } = self.settings;
-        match self.store_word.news(now, poll_interval + store_timeout) {
+        match self.store_word.news(now, self.store_patience()) {
             Some((true, why)) => self.teller.tell(Event::StoreSilent { why }),
             Some((false, _)) => self.teller.tell(Event::StoreAnswers),
             None => {}
         }
+    }
+
+    /// The store has been silent for as long as is told.
+    pub(crate) fn is_store_silent(&self, now: Instant) -> bool {
+        self.store_word.status(now).is_some_and(|silence| silence.lasting >= self.store_patience())
+    }
+
+    fn store_patience(&self) -> Duration {
+        self.settings.poll_interval + self.settings.store_timeout
     }
 
     /// An account of this lease was re-wrapped or rotated by somebody else; others may have been too, and the tending goes

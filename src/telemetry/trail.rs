@@ -268,6 +268,10 @@ deeds! {
     WorkersSpent,
     /// Some are again.
     WorkersBack,
+    /// The key store has not answered for as long as one who asks it waits, and a poll interval.
+    StoreSilent,
+    /// It answers again.
+    StoreAnswers,
     /// The newest version of a secret is past its expiry.
     SecretExpired,
 }

@@ -211,6 +211,9 @@ impl KeyStore for HandStore {
         if held {
             self.let_go.notified().await;
         }
+        if *self.away.lock().unwrap() {
+            return Err(Error::Store("the store is away".into()));
+        }
         self.inner.list(filter, after, limit).await
     }
 }

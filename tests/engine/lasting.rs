@@ -2,10 +2,12 @@
 
 use crate::{
     Rig, SECOND, account_id,
+    hand::HandStore,
     trail::{Scripted, engine},
 };
 use keyleash::{
-    Error,
+    Engine, Error,
+    clock::Clock,
     telemetry::{
         Event,
         trail::{Deed, Outcome},
@@ -122,6 +124,48 @@ async fn a_token_without_workers_is_told_once_and_once_that_it_has_some_again() 
     rig.pass(60 * SECOND).await;
     assert_eq!((trail.records(Deed::WorkersSpent).len(), trail.records(Deed::WorkersBack).len()), (1, 1));
     drop(account);
+}
+
+/// As it begins: nobody has asked for anything yet. And later, by whoever asks.
+#[tokio::test]
+async fn a_store_that_does_not_answer_is_told_once_and_once_that_it_does_again() {
+    for hangs in [false, true] {
+        let (rig, trail) = (Rig::new().await, Arc::new(Scripted::default()));
+        rig.account("a").await;
+        let hand = HandStore::over(&rig.store);
+        let begin = || match hangs {
+            true => (hand.hold_lists(), hand.hold_reads(|_| true)),
+            false => (hand.set_away(true), ()),
+        };
+        begin();
+        let engine = Engine::builder(rig.token.clone(), hand.clone())
+            .on_current_runtime()
+            .clock(Clock::Manual(rig.clock.clone()))
+            .trail(trail.clone())
+            .build()
+            .unwrap();
+        let mut events = engine.events();
+        let told = |deed| trail.records(deed).len();
+        rig.pass(10 * SECOND).await;
+        assert_eq!(told(Deed::StoreSilent), 0, "{hangs}: not at once");
+        rig.pass(10 * 60 * SECOND).await;
+        assert_eq!((told(Deed::StoreSilent), told(Deed::StoreAnswers)), (1, 0), "{hangs}");
+        hand.set_away(false);
+        hand.let_go();
+        rig.pass(2 * 60 * SECOND).await;
+        assert_eq!((told(Deed::StoreSilent), told(Deed::StoreAnswers)), (1, 1), "{hangs}");
+
+        let account = rig.meanwhile(engine.account(&account_id("a"))).await.unwrap();
+        begin();
+        rig.pass(5 * 60 * SECOND).await;
+        assert_eq!((told(Deed::StoreSilent), told(Deed::StoreAnswers)), (2, 1), "{hangs}");
+        let silent = |event: &Event| matches!(event, Event::StoreSilent { .. });
+        let events = std::iter::from_fn(|| events.try_next()).filter(silent).count();
+        assert_eq!(events, 2, "{hangs}: subscribers hear the same");
+        drop(account);
+        hand.set_away(false);
+        hand.let_go();
+    }
 }
 
 #[tokio::test]

@@ -428,6 +428,9 @@ fn remedy(when: &str) -> (&'static str, &'static str) {
         "workers-spent" => {
             ("operations.md", "Calls hang in the PKCS#11 module: see to the token, then restart the process.")
         }
+        "store-silent" => {
+            ("backups.md", "Keys in use go on until their lease ends: bring it back. keyleash store check asks it.")
+        }
         "secret-expired" => (
             "secrets.md",
             "Give it a new value: keyleash secret set, or keyleash secret rotate; a schedule does it by a hook.",

@@ -314,6 +314,7 @@ impl Alerts {
             (When::KekChanged, Kind::KekUnknown(what)) => (true, what.clone()),
             (When::TrailBroken, Kind::TrailBroken(what)) => (false, what.clone()),
             (When::WorkersSpent, Kind::WorkersSpent) => (false, "no worker is left: restart the process".into()),
+            (When::StoreSilent, Kind::StoreSilent(what)) => (false, what.clone()),
             (When::SecretExpired, Kind::SecretExpired(what)) => (false, what.clone()),
             (When::NotProved { .. }, Kind::NotProvedSince(time)) => {
                 let (time, key) = ((*time).max(self.lasted).min(now), known(&self.waiting, at, &subject));
@@ -341,6 +342,7 @@ impl Alerts {
             (When::WorkersSpent, Kind::WorkersAlive) => {
                 return self.over(at, &subject, &seen.node, "workers take calls");
             }
+            (When::StoreSilent, Kind::StoreAnswers) => return self.over(at, &subject, &seen.node, "it answers again"),
             (When::SecretExpired, Kind::SecretRenewed(what)) => return self.over(at, &subject, &seen.node, what),
             _ => return None,
         };
@@ -382,12 +384,13 @@ impl Alerts {
         self.end(&key, why)
     }
 
-    /// A process that begins has none of the workers of the one before, and says anew what it does not prove: what engines say that are gone
-    /// is over.
+    /// A process that begins has none of the workers of the one before, and says anew what it does not prove or reach: what engines say that
+    /// are gone is over.
     fn gone(&mut self, is_gone: impl Fn(&str) -> bool) -> Vec<Notice> {
         let rules = &self.rules;
         let is_of_process = |(at, _): &(usize, String)| {
-            rules.get(*at).is_some_and(|rule| matches!(rule.when, When::WorkersSpent | When::NotProved { .. }))
+            let when = rules.get(*at).map(|rule| &rule.when);
+            matches!(when, Some(When::WorkersSpent | When::StoreSilent | When::NotProved { .. }))
         };
         self.waiting.retain(|key, waiting| {
             if is_of_process(key) {

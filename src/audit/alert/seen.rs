@@ -43,6 +43,8 @@ pub(super) enum Kind {
     TrailWhole(String),
     WorkersSpent,
     WorkersAlive,
+    StoreSilent(String),
+    StoreAnswers,
     ProvedAgo(Duration),
     NotProvedSince(Time),
     /// Nobody wants it any more.
@@ -147,6 +149,10 @@ impl Seen {
             see(Kind::WorkersSpent, format!("{} on {node}", of_token()));
         } else if is(Deed::WorkersBack) {
             see(Kind::WorkersAlive, format!("{} on {node}", of_token()));
+        } else if is(Deed::StoreSilent) {
+            see(Kind::StoreSilent("it does not answer".into()), format!("key store of {node}"));
+        } else if is(Deed::StoreAnswers) {
+            see(Kind::StoreAnswers, format!("key store of {node}"));
         } else if is(Deed::EngineBegin) {
             see(Kind::Began(engine.clone()), String::new());
         } else if is(Deed::EngineClose) {
@@ -171,7 +177,13 @@ impl Seen {
             let kind = &seen.kind;
             matches!(
                 kind,
-                Kind::NotProvedSince(_) | Kind::ProvedAgo(_) | Kind::GivenUp | Kind::WorkersSpent | Kind::WorkersAlive
+                Kind::NotProvedSince(_)
+                    | Kind::ProvedAgo(_)
+                    | Kind::GivenUp
+                    | Kind::WorkersSpent
+                    | Kind::WorkersAlive
+                    | Kind::StoreSilent(_)
+                    | Kind::StoreAnswers
             )
         };
         if let Some(engine) = &engine {
@@ -203,6 +215,8 @@ impl Seen {
             Event::KekMissing { kek, .. } => one(Kind::KekChanged("it is in its token no more".into()), of(kek)),
             Event::KekBack { kek } => one(Kind::Granted, of(kek)),
             Event::TrailBroken { why } => one(Kind::TrailBroken(why.clone()), "trail of this process".into()),
+            Event::StoreSilent { why } => one(Kind::StoreSilent(why.clone()), "key store of this process".into()),
+            Event::StoreAnswers => one(Kind::StoreAnswers, "key store of this process".into()),
             Event::TrailWhole => one(Kind::TrailWhole("it is kept again".into()), "trail of this process".into()),
             Event::KekUnknown { token, id, .. } => {
                 one(Kind::KekUnknown("a new key that no KEK names".into()), format!("token {token}, CKA_ID {id}"))

@@ -275,6 +275,7 @@ fn what_is_not_proved_for_as_long_as_its_rule_allows_is_told_from_the_trail_and_
 fn workers_secrets_and_keys_are_told_from_the_trail_too() {
     let rules = [
         ("workers", When::WorkersSpent),
+        ("store", When::StoreSilent),
         ("secrets", When::SecretExpired),
         ("keys", When::KekChanged),
         ("trail", When::TrailBroken),
@@ -286,6 +287,10 @@ fn workers_secrets_and_keys_are_told_from_the_trail_too() {
     assert_eq!(hear("b", "WorkersSpent", token), ["+token default on b"]);
     assert_eq!(hear("a", "WorkersBack", token), ["-token default on a"]);
     assert_eq!(hear("b", "EngineBegin", ""), ["-token default on b"], "it was started anew");
+    assert_eq!(hear("a", "StoreSilent", ""), ["+key store of a"]);
+    assert_eq!(hear("b", "StoreSilent", ""), ["+key store of b"]);
+    assert_eq!(hear("a", "StoreAnswers", ""), ["-key store of a"]);
+    assert_eq!(hear("b", "EngineBegin", ""), ["-key store of b"], "it says so anew");
     let secret = r#","account":"shop","secret":"db","secret_version":3"#;
     assert_eq!(hear("a", "SecretExpired", secret), ["+secret db of account shop"]);
     assert_eq!(hear("b", "SecretExpired", secret), [""; 0]);
@@ -347,6 +352,7 @@ fn every_rule() -> Vec<Rule> {
         When::TrailBroken,
         When::NotProved { longer_than: minute },
         When::WorkersSpent,
+        When::StoreSilent,
         When::SecretExpired,
     ];
     rules.into_iter().map(|when| Rule::new(when.name(), when).unwrap()).collect()
@@ -375,6 +381,8 @@ fn step(alerts: &mut Alerts, wall: &mut u64, (kind, node, subject, ms, goes_on):
         "Proved",
         "WorkersSpent",
         "WorkersBack",
+        "StoreSilent",
+        "StoreAnswers",
         "SecretExpired",
         "SecretSet",
         "EngineBegin",

@@ -26,7 +26,8 @@ Rules stand in the configuration:
   name = \"strangers\"
   when = \"stranger\"       # or denied, lapsed, forbidden, unwraps,
   callers = [\"web-*\"]     # unusual-unwraps, kek-changed, trail-broken,
-                          # not-proved, workers-spent, secret-expired
+                          # not-proved, workers-spent, store-silent,
+                          # secret-expired
 
 Examples:
   keyleash alert test --sink stdout
