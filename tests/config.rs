@@ -549,9 +549,9 @@ fn a_store_is_a_path_or_an_url_and_the_variable_takes_either() {
         "[store]\nurl = \"etcd://a:1,b:2/n\"\nca = \"c\"\nuser = \"me\"\npassword_env = \"P\"\ntimeout = \"2s\"\n";
     let StoreConfig::Etcd(config) = store(etcd).unwrap() else { panic!("no etcd") };
     assert_eq!(config.endpoints, ["a:1", "b:2"]);
-    assert_eq!((config.namespace.as_str(), config.timeout), ("n", Duration::from_secs(2)));
-    assert_eq!(config.ca, Some("c".into()));
-    assert!(config.user.is_some_and(|user| user.name == "me"));
+    assert_eq!((config.namespace.as_str(), config.reach.timeout), ("n", Duration::from_secs(2)));
+    assert_eq!(config.reach.ca, Some("c".into()));
+    assert!(config.reach.user.is_some_and(|user| user.name == "me"));
     assert_eq!(store("[store]\nurl = \"redb:a:b\"").unwrap(), StoreConfig::Redb("a:b".into()));
     for value in ["x.redb", "./a:b", "redb:k", "etcd://[::1]:1/n"] {
         let file = ConfigFile::parse(etcd, "f").unwrap();

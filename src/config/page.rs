@@ -9,7 +9,7 @@ use super::{
     items::{ITEMS, Item, Named},
     mail::{MAIL_TIMEOUT_DEFAULT, MAIL_TIMEOUT_MAX, MAIL_TIMEOUT_MIN, RECIPIENTS_MAX},
     show,
-    store::{ETCD_TIMEOUT_DEFAULT, ETCD_TIMEOUT_MAX, ETCD_TIMEOUT_MIN},
+    store::{STORE_TIMEOUT_DEFAULT, STORE_TIMEOUT_MAX, STORE_TIMEOUT_MIN},
 };
 use crate::name::{KekName, TokenName};
 use std::fmt::Write as _;
@@ -146,8 +146,8 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
             (None, "one of password_file and password_env".into(), "the variable that holds that user's password")
         }
         Item::StoreTimeout => (
-            Some(show(ETCD_TIMEOUT_DEFAULT)),
-            format!("{} to {}", show(ETCD_TIMEOUT_MIN), show(ETCD_TIMEOUT_MAX)),
+            Some(show(STORE_TIMEOUT_DEFAULT)),
+            format!("{} to {}", show(STORE_TIMEOUT_MIN), show(STORE_TIMEOUT_MAX)),
             "how long a call waits for etcd, all its members asked; let it be less than call_timeout",
         ),
         Item::PollInterval => (

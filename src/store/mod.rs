@@ -28,6 +28,8 @@ pub(crate) mod policy;
 mod probe;
 pub mod record;
 pub mod redb;
+#[cfg(feature = "etcd")]
+mod remote;
 mod walk;
 pub(crate) mod word;
 

@@ -1,55 +1,11 @@
 //! The whole command line on a store in etcd, with the token of the tests.
 
-use crate::{config, put, server::Etcd, shared_url};
+use crate::{config, put, server::Etcd, shared_url, shell::Shell};
 use keyleash::{
     name::KekName,
     store::{Filter, Key, KeyStore, PAGE_KEYS_MAX, etcd::EtcdStore},
 };
-use std::{
-    fs,
-    process::{Command, Output, Stdio},
-};
-use tempfile::TempDir;
-
-/// A directory in which `keyleash` is run on one store.
-struct Shell {
-    folder: TempDir,
-    store: String,
-}
-
-impl Shell {
-    fn new(store: &str) -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), store: store.to_owned() }
-    }
-
-    fn try_run(&self, line: &str) -> Output {
-        let mut command = Command::new("bash");
-        let keyleash = std::path::Path::new(env!("CARGO_BIN_EXE_keyleash")).parent().unwrap();
-        let path = format!("{}:{}", keyleash.display(), std::env::var("PATH").unwrap());
-        command.args(["-c", line]).current_dir(self.folder.path()).stdin(Stdio::null()).env("PATH", path);
-        command.env("KEYLEASH_STORE", &self.store).env("KEYLEASH_STORE_TLS", "plaintext").output().unwrap()
-    }
-
-    /// What it prints, both of it together.
-    fn run(&self, line: &str) -> String {
-        let run = self.try_run(line);
-        let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
-        assert!(run.status.success(), "$ {line}\n{said}");
-        said
-    }
-
-    /// What it prints, without what is said beside it: a build with planted faults says at every start that it is one.
-    fn prints(&self, line: &str) -> String {
-        self.run(&format!("{{ {line}; }} 2>stderr"))
-    }
-
-    fn refused(&self, line: &str, status: i32, words: &[&str]) {
-        let run = self.try_run(line);
-        let said = String::from_utf8_lossy(&run.stderr);
-        assert_eq!(run.status.code(), Some(status), "$ {line}\n{said}");
-        words.iter().for_each(|word| assert!(said.contains(word), "$ {line}\n{said}: nothing of {word:?}"));
-    }
-}
+use std::fs;
 
 fn expect_token() {
     assert!(

@@ -2,6 +2,8 @@
 //! wrong. They come by `tests/servers/etcd install`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // helpers of tests
 
+#[path = "../servers/certificates.rs"]
+mod certificates;
 mod cli;
 #[path = "../store/conformance.rs"]
 mod conformance;
@@ -13,15 +15,21 @@ mod kill;
 mod made;
 #[path = "../store/model.rs"]
 mod model;
+#[path = "../servers/proxy.rs"]
+mod proxy;
 #[path = "../servers/etcd.rs"]
 mod server;
 mod set_up;
+#[path = "../store/shell.rs"]
+mod shell;
 #[path = "../rotation/shop.rs"]
 #[allow(dead_code)]
 mod shop;
 #[path = "../rotation/together.rs"]
 #[allow(dead_code)]
 mod together;
+#[path = "../store/trial.rs"]
+mod trial;
 mod trouble;
 
 use self::{
@@ -29,7 +37,7 @@ use self::{
     server::Etcd,
 };
 use keyleash::{
-    config::store::{EtcdConfig, EtcdTls},
+    config::store::{EtcdConfig, StoreTls},
     secret::fill_random,
     store::{KeyStore, etcd::EtcdStore},
 };
@@ -40,7 +48,7 @@ use std::{
 
 fn config(url: &str) -> EtcdConfig {
     let mut config = EtcdConfig::new(url).unwrap();
-    config.tls = EtcdTls::Plaintext;
+    config.reach.tls = StoreTls::Plaintext;
     config
 }
 

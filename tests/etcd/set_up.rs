@@ -1,13 +1,9 @@
 //! What is set up wrong is named, with what to do.
 
-use crate::{
-    account, config, kek, put,
-    server::{Etcd, certificates},
-    shared_url,
-};
+use crate::{account, certificates::certificates, config, kek, put, server::Etcd, shared_url};
 use keyleash::{
     Error,
-    config::store::{EtcdConfig, EtcdTls, EtcdUser, PasswordSource},
+    config::store::{EtcdConfig, PasswordSource, StoreTls, StoreUser},
     store::{KeyStore, etcd::EtcdStore},
 };
 use std::{fs, path::Path, time::Duration};
@@ -50,7 +46,7 @@ fn a_bad_url_is_named_and_no_password_of_it_shown() {
     says(&EtcdConfig::new(&format!("etcd://{members}/b")).unwrap_err().to_string(), &["at most 16"]);
     let elsewhere = EtcdConfig::new("etcd://[2001:db8::1]:2379/b").unwrap();
     says(
-        &with(elsewhere, |config| config.tls = EtcdTls::Plaintext).validate().unwrap_err().to_string(),
+        &with(elsewhere, |config| config.reach.tls = StoreTls::Plaintext).validate().unwrap_err().to_string(),
         &["is not this machine"],
     );
     config("etcd://[::1]:2379/b").validate().unwrap();
@@ -63,7 +59,7 @@ async fn who_does_not_answer_is_named_with_why() {
     let Err(Error::Store(what)) = outcome else { panic!("{outcome:?}") };
     says(&what, &["no etcd answers", &free.to_string(), "refused"]);
     let outcome = EtcdStore::open(&with(config("etcd://localhost:1,no-such-host.invalid:1/a"), |config| {
-        config.tls = EtcdTls::PlaintextAnywhere
+        config.reach.tls = StoreTls::PlaintextAnywhere
     }))
     .await;
     let Err(Error::Store(what)) = outcome else { panic!("{outcome:?}") };
@@ -109,7 +105,7 @@ async fn a_namespace_that_is_empty_somebody_elses_or_of_another_layout_is_no_sto
 
 fn over_tls(etcd: &Etcd, ca: &Path) -> EtcdConfig {
     let mut config = EtcdConfig::new(&etcd.url("tls")).unwrap();
-    config.ca = Some(ca.to_owned());
+    config.reach.ca = Some(ca.to_owned());
     config
 }
 
@@ -129,7 +125,7 @@ async fn certificates_are_of_the_host_of_the_authority_and_of_today() {
     store.create(&account("a"), put([1], &[kek("k", 1)])).await.unwrap();
     let stranger = certificates("IP:127.0.0.1", 2);
     says(&refusal(&over_tls(&etcd, &stranger.path().join("ca.pem"))).await, &["certificate", "store.ca"]);
-    let platform = with(over_tls(&etcd, Path::new("")), |config| config.ca = None);
+    let platform = with(over_tls(&etcd, Path::new("")), |config| config.reach.ca = None);
     says(&refusal(&platform).await, &["certificate", "store.ca"]);
     says(&refusal(&over_tls(&etcd, &good.path().join("none.pem"))).await, &["store.ca", "none.pem", "No such file"]);
     says(&refusal(&over_tls(&etcd, &good.path().join("own.key"))).await, &["store.ca"]);
@@ -137,7 +133,7 @@ async fn certificates_are_of_the_host_of_the_authority_and_of_today() {
     let plain = EtcdStore::open(&config(&etcd.url("tls"))).await;
     assert!(matches!(&plain, Err(Error::Store(what)) if what.contains("no etcd answers")), "{plain:?}");
     let mut tls = EtcdConfig::new(&shared_url()).unwrap();
-    tls.timeout = Duration::from_secs(1);
+    tls.reach.timeout = Duration::from_secs(1);
     let outcome = EtcdStore::open(&tls).await;
     assert!(matches!(&outcome, Err(Error::Store(_) | Error::Misconfigured(_))), "{outcome:?}");
 
@@ -155,7 +151,7 @@ async fn certificates_that_were_replaced_are_read_anew_by_who_was_connected() {
     let more = ["--client-cert-auth", "--trusted-ca-file", ca.to_str().unwrap()];
     let mut etcd = begin_tls(ours.path(), &more);
     let config = with(over_tls(&etcd, &ca), |config| {
-        config.identity = Some((ours.path().join("own.pem"), ours.path().join("own.key")));
+        config.reach.identity = Some((ours.path().join("own.pem"), ours.path().join("own.key")));
     });
     let store = EtcdStore::open_or_create(&config).await.unwrap();
     store.create(&account("a"), put([1], &[])).await.unwrap();
@@ -178,7 +174,7 @@ async fn a_cluster_that_wants_a_certificate_is_shown_one() {
     let ca = good.path().join("ca.pem");
     let etcd = begin_tls(good.path(), &["--client-cert-auth", "--trusted-ca-file", ca.to_str().unwrap()]);
     let identity = |folder: &Path| Some((folder.join("own.pem"), folder.join("own.key")));
-    let showing = |identity| with(over_tls(&etcd, &ca), |config| config.identity = identity);
+    let showing = |identity| with(over_tls(&etcd, &ca), |config| config.reach.identity = identity);
     EtcdStore::open_or_create(&showing(identity(good.path()))).await.unwrap();
     for wrong in [None, identity(stranger.path())] {
         let outcome = EtcdStore::open(&showing(wrong)).await;
@@ -214,8 +210,8 @@ async fn users_are_known_by_their_password_and_do_what_they_may() {
     let folder = tempfile::tempdir().unwrap();
     let password = folder.path().join("password");
     let as_user = |name: &str, url: &str| {
-        let user = EtcdUser { name: name.into(), password: PasswordSource::File(password.clone()) };
-        with(config(&etcd.url(url)), |config| config.user = Some(user))
+        let user = StoreUser { name: name.into(), password: PasswordSource::File(password.clone()) };
+        with(config(&etcd.url(url)), |config| config.reach.user = Some(user))
     };
     fs::write(&password, "one\n").unwrap();
     says(&refusal(&as_user("me", "users")).await, &["knows no users", "store.user"]);
@@ -250,9 +246,9 @@ async fn users_are_known_by_their_password_and_do_what_they_may() {
     assert!(!error.contains("wrong\n") && !error.contains("\"wrong\""), "{error}");
     fs::remove_file(&password).unwrap();
     says(&refusal(&as_user("me", "users")).await, &["store.password_file", "No such file"]);
-    let unset = EtcdUser { name: "me".into(), password: PasswordSource::Env("ETCD_TEST_UNSET".into()) };
+    let unset = StoreUser { name: "me".into(), password: PasswordSource::Env("ETCD_TEST_UNSET".into()) };
     says(
-        &refusal(&with(config(&etcd.url("users")), |config| config.user = Some(unset))).await,
+        &refusal(&with(config(&etcd.url("users")), |config| config.reach.user = Some(unset))).await,
         &["store.password_env ETCD_TEST_UNSET", "not set"],
     );
     store.replace(&account("a"), &version, put([2], &[])).await.unwrap();

@@ -1,38 +1,24 @@
 //! Members that are killed or stand still, answers that get lost, and clusters that are not what they were.
 
-use crate::{account, config, kek, put, server::Etcd};
+use crate::{
+    account, config,
+    proxy::{proxy, slow_proxy},
+    put,
+    server::Etcd,
+    trial::{self, random_ms},
+};
 use keyleash::{
     Error,
     config::store::EtcdConfig,
-    secret::fill_random,
     store::{Filter, KeyStore, StoreVersion, etcd::EtcdStore},
 };
 use std::{
     fs,
-    io::{Read, Write},
-    net::{TcpListener, TcpStream},
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
     thread,
     time::Duration,
 };
-
-/// Each with an account of its own, which it counts up.
-const WRITERS: usize = 4;
-const STEP_MAX: u64 = u64::MAX - 1;
-
-fn random_ms(below: u64) -> Duration {
-    let mut random = [0; 8];
-    fill_random(&mut random).unwrap();
-    Duration::from_millis(u64::from_le_bytes(random) % below)
-}
-
-async fn pause(span: Duration) {
-    tokio::task::spawn_blocking(move || thread::sleep(span)).await.unwrap();
-}
 
 /// With a short time for each call, of which a busy machine may need several.
 async fn open_at_last(config: &EtcdConfig) -> EtcdStore {
@@ -45,116 +31,17 @@ async fn open_at_last(config: &EtcdConfig) -> EtcdStore {
     }
 }
 
-/// What the account of a writer holds; asked until there is an answer.
-async fn step_of(store: &dyn KeyStore, writer: usize) -> (u64, StoreVersion) {
-    loop {
-        match store.get(&account(format!("w{writer}"))).await {
-            Ok(found) => {
-                let found = found.expect("an account is gone");
-                return (u64::from_be_bytes(found.value.try_into().unwrap()), found.version);
-            }
-            Err(Error::Store(_)) => pause(Duration::from_millis(20)).await,
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-/// Counts up as far as it gets. What was acknowledged is told in `acknowledged`.
-async fn count_up(store: Arc<EtcdStore>, writer: usize, acknowledged: Arc<AtomicU64>, over: Arc<AtomicBool>) -> u64 {
-    let (mut tried, mut unknown) = (0, 0);
-    while !over.load(SeqCst) {
-        let (step, version) = step_of(&*store, writer).await;
-        let known = acknowledged.load(SeqCst);
-        assert!(
-            (known..=tried).contains(&step),
-            "writer {writer}: {known} was acknowledged, {tried} tried, {step} found"
-        );
-        // What was unknown is known by now, unless it is still on its way.
-        acknowledged.store(step, SeqCst);
-        tried = tried.max(step + 1);
-        let put = put((step + 1).to_be_bytes(), &[kek("k", 1 + (step % 3) as u32)]);
-        match store.replace(&account(format!("w{writer}")), &version, put).await {
-            Ok(_) => acknowledged.store(step + 1, SeqCst),
-            Err(Error::Store(_)) => unknown += 1,
-            Err(Error::Conflict(_)) if unknown > 0 => {} // one that was on its way
-            Err(error) => panic!("writer {writer}: {error}"),
-        }
-    }
-    unknown
-}
-
-/// Writers count up and readers look on while `harm` is done; in the end all that was acknowledged is there, and the index is right.
+/// One reader asks whoever answers, and one each member by itself.
 async fn trial(mut etcd: Etcd, harm: impl FnOnce(&mut Etcd)) {
-    let url = etcd.url("trial");
-    let first = EtcdStore::open_or_create(&config(&url)).await.unwrap();
-    for writer in 0..WRITERS {
-        first.create(&account(format!("w{writer}")), put(0_u64.to_be_bytes(), &[])).await.unwrap();
-    }
-    let over = Arc::new(AtomicBool::new(false));
-    let acknowledged: Vec<_> = (0..WRITERS).map(|_| Arc::new(AtomicU64::new(0))).collect();
-    let mut tasks = Vec::new();
-    for (writer, acknowledged) in acknowledged.iter().enumerate() {
-        let store = Arc::new(EtcdStore::open(&config(&url)).await.unwrap());
-        tasks.push(tokio::spawn(count_up(store, writer, acknowledged.clone(), over.clone())));
-    }
-    // One reader asks whoever answers, and one each member by itself: none hears what is over.
-    let endpoints = etcd.endpoints();
-    let urls = endpoints.split(',').map(|one| format!("etcd://{one}/trial")).chain([url]);
-    let mut readers = Vec::new();
-    for url in urls {
-        let (store, over, acknowledged) =
-            (EtcdStore::open(&config(&url)).await.unwrap(), over.clone(), acknowledged.clone());
-        readers.push(tokio::spawn(async move {
-            let mut answers = 0;
-            while !over.load(SeqCst) {
-                for (writer, acknowledged) in acknowledged.iter().enumerate() {
-                    let known = acknowledged.load(SeqCst);
-                    match store.get(&account(format!("w{writer}"))).await {
-                        Ok(found) => {
-                            let step = u64::from_be_bytes(found.unwrap().value.try_into().unwrap());
-                            assert!(step >= known, "{url}: {step} is of the past, {known} was acknowledged");
-                            answers += 1;
-                        }
-                        Err(Error::Store(_)) => {}
-                        Err(error) => panic!("{error}"),
-                    }
-                }
-            }
-            answers
-        }));
-    }
-    // On this thread, with which its members end.
-    tokio::task::block_in_place(|| harm(&mut etcd));
-    over.store(true, SeqCst);
-    let mut unknown = 0;
-    for task in tasks {
-        unknown += task.await.unwrap();
-    }
-    let mut answers = 0;
-    for reader in readers {
-        answers += reader.await.unwrap();
-    }
-    etcd.await_health();
-    // What was on its way has arrived, or never does.
-    pause(Duration::from_millis(200)).await;
-    let mut steps = Vec::new();
-    for (writer, acknowledged) in acknowledged.iter().enumerate() {
-        let (step, _) = step_of(&first, writer).await;
-        let known = acknowledged.load(SeqCst);
-        assert!((known..=known + 1).contains(&step), "writer {writer}: {known} was acknowledged, {step} is there");
-        for version in 1..=3 {
-            let page = first.list(&Filter::WrappedBy(kek("k", version)), None, 1000).await.unwrap();
-            let is_under = step > 0 && u64::from(version) == 1 + (step - 1) % 3;
-            assert_eq!(
-                page.keys.contains(&account(format!("w{writer}"))),
-                is_under,
-                "the index of w{writer} at {step}"
-            );
-        }
-        steps.push(step);
-    }
-    assert!(steps.iter().all(|step| (1..STEP_MAX).contains(step)) && answers > 0, "{steps:?}, {answers} answers");
-    println!("steps {steps:?}, {unknown} writes whose outcome was not known, {answers} answers to readers");
+    let open = async |url: &str| Arc::new(EtcdStore::open_or_create(&config(url)).await.unwrap()) as Arc<dyn KeyStore>;
+    let (all, endpoints) = (etcd.url("trial"), etcd.endpoints());
+    let each = endpoints.split(',').map(|one| format!("etcd://{one}/trial"));
+    let urls: Vec<_> = [all].into_iter().chain(each).collect();
+    let harm = || {
+        harm(&mut etcd);
+        etcd.await_health();
+    };
+    trial::trial(open, &urls, harm).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -193,53 +80,13 @@ async fn no_acknowledged_write_is_lost_and_none_of_the_past_is_read_while_leader
     .await;
 }
 
-/// Passes on what is said between a client and a server, but for the server's part while `is_mute`.
-fn proxy(to: String) -> (u16, Arc<AtomicBool>) {
-    let (port, is_mute, _) = slow_proxy(to);
-    (port, is_mute)
-}
-
-/// The same, and what the server says comes so many milliseconds later.
-fn slow_proxy(to: String) -> (u16, Arc<AtomicBool>, Arc<AtomicU64>) {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let (port, is_mute) = (listener.local_addr().unwrap().port(), Arc::new(AtomicBool::new(false)));
-    let (mute, late) = (is_mute.clone(), Arc::new(AtomicU64::new(0)));
-    let lateness = late.clone();
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            let (Ok(client), Ok(server)) = (client, TcpStream::connect(&to)) else { continue };
-            let ways = [
-                (client.try_clone().unwrap(), server.try_clone().unwrap(), None),
-                (server, client, Some(mute.clone())),
-            ];
-            for (mut from, mut to, mute) in ways {
-                let lateness = lateness.clone();
-                thread::spawn(move || {
-                    let mut bytes = [0; 4096];
-                    loop {
-                        // A whole answer is late once.
-                        if mute.is_some() && from.peek(&mut bytes).is_ok() {
-                            thread::sleep(Duration::from_millis(lateness.load(SeqCst)));
-                        }
-                        let Ok(n @ 1..) = from.read(&mut bytes) else { break };
-                        if !mute.as_ref().is_some_and(|mute| mute.load(SeqCst)) && to.write_all(&bytes[..n]).is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-        }
-    });
-    (port, is_mute, late)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_whose_answer_is_lost_is_not_known_and_is_not_done_again() {
     let etcd = Etcd::begin(1);
     let (port, is_mute) = proxy(etcd.endpoints());
     let direct = EtcdStore::open_or_create(&config(&etcd.url("lost"))).await.unwrap();
     let mut through = config(&format!("etcd://127.0.0.1:{port}/lost"));
-    through.timeout = Duration::from_secs(1);
+    through.reach.timeout = Duration::from_secs(1);
     let store = open_at_last(&through).await;
     let key = account("a");
     for step in 0..3 {
@@ -280,7 +127,7 @@ async fn version_of_a(store: &dyn KeyStore) -> StoreVersion {
 async fn a_caller_that_waits_on_a_server_that_stands_still_is_told_so_in_time_and_goes_on_with_it_later() {
     let etcd = Etcd::begin(1);
     let mut config = config(&etcd.url("still"));
-    config.timeout = Duration::from_secs(1);
+    config.reach.timeout = Duration::from_secs(1);
     let store = open_at_last(&config).await;
     let _ = store.create(&account("a"), put([1], &[])).await;
     let made = version_of_a(&store).await;
@@ -305,7 +152,7 @@ async fn a_caller_that_gives_up_early_is_answered_by_another_member_later() {
     let mut etcd = Etcd::begin(3);
     let mut config = config(&etcd.url("early"));
     // Longer for each member than the callers wait.
-    config.timeout = Duration::from_secs(60);
+    config.reach.timeout = Duration::from_secs(60);
     let store = EtcdStore::open_or_create(&config).await.unwrap();
     store.create(&account("a"), put([1], &[])).await.unwrap();
     // All tries together take less than it takes to see that a connection is of no use.
@@ -332,7 +179,7 @@ async fn a_call_of_two_requests_has_one_deadline() {
     let etcd = Etcd::begin(1);
     let (port, _, late) = slow_proxy(etcd.endpoints());
     let mut config = config(&format!("etcd://127.0.0.1:{port}/late"));
-    config.timeout = Duration::from_secs(2);
+    config.reach.timeout = Duration::from_secs(2);
     let store = open_at_last(&config).await;
     let made = store.create(&account("a"), put([1], &[])).await.unwrap();
     late.store(1200, SeqCst);

@@ -4,10 +4,10 @@
 //! member until one answers. A write is sent once, to the member that answered last: whether one was done that nobody answered can be
 //! told by no second try, which would be refused for the first one's sake. It is sent elsewhere only where nothing took it.
 
-use super::files::{read_password, read_pem};
 use crate::{
     clock::{Clock, Instant},
-    config::store::{EtcdConfig, EtcdTls},
+    config::store::{EtcdConfig, Reach, StoreTls},
+    store::remote::files::{read_password, read_pem},
 };
 use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions, Txn, TxnResponse};
 use std::{
@@ -118,12 +118,12 @@ impl Cluster {
 
     /// When a call that begins now is over, however many requests it makes.
     pub(super) fn deadline(&self) -> Instant {
-        self.clock.now().plus(self.config.timeout)
+        self.clock.now().plus(self.config.reach.timeout)
     }
 
     /// Asks member by member, until one answers or the time is over.
     pub(super) async fn read(&self, txn: Txn, until: Instant) -> Result<TxnResponse, Failure> {
-        let each = self.config.timeout / self.members.len().max(1) as u32;
+        let each = self.config.reach.timeout / self.members.len().max(1) as u32;
         let mut told = Vec::new();
         loop {
             let is_whole_round = until.since(self.clock.now()) >= each;
@@ -260,7 +260,7 @@ impl Cluster {
             return Ok(client.clone());
         }
         let options = self.options().map_err(Trouble::Refused)?;
-        let scheme = if self.config.tls == EtcdTls::On { "https" } else { "http" };
+        let scheme = if self.config.reach.tls == StoreTls::On { "https" } else { "http" };
         let client = Client::connect([format!("{scheme}://{}", member.endpoint)], Some(options)).await;
         let client = client.map_err(|error| match self.trouble(&error) {
             // Only a name and a password were sent.
@@ -271,13 +271,13 @@ impl Cluster {
     }
 
     fn options(&self) -> Result<ConnectOptions, String> {
-        let EtcdConfig { tls, ca, identity, user, timeout, .. } = &self.config;
+        let Reach { tls, ca, identity, user, timeout } = &self.config.reach;
         let mut options = ConnectOptions::new()
             .with_connect_timeout(*timeout)
             .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
             .with_keep_alive_while_idle(false)
             .with_auto_token_refresh(true);
-        if *tls == EtcdTls::On {
+        if *tls == StoreTls::On {
             let mut settings = match ca {
                 Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(read_pem("store.ca", ca)?)),
                 None => TlsOptions::new().with_enabled_roots(),
@@ -297,13 +297,13 @@ impl Cluster {
     /// What is known of the cluster that whoever set it up may want otherwise.
     pub(super) async fn lacks(&self) -> Vec<String> {
         let mut lacks = Vec::new();
-        if self.config.tls == EtcdTls::PlaintextAnywhere {
+        if self.config.reach.tls == StoreTls::PlaintextAnywhere {
             lacks.push("no TLS: whoever is in between decides what the store says".into());
         }
         let Some(member) = self.members.get(self.current.load(SeqCst)) else { return lacks };
         let listed = async { self.client(member).await.ok()?.1.cluster_client().member_list().await.ok() };
         // A user may do without the right to ask.
-        if let Ok(Some(listed)) = timeout(self.config.timeout, listed).await {
+        if let Ok(Some(listed)) = timeout(self.config.reach.timeout, listed).await {
             let (there, named) = (listed.members().len(), self.members.len());
             if there == 1 {
                 lacks.push("the cluster has 1 member: with 3 it goes on while one is away".into());
@@ -324,7 +324,7 @@ impl Cluster {
             };
         };
         let (code, said) = (format!("{:?}", status.code()), status.message().trim_start_matches("etcdserver: "));
-        let user = self.config.user.as_ref().map_or("nobody", |user| user.name.as_str());
+        let user = self.config.reach.user.as_ref().map_or("nobody", |user| user.name.as_str());
         match code.as_str() {
             "Unauthenticated" => Trouble::Stale(said.into()),
             "InvalidArgument" if said.contains("auth store is old") => Trouble::Stale(said.into()),

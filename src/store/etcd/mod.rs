@@ -16,6 +16,7 @@ use self::{
 use super::{
     Filter, Key, KeyStore, Page, Probe, Put, StoreVersion, Versioned, check_limit, check_put, conflict, exists,
     not_found,
+    remote::{PROBES, Remote, median},
 };
 use crate::{
     clock::{Clock, Instant},
@@ -25,45 +26,23 @@ use crate::{
 };
 use async_trait::async_trait;
 use etcd_client::{KeyValue, TxnResponse};
-use std::{collections::HashMap, fmt, sync::Arc, thread, time::Duration};
-use tokio::{
-    runtime::{Builder, Handle},
-    sync::{Semaphore, oneshot},
-    task::JoinHandle,
-};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 mod cluster;
-mod files;
 mod keys;
 
 /// Most requests that one call has under way.
 const REQUESTS_AT_ONCE: usize = 64;
 
-/// How often a read and a write are tried to tell how long they take.
-const PROBES: usize = 9;
-
 /// A key store in etcd. Shared by reference or `Arc`; its connections end with the last one.
 pub struct EtcdStore {
-    shared: Arc<Shared>,
-    runtime: Handle,
-    /// The thread ends when this is dropped.
-    _alive: oneshot::Sender<()>,
+    remote: Remote<Shared>,
 }
 
 struct Shared {
     name: String,
     cluster: Cluster,
     keys: Keys,
-    requests: Arc<Semaphore>,
-}
-
-/// Ends what is under way for a caller that is gone.
-struct Task<T>(JoinHandle<T>);
-
-impl<T> Drop for Task<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 impl EtcdStore {
@@ -92,55 +71,16 @@ impl EtcdStore {
             name: config.to_string(),
             cluster: Cluster::new(config.clone()),
             keys: Keys::new(&config.namespace),
-            requests: Arc::new(Semaphore::new(REQUESTS_AT_ONCE)),
         };
-        let failed = |error: std::io::Error| Error::Fatal(format!("store {config}: no thread for it: {error}"));
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let (alive, ended) = oneshot::channel::<()>();
-        let handle = runtime.handle().clone();
-        let work = move || drop(runtime.block_on(ended));
-        thread::Builder::new().name("keyleash-etcd".into()).spawn(work).map_err(failed)?;
-        let store = Self { shared: Arc::new(shared), runtime: handle, _alive: alive };
-        store.run(move |shared| async move { shared.find(create).await }).await?;
+        let store = Self { remote: Remote::begin("etcd", shared.name.clone(), REQUESTS_AT_ONCE, shared)? };
+        store.remote.run(move |shared| async move { shared.find(create).await }).await?;
         Ok(store)
-    }
-
-    /// On the store's own thread.
-    async fn run<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
-        &self,
-        work: impl FnOnce(Arc<Shared>) -> F,
-    ) -> Result<T> {
-        let mut task = Task(self.runtime.spawn(work(self.shared.clone())));
-        let ended = (&mut task.0).await;
-        ended.unwrap_or_else(|_| Err(Error::Store(format!("store {}: it was closed", self.shared.name))))
-    }
-
-    /// Each on the store's own thread, [`REQUESTS_AT_ONCE`] at a time.
-    async fn run_each<A, T: Send + 'static, F: Future<Output = T> + Send + 'static>(
-        &self,
-        each: Vec<A>,
-        work: impl Fn(Arc<Shared>, A) -> F,
-    ) -> Vec<Result<T>> {
-        let begin = |one: A| {
-            let (permits, work) = (self.shared.requests.clone(), work(self.shared.clone(), one));
-            Task(self.runtime.spawn(async move {
-                let _permit = permits.acquire_owned().await;
-                work.await
-            }))
-        };
-        let tasks: Vec<_> = each.into_iter().map(begin).collect();
-        let mut outcomes = Vec::with_capacity(tasks.len());
-        for mut task in tasks {
-            let ended = (&mut task.0).await;
-            outcomes.push(ended.map_err(|_| Error::Store(format!("store {}: it was closed", self.shared.name))));
-        }
-        outcomes
     }
 }
 
 impl fmt::Debug for EtcdStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("EtcdStore").field(&self.shared.name).finish()
+        f.debug_tuple("EtcdStore").field(&self.remote.name()).finish()
     }
 }
 
@@ -290,10 +230,6 @@ impl Shared {
             writes.push(clock.now().since(begun));
         }
         write(self.keys.end_probe()).await?;
-        let median = |mut spans: Vec<Duration>| {
-            spans.sort_unstable();
-            spans.get(spans.len() / 2).copied().unwrap_or_default()
-        };
         Ok(Probe { read: median(reads), write: median(writes), lacks: self.cluster.lacks().await })
     }
 
@@ -327,12 +263,15 @@ impl KeyStore for EtcdStore {
 
     async fn create(&self, key: &Key, put: Put) -> Result<StoreVersion> {
         let key = key.clone();
-        self.run(|shared| async move { shared.create(&key, put).await }).await
+        self.remote.run(|shared| async move { shared.create(&key, put).await }).await
     }
 
     async fn replace(&self, key: &Key, expected: &StoreVersion, put: Put) -> Result<StoreVersion> {
         let (key, expected) = (key.clone(), expected.clone());
-        self.run(|shared| async move { shared.change(&key, &expected, Some(put), None).await }).await.map(version_of)
+        self.remote
+            .run(|shared| async move { shared.change(&key, &expected, Some(put), None).await })
+            .await
+            .map(version_of)
     }
 
     async fn get_many(&self, keys: &[Key]) -> Vec<Result<Option<Versioned>>> {
@@ -341,7 +280,7 @@ impl KeyStore for EtcdStore {
             (shared.stored(&keys, shared.cluster.deadline()).await, keys)
         };
         let mut outcomes = Vec::with_capacity(keys.len());
-        for part in self.run_each(parts, read).await {
+        for part in self.remote.run_each(parts, read).await {
             match part {
                 Ok((Ok(stored), keys)) => {
                     outcomes.extend(keys.iter().zip(stored).map(|(key, one)| versioned(key, one)))
@@ -365,7 +304,7 @@ impl KeyStore for EtcdStore {
         };
         let mut known = HashMap::new();
         // What could not be read is read again.
-        for (keys, stored) in self.run_each(parts, read).await.into_iter().flatten().flatten() {
+        for (keys, stored) in self.remote.run_each(parts, read).await.into_iter().flatten().flatten() {
             known.extend(keys.into_iter().zip(stored));
         }
         let changes = changes.into_iter().map(|(key, expected, put)| {
@@ -375,12 +314,12 @@ impl KeyStore for EtcdStore {
         let change = |shared: Arc<Shared>, (key, expected, put, stored): (Key, StoreVersion, Put, Option<KeyValue>)| async move {
             shared.change(&key, &expected, Some(put), stored).await.map(version_of)
         };
-        self.run_each(changes.collect(), change).await.into_iter().map(Result::flatten).collect()
+        self.remote.run_each(changes.collect(), change).await.into_iter().map(Result::flatten).collect()
     }
 
     async fn delete(&self, key: &Key, expected: &StoreVersion) -> Result<()> {
         let (key, expected) = (key.clone(), expected.clone());
-        self.run(|shared| async move { shared.change(&key, &expected, None, None).await }).await.map(drop)
+        self.remote.run(|shared| async move { shared.change(&key, &expected, None, None).await }).await.map(drop)
     }
 
     /// Nothing: what was replaced is in etcd's history until whoever runs the cluster compacts and defragments it.
@@ -389,11 +328,11 @@ impl KeyStore for EtcdStore {
     }
 
     async fn probe(&self) -> Result<Option<Probe>> {
-        self.run(|shared| async move { shared.probe().await }).await.map(Some)
+        self.remote.run(|shared| async move { shared.probe().await }).await.map(Some)
     }
 
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {
         let (filter, after) = (filter.clone(), after.cloned());
-        self.run(|shared| async move { shared.list(&filter, after.as_ref(), limit).await }).await
+        self.remote.run(|shared| async move { shared.list(&filter, after.as_ref(), limit).await }).await
     }
 }

@@ -11,12 +11,12 @@ use zeroize::Zeroizing;
 const PEM_BYTES_MAX: usize = 64 * 1024;
 
 /// Certificates, or a key.
-pub(super) fn read_pem(setting: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+pub(in crate::store) fn read_pem(setting: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     read_file(path, PEM_BYTES_MAX).map_err(|why| format!("{setting} {}: {why}", path.display()))
 }
 
 /// The password, or what is wrong.
-pub(super) fn read_password(source: &PasswordSource) -> Result<String, String> {
+pub(in crate::store) fn read_password(source: &PasswordSource) -> Result<String, String> {
     let (named, bytes) = match source {
         PasswordSource::File(path) => {
             (format!("store.password_file {}", path.display()), read_file(path, PASSWORD_BYTES_MAX))
