@@ -121,22 +121,25 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
         Item::Store => (Some(STORE_DEFAULT.into()), "a file, or url".into(), "where the wrapped AEKs are"),
         Item::StoreUrl => (
             None,
-            "etcd://HOST:PORT,HOST:PORT/NAMESPACE or redb:FILE, instead of path".into(),
+            "etcd://HOST:PORT,HOST:PORT/NAMESPACE, postgres://HOST:PORT/DATABASE/SCHEMA or redb:FILE, instead of path"
+                .into(),
             "where the wrapped AEKs are, of many machines",
         ),
         Item::StoreTls => (
             Some("on".into()),
             "on, plaintext (to this machine) or plaintext-anywhere (without a password)".into(),
-            "how the way to etcd is kept from others",
+            "how the way to the store's server is kept from others",
         ),
         Item::StoreCa => (
             Some("[those of the platform]".into()),
             "a file".into(),
-            "the certificates, PEM, by which those of etcd are known; no others are then",
+            "the certificates, PEM, by which those of the server are known; no others are then",
         ),
-        Item::StoreCert => (None, "a file, with a key".into(), "the certificate, PEM, by which etcd knows this client"),
+        Item::StoreCert => {
+            (None, "a file, with a key".into(), "the certificate, PEM, by which the server knows this client")
+        }
         Item::StoreKey => (None, "a file, with a cert".into(), "its private key, PEM; readable by its owner alone"),
-        Item::StoreUser => (None, "a name, with a password".into(), "the user of etcd"),
+        Item::StoreUser => (None, "a name, with a password where it is asked for one".into(), "the user of the server"),
         Item::StorePasswordFile => (
             None,
             "one of password_file and password_env".into(),
@@ -148,7 +151,7 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
         Item::StoreTimeout => (
             Some(show(STORE_TIMEOUT_DEFAULT)),
             format!("{} to {}", show(STORE_TIMEOUT_MIN), show(STORE_TIMEOUT_MAX)),
-            "how long a call waits for etcd, all its members asked; let it be less than call_timeout",
+            "how long a call waits for the store's server, all that are named asked; let it be less than call_timeout",
         ),
         Item::PollInterval => (
             Some(show(poll_interval)),

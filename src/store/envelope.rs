@@ -1,6 +1,6 @@
 //! The bytes around a record in a store that keeps bytes: its revision, a digest that tells damage, and where it is indexed.
 //!
-//! redb trusts the pages of a file that was closed cleanly, etcd those of its own. The digest is no MAC: it tells bit rot, not forgery, which
+//! redb trusts the pages of a file that was closed cleanly, etcd and PostgreSQL those of their own. The digest is no MAC: it tells bit rot, not forgery, which
 //! the check value of each wrapped AEK does.
 
 use crate::{

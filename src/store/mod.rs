@@ -25,10 +25,12 @@ pub(crate) mod envelope;
 pub mod etcd;
 pub mod memory;
 pub(crate) mod policy;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod probe;
 pub mod record;
 pub mod redb;
-#[cfg(feature = "etcd")]
+#[cfg(any(feature = "etcd", feature = "postgres"))]
 mod remote;
 mod walk;
 pub(crate) mod word;
@@ -294,7 +296,8 @@ impl Page {
 /// standby or any other replica, with `synchronous_commit = off`, or with one snapshot held over several calls; Consul in the modes
 /// `stale` and `default`; DynamoDB without `ConsistentRead`, and its global secondary indexes for lists at all; Redis and MongoDB
 /// but with majority writes and linearizable reads; an object store behind a cache or in a replicated bucket; SQLite on a network
-/// file system. What does: [`MemoryStore`](memory::MemoryStore), and [`RedbStore`](redb::RedbStore) on a local file system.
+/// file system. What does: [`MemoryStore`](memory::MemoryStore), [`RedbStore`](redb::RedbStore) on a local file system, and
+/// with their features the stores in etcd and PostgreSQL.
 ///
 /// The engine polls its futures on a thread that it keeps for them, inside a current-thread tokio runtime with all drivers that are
 /// compiled in. One that blocks there holds up the store's other calls, and nothing else. A call that is dropped was given up, and is

@@ -77,9 +77,9 @@ fn what_is_set_up_wrong_is_said_by_the_command_line_too() {
     let etcd = Etcd::begin(1);
     let shell = Shell::new(&etcd.url("a"));
     shell.refused(
-        "KEYLEASH_STORE=postgres://x/y keyleash kek list",
+        "KEYLEASH_STORE=mysql://x/y keyleash kek list",
         2,
-        &["no store of the kind \"postgres\"", "etcd://HOST:PORT/NAMESPACE"],
+        &["no store of the kind \"mysql\"", "etcd://HOST:PORT/NAMESPACE"],
     );
     let run = shell.try_run("KEYLEASH_STORE=etcd://me:hunter2@h:1/a keyleash kek list");
     let said = String::from_utf8_lossy(&run.stderr);

@@ -210,7 +210,7 @@ async fn users_are_known_by_their_password_and_do_what_they_may() {
     let folder = tempfile::tempdir().unwrap();
     let password = folder.path().join("password");
     let as_user = |name: &str, url: &str| {
-        let user = StoreUser { name: name.into(), password: PasswordSource::File(password.clone()) };
+        let user = StoreUser { name: name.into(), password: Some(PasswordSource::File(password.clone())) };
         with(config(&etcd.url(url)), |config| config.reach.user = Some(user))
     };
     fs::write(&password, "one\n").unwrap();
@@ -246,7 +246,7 @@ async fn users_are_known_by_their_password_and_do_what_they_may() {
     assert!(!error.contains("wrong\n") && !error.contains("\"wrong\""), "{error}");
     fs::remove_file(&password).unwrap();
     says(&refusal(&as_user("me", "users")).await, &["store.password_file", "No such file"]);
-    let unset = StoreUser { name: "me".into(), password: PasswordSource::Env("ETCD_TEST_UNSET".into()) };
+    let unset = StoreUser { name: "me".into(), password: Some(PasswordSource::Env("ETCD_TEST_UNSET".into())) };
     says(
         &refusal(&with(config(&etcd.url("users")), |config| config.reach.user = Some(unset))).await,
         &["store.password_env ETCD_TEST_UNSET", "not set"],

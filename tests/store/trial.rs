@@ -98,7 +98,7 @@ pub(crate) async fn trial(open: impl AsyncFn(&str) -> Arc<dyn KeyStore>, urls: &
                             assert!(step >= known, "{url}: {step} is of the past, {known} was acknowledged");
                             answers += 1;
                         }
-                        Err(Error::Store(_)) => {}
+                        Err(Error::Store(_)) => pause(Duration::from_millis(5)).await,
                         Err(error) => panic!("{error}"),
                     }
                 }

@@ -31,6 +31,17 @@ pub(crate) async fn open_store(place: &StoreConfig, need: Store) -> Result<(Arc<
                 Err(error) => Err(error),
             }
         }
+        #[cfg(feature = "postgres")]
+        StoreConfig::Postgres(config) => {
+            use keyleash::store::postgres::PostgresStore;
+            match PostgresStore::open(config).await {
+                Ok(store) => Ok((Arc::new(store), false)),
+                Err(Error::NotFound(_)) if need == Store::Create => {
+                    Ok((Arc::new(PostgresStore::open_or_create(config).await?), true))
+                }
+                Err(error) => Err(error),
+            }
+        }
         other => {
             let kind = other.to_string();
             let kind = kind.split(':').next().unwrap_or_default();

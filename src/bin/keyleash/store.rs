@@ -43,11 +43,9 @@ use std::{
 pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
         Command::Shred => {
-            expect_file(
-                setup,
-                "shred",
-                "etcd keeps what was replaced in its history: `etcdctl compact` and `etcdctl defrag` end it",
-            )?;
+            let history = "etcd keeps what was replaced in its history: `etcdctl compact` and `etcdctl defrag` end it";
+            let rows = "PostgreSQL keeps what was replaced until its tables are vacuumed, and in its write-ahead log";
+            expect_file(setup, "shred", history, rows)?;
             let store = setup.store(Store::Existing).await?;
             // Whoever is to read a policy that is damaged looks at it, and destroys nothing.
             setup.permit(&store, Operation::Purge, None, None).await?;
@@ -74,11 +72,9 @@ pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Resu
             Ok(probe.map(drop)?)
         }
         Command::Snapshot { file } => {
-            let path = expect_file(
-                setup,
-                "snapshot",
-                "`etcdctl snapshot save` copies all of etcd, and `keyleash store copy` this store",
-            )?;
+            let etcd = "`etcdctl snapshot save` copies all of etcd, and `keyleash store copy` this store";
+            let postgres = "`pg_dump --schema` copies its schema, and `keyleash store copy` this store";
+            let path = expect_file(setup, "snapshot", etcd, postgres)?;
             let opened = SharedStore::open_to_read(path.to_owned()).await;
             let store = Arc::new(opened.map_err(its_own_to_copy)?);
             setup.expect_over_all(store.clone(), Operation::Get).await?;
@@ -122,9 +118,10 @@ fn is_one_file(one: &StoreConfig, other: &StoreConfig) -> bool {
 }
 
 /// The store's file. What is done with it alone has another way elsewhere, which is said.
-fn expect_file<'a>(setup: &'a Setup, command: &str, instead: &str) -> Result<&'a Path, Failure> {
+fn expect_file<'a>(setup: &'a Setup, command: &str, etcd: &str, postgres: &str) -> Result<&'a Path, Failure> {
     let place = setup.place();
     place.path().ok_or_else(|| {
+        let instead = if matches!(place, StoreConfig::Postgres(_)) { postgres } else { etcd };
         Error::Invalid(format!("store {place}: `store {command}` is for a store in a file; {instead}")).into()
     })
 }
@@ -183,7 +180,8 @@ fn contents(found: &Check) -> String {
 
 /// Puts a verified copy of the snapshot in the store's place. What was there stays beside it, whatever it was.
 async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -> Result<(), Failure> {
-    let path = expect_file(setup, "restore", "`keyleash store copy` brings one into an empty namespace")?;
+    let copy = "`keyleash store copy` brings one into an empty namespace or schema";
+    let path = expect_file(setup, "restore", copy, copy)?;
     let place = &named_place(path)?;
     let staged = Staged::copy(file, place)?;
     let copy = RedbStore::open(&staged.0).await?;

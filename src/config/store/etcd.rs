@@ -55,6 +55,11 @@ impl EtcdConfig {
     /// # Errors
     /// [`Error::Misconfigured`].
     pub fn validate(&self) -> Result<()> {
+        if self.reach.user.as_ref().is_some_and(|user| user.password.is_none()) {
+            return Err(Error::Misconfigured(
+                "store.password_file is missing, and etcd knows users by it: set it".into(),
+            ));
+        }
         let checked = self.reach.check(&self.endpoints).and_then(|()| check_namespace(&self.namespace));
         checked.map_err(Error::Misconfigured)
     }

@@ -1,6 +1,9 @@
 //! Where the key store is: `[store]`. Read by every build; what connects is in [`store`](crate::store).
 
-pub use self::etcd::{ETCD_ENDPOINTS_MAX, EtcdConfig, NAMESPACE_BYTES_MAX};
+pub use self::{
+    etcd::{ETCD_ENDPOINTS_MAX, EtcdConfig, NAMESPACE_BYTES_MAX},
+    postgres::{POSTGRES_NAME_BYTES_MAX, POSTGRES_SERVERS_MAX, PostgresConfig},
+};
 use super::{
     STORE_DEFAULT,
     given::{bad, is_this_machine},
@@ -15,6 +18,7 @@ use std::{
 };
 
 mod etcd;
+mod postgres;
 
 /// Longest that a call waits for a server, all that are named asked, where nothing is said: less than an engine waits for its store.
 pub const STORE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(4);
@@ -31,6 +35,8 @@ pub enum StoreConfig {
     Redb(PathBuf),
     /// An etcd cluster; needs the feature `etcd`.
     Etcd(Box<EtcdConfig>),
+    /// A database of PostgreSQL; needs the feature `postgres`.
+    Postgres(Box<PostgresConfig>),
 }
 
 impl StoreConfig {
@@ -38,7 +44,7 @@ impl StoreConfig {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Redb(path) => Some(path),
-            Self::Etcd(_) => None,
+            Self::Etcd(_) | Self::Postgres(_) => None,
         }
     }
 
@@ -49,9 +55,12 @@ impl StoreConfig {
             "redb" if rest.is_empty() => Err("redb: names no file".into()),
             "redb" => Ok(Self::Redb(rest.into())),
             "etcd" => Ok(Self::Etcd(Box::new(EtcdConfig::parse(&format!("{scheme}:{rest}"))?))),
+            "postgres" | "postgresql" => {
+                Ok(Self::Postgres(Box::new(PostgresConfig::parse(&format!("{scheme}:{rest}"))?)))
+            }
             other => Err(format!(
-                "there is no store of the kind {other:?}: use a file, redb:FILE, or etcd://HOST:PORT/NAMESPACE; a file whose name has a \
-                 colon is written with its directory, as in \"./a:b\""
+                "there is no store of the kind {other:?}: use a file, redb:FILE, etcd://HOST:PORT/NAMESPACE, or \
+                 postgres://HOST:PORT/DATABASE/SCHEMA; a file whose name has a colon is written with its directory, as in \"./a:b\""
             )),
         }
     }
@@ -63,6 +72,7 @@ impl fmt::Display for StoreConfig {
         match self {
             Self::Redb(path) => path.display().fmt(f),
             Self::Etcd(etcd) => etcd.fmt(f),
+            Self::Postgres(postgres) => postgres.fmt(f),
         }
     }
 }
@@ -158,9 +168,8 @@ impl StoreItems {
         };
         let user = match (self.user, self.password) {
             (None, None) => None,
-            (Some(name), Some(password)) => Some(StoreUser { name, password }),
+            (Some(name), password) => Some(StoreUser { name, password }),
             (None, Some(_)) => return Err(must("user")),
-            (Some(_), None) => return Err(must("password_file")),
         };
         let (tls, timeout) = (self.tls.unwrap_or_default(), self.timeout.unwrap_or(STORE_TIMEOUT_DEFAULT));
         let reach = Reach { tls, ca: self.ca, identity, user, timeout };
@@ -207,6 +216,10 @@ impl Reach {
                 etcd.reach = self.clone();
                 etcd.validate()?;
             }
+            StoreConfig::Postgres(postgres) => {
+                postgres.reach = self.clone();
+                postgres.validate()?;
+            }
         }
         Ok(place)
     }
@@ -221,7 +234,7 @@ impl Reach {
                      trusted use \"plaintext-anywhere\""
                 ));
             }
-            (StoreTls::PlaintextAnywhere, _) if self.user.is_some() => {
+            (StoreTls::PlaintextAnywhere, _) if self.user.as_ref().is_some_and(|user| user.password.is_some()) => {
                 return Err("store.tls is \"plaintext-anywhere\", by which no password is sent: use TLS".into());
             }
             (StoreTls::Plaintext | StoreTls::PlaintextAnywhere, _) if self.ca.is_some() || self.identity.is_some() => {
@@ -303,6 +316,6 @@ pub enum PasswordSource {
 pub struct StoreUser {
     /// The name.
     pub name: String,
-    /// Where the password comes from; read for each connection.
-    pub password: PasswordSource,
+    /// Where the password comes from; read for each connection. `None` where the server knows the user by something else.
+    pub password: Option<PasswordSource>,
 }

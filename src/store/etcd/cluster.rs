@@ -6,8 +6,12 @@
 
 use crate::{
     clock::{Clock, Instant},
-    config::store::{EtcdConfig, Reach, StoreTls},
-    store::remote::files::{read_password, read_pem},
+    config::store::{EtcdConfig, Reach, StoreTls, StoreUser},
+    store::remote::{
+        Failure,
+        files::{read_password, read_pem},
+        why,
+    },
 };
 use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions, Txn, TxnResponse};
 use std::{
@@ -73,15 +77,6 @@ impl Drop for Asking<'_> {
             let _ = cluster.current.compare_exchange(at, (at + 1) % cluster.members.len(), SeqCst, SeqCst);
         }
     }
-}
-
-/// Why there is no answer.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// For now, perhaps. A write may have been done.
-    Silent(String),
-    /// It is the cluster's word, or what was set up: the same request gets the same.
-    Refused(String),
 }
 
 /// Why a member gave none.
@@ -288,8 +283,8 @@ impl Cluster {
             }
             options = options.with_tls(settings);
         }
-        if let Some(user) = user {
-            options = options.with_user(user.name.clone(), read_password(&user.password)?);
+        if let Some(StoreUser { name, password: Some(password) }) = user {
+            options = options.with_user(name.clone(), read_password(password)?);
         }
         Ok(options)
     }
@@ -366,15 +361,6 @@ fn was_not_reached(status: &(dyn std::error::Error + 'static)) -> bool {
         cause = error.source();
     }
     false
-}
-
-/// The innermost cause, which is the one that says something.
-fn why(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
 }
 
 fn chain(error: &EtcdError) -> String {

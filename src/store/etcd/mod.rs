@@ -10,13 +10,13 @@
 //! who can do both is whoever runs the cluster, so [`shred`](KeyStore::shred) does nothing here.
 
 use self::{
-    cluster::{Cluster, Failure},
+    cluster::Cluster,
     keys::{Expected, Keys, LAYOUT, OPERATIONS_MAX, found, open, revision_of, version_of},
 };
 use super::{
     Filter, Key, KeyStore, Page, Probe, Put, StoreVersion, Versioned, check_limit, check_put, conflict, exists,
     not_found,
-    remote::{PROBES, Remote, median},
+    remote::{Failure, PROBES, Remote, median},
 };
 use crate::{
     clock::{Clock, Instant},
@@ -86,21 +86,12 @@ impl fmt::Debug for EtcdStore {
 
 impl Shared {
     fn named(&self, failure: Failure) -> Error {
-        let (Failure::Silent(what) | Failure::Refused(what)) = failure;
-        Error::Store(format!("{}: {what}", self.name))
+        failure.named(&self.name)
     }
 
     /// Looks for the layout, and makes it where there is nothing and `create` is true.
     async fn find(&self, create: bool) -> Result<()> {
-        let set_up_wrong = |failure| match failure {
-            Failure::Refused(what) => Error::Misconfigured(format!("store {}: {what}", self.name)),
-            // What one has to another that does not know it.
-            Failure::Silent(what) if what.contains("certificate") => {
-                let remedy = "see store.ca, by which theirs are known, store.cert, by which they know this one, and the names in store.url";
-                Error::Misconfigured(format!("store {}: {what}; {remedy}", self.name))
-            }
-            failure => self.named(failure),
-        };
+        let set_up_wrong = |failure: Failure| failure.of_set_up(&self.name);
         let until = self.cluster.deadline();
         let answer = self.cluster.read(self.keys.look(), until).await.map_err(set_up_wrong)?;
         let mut seen = found(&answer).into_iter();

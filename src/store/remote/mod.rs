@@ -10,6 +10,10 @@ use tokio::{
 
 pub(super) mod files;
 
+/// What to look at where certificates are not taken.
+pub(super) const CERTIFICATES: &str =
+    "see store.ca, by which theirs are known, store.cert, by which they know this one, and the names in store.url";
+
 /// How often a read and a write are tried to tell how long they take.
 pub(super) const PROBES: usize = 9;
 
@@ -22,6 +26,35 @@ pub(super) struct Remote<S> {
     requests: Arc<Semaphore>,
     /// The thread ends when this is dropped.
     _alive: oneshot::Sender<()>,
+}
+
+/// Why a server gave no answer.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// For now, perhaps. A write may have been done.
+    Silent(String),
+    /// It is the server's word, or what was set up: the same request gets the same.
+    Refused(String),
+}
+
+impl Failure {
+    /// Of a call of the store with this name.
+    pub(super) fn named(self, store: &str) -> Error {
+        let (Self::Silent(what) | Self::Refused(what)) = self;
+        Error::Store(format!("{store}: {what}"))
+    }
+
+    /// Of what opens the store.
+    pub(super) fn of_set_up(self, store: &str) -> Error {
+        match self {
+            Self::Refused(what) => Error::Misconfigured(format!("store {store}: {what}")),
+            // What one has to another that does not know it.
+            Self::Silent(what) if what.contains("certificate") => {
+                Error::Misconfigured(format!("store {store}: {what}; {CERTIFICATES}"))
+            }
+            failure => failure.named(store),
+        }
+    }
 }
 
 /// Ends what is under way for a caller that is gone.
@@ -90,4 +123,13 @@ impl<S: Send + Sync + 'static> Remote<S> {
 pub(super) fn median(mut spans: Vec<Duration>) -> Duration {
     spans.sort_unstable();
     spans.get(spans.len() / 2).copied().unwrap_or_default()
+}
+
+/// The innermost cause, which is the one that says something.
+pub(super) fn why(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
 }

@@ -1,0 +1,245 @@
+//! Several stores on one schema, each with connections of its own, that write the same records at once.
+
+use crate::{account, config, put, shared_url};
+use keyleash::{
+    Error,
+    config::store::PostgresConfig,
+    name::KekName,
+    store::{Key, KeyStore, Put, StoreVersion, postgres::PostgresStore},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+fn kek() -> Key {
+    Key::Kek(KekName::new("k").unwrap())
+}
+
+async fn several(config: &PostgresConfig, stores: usize) -> Vec<Arc<PostgresStore>> {
+    let mut opened = vec![Arc::new(PostgresStore::open_or_create(config).await.unwrap())];
+    while opened.len() < stores {
+        opened.push(Arc::new(PostgresStore::open(config).await.unwrap()));
+    }
+    opened
+}
+
+async fn found(store: &PostgresStore, key: &Key) -> Option<(u64, StoreVersion)> {
+    let found = store.get(key).await.unwrap()?;
+    Some((u64::from_be_bytes(found.value.try_into().unwrap()), found.version))
+}
+
+/// Many that rest on one record, and one that changes it: as re-wraps do, and the retirement of their KEK version.
+async fn trial_of_guards(config: &PostgresConfig, rounds: u64) {
+    const WRITERS: usize = 12;
+    let stores = several(config, 4).await;
+    let mut version = stores[0].create(&kek(), put(0_u64.to_be_bytes(), &[])).await.unwrap();
+    let (over, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let mut tasks = Vec::new();
+    for writer in 0..WRITERS {
+        let (store, over, written) = (stores[1 + writer % 3].clone(), over.clone(), written.clone());
+        tasks.push(tokio::spawn(async move {
+            let key = account(format!("a{writer}"));
+            let mut seen = store.create(&key, put(0_u64.to_be_bytes(), &[])).await.unwrap();
+            while !over.load(SeqCst) {
+                let (round, guard) = found(&store, &kek()).await.unwrap();
+                let put = Put { guards: vec![(kek(), guard)], ..put(round.to_be_bytes(), &[]) };
+                match store.replace(&key, &seen, put).await {
+                    Ok(version) => {
+                        seen = version;
+                        written.fetch_add(1, SeqCst);
+                    }
+                    Err(Error::Conflict(what)) => assert!(what.contains("KEK k"), "{what}"),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }));
+    }
+    let all = async || {
+        let mut all = Vec::new();
+        for writer in 0..WRITERS {
+            all.push(found(&stores[0], &account(format!("a{writer}"))).await);
+        }
+        all
+    };
+    for round in 1..=rounds {
+        // It waits for those that have begun, and for no one else: this is over in its time.
+        version = stores[0].replace(&kek(), &version, put(round.to_be_bytes(), &[])).await.unwrap();
+        let before = all().await;
+        let after = all().await;
+        for (before, after) in before.into_iter().zip(after) {
+            let is_late = before.is_some() && after != before && after.as_ref().is_some_and(|(of, _)| *of < round);
+            assert!(!is_late, "written after round {round} was begun: {after:?}");
+        }
+    }
+    over.store(true, SeqCst);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let written = written.load(SeqCst);
+    assert!(written > rounds as usize, "{written}");
+    println!("{written} writes over {rounds} changes of what they rest on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_written_that_rests_on_what_was_changed_before_and_who_changes_it_waits_for_few() {
+    trial_of_guards(&config(&shared_url()), 30).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_with_another_isolation_by_default_changes_nothing() {
+    for isolation in ["serializable", "repeatable read"] {
+        let mut config = config(&shared_url());
+        let name = config.schema.clone();
+        let url = config.to_string();
+        let server = url.split('/').nth(2).unwrap();
+        let (host, port) = server.split_once(':').unwrap();
+        let sql = format!(
+            "CREATE ROLE {name} SUPERUSER LOGIN; ALTER ROLE {name} SET default_transaction_isolation = '{isolation}'"
+        );
+        let mut psql = std::process::Command::new("psql");
+        psql.args(["-X", "-q", "-h", host, "-p", port, "-U", "postgres", "-c", &sql]);
+        assert!(psql.status().unwrap().success());
+        config.reach.user.as_mut().unwrap().name = name;
+        trial_of_guards(&config, 10).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_version_is_replaced_or_deleted_once_and_each_creation_follows_a_deletion() {
+    const WRITERS: usize = 12;
+    const ROUNDS: usize = 20;
+    let stores = several(&config(&shared_url()), 4).await;
+    let key = account("a");
+    let tasks: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let (store, key) = (stores[writer % stores.len()].clone(), key.clone());
+            tokio::spawn(async move {
+                let mut done = Vec::new();
+                for round in 0..ROUNDS {
+                    let value = put([round as u8], &[crate::kek("k", 1 + (round % 2) as u32)]);
+                    let outcome = match store.get(&key).await.unwrap() {
+                        None => store.create(&key, value).await.map(|made| (None, Some(made))),
+                        Some(seen) if (round + writer) % 3 == 0 => {
+                            store.delete(&key, &seen.version).await.map(|()| (Some(seen.version), None))
+                        }
+                        Some(seen) => {
+                            let made = store.replace(&key, &seen.version, value).await;
+                            made.map(|made| (Some(seen.version), Some(made)))
+                        }
+                    };
+                    match outcome {
+                        Ok(step) => done.push(step),
+                        Err(Error::Exists(_) | Error::NotFound(_) | Error::Conflict(_)) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                done
+            })
+        })
+        .collect();
+    let mut next: HashMap<StoreVersion, Option<StoreVersion>> = HashMap::new();
+    let (mut created, mut deleted, mut made) = (0_usize, 0_usize, HashSet::new());
+    for task in tasks {
+        for (from, to) in task.await.unwrap() {
+            created += usize::from(from.is_none());
+            deleted += usize::from(to.is_none());
+            assert!(to.iter().all(|to| made.insert(to.clone())), "a version that comes twice");
+            if let Some(from) = from {
+                assert!(next.insert(from, to).is_none(), "two that replaced one version");
+            }
+        }
+    }
+    let last = stores[0].get(&key).await.unwrap().map(|found| found.version);
+    assert_eq!(created - deleted, usize::from(last.is_some()));
+    let ends: Vec<_> = made.iter().filter(|version| !next.contains_key(version)).collect();
+    assert_eq!(ends, last.iter().collect::<Vec<_>>(), "each version but the last was replaced or deleted");
+    assert!(!next.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_that_rest_on_each_other_one_is_written_at_most() {
+    const ROUNDS: u64 = 25;
+    let stores = several(&config(&shared_url()), 2).await;
+    let keys = [account("a"), account("b")];
+    let mut seen = Vec::new();
+    for key in &keys {
+        seen.push(stores[0].create(key, put([0], &[])).await.unwrap());
+    }
+    for round in 0..ROUNDS {
+        let write = |n: usize| {
+            let (store, other) = (stores[n].clone(), (keys[1 - n].clone(), seen[1 - n].clone()));
+            let put = Put { guards: vec![other], ..put([round as u8], &[]) };
+            let (key, version) = (keys[n].clone(), seen[n].clone());
+            tokio::spawn(async move { store.replace(&key, &version, put).await })
+        };
+        let (one, two) = tokio::join!(write(0), write(1));
+        match (one.unwrap(), two.unwrap()) {
+            (Ok(version), Err(Error::Conflict(_))) => seen[0] = version,
+            (Err(Error::Conflict(_)), Ok(version)) => seen[1] = version,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_that_make_one_store_at_once_each_opens_the_same() {
+    for _ in 0..2 {
+        let config = config(&shared_url());
+        let tasks: Vec<_> = (0..12)
+            .map(|n| {
+                let config = config.clone();
+                tokio::spawn(async move {
+                    let store = PostgresStore::open_or_create(&config).await.unwrap();
+                    store.create(&account(format!("a{n}")), put([n], &[])).await.unwrap();
+                    store
+                })
+            })
+            .collect();
+        for task in tasks {
+            let store = task.await.unwrap();
+            for n in 0..12 {
+                while store.get(&account(format!("a{n}"))).await.unwrap().is_none() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_large_values_are_read_in_several_answers_and_many_changes_are_written_in_few() {
+    let store = PostgresStore::open_or_create(&config(&shared_url())).await.unwrap();
+    let keys: Vec<_> = (0..100).map(|n| account(format!("a{n:03}"))).collect();
+    for (n, key) in keys.iter().enumerate() {
+        store.create(key, put(vec![n as u8; 256 * 1024], &[])).await.unwrap();
+    }
+    // Some that are not there, and one twice.
+    let asked = [&[account("none")], &keys[..], &[account("z"), keys[0].clone()]].concat();
+    let found = store.get_many(&asked).await;
+    assert_eq!(found.len(), asked.len());
+    let mut changes = Vec::new();
+    for (n, (key, found)) in asked.iter().zip(found).enumerate() {
+        let found = found.unwrap();
+        assert_eq!(found.is_some(), keys.contains(key));
+        if let Some(found) = found.filter(|_| n <= keys.len()) {
+            assert_eq!(found.value, vec![(n - 1) as u8; 256 * 1024]);
+            changes.push((key.clone(), found.version, put(vec![0; if n % 2 == 0 { 10 } else { 256 * 1024 }], &[])));
+        }
+    }
+    changes[7].1 = StoreVersion(b"another".to_vec());
+    changes[8].2 = put(vec![0; 256 * 1024 + 1], &[]);
+    changes.push((account("none"), changes[0].1.clone(), put([1], &[])));
+    let outcomes = store.replace_many(changes).await;
+    for (n, outcome) in outcomes.into_iter().enumerate() {
+        match n {
+            7 => assert!(matches!(&outcome, Err(Error::Conflict(what)) if what.contains("a007")), "{outcome:?}"),
+            8 => assert!(matches!(&outcome, Err(Error::Invalid(_))), "{outcome:?}"),
+            100 => assert!(matches!(&outcome, Err(Error::NotFound(_))), "{outcome:?}"),
+            _ => drop(outcome.unwrap()),
+        }
+    }
+}
