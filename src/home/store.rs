@@ -5,7 +5,7 @@ use super::{Call, Room};
 use crate::{
     clock::Clock,
     error::{Error, Result},
-    store::{Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned},
+    store::{Apart, Changes, Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned},
 };
 use async_trait::async_trait;
 use std::{future::Future, sync::Arc, time::Duration};
@@ -80,6 +80,11 @@ impl KeyStore for HomeStore {
 
     async fn shred(&self, remains: Vec<Vec<u8>>) -> Result<()> {
         self.ask(|store| async move { store.shred(remains).await }).await?
+    }
+
+    async fn changes(&self) -> Result<Option<Box<dyn Changes>>> {
+        let opened = self.ask(|store| async move { store.changes().await }).await??;
+        Ok(opened.map(|changes| Apart::hear(changes, |hearing| self.room.spawn(hearing).abort_handle())))
     }
 
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {

@@ -32,6 +32,8 @@ pub(crate) enum Why {
     Due,
     /// Others of its KEK version moved to another one: only if it did too.
     Moved,
+    /// Its record was changed, by whoever: as that, and where it fails it is noticed within its TTL.
+    Heard,
 }
 
 /// Starts an unwrap; waits while too many are under way. The record is read first, so that a store that hangs holds no
@@ -83,7 +85,7 @@ async fn attempt(keyring: &Arc<Keyring>, slot: &Arc<AekSlot>, why: Why) -> Resul
         if found.moved() && why == Why::Due {
             keyring.note_move(&slot.leash);
         }
-        if !found.moved() && why == Why::Moved {
+        if !found.moved() && why != Why::Due {
             return Ok(());
         }
         found = match keyring.placed(slot, found, For::Nobody).await? {

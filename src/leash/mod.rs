@@ -97,6 +97,8 @@ pub(crate) struct Leash<M> {
     pub(crate) moved: AtomicBool,
     /// The record that proofs are made with while the store fails is gone: another one is wanted before it does.
     pub(crate) sample_lost: AtomicBool,
+    /// The store told of a denial that is not known here, or of the end of the one that is: the token is to be asked.
+    pub(crate) heard: AtomicBool,
     /// The first token's context, and the standby's, could not be renewed for a fresh proof that was due.
     renewal_owed: [AtomicBool; 2],
     /// The standby was looked at, while it was not needed.
@@ -191,6 +193,7 @@ impl<M: Member> Leash<M> {
             retired: AtomicUsize::new(0),
             moved: AtomicBool::new(false),
             sample_lost: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
             renewal_owed: [AtomicBool::new(false), AtomicBool::new(false)],
             standby_looked_at: AtomicBool::new(false),
             standby_has_it: AtomicBool::new(false),

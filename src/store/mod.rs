@@ -4,6 +4,8 @@
 //! object store with conditional put fit behind it. What the bytes mean is [`record`]'s business; whether
 //! a store of one's own keeps the contract is said by [`check`].
 
+pub(crate) use self::changes::Apart;
+pub use self::changes::Changes;
 pub use self::policy::{PART_ID_BYTES, PartId, load_policy};
 pub use self::probe::Probe;
 pub use self::record::load_checkpoint;
@@ -18,6 +20,7 @@ use crate::{
 use async_trait::async_trait;
 use std::fmt;
 
+mod changes;
 pub mod check;
 pub mod copy;
 pub(crate) mod envelope;
@@ -363,6 +366,16 @@ pub trait KeyStore: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Store`]: what was deleted is deleted, and its bytes may still be found.
     async fn shred(&self, remains: Vec<Vec<u8>>) -> Result<()>;
+
+    /// What is changed from now on, by whoever, so that an engine hears at once of what others did. `None` where the store cannot tell:
+    /// then it hears of an account as it reads its record, within `aek_ttl`, and of a denial with its own next proof. No promise
+    /// rests on it, so one may be left out, or told wrongly: what was heard of is looked at, in the store and in the token.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; it is asked again.
+    async fn changes(&self) -> Result<Option<Box<dyn Changes>>> {
+        Ok(None)
+    }
 
     /// Tries reads and writes on the server, of nothing that is a record. `None` where there is no server.
     ///

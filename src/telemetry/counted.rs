@@ -35,6 +35,8 @@ names! {
     Event::ProofCrowdedOut { .. } => "proof_crowded_out",
     Event::StoreSilent { .. } => "store_silent",
     Event::StoreAnswers => "store_answers",
+    Event::ChangesUnheard { .. } => "changes_unheard",
+    Event::ChangesHeard => "changes_heard",
     Event::TrailBroken { .. } => "trail_broken",
     Event::TrailWhole => "trail_whole",
     Event::NoRecordToProve { .. } => "no_record_to_prove",

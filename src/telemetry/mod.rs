@@ -84,6 +84,14 @@ pub enum Event {
     },
     /// The key store answers again.
     StoreAnswers,
+    /// What others change in the key store is not heard of as they do it: it is noticed within `aek_ttl`, and a denial with the next proof.
+    /// Told once until it is heard of again.
+    ChangesUnheard {
+        /// Why the store's feed broke, or could not be opened.
+        why: String,
+    },
+    /// It is heard of again.
+    ChangesHeard,
     /// What is done cannot be kept on the trail. Told once until it can be.
     TrailBroken {
         /// Why, and the remedy.
@@ -262,6 +270,10 @@ impl fmt::Display for Event {
             }
             Self::StoreSilent { why } => write!(f, "the store is silent: {why}; keys in use go on"),
             Self::StoreAnswers => f.write_str("the store answers again"),
+            Self::ChangesUnheard { why } => {
+                write!(f, "what others change in the store is noticed within a TTL, and not at once: {why}")
+            }
+            Self::ChangesHeard => f.write_str("what others change in the store is heard of at once again"),
             Self::TrailBroken { why } => f.write_str(why),
             Self::TrailWhole => f.write_str("the trail is kept again"),
             Self::NoRecordToProve { kek, why } => write!(f, "KEK {kek}: there is no record to prove it with: {why}"),
@@ -341,6 +353,7 @@ impl Teller {
             | Event::SecretRotated { .. }
             | Event::ContextRenewed { .. }
             | Event::StoreAnswers
+            | Event::ChangesHeard
             | Event::TrailWhole
             | Event::WipeDone { .. }
             | Event::Rewrapped { failed: 0, .. }) => tracing::info!(target: EVENTS_TARGET, "{good}"),

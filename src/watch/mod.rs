@@ -31,6 +31,7 @@ use std::{
 };
 use tokio::task::{Id, JoinSet};
 
+mod feed;
 mod keks;
 mod supervise;
 mod tend;
@@ -51,7 +52,11 @@ const BACK_OFF_AFTER: Duration = Duration::from_secs(10 * 60);
 /// … down to once in this time.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
-/// Starts the watch, the tending of slots and the look after keys that come and go in each token. They end with the engine.
+/// However often the store tells of denials, a KEK version is asked no more often for it than this.
+const HEARD_PAUSE: Duration = Duration::from_secs(1);
+
+/// Starts the watch, the tending of slots, the hearing of what others change and the look after keys that come and go in each token. They
+/// end with the engine.
 pub(crate) fn start(keyring: &Arc<Keyring>) {
     let of = keyring.clone();
     keyring.home.proofs.spawn(async move {
@@ -69,6 +74,9 @@ pub(crate) fn start(keyring: &Arc<Keyring>) {
     keyring.home.upkeep.spawn(watched); // not where the watch is: who is stuck cannot say so
     supervise(keyring, "tend", |keyring, beat, _| {
         keyring.home.upkeep.spawn(tend::tend(keyring.clone(), beat)).abort_handle()
+    });
+    supervise(keyring, "feed", |keyring, beat, _| {
+        keyring.home.upkeep.spawn(feed::hear(keyring.clone(), beat)).abort_handle()
     });
     for seat in keyring.tokens.seats() {
         let seat = seat.clone();
@@ -111,7 +119,10 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
                 || Turn { last: Some(now), early: keyring.jitter.below(JITTER_PERMILLE), ..Turn::unknown() };
             let turn = turns.entry(kek.clone()).or_insert_with(&mut begin);
             let is_wanted = turn.nobody_there || leash.sample_lost.load(Ordering::SeqCst);
-            let at = if is_wanted && leash.member(0).is_some() { now } else { turn.due(&keyring, &leash, now) };
+            let mut at = if is_wanted && leash.member(0).is_some() { now } else { turn.due(&keyring, &leash, now) };
+            if leash.heard.load(Ordering::SeqCst) {
+                at = at.min(turn.last.map_or(now, |last| last.plus(HEARD_PAUSE)));
+            }
             if at > now {
                 next = next.min(at);
                 continue;
@@ -119,6 +130,10 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
             let (nobody_there, refused_for) = (leash.member(0).is_none(), turn.refused_for(&keyring, &leash, now));
             turns.insert(kek.clone(), Turn { nobody_there, refused_for, ..begin() });
             leash.sample_lost.store(false, Ordering::SeqCst);
+            if leash.heard.swap(false, Ordering::SeqCst) {
+                // Not what an old context says, which others may have seen through.
+                leash.renewal_owed(Voice::First).store(true, Ordering::SeqCst);
+            }
             // Whatever comes of the proof: the store may have failed, and there may be nobody to prove with.
             keyring.save_if_needed(&leash);
             if nobody_there {

@@ -8,6 +8,7 @@ mod crowd;
 mod dates;
 mod delete;
 mod denial;
+mod feed;
 mod fresh;
 mod grants;
 mod hand;

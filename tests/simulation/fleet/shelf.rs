@@ -1,19 +1,25 @@
 //! Each process's connection to the key store, which is slow, silent or failing for reads and for writes apart, and whose answers
-//! may be lost or long in coming. What it answers is the newest, as its contract says: of older answers the engine need not beware.
+//! may be lost or long in coming. What it answers is the newest, as its contract says: of older answers the engine need not beware. What
+//! it tells of changes by itself need not be so.
 
 use super::stage::{Shared, gate, lock};
 use async_trait::async_trait;
 use keyleash::{
     Error, Result,
     clock::{Clock, ManualClock},
+    name::{KekName, KekVersion},
     store::{
-        Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned,
+        Changes, Filter, Key, KeyStore, Page, Put, StoreVersion, Versioned,
         memory::MemoryStore,
         record::{AccountRecord, KekRecord},
     },
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{
+    Notify,
+    mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    oneshot,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Health {
@@ -47,6 +53,48 @@ pub(crate) struct Shelves {
     pub(crate) held: usize,
     /// The index of what each KEK version wraps has lost its entries.
     pub(crate) index_lost: bool,
+    /// In a world whose store tells of changes.
+    pub(crate) feed: Option<Feed>,
+}
+
+/// Tells every process what is changed: but not all of it, also what was not, and it breaks.
+pub(crate) struct Feed {
+    hearers: Vec<UnboundedSender<Key>>,
+    told: u64,
+}
+
+impl Feed {
+    /// Of every third seed.
+    pub(crate) fn of(seed: u64) -> Option<Self> {
+        (seed % 3 == 1).then(|| Self { hearers: Vec::new(), told: seed })
+    }
+
+    fn tell(&mut self, key: &Key) {
+        self.told += 1;
+        let lie = Key::Denial(KekVersion::new(KekName::new("kek-0").unwrap(), 1));
+        let said = match self.told % 16 {
+            3 | 11 => return,
+            7 => return self.hearers.clear(),
+            5 | 13 => &lie,
+            _ => key,
+        };
+        self.hearers.retain(|hearer| hearer.send(said.clone()).is_ok());
+    }
+}
+
+struct Hearing {
+    heard: UnboundedReceiver<Key>,
+    shared: Shared,
+    process: usize,
+}
+
+#[async_trait]
+impl Changes for Hearing {
+    async fn next(&mut self) -> Result<Vec<Key>> {
+        let key = self.heard.recv().await;
+        gate(&self.shared, self.process).await;
+        Ok(vec![key.ok_or_else(|| Error::Store("the feed broke".into()))?])
+    }
 }
 
 /// One process's connection.
@@ -153,6 +201,9 @@ impl Shelf {
         let mut stage = lock(&self.shared);
         if outcome.is_ok() {
             let now = stage.now();
+            if let Some(feed) = &mut stage.shelves.feed {
+                feed.tell(key);
+            }
             stage.note(|| {
                 format!("process {} {} {key}", self.process, if put.is_some() { "writes" } else { "deletes" })
             });
@@ -203,6 +254,19 @@ impl KeyStore for Shelf {
 
     async fn shred(&self, _: Vec<Vec<u8>>) -> Result<()> {
         Ok(())
+    }
+
+    async fn changes(&self) -> Result<Option<Box<dyn Changes>>> {
+        let takes = self.play(|shelves| shelves.reads).await?;
+        let (sender, heard) = unbounded_channel();
+        let changes: Option<Box<dyn Changes>> = match &mut lock(&self.shared).shelves.feed {
+            None => None,
+            Some(feed) => {
+                feed.hearers.push(sender);
+                Some(Box::new(Hearing { heard, shared: self.shared.clone(), process: self.process }))
+            }
+        };
+        self.answer(takes, Ok(changes)).await
     }
 
     async fn list(&self, filter: &Filter, after: Option<&Key>, limit: usize) -> Result<Page> {

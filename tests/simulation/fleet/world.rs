@@ -4,7 +4,7 @@
 use super::{
     hsm::{Connection, Fault, Hsm, Seam},
     oracle::{FIRST, Oracle, QUEUE_MAX, STANDBY},
-    shelf::{Shelf, Shelves},
+    shelf::{Feed, Shelf, Shelves},
     stage::{Shared, Stage, lock},
 };
 use crate::world::{Quiet, between};
@@ -197,7 +197,7 @@ impl World {
         let stage = Stage {
             oracle: Oracle::new(settings.clone(), hosts, &hsms, real.now()),
             hsms,
-            shelves: Shelves::default(),
+            shelves: Shelves { feed: Feed::of(seed), ..Shelves::default() },
             killed: BTreeSet::new(),
             suspended: BTreeSet::new(),
             woken: Arc::default(),
