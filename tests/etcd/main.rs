@@ -4,6 +4,7 @@
 
 #[path = "../servers/certificates.rs"]
 mod certificates;
+mod changes;
 mod cli;
 #[path = "../store/conformance.rs"]
 mod conformance;

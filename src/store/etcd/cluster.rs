@@ -13,7 +13,10 @@ use crate::{
         why,
     },
 };
-use etcd_client::{Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions, Txn, TxnResponse};
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error as EtcdError, Identity, TlsOptions, Txn, TxnResponse, WatchOptions,
+    WatchStream,
+};
 use std::{
     io::ErrorKind,
     sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::SeqCst},
@@ -111,6 +114,10 @@ impl Cluster {
         }
     }
 
+    pub(super) fn timeout(&self) -> Duration {
+        self.config.reach.timeout
+    }
+
     /// When a call that begins now is over, however many requests it makes.
     pub(super) fn deadline(&self) -> Instant {
         self.clock.now().plus(self.config.reach.timeout)
@@ -180,6 +187,41 @@ impl Cluster {
             };
             return Err(Failure::Silent(format!("no etcd answers: {what}")));
         }
+    }
+
+    /// Has the member that answered last tell of what is changed under a prefix, from when this returns. It ends that where it is cut off
+    /// from its leader, and so hears of nothing.
+    pub(super) async fn watch(&self, prefix: Vec<u8>, look: Txn) -> Result<WatchStream, Failure> {
+        let until = self.deadline();
+        self.read(look, until).await?;
+        let Some(member) = self.members.get(self.current.load(SeqCst)) else {
+            return Err(Failure::Silent("no member".into()));
+        };
+        let opened = async {
+            let options = self.options().map_err(Trouble::Refused)?.with_require_leader(true);
+            let client = self.connect(member, options).await?.watch_client();
+            let mut client = client.max_decoding_message_size(ANSWER_BYTES_MAX);
+            let opened = async {
+                let mut stream = client.watch(prefix, Some(WatchOptions::new().with_prefix())).await?;
+                stream.message().await.map(|said| (stream, said))
+            };
+            match opened.await.map_err(|error| self.trouble(&error))? {
+                (stream, Some(said)) if said.created() && !said.canceled() => Ok(stream),
+                (_, said) => {
+                    let why = said.map_or_else(|| "it ended it".into(), |said| said.cancel_reason().to_owned());
+                    Err(Trouble::Unsettled(why))
+                }
+            }
+        };
+        let outcome = timeout(until.since(self.clock.now()), opened).await;
+        outcome.unwrap_or_else(|_| Err(Trouble::Unsettled("no answer".into()))).map_err(|trouble| match trouble {
+            Trouble::Refused(what) | Trouble::Password(what) => {
+                Failure::Refused(format!("etcd {}: {what}", member.endpoint))
+            }
+            Trouble::NotSent(what) | Trouble::Unsettled(what) | Trouble::Stale(what) => {
+                Failure::Silent(format!("etcd {} tells of no changes: {what}", member.endpoint))
+            }
+        })
     }
 
     /// Whether this is the cluster that answered before, and no older state of it.
@@ -255,14 +297,18 @@ impl Cluster {
             return Ok(client.clone());
         }
         let options = self.options().map_err(Trouble::Refused)?;
+        let client = self.connect(member, options).await?;
+        Ok(kept.insert((member.clients.fetch_add(1, SeqCst), client)).clone())
+    }
+
+    async fn connect(&self, member: &Member, options: ConnectOptions) -> Result<Client, Trouble> {
         let scheme = if self.config.reach.tls == StoreTls::On { "https" } else { "http" };
         let client = Client::connect([format!("{scheme}://{}", member.endpoint)], Some(options)).await;
-        let client = client.map_err(|error| match self.trouble(&error) {
+        client.map_err(|error| match self.trouble(&error) {
             // Only a name and a password were sent.
             Trouble::Unsettled(what) => Trouble::NotSent(what),
             trouble => trouble,
-        })?;
-        Ok(kept.insert((member.clients.fetch_add(1, SeqCst), client)).clone())
+        })
     }
 
     fn options(&self) -> Result<ConnectOptions, String> {

@@ -59,6 +59,16 @@ impl Keys {
         self.at("@record/", key)
     }
 
+    /// What the keys of all records begin with.
+    pub(super) fn records(&self) -> Vec<u8> {
+        self.record(&[])
+    }
+
+    /// The key whose record stands there; `None` where that is none of this release.
+    pub(super) fn of_record(&self, place: &[u8]) -> Option<Key> {
+        Key::from_bytes(place.strip_prefix(self.records().as_slice())?).ok()
+    }
+
     fn index(&self, rest: &[u8]) -> Vec<u8> {
         self.at("@wrapped-by/", rest)
     }

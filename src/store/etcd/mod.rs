@@ -11,11 +11,12 @@
 
 use self::{
     cluster::Cluster,
+    feed::Feed,
     keys::{Expected, Keys, LAYOUT, OPERATIONS_MAX, found, open, revision_of, version_of},
 };
 use super::{
-    Filter, Key, KeyStore, Page, Probe, Put, StoreVersion, Versioned, check_limit, check_put, conflict, exists,
-    not_found,
+    Changes, Filter, Key, KeyStore, Page, Probe, Put, StoreVersion, Versioned, check_limit, check_put, conflict,
+    exists, not_found,
     remote::{Failure, PROBES, Remote, median},
 };
 use crate::{
@@ -29,6 +30,7 @@ use etcd_client::{KeyValue, TxnResponse};
 use std::{collections::HashMap, fmt, sync::Arc};
 
 mod cluster;
+mod feed;
 mod keys;
 
 /// Most requests that one call has under way.
@@ -316,6 +318,16 @@ impl KeyStore for EtcdStore {
     /// Nothing: what was replaced is in etcd's history until whoever runs the cluster compacts and defragments it.
     async fn shred(&self, _: Vec<Vec<u8>>) -> Result<()> {
         Ok(())
+    }
+
+    async fn changes(&self) -> Result<Option<Box<dyn Changes>>> {
+        let opened = self.remote.run(|shared| async move {
+            let stream = shared.cluster.watch(shared.keys.records(), shared.keys.look()).await;
+            let stream = stream.map_err(|failure| shared.named(failure))?;
+            let (name, keys, patience) = (shared.name.clone(), shared.keys.clone(), shared.cluster.timeout());
+            Ok(Feed { name, stream, keys, patience })
+        });
+        Ok(Some(self.remote.hear(opened.await?)))
     }
 
     async fn probe(&self) -> Result<Option<Probe>> {

@@ -1,5 +1,6 @@
 //! What stores on a server share: connections live on a thread of the store's own, so that they stand still with nobody's runtime.
 
+use super::{Apart, Changes};
 use crate::error::{Error, Result};
 use std::{sync::Arc, thread, time::Duration};
 use tokio::{
@@ -95,6 +96,11 @@ impl<S: Send + Sync + 'static> Remote<S> {
         let mut task = Task(self.runtime.spawn(work(self.shared.clone())));
         let ended = (&mut task.0).await;
         ended.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// Hears these on the store's own thread.
+    pub(super) fn hear(&self, changes: impl Changes + 'static) -> Box<dyn Changes> {
+        Apart::hear(Box::new(changes), |hearing| self.runtime.spawn(hearing).abort_handle())
     }
 
     /// Each on the store's own thread, some at a time.
