@@ -71,7 +71,7 @@ fn the_command_line_does_in_postgresql_what_it_does_on_a_file() {
 
 #[test]
 fn what_is_set_up_wrong_is_said_by_the_command_line_too() {
-    let postgres = Postgres::begin_with(&["fsync=off"], &[]);
+    let postgres = Postgres::begin();
     let shell = shell(&postgres.url("a"));
     shell.refused(
         "KEYLEASH_STORE=mysql://x/y keyleash kek list",

@@ -58,8 +58,14 @@ fn config(url: &str) -> PostgresConfig {
     config
 }
 
-/// One server for all tests that only use it, in a schema of its own for each that asks.
+/// A schema of its own in the one server of all tests that only use it.
 fn shared_url() -> String {
+    let mut random = [0; 8];
+    fill_random(&mut random).unwrap();
+    format!("postgres://{}/postgres/t{}", shared_server(), hex::encode(random))
+}
+
+fn shared_server() -> String {
     static SERVER: OnceLock<u16> = OnceLock::new();
     let port = SERVER.get_or_init(|| {
         let (told, port) = mpsc::channel();
@@ -74,9 +80,7 @@ fn shared_url() -> String {
         });
         port.recv().expect("PostgreSQL did not begin: run tests/servers/postgres install")
     });
-    let mut random = [0; 8];
-    fill_random(&mut random).unwrap();
-    format!("postgres://127.0.0.1:{port}/postgres/t{}", hex::encode(random))
+    format!("127.0.0.1:{port}")
 }
 
 async fn stores() -> (Vec<Arc<dyn KeyStore>>, ()) {

@@ -68,7 +68,8 @@ impl Postgres {
 
     fn new(folder: TempDir, settings: &[&str], primary: Option<u16>) -> Self {
         let port = free_port();
-        let own = [&format!("port={port}"), "listen_addresses=127.0.0.1", "log_min_messages=panic"];
+        // No machine is killed: what a process wrote is there.
+        let own = [&format!("port={port}"), "listen_addresses=127.0.0.1", "log_min_messages=panic", "fsync=off"];
         let args = own.iter().chain(settings).flat_map(|setting| ["-c".to_owned(), (*setting).to_owned()]).collect();
         let mut postgres = Self { folder, port, args, child: None, primary };
         postgres.restart();
@@ -186,8 +187,10 @@ impl Postgres {
         let processes = self.processes();
         self.signal(9);
         self.child.take().unwrap().wait().unwrap();
-        let is_there = |id: &u32| Path::new(&format!("/proc/{id}")).exists();
-        while processes.iter().any(is_there) {
+        // What somebody has still to hear of has ended.
+        let state = |id: &u32| fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        let runs = |id: &u32| state(id).rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']));
+        while processes.iter().any(runs) {
             thread::sleep(Duration::from_millis(5));
         }
     }
