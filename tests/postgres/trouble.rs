@@ -14,7 +14,12 @@ use keyleash::{
     store::{Filter, KeyStore, postgres::PostgresStore},
 };
 use std::{
-    sync::{Arc, atomic::Ordering::SeqCst},
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     thread,
     time::Duration,
 };
@@ -115,6 +120,48 @@ async fn a_write_whose_answer_is_lost_is_not_known_and_is_not_done_again() {
         assert_eq!(direct.get(&key).await.unwrap().unwrap().version, found.version);
         assert!(matches!(store.create(&key, put([9], &[])).await, Err(Error::Exists(_))));
     }
+}
+
+/// Passes on what is said, but for the first word of each transaction while `is_spoilt`: the statements behind it are none, then.
+fn spoiling_proxy(to: String) -> (u16, Arc<AtomicBool>) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let (port, is_spoilt) = (listener.local_addr().unwrap().port(), Arc::new(AtomicBool::new(false)));
+    let spoilt = is_spoilt.clone();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (client, server) = (client.unwrap(), TcpStream::connect(&to).unwrap());
+            let (mut back, mut there) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut back, &mut there));
+            let (spoilt, mut from, mut to) = (spoilt.clone(), client, server);
+            thread::spawn(move || {
+                let mut bytes = [0; 65536];
+                while let Ok(n @ 1..) = from.read(&mut bytes) {
+                    let begin = bytes[..n].windows(6).position(|word| word == b"BEGIN ");
+                    if let Some(begin) = begin.filter(|_| spoilt.load(SeqCst)) {
+                        bytes[begin] = b'X';
+                    }
+                    if to.write_all(&bytes[..n]).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    (port, is_spoilt)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_was_not_begun_writes_nothing() {
+    let (port, is_spoilt) = spoiling_proxy(shared_server());
+    let store = open_at_last(&config(&format!("postgres://127.0.0.1:{port}/postgres/spoilt"))).await;
+    let made = store.create(&account("a"), put([1], &[])).await.unwrap();
+    is_spoilt.store(true, SeqCst);
+    unsettled(&store.create(&account("b"), put([2], &[])).await);
+    unsettled(&store.replace(&account("a"), &made, put([2], &[])).await);
+    unsettled(&store.delete(&account("a"), &made).await);
+    is_spoilt.store(false, SeqCst);
+    assert_eq!(store.get(&account("b")).await.unwrap(), None);
+    assert_eq!(store.get(&account("a")).await.unwrap().unwrap().version, made);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
