@@ -4,7 +4,7 @@ use crate::{config, shared_url};
 use keyleash::store::{KeyStore, postgres::PostgresStore};
 use std::{fs, path::Path, sync::Arc};
 
-pub(crate) const KILLS: u32 = 4;
+pub(crate) const KILLS: u32 = 3;
 
 pub(crate) fn configure(directory: &Path) {
     let text = format!("[store]\nurl = \"{}\"\ntls = \"plaintext\"\nuser = \"postgres\"\n", shared_url());

@@ -67,7 +67,7 @@ async fn trial(postgres: &mut Postgres, harm: impl FnOnce(&mut Postgres)) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_acknowledged_write_is_lost_however_often_the_server_is_killed() {
     trial(&mut Postgres::begin(), |postgres| {
-        for _ in 0..5 {
+        for _ in 0..4 {
             thread::sleep(Duration::from_millis(100) + random_ms(300));
             postgres.kill();
             thread::sleep(random_ms(200));
@@ -81,7 +81,7 @@ async fn no_acknowledged_write_is_lost_however_often_the_server_is_killed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_acknowledged_write_is_lost_while_the_server_stands_still_or_ends_its_connections() {
     trial(&mut Postgres::begin(), |postgres| {
-        for n in 0..6 {
+        for n in 0..4 {
             thread::sleep(Duration::from_millis(100) + random_ms(300));
             if n % 2 == 0 {
                 postgres.stop();
