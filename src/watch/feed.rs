@@ -103,9 +103,10 @@ async fn listen(keyring: &Arc<Keyring>, beat: &Beat, mut changes: Box<dyn Change
         }
         tokio::select! {
             biased; // a simulation sees the same again
-            keys = changes.next() => keys?.into_iter().for_each(|key| waiting.add(keyring, key)),
+            // First: however fast it is told of more.
             Some(_) = denials.join_next() => {}
             Some(_) = accounts.join_next() => {}
+            keys = changes.next() => keys?.into_iter().for_each(|key| waiting.add(keyring, key)),
             () = keyring.clock.sleep_until(now.plus(TICK)) => {}
         }
     }

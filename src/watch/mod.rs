@@ -52,7 +52,8 @@ const BACK_OFF_AFTER: Duration = Duration::from_secs(10 * 60);
 /// … down to once in this time.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
-/// However often the store tells of denials, a KEK version is asked no more often for it than this.
+/// However often the store tells of denials, a KEK version is asked no more often for it than this, and each time that it made no
+/// difference half as often, down to the usual.
 const HEARD_PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts the watch, the tending of slots, the hearing of what others change and the look after keys that come and go in each token. They
@@ -121,16 +122,18 @@ async fn watch(keyring: Arc<Keyring>, beat: Arc<Beat>, restarted: bool) {
             let is_wanted = turn.nobody_there || leash.sample_lost.load(Ordering::SeqCst);
             let mut at = if is_wanted && leash.member(0).is_some() { now } else { turn.due(&keyring, &leash, now) };
             if leash.heard.load(Ordering::SeqCst) {
-                at = at.min(turn.last.map_or(now, |last| last.plus(HEARD_PAUSE)));
+                at = at.min(turn.last.map_or(now, |last| last.plus(turn.heard_pause(&keyring))));
             }
             if at > now {
                 next = next.min(at);
                 continue;
             }
             let (nobody_there, refused_for) = (leash.member(0).is_none(), turn.refused_for(&keyring, &leash, now));
-            turns.insert(kek.clone(), Turn { nobody_there, refused_for, ..begin() });
+            let is_heard = leash.heard.swap(false, Ordering::SeqCst);
+            let heard = turn.next_heard(is_heard, leash.is_denied());
+            turns.insert(kek.clone(), Turn { nobody_there, refused_for, heard, ..begin() });
             leash.sample_lost.store(false, Ordering::SeqCst);
-            if leash.heard.swap(false, Ordering::SeqCst) {
+            if is_heard {
                 // Not what an old context says, which others may have seen through.
                 leash.renewal_owed(Voice::First).store(true, Ordering::SeqCst);
             }
@@ -175,11 +178,28 @@ struct Turn {
     nobody_there: bool,
     /// For how long it had been denied, or lapsed, as it was asked last.
     refused_for: Duration,
+    /// Whether it was denied as it was asked because of what the store told, and how often that made no difference of late.
+    heard: Option<(bool, u32)>,
 }
 
 impl Turn {
     fn unknown() -> Self {
-        Self { last: None, early: 0, nobody_there: false, refused_for: Duration::ZERO }
+        Self { last: None, early: 0, nobody_there: false, refused_for: Duration::ZERO, heard: None }
+    }
+
+    /// How soon it is asked again for what the store tells. Where one engine alone is denied, the others end its denial and it writes
+    /// another one, without end: so what makes no difference again and again has time until the next poll.
+    fn heard_pause(&self, keyring: &Keyring) -> Duration {
+        let times = self.heard.map_or(0, |(_, times)| times);
+        HEARD_PAUSE.saturating_mul(1 << times.min(6)).min(keyring.settings.poll_interval)
+    }
+
+    fn next_heard(&self, is_heard: bool, is_denied: bool) -> Option<(bool, u32)> {
+        let times = self.heard.and_then(|(was, times)| (was == is_denied).then_some(times));
+        match is_heard {
+            true => Some((is_denied, times.map_or(0, |times| times.saturating_add(1)))),
+            false => times?.checked_sub(1).map(|times| (is_denied, times)),
+        }
     }
 
     /// For how long it has been refused, where it is asked again at `now`. A machine's sleep is none of it, in which nobody asked: the
