@@ -1,19 +1,21 @@
 //! What is changed in a store in etcd, as others hear of it.
 
-use crate::{account, config, kek, put, server::Etcd};
+use crate::{
+    account, config,
+    heard::{FOR_EVER, hear, hears_of_deletions, until_broken},
+    kek, put,
+    server::Etcd,
+};
 use keyleash::{
-    Account, Engine, Error,
+    Engine, Error,
     clock::Clock,
-    name::{AccountId, KekName},
+    name::KekName,
     store::{Changes, Key, KeyStore, etcd::EtcdStore},
     telemetry::Event,
     token::{Profile, scripted::ScriptedToken},
 };
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
-
-/// Far from every time that is meant, and shorter than a TTL.
-const FOR_EVER: Duration = Duration::from_secs(120);
 
 async fn open(etcd_url: &str) -> EtcdStore {
     let mut config = config(etcd_url);
@@ -32,27 +34,6 @@ async fn feed(store: &EtcdStore) -> Box<dyn Changes> {
         match store.changes().await {
             Ok(changes) => return changes.expect("etcd has a feed"),
             Err(Error::Store(_)) => sleep(Duration::from_millis(100)).await,
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-/// Takes what is told until it is all of these; of others there is none.
-async fn hear(changes: &mut Box<dyn Changes>, keys: &[Key]) {
-    let mut left: BTreeSet<_> = keys.iter().cloned().collect();
-    while !left.is_empty() {
-        for key in timeout(FOR_EVER, changes.next()).await.expect("it is told").unwrap() {
-            assert!(keys.contains(&key), "{key}");
-            left.remove(&key);
-        }
-    }
-}
-
-async fn until_broken(mut changes: Box<dyn Changes>) -> String {
-    loop {
-        match timeout(FOR_EVER, changes.next()).await.expect("it is noticed") {
-            Ok(_) => {}
-            Err(Error::Store(why)) => return why,
             Err(error) => panic!("{error}"),
         }
     }
@@ -130,10 +111,6 @@ async fn a_feed_of_a_member_that_is_cut_off_from_the_others_is_broken() {
     assert!(why.contains("leader") || why.contains("no word"), "{why}");
 }
 
-fn seals(account: &Account) -> bool {
-    account.seal_in_place(1_u64, &mut [0; 64]).is_ok()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_account_that_one_engine_deleted_is_gone_from_another_before_its_ttl() {
     let mut etcd = Etcd::begin(1);
@@ -146,20 +123,7 @@ async fn an_account_that_one_engine_deleted_is_gone_from_another_before_its_ttl(
     let name = KekName::new("tenants").unwrap();
     engines[0].create_kek(&name, Profile::AesGcm).await.unwrap();
     let mut events = engines[1].events();
-    let ids = ["before", "after"].map(|id| AccountId::new(id).unwrap());
-    let mut handles = Vec::new();
-    for id in &ids {
-        engines[0].create_account(id, &name).await.unwrap();
-        handles.push(engines[1].account(id).await.unwrap());
-        assert!(seals(&handles[handles.len() - 1]));
-    }
-    let gone = async |handle: &Account| {
-        while seals(handle) {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    engines[0].delete_account(&ids[0]).await.unwrap();
-    timeout(FOR_EVER, gone(&handles[0])).await.expect("it is heard of");
+    hears_of_deletions(&engines, &name).await;
     // The feed breaks, and is there again.
     etcd.kill(0);
     let mut heard = async |is_over: bool| loop {
@@ -170,10 +134,8 @@ async fn an_account_that_one_engine_deleted_is_gone_from_another_before_its_ttl(
         }
     };
     timeout(FOR_EVER, heard(false)).await.expect("it is told");
-    assert!(seals(&handles[1]));
     etcd.restart(0);
     etcd.await_health();
     timeout(FOR_EVER, heard(true)).await.expect("it is told");
-    engines[0].delete_account(&ids[1]).await.unwrap();
-    timeout(FOR_EVER, gone(&handles[1])).await.expect("it is heard of");
+    hears_of_deletions(&engines, &name).await;
 }

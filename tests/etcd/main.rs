@@ -9,6 +9,8 @@ mod cli;
 #[path = "../store/conformance.rs"]
 mod conformance;
 mod ground;
+#[path = "../store/heard.rs"]
+mod heard;
 #[path = "../rotation/kill.rs"]
 #[allow(dead_code)] // the trials of secrets use some of it
 mod kill;

@@ -4,10 +4,13 @@
 
 #[path = "../servers/certificates.rs"]
 mod certificates;
+mod changes;
 mod cli;
 #[path = "../store/conformance.rs"]
 mod conformance;
 mod ground;
+#[path = "../store/heard.rs"]
+mod heard;
 #[path = "../rotation/kill.rs"]
 #[allow(dead_code)] // the trials of secrets use some of it
 mod kill;

@@ -14,10 +14,14 @@ use rustls::{
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
-use std::{path::Path, sync::Arc, time::Duration};
-use tokio::task::JoinHandle;
+use std::{future::poll_fn, path::Path, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+    task::JoinHandle,
+};
 use tokio_postgres::{
-    Client, Config, NoTls,
+    AsyncMessage, Client, Config, NoTls,
     config::{ChannelBinding, SslMode},
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -52,16 +56,25 @@ pub(super) struct Seen {
 impl Connection {
     /// Files are read for each, so that they can be replaced.
     pub(super) async fn to(servers: &Servers, at: usize) -> Result<Self, Trouble> {
+        Self::telling(servers, at, None).await
+    }
+
+    /// As [`Connection::to`]; gives what is told where it listens, until it ends.
+    pub(super) async fn telling(
+        servers: &Servers,
+        at: usize,
+        told: Option<mpsc::Sender<String>>,
+    ) -> Result<Self, Trouble> {
         let server = servers.config.servers.get(at).map(String::as_str).unwrap_or_default();
         let config = settings(&servers.config, server).map_err(Trouble::Refused)?;
         let failed = |error| of_connection(&error, &servers.config);
         let (client, task) = if servers.config.reach.tls == StoreTls::On {
             let tls = MakeRustlsConnect::new(tls(&servers.config.reach).map_err(Trouble::Refused)?);
             let (client, connection) = config.connect(tls).await.map_err(failed)?;
-            (client, tokio::spawn(async move { drop(connection.await) }))
+            (client, tokio::spawn(run(connection, told)))
         } else {
             let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
-            (client, tokio::spawn(async move { drop(connection.await) }))
+            (client, tokio::spawn(run(connection, told)))
         };
         let connection = Self { client, at, task };
         servers.look_at(&connection.look(servers).await?)?;
@@ -88,6 +101,21 @@ impl Connection {
             seen.store = row.map(|row| row.try_get(1)).transpose().map_err(none)?;
         }
         Ok(seen)
+    }
+}
+
+/// Until it ends, or nobody takes what it tells.
+async fn run<S, T>(mut connection: tokio_postgres::Connection<S, T>, told: Option<mpsc::Sender<String>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+        if let (AsyncMessage::Notification(said), Some(told)) = (message, &told)
+            && told.try_send(said.payload().to_owned()).is_err()
+        {
+            return;
+        }
     }
 }
 

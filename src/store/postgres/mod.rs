@@ -10,12 +10,13 @@
 //! can make an end of it is whoever runs the server, so [`shred`](KeyStore::shred) does nothing here.
 
 use self::{
+    feed::Feed,
     schema::{Change, ID_BYTES, LAYOUT, NOT_DURABLE, Schema},
     servers::{Servers, Statement},
 };
 use super::{
-    Filter, Key, KeyStore, PAGE_KEYS_MAX, Page, Probe, Put, StoreVersion, VALUE_BYTES_MAX, Versioned, WRAPPED_BY_MAX,
-    check_limit, check_put, conflict,
+    Changes, Filter, Key, KeyStore, PAGE_KEYS_MAX, Page, Probe, Put, StoreVersion, VALUE_BYTES_MAX, Versioned,
+    WRAPPED_BY_MAX, check_limit, check_put, conflict,
     envelope::Envelope,
     exists, not_found,
     remote::{Failure, PROBES, Remote, median},
@@ -32,6 +33,7 @@ use tokio::sync::Semaphore;
 use tokio_postgres::{Row, types::FromSql};
 
 mod connect;
+mod feed;
 mod schema;
 mod servers;
 mod trouble;
@@ -108,6 +110,11 @@ impl Shared {
         failure.named(&self.name)
     }
 
+    /// What the store is known by, once it was found.
+    fn id(&self) -> &[u8] {
+        self.servers.id.get().map(Vec::as_slice).unwrap_or_default()
+    }
+
     fn strange_answer(&self) -> Error {
         Error::Store(format!("{}: an answer that is none of its statements", self.name))
     }
@@ -172,7 +179,7 @@ impl Shared {
         let mut mark = [0; ID_BYTES];
         fill_random(&mut mark)?;
         let mark: String = mark.iter().map(|byte| format!("{byte:02x}")).collect();
-        let id = self.servers.id.get().map(Vec::as_slice).unwrap_or_default();
+        let id = self.id();
         let mut statements = vec![self.schema.lock(changes, &mark)];
         statements.extend(changes.iter().map(|change| self.schema.write(change, id, &mark)));
         let rows = self.servers.write(&statements, until).await.map_err(|failure| self.named(failure))?;
@@ -422,6 +429,11 @@ impl KeyStore for PostgresStore {
     /// Nothing: what was replaced is in the tables and the write-ahead log until whoever runs the server makes an end of it.
     async fn shred(&self, _: Vec<Vec<u8>>) -> Result<()> {
         Ok(())
+    }
+
+    async fn changes(&self) -> Result<Option<Box<dyn Changes>>> {
+        let feed = self.remote.run(Feed::open).await?;
+        Ok(Some(self.remote.hear(feed)))
     }
 
     async fn probe(&self) -> Result<Option<Probe>> {

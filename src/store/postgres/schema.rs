@@ -87,6 +87,26 @@ fn lock_id(schema: &str, key: &[u8]) -> i64 {
     digest.first_chunk().copied().map(i64::from_be_bytes).unwrap_or_default()
 }
 
+/// Where a store's changes are told. Whoever has no right to read the store does not know it: by anybody in the database it could be listened to.
+pub(super) fn channel(store: &[u8]) -> String {
+    let digest: [u8; 32] = Sha256::new().chain_update("keyleash.changes.v1").chain_update(store).finalize().into();
+    digest.iter().take(16).fold("keyleash_".into(), |channel, byte| format!("{channel}{byte:02x}"))
+}
+
+/// Tells nothing, to see whether it is heard.
+pub(super) fn notify(store: &[u8]) -> Statement {
+    Statement::Query { text: "SELECT pg_notify($1, '')".into(), params: vec![text(&channel(store))] }
+}
+
+/// What somebody has in memory who did not write it. The server tells of one transaction after the other, so of as few as need it.
+fn is_told(change: &Change<'_>) -> bool {
+    match change.key {
+        Key::Account(_) => change.expected.is_some(),
+        Key::Denial(_) => true,
+        _ => false,
+    }
+}
+
 /// A write, not yet done.
 pub(super) struct Change<'a> {
     pub(super) key: &'a Key,
@@ -161,8 +181,9 @@ impl Schema {
              gone AS (DELETE FROM \"{name}\".wrapped_by w WHERE w.key = $4 AND NOT w.kek = ANY ($10) AND EXISTS (SELECT FROM put)), \
              new AS (INSERT INTO \"{name}\".wrapped_by (kek, key) SELECT kek, $4 FROM unnest($10) AS kek \
                      WHERE EXISTS (SELECT FROM put) ON CONFLICT DO NOTHING) \
-             SELECT ours, durable, locked, found, guards, EXISTS (SELECT FROM put) FROM seen",
+             SELECT ours, durable, locked, found, guards, EXISTS (SELECT FROM put), (SELECT {told} FROM put) FROM seen",
             version_max = ID_BYTES + 1,
+            told = if is_told(change) { "pg_notify($11, encode($4, 'hex'))" } else { "$11" },
         );
         let put = change.put;
         let (keys, versions) = put
@@ -188,6 +209,7 @@ impl Schema {
                 bytes(value.unwrap_or_default()),
                 bytes(change.version.to_vec()),
                 each(keks),
+                text(&channel(store)),
             ],
         }
     }

@@ -9,6 +9,7 @@
 
 use super::{
     connect::{Connection, Seen},
+    schema,
     trouble::{Trouble, of_commit, of_statement},
 };
 use crate::{
@@ -27,7 +28,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
     time::{sleep, timeout},
 };
 use tokio_postgres::{
@@ -218,6 +219,25 @@ impl Servers {
             // One of ours may be free soon.
             None if is_busy => Err(Trouble::Undone(said.join("; "))),
             None => Err(Trouble::Away(said.join("; "))),
+        }
+    }
+
+    /// A connection to the primary that gives what is told on a channel. It is none of those that are counted.
+    pub(super) async fn listen(&self, channel: &str, told: mpsc::Sender<String>) -> Result<Connection, Failure> {
+        let until = self.deadline();
+        // Finds it.
+        self.read(Statement::Query { text: schema::SEEN.into(), params: Vec::new() }, until).await?;
+        let at = self.current.load(SeqCst);
+        let opened = async {
+            let connection = Connection::telling(self, at, Some(told)).await?;
+            let listen = connection.client.batch_execute(&format!("LISTEN \"{channel}\"")).await;
+            listen.map(|()| connection).map_err(|error| of_statement(&error, false, &self.config))
+        };
+        let opened = timeout(until.since(self.clock.now()), opened).await;
+        match opened.unwrap_or_else(|_| Err(Trouble::Away("no answer".into()))) {
+            Ok(connection) => Ok(connection),
+            Err(trouble @ Trouble::Refused(_)) => Err(Failure::Refused(trouble.what())),
+            Err(trouble) => Err(Failure::Silent(format!("PostgreSQL {}: {}", self.server(at), trouble.what()))),
         }
     }
 
