@@ -15,6 +15,7 @@ use crate::{
     store::{
         Key, Put, StoreVersion,
         envelope::{Envelope, index_key, index_prefix},
+        remote::end_of,
     },
 };
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
@@ -162,19 +163,6 @@ impl Keys {
         }
         Txn::new().when(compares).and_then(operations).or_else(look)
     }
-}
-
-/// The first key behind all that begin so.
-fn end_of(prefix: &[u8]) -> Vec<u8> {
-    let mut end = prefix.to_vec();
-    // Every prefix has text in it, so that one byte at least is below 255.
-    while let Some(last) = end.pop() {
-        if let Some(next) = last.checked_add(1) {
-            end.push(next);
-            break;
-        }
-    }
-    end
 }
 
 /// What was found at each key that was asked for.

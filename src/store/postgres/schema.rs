@@ -16,6 +16,7 @@ use super::servers::{Param, Statement};
 use crate::store::{
     Filter, Key, Put, StoreVersion,
     envelope::{Envelope, index_prefix},
+    remote::end_of,
 };
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -269,17 +270,4 @@ impl Schema {
     pub(super) fn look(&self) -> Statement {
         Statement::Query { text: format!("SELECT key FROM \"{}\".record LIMIT 0", self.name), params: Vec::new() }
     }
-}
-
-/// The first key behind all that begin so.
-fn end_of(prefix: &[u8]) -> Vec<u8> {
-    let mut end = prefix.to_vec();
-    // Every prefix has text in it, so that one byte at least is below 255.
-    while let Some(last) = end.pop() {
-        if let Some(next) = last.checked_add(1) {
-            end.push(next);
-            break;
-        }
-    }
-    end
 }

@@ -126,6 +126,19 @@ impl<S: Send + Sync + 'static> Remote<S> {
     }
 }
 
+/// The first key behind all that begin so.
+pub(super) fn end_of(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    // Every prefix has text in it, so that one byte at least is below 255.
+    while let Some(last) = end.pop() {
+        if let Some(next) = last.checked_add(1) {
+            end.push(next);
+            break;
+        }
+    }
+    end
+}
+
 pub(super) fn median(mut spans: Vec<Duration>) -> Duration {
     spans.sort_unstable();
     spans.get(spans.len() / 2).copied().unwrap_or_default()
