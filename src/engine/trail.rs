@@ -1,5 +1,5 @@
 //! What is done for the trail once a second: whether data may be used is looked at, and once a minute the sums of handles are told. What
-//! lasts, that a KEK version is not proved, a token has no workers or the store does not answer, is told as it begins and as it is over.
+//! lasts and is no event, that a KEK version is not proved or a token has no workers, is told as it begins and as it is over.
 
 use crate::{
     clock::Instant,
@@ -62,7 +62,6 @@ async fn look_after(keyring: Arc<Keyring>, beat: Arc<Beat>, lasting: Arc<Mutex<L
 struct Lasting {
     unproved: BTreeMap<KekVersion, Unproved>,
     spent: BTreeSet<TokenName>,
-    is_store_silent: bool,
 }
 
 /// A KEK version that is wanted, and of which no proof came of late, or ever.
@@ -121,10 +120,6 @@ impl Lasting {
                 _ => continue,
             };
             keyring.note_of_itself(deed, |record| record.on.token = Some(seat.name.clone()));
-        }
-        let is_silent = keyring.is_store_silent(now);
-        if is_silent != std::mem::replace(&mut self.is_store_silent, is_silent) {
-            keyring.note_of_itself(if is_silent { Deed::StoreSilent } else { Deed::StoreAnswers }, |_| {});
         }
     }
 

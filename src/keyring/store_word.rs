@@ -3,10 +3,10 @@
 use super::Keyring;
 use crate::{
     clock::Instant,
+    config::Settings,
     error::{Error, Result},
-    telemetry::Event,
+    telemetry::{Event, trail::Deed},
 };
-use std::time::Duration;
 
 impl Keyring {
     /// A read of the store that somebody waits for, as on the way to an unwrap, so it ends; what comes of it is the store's word.
@@ -25,21 +25,15 @@ impl Keyring {
         read
     }
 
-    /// Tells of a store that has been silent for as long as a proof may take to ask it again, and of the end of that.
+    /// Tells of a store that has been silent for as long as a proof may take to ask it again, and of the end of that; the trail too.
     pub(crate) fn tell_of_store(&self, now: Instant) {
-        match self.store_word.news(now, self.store_patience()) {
-            Some((true, why)) => self.teller.tell(Event::StoreSilent { why }),
-            Some((false, _)) => self.teller.tell(Event::StoreAnswers),
-            None => {}
-        }
-    }
-
-    /// The store has been silent for as long as is told.
-    pub(crate) fn is_store_silent(&self, now: Instant) -> bool {
-        self.store_word.status(now).is_some_and(|silence| silence.lasting >= self.store_patience())
-    }
-
-    fn store_patience(&self) -> Duration {
-        self.settings.poll_interval + self.settings.store_timeout
+        let Settings { poll_interval, store_timeout, .. } = self.settings;
+        let (event, deed) = match self.store_word.news(now, poll_interval + store_timeout) {
+            Some((true, why)) => (Event::StoreSilent { why }, Deed::StoreSilent),
+            Some((false, _)) => (Event::StoreAnswers, Deed::StoreAnswers),
+            None => return,
+        };
+        self.teller.tell(event);
+        self.note_of_itself(deed, |_| {});
     }
 }
