@@ -5,6 +5,8 @@ use crate::{
     heard::{FOR_EVER, hear, hears_of_deletions, until_broken},
     kek, put,
     server::Etcd,
+    trial::at_last,
+    trouble::open_at_last,
 };
 use keyleash::{
     Engine, Error,
@@ -15,28 +17,16 @@ use keyleash::{
     token::{Profile, scripted::ScriptedToken},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 async fn open(etcd_url: &str) -> EtcdStore {
     let mut config = config(etcd_url);
     config.reach.timeout = Duration::from_secs(2);
-    loop {
-        match EtcdStore::open_or_create(&config).await {
-            Ok(store) => return store,
-            Err(Error::Store(_)) => sleep(Duration::from_millis(100)).await,
-            Err(error) => panic!("{error}"),
-        }
-    }
+    open_at_last(&config).await
 }
 
 async fn feed(store: &EtcdStore) -> Box<dyn Changes> {
-    loop {
-        match store.changes().await {
-            Ok(changes) => return changes.expect("etcd has a feed"),
-            Err(Error::Store(_)) => sleep(Duration::from_millis(100)).await,
-            Err(error) => panic!("{error}"),
-        }
-    }
+    at_last(async || store.changes().await).await.expect("it has a feed")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

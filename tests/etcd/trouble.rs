@@ -5,7 +5,7 @@ use crate::{
     proxy::{proxy, slow_proxy},
     put,
     server::Etcd,
-    trial::{self, random_ms},
+    trial::{self, at_last, random_ms},
 };
 use keyleash::{
     Error,
@@ -21,14 +21,8 @@ use std::{
 };
 
 /// With a short time for each call, of which a busy machine may need several.
-async fn open_at_last(config: &EtcdConfig) -> EtcdStore {
-    loop {
-        match EtcdStore::open_or_create(config).await {
-            Ok(store) => return store,
-            Err(Error::Store(_)) => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
+pub(crate) async fn open_at_last(config: &EtcdConfig) -> EtcdStore {
+    at_last(async || EtcdStore::open_or_create(config).await).await
 }
 
 /// One reader asks whoever answers, and one each member by itself.

@@ -6,7 +6,7 @@ use crate::{
     put,
     server::Postgres,
     shared_server,
-    trial::{self, random_ms},
+    trial::{self, at_last, random_ms},
 };
 use keyleash::{
     Error,
@@ -25,25 +25,8 @@ use std::{
 };
 
 /// With a short time for each call, of which a busy machine may need several.
-async fn open_at_last(config: &PostgresConfig) -> PostgresStore {
-    loop {
-        match PostgresStore::open_or_create(config).await {
-            Ok(store) => return store,
-            Err(Error::Store(_)) => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-/// Asked until there is an answer.
-async fn at_last<T>(mut ask: impl AsyncFnMut() -> Result<T, Error>) -> T {
-    loop {
-        match ask().await {
-            Ok(answer) => return answer,
-            Err(Error::Store(_)) => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
+pub(crate) async fn open_at_last(config: &PostgresConfig) -> PostgresStore {
+    at_last(async || PostgresStore::open_or_create(config).await).await
 }
 
 fn unsettled(outcome: &Result<impl std::fmt::Debug, Error>) -> &str {

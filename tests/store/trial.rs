@@ -29,6 +29,17 @@ async fn pause(span: Duration) {
     tokio::task::spawn_blocking(move || thread::sleep(span)).await.unwrap();
 }
 
+/// Asked until there is an answer.
+pub(crate) async fn at_last<T>(mut ask: impl AsyncFnMut() -> Result<T, Error>) -> T {
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(Error::Store(_)) => pause(Duration::from_millis(20)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 /// What the account of a writer holds; asked until there is an answer.
 async fn step_of(store: &dyn KeyStore, writer: usize) -> (u64, StoreVersion) {
     loop {
