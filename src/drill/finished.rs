@@ -17,6 +17,8 @@ pub(crate) struct Finished {
     pub(crate) who: Who,
     pub(crate) accounts: u32,
     pub(crate) threads: u32,
+    /// Processes that serve, each with all accounts.
+    pub(crate) nodes: u32,
     pub(crate) profile: Profile,
     pub(crate) slack: Duration,
     pub(crate) token: TokenInfo,

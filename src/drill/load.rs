@@ -27,6 +27,9 @@ pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const STOP_PAUSE: Duration = Duration::from_millis(5);
 /// One that panicked is noticed so soon.
 const BROKEN_PAUSE: Duration = Duration::from_millis(100);
+/// An operation that ended so much later than the one before it is not part of its run: what was right when it began says nothing of those
+/// behind it.
+const APART: Duration = Duration::from_millis(500);
 /// What a thread learned is told at least this often.
 const TELL_EVERY: Duration = Duration::from_millis(20);
 
@@ -205,7 +208,8 @@ impl Hand {
         }
         let run = Run::one(outcome, from.as_nanos(), to.as_nanos());
         let Some(last) = self.last.get_mut(self.seat) else { return };
-        if last.as_mut().is_some_and(|last| last.extend(&run)) {
+        let goes_on = |last: &mut Run| to.since(Instant::from_nanos(last.to)) < APART && last.extend(&run);
+        if last.as_mut().is_some_and(goes_on) {
             return;
         }
         if let Err(error) = result

@@ -3,7 +3,7 @@
 use super::{
     finished::Finished,
     outcome::{Outcome, Run},
-    scenario::Owed,
+    scenario::{Owed, Scenario},
     timeline::{RUNS_MAX, Timeline},
 };
 use crate::clock::Instant;
@@ -46,6 +46,10 @@ pub struct Measured {
     pub back_p99_ms: Option<f64>,
     /// … and the last.
     pub back_max_ms: Option<f64>,
+    /// When all accounts of a node worked again, of the first node …
+    pub first_node_back_ms: Option<f64>,
+    /// … and of the last; `None` of a drill without nodes, and where one did not come back.
+    pub last_node_back_ms: Option<f64>,
     /// When the lease was active again, after the undoing.
     pub active_ms: Option<f64>,
     /// From the act to the undoing, or to where the promise ends, where everything had to work.
@@ -94,6 +98,9 @@ fn ms(from: Instant, to_ns: u64) -> f64 {
 pub(crate) fn measure(finished: &Finished) -> Measured {
     let mut measured = of(&finished.timeline);
     (measured.service, measured.service_after) = services(finished);
+    if finished.scenario == Scenario::Nodes {
+        (measured.first_node_back_ms, measured.last_node_back_ms) = nodes_back(&finished.timeline, finished.accounts);
+    }
     let Some(rotated) = &finished.rotated else { return measured };
     let ms = |time: Duration| Some(time.as_secs_f64() * 1e3);
     Measured {
@@ -104,6 +111,19 @@ pub(crate) fn measure(finished: &Finished) -> Measured {
         not_rotated: Some(rotated.not_rotated),
         ..measured
     }
+}
+
+/// When the first and the last node were back, of which each has so many accounts.
+fn nodes_back(timeline: &Timeline, accounts: u32) -> (Option<f64>, Option<f64>) {
+    let Some(undoing) = timeline.undoing() else { return (None, None) };
+    let node_back = |runs: &[Vec<Run>]| {
+        let back = runs.iter().map(|runs| back_at(runs, undoing.as_nanos()));
+        back.collect::<Option<Vec<_>>>()?.into_iter().max()
+    };
+    let nodes = timeline.runs.chunks((accounts as usize).max(1)).map(node_back);
+    let Some(back) = nodes.collect::<Option<Vec<_>>>() else { return (None, None) };
+    let time = |at: Option<&u64>| at.map(|at| ms(undoing, *at));
+    (time(back.iter().min()), time(back.iter().max()))
 }
 
 /// For how long an outage has to be served at least: the last proof was so much before it began.
@@ -205,9 +225,8 @@ fn of(timeline: &Timeline) -> Measured {
     measured.first_refusal_ms = runs().filter(refusal).map(|run| run.first).min().map(|first| ms(act, first));
     let never = timeline.runs.iter().filter(|runs| !runs.iter().any(|run| refusal(&run))).count();
     measured.never_refused = Some(never as u64);
-    let empty = timeline.lease.iter().find(|sample| sample.at > act && sample.at < undoing && sample.aeks == 0);
     // What succeeded used a key until it ended, whatever a sample says that was taken meanwhile.
-    let wiped = empty.map(|sample| ms(act, sample.at.as_nanos()));
+    let wiped = wiped_at(timeline, act, undoing).map(|at| ms(act, at.as_nanos()));
     measured.wiped_ms = wiped.map(|wiped| measured.last_success_ms.map_or(wiped, |last| wiped.max(last)));
     let in_grace = timeline.lease.iter().find(|sample| sample.at > act && sample.phase == "grace");
     measured.noticed_ms = in_grace.map(|sample| ms(act, sample.at.as_nanos()));
@@ -226,13 +245,25 @@ fn of(timeline: &Timeline) -> Measured {
     measured
 }
 
-/// When the lease was active after the undoing: at once, if it was so then.
+/// When no lease had an AEK any more: the last to lose them.
+fn wiped_at(timeline: &Timeline, act: Instant, undoing: Instant) -> Option<Instant> {
+    let empty = |of| {
+        let mut meanwhile = timeline.samples(of).filter(|sample| sample.at > act && sample.at < undoing);
+        meanwhile.find(|sample| sample.aeks == 0).map(|sample| sample.at)
+    };
+    timeline.leases().into_iter().map(empty).collect::<Option<Vec<_>>>()?.into_iter().max()
+}
+
+/// When every lease was active after the undoing: at once, if it was so then.
 fn active_again(timeline: &Timeline, undoing: Instant) -> Option<Instant> {
-    let before = timeline.lease.iter().rev().find(|sample| sample.at <= undoing);
-    if before.is_some_and(|sample| sample.phase == "active") {
-        return Some(undoing);
-    }
-    timeline.lease.iter().find(|sample| sample.at > undoing && sample.phase == "active").map(|sample| sample.at)
+    let active = |of| {
+        let before = timeline.samples(of).rev().find(|sample| sample.at <= undoing);
+        if before.is_some_and(|sample| sample.phase == "active") {
+            return Some(undoing);
+        }
+        timeline.samples(of).find(|sample| sample.at > undoing && sample.phase == "active").map(|sample| sample.at)
+    };
+    timeline.leases().into_iter().map(active).collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 
 /// The first success of an account after the undoing that followed a refusal.
@@ -244,7 +275,7 @@ fn back_at(runs: &[Run], undoing_ns: u64) -> Option<u64> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::drill::timeline::{Act, LeaseSample};
+    use crate::drill::timeline::{Act, LeaseOf, LeaseSample};
 
     const MS: u64 = 1_000_000;
 
@@ -255,7 +286,8 @@ pub(crate) mod tests {
     pub(crate) fn timeline() -> Timeline {
         let at = |ms: u64| Instant::from_nanos(ms * MS);
         let act = |kind, ms| Act { kind, what: kind.into(), at: at(ms), took: Duration::ZERO };
-        let lease = |ms, phase: &str, aeks| LeaseSample { at: at(ms), kek_version: 1, phase: phase.into(), aeks };
+        let lease =
+            |ms, phase: &str, aeks| LeaseSample { at: at(ms), of: LeaseOf::KekVersion(1), phase: phase.into(), aeks };
         Timeline {
             runs: vec![
                 vec![run(Outcome::Ok, 0, 150), run(Outcome::Denied, 151, 300), run(Outcome::Ok, 309, 400)],
@@ -285,6 +317,24 @@ pub(crate) mod tests {
         assert_eq!((measured.back_p50_ms, measured.all_back_ms), (Some(120.0), Some(120.0)));
         assert_eq!(measured.active_ms, Some(130.0));
         assert_eq!((measured.never_refused, measured.accounts_missing), (Some(0), 0));
+    }
+
+    #[test]
+    fn a_node_is_back_with_its_last_account_and_its_keys_are_gone_with_the_last_node() {
+        let mut timeline = timeline();
+        assert_eq!(nodes_back(&timeline, 1), (Some(110.0), Some(120.0)));
+        assert_eq!(nodes_back(&timeline, 2), (Some(120.0), Some(120.0)));
+        let other = timeline.lease.iter().map(|sample| LeaseSample {
+            at: sample.at.plus(Duration::from_millis(9)),
+            of: LeaseOf::Node(2),
+            ..sample.clone()
+        });
+        timeline.lease.extend(other.collect::<Vec<_>>());
+        assert_eq!((of(&timeline).wiped_ms, of(&timeline).active_ms), (Some(74.0), Some(139.0)));
+        timeline.lease.retain(|sample| sample.of != LeaseOf::Node(2) || sample.aeks > 0);
+        assert_eq!(of(&timeline).wiped_ms, None, "one that keeps them");
+        timeline.runs[1].pop();
+        assert_eq!(nodes_back(&timeline, 1), (None, None));
     }
 
     #[test]

@@ -77,6 +77,7 @@ mod wait;
 mod load;
 mod machine;
 mod operator;
+mod process;
 mod scenario;
 
 mod finished;
@@ -87,6 +88,7 @@ mod report;
 mod html;
 mod picture;
 
+mod nodes;
 mod play;
 mod restart;
 mod rotation;
@@ -110,7 +112,7 @@ use self::{
     load::{Load, STOP_PATIENCE, Serve},
     machine::Machine,
     play::{Look, OK, Stage, Terms},
-    restart::Teller,
+    process::Teller,
     rotation::Rotation,
     timeline::{Listener, Recorder},
     wait::Wait,
@@ -133,6 +135,7 @@ use std::{
 /// The most that the machine's own delay excuses, where nothing is said.
 const SLACK: Duration = Duration::from_secs(1);
 const THREADS: usize = 2;
+const NODES: usize = 3;
 /// Intervals of the timeline in a poll interval.
 const INTERVALS_PER_POLL: u32 = 10;
 
@@ -144,6 +147,7 @@ pub struct Drill {
     ids: Vec<AccountId>,
     accounts: Vec<Serve>,
     threads: usize,
+    nodes: usize,
     slack: Duration,
     patience: Option<Duration>,
     wait: Wait,
@@ -160,6 +164,7 @@ impl Drill {
             ids: Vec::new(),
             accounts: Vec::new(),
             threads: THREADS,
+            nodes: NODES,
             slack: SLACK,
             patience: None,
             wait: Wait::default(),
@@ -179,6 +184,13 @@ impl Drill {
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
+        self
+    }
+
+    /// Processes that serve in [`Scenario::Nodes`]; 3 unless said otherwise.
+    #[must_use]
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes.max(1);
         self
     }
 
@@ -204,8 +216,8 @@ impl Drill {
         self
     }
 
-    /// Plays it. That takes a few poll intervals, for the outages the grace. For [`Scenario::Restart`] it lets go of its engine first; a
-    /// store that belongs to one process wants the caller to do so too.
+    /// Plays it. That takes a few poll intervals, for the outages and for [`Scenario::Nodes`] the grace. For that and for
+    /// [`Scenario::Restart`] it lets go of its engine first; a store that belongs to one process wants the caller to do so too.
     ///
     /// # Errors
     /// What the operator's acts fail with; [`Error`] when the KEK is not there, the drill would show nothing of it, the load panicked, the
@@ -232,10 +244,11 @@ impl Drill {
         let current = current.ok_or_else(none).map_err(Error::from)?;
         self.shows().await?;
         let Self { engine, tap, kek, ids, accounts, threads, wait, .. } = self;
+        let nodes = if scenario == Scenario::Nodes { self.nodes } else { 1 };
         let clock = Clock::default();
         let started_unix = unix_now();
         let interval = terms.settings.poll_interval / INTERVALS_PER_POLL;
-        let recorder = Arc::new(Recorder::new(clock.now(), interval, ids.len()));
+        let recorder = Arc::new(Recorder::new(clock.now(), interval, nodes * ids.len()));
         recorder.expect(clock.now(), OK);
         let machine = Machine::watch(recorder.clone())?;
         let who = operator.who();
@@ -252,11 +265,15 @@ impl Drill {
         };
         let (mut rotated, mut unwraps) = (None, (0, 0));
         let end;
-        if scenario == Scenario::Restart {
-            // The store belongs to one process at a time.
+        if scenario.is_apart() {
+            // The store may belong to one process at a time.
             drop((engine, accounts));
             // Nobody counts unwraps: the processes that are killed take theirs with them.
-            if let Err(error) = stage.restarts().await {
+            let played = match scenario {
+                Scenario::Nodes => stage.nodes(nodes, ids.len()).await,
+                _ => stage.restarts().await,
+            };
+            if let Err(error) = played {
                 stage.give_back().await;
                 return Err(error);
             }
@@ -302,6 +319,7 @@ impl Drill {
             who,
             accounts: u32::try_from(ids.len()).unwrap_or(u32::MAX),
             threads: u32::try_from(threads).unwrap_or(u32::MAX),
+            nodes: u32::try_from(nodes).unwrap_or(u32::MAX),
             profile: current.profile,
             slack: terms.slack,
             token,
@@ -312,7 +330,7 @@ impl Drill {
         }))
     }
 
-    /// The other side of [`Scenario::Restart`]: serves, and gives `tell` what is to be written to standard output, until `until` or the
+    /// The other side of [`Scenario::Restart`] and [`Scenario::Nodes`]: serves, and gives `tell` what is to be written to standard output, until `until` or the
     /// process ends.
     ///
     /// # Errors

@@ -104,7 +104,16 @@ pub trait Operator: Send {
         Err(Error::Operator("cannot make the token unreachable while the KEK is disabled").into())
     }
 
-    /// The same: starts the service in a process of its own, with all its accounts in the order in which the drill has them. There it
+    /// [`Scenario::Nodes`](super::Scenario::Nodes): kills the server that leads the store's others, where there are others; does nothing
+    /// unless said otherwise.
+    ///
+    /// # Errors
+    /// Ends the drill.
+    async fn lose_leader(&mut self) -> Result<Option<Done>, Self::Error> {
+        Ok(None)
+    }
+
+    /// Both, for each process: starts the service in a process of its own, with all its accounts in the order in which the drill has them. There it
     /// calls [`Drill::serve`](super::Drill::serve), with its standard output, which is to be piped.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use super::{
     promises::{Relation, Unit, Verdict},
     report::{Report, bound_words, measured_words, seconds},
     text::{count, misleads, wrapped},
-    timeline::LeaseSample,
+    timeline::{LeaseOf, LeaseSample},
 };
 use crate::clock::Instant;
 use std::{collections::BTreeSet, fmt::Write as _};
@@ -37,11 +37,11 @@ const STYLE: &str = "\
 .good{fill:#1a7f37}.bad{fill:#cf222e}.ok{fill:#2da44e}.denied{fill:#cf222e}.lapsed{fill:#8250df}\
 .unreachable{fill:#bf8700}.cold{fill:#0969da}.corrupt,.other{fill:#000000}\
 .active{fill:#aceebb}.grace{fill:#ffdf80}.p-denied{fill:#ffb3ad}.p-lapsed{fill:#d8b9ff}.resuming{fill:#a6d3ff}\
-.unproven,.none{fill:#d8dee4}.gone{fill:none}.aeks{fill:#1a7f37;fill-opacity:.45}.flag{stroke:#1b1f24}.bound{stroke:#cf222e}.boundtext{fill:#cf222e}\
+.unproven,.none,.stopped{fill:#d8dee4}.gone{fill:none}.aeks{fill:#1a7f37;fill-opacity:.45}.flag{stroke:#1b1f24}.bound{stroke:#cf222e}.boundtext{fill:#cf222e}\
 @media(prefers-color-scheme:dark){.bg{fill:#0d1117}.fg{fill:#e6edf3}.mute{fill:#9198a1}.line{stroke:#9198a1}\
 .grid{stroke:#30363d}.good{fill:#3fb950}.bad{fill:#ff7b72}.ok{fill:#2ea043}.denied{fill:#f85149}.lapsed{fill:#a371f7}\
 .unreachable{fill:#d29922}.cold{fill:#58a6ff}.corrupt,.other{fill:#ffffff}.active{fill:#1c5c30}.grace{fill:#6b5000}\
-.p-denied{fill:#8e1519}.p-lapsed{fill:#553098}.resuming{fill:#0c3d75}.unproven,.none{fill:#30363d}.flag{stroke:#e6edf3}\
+.p-denied{fill:#8e1519}.p-lapsed{fill:#553098}.resuming{fill:#0c3d75}.unproven,.none,.stopped{fill:#30363d}.flag{stroke:#e6edf3}\
 .aeks{fill:#56d364;fill-opacity:.4}.bound{stroke:#ff7b72}.boundtext{fill:#ff7b72}.halo{stroke:#0d1117}}";
 
 /// Something that happened, with its number.
@@ -125,13 +125,13 @@ impl<'a> Drawing<'a> {
         let flags_top = y;
         let height = FLAG_ROW * (rows.iter().max().map_or(0, |row| row + 1)) as f64;
         let band = flags_top + height + 8.0;
-        let versions = self.report.finished.timeline.kek_versions();
-        let bands = versions.len().max(1) as f64;
+        let leases = self.report.finished.timeline.leases();
+        let bands = leases.len().max(1) as f64;
         let middle = band + bands * (BAND + BAND_GAP) + 14.0 - BAND_GAP + UP;
         let bottom = middle + DOWN + 6.0;
         self.axis(band, bottom);
-        for (row, version) in versions.iter().enumerate() {
-            self.band(band + row as f64 * (BAND + BAND_GAP), *version, versions.len() > 1);
+        for (row, of) in leases.iter().enumerate() {
+            self.band(band + row as f64 * (BAND + BAND_GAP), *of, leases.len() > 1);
         }
         self.bars(middle);
         self.bounds(band, bottom);
@@ -225,12 +225,16 @@ impl<'a> Drawing<'a> {
         self.text(LEFT - 12.0, bottom + 20.0, "mute", 16.0, "end", "time from act");
     }
 
-    /// The lease of a KEK version; where there are several, with the part of all AEKs that is in memory under it.
-    fn band(&mut self, top: f64, kek_version: u32, is_one_of_several: bool) {
-        let name = if is_one_of_several { format!("KEK version {kek_version}") } else { "lease".into() };
+    /// A lease; where there are several, with the part of all AEKs that is in memory under it.
+    fn band(&mut self, top: f64, of: LeaseOf, is_one_of_several: bool) {
+        let name = match of {
+            LeaseOf::Node(node) => format!("node {node}"),
+            LeaseOf::KekVersion(version) if is_one_of_several => format!("KEK version {version}"),
+            LeaseOf::KekVersion(_) => "lease".into(),
+        };
         self.text(LEFT - 12.0, top + 23.0, "fg", TEXT, "end", &name);
         let timeline = &self.report.finished.timeline;
-        let samples: Vec<_> = timeline.lease.iter().filter(|sample| sample.kek_version == kek_version).collect();
+        let samples: Vec<_> = timeline.samples(of).collect();
         let mut spans: Vec<(f64, String)> = Vec::new();
         for sample in &samples {
             if spans.last().is_none_or(|(_, phase)| *phase != sample.phase) {
@@ -400,13 +404,13 @@ impl<'a> Drawing<'a> {
             x += width;
         }
         (x, y) = (20.0, y + LINE);
-        if self.report.finished.timeline.kek_versions().len() > 1 {
+        if self.report.finished.timeline.leases().len() > 1 {
             let _ = write!(
                 self.out,
                 "<rect class=\"aeks\" x=\"{x:.0}\" y=\"{:.0}\" width=\"16\" height=\"16\"/>",
                 y - 14.0
             );
-            self.text(x + 22.0, y, "fg", TEXT, "start", "AEKs in memory under the KEK version");
+            self.text(x + 22.0, y, "fg", TEXT, "start", "AEKs in memory under the lease");
             x += 400.0;
         }
         let _ = write!(
@@ -564,13 +568,15 @@ mod tests {
     }
 
     #[test]
-    fn each_kek_version_has_a_band_of_its_own() {
+    fn each_kek_version_and_each_node_has_a_band_of_its_own() {
         let mut finished = finished(Scenario::Rotation);
-        let sample = LeaseSample { kek_version: 2, ..finished.timeline.lease[0].clone() };
+        let sample = LeaseSample { of: LeaseOf::KekVersion(2), ..finished.timeline.lease[0].clone() };
         finished.timeline.lease.push(sample);
-        let picture = svg(&[Report::new(finished)]);
+        let picture = svg(&[Report::new(finished.clone())]);
         assert!(picture.contains("KEK version 1") && picture.contains("KEK version 2"));
         assert_eq!(picture.matches("<path class=\"aeks\"").count(), 2);
+        finished.timeline.lease.iter_mut().for_each(|sample| sample.of = LeaseOf::Node(3));
+        assert!(svg(&[Report::new(finished)]).contains("node 3"));
     }
 
     #[test]

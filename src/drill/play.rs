@@ -100,7 +100,7 @@ pub(crate) struct Stage<'a, O> {
 }
 
 impl<O: Operator> Stage<'_, O> {
-    /// Plays every scenario but `restart` and `rotation`.
+    /// Plays every scenario but `restart`, `nodes` and `rotation`.
     pub(crate) async fn play(&mut self, scenario: Scenario) -> Result<(), O::Error> {
         let (recorder, terms) = (self.recorder, self.terms);
         let Settings { poll_interval, grace, .. } = terms.settings;
@@ -131,7 +131,7 @@ impl<O: Operator> Stage<'_, O> {
         }
         let expected = if matches!(owed, Owed::Service(_)) { OK } else { RESUMING };
         let undone = self.give(expected).await?;
-        let back = || recorder.all_are(Outcome::Ok, undone) && recorder.phase() == "active";
+        let back = || recorder.all_are(Outcome::Ok, undone) && recorder.is_active();
         if self.wait.until(undone.plus(terms.patience), back).await {
             recorder.expect(now(), OK);
         }
@@ -161,17 +161,27 @@ impl<O: Operator> Stage<'_, O> {
     /// Takes the key away. From then on `right` is right.
     pub(crate) async fn take(&mut self, right: Outcomes) -> Result<Instant, O::Error> {
         self.recorder.expect(now(), right);
+        self.do_take("act").await
+    }
+
+    /// The same, as an act of this kind.
+    pub(crate) async fn do_take(&mut self, kind: &'static str) -> Result<Instant, O::Error> {
         let done = whole(&self.acting, self.operator.take()).await?;
         self.taken = true;
-        Ok(self.note("act", done))
+        Ok(self.note(kind, done))
     }
 
     /// Gives the key back.
     pub(crate) async fn give(&mut self, right: Outcomes) -> Result<Instant, O::Error> {
         self.recorder.expect(now(), right);
+        self.do_give("undoing").await
+    }
+
+    /// The same, as an act of this kind.
+    pub(crate) async fn do_give(&mut self, kind: &'static str) -> Result<Instant, O::Error> {
         self.taken = false;
         let done = whole(&self.acting, self.operator.give()).await?;
-        Ok(self.note("undoing", done))
+        Ok(self.note(kind, done))
     }
 
     /// A drill that broke gives back what it took. What cannot be given back is the operator's to tell.

@@ -256,9 +256,14 @@ pub(crate) fn judge(finished: &Finished, measured: &Measured) -> Vec<Promise> {
     lines.none("accounts-missing", 2, "accounts that did not work at the end", Some(measured.accounts_missing));
     let wrong = match finished.scenario {
         Scenario::Restart => "operations with the wrong outcome, across every restart",
+        Scenario::Nodes => "operations with the wrong outcome, of any node, one that stood still among them",
         _ => "operations with the wrong outcome",
     };
-    let promise = if finished.scenario == Scenario::Restart { 4 } else { 3 };
+    let promise = match finished.scenario {
+        Scenario::Nodes => 1,
+        Scenario::Restart => 4,
+        _ => 3,
+    };
     lines.none("wrong-outcomes", promise, wrong, Some(measured.wrong));
     lines.none("unverified-bytes", 5, "bytes that did not verify", measured.unverified_bytes);
     lines.lines

@@ -8,6 +8,7 @@ use super::{
     promises::{Promise, Relation, Unit, Verdict, judge},
     scenario::Scenario,
     text::{REPORT_COLUMNS, count, within, wrapped},
+    timeline::LeaseOf,
 };
 use crate::clock::Instant;
 use serde::{Serialize, Serializer};
@@ -70,8 +71,12 @@ impl Report {
             .iter()
             .map(|act| json!({ "kind": act.kind, "what": act.what, "at_ms": round(self.ms(act.at)) }));
         let lease = timeline.lease.iter().map(|sample| {
+            let (kek_version, node) = match sample.of {
+                LeaseOf::KekVersion(version) => (Some(version), None),
+                LeaseOf::Node(node) => (None, Some(node)),
+            };
             json!({
-                "at_ms": round(self.ms(sample.at)), "kek_version": sample.kek_version, "phase": sample.phase,
+                "at_ms": round(self.ms(sample.at)), "kek_version": kek_version, "node": node, "phase": sample.phase,
                 "aeks": sample.aeks,
             })
         });
@@ -88,6 +93,7 @@ impl Report {
             "settings": {
                 "accounts": self.finished.accounts,
                 "threads": self.finished.threads,
+                "nodes": self.finished.nodes,
                 "profile": self.finished.profile.name(),
                 "poll_interval_ms": ms(settings.poll_interval),
                 "call_timeout_ms": ms(self.finished.timeout),
@@ -124,6 +130,8 @@ impl Report {
             "account_back_p50_ms": time(measured.back_p50_ms),
             "account_back_p99_ms": time(measured.back_p99_ms),
             "account_back_max_ms": time(measured.back_max_ms),
+            "first_node_back_ms": time(measured.first_node_back_ms),
+            "last_node_back_ms": time(measured.last_node_back_ms),
             "active_ms": time(measured.active_ms),
             "accounts_never_refused": measured.never_refused,
             "accounts_missing": measured.accounts_missing,
@@ -157,7 +165,7 @@ impl Report {
 
     /// Settings, verdicts and counts for people.
     fn lines(&self) -> String {
-        let Finished { scenario, accounts, threads, token, .. } = &self.finished;
+        let Finished { scenario, accounts, threads, nodes, token, .. } = &self.finished;
         let mut lines = String::new();
         let mut say = |indent: &str, words: String| {
             for line in wrapped(&words, REPORT_COLUMNS - indent.len()) {
@@ -166,6 +174,10 @@ impl Report {
         };
         say("", format!("drill {}: {}", scenario.name(), scenario.story()));
         let (accounts, threads) = (count((*accounts).into(), "account"), count((*threads).into(), "thread"));
+        let threads = match nodes {
+            1 => threads,
+            nodes => format!("{threads} in each of {nodes} nodes"),
+        };
         say("  ", format!("{accounts}, {threads}, token {:?}; {}", token.label, self.settings_words()));
         lines.push('\n');
         let rows: Vec<_> = self.promises.iter().map(promise_row).collect();
@@ -213,6 +225,9 @@ impl Report {
                 seconds(p99),
                 seconds(max)
             ));
+        }
+        if let (Some(first), Some(last)) = (measured.first_node_back_ms, measured.last_node_back_ms) {
+            words.push_str(&format!("; nodes back after {} (the first), {} (the last)", seconds(first), seconds(last)));
         }
         if let (Some(rewrap), Some(rate), Some(aeks)) =
             (measured.rewrap_ms, measured.rewrap_per_s, measured.aek_rotation_ms)
@@ -331,6 +346,7 @@ pub(crate) mod tests {
             who: Who::Process,
             accounts: 2,
             threads: 1,
+            nodes: 1,
             profile: Profile::AesGcm,
             slack: Duration::from_secs(1),
             token: TokenInfo {

@@ -39,6 +39,11 @@ pub enum Scenario {
     Restart,
     /// As [`Scenario::Revocation`], of many accounts.
     Fleet,
+    /// As [`Scenario::Revocation`], of several processes with one store and one token ([`Drill::nodes`](super::Drill::nodes)). Before it one
+    /// is killed and begins anew, and the store loses its leader; behind it one is stopped until its lease has ended, with the key taken
+    /// away meanwhile. Needs [`Operator::start`](super::Operator::start), and may
+    /// [`Operator::lose_leader`](super::Operator::lose_leader).
+    Nodes,
     /// The KEK is rotated, every AEK re-wrapped and rotated, the old KEK version retired and destroyed: service all the time.
     Rotation,
 }
@@ -58,7 +63,7 @@ pub(crate) enum Owed {
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Revocation,
         Self::Destroy,
         Self::TokenRemoved,
@@ -69,6 +74,7 @@ impl Scenario {
         Self::Hang,
         Self::Restart,
         Self::Fleet,
+        Self::Nodes,
         Self::Rotation,
     ];
 
@@ -85,6 +91,7 @@ impl Scenario {
             Self::Hang => "hang",
             Self::Restart => "restart",
             Self::Fleet => "fleet",
+            Self::Nodes => "nodes",
             Self::Rotation => "rotation",
         }
     }
@@ -108,6 +115,10 @@ impl Scenario {
                 "The process is killed and started again while active, while denied, while denied and unreachable, and while unreachable."
             }
             Self::Fleet => "The KEK of a whole fleet of accounts is disabled, then enabled again.",
+            Self::Nodes => {
+                "Several nodes have one store and one token. One is killed and starts again; where it has one, the store loses its \
+                 leader; the KEK is disabled, then enabled; and one node stands still until its lease has ended, with the KEK disabled."
+            }
             Self::Rotation => {
                 "The KEK is rotated, every AEK re-wrapped and rotated, and the old KEK version retired and destroyed in the \
                  token. Nobody must notice."
@@ -115,12 +126,17 @@ impl Scenario {
         }
     }
 
+    /// What serves is in processes of its own.
+    pub(crate) const fn is_apart(self) -> bool {
+        matches!(self, Self::Restart | Self::Nodes)
+    }
+
     /// `timeout` is the token's call timeout.
     pub(crate) fn owed(self, settings: &Settings, timeout: Duration) -> Owed {
         let answer = settings.poll_interval + timeout;
         let most = settings.grace.saturating_sub(answer) * OWED_PERCENT / 100;
         match self {
-            Self::Revocation | Self::Destroy | Self::Restart | Self::Fleet => Owed::Denied(answer),
+            Self::Revocation | Self::Destroy | Self::Restart | Self::Fleet | Self::Nodes => Owed::Denied(answer),
             // A context that is open does not notice; the next fresh proof does.
             Self::PinChanged => Owed::Denied(settings.poll_interval * settings.fresh_proof_every + answer),
             Self::TokenRemoved | Self::LongOutage => Owed::Lapsed,

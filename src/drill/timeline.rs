@@ -5,6 +5,7 @@ use super::outcome::{Outcome, Outcomes, Run, append};
 use crate::clock::{Clock, Instant};
 use std::{
     collections::BTreeSet,
+    ops::RangeBounds,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,13 +28,21 @@ pub(crate) struct Act {
     pub(crate) took: Duration,
 }
 
+/// Which lease it is: there is one for each KEK version in use, and in each process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum LeaseOf {
+    /// Of this version of the KEK.
+    KekVersion(u32),
+    /// In this process of several, the first of which is 1.
+    Node(u32),
+}
+
 /// The lease from an instant on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LeaseSample {
     pub(crate) at: Instant,
-    /// Of which KEK version it is.
-    pub(crate) kek_version: u32,
-    /// As `keyleash status` names it; `none` while no process runs, `gone` when no account is under it any more.
+    pub(crate) of: LeaseOf,
+    /// As `keyleash status` names it; `none` while no process runs, `stopped` while it stands still, `gone` when no account is under it any more.
     pub(crate) phase: String,
     /// AEKs in memory.
     pub(crate) aeks: usize,
@@ -106,10 +115,19 @@ impl Timeline {
         self.acts.iter().rev().find(|act| act.kind == "undoing")
     }
 
-    /// The KEK versions that there was a lease of, in their order.
-    pub(crate) fn kek_versions(&self) -> Vec<u32> {
-        let versions: BTreeSet<_> = self.lease.iter().map(|sample| sample.kek_version).collect();
-        versions.into_iter().collect()
+    /// The leases that there were, in their order.
+    pub(crate) fn leases(&self) -> Vec<LeaseOf> {
+        let leases: BTreeSet<_> = self.lease.iter().map(|sample| sample.of).collect();
+        leases.into_iter().collect()
+    }
+
+    /// What was told of a lease, the newest last.
+    pub(crate) fn samples(&self, of: LeaseOf) -> impl DoubleEndedIterator<Item = &LeaseSample> {
+        self.lease.iter().filter(move |sample| sample.of == of)
+    }
+
+    fn newest(&self) -> impl Iterator<Item = &LeaseSample> {
+        self.leases().into_iter().filter_map(|of| self.samples(of).next_back())
     }
 
     pub(crate) fn operations(&self, outcome: Outcome) -> u64 {
@@ -125,16 +143,16 @@ impl Timeline {
         self.late.iter().map(overlap).sum()
     }
 
-    /// Right is what was expected at any time that the run touches.
-    fn is_right(&self, run: &Run) -> bool {
+    /// Right is what was expected at any time that an operation touches, from when to when (in nanoseconds).
+    fn is_right(&self, outcome: Outcome, began: u64, ended: u64) -> bool {
         let mut right = Outcomes::default();
         for (index, (from, outcomes)) in self.expected.iter().enumerate() {
             let until = self.expected.get(index + 1).map_or(u64::MAX, |next| next.0);
-            if *from <= run.to && until >= run.from {
+            if *from <= ended && until >= began {
                 right = right.with(*outcomes);
             }
         }
-        right.has(run.outcome)
+        right.has(outcome)
     }
 
     fn count(&mut self, account: usize, run: Run) {
@@ -149,10 +167,14 @@ impl Timeline {
                 *count += run.count;
             }
         }
-        if !self.is_right(&run)
-            && let Some(wrong) = self.wrong.get_mut(run.outcome as usize)
-        {
-            *wrong += run.count;
+        // The first apart: one that was held up for long does not speak for those behind it.
+        let parts = [(run.from, run.first, 1), (run.first, run.to, run.count.saturating_sub(1))];
+        for (began, ended, count) in parts {
+            if !self.is_right(run.outcome, began, ended)
+                && let Some(wrong) = self.wrong.get_mut(run.outcome as usize)
+            {
+                *wrong += count;
+            }
         }
         if let Some(runs) = self.runs.get_mut(account)
             && runs.len() < RUNS_MAX
@@ -237,34 +259,44 @@ impl Recorder {
 
     /// AEKs in memory, by what was last told of each lease.
     pub(crate) fn aeks(&self) -> usize {
-        let timeline = self.lock();
-        let newest = |version| timeline.lease.iter().rev().find(|sample| sample.kek_version == version);
-        timeline.kek_versions().into_iter().filter_map(newest).map(|sample| sample.aeks).sum()
+        self.lock().newest().map(|sample| sample.aeks).sum()
     }
 
-    pub(crate) fn lease(&self, at: Instant, kek_version: u32, phase: &str, aeks: usize) {
+    pub(crate) fn lease(&self, at: Instant, of: LeaseOf, phase: &str, aeks: usize) {
         let mut timeline = self.lock();
-        let last = timeline.lease.iter().rev().find(|sample| sample.kek_version == kek_version);
+        let last = timeline.samples(of).next_back();
         if last.is_none_or(|last| last.phase != phase || last.aeks != aeks) {
-            timeline.lease.push(LeaseSample { at, kek_version, phase: phase.into(), aeks });
+            timeline.lease.push(LeaseSample { at, of, phase: phase.into(), aeks });
         }
+    }
+
+    /// The process of a lease does nothing from `at` on, and what it has in memory stays there.
+    pub(crate) fn stopped(&self, at: Instant, of: LeaseOf) {
+        let aeks = self.lock().samples(of).next_back().map_or(0, |sample| sample.aeks);
+        self.lease(at, of, "stopped", aeks);
     }
 
     /// The leases that there are; those that were told before and are not among them are gone.
     pub(crate) fn leases(&self, at: Instant, leases: &[(u32, &str, usize)]) {
-        let told = self.lock().kek_versions();
-        for kek_version in told {
-            if leases.iter().all(|(there, ..)| *there != kek_version) {
-                self.lease(at, kek_version, "gone", 0);
+        let told = self.lock().leases();
+        for of in told {
+            if leases.iter().all(|(there, ..)| LeaseOf::KekVersion(*there) != of) {
+                self.lease(at, of, "gone", 0);
             }
         }
-        leases.iter().for_each(|(kek_version, phase, aeks)| self.lease(at, *kek_version, phase, *aeks));
+        leases.iter().for_each(|(version, phase, aeks)| self.lease(at, LeaseOf::KekVersion(*version), phase, *aeks));
     }
 
     /// True when the newest operation of every account came out like this, and began after `since`.
     pub(crate) fn all_are(&self, outcome: Outcome, since: Instant) -> bool {
+        self.some_are(.., outcome, since)
+    }
+
+    /// The same of the accounts with these numbers.
+    pub(crate) fn some_are(&self, numbers: impl RangeBounds<usize>, outcome: Outcome, since: Instant) -> bool {
         let timeline = self.lock();
-        timeline.runs.iter().all(|runs| {
+        let mut some = timeline.runs.iter().enumerate().filter(|(number, _)| numbers.contains(number));
+        some.all(|(_, runs)| {
             runs.last().is_some_and(|last| {
                 last.outcome == outcome && last.to > since.as_nanos() && {
                     // One that began before may still end well.
@@ -274,9 +306,11 @@ impl Recorder {
         })
     }
 
-    /// The phase of the lease now.
-    pub(crate) fn phase(&self) -> String {
-        self.lock().lease.last().map_or_else(String::new, |last| last.phase.clone())
+    /// True when every lease is active, of those that there are.
+    pub(crate) fn is_active(&self) -> bool {
+        let timeline = self.lock();
+        let mut there = timeline.newest().filter(|sample| sample.phase != "gone").peekable();
+        there.peek().is_some() && there.all(|sample| sample.phase == "active")
     }
 
     /// What was recorded until `end`.
@@ -345,6 +379,15 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_held_up_from_before_an_act_does_not_make_those_behind_it_right() {
+        let recorder = recorder();
+        recorder.expect(Instant::from_nanos(20), Outcomes::of(&[Outcome::Denied]));
+        let run = Run { outcome: Outcome::Ok, from: 19, first: 25, to: 40, count: 5 };
+        recorder.absorb(Chunk { runs: vec![(0, run)], ..Chunk::default() });
+        assert_eq!(recorder.read(Instant::from_nanos(50)).wrong[Outcome::Ok as usize], 4);
+    }
+
+    #[test]
     fn a_lease_that_is_not_told_any_more_is_gone() {
         let recorder = recorder();
         recorder.leases(Instant::from_nanos(1), &[(1, "active", 5)]);
@@ -352,8 +395,12 @@ mod tests {
         recorder.leases(Instant::from_nanos(3), &[(2, "active", 5)]);
         recorder.leases(Instant::from_nanos(4), &[(2, "active", 5)]);
         let told = recorder.read(Instant::from_nanos(5)).lease;
-        let told: Vec<_> = told.iter().map(|sample| (sample.kek_version, &*sample.phase, sample.aeks)).collect();
-        assert_eq!(told, [(1, "active", 5), (1, "active", 3), (2, "active", 2), (1, "gone", 0), (2, "active", 5)]);
+        let told: Vec<_> = told.iter().map(|sample| (sample.of, &*sample.phase, sample.aeks)).collect();
+        let [one, two] = [1, 2].map(LeaseOf::KekVersion);
+        assert_eq!(
+            told,
+            [(one, "active", 5), (one, "active", 3), (two, "active", 2), (one, "gone", 0), (two, "active", 5)]
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The whole command line on a store in etcd, with the token of the tests.
 
-use crate::{config, put, server::Etcd, shared_url, shell::Shell};
+use crate::{config, fleet, put, server::Etcd, shared_url, shell::Shell};
 use keyleash::{
     name::KekName,
     store::{Filter, Key, KeyStore, PAGE_KEYS_MAX, etcd::EtcdStore},
@@ -124,4 +124,20 @@ async fn a_store_that_takes_no_write_is_checked_before_that_is_said() {
     let run = Shell::new(&etcd.url("full")).try_run("keyleash store check");
     let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     assert!(said.contains(&format!("{n} KEKs")), "{said}");
+}
+
+#[test]
+fn three_nodes_lose_the_key_together_and_none_uses_it_later() {
+    let etcd = Etcd::begin(3);
+    let kill = format!("kill -9 {}", etcd.id(etcd.leader()));
+    fleet::three_nodes(&etcd.url("fleet"), "tls = \"plaintext\"\n", &["--lose-leader", &kill]);
+}
+
+#[test]
+fn a_drill_takes_no_store_that_somebody_uses() {
+    expect_token();
+    let url = shared_url();
+    let name = url.rsplit('/').next().unwrap();
+    Shell::new(&url).run(&format!("keyleash kek create k{name}"));
+    fleet::refused(&url, "tls = \"plaintext\"\n");
 }

@@ -1,6 +1,6 @@
 //! The whole command line on a store in PostgreSQL, with the token of the tests.
 
-use crate::{server::Postgres, shared_url, shell::Shell};
+use crate::{fleet, server::Postgres, shared_url, shell::Shell};
 use std::fs;
 
 fn expect_token() {
@@ -101,4 +101,18 @@ fn what_is_set_up_wrong_is_said_by_the_command_line_too() {
     shell.run("keyleash kek create pg");
     let check = shell.run("keyleash store check");
     assert!(check.contains("fsync is off"), "{check}");
+}
+
+#[test]
+fn a_drill_takes_no_store_that_somebody_uses() {
+    expect_token();
+    let url = shared_url();
+    let shell = Shell::new(&url);
+    shell.run(&format!("keyleash kek create k{}", url.rsplit('/').next().unwrap()));
+    fleet::refused(&url, "tls = \"plaintext\"\nuser = \"postgres\"\n");
+}
+
+#[test]
+fn three_nodes_lose_the_key_together_and_none_uses_it_later() {
+    fleet::three_nodes(&shared_url(), "tls = \"plaintext\"\nuser = \"postgres\"\ntimeout = \"1s\"\n", &[]);
 }

@@ -8,6 +8,8 @@ mod changes;
 mod cli;
 #[path = "../store/conformance.rs"]
 mod conformance;
+#[path = "../store/fleet.rs"]
+mod fleet;
 mod ground;
 #[path = "../store/heard.rs"]
 mod heard;

@@ -131,6 +131,10 @@ impl Etcd {
         panic!("nobody leads");
     }
 
+    pub(crate) fn id(&self, n: usize) -> u32 {
+        self.members[n].child.as_ref().unwrap().id()
+    }
+
     pub(crate) fn kill(&mut self, n: usize) {
         let mut child = self.members[n].child.take().unwrap();
         child.kill().unwrap();

@@ -36,11 +36,14 @@ pub(crate) enum Drill {
     Hang(Options),
     /// The process is killed and started while active, while denied, and while unreachable.
     Restart(Options),
-    /// 10,000 accounts are revoked and resume.
-    Fleet(Options),
+    /// 10,000 accounts are revoked and resume. With --nodes, so many processes with one store.
+    ///
+    /// With --nodes one is killed and starts again; the store loses its leader, where --lose-leader says how; the KEK is disabled and
+    /// enabled; and one stands still until its lease has ended, with the KEK disabled.
+    Fleet(Fleet),
     /// The KEK is rotated, every AEK re-wrapped and rotated, and the old KEK version destroyed, while blocks flow.
     Rotation(Options),
-    /// All of the above, one after the other.
+    /// All of the above, one after the other, but for --nodes.
     All(Options),
     /// Compare two reports made with --json. Ends with 9 when a promise does not hold in NEW, or a promise or a scenario is missing.
     Compare {
@@ -54,7 +57,7 @@ pub(crate) enum Drill {
     /// Does an act in a process of its own.
     #[command(name = "__act", hide = true)]
     Act(Act),
-    /// The service that `restart` kills.
+    /// The service that `restart` and `fleet --nodes` kill.
     #[command(name = "__serve", hide = true)]
     Serve(Serve),
 }
@@ -100,6 +103,22 @@ pub(crate) struct Options {
     /// Act destructively on the token with this serial, although with-token did not make it.
     #[arg(long, value_name = "SERIAL")]
     pub(crate) token_serial: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Fleet {
+    #[command(flatten)]
+    pub(crate) options: Options,
+    /// Processes that serve, each with all accounts [accounts: 50].
+    #[arg(long, value_name = "N", requires = "store", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) nodes: Option<u32>,
+    /// Their store, an URL, which is reached by the settings of [store]. It is empty but for what an earlier drill left, and is so again in
+    /// the end.
+    #[arg(long, value_name = "URL", requires = "nodes")]
+    pub(crate) store: Option<PathBuf>,
+    /// Kills the server that leads the store's others.
+    #[arg(long, value_name = "COMMAND", requires = "nodes")]
+    pub(crate) lose_leader: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -151,4 +170,7 @@ pub(crate) struct Serve {
     pub(crate) threads: u32,
     #[arg(long)]
     pub(crate) fast: bool,
+    /// A store on a server, where it is not in the drill's directory.
+    #[arg(long)]
+    pub(crate) store: Option<PathBuf>,
 }

@@ -4,6 +4,7 @@ use super::{
     act::{Held, blocking, set_pin},
     args::Options,
     ground::{Ground, destroy_at_the_end, write_pin},
+    nodes::{self, Nodes},
 };
 use crate::{exit::Failure, output::hex};
 use async_trait::async_trait;
@@ -27,6 +28,7 @@ use std::{
 pub(crate) struct Deeds<'a> {
     ground: &'a mut Ground,
     options: &'a Options,
+    nodes: Option<&'a Nodes>,
     scenario: Scenario,
     accounts: usize,
     held: Option<Held>,
@@ -162,6 +164,13 @@ impl Operator for Deeds<'_> {
         Ok(Done { what: what.into(), at: self.ground.act(what, command).await? })
     }
 
+    async fn lose_leader(&mut self) -> Result<Option<Done>, Failure> {
+        let Some(command) = self.nodes.and_then(|nodes| nodes.lose_leader.clone()) else { return Ok(None) };
+        let at = now();
+        blocking(move || nodes::run(&command)).await?;
+        Ok(Some(Done { what: "kill the leader of the store".into(), at }))
+    }
+
     fn start(&mut self) -> Result<Child, Failure> {
         let mut command = self.ground.launch.hidden("__serve")?;
         let (accounts, threads) = (self.accounts.to_string(), self.options.threads.to_string());
@@ -169,20 +178,29 @@ impl Operator for Deeds<'_> {
         if self.options.fast {
             command.arg("--fast");
         }
+        if let Some(nodes) = self.nodes {
+            command.arg("--store").arg(&nodes.url);
+        }
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         spawned.map_err(|error| Failure::io("starting the service", error))
     }
 }
 
 impl<'a> Deeds<'a> {
-    pub(crate) fn new(ground: &'a mut Ground, options: &'a Options, scenario: Scenario, accounts: usize) -> Self {
+    pub(crate) fn new(
+        ground: &'a mut Ground,
+        options: &'a Options,
+        nodes: Option<&'a Nodes>,
+        scenario: Scenario,
+        accounts: usize,
+    ) -> Self {
         if let Ok(place) = ground.tokens()
             && scenario == Scenario::Restart
         {
             let away = place.with_file_name("tokens.away");
             ground.undo.push(move || drop(fs::rename(away, place)));
         }
-        Self { ground, options, scenario, accounts, held: None, away: None }
+        Self { ground, options, nodes, scenario, accounts, held: None, away: None }
     }
 
     /// The KEK as people find it in the token.

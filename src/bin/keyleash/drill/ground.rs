@@ -5,6 +5,7 @@ use super::{
     args::Options,
     guard::{may_act, with_token_directory},
     load::Customer,
+    nodes::Nodes,
     terms::{accounts, in_force},
 };
 use crate::{exit::Failure, open_token::wait_until_listed, setup::Setup};
@@ -15,7 +16,7 @@ use keyleash::{
     drill::{Scenario, Tap},
     name::{AccountId, KekName},
     secret::fill_random,
-    store::redb::RedbStore,
+    store::{KeyStore, redb::RedbStore},
     token::{
         KekId, KekInfo, Profile, Token,
         pkcs11::{PinSource, Pkcs11Settings, Pkcs11Token},
@@ -78,6 +79,7 @@ impl Ground {
     pub(crate) async fn prepare(
         scenario: Scenario,
         options: &Options,
+        nodes: Option<&Nodes>,
         setup: &Setup,
         config: Option<&Path>,
     ) -> Result<(Self, Engine, Vec<Customer>), Failure> {
@@ -98,7 +100,10 @@ impl Ground {
         let launch = Launch { config: config.map(Path::to_owned), serial: info.serial.clone() };
         let actor = if options.operator { Actor::Operator } else { Actor::Process(launch.clone()) };
         let tap = Tap::new(Arc::new(token));
-        let store = Arc::new(RedbStore::open_or_create(directory.join(STORE)).await?);
+        let store: Arc<dyn KeyStore> = match nodes {
+            Some(nodes) => nodes.store().await?,
+            None => Arc::new(RedbStore::open_or_create(directory.join(STORE)).await?),
+        };
         let engine = Engine::builder(tap.clone(), store).settings(settings).build()?;
         // Its label tells an operator of a real HSM which one it is.
         let name = kek_name(&directory)?;

@@ -69,8 +69,10 @@ pub(crate) fn may_act(
     if with_token.is_some() || (told && options.operator) {
         return Ok(());
     }
-    let by_pkcs11 =
-        matches!(scenario, Scenario::Revocation | Scenario::Fleet | Scenario::PinChanged | Scenario::Rotation);
+    let by_pkcs11 = matches!(
+        scenario,
+        Scenario::Revocation | Scenario::Fleet | Scenario::Nodes | Scenario::PinChanged | Scenario::Rotation
+    );
     let allowed = match (options.operator, is_destructive(scenario)) {
         (true, destructive) => !destructive,
         (false, _) => told && by_pkcs11,

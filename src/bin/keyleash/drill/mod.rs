@@ -1,8 +1,8 @@
 //! `drill`: rehearses the day the key is taken away, on a real token, and holds what it measures against the promises.
 //!
 //! [`keyleash::drill`] plays, measures and judges. Here is what it plays with: the ground of its own (`ground`), a real load (`load`),
-//! the deeds of an operator (`deeds`), which another process does (`act`) where it may (`guard`), and the service that `restart` kills
-//! (`serve`). Two reports are compared (`compare`).
+//! the deeds of an operator (`deeds`), which another process does (`act`) where it may (`guard`), the service that `restart` kills
+//! (`serve`), and the store of several (`nodes`). Two reports are compared (`compare`).
 
 pub(crate) mod args;
 
@@ -13,6 +13,7 @@ mod deeds;
 mod ground;
 mod guard;
 mod load;
+mod nodes;
 mod serve;
 mod terms;
 
@@ -32,6 +33,7 @@ use keyleash::{
     drill::{self, Report, Scenario, Verdict},
     telemetry::trail::{Deed, Subject},
 };
+use nodes::Nodes;
 use serde_json::{Value, json};
 use std::{io::Write, path::Path, time::Duration};
 
@@ -41,19 +43,24 @@ const FAST_PATIENCE: Duration = Duration::from_secs(60);
 const FAREWELL: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, output: Output) -> Result<(), Failure> {
-    let (scenarios, options): (&[Scenario], Options) = match drill {
-        Drill::Revocation(options) => (&[Scenario::Revocation], options),
-        Drill::Destroy(options) => (&[Scenario::Destroy], options),
-        Drill::TokenRemoved(options) => (&[Scenario::TokenRemoved], options),
-        Drill::PinChanged(options) => (&[Scenario::PinChanged], options),
-        Drill::Outage(options) => (&[Scenario::Outage], options),
-        Drill::LongOutage(options) => (&[Scenario::LongOutage], options),
-        Drill::Flapping(options) => (&[Scenario::Flapping], options),
-        Drill::Hang(options) => (&[Scenario::Hang], options),
-        Drill::Restart(options) => (&[Scenario::Restart], options),
-        Drill::Fleet(options) => (&[Scenario::Fleet], options),
-        Drill::Rotation(options) => (&[Scenario::Rotation], options),
-        Drill::All(options) => (&Scenario::ALL, options),
+    let mut nodes = None;
+    let (scenarios, options) = match drill {
+        Drill::Revocation(options) => (vec![Scenario::Revocation], options),
+        Drill::Destroy(options) => (vec![Scenario::Destroy], options),
+        Drill::TokenRemoved(options) => (vec![Scenario::TokenRemoved], options),
+        Drill::PinChanged(options) => (vec![Scenario::PinChanged], options),
+        Drill::Outage(options) => (vec![Scenario::Outage], options),
+        Drill::LongOutage(options) => (vec![Scenario::LongOutage], options),
+        Drill::Flapping(options) => (vec![Scenario::Flapping], options),
+        Drill::Hang(options) => (vec![Scenario::Hang], options),
+        Drill::Restart(options) => (vec![Scenario::Restart], options),
+        Drill::Fleet(fleet) => {
+            nodes = Nodes::of(&fleet, setup)?;
+            (vec![if nodes.is_some() { Scenario::Nodes } else { Scenario::Fleet }], fleet.options)
+        }
+        Drill::Rotation(options) => (vec![Scenario::Rotation], options),
+        // A store on a server wants to be named.
+        Drill::All(options) => (Scenario::ALL.into_iter().filter(|one| *one != Scenario::Nodes).collect(), options),
         Drill::Compare { old, new, by } => return compare::run(&old, &new, by, output),
         Drill::Act(act) => return act::act(act, setup).await,
         Drill::Serve(serve) => return serve::serve(serve, setup).await,
@@ -63,11 +70,11 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
     let picture = options.picture.as_deref().map(|path| setup.report(path)).transpose()?;
     let page = options.report.as_deref().map(|path| setup.report(path)).transpose()?;
     let (mut reports, mut failed) = (Vec::new(), None);
-    for scenario in scenarios {
+    for scenario in &scenarios {
         if scenarios.len() > 1 {
             output.note(&format!("{} drill {} …", utc(unix_now()), scenario.name()));
         }
-        match play_on_trail(*scenario, &options, setup, config, output).await {
+        match play_on_trail(*scenario, &options, nodes.as_ref(), setup, config, output).await {
             Ok(report) => reports.push(report),
             Err(failure) if reports.is_empty() => return Err(failure),
             Err(failure) => {
@@ -106,19 +113,20 @@ pub(crate) async fn run(drill: Drill, config: Option<&Path>, setup: &Setup, outp
 async fn play_on_trail(
     scenario: Scenario,
     options: &Options,
+    nodes: Option<&Nodes>,
     setup: &Setup,
     config: Option<&Path>,
     output: Output,
 ) -> Result<Report, Failure> {
     if setup.audit().is_none() {
-        return play(scenario, options, setup, config, output).await;
+        return play(scenario, options, nodes, setup, config, output).await;
     }
     let (store, mut on) = (setup.store(Store::Existing).await?, Subject::default());
     on.token = Some(setup.default_token().clone());
     let asked = setup.ask(&store, Deed::DrillPlay, on).await?;
     // A drill takes the token away from whoever has it open, and is to find nobody else.
     setup.close_trail(FAREWELL).await?;
-    let outcome = play(scenario, options, setup, config, output).await;
+    let outcome = play(scenario, options, nodes, setup, config, output).await;
     setup.end_anew(&store, asked, &outcome).await;
     outcome
 }
@@ -127,20 +135,25 @@ async fn play_on_trail(
 async fn play(
     scenario: Scenario,
     options: &Options,
+    nodes: Option<&Nodes>,
     setup: &Setup,
     config: Option<&Path>,
     output: Output,
 ) -> Result<Report, Failure> {
-    let (mut ground, engine, mut customers) = Ground::prepare(scenario, options, setup, config).await?;
+    let (mut ground, engine, mut customers) = Ground::prepare(scenario, options, nodes, setup, config).await?;
     if let Some(customer) = customers.first_mut().filter(|_| scenario == Scenario::Revocation) {
         customer.set_secret(&engine).await?;
     }
-    if scenario == Scenario::Restart {
+    let is_apart = matches!(scenario, Scenario::Restart | Scenario::Nodes);
+    if is_apart {
         serve::keep(&ground.directory, &customers)?;
     }
     let (threads, slack) = (options.threads as usize, Duration::from_millis(options.slack.into()));
     let mut drill =
         drill::Drill::new(&engine, &ground.tap, &ground.name).threads(threads).slack(slack).on_wait(bar(output));
+    if let Some(nodes) = nodes {
+        drill = drill.nodes(nodes.count as usize);
+    }
     if options.fast {
         drill = drill.patience(FAST_PATIENCE);
     }
@@ -149,8 +162,8 @@ async fn play(
         drill = drill.account(customer.id.clone(), customer.serve(&engine));
     }
     // Of `restart` the store belongs to the service, a process at a time.
-    let engine = Some(engine).filter(|_| scenario != Scenario::Restart);
-    let played = drill.run(scenario, &mut Deeds::new(&mut ground, options, scenario, accounts)).await;
+    let engine = Some(engine).filter(|_| !is_apart);
+    let played = drill.run(scenario, &mut Deeds::new(&mut ground, options, nodes, scenario, accounts)).await;
     if let Some(engine) = engine {
         // No call of its own meets the undoing: SoftHSM would lose the PIN that is changed back while somebody logs in.
         engine.close(FAREWELL).await?;
@@ -158,6 +171,11 @@ async fn play(
     if played.is_ok() && scenario == Scenario::PinChanged && ground.actor.is_operator() {
         // What is cleaned up after the drill logs in with the PIN of the settings.
         ground.act("change the token's user PIN back to what it was", Vec::new()).await?;
+    }
+    if let Some(nodes) = nodes
+        && let Err(failure) = nodes.clear().await
+    {
+        tracing::warn!(%failure, "the drill's records were left in its store; the next drill there removes them");
     }
     // Undoing what is left starts processes.
     act::blocking(move || {

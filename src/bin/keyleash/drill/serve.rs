@@ -1,4 +1,4 @@
-//! The service that the drill `restart` kills: a process with an engine and a load, which tells its parent what comes of every
+//! The service that the drills `restart` and `nodes` kill: a process with an engine and a load, which tells its parent what comes of every
 //! operation.
 
 use super::{
@@ -7,13 +7,19 @@ use super::{
     load::Customer,
     terms::in_force,
 };
-use crate::{exit::Failure, setup::Setup, streams::Standard};
+use crate::{
+    exit::Failure,
+    open_store::open_store,
+    setup::{Setup, Store},
+    streams::Standard,
+};
 use keyleash::{
     Engine, Error,
     clock::Clock,
+    config::StoreConfig,
     drill::{Drill, Scenario, Tap},
     name::AccountId,
-    store::redb::RedbStore,
+    store::{KeyStore, redb::RedbStore},
     token::pkcs11::Pkcs11Token,
 };
 use std::{
@@ -60,17 +66,17 @@ pub(crate) async fn serve(serve: Serve, setup: &Setup) -> Result<(), Failure> {
     let clock = Clock::default();
     let settings = in_force(Scenario::Restart, setup.settings(), serve.fast, serve.accounts);
     let token = Pkcs11Token::open(token_settings(setup, &settings)?).await.map_err(Error::from)?;
-    let path = serve.directory.join(STORE);
+    let place = setup.store_at(serve.store.as_deref().unwrap_or(&serve.directory.join(STORE)))?;
     let give_up = clock.now().plus(STORE_PATIENCE);
     let store = loop {
-        match RedbStore::open(&path).await {
+        match open_alone(&place).await {
             Ok(store) => break store,
             Err(Error::Store(_)) if clock.now() < give_up => clock.sleep_until(clock.now().plus(PAUSE)).await,
             Err(error) => return Err(error.into()),
         }
     };
     let tap = Tap::new(Arc::new(token));
-    let engine = Engine::builder(tap.clone(), Arc::new(store)).settings(settings).build()?;
+    let engine = Engine::builder(tap.clone(), store).settings(settings).build()?;
     let mut drill = Drill::new(&engine, &tap, &kek_name(&serve.directory)?).threads(serve.threads as usize);
     for customer in customers(&serve)? {
         drill = drill.account(customer.id.clone(), customer.serve(&engine));
@@ -80,6 +86,14 @@ pub(crate) async fn serve(serve: Serve, setup: &Setup) -> Result<(), Failure> {
         Standard::Input.file().map(|mut input| drop(input.read(&mut [0])))
     });
     drill.serve(tell, async { drop(stdin_ends.await) }).await.map_err(Failure::from)
+}
+
+/// As a service has it: a file for as long as it lives.
+async fn open_alone(place: &StoreConfig) -> Result<Arc<dyn KeyStore>, Error> {
+    match place {
+        StoreConfig::Redb(path) => Ok(Arc::new(RedbStore::open(path).await?)),
+        place => Ok(open_store(place, Store::Existing).await?.0),
+    }
 }
 
 fn tell(lines: &str) {
