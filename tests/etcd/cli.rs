@@ -1,75 +1,37 @@
 //! The whole command line on a store in etcd, with the token of the tests.
 
-use crate::{config, fleet, put, server::Etcd, shared_url, shell::Shell};
+use crate::{
+    config,
+    day::{Said, day, expect_token},
+    fleet, put,
+    server::Etcd,
+    shared_url,
+    shell::Shell,
+};
 use keyleash::{
     name::KekName,
     store::{Filter, Key, KeyStore, PAGE_KEYS_MAX, etcd::EtcdStore},
 };
 use std::fs;
 
-fn expect_token() {
-    assert!(
-        std::env::var_os("KEYLEASH_MODULE").is_some(),
-        "run it as softhsm/with-token cargo test --features etcd --test etcd"
-    );
-}
-
 #[test]
 fn the_command_line_does_on_etcd_what_it_does_on_a_file() {
-    expect_token();
     let url = shared_url();
-    let name = url.rsplit('/').next().unwrap().to_owned();
     let shell = Shell::new(&url);
-    shell.refused("keyleash kek list", 6, &["not found", "the namespace is empty", "keyleash kek create NAME"]);
-    let made = shell.run(&format!("keyleash kek create k{name}"));
-    assert!(made.contains(&format!("store {url}: made, for there was none")) && made.contains("CKA_ID"), "{made}");
-    shell.run(&format!("keyleash account create alice --kek k{name}"));
-    shell.run("echo attack at dawn > plan && keyleash seal --account alice plan -o plan.sealed");
-    assert_eq!(shell.prints("keyleash open plan.sealed -o -"), "attack at dawn\n");
-    // Two commands at once on one store.
-    assert_eq!(
-        shell.prints("keyleash seal --account alice plan.sealed -o - | keyleash open - -o - | keyleash open - -o -"),
-        "attack at dawn\n"
-    );
-    shell.run("keyleash account rotate alice");
-    shell.run(&format!("keyleash kek rotate k{name} && keyleash kek rewrap k{name}"));
-    assert_eq!(shell.prints("keyleash open plan.sealed -o -"), "attack at dawn\n");
-    shell.run(&format!("keyleash kek retire k{name}/1 --yes"));
-    assert!(shell.run("keyleash account list").contains("alice"));
-    let status = shell.run("keyleash status");
-    assert!(status.contains(&name), "{status}");
-    shell.run("printf hunter2 | keyleash secret set db/password --account alice");
+    let said = Said {
+        url: &url,
+        alias: Some(url.replace("127.0.0.1", "localhost")),
+        elsewhere: format!("{url}/elsewhere"),
+        nothing_there: "the namespace is empty",
+        shred: "etcdctl compact",
+        snapshot: "etcdctl snapshot save",
+    };
+    day(&shell, &said);
     let check = shell.run("keyleash store check");
-    assert!(
-        check.contains("all of it is whole") && check.contains("a read takes") && check.contains("1 member"),
-        "{check}"
-    );
-    let json = shell.run("keyleash store check --json 2>/dev/null");
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert!(json["write_ms"].as_f64().is_some_and(|ms| ms > 0.0) && json["store"] == url.as_str(), "{json}");
-
-    // What is for a file alone says so.
-    shell.refused("keyleash store shred", 2, &["is for a store in a file", "etcdctl compact"]);
-    shell.refused("keyleash store snapshot copy.redb", 2, &["is for a store in a file", "etcdctl snapshot save"]);
-    shell.refused("keyleash store restore copy.redb --yes", 2, &["is for a store in a file", "keyleash store copy"]);
-
-    // To a file and back to another namespace; what is there is no place for a copy.
-    let copied = shell.run(&format!("keyleash store copy {url} here.redb"));
-    assert!(copied.contains("copied from") && copied.contains("all of it is whole"), "{copied}");
-    assert!(shell.run(&format!("keyleash store copy {url} here.redb")).contains("nothing was copied from"));
+    assert!(check.contains("1 member"), "{check}");
     // A store by another name is no copy of it.
     shell.run("ln -s here.redb link.redb");
     shell.refused("keyleash store copy here.redb redb:link.redb", 2, &["no copy of itself"]);
-    let alias = url.replace("127.0.0.1", "localhost");
-    let copied = shell.run(&format!("keyleash store copy {alias} {url}"));
-    assert!(copied.contains("both name one store") && !copied.contains("any more"), "{copied}");
-    assert_eq!(shell.prints("KEYLEASH_STORE=here.redb keyleash open plan.sealed -o -"), "attack at dawn\n");
-    let elsewhere = format!("{url}/elsewhere");
-    shell.run(&format!("keyleash store copy redb:here.redb {elsewhere}"));
-    assert_eq!(shell.prints(&format!("KEYLEASH_STORE={elsewhere} keyleash open plan.sealed -o -")), "attack at dawn\n");
-    shell.run("KEYLEASH_STORE=other.redb keyleash quickstart /etc/hostname >/dev/null");
-    shell.refused(&format!("keyleash store copy other.redb {elsewhere}"), 7, &["a store of its own"]);
-    shell.refused(&format!("keyleash store copy {url} {url}"), 2, &["no copy of itself"]);
 }
 
 #[test]

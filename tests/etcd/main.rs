@@ -8,8 +8,11 @@ mod changes;
 mod cli;
 #[path = "../store/conformance.rs"]
 mod conformance;
+#[path = "../store/day.rs"]
+mod day;
 #[path = "../store/fleet.rs"]
 mod fleet;
+#[path = "../rotation/on_server.rs"]
 mod ground;
 #[path = "../store/heard.rs"]
 mod heard;
@@ -51,6 +54,9 @@ use std::{
     thread,
 };
 
+/// Of commands, in the trials of tests/rotation.
+const KILLS: u32 = 15;
+
 fn config(url: &str) -> EtcdConfig {
     let mut config = EtcdConfig::new(url).unwrap();
     config.reach.tls = StoreTls::Plaintext;
@@ -77,9 +83,21 @@ fn shared_url() -> String {
     format!("etcd://{endpoints}/test/{}", hex::encode(random))
 }
 
+/// What a configuration says of it beside the URL.
+fn settings() -> String {
+    "tls = \"plaintext\"\n".into()
+}
+
+async fn make_store(url: &str) -> Arc<dyn KeyStore> {
+    Arc::new(EtcdStore::open_or_create(&config(url)).await.unwrap())
+}
+
+async fn open_store(url: &str) -> Arc<dyn KeyStore> {
+    Arc::new(EtcdStore::open(&config(url)).await.unwrap())
+}
+
 async fn stores() -> (Vec<Arc<dyn KeyStore>>, ()) {
-    let store = EtcdStore::open_or_create(&config(&shared_url())).await.unwrap();
-    (vec![Arc::new(store)], ())
+    (vec![make_store(&shared_url()).await], ())
 }
 
 /// Where the model's store is, which is opened again and again.

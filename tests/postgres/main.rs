@@ -8,8 +8,11 @@ mod changes;
 mod cli;
 #[path = "../store/conformance.rs"]
 mod conformance;
+#[path = "../store/day.rs"]
+mod day;
 #[path = "../store/fleet.rs"]
 mod fleet;
+#[path = "../rotation/on_server.rs"]
 mod ground;
 #[path = "../store/heard.rs"]
 mod heard;
@@ -20,8 +23,10 @@ mod kill;
 mod made;
 #[path = "../store/model.rs"]
 mod model;
+mod own;
 #[path = "../servers/proxy.rs"]
 mod proxy;
+#[path = "../store/races.rs"]
 mod races;
 #[path = "../servers/postgres.rs"]
 mod server;
@@ -52,6 +57,10 @@ use std::{
     thread,
     time::Duration,
 };
+
+/// Of commands, in the trials of tests/rotation.
+const KILLS: u32 = 3;
+const GUARD_ROUNDS: u64 = 30;
 
 /// As the server's owner, which needs no password here.
 fn config(url: &str) -> PostgresConfig {
@@ -88,9 +97,21 @@ fn shared_server() -> String {
     format!("127.0.0.1:{port}")
 }
 
+/// What a configuration says of it beside the URL.
+fn settings() -> String {
+    "tls = \"plaintext\"\nuser = \"postgres\"\n".into()
+}
+
+async fn make_store(url: &str) -> Arc<dyn KeyStore> {
+    Arc::new(PostgresStore::open_or_create(&config(url)).await.unwrap())
+}
+
+async fn open_store(url: &str) -> Arc<dyn KeyStore> {
+    Arc::new(PostgresStore::open(&config(url)).await.unwrap())
+}
+
 async fn stores() -> (Vec<Arc<dyn KeyStore>>, ()) {
-    let store = PostgresStore::open_or_create(&config(&shared_url())).await.unwrap();
-    (vec![Arc::new(store)], ())
+    (vec![make_store(&shared_url()).await], ())
 }
 
 /// Where the model's store is, which is opened again and again.

@@ -1,11 +1,11 @@
-//! Several stores on one schema, each with connections of its own, that write the same records at once.
+//! Several stores on one place, each with connections of its own, that write the same records at once; for the tests that name this file
+//! by its path.
 
-use crate::{account, config, put, shared_url};
+use crate::{GUARD_ROUNDS, account, make_store, open_store, put, shared_url};
 use keyleash::{
     Error,
-    config::store::PostgresConfig,
     name::KekName,
-    store::{Key, KeyStore, Put, StoreVersion, postgres::PostgresStore},
+    store::{Key, KeyStore, Put, StoreVersion},
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -19,23 +19,22 @@ fn kek() -> Key {
     Key::Kek(KekName::new("k").unwrap())
 }
 
-async fn several(config: &PostgresConfig, stores: usize) -> Vec<Arc<PostgresStore>> {
-    let mut opened = vec![Arc::new(PostgresStore::open_or_create(config).await.unwrap())];
+async fn several(url: &str, stores: usize) -> Vec<Arc<dyn KeyStore>> {
+    let mut opened = vec![make_store(url).await];
     while opened.len() < stores {
-        opened.push(Arc::new(PostgresStore::open(config).await.unwrap()));
+        opened.push(open_store(url).await);
     }
     opened
 }
 
-async fn found(store: &PostgresStore, key: &Key) -> Option<(u64, StoreVersion)> {
+async fn found(store: &dyn KeyStore, key: &Key) -> Option<(u64, StoreVersion)> {
     let found = store.get(key).await.unwrap()?;
     Some((u64::from_be_bytes(found.value.try_into().unwrap()), found.version))
 }
 
 /// Many that rest on one record, and one that changes it: as re-wraps do, and the retirement of their KEK version.
-async fn trial_of_guards(config: &PostgresConfig, rounds: u64) {
+pub(crate) async fn trial_of_guards(stores: Vec<Arc<dyn KeyStore>>, rounds: u64) {
     const WRITERS: usize = 12;
-    let stores = several(config, 4).await;
     let mut version = stores[0].create(&kek(), put(0_u64.to_be_bytes(), &[])).await.unwrap();
     let (over, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let mut tasks = Vec::new();
@@ -45,7 +44,7 @@ async fn trial_of_guards(config: &PostgresConfig, rounds: u64) {
             let key = account(format!("a{writer}"));
             let mut seen = store.create(&key, put(0_u64.to_be_bytes(), &[])).await.unwrap();
             while !over.load(SeqCst) {
-                let (round, guard) = found(&store, &kek()).await.unwrap();
+                let (round, guard) = found(&*store, &kek()).await.unwrap();
                 let put = Put { guards: vec![(kek(), guard)], ..put(round.to_be_bytes(), &[]) };
                 match store.replace(&key, &seen, put).await {
                     Ok(version) => {
@@ -61,7 +60,7 @@ async fn trial_of_guards(config: &PostgresConfig, rounds: u64) {
     let all = async || {
         let mut all = Vec::new();
         for writer in 0..WRITERS {
-            all.push(found(&stores[0], &account(format!("a{writer}"))).await);
+            all.push(found(&*stores[0], &account(format!("a{writer}"))).await);
         }
         all
     };
@@ -86,33 +85,14 @@ async fn trial_of_guards(config: &PostgresConfig, rounds: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_written_that_rests_on_what_was_changed_before_and_who_changes_it_waits_for_few() {
-    trial_of_guards(&config(&shared_url()), 30).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_with_another_isolation_by_default_changes_nothing() {
-    for isolation in ["serializable", "repeatable read"] {
-        let mut config = config(&shared_url());
-        let name = config.schema.clone();
-        let url = config.to_string();
-        let server = url.split('/').nth(2).unwrap();
-        let (host, port) = server.split_once(':').unwrap();
-        let sql = format!(
-            "CREATE ROLE {name} SUPERUSER LOGIN; ALTER ROLE {name} SET default_transaction_isolation = '{isolation}'"
-        );
-        let mut psql = std::process::Command::new("psql");
-        psql.args(["-X", "-q", "-h", host, "-p", port, "-U", "postgres", "-c", &sql]);
-        assert!(psql.status().unwrap().success());
-        config.reach.user.as_mut().unwrap().name = name;
-        trial_of_guards(&config, 10).await;
-    }
+    trial_of_guards(several(&shared_url(), 4).await, GUARD_ROUNDS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_version_is_replaced_or_deleted_once_and_each_creation_follows_a_deletion() {
     const WRITERS: usize = 12;
     const ROUNDS: usize = 20;
-    let stores = several(&config(&shared_url()), 4).await;
+    let stores = several(&shared_url(), 4).await;
     let key = account("a");
     let tasks: Vec<_> = (0..WRITERS)
         .map(|writer| {
@@ -163,7 +143,7 @@ async fn each_version_is_replaced_or_deleted_once_and_each_creation_follows_a_de
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_that_rest_on_each_other_one_is_written_at_most() {
     const ROUNDS: u64 = 25;
-    let stores = several(&config(&shared_url()), 2).await;
+    let stores = several(&shared_url(), 2).await;
     let keys = [account("a"), account("b")];
     let mut seen = Vec::new();
     for key in &keys {
@@ -188,12 +168,12 @@ async fn of_two_that_rest_on_each_other_one_is_written_at_most() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_that_make_one_store_at_once_each_opens_the_same() {
     for _ in 0..2 {
-        let config = config(&shared_url());
+        let url = shared_url();
         let tasks: Vec<_> = (0..12)
             .map(|n| {
-                let config = config.clone();
+                let url = url.clone();
                 tokio::spawn(async move {
-                    let store = PostgresStore::open_or_create(&config).await.unwrap();
+                    let store = make_store(&url).await;
                     store.create(&account(format!("a{n}")), put([n], &[])).await.unwrap();
                     store
                 })
@@ -206,40 +186,6 @@ async fn of_many_that_make_one_store_at_once_each_opens_the_same() {
                     tokio::task::yield_now().await;
                 }
             }
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_large_values_are_read_in_several_answers_and_many_changes_are_written_in_few() {
-    let store = PostgresStore::open_or_create(&config(&shared_url())).await.unwrap();
-    let keys: Vec<_> = (0..100).map(|n| account(format!("a{n:03}"))).collect();
-    for (n, key) in keys.iter().enumerate() {
-        store.create(key, put(vec![n as u8; 256 * 1024], &[])).await.unwrap();
-    }
-    // Some that are not there, and one twice.
-    let asked = [&[account("none")], &keys[..], &[account("z"), keys[0].clone()]].concat();
-    let found = store.get_many(&asked).await;
-    assert_eq!(found.len(), asked.len());
-    let mut changes = Vec::new();
-    for (n, (key, found)) in asked.iter().zip(found).enumerate() {
-        let found = found.unwrap();
-        assert_eq!(found.is_some(), keys.contains(key));
-        if let Some(found) = found.filter(|_| n <= keys.len()) {
-            assert_eq!(found.value, vec![(n - 1) as u8; 256 * 1024]);
-            changes.push((key.clone(), found.version, put(vec![0; if n % 2 == 0 { 10 } else { 256 * 1024 }], &[])));
-        }
-    }
-    changes[7].1 = StoreVersion(b"another".to_vec());
-    changes[8].2 = put(vec![0; 256 * 1024 + 1], &[]);
-    changes.push((account("none"), changes[0].1.clone(), put([1], &[])));
-    let outcomes = store.replace_many(changes).await;
-    for (n, outcome) in outcomes.into_iter().enumerate() {
-        match n {
-            7 => assert!(matches!(&outcome, Err(Error::Conflict(what)) if what.contains("a007")), "{outcome:?}"),
-            8 => assert!(matches!(&outcome, Err(Error::Invalid(_))), "{outcome:?}"),
-            100 => assert!(matches!(&outcome, Err(Error::NotFound(_))), "{outcome:?}"),
-            _ => drop(outcome.unwrap()),
         }
     }
 }
