@@ -39,8 +39,8 @@
 //! Features: `aws-lc` (default) is the fast AEAD back end, `cli` (default) the command line, `drill` (with it) the rehearsals
 //! that a service can play in its own tests, `secrets` (with it) credentials kept in versions, `audit` (with it) the trail of who used
 //! which key, `metrics` (with it) what the engine counts, for Prometheus and recorders, `mail` (not with it, because of its TLS) alerts
-//! that go as mail, `etcd` (not with it, because its build needs protoc) and `postgres` (not with it, because of its TLS) the key stores
-//! there; a service names `default-features = false, features = ["aws-lc"]`. Without `aws-lc` a pure-Rust back end makes the same bytes.
+//! that go as mail, `etcd` (not with it, because its build needs protoc), `postgres` and `bucket` (not with it, because of their TLS) the key
+//! stores there; a service names `default-features = false, features = ["aws-lc"]`. Without `aws-lc` a pure-Rust back end makes the same bytes.
 
 pub mod access;
 pub mod account;

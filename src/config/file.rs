@@ -383,6 +383,8 @@ impl ConfigFile {
                 self.store.set_password(PasswordSource::Env(given.variable_name(origin, "password")?), origin)?
             }
             Item::StoreTimeout => self.store.set_timeout(given.duration(origin)?, origin)?,
+            Item::StoreEndpoint => self.store.endpoint = Some(given.string(origin)?),
+            Item::StoreRegion => self.store.region = Some(given.string(origin)?),
             Item::Label => self.token.select(TokenSelector::Label(given.text(origin, LABEL_BYTES_MAX)?), origin)?,
             Item::Serial => self.token.select(TokenSelector::Serial(given.text(origin, SERIAL_BYTES_MAX)?), origin)?,
             Item::Slot => self.token.select(TokenSelector::Slot(given.number(origin, 0, u64::MAX)?), origin)?,

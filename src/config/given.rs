@@ -89,7 +89,9 @@ impl Given {
         match self {
             _ if [Item::PinEnv, Item::StorePasswordEnv].contains(&item) => "(set)".into(),
             // What is refused may have a password in it.
-            Self::Text(text) if item == Item::StoreUrl => super::store::shown_url(&text.to_string_lossy()),
+            Self::Text(text) if [Item::StoreUrl, Item::StoreEndpoint].contains(&item) => {
+                super::store::shown_url(&text.to_string_lossy())
+            }
             Self::Number(text) => text.clone(),
             Self::Text(text) => text.to_string_lossy().into_owned(),
         }

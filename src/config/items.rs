@@ -21,6 +21,8 @@ pub(super) enum Item {
     StorePasswordFile,
     StorePasswordEnv,
     StoreTimeout,
+    StoreEndpoint,
+    StoreRegion,
     PollInterval,
     CallTimeout,
     Grace,
@@ -66,7 +68,7 @@ const STORE_VARIABLE: &str = "KEYLEASH_STORE";
 
 pub(super) const SECTIONS: [&str; 12] =
     ["token", "kek", "store", "lease", "cache", "keys", "metrics", "grant", "role", "audit", "alert", "mail"];
-pub(super) const ITEMS: [Named; 46] = [
+pub(super) const ITEMS: [Named; 48] = [
     named(Item::Module, "token", "module", "KEYLEASH_MODULE"),
     named(Item::Label, "token", "label", "KEYLEASH_TOKEN_LABEL"),
     named(Item::Serial, "token", "serial", "KEYLEASH_TOKEN_SERIAL"),
@@ -105,6 +107,8 @@ pub(super) const ITEMS: [Named; 46] = [
     named(Item::StorePasswordFile, "store", "password_file", "KEYLEASH_STORE_PASSWORD_FILE"),
     named(Item::StorePasswordEnv, "store", "password_env", "KEYLEASH_STORE_PASSWORD_ENV"),
     named(Item::StoreTimeout, "store", "timeout", "KEYLEASH_STORE_TIMEOUT"),
+    named(Item::StoreEndpoint, "store", "endpoint", "KEYLEASH_STORE_ENDPOINT"),
+    named(Item::StoreRegion, "store", "region", "KEYLEASH_STORE_REGION"),
     named(Item::MailServer, "mail", "server", "KEYLEASH_MAIL_SERVER"),
     named(Item::MailPort, "mail", "port", "KEYLEASH_MAIL_PORT"),
     named(Item::MailTls, "mail", "tls", "KEYLEASH_MAIL_TLS"),

@@ -121,7 +121,8 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
         Item::Store => (Some(STORE_DEFAULT.into()), "a file, or url".into(), "where the wrapped AEKs are"),
         Item::StoreUrl => (
             None,
-            "etcd://HOST:PORT,HOST:PORT/NAMESPACE, postgres://HOST:PORT/DATABASE/SCHEMA or redb:FILE, instead of path"
+            "etcd://HOST:PORT,HOST:PORT/NAMESPACE, postgres://HOST:PORT/DATABASE/SCHEMA, s3://BUCKET/NAMESPACE or redb:FILE, \
+             instead of path"
                 .into(),
             "where the wrapped AEKs are, of many machines",
         ),
@@ -139,11 +140,15 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
             (None, "a file, with a key".into(), "the certificate, PEM, by which the server knows this client")
         }
         Item::StoreKey => (None, "a file, with a cert".into(), "its private key, PEM; readable by its owner alone"),
-        Item::StoreUser => (None, "a name, with a password where it is asked for one".into(), "the user of the server"),
+        Item::StoreUser => (
+            None,
+            "a name, with a password where it is asked for one".into(),
+            "the user of the server; of a bucket the id of an access key",
+        ),
         Item::StorePasswordFile => (
             None,
             "one of password_file and password_env".into(),
-            "the file that holds that user's password; readable by its owner alone",
+            "the file that holds that user's password, or secret access key; readable by its owner alone",
         ),
         Item::StorePasswordEnv => {
             (None, "one of password_file and password_env".into(), "the variable that holds that user's password")
@@ -152,6 +157,16 @@ fn facts(item: Item) -> (Option<String>, String, &'static str) {
             Some(show(STORE_TIMEOUT_DEFAULT)),
             format!("{} to {}", show(STORE_TIMEOUT_MIN), show(STORE_TIMEOUT_MAX)),
             "how long a call waits for the store's server, all that are named asked; let it be less than call_timeout",
+        ),
+        Item::StoreEndpoint => (
+            Some("[AWS's of the region]".into()),
+            "HOST, HOST:PORT, or that behind https:// or http://".into(),
+            "where the server of a bucket is; no other store has one",
+        ),
+        Item::StoreRegion => (
+            Some("[AWS_REGION or AWS_DEFAULT_REGION; at an endpoint of one's own us-east-1]".into()),
+            "as in eu-central-1".into(),
+            "the region of a bucket; no other store has one",
         ),
         Item::PollInterval => (
             Some(show(poll_interval)),

@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
 mod cells;
-#[cfg(any(feature = "etcd", feature = "mail", feature = "postgres"))]
+#[cfg(any(feature = "bucket", feature = "etcd", feature = "mail", feature = "postgres"))]
 pub(crate) mod credential;
 pub(crate) mod fork;
 pub(crate) mod in_flight;

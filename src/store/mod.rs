@@ -20,6 +20,8 @@ use crate::{
 use async_trait::async_trait;
 use std::fmt;
 
+#[cfg(feature = "bucket")]
+pub mod bucket;
 mod changes;
 pub mod check;
 pub mod copy;
@@ -33,7 +35,7 @@ pub mod postgres;
 mod probe;
 pub mod record;
 pub mod redb;
-#[cfg(any(feature = "etcd", feature = "postgres"))]
+#[cfg(any(feature = "bucket", feature = "etcd", feature = "postgres"))]
 mod remote;
 mod walk;
 pub(crate) mod word;
@@ -300,7 +302,7 @@ impl Page {
 /// `stale` and `default`; DynamoDB without `ConsistentRead`, and its global secondary indexes for lists at all; Redis and MongoDB
 /// but with majority writes and linearizable reads; an object store behind a cache or in a replicated bucket; SQLite on a network
 /// file system. What does: [`MemoryStore`](memory::MemoryStore), [`RedbStore`](redb::RedbStore) on a local file system, and
-/// with their features the stores in etcd and PostgreSQL.
+/// with their features the stores in etcd, in PostgreSQL, and in a bucket that is not replicated.
 ///
 /// The engine polls its futures on a thread that it keeps for them, inside a current-thread tokio runtime with all drivers that are
 /// compiled in. One that blocks there holds up the store's other calls, and nothing else. A call that is dropped was given up, and is

@@ -56,6 +56,9 @@ use std::{
 
 /// Of commands, in the trials of tests/rotation.
 const KILLS: u32 = 15;
+const MODEL_CASES: u32 = 48;
+const PASSING: u32 = 60;
+const TOGETHER_ROUNDS: u32 = 5;
 
 fn config(url: &str) -> EtcdConfig {
     let mut config = EtcdConfig::new(url).unwrap();

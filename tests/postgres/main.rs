@@ -61,6 +61,11 @@ use std::{
 /// Of commands, in the trials of tests/rotation.
 const KILLS: u32 = 3;
 const GUARD_ROUNDS: u64 = 30;
+const ROUNDS: u64 = 20;
+const CROWD: u8 = 12;
+const MODEL_CASES: u32 = 48;
+const PASSING: u32 = 60;
+const TOGETHER_ROUNDS: u32 = 5;
 
 /// As the server's owner, which needs no password here.
 fn config(url: &str) -> PostgresConfig {

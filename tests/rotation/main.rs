@@ -17,3 +17,6 @@ mod shared_store;
 #[cfg(feature = "cli")]
 mod shop;
 mod together;
+
+/// Of a trial of several that rotate one store.
+const TOGETHER_ROUNDS: u32 = 5;

@@ -1,5 +1,6 @@
 //! Several who rotate and re-wrap one store at the same time, while live handles seal and open without pause.
 
+use crate::TOGETHER_ROUNDS;
 use keyleash::{
     Account, Engine, Error,
     block::BlockHeader,
@@ -151,7 +152,7 @@ pub(crate) async fn assert_all_open(engine: &Engine, kept: &[Kept]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_engines_over_one_store_rotate_and_rewrap_under_a_load_and_disturb_nobody() {
     const ACCOUNTS: usize = 24;
-    const ROUNDS: u32 = 6;
+    const ROUNDS: u32 = TOGETHER_ROUNDS;
     let directory = tempfile::tempdir().unwrap();
     let token = token().await;
     let store = crate::ground::make(directory.path()).await;
@@ -214,7 +215,7 @@ async fn two_engines_over_one_store_rotate_and_rewrap_under_a_load_and_disturb_n
 async fn two_processes_rotate_and_rewrap_one_store_while_a_third_seals_without_pause() {
     use crate::shop::Shop;
     const ACCOUNTS: usize = 8;
-    const ROUNDS: usize = 5;
+    const ROUNDS: usize = TOGETHER_ROUNDS as usize;
     let shop = Shop::new("processes");
     for number in 0..ACCOUNTS {
         shop.run(&["account", "create", id(number).as_str(), "--kek", &shop.kek]);

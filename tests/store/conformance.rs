@@ -1,6 +1,6 @@
 //! What every key store must do.
 
-use crate::{account, kek, put, stores};
+use crate::{PASSING, account, kek, put, stores};
 use keyleash::{
     Error,
     name::{AccountId, KekName, SecretId, SecretName},
@@ -228,13 +228,13 @@ async fn keys_that_live_through_a_listing_appear_once_while_others_come_and_go()
     let (stores, _directory) = stores().await;
     for store in stores {
         let k1 = kek("k", 1);
-        let stay: Vec<_> = (0..60).map(|n| account(format!("{n:03}-stay"))).collect();
+        let stay: Vec<_> = (0..PASSING).map(|n| account(format!("{n:03}-stay"))).collect();
         for key in &stay {
             store.create(key, put([], std::slice::from_ref(&k1))).await.unwrap();
         }
         let busy: Arc<dyn KeyStore> = store.clone();
         let writer = tokio::spawn(async move {
-            for n in (0..60).rev().chain(0..60) {
+            for n in (0..PASSING).rev().chain(0..PASSING) {
                 let key = account(format!("{n:03}-pass"));
                 let version = busy.create(&key, put([], &[kek("k", 1)])).await.unwrap();
                 if n % 2 == 0 {

@@ -15,6 +15,9 @@ use self::made::{account, kek, put};
 use keyleash::store::{KeyStore, memory::MemoryStore, redb::RedbStore};
 use std::sync::Arc;
 
+const MODEL_CASES: u32 = 48;
+const PASSING: u32 = 60;
+
 /// One of each implementation, empty. The directory goes when the guard goes.
 async fn stores() -> (Vec<Arc<dyn KeyStore>>, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();

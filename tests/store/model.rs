@@ -1,6 +1,6 @@
 //! A store and the one in memory answer every sequence of calls alike, errors and listings included, across reopening.
 
-use crate::{Place, account, kek, put};
+use crate::{MODEL_CASES, Place, account, kek, put};
 use keyleash::{
     name::KekVersion,
     store::{Filter, KeyStore, StoreVersion, memory::MemoryStore},
@@ -70,7 +70,7 @@ async fn answer(store: &dyn KeyStore, call: &Call, given: &mut Vec<StoreVersion>
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 48, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(Config { cases: MODEL_CASES, failure_persistence: None, ..Config::default() })]
 
     #[test]
     fn it_answers_as_memory_does(calls in vec(call(), 1..40)) {

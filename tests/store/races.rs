@@ -1,7 +1,7 @@
 //! Several stores on one place, each with connections of its own, that write the same records at once; for the tests that name this file
 //! by its path.
 
-use crate::{GUARD_ROUNDS, account, make_store, open_store, put, shared_url};
+use crate::{CROWD, GUARD_ROUNDS, ROUNDS, account, make_store, open_store, put, shared_url};
 use keyleash::{
     Error,
     name::KekName,
@@ -91,7 +91,6 @@ async fn nothing_is_written_that_rests_on_what_was_changed_before_and_who_change
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_version_is_replaced_or_deleted_once_and_each_creation_follows_a_deletion() {
     const WRITERS: usize = 12;
-    const ROUNDS: usize = 20;
     let stores = several(&shared_url(), 4).await;
     let key = account("a");
     let tasks: Vec<_> = (0..WRITERS)
@@ -99,7 +98,7 @@ async fn each_version_is_replaced_or_deleted_once_and_each_creation_follows_a_de
             let (store, key) = (stores[writer % stores.len()].clone(), key.clone());
             tokio::spawn(async move {
                 let mut done = Vec::new();
-                for round in 0..ROUNDS {
+                for round in 0..ROUNDS as usize {
                     let value = put([round as u8], &[crate::kek("k", 1 + (round % 2) as u32)]);
                     let outcome = match store.get(&key).await.unwrap() {
                         None => store.create(&key, value).await.map(|made| (None, Some(made))),
@@ -142,7 +141,6 @@ async fn each_version_is_replaced_or_deleted_once_and_each_creation_follows_a_de
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_that_rest_on_each_other_one_is_written_at_most() {
-    const ROUNDS: u64 = 25;
     let stores = several(&shared_url(), 2).await;
     let keys = [account("a"), account("b")];
     let mut seen = Vec::new();
@@ -169,7 +167,7 @@ async fn of_two_that_rest_on_each_other_one_is_written_at_most() {
 async fn of_many_that_make_one_store_at_once_each_opens_the_same() {
     for _ in 0..2 {
         let url = shared_url();
-        let tasks: Vec<_> = (0..12)
+        let tasks: Vec<_> = (0..CROWD)
             .map(|n| {
                 let url = url.clone();
                 tokio::spawn(async move {
@@ -181,7 +179,7 @@ async fn of_many_that_make_one_store_at_once_each_opens_the_same() {
             .collect();
         for task in tasks {
             let store = task.await.unwrap();
-            for n in 0..12 {
+            for n in 0..CROWD {
                 while store.get(&account(format!("a{n}"))).await.unwrap().is_none() {
                     tokio::task::yield_now().await;
                 }

@@ -23,31 +23,41 @@ pub(crate) async fn open_store(place: &StoreConfig, need: Store) -> Result<(Arc<
         #[cfg(feature = "etcd")]
         StoreConfig::Etcd(config) => {
             use keyleash::store::etcd::EtcdStore;
-            match EtcdStore::open(config).await {
-                Ok(store) => Ok((Arc::new(store), false)),
-                Err(Error::NotFound(_)) if need == Store::Create => {
-                    Ok((Arc::new(EtcdStore::open_or_create(config).await?), true))
-                }
-                Err(error) => Err(error),
-            }
+            on_server(need, EtcdStore::open(config), EtcdStore::open_or_create(config)).await
         }
         #[cfg(feature = "postgres")]
         StoreConfig::Postgres(config) => {
             use keyleash::store::postgres::PostgresStore;
-            match PostgresStore::open(config).await {
-                Ok(store) => Ok((Arc::new(store), false)),
-                Err(Error::NotFound(_)) if need == Store::Create => {
-                    Ok((Arc::new(PostgresStore::open_or_create(config).await?), true))
-                }
-                Err(error) => Err(error),
-            }
+            on_server(need, PostgresStore::open(config), PostgresStore::open_or_create(config)).await
+        }
+        #[cfg(feature = "bucket")]
+        StoreConfig::Bucket(config) => {
+            use keyleash::store::bucket::BucketStore;
+            on_server(need, BucketStore::open(config), BucketStore::open_or_create(config)).await
         }
         other => {
-            let kind = other.to_string();
-            let kind = kind.split(':').next().unwrap_or_default();
+            let kind = match other {
+                StoreConfig::Etcd(_) => "etcd",
+                StoreConfig::Postgres(_) => "postgres",
+                _ => "bucket",
+            };
             Err(Error::Misconfigured(format!(
                 "store {other}: this keyleash was built without {kind}: build it with `--features {kind}`"
             )))
         }
+    }
+}
+
+/// As the caller needs it, by what opens it, and by what also makes it where there is none.
+#[cfg(any(feature = "bucket", feature = "etcd", feature = "postgres"))]
+async fn on_server<S: KeyStore>(
+    need: Store,
+    open: impl Future<Output = Result<S, Error>>,
+    make: impl Future<Output = Result<S, Error>>,
+) -> Result<(Arc<dyn KeyStore>, bool), Error> {
+    match open.await {
+        Ok(store) => Ok((Arc::new(store), false)),
+        Err(Error::NotFound(_)) if need == Store::Create => Ok((Arc::new(make.await?), true)),
+        Err(error) => Err(error),
     }
 }

@@ -43,9 +43,12 @@ use std::{
 pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Result<(), Failure> {
     match command {
         Command::Shred => {
-            let history = "etcd keeps what was replaced in its history: `etcdctl compact` and `etcdctl defrag` end it";
-            let rows = "PostgreSQL keeps what was replaced until its tables are vacuumed, and in its write-ahead log";
-            expect_file(setup, "shred", history, rows)?;
+            let instead = Instead {
+                etcd: "etcd keeps what was replaced in its history: `etcdctl compact` and `etcdctl defrag` end it",
+                postgres: "PostgreSQL keeps what was replaced until its tables are vacuumed, and in its write-ahead log",
+                bucket: "a bucket keeps what was replaced where it has versions or is replicated: delete these, and old versions by a lifecycle rule",
+            };
+            expect_file(setup, "shred", &instead)?;
             let store = setup.store(Store::Existing).await?;
             // Whoever is to read a policy that is damaged looks at it, and destroys nothing.
             setup.permit(&store, Operation::Purge, None, None).await?;
@@ -72,9 +75,12 @@ pub(crate) async fn run(command: Command, setup: &Setup, output: Output) -> Resu
             Ok(probe.map(drop)?)
         }
         Command::Snapshot { file } => {
-            let etcd = "`etcdctl snapshot save` copies all of etcd, and `keyleash store copy` this store";
-            let postgres = "`pg_dump --schema` copies its schema, and `keyleash store copy` this store";
-            let path = expect_file(setup, "snapshot", etcd, postgres)?;
+            let instead = Instead {
+                etcd: "`etcdctl snapshot save` copies all of etcd, and `keyleash store copy` this store",
+                postgres: "`pg_dump --schema` copies its schema, and `keyleash store copy` this store",
+                bucket: "`keyleash store copy` copies this store",
+            };
+            let path = expect_file(setup, "snapshot", &instead)?;
             let opened = SharedStore::open_to_read(path.to_owned()).await;
             let store = Arc::new(opened.map_err(its_own_to_copy)?);
             setup.expect_over_all(store.clone(), Operation::Get).await?;
@@ -117,11 +123,22 @@ fn is_one_file(one: &StoreConfig, other: &StoreConfig) -> bool {
     there(one).zip(there(other)).is_some_and(|(one, other)| is_same_file(&one, &other))
 }
 
+/// What is done with a store that is in no file.
+struct Instead {
+    etcd: &'static str,
+    postgres: &'static str,
+    bucket: &'static str,
+}
+
 /// The store's file. What is done with it alone has another way elsewhere, which is said.
-fn expect_file<'a>(setup: &'a Setup, command: &str, etcd: &str, postgres: &str) -> Result<&'a Path, Failure> {
+fn expect_file<'a>(setup: &'a Setup, command: &str, instead: &Instead) -> Result<&'a Path, Failure> {
     let place = setup.place();
     place.path().ok_or_else(|| {
-        let instead = if matches!(place, StoreConfig::Postgres(_)) { postgres } else { etcd };
+        let instead = match place {
+            StoreConfig::Postgres(_) => instead.postgres,
+            StoreConfig::Bucket(_) => instead.bucket,
+            _ => instead.etcd,
+        };
         Error::Invalid(format!("store {place}: `store {command}` is for a store in a file; {instead}")).into()
     })
 }
@@ -181,7 +198,7 @@ fn contents(found: &Check) -> String {
 /// Puts a verified copy of the snapshot in the store's place. What was there stays beside it, whatever it was.
 async fn restore(file: &Path, consent: Consent, setup: &Setup, output: Output) -> Result<(), Failure> {
     let copy = "`keyleash store copy` brings one into an empty namespace or schema";
-    let path = expect_file(setup, "restore", copy, copy)?;
+    let path = expect_file(setup, "restore", &Instead { etcd: copy, postgres: copy, bucket: copy })?;
     let place = &named_place(path)?;
     let staged = Staged::copy(file, place)?;
     let copy = RedbStore::open(&staged.0).await?;

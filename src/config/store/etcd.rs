@@ -1,13 +1,11 @@
 //! The key store in an etcd cluster.
 
-use super::{Reach, servers_of};
+use super::{Reach, check_namespace, servers_of};
 use crate::error::{Error, Result};
 use std::fmt;
 
 /// Most members of a cluster that are named.
 pub const ETCD_ENDPOINTS_MAX: usize = 16;
-/// Longest namespace, in bytes.
-pub const NAMESPACE_BYTES_MAX: usize = 128;
 
 /// A key store in an etcd cluster.
 ///
@@ -69,16 +67,5 @@ impl EtcdConfig {
 impl fmt::Display for EtcdConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "etcd://{}/{}", self.endpoints.join(","), self.namespace)
-    }
-}
-
-fn check_namespace(namespace: &str) -> Result<(), String> {
-    const FORM: &str = "a namespace is letters, digits, '.', '_' and '-', in parts with a slash between two";
-    let is_part = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-    match namespace {
-        "" => Err("names no namespace, under which the store's keys stand: add one, as in \"/keyleash\"".into()),
-        long if long.len() > NAMESPACE_BYTES_MAX => Err(format!("namespace: at most {NAMESPACE_BYTES_MAX} bytes")),
-        parts if parts.split('/').all(is_part) => Ok(()),
-        other => Err(format!("namespace {other:?}: {FORM}")),
     }
 }

@@ -1,7 +1,8 @@
 //! Where the key store is: `[store]`. Read by every build; what connects is in [`store`](crate::store).
 
 pub use self::{
-    etcd::{ETCD_ENDPOINTS_MAX, EtcdConfig, NAMESPACE_BYTES_MAX},
+    bucket::{BUCKET_NAME_BYTES_MAX, BucketConfig},
+    etcd::{ETCD_ENDPOINTS_MAX, EtcdConfig},
     postgres::{POSTGRES_NAME_BYTES_MAX, POSTGRES_SERVERS_MAX, PostgresConfig},
 };
 use super::{
@@ -17,8 +18,12 @@ use std::{
     time::Duration,
 };
 
+mod bucket;
 mod etcd;
 mod postgres;
+
+/// Longest namespace, in bytes.
+pub const NAMESPACE_BYTES_MAX: usize = 128;
 
 /// Longest that a call waits for a server, all that are named asked, where nothing is said: less than an engine waits for its store.
 pub const STORE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(4);
@@ -37,6 +42,8 @@ pub enum StoreConfig {
     Etcd(Box<EtcdConfig>),
     /// A database of PostgreSQL; needs the feature `postgres`.
     Postgres(Box<PostgresConfig>),
+    /// A bucket of an object store; needs the feature `bucket`.
+    Bucket(Box<BucketConfig>),
 }
 
 impl StoreConfig {
@@ -44,7 +51,7 @@ impl StoreConfig {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Redb(path) => Some(path),
-            Self::Etcd(_) | Self::Postgres(_) => None,
+            Self::Etcd(_) | Self::Postgres(_) | Self::Bucket(_) => None,
         }
     }
 
@@ -58,9 +65,10 @@ impl StoreConfig {
             "postgres" | "postgresql" => {
                 Ok(Self::Postgres(Box::new(PostgresConfig::parse(&format!("{scheme}:{rest}"))?)))
             }
+            "s3" => Ok(Self::Bucket(Box::new(BucketConfig::parse(&format!("{scheme}:{rest}"))?))),
             other => Err(format!(
-                "there is no store of the kind {other:?}: use a file, redb:FILE, etcd://HOST:PORT/NAMESPACE, or \
-                 postgres://HOST:PORT/DATABASE/SCHEMA; a file whose name has a colon is written with its directory, as in \"./a:b\""
+                "there is no store of the kind {other:?}: use a file, redb:FILE, etcd://HOST:PORT/NAMESPACE, \
+                 postgres://HOST:PORT/DATABASE/SCHEMA, or s3://BUCKET/NAMESPACE; a file whose name has a colon is written with its directory, as in \"./a:b\""
             )),
         }
     }
@@ -73,6 +81,7 @@ impl fmt::Display for StoreConfig {
             Self::Redb(path) => path.display().fmt(f),
             Self::Etcd(etcd) => etcd.fmt(f),
             Self::Postgres(postgres) => postgres.fmt(f),
+            Self::Bucket(bucket) => bucket.fmt(f),
         }
     }
 }
@@ -104,6 +113,8 @@ pub(super) struct StoreItems {
     pub(super) user: Option<String>,
     password: Option<PasswordSource>,
     timeout: Option<Duration>,
+    pub(super) endpoint: Option<String>,
+    pub(super) region: Option<String>,
 }
 
 impl StoreItems {
@@ -154,6 +165,8 @@ impl StoreItems {
             user: self.user.or(below.user),
             password: self.password.or(below.password),
             timeout: self.timeout.or(below.timeout),
+            endpoint: self.endpoint.or(below.endpoint),
+            region: self.region.or(below.region),
         }
     }
 
@@ -172,7 +185,8 @@ impl StoreItems {
             (None, Some(_)) => return Err(must("user")),
         };
         let (tls, timeout) = (self.tls.unwrap_or_default(), self.timeout.unwrap_or(STORE_TIMEOUT_DEFAULT));
-        let reach = Reach { tls, ca: self.ca, identity, user, timeout };
+        let (endpoint, region) = (self.endpoint, self.region);
+        let reach = Reach { tls, ca: self.ca, identity, user, timeout, endpoint, region };
         let place = self.place.unwrap_or_else(|| StoreConfig::Redb(STORE_DEFAULT.into()));
         Ok((reach.set(place)?, reach))
     }
@@ -192,12 +206,18 @@ pub struct Reach {
     pub user: Option<StoreUser>,
     /// Longest that a call waits, [`STORE_TIMEOUT_MIN`] to [`STORE_TIMEOUT_MAX`].
     pub timeout: Duration,
+    /// Where a bucket is, as `host`, `host:port`, or that with `https://` or `http://` before it; `None` for AWS. No other store has one.
+    pub endpoint: Option<String>,
+    /// The region of a bucket, with which requests to it are signed; `None` for what the environment says (`AWS_REGION`,
+    /// `AWS_DEFAULT_REGION`), or at an endpoint of one's own `us-east-1`. No other store has one.
+    pub region: Option<String>,
 }
 
 /// As where nothing is said.
 impl Default for Reach {
     fn default() -> Self {
-        Self { tls: StoreTls::On, ca: None, identity: None, user: None, timeout: STORE_TIMEOUT_DEFAULT }
+        let timeout = STORE_TIMEOUT_DEFAULT;
+        Self { tls: StoreTls::On, ca: None, identity: None, user: None, timeout, endpoint: None, region: None }
     }
 }
 
@@ -219,6 +239,10 @@ impl Reach {
             StoreConfig::Postgres(postgres) => {
                 postgres.reach = self.clone();
                 postgres.validate()?;
+            }
+            StoreConfig::Bucket(bucket) => {
+                bucket.reach = self.clone();
+                bucket.validate()?;
             }
         }
         Ok(place)
@@ -252,6 +276,15 @@ impl Reach {
 /// The servers that an URL names, and what stands behind them and a slash. Its errors do not show the URL: somebody may have put a
 /// password there.
 fn servers_of<'a>(rest: &'a str, form: &str) -> Result<(Vec<String>, &'a str), String> {
+    check_bare(rest, form)?;
+    let (servers, behind) = rest.split_once('/').ok_or_else(|| format!("names no namespace: {form}"))?;
+    let servers: Vec<_> = servers.split(',').map(str::to_owned).collect();
+    servers.iter().try_for_each(|server| check_server(server, form))?;
+    Ok((servers, behind))
+}
+
+/// Refuses what does not stand in an URL here.
+fn check_bare(rest: &str, form: &str) -> Result<(), String> {
     if rest.contains('@') {
         return Err(
             "has a user in it: a password does not stand in an URL; use store.user, and store.password_file or \
@@ -262,22 +295,32 @@ fn servers_of<'a>(rest: &'a str, form: &str) -> Result<(Vec<String>, &'a str), S
     if let Some(more) = rest.chars().find(|c| ['?', '#', '%'].contains(c) || c.is_whitespace() || c.is_control()) {
         return Err(format!("has {more:?} in it, which says nothing here: {form}; all else is set by keys of [store]"));
     }
-    let (servers, behind) = rest.split_once('/').ok_or_else(|| format!("names no namespace: {form}"))?;
-    let servers: Vec<_> = servers.split(',').map(str::to_owned).collect();
-    for server in &servers {
-        let (host, port) = server.rsplit_once(':').unwrap_or((server, ""));
-        if host.is_empty() || host.contains('/') || !port.parse::<u16>().is_ok_and(|port| port > 0) {
-            return Err(format!("member {server:?} is no host and port: {form}"));
-        }
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let is_name = |c: char| c.is_ascii_alphanumeric() || ['.', '-', '_'].contains(&c);
-        if !bare.map_or_else(|| host.chars().all(is_name), |host| host.parse::<Ipv6Addr>().is_ok()) {
-            return Err(format!(
-                "member {server:?} has no name or address of a host: an IPv6 address stands in brackets"
-            ));
-        }
+    Ok(())
+}
+
+/// A `host:port`.
+fn check_server(server: &str, form: &str) -> Result<(), String> {
+    let (host, port) = server.rsplit_once(':').unwrap_or((server, ""));
+    if host.is_empty() || host.contains('/') || !port.parse::<u16>().is_ok_and(|port| port > 0) {
+        return Err(format!("member {server:?} is no host and port: {form}"));
     }
-    Ok((servers, behind))
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_name = |c: char| c.is_ascii_alphanumeric() || ['.', '-', '_'].contains(&c);
+    if !bare.map_or_else(|| host.chars().all(is_name), |host| host.parse::<Ipv6Addr>().is_ok()) {
+        return Err(format!("member {server:?} has no name or address of a host: an IPv6 address stands in brackets"));
+    }
+    Ok(())
+}
+
+fn check_namespace(namespace: &str) -> Result<(), String> {
+    const FORM: &str = "a namespace is letters, digits, '.', '_' and '-', in parts with a slash between two";
+    let is_part = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    match namespace {
+        "" => Err("names no namespace, under which the store's keys stand: add one, as in \"/keyleash\"".into()),
+        long if long.len() > NAMESPACE_BYTES_MAX => Err(format!("namespace: at most {NAMESPACE_BYTES_MAX} bytes")),
+        parts if parts.split('/').all(is_part) => Ok(()),
+        other => Err(format!("namespace {other:?}: {FORM}")),
+    }
 }
 
 fn is_here(server: &str) -> bool {

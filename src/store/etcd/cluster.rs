@@ -312,7 +312,7 @@ impl Cluster {
     }
 
     fn options(&self) -> Result<ConnectOptions, String> {
-        let Reach { tls, ca, identity, user, timeout } = &self.config.reach;
+        let Reach { tls, ca, identity, user, timeout, .. } = &self.config.reach;
         let mut options = ConnectOptions::new()
             .with_connect_timeout(*timeout)
             .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)

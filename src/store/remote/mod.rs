@@ -1,5 +1,6 @@
 //! What stores on a server share: connections live on a thread of the store's own, so that they stand still with nobody's runtime.
 
+#[cfg(any(feature = "etcd", feature = "postgres"))]
 use super::{Apart, Changes};
 use crate::error::{Error, Result};
 use std::{sync::Arc, thread, time::Duration};
@@ -99,6 +100,7 @@ impl<S: Send + Sync + 'static> Remote<S> {
     }
 
     /// Hears these on the store's own thread.
+    #[cfg(any(feature = "etcd", feature = "postgres"))]
     pub(super) fn hear(&self, changes: impl Changes + 'static) -> Box<dyn Changes> {
         Apart::hear(Box::new(changes), |hearing| self.runtime.spawn(hearing).abort_handle())
     }
@@ -127,6 +129,7 @@ impl<S: Send + Sync + 'static> Remote<S> {
 }
 
 /// The first key behind all that begin so.
+#[cfg(any(feature = "etcd", feature = "postgres"))]
 pub(super) fn end_of(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     // Every prefix has text in it, so that one byte at least is below 255.
