@@ -420,6 +420,6 @@ mod tests {
         let mut bytes = hex::decode(SETTLED_1).unwrap();
         bytes[4] = LAYOUT + 1;
         let error = Object::decode(&account("alice"), &bytes).unwrap_err();
-        assert!(matches!(error, crate::Error::Corrupt(Corrupt::NewerRecord { .. })), "{error}");
+        assert!(matches!(error, crate::error::Error::Corrupt(Corrupt::NewerRecord { .. })), "{error}");
     }
 }
