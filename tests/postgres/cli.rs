@@ -68,8 +68,7 @@ fn what_is_set_up_wrong_is_said_by_the_command_line_too() {
 fn a_drill_takes_no_store_that_somebody_uses() {
     expect_token();
     let url = shared_url();
-    let shell = Shell::new(&url);
-    shell.run(&format!("keyleash kek create k{}", url.rsplit('/').next().unwrap()));
+    shell(&url).run(&format!("keyleash kek create k{}", url.rsplit('/').next().unwrap()));
     fleet::refused(&url, "tls = \"plaintext\"\nuser = \"postgres\"\n");
 }
 
